@@ -1,0 +1,77 @@
+"""Every error that llamatel raises on purpose, in one tree.
+
+    LlamatelError
+    ├── UsageError              the caller asked for something that cannot be (exit code 2)
+    ├── BackendNotFound         no llama.cpp server could be found
+    ├── ServerError             the server manager's errors
+    │   ├── ServerStartError    the server died, or stayed silent, while starting
+    │   ├── ServerStateError    the call does not fit the server's state (already started, ...)
+    │   └── ServerTimeout       it did not become ready, or stop, in time
+    ├── ServerUnreachable       an HTTP call to a server failed
+    ├── LogSourceError          a log file or stream cannot be read
+    └── PipelineError           telemetry could not be set up (address in use, missing exporter)
+
+Messages are one line and say what to do. The command line prints them without a traceback and exits
+with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class LlamatelError(Exception):
+    """Base of all llamatel errors. ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(LlamatelError, ValueError):
+    """The arguments do not fit together."""
+
+    exit_code = 2
+
+
+class BackendNotFound(LlamatelError):
+    """No llama.cpp server was found; the message lists what was tried and the command that mends it."""
+
+
+class ServerError(LlamatelError):
+    """Base of the server manager's errors."""
+
+
+class ServerStartError(ServerError):
+    """The server ended while starting.
+
+    ``log_tail`` holds its last log lines, oldest first; ``returncode`` its exit status (negative: signal).
+    """
+
+    def __init__(self, message: str, *, log_tail: tuple[str, ...] = (), returncode: int | None = None) -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
+        self.returncode = returncode
+
+
+class ServerStateError(ServerError):
+    """The call does not fit the state that the server is in."""
+
+
+class ServerTimeout(ServerError, TimeoutError):
+    """The server was not ready, or had not stopped, when the time was up."""
+
+
+class ServerUnreachable(LlamatelError):
+    """An HTTP request to a llama.cpp server failed or was refused.
+
+    ``status`` is the HTTP status, or None where no answer came.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LogSourceError(LlamatelError):
+    """A log file or stream cannot be read."""
+
+
+class PipelineError(LlamatelError):
+    """Telemetry could not be set up."""

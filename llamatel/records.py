@@ -1,0 +1,145 @@
+"""What flows through llamatel: frozen records, no OpenTelemetry.
+
+Units are SI (seconds, tokens). ``None`` means unknown and emits nothing: an absent number is never a zero.
+Times that end in ``_at`` are Unix time in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Outcome(str, Enum):
+    """How a request ended."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"  # the client went away
+    ERROR = "error"
+    CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Who a record is about. One per server; a restart keeps address and port and may change the rest."""
+
+    address: str
+    """Host name, IP address or Unix socket path that clients use; "unknown" for a log without an address."""
+    port: int | None = None
+    model: str | None = None
+    """The model's name as clients see it: its alias, else the file's name."""
+    build: str | None = None
+    """llama.cpp's build, as the server prints it."""
+    backend: str | None = None
+    """What runs it: ``llama-server``, ``xllamacpp``; None for a server that we did not start."""
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One request that ended, as llama.cpp's log tells it (one task in one slot).
+
+    ``started_at`` is when a slot took the request, ``ended_at`` when the slot was released. What the log does not
+    say is None: a cancelled request has no token counts and no phases, an embedding no decode.
+    """
+
+    server: ServerInfo
+    slot: int
+    task: int
+    started_at: float
+    ended_at: float
+    outcome: Outcome
+    error: str | None = None
+    """llama.cpp's own error text; it holds counts, never prompt text."""
+    queue_s: float | None = None
+    """Time between arrival and slot. From the log it is an estimate (see ``llama/queue_clock.py``)."""
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    first_token_at: float | None = None
+    """Where prefill ends and decode starts."""
+    prompt_computed: int | None = None
+    prompt_cached: int | None = None
+    generated: int | None = None
+    draft_generated: int | None = None
+    draft_accepted: int | None = None
+    context_tokens: int | None = None
+    """Tokens in the slot's context when it was released."""
+    truncated: bool | None = None
+    context_shifts: int = 0
+    is_child: bool = False
+    """A further choice (``n`` > 1) of another request."""
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt, cached ones included."""
+        if self.prompt_computed is None or self.prompt_cached is None:
+            return None
+        return self.prompt_computed + self.prompt_cached
+
+    @property
+    def arrived_at(self) -> float:
+        """When the request arrived: the slot's start where the queue time is unknown."""
+        return self.started_at - (self.queue_s or 0.0)
+
+    @property
+    def duration_s(self) -> float:
+        """From arrival (or slot start, where that is unknown) to release."""
+        return self.ended_at - self.arrived_at
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        """Queue plus prefill; None unless both are known."""
+        if self.queue_s is None or self.first_token_at is None:
+            return None
+        return self.first_token_at - self.arrived_at
+
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """Decode time over the tokens after the first; None below two tokens."""
+        if self.decode_s is None or self.generated is None or self.generated < 2:
+            return None
+        return self.decode_s / (self.generated - 1)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decode rate by llama.cpp's definition: tokens after the first over decode time."""
+        tpot = self.time_per_output_token_s
+        return 1.0 / tpot if tpot else None
+
+
+@dataclass(frozen=True, slots=True)
+class LogCounts:
+    """What the log reader has seen of one server, since it was first watched."""
+
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Lines by kind: request, server, other, malformed."""
+    requests_started: int = 0
+    requests_lost: int = 0
+    """Requests whose end could not be told (lines were missing)."""
+    understood: bool | None = None
+    """False once llama.cpp counts tokens that the log never showed; None before there is anything to judge by."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSnapshot:
+    """One server at one moment."""
+
+    server: ServerInfo
+    up: bool
+    restarts: int | None = None
+    process_started_at: float | None = None
+    loading_s: float | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """llama.cpp's own counters by their names without the ``llamacpp:`` prefix, carried across restarts."""
+    log: LogCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of everything that is watched, taken once an export cycle."""
+
+    taken_at: float
+    servers: tuple[ServerSnapshot, ...] = ()
+    records_dropped: Mapping[str, int] = field(default_factory=dict)
+    """Records lost on our side, by reason."""
