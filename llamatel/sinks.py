@@ -1,0 +1,111 @@
+"""Where finished requests go beside OpenTelemetry: JSON lines, for people without a backend.
+
+A sink is called with each Completion and its trace id, on the observer's thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+
+from llamatel.errors import UsageError
+from llamatel.records import Completion
+
+Sink = Callable[[Completion, "str | None"], None]
+
+log = logging.getLogger(__name__)
+
+
+def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str, object]:
+    """One request as JSON-ready data: ``trace_id``, the fields of Completion, and what follows from them.
+
+    Derived: ``prompt_tokens``, ``duration_s`` (arrival to end), ``ttft_s`` (queue and prefill), ``tpot_s`` (decode time
+    per token after the first), ``tokens_per_second``. Unknown is null. Times are Unix time or durations in seconds.
+    """
+    return {
+        "trace_id": trace_id,
+        **dataclasses.asdict(completion),
+        "outcome": completion.outcome.value,
+        "prompt_tokens": completion.prompt_tokens,
+        "duration_s": completion.duration_s,
+        "ttft_s": completion.time_to_first_token_s,
+        "tpot_s": completion.time_per_output_token_s,
+        "tokens_per_second": completion.tokens_per_second,
+    }
+
+
+class JsonLines:
+    """One JSON object a line and request, written out at once so that ``tail -f`` and ``jq`` see it.
+
+    A target that breaks (full disk, reader gone or asleep) costs lines, never the program: it is said once, counted in
+    ``dropped``, and tried again with the next request. It writes to the file descriptor itself: a buffer would keep
+    what a full disk refused, and grow.
+    """
+
+    def __init__(self, descriptor: int, name: str, *, patience_s: float = 1.0) -> None:
+        """``descriptor`` is written to and, in the end, closed by this object."""
+        self._descriptor = descriptor
+        self._name = name
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._closed = False
+        self._in_a_line = False
+        self._failing = False
+        self.written = 0
+        self.dropped = 0
+
+    @classmethod
+    def open(cls, path: str) -> JsonLines:
+        """Append to a file; ``-`` is standard output. Raises UsageError where it cannot be opened."""
+        try:
+            if path == "-":
+                sys.stdout.flush()
+                return cls(os.dup(1), "standard output")
+            return cls(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666), path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+    def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+        line = json.dumps(completion_as_dict(completion, trace_id)).encode() + b"\n"
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._write(line)
+            except OSError as error:
+                self.dropped += 1
+                self._failing = True
+                if self.dropped == 1:
+                    log.warning("cannot write to %s: %s; its lines are dropped", self._name, error.strerror or error)
+            else:
+                self.written += 1
+                self._failing = False
+
+    def _write(self, line: bytes) -> None:
+        rest = b"\n" + line if self._in_a_line else line
+        while rest:
+            self._wait_until_writable()
+            done = os.write(self._descriptor, rest)
+            self._in_a_line = rest[done - 1 : done] != b"\n"
+            rest = rest[done:]
+
+    def _wait_until_writable(self) -> None:
+        """Raises BlockingIOError for a pipe that nobody empties. A ready pipe takes a line of 4 KiB without blocking."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        if not poll.poll(0 if self._failing else self._patience_s * 1000):
+            raise BlockingIOError(errno.EAGAIN, "its reader does not keep up")
+
+    def close(self) -> None:
+        """May be called twice."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._descriptor)

@@ -1,0 +1,24 @@
+"""What a person sees of requests: lines, a waterfall, a summary.
+
+Pure functions from records to rich's ``Text``, so that a terminal, a pipe and a test get the same characters.
+"""
+
+from llamatel.view.glyphs import ASCII, UNICODE, Glyphs, glyphs_for
+from llamatel.view.line import request_header, request_line
+from llamatel.view.summary import Distribution, Summary, Tally, summary_sentence, summary_table
+from llamatel.view.waterfall import waterfall
+
+__all__ = [
+    "ASCII",
+    "UNICODE",
+    "Distribution",
+    "Glyphs",
+    "Summary",
+    "Tally",
+    "glyphs_for",
+    "request_header",
+    "request_line",
+    "summary_sentence",
+    "summary_table",
+    "waterfall",
+]

@@ -1,0 +1,39 @@
+"""The characters and colours of bars, for terminals and pipes with and without Unicode."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """One character for each thing that is drawn; all are one column wide."""
+
+    queue: str
+    prefill: str
+    decode: str
+    untold: str
+    """Time that the log does not divide into phases."""
+    span: str
+    unknown: str
+    arrow: str
+    ellipsis: str
+
+
+UNICODE = Glyphs(
+    queue="·", prefill="▒", decode="█", untold="─", span="━", unknown="–", arrow="→", ellipsis="…"
+)  # fmt: skip
+ASCII = Glyphs(queue=".", prefill="=", decode="#", untold="~", span="-", unknown="-", arrow=">", ellipsis="~")
+
+STYLES = {"queue": "yellow", "prefill": "cyan", "decode": "green", "untold": "dim", "span": "bold"}
+OUTCOME_STYLES = {"ok": "green", "cancelled": "yellow", "error": "red", "context_full": "red"}
+
+
+def glyphs_for(encoding: str | None) -> Glyphs:
+    """Unicode where the output's encoding can carry it, else ASCII."""
+    try:
+        name = codecs.lookup(encoding or "ascii").name
+    except LookupError:
+        return ASCII
+    return UNICODE if name.startswith("utf") else ASCII
