@@ -1,0 +1,88 @@
+"""The test parts themselves: what goes into a real collector comes out whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from tests.parts import OtlpSink, RotelAgent, survivors, wait_until
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_spans_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+    exporter: SpanExporter
+    if protocol == "grpc":
+        exporter = GrpcExporter(endpoint=rotel.grpc_endpoint, insecure=True)
+    else:
+        exporter = HttpExporter(endpoint=f"{rotel.http_endpoint}/v1/traces")
+    provider = TracerProvider(resource=Resource({"service.name": "parts"}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("tests")
+    with tracer.start_as_current_span("chat tiny", kind=SpanKind.SERVER, attributes={"n": 3, "of": ["a", "b"]}) as root:
+        root.set_status(StatusCode.ERROR, "no more")
+        root.add_event("first token", {"at": 0.5})
+        with tracer.start_as_current_span("decode"):
+            pass
+    provider.shutdown()
+
+    spans = {span.name: span for span in otlp_sink.wait_for(lambda sink: len(sink.spans()) == 2 and sink.spans())}
+    chat, decode = spans["chat tiny"], spans["decode"]
+    assert (chat.kind, chat.status, chat.status_message) == ("SERVER", "ERROR", "no more")
+    assert chat.attributes == {"n": 3, "of": ("a", "b")}
+    assert [(event.name, event.attributes) for event in chat.events] == [("first token", {"at": 0.5})]
+    assert chat.resource["service.name"] == "parts"
+    assert (chat.parent_id, decode.parent_id, decode.trace_id) == ("", chat.span_id, chat.trace_id)
+    assert chat.start_ns <= decode.start_ns <= decode.end_ns <= chat.end_ns
+    assert rotel.stop() == 0
+
+
+def test_metrics_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{rotel.http_endpoint}/v1/metrics"))
+    provider = MeterProvider([reader], resource=Resource({}), shutdown_on_exit=False)
+    meter = provider.get_meter("tests")
+    meter.create_counter("requests", unit="{request}").add(2, {"outcome": "ok"})
+    meter.create_histogram("duration", unit="s", explicit_bucket_boundaries_advisory=[0.1, 1.0]).record(0.25)
+    provider.shutdown()
+
+    metrics = otlp_sink.wait_for(lambda sink: len(sink.latest()) == 2 and sink.latest())
+    requests, duration = metrics["requests"], metrics["duration"]
+    assert (requests.kind, requests.unit, requests.monotonic) == ("sum", "{request}", True)
+    assert requests.temporality == "CUMULATIVE"
+    assert [(point.value, point.attributes) for point in requests.points] == [(2, {"outcome": "ok"})]
+    assert duration.kind == "histogram"
+    [point] = duration.points
+    assert (point.count, point.sum, point.bounds, point.buckets) == (1, 0.25, (0.1, 1.0), (0, 1, 0))
+
+
+def test_a_refused_export_is_seen_but_does_not_arrive(otlp_sink: OtlpSink) -> None:
+    otlp_sink.status = 400
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(HttpExporter(endpoint=f"{otlp_sink.endpoint}/v1/traces")))
+    provider.get_tracer("tests").start_span("lost").end()
+    provider.shutdown()
+    assert [(request.path, request.status) for request in otlp_sink.requests] == [("/v1/traces", 400)]
+    assert otlp_sink.spans() == []
+
+
+def test_a_process_that_lost_its_parent_is_still_found() -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    parent = f"import subprocess; print(subprocess.Popen({sleeper!r}, stdout=subprocess.DEVNULL).pid)"
+    orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, check=True, text=True).stdout)
+    try:
+        assert orphan in survivors()
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+    wait_until(lambda: orphan not in survivors())
