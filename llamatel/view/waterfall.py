@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.text import Text
 
 from llamatel.records import Completion
@@ -43,9 +45,14 @@ def waterfall(
         left = min(round(start * scale), cells - 1)
         length = min(max(round(end * scale) - left, 1 if end > start else 0), cells - left)
         text.append(f"\n{label:{_NAME}.{_NAME}}", STYLES["span"] if name == "span" else "default")
-        text.append(f" {seconds(end - start, glyphs):>{_TOOK}} ")
-        text.append(" " * left)
-        text.append((getattr(glyphs, name) * length).rstrip(), STYLES[name])
+        text.append(f" {seconds(end - start, glyphs):>{_TOOK}}")
+        if length:
+            text.append(" " * (left + 1))
+            text.append(getattr(glyphs, name) * length, STYLES[name])
+
+    def wrapped(content: str, style: str) -> None:
+        for line in textwrap.wrap(content, width):
+            text.append(f"\n{line}", style)
 
     row("span", completion.server.model or "request", 0.0, total)
     for name, start, end in _spans(completion):
@@ -64,7 +71,7 @@ def waterfall(
     if completion.context_shifts:
         facts.append(plural(completion.context_shifts, "context shift"))
     if facts:
-        text.append("\n" + ", ".join(facts), "dim")
+        wrapped(", ".join(facts), "dim")
     if completion.error is not None:
-        text.append("\n" + " ".join(completion.error.split()), OUTCOME_STYLES[completion.outcome.value])
+        wrapped(completion.error, OUTCOME_STYLES[completion.outcome.value])
     return text

@@ -1,0 +1,123 @@
+"""``llamatel``: the group of verbs, and the one place where errors become a line and an exit code.
+
+Exit codes: 0 done; 1 an error of llamatel or of the server; 2 wrong usage; 128 + n ended by signal n before its work was
+done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel, and only with ``-v``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from llamatel.cli.options import set_verbosity, verbose_option, verbosity
+from llamatel.cli.signals import Interrupted
+from llamatel.errors import LlamatelError
+
+VERBS = {
+    "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show what llamatel sees."),
+    "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
+    "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
+}
+"""Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(VERBS[cmd_name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{VERBS[cmd_name][0]}.command is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"llamatel {version('llamatel')}")
+        except PackageNotFoundError:
+            click.echo("llamatel (not installed: run from a source tree)")
+        ctx.exit()
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+)
+@verbose_option
+def cli() -> None:
+    """OpenTelemetry for llama.cpp: a trace for every request, latency histograms, metrics.
+
+    Try it without a model: llamatel demo
+    """
+
+
+def _complain(message: str) -> None:
+    print(f"llamatel: error: {message}", file=sys.stderr)
+
+
+def _drop_stdout() -> None:
+    """The reader of our output has gone: what is still buffered goes nowhere, so that the exit is silent."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code and raises nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the output's encoding lacks becomes "?", not an error.
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    set_verbosity(0)
+    try:
+        result = cli.main(args=arguments, prog_name="llamatel", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "llamatel"
+        _complain(f"{error.format_message()} (see {where} --help)")
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    except LlamatelError as error:
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        _drop_stdout()
+        return 0
+    except Interrupted as interruption:
+        return 128 + interruption.signum
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last boundary: no traceback reaches a user unasked
+        if verbosity() > 0:
+            import traceback
+
+            traceback.print_exc()
+        _complain(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
+        return 1
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

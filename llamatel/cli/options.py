@@ -1,0 +1,124 @@
+"""Flags that verbs share. Those that mean a llama-server flag have its name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
+
+
+def set_verbosity(number: int) -> None:
+    """0: warnings; 1: what was chosen and why; 2 and more: everything. To stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("llamatel: %(levelname)s: %(message)s"))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(_LEVELS[min(number, 2)])
+
+
+def verbosity() -> int:
+    """How often -v was given, 2 at most."""
+    return sum(logging.getLogger(_LOGGERS[0]).isEnabledFor(level) for level in _LEVELS[1:])
+
+
+def _raise_verbosity(_ctx: click.Context, _parameter: click.Parameter, number: int) -> None:
+    if number > verbosity():
+        set_verbosity(number)
+
+
+def verbose_option(command: _C) -> _C:
+    """``-v``, before the verb or behind it."""
+    return click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        callback=_raise_verbosity,
+        help="Say what was chosen and why; -vv for everything.",
+    )(command)
+
+
+def _all(command: _C, options: tuple[Callable[[_C], _C], ...]) -> _C:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def server_options(command: _C) -> _C:
+    """How the server runs: arguments of ``ServerManager.start_server``, by the same names."""
+    return _all(
+        command,
+        (
+            click.option("-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens; 0: the model's own."),
+            click.option("-np", "--parallel", "n_parallel", type=int, help="Slots: requests served at once."),
+            click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers kept on the GPU."),
+            click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ..."),
+            click.option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the KV cache's values."),
+            click.option("-b", "--batch-size", type=click.IntRange(min=1), help="Logical batch, in tokens."),
+            click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), help="Physical batch, in tokens."),
+            click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention."),
+            click.option(
+                "-kvu/-no-kvu", "--kv-unified/--no-kv-unified", default=None, help="One KV pool for all slots, or one each."
+            ),
+            click.option("--swa-full", is_flag=True, default=None, help="Full-size cache for sliding-window layers."),
+            click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU."),
+            click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row."),
+            click.option("-mg", "--main-gpu", type=click.IntRange(min=0), help="The GPU to use where there is one."),
+            click.option("-a", "--alias", metavar="NAME", help="The model's name for clients, traces and metrics."),
+            click.option("--host", default="127.0.0.1", show_default=True, help="Where the server listens."),
+            click.option(
+                "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: one that is free."
+            ),
+            click.option("--api-key-file", metavar="FILE", help="Keys that clients must show, one a line."),
+            click.option(
+                "--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found."
+            ),
+            click.option(
+                "--restart",
+                type=click.Choice(["never", "on-failure"]),
+                default="never",
+                show_default=True,
+                help="Bring a server back that died.",
+            ),
+            click.option(
+                "--max-restarts", type=click.IntRange(min=0), default=5, show_default=True, help="And how often."
+            ),
+            click.option("--server-log", metavar="FILE|-", help="Where llama.cpp's own log goes; -: stderr."),
+            click.option(
+                "--ready-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=600.0,
+                show_default=True, help="How long loading may take.",
+            ),
+        ),
+    )  # fmt: skip
+
+
+def telemetry_options(command: _C) -> _C:
+    """Where telemetry goes. What is not given comes from the OTEL_* environment."""
+    return _all(
+        command,
+        (
+            click.option(
+                "--metrics-addr", metavar="HOST:PORT|none", help="Metrics for Prometheus.  [default: 127.0.0.1:9464]"
+            ),
+            click.option("--otlp-endpoint", metavar="URL", help="An OpenTelemetry collector, e.g. http://localhost:4317."),
+            click.option("--service-name", metavar="NAME", help="service.name of what is sent."),
+            click.option("--collector", "collectors", metavar="NAME", multiple=True, help="Only these; repeatable."),
+            click.option("--no-collector", "no_collectors", metavar="NAME", multiple=True, help="All but these."),
+            click.option("--jsonl", metavar="FILE|-", help="One JSON object a request; -: standard output."),
+            click.option(
+                "--requests/--no-requests",
+                default=None,
+                help="One line a request on standard output.  [default: where that is a terminal]",
+            ),
+        ),
+    )

@@ -1,0 +1,49 @@
+"""Signals that ask the program to end, as one exception in the main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_REPEAT_AFTER_S = 1.0
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(BaseException):
+    """A signal asked us to end. No Exception, so that no handler on the way takes it for an error."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def ending_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread; a signal that was ignored stays ignored (nohup).
+
+    A further signal raises again, so that a tidy end that takes too long can be cut short; those that come within a
+    second of the first are taken for the same wish (a closing terminal sends several).
+    """
+    first: float | None = None
+
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first < _REPEAT_AFTER_S:
+            return
+        raise Interrupted(signum)
+
+    before = {}
+    for signum in _ENDING:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            before[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
