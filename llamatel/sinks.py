@@ -73,6 +73,7 @@ class JsonLines:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+        """Write one request."""
         line = json.dumps(completion_as_dict(completion, trace_id)).encode() + b"\n"
         with self._lock:
             if self._closed:
@@ -97,7 +98,7 @@ class JsonLines:
             rest = rest[done:]
 
     def _wait_until_writable(self) -> None:
-        """Raises BlockingIOError for a pipe that nobody empties. A ready pipe takes a line of 4 KiB without blocking."""
+        """Raise BlockingIOError for a pipe that nobody empties; a ready pipe takes a line of 4 KiB without blocking."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         if not poll.poll(0 if self._failing else self._patience_s * 1000):

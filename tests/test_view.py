@@ -129,7 +129,7 @@ def test_plain_page(name: str, glyphs: Glyphs) -> None:
 
 def test_terminal_page() -> None:
     out = io.StringIO()
-    console = Console(file=out, width=80, force_terminal=True, color_system="standard", legacy_windows=False, _environ={})
+    console = Console(file=out, width=80, force_terminal=True, color_system="standard", _environ={})
     console.print(page(UNICODE))
     compare("terminal.ansi", out.getvalue())
 
@@ -148,7 +148,7 @@ def test_a_pipe_gets_the_whole_error() -> None:
 
 def test_unknown_is_a_dash_and_never_zero() -> None:
     assert "0" not in request_line(CANCELLED).plain.split("250 ms")[1]
-    assert (seconds(None), count(None), exact(None), rate(None)) == ("–",) * 4
+    assert (seconds(None), count(None), exact(None), rate(None)) == (UNICODE.unknown,) * 4
     assert Tally().summary().as_dict()["tokens"] == {"input": None, "input_cached": None, "output": None}
 
 
@@ -218,7 +218,8 @@ def test_percentiles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "glyphs"), [("utf-8", UNICODE), ("UTF8", UNICODE), ("ascii", ASCII), ("latin-1", ASCII), (None, ASCII), ("?", ASCII)]
+    ("encoding", "glyphs"),
+    [("utf-8", UNICODE), ("UTF8", UNICODE), ("ascii", ASCII), ("latin-1", ASCII), (None, ASCII), ("?", ASCII)],
 )
 def test_glyphs_fit_the_encoding(encoding: str | None, glyphs: Glyphs) -> None:
     assert glyphs_for(encoding) is glyphs

@@ -1,7 +1,7 @@
 """``llamatel``: the group of verbs, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done; 1 an error of llamatel or of the server; 2 wrong usage; 128 + n ended by signal n before its work was
-done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel, and only with ``-v``.
+Exit codes: 0 done; 1 an error of llamatel or of the server; 2 wrong usage; 128 + n ended by signal n before its work
+was done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel, and only with ``-v``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -55,7 +56,12 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
 @verbose_option
 def cli() -> None:
@@ -76,6 +82,31 @@ def _drop_stdout() -> None:
     os.close(null)
 
 
+def _exit_code(error: BaseException) -> int:
+    """Say what went wrong, in one line; the exit code."""
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx is not None else "llamatel"
+        _complain(f"{error.format_message()} (see {where} --help)")
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        _complain(error.format_message())
+        return error.exit_code
+    if isinstance(error, LlamatelError):
+        _complain(str(error))
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _drop_stdout()
+        return 0
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return 130
+    if verbosity() > 0:
+        traceback.print_exception(error)
+    _complain(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
+    return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code and raises nothing."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,31 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="llamatel", standalone_mode=False)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx is not None else "llamatel"
-        _complain(f"{error.format_message()} (see {where} --help)")
-        return error.exit_code
-    except click.ClickException as error:
-        _complain(error.format_message())
-        return error.exit_code
-    except LlamatelError as error:
-        _complain(str(error))
-        return error.exit_code
-    except BrokenPipeError:
-        _drop_stdout()
-        return 0
-    except Interrupted as interruption:
-        return 128 + interruption.signum
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last boundary: no traceback reaches a user unasked
-        if verbosity() > 0:
-            import traceback
-
-            traceback.print_exc()
-        _complain(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
-        return 1
+    except (Exception, Interrupted, KeyboardInterrupt) as error:  # noqa: BLE001 - the last boundary: no traceback
+        return _exit_code(error)
+    return result if isinstance(result, int) else 0
 
 
 def run() -> None:

@@ -68,7 +68,10 @@ def server_options(command: _C) -> _C:
             click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), help="Physical batch, in tokens."),
             click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention."),
             click.option(
-                "-kvu/-no-kvu", "--kv-unified/--no-kv-unified", default=None, help="One KV pool for all slots, or one each."
+                "-kvu/-no-kvu",
+                "--kv-unified/--no-kv-unified",
+                default=None,
+                help="One KV pool for all slots, or one each.",
             ),
             click.option("--swa-full", is_flag=True, default=None, help="Full-size cache for sliding-window layers."),
             click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU."),
@@ -110,7 +113,9 @@ def telemetry_options(command: _C) -> _C:
             click.option(
                 "--metrics-addr", metavar="HOST:PORT|none", help="Metrics for Prometheus.  [default: 127.0.0.1:9464]"
             ),
-            click.option("--otlp-endpoint", metavar="URL", help="An OpenTelemetry collector, e.g. http://localhost:4317."),
+            click.option(
+                "--otlp-endpoint", metavar="URL", help="An OpenTelemetry collector, e.g. http://localhost:4317."
+            ),
             click.option("--service-name", metavar="NAME", help="service.name of what is sent."),
             click.option("--collector", "collectors", metavar="NAME", multiple=True, help="Only these; repeatable."),
             click.option("--no-collector", "no_collectors", metavar="NAME", multiple=True, help="All but these."),

@@ -22,8 +22,15 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    queue="·", prefill="▒", decode="█", untold="─", span="━", unknown="–", arrow="→", ellipsis="…"
-)  # fmt: skip
+    queue="·",
+    prefill="▒",
+    decode="█",
+    untold="─",
+    span="━",
+    unknown="\N{EN DASH}",
+    arrow="→",
+    ellipsis="…",
+)
 ASCII = Glyphs(queue=".", prefill="=", decode="#", untold="~", span="-", unknown="-", arrow=">", ellipsis="~")
 
 STYLES = {"queue": "yellow", "prefill": "cyan", "decode": "green", "untold": "dim", "span": "bold"}

@@ -91,7 +91,8 @@ class Tally:
         self._out: int | None = None
         self._times: deque[tuple[float | None, float | None, float, float | None]] = deque(maxlen=keep)
 
-    def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+    def __call__(self, completion: Completion, _trace_id: str | None = None) -> None:
+        """Count one request."""
         with self._lock:
             self._outcomes[completion.outcome.value] += 1
             if completion.outcome is not Outcome.OK:

@@ -28,6 +28,22 @@ def _spans(completion: Completion) -> list[tuple[str, float, float]]:
     return spans
 
 
+def _facts(completion: Completion, glyphs: Glyphs) -> list[str]:
+    facts = []
+    if completion.prompt_tokens is not None:
+        cached = exact(completion.prompt_cached, glyphs)
+        facts.append(f"{exact(completion.prompt_tokens, glyphs)} tokens in ({cached} cached)")
+    if completion.generated is not None:
+        facts.append(f"{exact(completion.generated, glyphs)} out")
+    if completion.tokens_per_second is not None:
+        facts.append(f"{rate(completion.tokens_per_second, glyphs)} tok/s")
+    if completion.time_to_first_token_s is not None:
+        facts.append(f"first token after {seconds(completion.time_to_first_token_s, glyphs)}")
+    if completion.context_shifts:
+        facts.append(plural(completion.context_shifts, "context shift"))
+    return facts
+
+
 def waterfall(
     completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE, *, trace_id: str | None = None
 ) -> Text:
@@ -58,18 +74,7 @@ def waterfall(
     for name, start, end in _spans(completion):
         row(name, f"  {name}", start, end)
 
-    facts = []
-    if completion.prompt_tokens is not None:
-        cached = exact(completion.prompt_cached, glyphs)
-        facts.append(f"{exact(completion.prompt_tokens, glyphs)} tokens in ({cached} cached)")
-    if completion.generated is not None:
-        facts.append(f"{exact(completion.generated, glyphs)} out")
-    if completion.tokens_per_second is not None:
-        facts.append(f"{rate(completion.tokens_per_second, glyphs)} tok/s")
-    if completion.time_to_first_token_s is not None:
-        facts.append(f"first token after {seconds(completion.time_to_first_token_s, glyphs)}")
-    if completion.context_shifts:
-        facts.append(plural(completion.context_shifts, "context shift"))
+    facts = _facts(completion, glyphs)
     if facts:
         wrapped(", ".join(facts), "dim")
     if completion.error is not None:
