@@ -1,0 +1,42 @@
+"""Requests as they end: how long they took, in which part, with how many tokens, and how they ended.
+
+A further choice of a request (``n`` > 1) runs as a request of its own in llama.cpp, with a copy of its parent's prompt
+figures. It counts for what is its own, decoding and the tokens it generated, and not as a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamatel.collectors import Collector, Sample
+from llamatel.conventions import PROVIDER, error_type, operation
+from llamatel.records import Completion, Outcome
+
+
+class RequestsCollector(Collector):
+    """Latency and token histograms and the count of requests, from llama.cpp's log."""
+
+    name = "requests"
+
+    def on_completion(self, completion: Completion) -> Iterator[Sample]:
+        """Samples of one request; a figure that the log does not have gives none."""
+        done = completion.outcome is Outcome.OK
+        own = not completion.is_child
+        gen_ai = {"gen_ai.operation.name": operation(completion), "gen_ai.provider.name": PROVIDER}
+        if own:
+            error = "cancelled" if completion.outcome is Outcome.CANCELLED else error_type(completion)
+            ended = gen_ai if error is None else {**gen_ai, "error.type": error}
+            yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, ended)
+            yield Sample("llamacpp.requests", 1, completion.server, {"outcome": completion.outcome.value})
+        for metric, value, wanted, attributes in (
+            ("gen_ai.server.time_to_first_token", completion.time_to_first_token_s, own and done, gen_ai),
+            ("gen_ai.server.time_per_output_token", completion.time_per_output_token_s, done, gen_ai),
+            ("llamacpp.request.queue.duration", completion.queue_s, own, {}),
+            ("llamacpp.request.prefill.duration", completion.prefill_s, own, {}),
+            ("llamacpp.request.decode.duration", completion.decode_s, True, {}),
+            ("llamacpp.request.input_tokens", completion.prompt_tokens, own and done, {}),
+            ("llamacpp.request.cached_tokens", completion.prompt_cached, own and done, {}),
+            ("llamacpp.request.output_tokens", completion.generated, done, {}),
+        ):
+            if wanted and value is not None:
+                yield Sample(metric, value, completion.server, attributes)

@@ -1,0 +1,96 @@
+"""The HTTP endpoint that Prometheus scrapes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from socketserver import ThreadingMixIn
+from threading import Lock, Thread
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
+
+from llamatel.errors import PipelineError
+
+_STOP_WITHIN_S = 0.1
+"""How often the server looks whether it shall stop."""
+_SCRAPER_TIMEOUT_S = 10.0
+
+
+class ScrapeRegistry(CollectorRegistry):
+    """A registry that answers one scrape at a time.
+
+    OpenTelemetry's Prometheus reader queues what it collects without telling scrapes apart: of two at once, one would
+    get everything twice and the other nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scrape = Lock()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of one scrape."""
+        with self._scrape:
+            families = tuple(super().collect())
+        return iter(families)
+
+
+class MetricsEndpoint:
+    """Serves a registry at ``http://HOST:PORT/metrics`` from daemon threads."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        """Bind and listen; port 0 takes a free one. Raises PipelineError if the address cannot be had."""
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server_class = type("_Server", (_Server,), {"address_family": family})
+            self._server: _Server = server_class(address[:2], _Handler)
+        except OSError as error:
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if error.errno == errno.EADDRINUSE:
+                raise PipelineError(
+                    f"the metrics address {where} is in use, perhaps by another llamatel: "
+                    "take a free port with --metrics-addr 127.0.0.1:0, or none with --metrics-addr none"
+                ) from error
+            raise PipelineError(
+                f"cannot listen on the metrics address {where}: {error.strerror or error}; "
+                "choose another with --metrics-addr HOST:PORT, or none"
+            ) from error
+        self._server.set_app(make_wsgi_app(registry))
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self._thread = Thread(
+            target=self._server.serve_forever, args=(_STOP_WITHIN_S,), name="llamatel-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; takes up to 0.1 s."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def close_after_fork(self) -> None:
+        """In a forked child, where no thread serves: give the address back to the parent alone."""
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # As HTTPServer.server_bind, less its look-up of the host's name in the DNS, which can take seconds.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SCRAPER_TIMEOUT_S
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
+        """A scrape is not worth a line on the terminal."""

@@ -1,0 +1,104 @@
+"""Completions as spans: one SERVER span a request, with ``queue``, ``prefill`` and ``decode`` below it.
+
+All spans are written after the fact, at the times that the log gives. Names and attributes follow the GenAI
+conventions (semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md); what they have no name for is ``llamacpp.*``.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
+
+from llamatel.conventions import PROVIDER, error_type, operation
+from llamatel.records import Completion
+
+_SHORTEST_QUEUE_S = 0.0001
+"""Less is within the estimate's error, and nothing that anyone waits for."""
+_ROOT = Context()
+
+
+class Spans:
+    """Writes the spans of requests with one tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def emit(self, completion: Completion, parent: Context | None = None) -> Context:
+        """Write a request's spans and return the context that holds its SERVER span, for exemplars.
+
+        ``parent`` is the context that the request came from; None makes a trace of its own, whatever span is current
+        in this thread.
+        """
+        attributes = _attributes(completion)
+        model = completion.server.model
+        name = attributes["gen_ai.operation.name"]
+        span = self._tracer.start_span(
+            f"{name} {model}" if model else str(name),
+            context=_ROOT if parent is None else parent,
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            start_time=_ns(completion.arrived_at),
+        )
+        context = set_span_in_context(span, _ROOT if parent is None else parent)
+        if span.is_recording():
+            for phase, start, end in _phases(completion):
+                self._tracer.start_span(phase, context=context, start_time=_ns(start)).end(_ns(end))
+            if "error.type" in attributes:
+                span.set_status(Status(StatusCode.ERROR, completion.error or completion.outcome.value))
+            span.end(_ns(completion.ended_at))
+        return context
+
+
+def _phases(completion: Completion) -> list[tuple[str, float, float]]:
+    """The parts of a request that are known: name, start, end (Unix seconds)."""
+    phases = []
+    queue, prefill, decode = completion.queue_s, completion.prefill_s, completion.decode_s
+    first_token = completion.first_token_at
+    if queue is not None and queue > _SHORTEST_QUEUE_S:
+        phases.append(("queue", completion.arrived_at, completion.started_at))
+    if prefill is not None:
+        start = completion.started_at if first_token is None else first_token - prefill
+        phases.append(("prefill", start, start + prefill))
+    if decode is not None:
+        start = completion.ended_at - decode if first_token is None else first_token
+        phases.append(("decode", start, start + decode))
+    return phases
+
+
+def _attributes(completion: Completion) -> dict[str, str | int | float | bool]:
+    """All that is known of a request; given when the span starts, so that samplers see it."""
+    server = completion.server
+    attributes: dict[str, str | int | float | bool | None] = {
+        "gen_ai.operation.name": operation(completion),
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.request.model": server.model,
+        "gen_ai.response.model": server.model,
+        "server.address": server.address,
+        "server.port": server.port,
+        "gen_ai.usage.input_tokens": completion.prompt_tokens,
+        "gen_ai.usage.output_tokens": completion.generated,
+        "gen_ai.usage.cache_read.input_tokens": completion.prompt_cached,
+        "error.type": error_type(completion),
+        "llamacpp.outcome": completion.outcome.value,
+        "llamacpp.slot.id": completion.slot,
+        "llamacpp.task.id": completion.task,
+        "llamacpp.prompt.computed_tokens": completion.prompt_computed,
+        "llamacpp.prefill.tokens_per_second": _rate(completion.prompt_computed, completion.prefill_s),
+        "llamacpp.decode.tokens_per_second": completion.tokens_per_second,
+        "llamacpp.draft.tokens": completion.draft_generated,
+        "llamacpp.draft.accepted_tokens": completion.draft_accepted,
+        "llamacpp.context.tokens": completion.context_tokens,
+        "llamacpp.context.shifts": completion.context_shifts or None,
+        "llamacpp.truncated": completion.truncated,
+        "llamacpp.choice.is_child": completion.is_child or None,
+        "llamacpp.queue.estimated": None if completion.queue_s is None else True,
+    }
+    return {key: value for key, value in attributes.items() if value is not None}
+
+
+def _rate(tokens: int | None, seconds: float | None) -> float | None:
+    return tokens / seconds if tokens is not None and seconds else None
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
