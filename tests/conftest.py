@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from llamatel.llama.tiny_model import write_tiny_model
-from tests.parts import MissingPart, OtlpSink, RotelAgent, in_ci, kill_survivors
+from tests.parts import (
+    MissingPart,
+    OtlpSink,
+    Prometheus,
+    RotelAgent,
+    free_port,
+    in_ci,
+    kill_survivors,
+    llama_server,
+    prometheus_program,
+)
 from tests.parts.processes import SESSION_MARK
 
 
-def _missing(error: MissingPart) -> None:
+def _missing(error: MissingPart) -> NoReturn:
     """Skip with the command that mends it; in CI a missing part fails the test."""
     if in_ci():
         raise error
@@ -33,6 +45,35 @@ def processes() -> Iterator[None]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF with random weights (0.5 MB) that llama.cpp's server loads at once."""
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def _get(request: pytest.FixtureRequest, part: Callable[[], Path]) -> Path:
+    """Get a part, with its progress on the terminal, as the first time takes minutes."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    try:
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            return part()
+    except MissingPart as error:
+        _missing(error)
+
+
+@pytest.fixture(scope="session")
+def llama_server_binary(request: pytest.FixtureRequest) -> Path:
+    """llama.cpp's llama-server; ``llama-fit-params`` lies beside it."""
+    return _get(request, llama_server)
+
+
+@pytest.fixture(scope="session")
+def promtool(request: pytest.FixtureRequest) -> Path:
+    """The promtool program."""
+    return _get(request, lambda: prometheus_program("promtool"))
+
+
+@pytest.fixture
+def prometheus(promtool: Path, tmp_path: Path) -> Iterator[Callable[[Mapping[str, Any]], Prometheus]]:
+    """Starts a Prometheus with a configuration (see ``scrape_config``); it ends with the test."""
+    with contextlib.ExitStack() as running:
+        yield lambda config: running.enter_context(Prometheus(config, tmp_path / f"prometheus-{free_port()}"))
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
@@ -18,7 +21,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.parts import OtlpSink, RotelAgent, survivors, wait_until
+from tests.parts import (
+    Child,
+    OtlpSink,
+    Prometheus,
+    RotelAgent,
+    free_port,
+    scrape_config,
+    survivors,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -75,6 +87,48 @@ def test_a_refused_export_is_seen_but_does_not_arrive(otlp_sink: OtlpSink) -> No
     provider.shutdown()
     assert [(request.path, request.status) for request in otlp_sink.requests] == [("/v1/traces", 400)]
     assert otlp_sink.spans() == []
+
+
+def test_prometheus_scrapes_and_answers(
+    prometheus: Callable[[Mapping[str, Any]], Prometheus], llama_server_binary: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    argv: list[str | Path] = [
+        llama_server_binary,
+        "-m",
+        tiny_model,
+        "--port",
+        str(port),
+        "--metrics",
+        "-c",
+        "512",
+        "-t",
+        "1",
+    ]
+    server = Child(argv, tmp_path / "server.log")
+    try:
+        server.wait_ready(lambda: "listening on" in server.output())
+        running = prometheus(scrape_config(f"127.0.0.1:{port}"))
+        [(labels, value)] = running.wait_for("llamacpp:n_decode_total")
+        assert (labels["job"], value) == ("llamatel", 0)
+        assert [target["health"] for target in running.targets()] == ["up"]
+    finally:
+        assert server.stop() == 0
+
+
+def test_promtool_and_fit_params_run(promtool: Path, llama_server_binary: Path, tiny_model: Path) -> None:
+    metrics = "# HELP llamatel_up Whether it runs.\n# TYPE llamatel_up gauge\nllamatel_up 1\n"
+    subprocess.run([promtool, "check", "metrics"], input=metrics, text=True, check=True, capture_output=True)
+    fit: list[str | Path] = [
+        llama_server_binary.with_name("llama-fit-params"),
+        "-m",
+        tiny_model,
+        "-c",
+        "512",
+        "-fitp",
+        "on",
+    ]
+    assert "Host" in subprocess.run(fit, check=True, capture_output=True, text=True).stdout
 
 
 def test_a_process_that_lost_its_parent_is_still_found() -> None:

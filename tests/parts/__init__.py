@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+from .llama_server import llama_server
 from .missing import MissingPart, in_ci
 from .otlp import OtlpSink, RotelAgent, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkSpan
 from .processes import Child, PartFailed, accepts, free_port, kill_survivors, survivors, wait_until
+from .prometheus import Prometheus, prometheus_program, scrape_config
 
 __all__ = [
     "Child",
     "MissingPart",
     "OtlpSink",
     "PartFailed",
+    "Prometheus",
     "RotelAgent",
     "SinkEvent",
     "SinkMetric",
@@ -24,6 +27,9 @@ __all__ = [
     "free_port",
     "in_ci",
     "kill_survivors",
+    "llama_server",
+    "prometheus_program",
+    "scrape_config",
     "survivors",
     "wait_until",
 ]

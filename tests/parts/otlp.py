@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_UNSPECIFIED, AggregationTemporality
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
@@ -182,7 +182,8 @@ def _metrics(body: bytes) -> Iterator[SinkMetric]:
                 if kind is None:
                     continue
                 data = getattr(metric, kind)
-                temporality = AggregationTemporality.Name(getattr(data, "aggregation_temporality", 0))
+                number = getattr(data, "aggregation_temporality", AGGREGATION_TEMPORALITY_UNSPECIFIED)
+                temporality = AggregationTemporality.Name(number)
                 yield SinkMetric(
                     name=metric.name,
                     unit=metric.unit,
@@ -207,8 +208,8 @@ def _unpack(body: bytes, encoding: str) -> bytes:
 class OtlpSink:
     """An OTLP/HTTP (protobuf) receiver on 127.0.0.1 that keeps what it got. A context manager.
 
-    ``status`` and ``delay`` (seconds before the answer) can be changed while it runs, to play a receiver that is slow or
-    refuses. What it refuses is in ``requests`` but neither in ``spans()`` nor in ``metrics()``.
+    ``status`` and ``delay`` (seconds before the answer) can be changed while it runs, to play a receiver that is slow
+    or refuses. What it refuses is in ``requests`` but neither in ``spans()`` nor in ``metrics()``.
     """
 
     def __init__(self, port: int = 0, *, status: int = 200, delay: float = 0.0) -> None:
@@ -239,7 +240,7 @@ class OtlpSink:
                 except ConnectionError:  # the sender had no patience left, as tests of a slow receiver want
                     self.close_connection = True
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *_: Any) -> None:
                 """Requests are kept, not printed."""
 
         class Server(ThreadingHTTPServer):

@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def wait_until(ready: Callable[[], T], timeout: float = 20.0, what: str = "the condition", every: float = 0.02) -> T:
-    """Call ``ready`` until it returns something true, and return that. Raises TimeoutError, with ``what``, if it never does."""
+    """Call ``ready`` until it returns something true, and return that. Raises TimeoutError, with ``what``."""
     end = time.monotonic() + timeout
     while True:
         result = ready()
@@ -55,6 +55,7 @@ class Child:
 
     def __init__(self, argv: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
+        self.name = Path(argv[0]).name
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in argv],
@@ -74,15 +75,15 @@ class Child:
         return self.log.read_text(errors="replace")
 
     def wait_ready(self, ready: Callable[[], object], timeout: float = 20.0) -> None:
-        """Wait for ``ready()``. Raises PartFailed, with the end of its output, if the child ends first or is too slow."""
+        """Wait for ``ready()``. Raises PartFailed, with the child's last output, if it ends first or is too slow."""
 
         def ended_or_ready() -> bool:
             if self.process.poll() is not None:
-                raise PartFailed(f"{self.process.args} ended with {self.process.returncode}:\n{self.output()[-2000:]}")
+                raise PartFailed(f"{self.name} ended with {self.process.returncode}:\n{self.output()[-2000:]}")
             return bool(ready())
 
         try:
-            wait_until(ended_or_ready, timeout, f"{self.process.args} is ready")
+            wait_until(ended_or_ready, timeout, f"{self.name} is ready")
         except TimeoutError as error:
             self.kill()
             raise PartFailed(f"{error}:\n{self.output()[-2000:]}") from None

@@ -1,0 +1,78 @@
+# Everything a person does here. `make` alone lists it. ARGS="..." is handed on to run, test and bench.
+
+PYTHON ?= python3
+VENV ?= .venv
+UV ?= $(shell command -v uv 2>/dev/null)
+ARGS ?=
+
+BIN := $(VENV)/bin
+LOCK := requirements/dev.txt
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --constraint $(LOCK)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test parts lint type fmt bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed-run ## Set up, then run llamatel's demo on a tiny model: no download of a model, no compiling
+	@$(BIN)/llamatel demo $(ARGS)
+
+test: parts ## Set up, get or build the real programs that tests run (once, some minutes), run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+parts: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.parts
+
+lint: $(VENV)/.installed-dev ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+type: $(VENV)/.installed-dev ## Check types only
+	$(BIN)/mypy
+
+fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: parts ## Measure what llamatel costs: the same load with and without it
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## Resolve requirements/dev.txt anew (needs uv)
+	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	$(UV) pip compile --quiet --universal --python-version 3.10 --upgrade --extra dev --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file $(LOCK)
+	@! grep -n '://' $(LOCK)
+
+clean: ## Remove the virtual environment, builds and caches
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment: uv's where uv is there. Debian keeps what `python3 -m venv` needs in python3-venv: root (a
+# container) gets it installed, everybody else is told.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "llamatel needs Python 3.10 or newer; name yours with: make PYTHON=python3.12" >&2; exit 1; }
+	@if [ -n "$(UV)" ]; then \
+		$(UV) venv --quiet --seed --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+	else \
+		if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing python3-venv"; \
+			{ apt-get -q update && apt-get -q install -y --no-install-recommends python3-venv; } >/dev/null; \
+		fi; \
+		$(PYTHON) -m venv --clear $(VENV) >/dev/null || \
+			{ rm -rf $(VENV); echo "this Python cannot make a virtual environment: sudo apt-get install python3-venv" >&2; exit 1; }; \
+	fi
+	@touch $@
+
+$(VENV)/.installed-run: $(VENV)/.made pyproject.toml $(LOCK)
+	@echo "installing llamatel and a prebuilt llama.cpp into $(VENV)"
+	@$(INSTALL) --editable '.[server]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.made pyproject.toml $(LOCK)
+	@echo "installing llamatel and what its tests need into $(VENV)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed-run $@

@@ -1,0 +1,1 @@
+"""What llamatel measures: one file a collector, found through the entry-point group ``llamatel.collectors``."""

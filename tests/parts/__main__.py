@@ -1,0 +1,32 @@
+"""Gets every part that is missing: ``python -m tests.parts``. In CI a part that cannot be had is an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .cache import say
+from .llama_server import llama_server
+from .missing import MissingPart, in_ci
+from .otlp import rotel_binary
+from .prometheus import prometheus_program
+
+
+def _have(get: Callable[[], Path]) -> bool:
+    try:
+        get()
+    except MissingPart as error:
+        say(str(error))
+        return False
+    return True
+
+
+def main() -> int:
+    """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
+    parts = [_have(get) for get in (rotel_binary, lambda: prometheus_program("promtool"), llama_server)]
+    return 1 if in_ci() and not all(parts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
