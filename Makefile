@@ -7,7 +7,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --constraint $(LOCK)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install -qq --disable-pip-version-check) --constraint $(LOCK)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

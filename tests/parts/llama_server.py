@@ -64,7 +64,7 @@ def _run(argv: list[str], log: Path, label: str) -> None:
 def _source(folder: Path, log: Path) -> Path:
     """Download llama-cpp-python's source and return its llama.cpp."""
     say(f"getting the source of llama-cpp-python {VERSION} (70 MB)")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--no-binary", ":all:"]
     _run([*pip, "--dest", str(folder), f"llama-cpp-python=={VERSION}"], log, "the download")
     [archive] = folder.glob("llama_cpp_python-*.tar.gz")
     _run(["tar", "-xzf", str(archive), "-C", str(folder)], log, "unpacking")

@@ -1,0 +1,41 @@
+"""``import llamatel`` costs next to nothing: what is heavy is loaded by what needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "aiohttp",
+    "gguf",
+    "grpc",
+    "huggingface_hub",
+    "llama_cpp",
+    "llamatel_collectors",
+    "numpy",
+    "opentelemetry.exporter",
+    "opentelemetry.sdk",
+    "prometheus_client",
+    "pydantic",
+    "requests",
+    "rich",
+    "xllamacpp",
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import llamatel",
+        "from llamatel import init, shutdown",
+        "from llamatel.llama import ServerManager",
+        "import llamatel.cli.main",
+        "import llamatel.collectors",
+    ],
+)
+def test_an_import_loads_nothing_heavy(statement: str) -> None:
+    program = f"import sys\n{statement}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
