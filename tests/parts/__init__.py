@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
-from .otlp import OtlpSink, RotelAgent, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkSpan
+from .otlp import OtlpSink, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkSpan
 from .processes import Child, PartFailed, accepts, free_port, kill_survivors, survivors, wait_until
 from .prometheus import Prometheus, prometheus_program, scrape_config
+from .rotel import RotelAgent, rotel_program
 
 __all__ = [
     "Child",
@@ -29,6 +30,7 @@ __all__ = [
     "kill_survivors",
     "llama_server",
     "prometheus_program",
+    "rotel_program",
     "scrape_config",
     "survivors",
     "wait_until",

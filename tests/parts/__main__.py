@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from .cache import say
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
-from .otlp import rotel_binary
 from .prometheus import prometheus_program
+from .rotel import rotel_program
 
 
-def _have(get: Callable[[], Path]) -> bool:
+def _have(get: Callable[[], object]) -> bool:
     try:
         get()
     except MissingPart as error:
@@ -24,7 +23,7 @@ def _have(get: Callable[[], Path]) -> bool:
 
 def main() -> int:
     """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
-    parts = [_have(get) for get in (rotel_binary, lambda: prometheus_program("promtool"), llama_server)]
+    parts = [_have(get) for get in (rotel_program, lambda: prometheus_program("promtool"), llama_server)]
     return 1 if in_ci() and not all(parts) else 0
 
 

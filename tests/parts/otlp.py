@@ -1,15 +1,13 @@
-"""An OTLP/HTTP receiver that tests can ask what arrived, and rotel, a real collector, in front of it."""
+"""An OTLP/HTTP receiver that tests can ask what arrived."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -27,8 +25,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from .missing import MissingPart
-from .processes import Child, accepts, free_port, wait_until
+from .processes import wait_until
 
 Attributes = Mapping[str, Any]
 
@@ -304,65 +301,3 @@ class OtlpSink:
     def wait_for(self, condition: Callable[[OtlpSink], Any], timeout: float = 20.0, what: str = "arrivals") -> Any:
         """Wait until ``condition(sink)`` is true and return what it returned. Raises TimeoutError."""
         return wait_until(lambda: condition(self), timeout, f"{what} at {self.endpoint}", every=0.05)
-
-
-def rotel_binary() -> Path:
-    """The ``rotel-agent`` program inside the rotel wheel. Raises MissingPart."""
-    found = importlib.util.find_spec("rotel")
-    if found is None or found.origin is None:
-        raise MissingPart("rotel", "pip install --pre rotel==0.0.1a15")
-    return Path(found.origin).parent / "rotel-agent"
-
-
-class RotelAgent:
-    """rotel, a real OpenTelemetry collector: takes OTLP over gRPC and HTTP, sends it on to ``sink`` over OTLP/HTTP.
-
-    A context manager. ``stop`` and ``kill`` may be followed by ``start``, which uses the same ports again.
-    """
-
-    def __init__(self, sink: OtlpSink, folder: Path) -> None:
-        self.sink = sink
-        self.folder = folder
-        self.grpc_port = free_port()
-        self.http_port = free_port()
-        self.grpc_endpoint = f"http://127.0.0.1:{self.grpc_port}"
-        """What OTEL_EXPORTER_OTLP_ENDPOINT takes with OTEL_EXPORTER_OTLP_PROTOCOL=grpc."""
-        self.http_endpoint = f"http://127.0.0.1:{self.http_port}"
-        """What OTEL_EXPORTER_OTLP_ENDPOINT takes with OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."""
-        self.child: Child | None = None
-
-    def start(self) -> RotelAgent:
-        """Start it and wait until both ports accept connections. Raises PartFailed, or MissingPart."""
-        self.child = Child(
-            [
-                rotel_binary(),
-                "start",
-                *("--pid-file", self.folder / "rotel.pid", "--log-file", self.folder / "rotel-agent.log"),
-                *("--otlp-grpc-endpoint", f"127.0.0.1:{self.grpc_port}"),
-                *("--otlp-http-endpoint", f"127.0.0.1:{self.http_port}"),
-                *("--exporter", "otlp", "--otlp-exporter-protocol", "http"),
-                *("--otlp-exporter-endpoint", self.sink.endpoint),
-                *("--otlp-exporter-retry-initial-backoff", "100ms", "--batch-timeout", "50ms"),
-            ],
-            self.folder / "rotel.out",
-        )
-        self.child.wait_ready(lambda: accepts(self.grpc_port) and accepts(self.http_port))
-        return self
-
-    def stop(self) -> int:
-        """SIGTERM, which flushes. Returns the exit status, 0 when all went well."""
-        assert self.child is not None, "not started"
-        return self.child.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, in the middle of whatever it does."""
-        assert self.child is not None, "not started"
-        self.child.kill()
-
-    def __enter__(self) -> RotelAgent:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
