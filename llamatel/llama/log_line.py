@@ -1,0 +1,93 @@
+"""One line of llama.cpp's log, taken apart: when, what level, what text. Pure functions on text.
+
+llama-server writes ``M.SS.mmm.uuu L text`` to stderr (common/log.cpp), L one of I, W, E, D, the time since the process
+started; without ``--log-timestamps`` and ``--log-prefix`` just the text; with ``--log-jsonl`` a JSON object a line. A
+router puts ``[port] `` before its children's lines; docker, kubectl and journald put their own prefixes before that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+_STAMPED = re.compile(r"(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) ([A-Z]) (.*)", re.DOTALL)
+_STAMP_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ROUTER_CHILD = re.compile(r"(?:^|\s)\[(\d{1,5})\] ?")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)")
+_TEXT_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=(?:slot|srv|que) {1,}\S+: |(?:prompt eval|eval|total) time = )")
+_LEVELS = {"info": "I", "warn": "W", "warning": "W", "error": "E", "debug": "D", "trace": "T", "cont": "I"}
+
+
+class LogLine(NamedTuple):
+    """A line's parts. ``time`` is seconds since the server's process started; None where the log has no stamps."""
+
+    text: str
+    time: float | None = None
+    level: str | None = None
+    child: int | None = None
+    """Port of the router's child that wrote the line."""
+    wall: float | None = None
+    """Unix time out of a container runtime's prefix."""
+
+
+def _child_and_wall(prefix: str) -> tuple[int | None, float | None]:
+    child = _ROUTER_CHILD.search(prefix)
+    stamp = _RFC3339.search(prefix)
+    wall = None
+    if stamp:
+        text = stamp.group().replace(",", ".").replace("Z", "+00:00")
+        # datetime takes at most six digits of a second, container runtimes write nine.
+        text = re.sub(r"(\.\d{6})\d+", r"\1", text)
+        text = re.sub(r"\.(\d{1,5})(?=[+-])", lambda m: "." + m.group(1).ljust(6, "0"), text)
+        try:
+            wall = datetime.fromisoformat(text).timestamp()
+        except ValueError:
+            wall = None  # looked like a date and is none: the line's own time serves
+    return (int(child.group(1)) if child else None), wall
+
+
+def _from_json(line: str) -> LogLine | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("msg"), str):
+        return None
+    time = entry.get("time")
+    return LogLine(
+        text=entry["msg"].rstrip("\n"),
+        time=time / 1e6 if isinstance(time, (int, float)) and not isinstance(time, bool) else None,
+        level=_LEVELS.get(str(entry.get("level")), None),
+    )
+
+
+def split_line(line: str) -> LogLine:
+    """Take a line apart; a line of any other program comes back as text alone."""
+    if "\x1b" in line:
+        line = _COLOUR.sub("", line)
+    child = wall = None
+    match = _STAMPED.match(line)
+    if match is None:
+        if '"msg"' in line:
+            start = line.find('{"type":')
+            entry = _from_json(line[start:]) if start >= 0 else None
+            if entry is not None:
+                child, wall = _child_and_wall(line[:start])
+                return entry._replace(child=child, wall=wall)
+        found = _STAMP_AFTER_PREFIX.search(line)
+        if found is None:
+            found = _TEXT_AFTER_PREFIX.search(line)
+            if found is None:
+                return LogLine(line)
+            child, wall = _child_and_wall(line[: found.end()])
+            return LogLine(line[found.end() :], child=child, wall=wall)
+        child, wall = _child_and_wall(line[: found.end()])
+        match = _STAMPED.match(line, found.end())
+        if match is None:
+            return LogLine(line)
+    minutes, seconds, milli, micro, level, text = match.groups()
+    time = int(minutes) * 60 + int(seconds) + int(milli) / 1e3 + int(micro) / 1e6
+    return LogLine(text, time, level, child, wall)

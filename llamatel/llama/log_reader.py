@@ -1,0 +1,439 @@
+"""llama.cpp's log turned into Completions.
+
+One LogReader follows one server. It is fed line by line and keeps no text beyond the requests in flight. The shapes of
+the lines are those of llama.cpp from November 2025 to October 2026 (tools/server/server-context.cpp and server-queue.cpp;
+``tests/golden`` holds recordings). At the default verbosity a request prints::
+
+    slot launch_slot_: id  3 | task 0 | processing task, is_child = 0
+    slot print_timing: id  3 | task 0 | prompt eval time =       0.59 ms /    13 tokens (...
+    slot print_timing: id  3 | task 0 |        eval time =       2.15 ms /    20 tokens (...
+    slot      release: id  3 | task 0 | stop processing: n_tokens = 32, truncated = 0
+
+A cancelled or failed one prints ``stop: cancel task, id_task = 0`` or ``send_error: task id = 0, error: ...`` and no
+timings. Cached tokens follow from the release line: n_tokens = cached + computed + generated - 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from llamatel.llama.log_clock import LogClock
+from llamatel.llama.log_line import LogLine, split_line
+from llamatel.llama.queue_clock import QueueClock
+from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
+
+_SLOT = re.compile(r"slot +(\S+): id +(-?\d+) \| task (-?\d+) \| (.*)", re.DOTALL)
+_PREFILL = re.compile(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens")
+_DECODE = re.compile(r"eval time = +([\d.]+) ms / +(\d+) (?:tokens|runs)")
+_DRAFT = re.compile(r"draft acceptance.*\( *(\d+) accepted / +(\d+) generated\)")
+_RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d+), truncated = (\d)")
+_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d+)")
+_ERROR = re.compile(r"send_error: task id = (\d+), error: (.*)", re.DOTALL)
+_CANCEL = re.compile(r"stop: cancel task, id_task = (\d+)")
+_LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
+_LOADING = re.compile(r"load_model: loading model '(.*)'")
+_SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = (\d+), kv_unified = '(\w+)')?")
+_BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
+_SPAWNING = re.compile(r"spawning server instance with name=(\S+) on port (\d+)")
+_CONTEXT_FULL = "Context size has been exceeded"
+_OURS = ("srv ", "slot ", "que ", "cmn ")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the log said about the server itself; None where it has not (yet)."""
+
+    host: str | None = None
+    port: int | None = None
+    model_path: str | None = None
+    build: str | None = None
+    slots: int | None = None
+    slot_context: int | None = None
+    kv_unified: bool | None = None
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that holds a slot. Times are log times."""
+
+    slot: int
+    task: int
+    started: float
+    is_child: bool = False
+    queue_s: float | None = None
+    prompt: int | None = None
+    prefill_s: float | None = None
+    computed: int | None = None
+    decode_s: float | None = None
+    generated: int | None = None
+    timed_at: float | None = None
+    draft_generated: int | None = None
+    draft_accepted: int | None = None
+    shifts: int = 0
+    cancelled: bool = False
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    lines: dict[str, int] = field(default_factory=lambda: {"request": 0, "server": 0, "other": 0, "malformed": 0})
+    started: int = 0
+    lost: int = 0
+    untimed: int = 0
+    timed: int = 0
+
+
+class LogReader:
+    """Follows one server's log. Not thread-safe: one thread feeds it."""
+
+    def __init__(self, server: ServerInfo, clock: LogClock | None = None, *, tally: _Tally | None = None) -> None:
+        self.server = server
+        """Whose the next Completions are; the owner replaces it as more becomes known."""
+        self.facts = ServerFacts()
+        self._clock = clock or LogClock()
+        self._queue = QueueClock()
+        self._active: dict[int, _Request] = {}
+        self._chosen: dict[int, float] = {}
+        """When each slot was last chosen for a task."""
+        self._last_time = 0.0
+        self._continued: int | None = None
+        self._children: dict[int, LogReader] = {}
+        self._child_models: dict[int, str] = {}
+        self._tally = tally or _Tally()
+        self._counted_from: float | None = None
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def feed(self, line: str, now: float) -> Sequence[Completion]:
+        """Read one line (without its line end) at Unix time ``now``; the requests that ended with it, mostly none."""
+        parts = split_line(line)
+        if parts.child is not None:
+            return self._feed_child(parts, now)
+        return self._feed(parts, now)
+
+    def _feed(self, parts: LogLine, now: float) -> Sequence[Completion]:
+        ended: list[Completion] = []
+        if parts.wall is not None:
+            now = parts.wall
+        if parts.time is None:
+            # Unstamped: date it by the clock on the wall, in the time of the stamped lines if there are any.
+            start = self._clock.process_started_at
+            time = max(self._last_time, now - start) if start is not None else 0.0
+        else:
+            time = parts.time
+            if time < self._last_time - 1.0:
+                ended.extend(self.abort(now, "the server's process was replaced"))
+                self._clock.restart()
+                self._queue = QueueClock()
+        if parts.time is not None or self._clock.process_started_at is None:
+            self._clock.observe(time, now)
+        self._last_time = time
+        kind = self._read(parts, time, ended)
+        self._tally.lines[kind] += 1
+        return ended
+
+    def _feed_child(self, parts: LogLine, now: float) -> Sequence[Completion]:
+        port = parts.child
+        if port is None or not parts.text:
+            self._tally.lines["other"] += 1
+            return ()
+        reader = self._children.get(port)
+        if reader is None:
+            model = self._child_models.get(port)
+            reader = LogReader(replace(self.server, model=model) if model else self.server, tally=self._tally)
+            self._children[port] = reader
+        return reader.feed(parts.text, now) if parts.time is None else reader._feed(parts._replace(child=None), now)
+
+    def _read(self, parts: LogLine, time: float, ended: list[Completion]) -> str:
+        """Act on a line; returns its kind."""
+        text = parts.text
+        match = _SLOT.match(text)
+        if match is not None:
+            self._continued = None
+            return self._slot_line(int(match.group(2)), int(match.group(3)), match.group(4), time, ended)
+        if self._continued is not None and self._continuation(text, time):
+            return "request"
+        if "task" in text:
+            found = _CANCEL.search(text)
+            if found is not None:
+                self._cancel(int(found.group(1)))
+                return "request"
+            found = _ERROR.search(text)
+            if found is not None:
+                request = self._by_task(int(found.group(1)))
+                if request is not None:
+                    request.error = found.group(2).strip()
+                return "request"
+        return self._server_line(text, parts)
+
+    def _slot_line(self, slot: int, task: int, text: str, time: float, ended: list[Completion]) -> str:
+        if text.startswith("processing task"):
+            self._launch(slot, task, time, is_child=text.rstrip().endswith("is_child = 1"), ended=ended)
+            return "request"
+        if text.startswith("selected slot"):
+            self._chosen[slot] = time
+            return "request"
+        request = self._active.get(slot)
+        if request is None or request.task != task:
+            # A request that began before we read; without its beginning there is nothing true to say about it.
+            return "server"
+        stripped = text.lstrip()
+        reader = _READERS.get(stripped[:5])
+        if reader is not None:
+            return reader(self, request, stripped, time, ended)
+        if not stripped:
+            self._continued = slot
+        return "server"
+
+    def _continuation(self, text: str, time: float) -> bool:
+        """Until spring 2026 the timings followed their heading on lines of their own."""
+        request = self._active.get(self._continued) if self._continued is not None else None
+        stripped = text.lstrip()
+        if request is None or not stripped.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
+            self._continued = None
+            return False
+        self._timing(request, stripped, time, [])
+        return True
+
+    # -- what lines mean --------------------------------------------------------------------------------------------
+
+    def _launch(self, slot: int, task: int, time: float, *, is_child: bool, ended: list[Completion]) -> None:
+        if self._active.pop(slot, None) is not None:
+            self._tally.lost += 1
+        chosen = self._chosen.pop(slot, time)
+        queue_s = self._queue.launched(task, time, chosen=chosen, idle=not self._active)
+        self._active[slot] = _Request(slot, task, time, is_child=is_child, queue_s=queue_s)
+        self._tally.started += 1
+
+    def _timing(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
+        found = _PREFILL.match(text)
+        if found is not None:
+            request.prefill_s = float(found.group(1)) / 1e3
+            request.computed = int(found.group(2))
+            request.timed_at = time
+            return "request"
+        found = _DECODE.match(text)
+        if found is not None:
+            request.decode_s = float(found.group(1)) / 1e3
+            request.generated = int(found.group(2))
+            return "request"
+        found = _DRAFT.match(text)
+        if found is not None:
+            request.draft_accepted, request.draft_generated = int(found.group(1)), int(found.group(2))
+            return "request"
+        # Progress notes and totals begin alike; only figures that cannot be read are malformed.
+        return "malformed" if text.startswith(("prompt eval time", "eval time")) else "request"
+
+    def _prompt(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
+        found = _PROMPT.match(text)
+        if found is None:
+            return "malformed"
+        request.prompt = int(found.group(1))
+        return "request"
+
+    def _progress(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
+        return "request"
+
+    def _shift(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
+        if not text.startswith("slot context shift"):
+            return "server"
+        request.shifts += 1
+        return "request"
+
+    def _release(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
+        if not text.startswith("stop processing"):
+            return "server"
+        found = _RELEASE.match(text)
+        del self._active[request.slot]
+        decode_began = None
+        steps = None
+        if request.timed_at is not None and request.decode_s is not None and request.generated is not None:
+            decode_began = request.timed_at - request.decode_s
+            steps = max(0, request.generated - 1 - (request.draft_accepted or 0))
+        self._queue.released(request.task, time, first_token=decode_began, steps=steps)
+        if found is None:
+            self._tally.lost += 1
+            return "malformed"
+        ended.append(self._completion(request, time, tokens=int(found.group(1)), truncated=found.group(2) != "0"))
+        return "request"
+
+    def _cancel(self, task: int) -> None:
+        request = self._by_task(task)
+        if request is not None:
+            request.cancelled = True
+        else:
+            self._queue.seen(task)
+
+    def _by_task(self, task: int) -> _Request | None:
+        return next((request for request in self._active.values() if request.task == task), None)
+
+    def _completion(
+        self, request: _Request, time: float, *, tokens: int | None = None, truncated: bool | None = None
+    ) -> Completion:
+        outcome = Outcome.OK
+        if request.error is not None:
+            outcome = Outcome.CONTEXT_FULL if _CONTEXT_FULL in request.error else Outcome.ERROR
+        elif request.prefill_s is not None:
+            self._tally.timed += 1
+        elif request.cancelled:
+            outcome = Outcome.CANCELLED
+        else:
+            self._tally.untimed += 1
+        started, first_token = request.started, None
+        if request.timed_at is not None and request.prefill_s is not None:
+            first_token = request.timed_at - (request.decode_s or 0.0)
+        cached = None
+        if request.computed is not None:
+            if request.prompt is not None:
+                cached = request.prompt - request.computed
+            elif tokens is not None and request.generated is not None and not truncated and not request.shifts:
+                cached = tokens - request.computed - max(0, request.generated - 1)
+            if cached is not None and cached < 0:
+                cached = None
+        wall = self._clock.wall
+        return Completion(
+            server=self.server,
+            slot=request.slot,
+            task=request.task,
+            started_at=wall(started),
+            ended_at=wall(max(time, started)),
+            outcome=outcome,
+            error=request.error,
+            queue_s=request.queue_s,
+            prefill_s=request.prefill_s,
+            decode_s=request.decode_s,
+            first_token_at=None if first_token is None else wall(max(first_token, started)),
+            prompt_computed=request.computed,
+            prompt_cached=cached,
+            generated=request.generated,
+            draft_generated=request.draft_generated,
+            draft_accepted=request.draft_accepted,
+            context_tokens=tokens,
+            truncated=truncated,
+            context_shifts=request.shifts,
+            is_child=request.is_child,
+        )
+
+    def _server_line(self, text: str, parts: LogLine) -> str:
+        for mark, read in _SERVER_READERS:
+            if mark in text:
+                read(self, text)
+                return "server"
+        if text.startswith(_OURS) or parts.level is not None:
+            return "server"
+        return "other"
+
+    def _read_listening(self, text: str) -> None:
+        found = _LISTENING.search(text)
+        if found is not None:
+            host, port, socket = found.groups()
+            self.facts = replace(self.facts, host=socket or host.strip("[]"), port=int(port) if port else None)
+
+    def _read_loading(self, text: str) -> None:
+        found = _LOADING.search(text)
+        if found is not None:
+            self.facts = replace(self.facts, model_path=found.group(1))
+
+    def _read_slots(self, text: str) -> None:
+        found = _SLOTS.search(text)
+        if found is not None:
+            slots, context, unified = found.groups()
+            self.facts = replace(
+                self.facts,
+                slots=int(slots),
+                slot_context=int(context) if context else self.facts.slot_context,
+                kv_unified=unified == "true" if unified else self.facts.kv_unified,
+            )
+
+    def _read_build(self, text: str) -> None:
+        found = _BUILD.search(text)
+        if found is not None:
+            number, commit = found.groups()
+            self.facts = replace(self.facts, build=f"b{number}-{commit}" if commit else number)
+
+    def _read_spawning(self, text: str) -> None:
+        found = _SPAWNING.search(text)
+        if found is not None:
+            self._child_models[int(found.group(2))] = found.group(1)
+            self._children.pop(int(found.group(2)), None)
+
+    # -- the reader's own state -------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """Requests that hold a slot at this moment."""
+        return len(self._active) + sum(reader.busy for reader in self._children.values())
+
+    @property
+    def process_started_at(self) -> float | None:
+        """Unix time at which the process began to log; None before its first line."""
+        return self._clock.process_started_at
+
+    def polled(self) -> None:
+        """We asked the server for something that takes a task number (/metrics, /slots)."""
+        self._queue.polled()
+
+    def abort(self, now: float, error: str) -> list[Completion]:
+        """The server is gone: every request in flight ends at ``now`` as an error."""
+        ended = []
+        for reader in self._children.values():
+            ended.extend(reader.abort(now, error))
+        start = self._clock.process_started_at
+        for request in self._active.values():
+            request.error = error
+            ended.append(self._completion(request, self._last_time if start is None else now - start))
+        self._active.clear()
+        self._chosen.clear()
+        self._continued = None
+        self._last_time = 0.0
+        self._queue = QueueClock()
+        return ended
+
+    def restart(self) -> None:
+        """The next line comes from a new process."""
+        self._clock.restart()
+        self.facts = ServerFacts()
+        self._children.clear()
+
+    def counts(self, generated_total: float | None = None) -> LogCounts:
+        """What was read so far; ``generated_total`` is llama.cpp's own token counter, where it can be had.
+
+        The log counts as not understood once llama.cpp generated tokens while we read and the log showed no request,
+        or showed requests end well without a single timing.
+        """
+        tally = self._tally
+        understood: bool | None = True if tally.timed else None
+        if generated_total is not None:
+            if self._counted_from is None:
+                self._counted_from = 0.0 if tally.started else generated_total
+            elif generated_total < self._counted_from:
+                self._counted_from = 0.0
+            if generated_total > self._counted_from and not tally.timed and (not tally.started or tally.untimed):
+                understood = False
+        return LogCounts(
+            lines=dict(tally.lines), requests_started=tally.started, requests_lost=tally.lost, understood=understood
+        )
+
+
+_LineReader = Callable[[LogReader, _Request, str, float, list[Completion]], str]
+# By the first five characters of a slot's text: one dictionary look-up a line.
+_READERS: dict[str, _LineReader] = {
+    "promp": LogReader._timing,
+    "eval ": LogReader._timing,
+    "total": LogReader._timing,
+    "graph": LogReader._timing,
+    "draft": LogReader._timing,
+    "new p": LogReader._prompt,
+    "n_gen": LogReader._progress,
+    "slot ": LogReader._shift,
+    "stop ": LogReader._release,
+}
+_SERVER_READERS: tuple[tuple[str, Callable[[LogReader, str], None]], ...] = (
+    ("listening on ", LogReader._read_listening),
+    ("loading model '", LogReader._read_loading),
+    ("n_slots = ", LogReader._read_slots),
+    ("build", LogReader._read_build),
+    ("spawning server", LogReader._read_spawning),
+)
