@@ -25,7 +25,7 @@ from tests.parts import (
 from tests.parts.processes import SESSION_MARK
 
 
-def _missing(error: MissingPart) -> NoReturn:
+def missing(error: MissingPart) -> NoReturn:
     """Skip with the command that mends it; in CI a missing part fails the test."""
     if in_ci():
         raise error
@@ -54,7 +54,7 @@ def _get(request: pytest.FixtureRequest, part: Callable[[], Path]) -> Path:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             return part()
     except MissingPart as error:
-        _missing(error)
+        missing(error)
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +90,6 @@ def rotel(otlp_sink: OtlpSink, tmp_path: Path) -> Iterator[RotelAgent]:
     try:
         agent.start()
     except MissingPart as error:
-        _missing(error)
+        missing(error)
     yield agent
     agent.stop()

@@ -21,8 +21,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tests.conftest import missing
 from tests.parts import (
     Child,
+    MissingPart,
     OtlpSink,
     Prometheus,
     RotelAgent,
@@ -31,6 +33,7 @@ from tests.parts import (
     survivors,
     wait_until,
 )
+from tests.parts.cache import cached
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -140,3 +143,51 @@ def test_a_process_that_lost_its_parent_is_still_found() -> None:
     finally:
         os.kill(orphan, signal.SIGKILL)
     wait_until(lambda: orphan not in survivors())
+
+
+def test_a_session_that_leaves_a_process_behind_fails(tmp_path: Path) -> None:
+    leak = 'import subprocess\n\ndef test_leak():\n    subprocess.run("sleep 60 >/dev/null 2>&1 &", shell=True)\n'
+    (tmp_path / "test_leak.py").write_text(leak)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+    ]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run([*argv, str(tmp_path)], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "processes that tests left running" in done.stdout
+    assert "'sleep 60'" in done.stdout
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", MissingPart)])
+def test_a_missing_part_skips_a_test_but_fails_it_in_ci(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="promtool is missing: sudo apt-get install prometheus"):
+        missing(MissingPart("promtool", "sudo apt-get install prometheus"))
+
+
+def test_a_part_enters_the_cache_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def half(folder: Path) -> None:
+        (folder / "half").touch()
+        raise MissingPart("the other half", "none to be had")
+
+    with pytest.raises(MissingPart):
+        cached("part", half)
+    assert [path.name for path in (tmp_path / "llamatel").iterdir()] == ["part.lock"]
+
+    (tmp_path / "llamatel" / "part.killed").mkdir()
+    assert (cached("part", lambda folder: (folder / "whole").touch()) / "whole").exists()
+    assert (cached("part", half) / "whole").exists()
+    assert {path.name for path in (tmp_path / "llamatel").iterdir()} == {"part.lock", "part"}
