@@ -1,0 +1,87 @@
+"""Which llama.cpp server to run, and why that one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from llamatel.errors import BackendNotFound
+
+PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
+LLAMA_SERVER = "llama-server"
+XLLAMACPP = "xllamacpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A llama.cpp server that can be started."""
+
+    name: str
+    """``llama-server`` or ``xllamacpp``."""
+    command: tuple[str, ...]
+    """What to run; llama-server's flags follow."""
+    why: str
+    """Why it was chosen."""
+    version: str | None = None
+    """The wheel's version; a binary tells its own only when it runs."""
+    rejected: tuple[str, ...] = ()
+    """Those that come first in order and why they were not taken."""
+
+
+def _binary(path: str) -> str | None:
+    """The absolute path of an executable, given as a path or a name on PATH."""
+    if os.sep in path:
+        full = Path(path).expanduser().absolute()
+        return str(full) if full.is_file() and os.access(full, os.X_OK) else None
+    return shutil.which(path)
+
+
+def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
+    if importlib.util.find_spec(XLLAMACPP) is None:
+        return None
+    command = (sys.executable, "-m", "llamatel.llama.xllamacpp_server")
+    return Backend(XLLAMACPP, command, why, version=metadata.version(XLLAMACPP), rejected=rejected)
+
+
+def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
+    """The backend to use.
+
+    ``choice``: None, ``"llama-server"``, ``"xllamacpp"`` or a path to a llama-server. Without one: the path in
+    LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises BackendNotFound with what
+    was tried and the command that mends it.
+    """
+    install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
+    if choice == XLLAMACPP:
+        backend = _xllamacpp("it was asked for", ())
+        if backend is None:
+            raise BackendNotFound(f"xllamacpp is not installed; {install}")
+        return backend
+    if choice is not None:
+        found = _binary(choice)
+        if found is None:
+            raise BackendNotFound(f"'{choice}' is not an executable llama-server; {install}")
+        return Backend(LLAMA_SERVER, (found,), "it was asked for")
+
+    rejected = []
+    named = environ.get(PATH_VARIABLE)
+    if named:
+        found = _binary(named)
+        if found is None:
+            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is not an executable; correct or unset it")
+        return Backend(LLAMA_SERVER, (found,), f"{PATH_VARIABLE} names it")
+    rejected.append(f"{PATH_VARIABLE} is not set")
+    found = _binary(LLAMA_SERVER)
+    if found is not None:
+        return Backend(LLAMA_SERVER, (found,), "it is on PATH", rejected=tuple(rejected))
+    rejected.append(f"no {LLAMA_SERVER} on PATH")
+    backend = _xllamacpp("the wheel is installed", tuple(rejected))
+    if backend is not None:
+        return backend
+    rejected.append("the xllamacpp wheel is not installed")
+    raise BackendNotFound(f"no llama.cpp server found ({'; '.join(rejected)}); {install}")

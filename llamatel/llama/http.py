@@ -1,0 +1,77 @@
+"""What llamatel asks a llama.cpp server over HTTP, and nothing more.
+
+``/metrics`` and ``/health`` neither wake a sleeping server nor keep one awake (``/slots`` does both and is not asked).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import urllib3
+
+from llamatel.errors import ServerUnreachable
+
+_SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
+_LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
+
+
+def parse_counters(text: bytes) -> dict[str, float]:
+    """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix; labelled series are left out.
+
+    Source: tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are passed over:
+    the exposition has been broken in some builds.
+    """
+    values: dict[str, float] = {}
+    for match in _SAMPLE.finditer(text):
+        if _LABELLED.match(match.group()):
+            continue
+        values[match.group(1).decode()] = float(match.group(2))
+    return values
+
+
+class ServerClient:
+    """A small client of one server. Thread-safe."""
+
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._pool = urllib3.PoolManager(
+            maxsize=2, retries=False, timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s)
+        )
+
+    def _get(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._pool.request(
+                "GET", self.base_url + path, headers=self._headers, timeout=timeout_s or urllib3.util.Timeout.DEFAULT_TIMEOUT
+            )
+        except urllib3.exceptions.HTTPError as error:
+            # The library's text repeats its pool and a traceback's worth of causes; the first line is enough.
+            reason = str(error).splitlines()[0]
+            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {reason}") from error
+
+    def healthy(self, timeout_s: float | None = None) -> bool:
+        """True once the model is loaded; False while it loads or nobody listens."""
+        try:
+            return self._get("/health", timeout_s).status == 200
+        except ServerUnreachable:
+            return False
+
+    def counters(self, timeout_s: float | None = None) -> Mapping[str, float]:
+        """llama.cpp's counters and gauges; raises ServerUnreachable where they cannot be had."""
+        response = self._get("/metrics", timeout_s)
+        if response.status != 200:
+            hints = {
+                401: "the API key is missing or wrong: use --api-key-file",
+                501: "the server was started without --metrics",
+                503: "the model is still loading",
+            }
+            hint = hints.get(response.status, "see the server's log")
+            raise ServerUnreachable(
+                f"{self.base_url}/metrics answered {response.status}: {hint}", status=response.status
+            )
+        return parse_counters(response.data)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()

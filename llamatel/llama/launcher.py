@@ -1,0 +1,59 @@
+"""Start a command that cannot outlive the process that asked for it.
+
+Run by path as a script of its own (``python -I -S launcher.py PARENT_PID COMMAND...``), so it imports nothing of llamatel.
+
+On Linux it asks the kernel to kill it when its parent dies (even by SIGKILL) and becomes the command, so no process
+stays in between. Elsewhere it stays as the command's parent and watches its own.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_S = 0.5
+
+
+def _become(parent: int, command: list[str]) -> None:
+    """Linux. The signal fires when the *thread* that started us ends: the server manager starts us from the thread
+    that stays with the server."""
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        sys.exit(1)  # it died before the kernel knew
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is ignored stays so across exec
+    os.execvp(command[0], command)
+
+
+def watch(parent: int, command: list[str]) -> int:
+    """Run the command as a child; end it when our parent is gone. Returns its exit status."""
+    child = subprocess.Popen(command)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: child.send_signal(received))
+    while child.poll() is None:
+        if os.getppid() != parent:
+            child.kill()
+        time.sleep(_WATCH_S)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def main(arguments: list[str]) -> int:
+    """``PARENT_PID [--watch] COMMAND...``"""
+    parent, command = int(arguments[0]), arguments[1:]
+    watching = command[0] == "--watch"
+    command = command[watching:]
+    try:
+        if sys.platform == "linux" and not watching:
+            _become(parent, command)
+        return watch(parent, command)
+    except OSError as error:
+        print(f"error: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

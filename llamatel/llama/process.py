@@ -1,0 +1,142 @@
+"""A child process whose output is always drained: lines in, exit status out, no orphan left.
+
+Not thread-safe: the thread that starts the child also reads it and stays until it has ended (on Linux the kernel kills
+the child when that thread ends).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+_READ_BYTES = 65536
+_MAX_LINE = 65536
+"""A longer line is cut: nothing llama.cpp says of a request comes near."""
+_PIPE_BYTES = 1 << 20
+_DRAIN_S = 0.5
+"""How long a pipe that somebody else still holds is read after the child's end."""
+
+
+class LineBuffer:
+    """Bytes cut anywhere become whole lines. Memory is bounded by the longest line allowed."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that ended in ``data``, without their ends; what is no UTF-8 is replaced."""
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        lines = [line[:_MAX_LINE].rstrip(b"\r").decode("utf-8", "replace") for line in whole]
+        if self._skipping and lines:
+            del lines[0]
+            self._skipping = False
+        if len(self._rest) > _MAX_LINE:
+            if not self._skipping:
+                lines.append(self._rest[:_MAX_LINE].decode("utf-8", "replace"))
+            self._rest, self._skipping = b"", True
+        return lines
+
+    def flush(self) -> list[str]:
+        """The last line, where the stream ended without a line end."""
+        rest, self._rest = self._rest, b""
+        return [rest.decode("utf-8", "replace")] if rest and not self._skipping else []
+
+
+class Child:
+    """One child process."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, wake: int) -> None:
+        """Start ``command``; ``wake`` is a file descriptor that ends ``read`` early when it becomes readable."""
+        # In a session of its own: Ctrl-C at a terminal reaches us, and we stop the server in order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout
+        os.set_blocking(self._pipe.fileno(), False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            try:
+                fcntl.fcntl(self._pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            except OSError:
+                pass  # more than this user may have: the default serves
+        self._lines = LineBuffer()
+        self._open = True
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._selector.register(wake, selectors.EVENT_READ)
+        # A descriptor that becomes readable when the process ends, where the system has one.
+        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        if self._pidfd is not None:
+            self._selector.register(self._pidfd, selectors.EVENT_READ)
+        self._ended_at: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def read(self, timeout_s: float) -> list[str]:
+        """Wait up to ``timeout_s`` for output, the child's end or a wake-up; the lines read."""
+        if self._pidfd is None:
+            timeout_s = min(timeout_s, 0.2)
+        self._selector.select(timeout_s)
+        return self._drain() if self._open else []
+
+    def _drain(self) -> list[str]:
+        lines: list[str] = []
+        while True:
+            try:
+                data = os.read(self._pipe.fileno(), _READ_BYTES)
+            except BlockingIOError:
+                return lines
+            if not data:
+                self._selector.unregister(self._pipe)
+                self._open = False
+                return lines + self._lines.flush()
+            lines += self._lines.feed(data)
+            if len(data) < _READ_BYTES:
+                return lines
+
+    @property
+    def finished(self) -> bool:
+        """True once it has ended and everything it wrote was read."""
+        if self._process.poll() is None:
+            return False
+        if not self._open:
+            return True
+        self._ended_at = self._ended_at or time.monotonic()
+        return time.monotonic() - self._ended_at > _DRAIN_S
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Free what it held, once it has finished."""
+        self._selector.close()
+        self._pipe.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
