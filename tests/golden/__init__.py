@@ -1,0 +1,1 @@
+"""Logs of real llama.cpp builds with what their clients saw; see README.md."""
