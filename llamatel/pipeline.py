@@ -103,7 +103,7 @@ class Pipeline:
     def shutdown(self, timeout_s: float | None = None) -> bool:
         """Export what waits and end everything of ours, within the time given (and 0.1 s more for /metrics).
 
-        True if all was delivered. Calling it again does nothing and says the same. An application's own providers are
+        True if all that waited was delivered. Calling it again does nothing and says the same. An application's own providers are
         left alone.
         """
         with self._lock:
@@ -134,7 +134,7 @@ class Pipeline:
         lost = sum(self.dropped().values()) - before
         if lost:
             _log.warning("%d spans could not be sent to %s before the end", lost, self.otlp_endpoint)
-        return in_time and not lost
+        return in_time and not lost and not any(delivery.failing for delivery in owned.deliveries)
 
 
 def _after_fork(pipeline: Pipeline | None) -> None:

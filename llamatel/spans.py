@@ -101,4 +101,6 @@ def _rate(tokens: int | None, seconds: float | None) -> float | None:
 
 
 def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+    # In two parts: a product of this size is only exact to 256 ns.
+    whole = int(seconds)
+    return whole * 1_000_000_000 + round((seconds - whole) * 1e9)

@@ -1,0 +1,68 @@
+"""Records made up for tests of what comes behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from llamatel.records import Completion, LogCounts, Outcome, ServerInfo, ServerSnapshot, Snapshot
+
+SERVER = ServerInfo("127.0.0.1", 8090, "tiny", build="b7001", backend="llama-server", pid=4711)
+BEGAN = 1_790_000_000.0
+
+
+def completion(**changes: Any) -> Completion:
+    """A request that waited 0.25 s, was prefilled in 0.5 s and decoded in 1 s (21 tokens), but for the changes."""
+    return dataclasses.replace(
+        Completion(
+            server=SERVER,
+            slot=2,
+            task=17,
+            started_at=BEGAN,
+            ended_at=BEGAN + 1.5,
+            outcome=Outcome.OK,
+            queue_s=0.25,
+            prefill_s=0.5,
+            decode_s=1.0,
+            first_token_at=BEGAN + 0.5,
+            prompt_computed=30,
+            prompt_cached=10,
+            generated=21,
+            context_tokens=60,
+            truncated=False,
+        ),
+        **changes,
+    )
+
+
+def cut_short(outcome: Outcome, error: str | None = None, **changes: Any) -> Completion:
+    """A request that did not complete: llama.cpp's log has no figures for it."""
+    unknown = dict.fromkeys(
+        ("queue_s", "prefill_s", "decode_s", "first_token_at", "prompt_computed", "prompt_cached", "generated")
+    )
+    return completion(outcome=outcome, error=error, **unknown, **changes)
+
+
+def server_snapshot(**changes: Any) -> ServerSnapshot:
+    """A server that is up and has counted a little, but for the changes."""
+    return dataclasses.replace(
+        ServerSnapshot(
+            server=SERVER,
+            up=True,
+            restarts=1,
+            process_started_at=BEGAN - 60,
+            loading_s=0.75,
+            counters={
+                "prompt_tokens_total": 300.0,
+                "prompt_tokens_cached_total": 100.0,
+                "tokens_predicted_total": 210.0,
+            },
+            log=LogCounts(lines={"request": 70, "other": 1}, requests_started=10, requests_lost=2, understood=True),
+        ),
+        **changes,
+    )
+
+
+def snapshot(*servers: ServerSnapshot, **changes: Any) -> Snapshot:
+    """A snapshot of these servers, or of one that is up."""
+    return dataclasses.replace(Snapshot(BEGAN, servers or (server_snapshot(),)), **changes)

@@ -1,0 +1,54 @@
+"""A pipeline with everything on it, fed with made-up records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llamatel import pipeline
+from llamatel.collectors import Sample
+from llamatel.instruments import Instruments
+from llamatel.metrics import METRICS
+from llamatel.pipeline import Pipeline
+from llamatel.records import Completion, Snapshot
+from llamatel.settings import Settings
+from llamatel.spans import Spans
+from llamatel_collectors.requests import RequestsCollector
+from llamatel_collectors.server import ServerCollector
+from llamatel_collectors.tokens import TokensCollector
+from tests.samples import snapshot
+
+
+class Telemetry:
+    """Spans, instruments and collectors on a pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.state: Snapshot = snapshot()
+        self._spans = Spans(pipeline.tracer)
+        self._requests = RequestsCollector()
+        self._instruments = Instruments(pipeline.meter, METRICS, self._samples)
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from ServerCollector().on_snapshot(self.state)
+        yield from TokensCollector().on_snapshot(self.state)
+
+    def send(self, request: Completion) -> None:
+        """Write one request."""
+        context = self._spans.emit(request)
+        for sample in self._requests.on_completion(request):
+            self._instruments.record(sample, context)
+
+
+@contextlib.contextmanager
+def telemetry(
+    env: Mapping[str, str] | None = None, resource: Mapping[str, str | int] | None = None, **arguments: Any
+) -> Iterator[Telemetry]:
+    """Telemetry as these settings have it; without a metrics endpoint unless one is asked for."""
+    settings = Settings.from_env(env or {}, **{"metrics_addr": "none", **arguments})
+    running = Telemetry(pipeline.build(settings, resource))
+    try:
+        yield running
+    finally:
+        running.pipeline.shutdown(0.2)

@@ -1,0 +1,273 @@
+"""Samples as OpenTelemetry metrics, and the collectors that make them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    HistogramDataPoint,
+    InMemoryMetricReader,
+    NumberDataPoint,
+)
+from opentelemetry.sdk.metrics.export import (
+    Metric as SdkMetric,
+)
+
+from llamatel.collectors import Collector, Sample
+from llamatel.instruments import Instruments
+from llamatel.metrics import METRICS, Kind, table
+from llamatel.records import Completion, Outcome, ServerInfo, Snapshot
+from llamatel_collectors.requests import RequestsCollector
+from llamatel_collectors.server import ServerCollector
+from llamatel_collectors.tokens import TokensCollector
+from tests.samples import SERVER, completion, cut_short, server_snapshot, snapshot
+
+ABOUT_SERVER = {"server.address": "127.0.0.1", "server.port": 8090, "gen_ai.request.model": "tiny"}
+Points = dict[str, list[tuple[dict[str, Any], float]]]
+
+
+class Measured:
+    """Instruments with two readers, and a clock and a snapshot that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.taken = 0
+        self.current: Iterable[Sample] = ()
+        self.readers = [InMemoryMetricReader(), InMemoryMetricReader()]
+        self.provider = MeterProvider(self.readers, shutdown_on_exit=False)
+        self.instruments = Instruments(self.provider.get_meter("tests"), METRICS, self._samples, clock=lambda: self.now)
+
+    def _samples(self) -> Iterator[Sample]:
+        self.taken += 1
+        yield from self.current
+
+    def collect(self, reader: int = 0) -> dict[str, SdkMetric]:
+        data = self.readers[reader].get_metrics_data()
+        if data is None:
+            return {}
+        return {m.name: m for r in data.resource_metrics for scope in r.scope_metrics for m in scope.metrics}
+
+    def points(self, reader: int = 0) -> Points:
+        """Attributes and value (a histogram's sum) of every point, by metric."""
+        found: Points = {}
+        for name, metric in self.collect(reader).items():
+            for point in metric.data.data_points:
+                assert isinstance(point, NumberDataPoint | HistogramDataPoint)
+                value = point.sum if isinstance(point, HistogramDataPoint) else point.value
+                found.setdefault(name, []).append((dict(point.attributes or {}), value))
+        return found
+
+
+@pytest.fixture
+def measured() -> Iterator[Measured]:
+    measured = Measured()
+    yield measured
+    measured.provider.shutdown()
+
+
+def test_the_whole_table_becomes_instruments_with_its_units_help_and_buckets(measured: Measured) -> None:
+    rows = table()
+    observed = []
+    for row in METRICS:
+        attributes = dict.fromkeys(row.attributes, "x")
+        sample = Sample(row.name, 3.0, SERVER, attributes)
+        if row.kind in (Kind.HISTOGRAM, Kind.COUNTER):
+            measured.instruments.record(sample)
+        else:
+            observed.append(sample)
+    measured.current = observed
+    metrics = measured.collect()
+    assert set(metrics) == set(rows)
+    for name, metric in metrics.items():
+        row = rows[name]
+        assert (metric.unit, metric.description) == (row.unit, row.help)
+        [point] = metric.data.data_points
+        assert dict(point.attributes or {}) == {**ABOUT_SERVER, **dict.fromkeys(row.attributes, "x")}
+        if isinstance(point, HistogramDataPoint):
+            assert tuple(point.explicit_bounds) == row.buckets
+            assert row.kind is Kind.HISTOGRAM
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Sample("llamacpp.nothing", 1.0),
+        Sample("llamacpp.requests", 1, SERVER, {"outcome": "ok", "slot": 3}),
+        Sample("llamacpp.server.up", 1, SERVER),
+    ],
+)
+def test_a_sample_that_does_not_fit_the_table_is_an_error(measured: Measured, sample: Sample) -> None:
+    with pytest.raises(ValueError, match=sample.metric):
+        measured.instruments.record(sample)
+
+
+def test_one_bad_sample_does_not_cost_the_others(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
+    measured.current = [
+        Sample("llamacpp.nothing", 1.0),
+        Sample("llamacpp.requests", 1, SERVER, {"outcome": "ok"}),
+        Sample("llamacpp.server.up", 1, SERVER),
+    ]
+    assert measured.points() == {"llamacpp.server.up": [(ABOUT_SERVER, 1)]}
+    measured.now += 10
+    measured.collect()
+    assert [record.message for record in caplog.records] == [
+        "a sample was left out: llamacpp.nothing is not in the metric table",
+        "a sample was left out: llamacpp.requests is recorded, not observed",
+    ]
+
+
+def test_a_server_that_is_gone_leaves_no_series(measured: Measured) -> None:
+    other = ServerInfo("unix.sock")
+    measured.current = [Sample("llamacpp.server.up", 1, SERVER), Sample("llamacpp.server.up", 0, other)]
+    assert measured.points()["llamacpp.server.up"] == [(ABOUT_SERVER, 1), ({"server.address": "unix.sock"}, 0)]
+    measured.now, measured.current = 10.0, [Sample("llamacpp.server.up", 0, other)]
+    assert measured.points()["llamacpp.server.up"] == [({"server.address": "unix.sock"}, 0)]
+    measured.now, measured.current = 20.0, []
+    assert measured.points() == {}
+
+
+def test_a_snapshot_is_taken_once_a_collection_and_shared_by_readers_of_the_same_moment(measured: Measured) -> None:
+    measured.current = [Sample("llamacpp.server.up", 1, SERVER), Sample("llamacpp.server.restarts", 0, SERVER)]
+    measured.collect(0)
+    measured.collect(1)
+    assert measured.taken == 1
+    measured.now += 1
+    measured.collect(1)
+    measured.collect(0)
+    assert measured.taken == 2
+
+
+def test_a_collection_does_not_mix_snapshots(measured: Measured) -> None:
+    class Slow:
+        """Time passes while the SDK goes from one instrument to the next."""
+
+        def __iter__(self) -> Iterator[Sample]:
+            yield Sample("llamacpp.tokens", measured.taken, SERVER, {"type": "output"})
+            yield Sample("llamacpp.server.up", measured.taken, SERVER)
+
+    measured.current = Slow()
+    ticking = iter(range(10**6))
+    measured.instruments._clock = lambda: float(next(ticking))
+    for expected in (1, 2, 3):
+        points = measured.points()
+        assert points["llamacpp.tokens"][0][1] == points["llamacpp.server.up"][0][1] == expected
+
+
+def test_readers_on_different_threads(measured: Measured) -> None:
+    measured.current = [Sample("llamacpp.server.up", 1, SERVER)]
+    found: list[Points] = []
+
+    def collect(reader: int) -> None:
+        for _ in range(50):
+            measured.now += 1
+            found.append(measured.points(reader))
+
+    threads = [threading.Thread(target=collect, args=(reader,)) for reader in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{"llamacpp.server.up": [(ABOUT_SERVER, 1)]}] * 100
+
+
+def test_a_snapshot_that_fails_is_not_tried_for_every_instrument(
+    measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[Sample]:
+            raise RuntimeError("no snapshot")
+
+    measured.current = Broken()
+    assert measured.points() == {}
+    assert measured.taken == 1
+    assert len(caplog.records) == 1
+
+
+def samples_of(collector: Collector, record: Completion | Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Value and attributes of each sample, by metric; checked against the table."""
+    rows = table()
+    found: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    made = collector.on_completion(record) if isinstance(record, Completion) else collector.on_snapshot(record)
+    for sample in made:
+        assert set(sample.attributes) <= set(rows[sample.metric].attributes)
+        found.setdefault(sample.metric, []).append((sample.value, sample.attributes))
+    return found
+
+
+GEN_AI = {"gen_ai.operation.name": "generate_content", "gen_ai.provider.name": "llama.cpp"}
+
+
+def test_samples_of_a_completed_request() -> None:
+    assert samples_of(RequestsCollector(), completion()) == {
+        "gen_ai.server.request.duration": [(1.75, GEN_AI)],
+        "gen_ai.server.time_to_first_token": [(0.75, GEN_AI)],
+        "gen_ai.server.time_per_output_token": [(0.05, GEN_AI)],
+        "llamacpp.requests": [(1, {"outcome": "ok"})],
+        "llamacpp.request.queue.duration": [(0.25, {})],
+        "llamacpp.request.prefill.duration": [(0.5, {})],
+        "llamacpp.request.decode.duration": [(1.0, {})],
+        "llamacpp.request.input_tokens": [(40, {})],
+        "llamacpp.request.cached_tokens": [(10, {})],
+        "llamacpp.request.output_tokens": [(21, {})],
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "error_type"),
+    [
+        (Outcome.CANCELLED, None, "cancelled"),
+        (Outcome.ERROR, "who knows", "_OTHER"),
+        (Outcome.CONTEXT_FULL, "Context size has been exceeded.", "context_full"),
+    ],
+)
+def test_a_request_cut_short_counts_and_has_a_duration(outcome: Outcome, error: str | None, error_type: str) -> None:
+    assert samples_of(RequestsCollector(), cut_short(outcome, error)) == {
+        "gen_ai.server.request.duration": [(1.5, {**GEN_AI, "error.type": error_type})],
+        "llamacpp.requests": [(1, {"outcome": outcome.value})],
+    }
+
+
+def test_a_further_choice_counts_for_its_own_part_only() -> None:
+    assert samples_of(RequestsCollector(), completion(is_child=True)) == {
+        "gen_ai.server.time_per_output_token": [(0.05, GEN_AI)],
+        "llamacpp.request.decode.duration": [(1.0, {})],
+        "llamacpp.request.output_tokens": [(21, {})],
+    }
+
+
+def test_samples_of_token_counters() -> None:
+    assert samples_of(TokensCollector(), snapshot()) == {
+        "llamacpp.tokens": [
+            (300.0, {"type": "input_computed"}),
+            (100.0, {"type": "input_cached"}),
+            (210.0, {"type": "output"}),
+        ]
+    }
+    drafting = server_snapshot(
+        counters={"spec_decode_num_draft_tokens_total": 8.0, "spec_decode_num_accepted_tokens_total": 0.0}
+    )
+    assert samples_of(TokensCollector(), snapshot(drafting)) == {
+        "llamacpp.speculative.tokens": [(8.0, {"type": "drafted"}), (0.0, {"type": "accepted"})]
+    }
+
+
+def test_samples_of_a_server() -> None:
+    assert samples_of(ServerCollector(), snapshot(records_dropped={"queue_full": 4})) == {
+        "llamacpp.server.up": [(1, {})],
+        "llamacpp.server.restarts": [(1, {})],
+        "llamacpp.server.start_time": [(server_snapshot().process_started_at, {})],
+        "llamacpp.server.loading.duration": [(0.75, {})],
+        "llamatel.log.lines": [(70, {"kind": "request"}), (1, {"kind": "other"})],
+        "llamatel.requests.lost": [(2, {})],
+        "llamatel.log.understood": [(1, {})],
+        "llamatel.records.dropped": [(4, {"reason": "queue_full"})],
+    }
+
+
+def test_a_server_of_which_nothing_is_known_is_only_up_or_down() -> None:
+    bare = server_snapshot(up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
+    assert samples_of(ServerCollector(), snapshot(bare)) == {"llamacpp.server.up": [(0, {})]}

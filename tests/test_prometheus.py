@@ -1,0 +1,155 @@
+"""The metrics endpoint, as Prometheus and promtool see it."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llamatel import pipeline
+from llamatel.errors import PipelineError
+from llamatel.metrics import METRICS
+from llamatel.records import Outcome
+from llamatel.settings import Settings
+from tests.parts import Prometheus, accepts, free_port, scrape_config
+from tests.samples import completion, cut_short, server_snapshot, snapshot
+from tests.telemetry import Telemetry, telemetry
+
+ANY_PORT = "127.0.0.1:0"
+
+
+def scrape(running: Telemetry) -> str:
+    assert running.pipeline.metrics_url is not None
+    with urllib.request.urlopen(running.pipeline.metrics_url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def feed(running: Telemetry) -> None:
+    """Something for every metric that these collectors have."""
+    for index in range(100):
+        running.send(
+            completion(prefill_s=0.1 + index / 100, first_token_at=completion().started_at + 0.1 + index / 100)
+        )
+    running.send(cut_short(Outcome.CANCELLED))
+    running.send(cut_short(Outcome.OK))
+    counters = {
+        **server_snapshot().counters,
+        "spec_decode_num_draft_tokens_total": 8.0,
+        "spec_decode_num_accepted_tokens_total": 4.0,
+    }
+    running.state = snapshot(server_snapshot(counters=counters), records_dropped={"queue_full": 0})
+
+
+def test_promtool_has_nothing_to_say(promtool: Path) -> None:
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        feed(running)
+        text = scrape(running)
+    families = {family.name for family in text_string_to_metric_families(text)}
+    # All of the table but for the observer's own, one family each, and target_info.
+    assert len(families) == len([row for row in METRICS if not row.name.startswith("llamatel.collector")]) + 1
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_labels_are_those_of_the_table_and_nothing_else() -> None:
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        feed(running)
+        text = scrape(running)
+    labels = {
+        sample.name: set(sample.labels) for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    server = {"server_address", "server_port", "gen_ai_request_model"}
+    assert labels["llamacpp_requests_total"] == {*server, "outcome"}
+    assert labels["llamacpp_request_prefill_duration_seconds_bucket"] == {*server, "le"}
+    assert labels["llamatel_records_dropped_total"] == {"reason"}
+    assert {"service_name", "service_instance_id", "host_name"} <= labels["target_info"]
+
+
+def test_prometheus_scrapes_and_answers_a_quantile_of_ttft(
+    prometheus: Callable[[Mapping[str, Any]], Prometheus],
+) -> None:
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        assert running.pipeline.metrics_url is not None
+        address = running.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        running.send(completion())
+        server = prometheus(scrape_config(address))
+        server.wait_for("gen_ai_server_time_to_first_token_seconds_count == 1")
+        feed(running)
+        server.wait_for("gen_ai_server_time_to_first_token_seconds_count == 101")
+        quantile = "histogram_quantile(0.5, sum by (le) (rate(gen_ai_server_time_to_first_token_seconds_bucket[1m])))"
+        [(_, half)] = server.wait_for(quantile)
+        # Queue 0.25 s and prefill 0.1 to 1.1 s: the true median is 0.85 s, in the bucket from 0.75 to 1.
+        assert 0.75 <= half <= 1.0
+        [(labels, value)] = server.query("llamacpp_server_up")
+        assert value == 1
+        assert (labels["job"], labels["server_port"]) == ("llamatel", "8090")
+        [(_, ok)] = server.query('llamacpp_requests_total{outcome="ok"}')
+        assert ok == 102
+        [(_, joined)] = server.query("llamacpp_server_up * on (job, instance) group_left (service_name) target_info")
+        assert joined == 1
+
+        running.state = snapshot().__class__(taken_at=0.0)
+        server.wait_for("absent(llamacpp_server_up)")
+        assert [target["health"] for target in server.targets()] == ["up"]
+
+
+def test_scrapes_at_the_same_time_all_get_everything_once() -> None:
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        feed(running)
+        expected = scrape(running).count("\n")
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.extend(scrape(running).count("\n") for _ in range(5)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [expected] * 40
+
+
+def test_an_address_in_use_is_refused_with_what_to_do() -> None:
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        assert running.pipeline.metrics_url is not None
+        taken = running.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        with pytest.raises(PipelineError, match=f"{taken} is in use.*--metrics-addr 127.0.0.1:0.*none") as refused:
+            # A process of its own would have no provider yet; in this one it must not find the first one's.
+            build_alone(Settings.from_env({}, metrics_addr=taken))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:9464", "no-such-host.invalid:9464"])
+def test_an_address_that_is_not_ours_is_refused(address: str) -> None:
+    with pytest.raises(PipelineError, match="cannot listen on the metrics address"):
+        build_alone(Settings.from_env({}, metrics_addr=address))
+
+
+def build_alone(settings: Settings) -> None:
+    """Build as if no pipeline had been built in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_is_unset", lambda _provider: True)
+        pipeline.build(settings)
+
+
+def test_the_address_is_free_again_after_shutdown() -> None:
+    port = free_port()
+    for _ in range(2):
+        with telemetry(metrics_addr=f"127.0.0.1:{port}") as running:
+            assert accepts(port)
+            assert running.pipeline.metrics_url == f"http://127.0.0.1:{port}/metrics"
+            assert running.pipeline.shutdown()
+            assert not accepts(port)
+
+
+def test_ipv6_loopback() -> None:
+    with telemetry(metrics_addr="[::1]:0") as running:
+        assert running.pipeline.metrics_url is not None
+        assert running.pipeline.metrics_url.startswith("http://[::1]:")
+        assert "target_info" in scrape(running)

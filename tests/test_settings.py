@@ -1,0 +1,123 @@
+"""Flags and the OTEL_* environment, as settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamatel.errors import UsageError
+from llamatel.settings import OtlpTarget, Settings
+
+COLLECTOR = "http://collector:4317"
+
+
+def test_without_anything_there_is_only_prometheus_on_loopback() -> None:
+    settings = Settings.from_env({})
+    assert settings == Settings(metrics_addr=("127.0.0.1", 9464))
+    assert settings.traces_otlp is None
+    assert settings.metrics_otlp is None
+
+
+@pytest.mark.parametrize(
+    ("env", "traces", "metrics"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR}, OtlpTarget(COLLECTOR, "grpc"), OtlpTarget(COLLECTOR, "grpc")),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"},
+            OtlpTarget("http://collector:4318/v1/traces", "http/protobuf"),
+            OtlpTarget("http://collector:4318/v1/metrics", "http/protobuf"),
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://vendor/otlp"},
+            OtlpTarget("https://vendor/otlp/v1/traces", "http/protobuf"),
+            OtlpTarget("https://vendor/otlp/v1/metrics", "http/protobuf"),
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf"},
+            OtlpTarget(COLLECTOR, "grpc"),
+            OtlpTarget(f"{COLLECTOR}/v1/metrics", "http/protobuf"),
+        ),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": COLLECTOR}, OtlpTarget(COLLECTOR, "grpc"), None),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://collector:4318/custom"},
+            None,
+            OtlpTarget("http://collector:4318/custom", "http/protobuf"),
+        ),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, OtlpTarget("http://localhost:4317", "grpc"), None),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_TRACES_EXPORTER": "none"},
+            None,
+            OtlpTarget(COLLECTOR, "grpc"),
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_METRICS_EXPORTER": "none"},
+            OtlpTarget(COLLECTOR, "grpc"),
+            None,
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_TRACES_EXPORTER": " "}, None, None),
+    ],
+)
+def test_where_otlp_goes(env: dict[str, str], traces: OtlpTarget | None, metrics: OtlpTarget | None) -> None:
+    settings = Settings.from_env(env)
+    assert (settings.traces_otlp, settings.metrics_otlp) == (traces, metrics)
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    env = {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://elsewhere:4318/v1/traces",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": "1",
+        "OTEL_METRICS_EXPORTER": "otlp",
+    }
+    settings = Settings.from_env(env, otlp_endpoint="collector:4317", metrics_addr="[::1]:0", otlp_protocol="grpc")
+    assert settings.traces_otlp == settings.metrics_otlp == OtlpTarget("http://collector:4317", "grpc")
+    assert settings.metrics_addr == ("::1", 0)
+
+
+def test_the_prometheus_address_from_the_environment() -> None:
+    env = {"OTEL_EXPORTER_PROMETHEUS_HOST": "::1", "OTEL_EXPORTER_PROMETHEUS_PORT": "9999"}
+    assert Settings.from_env(env).metrics_addr == ("::1", 9999)
+    assert Settings.from_env(env, metrics_addr="none").metrics_addr is None
+    assert Settings.from_env({"OTEL_METRICS_EXPORTER": "console"}).metrics_addr is None
+
+
+def test_console_and_queue() -> None:
+    settings = Settings.from_env({"OTEL_TRACES_EXPORTER": "console, otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "100"})
+    assert settings.traces_console
+    assert settings.traces_otlp is not None
+    assert (settings.span_queue_size, settings.span_batch_size) == (100, 100)
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings.from_env({}, otlp_endpoint="http://me:secret@collector:4318")
+    assert settings.traces_otlp is not None
+    assert settings.traces_otlp.shown == "http://collector:4318"
+
+
+@pytest.mark.parametrize(
+    ("env", "arguments", "says"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "jaeger"}, {}, "jaeger"),
+        ({"OTEL_TRACES_EXPORTER": "prometheus"}, {}, "prometheus"),
+        ({"OTEL_METRICS_EXPORTER": "none,otlp"}, {}, "stands alone"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, {}, "http/json"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, {}, "no scheme"),
+        ({"OTEL_EXPORTER_PROMETHEUS_PORT": "many"}, {}, "OTEL_EXPORTER_PROMETHEUS"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, {}, "OTEL_BSP_MAX_QUEUE_SIZE"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, {}, "OTEL_BSP_SCHEDULE_DELAY"),
+        ({}, {"otlp_endpoint": "ftp://collector"}, "ftp://collector"),
+        ({}, {"otlp_endpoint": "http://collector:port"}, "collector:port"),
+        ({}, {"otlp_endpoint": "http://"}, "no OTLP endpoint"),
+        ({}, {"otlp_endpoint": "collector", "otlp_protocol": "udp"}, "udp"),
+        ({}, {"metrics_addr": "9464"}, "9464"),
+        ({}, {"metrics_addr": "localhost"}, "localhost"),
+        ({}, {"metrics_addr": "::1:9464"}, "::1:9464"),
+        ({}, {"metrics_addr": "localhost:70000"}, "70000"),
+        ({}, {"shutdown_timeout_s": 0.0}, "more than 0"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(env: dict[str, str], arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Settings.from_env(env, **arguments)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
