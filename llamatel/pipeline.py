@@ -103,8 +103,8 @@ class Pipeline:
     def shutdown(self, timeout_s: float | None = None) -> bool:
         """Export what waits and end everything of ours, within the time given (and 0.1 s more for /metrics).
 
-        True if all that waited was delivered. Calling it again does nothing and says the same. An application's own providers are
-        left alone.
+        True if all that waited was delivered. Calling it again does nothing and says the same. An application's own
+        providers are left alone.
         """
         with self._lock:
             if self._delivered is None:

@@ -161,7 +161,10 @@ def test_console_exporters_write_one_json_object_a_line() -> None:
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_only_the_protocol_in_use_is_imported(protocol: str) -> None:
     out = run(
-        "start(shutdown_timeout_s=0.1); print('grpc' in sys.modules, 'opentelemetry.exporter.otlp.proto.http' in sys.modules)",
+        """
+start(shutdown_timeout_s=0.1)
+print("grpc" in sys.modules, "opentelemetry.exporter.otlp.proto.http" in sys.modules)
+""",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     ).stdout
