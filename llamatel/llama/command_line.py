@@ -35,6 +35,8 @@ class CommandLine:
     environment: Mapping[str, str]
     api_key: str | None
     """The key to use when we talk to the server ourselves."""
+    alias: str | None
+    """The model's name, where the arguments give it one."""
 
 
 def build(
@@ -92,7 +94,14 @@ def build(
         api_key = next((read_api_key(path) for flag, path in zip(extra, extra[1:]) if flag == "--api-key-file"), None)
     if api_key is None:
         api_key = environment.get(API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE))
-    return CommandLine((*arguments, *extra), environment, api_key.split(",")[0] if api_key else None)
+    aliases = [name for flag, name in zip(arguments, arguments[1:]) if flag == "--alias"]
+    aliases += [name for flag, name in zip(extra, extra[1:]) if flag in ("-a", "--alias")]
+    return CommandLine(
+        (*arguments, *extra),
+        environment,
+        api_key=api_key.split(",")[0] if api_key else None,
+        alias=aliases[-1].split(",")[0] if aliases else None,
+    )
 
 
 def read_api_key(path: str | os.PathLike[str]) -> str:
@@ -122,4 +131,3 @@ def _without_api_key(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         else:
             kept.append(argument)
     return kept, key
-

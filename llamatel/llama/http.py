@@ -30,20 +30,25 @@ def parse_counters(text: bytes) -> dict[str, float]:
     return values
 
 
+def base_url(address: str, port: int | None) -> str:
+    """Where clients on this machine reach a server that listens on ``address``."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - recognised, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class ServerClient:
     """A small client of one server. Thread-safe."""
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> None:
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._pool = urllib3.PoolManager(
-            maxsize=2, retries=False, timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s)
-        )
+        self._timeout_s = timeout_s
+        self._pool = urllib3.PoolManager(maxsize=2, retries=False)
 
     def _get(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
         try:
             return self._pool.request(
-                "GET", self.base_url + path, headers=self._headers, timeout=timeout_s or urllib3.util.Timeout.DEFAULT_TIMEOUT
+                "GET", self.base_url + path, headers=self._headers, timeout=timeout_s or self._timeout_s
             )
         except urllib3.exceptions.HTTPError as error:
             # The library's text repeats its pool and a traceback's worth of causes; the first line is enough.
@@ -71,6 +76,16 @@ class ServerClient:
                 f"{self.base_url}/metrics answered {response.status}: {hint}", status=response.status
             )
         return parse_counters(response.data)
+
+    def build(self, timeout_s: float | None = None) -> str | None:
+        """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
+        try:
+            response = self._get("/props", timeout_s)
+            props = response.json() if response.status == 200 else {}
+        except (ServerUnreachable, ValueError):
+            return None
+        build = props.get("build_info") if isinstance(props, dict) else None
+        return build if isinstance(build, str) and build else None
 
     def close(self) -> None:
         """Close the connections."""

@@ -18,7 +18,8 @@ _WATCH_S = 0.5
 
 def _become(parent: int, command: list[str]) -> None:
     """Linux. The signal fires when the *thread* that started us ends: the server manager starts us from the thread
-    that stays with the server."""
+    that stays with the server.
+    """
     import ctypes
 
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:

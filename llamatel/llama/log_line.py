@@ -60,7 +60,7 @@ def _from_json(line: str) -> LogLine | None:
     return LogLine(
         text=entry["msg"].rstrip("\n"),
         time=time / 1e6 if isinstance(time, (int, float)) and not isinstance(time, bool) else None,
-        level=_LEVELS.get(str(entry.get("level")), None),
+        level=_LEVELS.get(str(entry.get("level"))),
     )
 
 

@@ -21,6 +21,7 @@ _READ_BYTES = 65536
 _MAX_LINE = 65536
 """A longer line is cut: nothing llama.cpp says of a request comes near."""
 _PIPE_BYTES = 1 << 20
+_LOOK_S = 0.2
 _DRAIN_S = 0.5
 """How long a pipe that somebody else still holds is read after the child's end."""
 
@@ -77,6 +78,7 @@ class Child:
         self._open = True
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._wake: int | None = wake
         self._selector.register(wake, selectors.EVENT_READ)
         # A descriptor that becomes readable when the process ends, where the system has one.
         self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
@@ -94,11 +96,18 @@ class Child:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def read(self, timeout_s: float) -> list[str]:
-        """Wait up to ``timeout_s`` for output, the child's end or a wake-up; the lines read."""
-        if self._pidfd is None:
-            timeout_s = min(timeout_s, 0.2)
+    def read(self, timeout_s: float | None, *, wakeful: bool = True) -> list[str]:
+        """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read."""
+        if not wakeful and self._wake is not None:
+            self._selector.unregister(self._wake)
+            self._wake = None
+        if self._pidfd is None or self.returncode is not None:
+            timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         self._selector.select(timeout_s)
+        if self._pidfd is not None and self.returncode is not None:
+            self._selector.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
         return self._drain() if self._open else []
 
     def _drain(self) -> list[str]:
@@ -134,9 +143,11 @@ class Child:
         """End it."""
         self._process.kill()
 
-    def close(self) -> None:
-        """Free what it held, once it has finished."""
+    def close(self) -> int:
+        """Wait for its end and free what it held; its exit status."""
+        code = self._process.wait()
         self._selector.close()
         self._pipe.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
+        return code

@@ -1,7 +1,7 @@
-"""The server manager: starts a llama.cpp server, follows its log, ends it, brings it back.
+"""The server manager: what a program or the command line uses to run a llama.cpp server.
 
-A thread of its own (the supervisor) starts the child, reads its output and is the only one that changes the state;
-callers hand it orders and wait. The child cannot outlive us (``launcher.py``).
+It holds what outlives a process (listeners, counters carried across restarts, the log reader's tallies); a Supervisor
+does the work in a thread of its own.
 """
 
 from __future__ import annotations
@@ -10,84 +10,43 @@ import atexit
 import contextlib
 import logging
 import os
-import re
+import sys
 import threading
-import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout, ServerUnreachable, UsageError
+from llamatel.errors import ServerStateError, ServerTimeout, ServerUnreachable, UsageError
 from llamatel.llama import command_line
 from llamatel.llama.backends import Backend, find_backend
+from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
-from llamatel.llama.http import ServerClient
+from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process import Child
+from llamatel.llama.supervisor import ServerState as ServerState
+from llamatel.llama.supervisor import Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8090
-_TAIL_LINES = 200
 _STOP_S = 10.0
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_SILENT_S = 1.0
-"""A server that said nothing for that long may run with its log switched off: then its health is asked."""
+_LAST_POLL_S = 0.5
 
 CompletionListener = Callable[[Completion], None]
-
-
-class ServerState(str, Enum):
-    """stopped -> starting -> ready -> stopping -> stopped; failed: it ended on its own."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-# In order of how much they tell; llama.cpp prints several lines for one cause.
-_CAUSES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"error: invalid argument.*|error: unknown .*|error while handling argument.*",
-        r"failed to open GGUF file.*|invalid magic.*|failed to read (?:magic|key|tensor).*",
-        r"(?:couldn't|could not|failed to|cannot) bind.*",
-        r"(?i:failed to allocate|unable to allocate|out of memory|cudaMalloc failed|not enough memory|std::bad_alloc).*",
-        r"(?<=error loading model: ).*",
-        r"(?<=error: ).*",
-    )
-)
-
-
-def failure_line(lines: Sequence[str]) -> str | None:
-    """The line of a failed start that says why, without its prefix; None if there are no lines."""
-    for cause in _CAUSES:
-        for line in lines:
-            found = cause.search(line)
-            if found is not None:
-                return found.group().strip()
-    errors = [line for line in lines if re.match(r"[\d.]+ E ", line)]
-    chosen = (errors or [line for line in lines if line.strip()])[:1] if errors else [ln for ln in lines if ln.strip()][-1:]
-    return re.sub(r"^[\d.]+ [A-Z] ", "", chosen[0]).strip() if chosen else None
 
 
 class ServerManager:
     """A llama.cpp server as a child process.
 
     ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"`` or a path.
-    ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back, at most ``max_restarts`` times in
-    a row, with growing pauses; a minute of good health clears the count.
-    ``server_log``: where the server's own log goes too: a path, ``"-"`` for stderr, or None.
+    ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back with growing pauses, at most
+    ``max_restarts`` times in a row; a minute of good health clears the count.
+    ``server_log``: where the server's own log goes too: a path (appended to), ``"-"`` for stderr, or None.
 
-    Used as a context manager it stops the server at the end. Methods may be called from any thread.
+    Used as a context manager it stops the server at the end. Its methods may be called from any thread.
     """
 
     def __init__(
@@ -100,35 +59,22 @@ class ServerManager:
     ) -> None:
         if restart not in ("never", "on-failure"):
             raise UsageError(f"restart is 'never' or 'on-failure', not '{restart}'")
+        if max_restarts < 0:
+            raise UsageError(f"max_restarts is {max_restarts}: it must not be negative")
         self._choice = backend
-        self._restart_policy = restart
+        self._restart_on_failure = restart == "on-failure"
         self._max_restarts = max_restarts
         self._server_log = server_log
-        self._changed = threading.Condition()
-        self._state = ServerState.STOPPED
+        self._lock = threading.Lock()
         self._backend: Backend | None = None
-        self._command: command_line.CommandLine | None = None
-        self._host, self._port = "127.0.0.1", DEFAULT_PORT
-        self._alias: str | None = None
-        self._info = ServerInfo(address="127.0.0.1", port=None)
-        self._reader = LogReader(self._info)
-        self._reader_lock = threading.Lock()
-        self._client: ServerClient | None = None
+        self._command: CommandLine | None = None
+        self._asked = ServerInfo("127.0.0.1")
+        self._supervisor: Supervisor | None = None
+        self._reader = LogReader(self._asked)
         self._counters = CarriedCounters()
         self._listeners: tuple[CompletionListener, ...] = ()
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._thread: threading.Thread | None = None
-        self._wake: tuple[int, int] | None = None
-        self._stop_by: float | None = None
-        self._announced_healthy = False
-        self._returncode: int | None = None
-        self._restarts = 0
-        self._failure: str | None = None
-        self._started_at: float | None = None
-        self._loading_s: float | None = None
+        self._said_not_understood = False
         _managers.add(self)
-
-    # -- for callers ------------------------------------------------------------------------------------------------
 
     def start_server(
         self,
@@ -158,34 +104,26 @@ class ServerManager:
         """Start the server and return at once; ``wait_until_ready`` follows.
 
         What is None is left to llama-server's own defaults. ``port`` 0 means a free one. ``extra_args`` are passed on
-        verbatim; ``env`` is added to the environment. An API key travels in the environment or a file, never in the
-        arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server is already running.
+        verbatim, last; ``env`` is added to the environment. An API key travels in the environment or in a file, never
+        in the arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server is already running.
         """
-        with self._changed:
-            if self._thread is not None and self._thread.is_alive():
-                raise ServerStateError(f"the server is {self._state.value}; stop it first")
-            backend = find_backend(self._choice)
-            self._command = command_line.build(
-                model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file, tensor_split=tensor_split,
-                flash_attn=flash_attn, kv_unified=kv_unified, swa_full=swa_full, extra_args=extra_args, env=env,
-                gpu_layers=gpu_layers, ctx_size=ctx_size, n_parallel=n_parallel, split_mode=split_mode,
-                main_gpu=main_gpu, cache_type_k=cache_type_k, cache_type_v=cache_type_v, batch_size=batch_size,
-                ubatch_size=ubatch_size, alias=alias,
-            )  # fmt: skip
-            log = self._open_server_log()
-            self._backend, self._host, self._port, self._alias = backend, host, port, alias
-            self._returncode = self._failure = None
-            self._restarts = 0
-            self._info = ServerInfo(
-                address=host, port=port or None, model=alias or (Path(model_path).stem if model_path else None),
-                backend=backend.name,
-            )  # fmt: skip
-            self._wake = os.pipe()
-            self._stop_by = None
-            self._set_state(ServerState.STARTING)
-            self._thread = threading.Thread(target=self._supervise, args=(log,), name="llamatel-server", daemon=True)
-            self._thread.start()
-        _announce(self)
+        command = command_line.build(
+            model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file, tensor_split=tensor_split,
+            flash_attn=flash_attn, kv_unified=kv_unified, swa_full=swa_full, extra_args=extra_args, env=env,
+            gpu_layers=gpu_layers, ctx_size=ctx_size, n_parallel=n_parallel, split_mode=split_mode, main_gpu=main_gpu,
+            cache_type_k=cache_type_k, cache_type_v=cache_type_v, batch_size=batch_size, ubatch_size=ubatch_size,
+            alias=alias,
+        )  # fmt: skip
+        with self._lock:
+            if self._supervisor is not None and self._supervisor.running:
+                raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
+            self._backend = find_backend(self._choice)
+            self._command = command
+            name = command.alias or (Path(model_path).name if model_path is not None else None)
+            self._asked = ServerInfo(host, port or None, name, self._backend.version, self._backend.name)
+            self._begin(restarts=0)
+        for watcher in _watchers:
+            watcher(self)
         return self
 
     def wait_until_ready(self, timeout: float | None = None) -> ServerManager:
@@ -194,69 +132,44 @@ class ServerManager:
         Raises ServerStartError at once if the server ends before, with its own error line, and ServerTimeout after
         ``timeout`` seconds (the server goes on loading).
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while self._state is not ServerState.READY:
-                if self._state is ServerState.STOPPED:
-                    raise ServerStateError("the server was stopped" if self._backend else "the server was not started")
-                if self._state is ServerState.FAILED and not self._will_restart():
-                    raise ServerStartError(
-                        self._failure or "the server ended", log_tail=tuple(self._tail), returncode=self._returncode
-                    )
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise ServerTimeout(f"the server was not ready after {timeout:g} s; last line: {self.last_line}")
-                self._changed.wait(left)
+        self._started().wait_until_ready(timeout)
         return self
 
     def stop_server(self, timeout: float = _STOP_S) -> int | None:
         """End the server: SIGTERM, and SIGKILL after ``timeout`` seconds. Its exit status; None if none was started."""
-        with self._changed:
-            thread = self._thread
-            if thread is None:
-                return self._returncode
-            if self._stop_by is None:
-                self._take_last_counters()
-            self._stop_by = time.monotonic() + timeout
-            self._poke()
-        thread.join(timeout + 5.0)
-        if thread.is_alive():
-            raise ServerTimeout("the server could not be stopped")
-        return self._returncode
+        supervisor = self._supervisor
+        if supervisor is None:
+            return None
+        if supervisor.running:
+            if supervisor.client is not None:
+                self._poll(supervisor.client, _LAST_POLL_S)  # what it counted since the last time goes with it
+            supervisor.stop(timeout)
+        return supervisor.returncode
 
     def restart(self, timeout: float | None = None) -> ServerManager:
         """Stop the server and start it again with the same arguments; waits until it is ready."""
-        if self._command is None or self._backend is None:
-            raise ServerStateError("the server was not started")
+        supervisor = self._started()
         self.stop_server()
-        with self._changed:
-            log = self._open_server_log()
-            self._wake = os.pipe()
-            self._stop_by = None
-            self._set_state(ServerState.STARTING)
-            self._thread = threading.Thread(target=self._supervise, args=(log,), name="llamatel-server", daemon=True)
-            self._thread.start()
+        with self._lock:
+            self._begin(restarts=supervisor.restarts)
         return self.wait_until_ready(timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the server has ended for good; its exit status, or None if it still runs after ``timeout``."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-            if thread.is_alive():
-                return None
-        return self._returncode
+        supervisor = self._started()
+        supervisor.join(timeout)
+        return None if supervisor.running else supervisor.returncode
 
     def subscribe(self, listener: CompletionListener) -> Callable[[], None]:
-        """Have ``listener`` called for each request that ends, on the supervisor's thread (it must be quick).
+        """Have ``listener`` called for each request that ends, on the thread that reads the log (it must be quick).
 
         Returns what ends the subscription.
         """
-        with self._changed:
+        with self._lock:
             self._listeners = (*self._listeners, listener)
 
         def unsubscribe() -> None:
-            with self._changed:
+            with self._lock:
                 self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
 
         return unsubscribe
@@ -264,24 +177,27 @@ class ServerManager:
     def snapshot(self) -> ServerSnapshot | None:
         """The server's state and llama.cpp's counters now; None if it was never started.
 
-        One GET of /metrics while it is ready. Where that fails the counters are those of the last time.
+        One GET of /metrics while it is ready; where that fails, or the server has ended, the counters are the last
+        ones.
         """
-        if self._backend is None:
+        supervisor = self._supervisor
+        if supervisor is None:
             return None
-        with self._changed:
-            state, client = self._state, self._client
-        up = state is ServerState.READY
-        if up and client is not None:
+        client, state = supervisor.client, supervisor.state
+        if state is ServerState.READY and client is not None:
             self._poll(client)
-        with self._reader_lock:
+            if supervisor.info.build is None:
+                supervisor.learn_build(client.build())
+        with supervisor.reader_lock:
             counts = self._reader.counts(self._counters.raw("tokens_predicted_total"))
-        self._warn_if_not_understood(counts)
+        self._say_if_not_understood(counts)
+        alive = state in (ServerState.STARTING, ServerState.READY)
         return ServerSnapshot(
-            server=self._info,
-            up=up,
-            restarts=self._restarts,
-            process_started_at=self._started_at if state in (ServerState.READY, ServerState.STARTING) else None,
-            loading_s=self._loading_s,
+            server=supervisor.info,
+            up=state is ServerState.READY,
+            restarts=supervisor.restarts,
+            process_started_at=supervisor.started_at if alive else None,
+            loading_s=supervisor.loading_s if alive else None,
             counters=self._counters.totals(),
             log=counts,
         )
@@ -289,20 +205,20 @@ class ServerManager:
     @property
     def state(self) -> ServerState:
         """Where the server is in its life."""
-        return self._state
+        return ServerState.STOPPED if self._supervisor is None else self._supervisor.state
 
     @property
     def info(self) -> ServerInfo:
         """Who it is; the port is None until a free one was found."""
-        return self._info
+        return self._asked if self._supervisor is None else self._supervisor.info
 
     @property
     def base_url(self) -> str:
         """Address for clients. Raises ServerStateError while a free port is not known yet."""
-        if self._info.port is None:
-            raise ServerStateError("the server has no port yet; wait_until_ready() first")
-        host = "127.0.0.1" if self._info.address in ("0.0.0.0", "::") else self._info.address  # noqa: S104 - compared
-        return f"http://[{host}]:{self._info.port}" if ":" in host else f"http://{host}:{self._info.port}"
+        info = self.info
+        if info.port is None:
+            raise ServerStateError("the server has no port yet: wait_until_ready() first")
+        return base_url(info.address, info.port)
 
     @property
     def backend(self) -> Backend | None:
@@ -312,28 +228,22 @@ class ServerManager:
     @property
     def restarts(self) -> int:
         """How often it was brought back after a failure."""
-        return self._restarts
+        return 0 if self._supervisor is None else self._supervisor.restarts
 
     @property
     def returncode(self) -> int | None:
-        """Exit status of the last process; None while it runs."""
-        return self._returncode
+        """Exit status of the last process, negative for a signal; None while it runs."""
+        return None if self._supervisor is None else self._supervisor.returncode
 
     @property
     def failure(self) -> str | None:
-        """Why it ended on its own, in the server's words; None if it did not."""
-        return self._failure
+        """Why it ended on its own, in its own words; None if it did not."""
+        return None if self._supervisor is None else self._supervisor.failure
 
     @property
     def log_tail(self) -> tuple[str, ...]:
         """The last lines of its log, oldest first."""
-        with self._reader_lock:
-            return tuple(self._tail)
-
-    @property
-    def last_line(self) -> str:
-        """The last line of its log, or an empty string."""
-        return next(reversed(self.log_tail), "")
+        return () if self._supervisor is None else self._supervisor.log_tail
 
     def __enter__(self) -> ServerManager:
         return self
@@ -343,209 +253,60 @@ class ServerManager:
     ) -> None:
         self.stop_server()
 
-    # -- the supervisor's thread ------------------------------------------------------------------------------------
+    def _started(self) -> Supervisor:
+        if self._supervisor is None:
+            raise ServerStateError("the server was not started: start_server() first")
+        return self._supervisor
 
-    def _supervise(self, log: IO[str] | None) -> None:
-        assert self._wake is not None
-        wake = self._wake
-        try:
-            attempt = 0
-            while True:
-                ready_for = self._run_once(wake[0], log)
-                if self._stop_by is not None:
-                    self._set_state(ServerState.STOPPED)
-                    return
-                if ready_for > 60.0:
-                    attempt = 0
-                if ready_for == 0.0 and attempt == 0 or not self._may_restart(attempt):
-                    self._stop_by = time.monotonic()  # no more restarts: waiters may give up
-                    self._set_state(ServerState.FAILED)
-                    return
-                self._set_state(ServerState.FAILED)
-                pause = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-                _log.warning("the server failed (%s); restarting it in %g s", self._failure, pause)
-                if not self._pause(pause, wake[0]):
-                    self._set_state(ServerState.STOPPED)
-                    return
-                attempt += 1
-                self._restarts += 1
-                self._set_state(ServerState.STARTING)
-        finally:
-            with self._changed:
-                self._wake = None
-            for descriptor in wake:
-                os.close(descriptor)
-            if log is not None and self._server_log != "-":
-                log.close()
-
-    def _may_restart(self, attempt: int) -> bool:
-        return self._restart_policy == "on-failure" and attempt < self._max_restarts
-
-    def _will_restart(self) -> bool:
-        return self._stop_by is None and self._restart_policy == "on-failure"
-
-    def _pause(self, seconds: float, wake: int) -> bool:
-        """Sleep; False if we were asked to stop meanwhile."""
-        import select
-
-        deadline = time.monotonic() + seconds
-        while self._stop_by is None and time.monotonic() < deadline:
-            if select.select([wake], [], [], deadline - time.monotonic())[0]:
-                os.read(wake, 64)
-        return self._stop_by is None
-
-    def _run_once(self, wake: int, log: IO[str] | None) -> float:
-        """One process, from start to end. Returns the seconds for which it was ready."""
-        assert self._backend is not None and self._command is not None
-        with self._reader_lock:
-            self._reader.restart()
-            self._reader.server = self._info
-            self._tail.clear()
-        self._counters.restarted()
-        self._loading_s = None
-        self._started_at = time.time()
-        started = time.monotonic()
-        ready_at: float | None = None
-        killed = False
-        self._returncode = None
-        child = Child([*self._backend.command, *self._command.arguments], self._command.environment, wake=wake)
-        self._info = replace(self._info, pid=child.pid)
-        try:
-            while not child.finished:
-                lines = child.read(timeout_s=0.2 if self._stop_by is not None or ready_at is None else 5.0)
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 64) if _readable(wake) else None
-                self._take(lines, log)
-                now = time.monotonic()
-                if ready_at is None and self._is_ready(now - started):
-                    ready_at = now
-                    self._loading_s = now - started
-                    if self._stop_by is None:
-                        self._set_state(ServerState.READY)
-                if self._stop_by is not None and child.returncode is None and not killed:
-                    if self._state is not ServerState.STOPPING:
-                        self._set_state(ServerState.STOPPING)
-                        child.terminate()
-                    elif now >= self._stop_by:
-                        killed = True
-                        child.kill()
-            self._returncode = child.returncode
-        finally:
-            if child.returncode is None:
-                child.kill()
-            child.close()
-        self._failure = None if self._stop_by is not None else self._why_it_ended(ready_at is not None)
-        with self._reader_lock:
-            ended = self._reader.abort(time.time(), self._failure or "the server was stopped")
-        self._hand_out(ended)
-        with self._changed:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
-        self._info = replace(self._info, pid=None)
-        return 0.0 if ready_at is None else time.monotonic() - ready_at
-
-    def _take(self, lines: Sequence[str], log: IO[str] | None) -> None:
-        if not lines:
-            return
-        now = time.time()
-        ended: list[Completion] = []
-        with self._reader_lock:
-            for line in lines:
-                self._tail.append(line)
-                ended.extend(self._reader.feed(line, now))
-        if log is not None:
-            try:
-                log.write("\n".join(lines) + "\n")
-                log.flush()
-            except OSError as error:
-                _log.warning("the server's log can no longer be written: %s", error)
-                self._server_log = None
-        self._hand_out(ended)
+    def _begin(self, *, restarts: int) -> None:
+        """Start a supervisor with what ``start_server`` was given."""
+        assert self._backend is not None
+        assert self._command is not None
+        log = self._open_server_log()
+        self._supervisor = Supervisor(
+            self._backend, self._command, self._asked, self._reader,
+            hand_out=self._hand_out, process_replaced=self._counters.restarted,
+            restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts,
+            log=log, close_log=log is not sys.stderr,
+        )  # fmt: skip
+        self._supervisor.restarts = restarts
+        self._supervisor.start()
 
     def _hand_out(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
             for listener in self._listeners:
                 listener(completion)
 
-    def _is_ready(self, since_start: float) -> bool:
-        """Ready once the log says that it listens, which llama.cpp does when the model is loaded."""
-        facts = self._reader.facts
-        port = facts.port or (self._port or None)
-        if facts.port is None and facts.host is None:
-            # Its log may be switched off or worded otherwise: ask, but only a server that has said nothing we know.
-            if self._port == 0 or since_start < _SILENT_S or self._reader.counts().lines.get("server"):
-                return False
-            if not ServerClient(f"http://{self._host}:{self._port}", timeout_s=0.5).healthy():
-                return False
-        self._info = replace(self._info, port=port, build=facts.build)
-        with self._reader_lock:
-            self._reader.server = self._info
-        client = ServerClient(self.base_url, api_key=self._command.api_key if self._command else None)
-        with self._changed:
-            self._client = client
-        self._started_at = self._reader.process_started_at or self._started_at
-        return True
-
-    def _why_it_ended(self, was_ready: bool) -> str:
-        code = self._returncode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        line = failure_line(tuple(self._tail))
-        if was_ready:
-            return f"the server ended with {how}" + (f": {line}" if line and code != -9 else "")
-        return f"the server did not start ({how}): {line or 'it printed nothing'}"
-
-    # -- shared -----------------------------------------------------------------------------------------------------
-
-    def _set_state(self, state: ServerState) -> None:
-        with self._changed:
-            self._state = state
-            self._changed.notify_all()
-
-    def _poke(self) -> None:
-        if self._wake is not None:
-            os.write(self._wake[1], b"!")
-
     def _poll(self, client: ServerClient, timeout_s: float | None = None) -> None:
+        supervisor = self._started()
         try:
             values = client.counters(timeout_s)
         except ServerUnreachable as error:
             _log.debug("llama.cpp's counters cannot be read: %s", error)
             return
-        with self._reader_lock:
+        with supervisor.reader_lock:
             self._reader.polled()
         self._counters.observe(values)
 
-    def _take_last_counters(self) -> None:
-        """Before the server goes: what it counted since the last time."""
-        if self._state is ServerState.READY and self._client is not None:
-            self._poll(self._client, timeout_s=0.5)
-
-    def _warn_if_not_understood(self, counts: LogCounts) -> None:
-        if counts.understood is False and not self._announced_healthy:
-            self._announced_healthy = True
+    def _say_if_not_understood(self, counts: LogCounts) -> None:
+        if counts.understood is False and not self._said_not_understood:
+            self._said_not_understood = True
             _log.warning(
-                "this llama.cpp build generates tokens but its log shows no requests we understand: no traces and no "
-                "latency histograms for it (is its log switched off or its verbosity lowered?)"
+                "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
+                "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "
+                "this llama.cpp build (%s) words its log in a new way",
+                self.info.build or "unknown",
             )
 
     def _open_server_log(self) -> IO[str] | None:
         if self._server_log is None:
             return None
         if self._server_log == "-":
-            import sys
-
             return sys.stderr
         try:
-            return open(self._server_log, "a", encoding="utf-8")  # noqa: SIM115 - the supervisor closes it
+            return open(self._server_log, "a", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write the server's log to {self._server_log}: {error.strerror}") from None
-
-
-def _readable(descriptor: int) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 _managers: weakref.WeakSet[ServerManager] = weakref.WeakSet()
@@ -553,7 +314,7 @@ _watchers: list[Callable[[ServerManager], None]] = []
 
 
 def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
-    """Have ``watcher`` called for each server that runs now or is started later; returns what ends that.
+    """Have ``watcher`` called for each server that was started or will be; returns what ends that.
 
     This is how telemetry finds the servers: this package knows nothing of it.
     """
@@ -562,11 +323,6 @@ def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
         if manager.backend is not None:
             watcher(manager)
     return lambda: _watchers.remove(watcher)
-
-
-def _announce(manager: ServerManager) -> None:
-    for watcher in list(_watchers):
-        watcher(manager)
 
 
 @atexit.register

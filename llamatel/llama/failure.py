@@ -1,0 +1,34 @@
+"""The one line of a failed server's log that says why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# In order of how much they tell; llama.cpp prints several lines for one cause.
+_CAUSES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"error: invalid argument.*|error: unknown .*|error while handling argument.*",
+        r"failed to open GGUF file.*|invalid magic.*|failed to read (?:magic|key|tensor).*",
+        r"(?:couldn't|could not|failed to|cannot) bind.*",
+        r"(?i:failed to allocate|unable to allocate|out of memory|cudaMalloc failed|not enough memory|std::bad_alloc).*",
+        r"(?<=error loading model: ).*",
+        r"(?<=error: ).*",
+    )
+)
+_PREFIX = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
+_ERROR = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} E ")
+
+
+def failure_line(lines: Sequence[str]) -> str | None:
+    """Why the server that wrote ``lines`` failed, in its own words; None if it wrote nothing."""
+    for cause in _CAUSES:
+        for line in lines:
+            found = cause.search(line)
+            if found is not None:
+                return found.group().strip()
+    said = [line for line in lines if line.strip()]
+    errors = [line for line in said if _ERROR.match(line)]
+    chosen = errors[0] if errors else said[-1] if said else None
+    return None if chosen is None else _PREFIX.sub("", chosen).strip()

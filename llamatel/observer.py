@@ -1,0 +1,204 @@
+"""From sources to telemetry: takes finished requests off the readers' hands, and snapshots when somebody collects.
+
+The one place where collectors are called, timed and guarded. A reader's thread only puts a record into a bounded queue;
+spans, histograms and sinks are written on the observer's own thread, so a slow one costs records (which are counted),
+never a line of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from llamatel.collectors import Collector, Sample
+from llamatel.records import Completion, ServerSnapshot, Snapshot
+
+_log = logging.getLogger(__name__)
+
+CAPACITY = 8192
+"""Finished requests that wait at most: some ten seconds of the fastest server we know, about 8 MiB."""
+
+
+class Watched(Protocol):
+    """A source of telemetry: a server that we started, or a log that we follow."""
+
+    def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
+        """Call ``listener`` for each request that ends; returns what ends that."""
+
+    def snapshot(self) -> ServerSnapshot | None:
+        """Its state now; None where there is nothing to tell."""
+
+
+Emit = Callable[[Completion], "tuple[object, str | None]"]
+"""Writes the spans of a request; returns a context for exemplars, and the trace's id."""
+Record = Callable[[Sample, object], None]
+Sink = Callable[[Completion, "str | None"], None]
+
+
+class Observer:
+    """Runs collectors and sinks on what the watched servers do."""
+
+    def __init__(
+        self,
+        collectors: Iterable[Collector],
+        *,
+        emit: Emit,
+        sinks: Sequence[Sink] = (),
+        dropped: Callable[[], Mapping[str, int]] = dict,
+        capacity: int = CAPACITY,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``dropped`` tells what others lost on the way out, by reason. ``connect`` must follow before anything ends."""
+        self._guards = [_Guard(collector) for collector in collectors]
+        self._emit = emit
+        self._record: Record | None = None
+        self._sinks = tuple(sinks)
+        self._broken_sinks: set[int] = set()
+        self._dropped_elsewhere = dropped
+        self._clock = clock
+        self._queue: queue.Queue[Completion | None] = queue.Queue(capacity)
+        self._lock = threading.Lock()
+        self._dropped: dict[str, int] = {}
+        self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="llamatel-observer", daemon=True)
+
+    @property
+    def collectors(self) -> tuple[Collector, ...]:
+        """The collectors that run."""
+        return tuple(guard.collector for guard in self._guards)
+
+    def connect(self, record: Record) -> None:
+        """Where samples of finished requests go; starts the observer's thread."""
+        self._record = record
+        self._thread.start()
+
+    def watch(self, server: Watched) -> None:
+        """Follow a server; a second time does nothing."""
+        with self._lock:
+            if id(server) not in self._watched and not self._closed:
+                self._watched[id(server)] = (server, server.subscribe(self.submit))
+
+    def unwatch(self, server: Watched) -> None:
+        """Follow it no more; its figures disappear from the export."""
+        with self._lock:
+            entry = self._watched.pop(id(server), None)
+        if entry is not None:
+            entry[1]()
+
+    def submit(self, completion: Completion) -> None:
+        """Take a finished request; never blocks, and counts it as dropped if too many wait already."""
+        try:
+            self._queue.put_nowait(completion)
+        except queue.Full:
+            self._drop("observer_full")
+
+    def samples(self) -> list[Sample]:
+        """A snapshot of all watched servers, turned into samples by the collectors."""
+        with self._lock:
+            servers = [server for server, _ in self._watched.values()]
+        states = tuple(state for server in servers if (state := server.snapshot()) is not None)
+        dropped = dict(self._dropped_elsewhere())
+        for reason, count in self._dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+        snapshot = Snapshot(self._clock(), states, dropped)
+        samples: list[Sample] = []
+        for guard in self._guards:
+            samples.extend(guard.on_snapshot(snapshot))
+        return samples
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until all requests handed in so far are written; False if that took longer."""
+        deadline = time.monotonic() + timeout_s
+        with self._queue.all_tasks_done:
+            while self._queue.unfinished_tasks:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._queue.all_tasks_done.wait(left)
+        return True
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Write what waits and end; False if that took longer than ``timeout_s``."""
+        with self._lock:
+            self._closed = True
+            watched = list(self._watched.values())
+        for _, unsubscribe in watched:
+            unsubscribe()
+        done = self.flush(timeout_s)
+        if self._thread.is_alive():
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                return False
+            self._thread.join(timeout_s)
+        return done
+
+    def _run(self) -> None:
+        while (completion := self._queue.get()) is not None:
+            try:
+                self._write(completion)
+            finally:
+                self._queue.task_done()
+        self._queue.task_done()
+
+    def _write(self, completion: Completion) -> None:
+        assert self._record is not None
+        context: object = None
+        trace_id = None
+        try:
+            context, trace_id = self._emit(completion)
+        except Exception:  # the boundary to the tracing SDK and to whatever processors the application put into it
+            self._drop("span_failed")
+            _log.exception("the spans of a request could not be written")
+        for guard in self._guards:
+            guard.on_completion(completion, self._record, context)
+        for index, sink in enumerate(self._sinks):
+            try:
+                sink(completion, trace_id)
+            except Exception:  # the boundary to sinks, which are anybody's
+                self._drop("sink_failed")
+                if index not in self._broken_sinks:
+                    self._broken_sinks.add(index)
+                    _log.exception("a sink failed; its further failures are only counted")
+
+    def _drop(self, reason: str) -> None:
+        with self._lock:
+            self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+
+class _Guard:
+    """One collector, timed, and kept from hurting the others."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self._working = True
+
+    def on_completion(self, completion: Completion, record: Record, context: object) -> None:
+        try:
+            for sample in self.collector.on_completion(completion):
+                record(sample, context)
+        except Exception:  # the boundary to collectors
+            self._failed()
+
+    def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
+        begun = time.perf_counter()
+        samples: list[Sample] = []
+        try:
+            samples = list(self.collector.on_snapshot(snapshot))
+        except Exception:  # the boundary to collectors
+            self._failed()
+        name = {"collector": self.collector.name}
+        samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
+        samples.append(Sample("llamatel.collector.success", 1.0 if self._working else 0.0, None, name))
+        self._working = True
+        return samples
+
+    def _failed(self) -> None:
+        if self._working:
+            _log.exception("collector '%s' failed", self.collector.name)
+        self._working = False

@@ -1,0 +1,127 @@
+"""``init()`` and ``shutdown()``: telemetry for this process, put together from its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from llamatel import collectors, pipeline
+from llamatel.errors import PipelineError
+from llamatel.instruments import Instruments
+from llamatel.llama import server
+from llamatel.metrics import METRICS
+from llamatel.observer import Observer, Sink
+from llamatel.pipeline import Pipeline
+from llamatel.records import Completion
+from llamatel.settings import Settings
+from llamatel.spans import Spans
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Telemetry that runs."""
+
+    settings: Settings
+    pipeline: Pipeline
+    observer: Observer
+    instruments: Instruments
+    forget_servers: Callable[[], None]
+    """Ends the watch for servers that are started."""
+
+
+_lock = threading.Lock()
+_current: Runtime | None = None
+
+
+def init(
+    settings: Settings | None = None,
+    *,
+    service_name: str | None = None,
+    otlp_endpoint: str | None = None,
+    otlp_protocol: str | None = None,
+    metrics_addr: str | None = None,
+    collectors: Iterable[str] = (),
+    without: Iterable[str] = (),
+    sinks: Sequence[Sink] = (),
+    resource: Mapping[str, str | int] | None = None,
+) -> Runtime:
+    """Turn telemetry on: every server that a ServerManager runs, now or later, is traced and measured.
+
+    ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
+    (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or ``"none"``;
+    by default 127.0.0.1:9464, or a free port where that is taken. ``collectors`` and ``without`` choose collectors by
+    name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource attributes.
+    ``settings`` stands for all of it but ``sinks`` and ``resource``.
+
+    A second call ends the first one's telemetry and begins anew. Raises UsageError and PipelineError.
+    """
+    global _current
+    given = settings
+    settings = given or Settings.from_env(
+        service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
+        metrics_addr=metrics_addr, collectors=collectors, without=without,
+    )  # fmt: skip
+    with _lock:
+        if _current is not None:
+            _end(_current, None)
+            _current = None
+        may_move = given is None and metrics_addr is None
+        _current = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
+        return _current
+
+
+def shutdown(timeout_s: float | None = None) -> bool:
+    """Write out what waits and turn telemetry off; True if all of it was delivered. Servers are left running.
+
+    Takes no longer than ``timeout_s`` (default: the settings' shutdown timeout). Without ``init`` it does nothing.
+    """
+    global _current
+    with _lock:
+        running, _current = _current, None
+        return _end(running, timeout_s) if running is not None else True
+
+
+def current() -> Runtime | None:
+    """The telemetry that runs, or None."""
+    return _current
+
+
+def _begin(
+    settings: Settings, sinks: Sequence[Sink], resource: Mapping[str, str | int], *, metrics_port_may_move: bool
+) -> Runtime:
+    chosen = [] if settings.disabled else list(collectors.load(settings.collectors, settings.without))
+    try:
+        built = pipeline.build(settings, resource)
+    except PipelineError as error:
+        if not metrics_port_may_move or settings.metrics_addr is None:
+            raise
+        settings = dataclasses.replace(settings, metrics_addr=(settings.metrics_addr[0], 0))
+        built = pipeline.build(settings, resource)
+        _log.warning("%s; metrics are at %s instead", error, built.metrics_url)
+    spans = Spans(built.tracer)
+
+    def emit(completion: Completion) -> tuple[Context, str | None]:
+        context = spans.emit(completion)
+        span = trace.get_current_span(context).get_span_context()
+        return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
+
+    observer = Observer(chosen, emit=emit, sinks=sinks, dropped=built.dropped)
+    rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
+    instruments = Instruments(built.meter, rows, observer.samples)
+    observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
+    return Runtime(settings, built, observer, instruments, server.on_start(observer.watch))
+
+
+def _end(running: Runtime, timeout_s: float | None) -> bool:
+    allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
+    running.forget_servers()
+    written = running.observer.close(allowed / 2)
+    return running.pipeline.shutdown(allowed) and written
