@@ -60,15 +60,18 @@ def _completion(prompt: str, tokens: int, *, stream: bool) -> Ask:
 
 
 def mixed_load(context: int) -> list[Ask]:
-    """Chat and completion, streaming and not, long and short; one that hangs up and one too long for ``context``."""
+    """Chat and completion, streaming and not, long and short; one that hangs up and one too long.
+
+    ``context``: what one slot holds, in tokens.
+    """
     asks: list[Ask] = []
     for index, question in enumerate(_QUESTIONS * 2):
-        asks.append(_chat(question, 24 + 24 * (index % 4), stream=index % 2 == 0))
+        asks.append(_chat(question, 32 + 48 * (index % 4), stream=index % 2 == 0))
     for index, story in enumerate(_STORIES * 2):
         asks.append(_completion(story * (1 + 6 * (index % 3)), 32 + 48 * (index % 3), stream=index % 2 == 1))
-    hang_up = _completion("Count to one million: 1 2 3", context // 2, stream=True)
+    hang_up = _completion("Count to one million: 1 2 3", context, stream=True)
     asks.insert(3, Ask(hang_up.path, hang_up.body, hang_up_after=3))
-    asks.insert(8, _completion("again " * context, 8, stream=False))
+    asks.insert(8, _completion("again " * (context + 16), 8, stream=False))
     return asks
 
 
@@ -89,15 +92,18 @@ class Clients:
         )
         self.stop = threading.Event()
 
-    def send_all(self, asks: Sequence[Ask], *, every_s: float = 0.0) -> Load:
-        """Send them, at most ``at_once`` together and one every ``every_s``; returns when all have ended."""
+    def send_all(self, asks: Sequence[Ask], *, burst: int = 0, pause_s: float = 0.0) -> Load:
+        """Send them, at most ``at_once`` together; returns when all have ended.
+
+        ``burst``: after so many, nothing new is sent for ``pause_s``.
+        """
         with ThreadPoolExecutor(self._at_once, thread_name_prefix="demo-client") as threads:
             futures = []
             try:
-                for ask in asks:
+                for number, ask in enumerate(asks):
+                    if burst and number and number % burst == 0:
+                        self.stop.wait(pause_s)
                     futures.append(threads.submit(self.send, ask))
-                    if every_s:
-                        self.stop.wait(every_s)
                 ends = Counter(future.result() for future in futures)
             except BaseException:
                 self.stop.set()

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from llamatel import __version__
 from llamatel.cli.options import set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
 from llamatel.errors import LlamatelError
@@ -43,26 +44,8 @@ class _Verbs(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
 
-def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not ctx.resilient_parsing:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            click.echo(f"llamatel {version('llamatel')}")
-        except PackageNotFoundError:
-            click.echo("llamatel (not installed: run from a source tree)")
-        ctx.exit()
-
-
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the version and exit.",
-)
+@click.version_option(__version__, message="llamatel %(version)s")
 @verbose_option
 def cli() -> None:
     """OpenTelemetry for llama.cpp: a trace for every request, latency histograms, metrics.

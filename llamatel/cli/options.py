@@ -22,7 +22,6 @@ def set_verbosity(number: int) -> None:
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.propagate = False
         logger.setLevel(_LEVELS[min(number, 2)])
 
 
@@ -120,10 +119,14 @@ def telemetry_options(command: _C) -> _C:
             click.option("--collector", "collectors", metavar="NAME", multiple=True, help="Only these; repeatable."),
             click.option("--no-collector", "no_collectors", metavar="NAME", multiple=True, help="All but these."),
             click.option("--jsonl", metavar="FILE|-", help="One JSON object a request; -: standard output."),
-            click.option(
-                "--requests/--no-requests",
-                default=None,
-                help="One line a request on standard output.  [default: where that is a terminal]",
-            ),
         ),
     )
+
+
+def requests_option(command: _C) -> _C:
+    """One line a request, for the verbs that run until they are ended."""
+    return click.option(
+        "--requests/--no-requests",
+        default=None,
+        help="One line a request on standard output.  [default: where that is a terminal]",
+    )(command)

@@ -1,0 +1,207 @@
+"""``llamatel demo``: llama.cpp on a tiny model, a mixed load, and what llamatel makes of it.
+
+Needs no model and no network. Without a terminal it ends with 0 after the load (1 if a request left no trace); on a
+terminal it stays up until Ctrl-C, so that its metrics can be scraped and its server be asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from llamatel.cli.load import Clients, Load, mixed_load, steady_load
+from llamatel.cli.options import telemetry_options, verbose_option
+from llamatel.cli.serving import load_model, server_lines
+from llamatel.cli.session import (
+    RequestLines,
+    TelemetryOptions,
+    columns,
+    note_console,
+    output_console,
+    take,
+    telemetry,
+)
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.errors import UsageError
+from llamatel.llama.server import ServerManager
+from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.records import Completion, Outcome
+from llamatel.runtime import Runtime
+from llamatel.sinks import completion_as_dict
+from llamatel.view import Summary, Tally, glyphs_for, summary_sentence, summary_table, waterfall
+
+_CONTEXT = 4096
+_SLOTS = 4
+_AT_ONCE = 9
+_PAUSE_S = 0.4
+_KEPT = 1000
+_STEADY_EVERY_S = 1.0
+_LAST_LINES_S = 3.0
+
+
+class Kept:
+    """The last requests and their trace ids. A sink."""
+
+    def __init__(self) -> None:
+        self.requests: deque[tuple[Completion, str | None]] = deque(maxlen=_KEPT)
+
+    def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+        """Keep one request."""
+        self.requests.append((completion, trace_id))
+
+    def most_telling(self) -> tuple[Completion, str | None] | None:
+        """The completed request that waited longest for a slot, else the longest one."""
+        completed = [kept for kept in self.requests if kept[0].outcome is Outcome.OK]
+        return max(completed, key=lambda kept: (kept[0].queue_s or 0.0, kept[0].duration_s), default=None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """The flags of this verb."""
+
+    model: str | None = None
+    backend: str | None = None
+    port: int = 0
+    keep_sending: bool = False
+    as_json: bool = False
+
+
+class Demo:
+    """One run."""
+
+    def __init__(self, options: DemoOptions, console: Console, notes: Console) -> None:
+        self.options = options
+        self.console = console
+        self.notes = notes
+        self.glyphs = glyphs_for(console.encoding)
+        self.tally = Tally()
+        self.kept = Kept()
+        self.lines = None if options.as_json else RequestLines(console)
+
+    def run(self, telemetry_options: TelemetryOptions) -> int:
+        """Returns the exit code."""
+        with (
+            tempfile.TemporaryDirectory(prefix="llamatel-demo-") as folder,
+            telemetry(telemetry_options, [self.lines, self.tally, self.kept]) as running,
+            ServerManager(backend=self.options.backend) as server,
+        ):
+            model = self.options.model or str(write_tiny_model(Path(folder) / "tiny-random.gguf"))
+            load_model(server, model, self.notes, port=self.options.port, ctx_size=_CONTEXT, n_parallel=_SLOTS)
+            return self._show(running, server)
+
+    def _show(self, running: Runtime, server: ServerManager) -> int:
+        if not self.options.as_json:
+            self._print(Text("llamatel demo", "bold"))
+            for row in columns(server_lines(server, running)):
+                self._print(row)
+            self._print()
+        clients = Clients(server.base_url, at_once=_AT_ONCE)
+        try:
+            load = clients.send_all(mixed_load(_CONTEXT // _SLOTS), burst=_AT_ONCE, pause_s=_PAUSE_S)
+            self._await_lines(load.requests, running)
+            if self.lines is not None and self.lines.closed.is_set():
+                raise BrokenPipeError
+            summary = self.tally.summary()
+            if self.options.as_json:
+                self._print_json(running, server, load, summary)
+            else:
+                self._print_results(running, server, summary)
+            if sys.stdout.isatty() and not self.options.as_json:
+                self._stay(clients)
+        finally:
+            clients.stop.set()
+            clients.close()
+        if summary.requests < load.requests:
+            self.notes.print(f"llamatel: of {load.requests} requests only {summary.requests} left a trace")
+            return 1
+        return 0
+
+    def _await_lines(self, requests: int, running: Runtime) -> None:
+        """llama.cpp answers a client before it logs the end of its request."""
+        deadline = time.monotonic() + _LAST_LINES_S
+        while self.tally.requests < requests and time.monotonic() < deadline:
+            time.sleep(0.01)
+        running.observer.flush(_LAST_LINES_S)
+
+    def _print(self, content: Text | str = "") -> None:
+        self.console.print(content, soft_wrap=True)
+
+    def _print_results(self, running: Runtime, server: ServerManager, summary: Summary) -> None:
+        width = min(self.console.width, 120)
+        telling = self.kept.most_telling()
+        if telling is not None:
+            self._print()
+            self._print(Text("one request as a trace", "bold"))
+            self._print(waterfall(telling[0], width, self.glyphs, trace_id=telling[1]))
+        self._print()
+        self._print(summary_table(summary, self.glyphs))
+        self._print()
+        self._print(Text("what now", "bold"))
+        stays = sys.stdout.isatty()
+        url = running.pipeline.metrics_url
+        steps = {
+            "metrics": f"curl {url}" + ("" if stays else "   (while it runs)") if url else None,
+            "traces": "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 llamatel demo",
+            "your model": "llamatel serve model.gguf",
+            "a request": f'curl {server.base_url}/v1/completions -d \'{{"prompt": "Hello"}}\'' if stays else None,
+        }
+        for row in columns(steps):
+            self._print(row)
+
+    def _print_json(self, running: Runtime, server: ServerManager, load: Load, summary: Summary) -> None:
+        document = {
+            "server": dataclasses.asdict(server.info),
+            "metrics_url": running.pipeline.metrics_url,
+            "clients": {"total": load.requests, **load.outcomes},
+            "summary": summary.as_dict(),
+            "requests": [completion_as_dict(completion, trace_id) for completion, trace_id in self.kept.requests],
+        }
+        print(json.dumps(document, indent=2))
+
+    def _stay(self, clients: Clients) -> None:
+        """Until Ctrl-C."""
+        self._print()
+        self._print("The server is still up; requests to it appear here. Ctrl-C ends it.")
+        try:
+            if not self.options.keep_sending:
+                threading.Event().wait()
+            for ask in steady_load():
+                clients.send(ask)
+                clients.stop.wait(_STEADY_EVERY_S)
+        except Interrupted as interruption:
+            if interruption.signum != signal.SIGINT:
+                raise
+
+
+@click.command("demo")
+@click.option("--model", metavar="FILE", help="A GGUF of your own in place of the tiny one with random weights.")
+@click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The server's port.  [default: a free one]")
+@click.option("--keep-sending", is_flag=True, help="On a terminal: a request a second until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document in place of lines and tables.")
+@telemetry_options
+@verbose_option
+def command(**values: Any) -> int:
+    """Run llama.cpp on a tiny model, send it a mixed load, and show what llamatel sees.
+
+    Needs no model and no network. The load: chat and completion, streaming and not, more at once than there are slots,
+    one client that hangs up and one prompt that is too long. The model's weights are random, and so are its answers.
+    """
+    telemetry_values = take(TelemetryOptions, values)
+    options = take(DemoOptions, values)
+    if telemetry_values.jsonl == "-":
+        raise UsageError("the demo writes its own lines to standard output: give --jsonl a file")
+    with ending_signals():
+        return Demo(options, output_console(), note_console()).run(telemetry_values)

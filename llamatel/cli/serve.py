@@ -1,0 +1,104 @@
+"""``llamatel serve``: a llama.cpp server, with a trace for every request.
+
+Ends with 0 after Ctrl-C or SIGTERM once the server was ready, with 128 + n after any other ending signal n or one that
+came while the model loaded, and with 1 if the server died for good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from typing import Any
+
+import click
+
+from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
+from llamatel.cli.serving import load_model, server_lines
+from llamatel.cli.session import (
+    TelemetryOptions,
+    columns,
+    note_console,
+    request_lines,
+    take,
+    telemetry,
+)
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.errors import ServerError
+from llamatel.llama.server import ServerManager
+from llamatel.view import Tally, summary_sentence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ManagerOptions:
+    """Arguments of ServerManager."""
+
+    backend: str | None = None
+    restart: str = "never"
+    max_restarts: int = 5
+    server_log: str | None = None
+
+
+class ServerCommand(click.Command):
+    """A command line whose part behind ``--`` goes to llama-server as it is."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Cut the line at ``--`` before click sees it; a flag that only llama-server knows gets a hint."""
+        ours, theirs = args, []
+        if "--" in args:
+            cut = args.index("--")
+            ours, theirs = args[:cut], args[cut + 1 :]
+        ctx.meta["llamatel.server_args"] = theirs
+        try:
+            return super().parse_args(ctx, ours)
+        except click.NoSuchOption as error:
+            hint = f"if it is llama-server's, put it behind --: llamatel serve MODEL -- {error.option_name}"
+            raise click.UsageError(f"{error.format_message()} ({hint})", ctx) from error
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Show the part behind ``--`` too."""
+        return [*super().collect_usage_pieces(ctx), "[-- LLAMA-SERVER FLAGS]"]
+
+
+@click.command("serve", cls=ServerCommand)
+@click.argument("model", metavar="MODEL")
+@server_options
+@telemetry_options
+@requests_option
+@verbose_option
+@click.pass_context
+def command(ctx: click.Context, /, model: str, **values: Any) -> int:
+    """Run a llama.cpp server on MODEL (a GGUF file) and trace every request.
+
+    What follows -- goes to llama-server verbatim. Clients need no change: they talk to llama.cpp itself, and traces,
+    histograms and counters come from its log. Ctrl-C ends it.
+    """
+    options = take(TelemetryOptions, values)
+    manager_options = take(ManagerOptions, values)
+    lines = request_lines(options)
+    tally = Tally()
+    notes = note_console()
+    ready = False
+    alias = values.pop("alias")
+    extra = [*(["--alias", alias] if alias else []), *ctx.meta["llamatel.server_args"]]
+    ready_timeout = values.pop("ready_timeout")
+    arguments = {name: value for name, value in values.items() if value is not None}
+    try:
+        with (
+            ending_signals(),
+            telemetry(options, [lines, tally]) as running,
+            ServerManager(**dataclasses.asdict(manager_options)) as server,
+        ):
+            took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=extra, **arguments)
+            ready = True
+            notes.print(f"llamatel: ready after {took:.1f} s; Ctrl-C ends it")
+            for row in columns(server_lines(server, running)):
+                notes.print(row, soft_wrap=True)
+            server.wait()
+            raise ServerError(server.failure or "the server has ended")
+    except Interrupted as interruption:
+        if not ready or interruption.signum not in (signal.SIGINT, signal.SIGTERM):
+            raise
+    finally:
+        if ready:
+            notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
+    return 0

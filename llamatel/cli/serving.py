@@ -1,0 +1,48 @@
+"""Starting a server under the eyes of a person, and describing it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llamatel.cli.options import verbosity
+from llamatel.cli.session import otlp_line
+from llamatel.llama.server import ServerManager
+from llamatel.runtime import Runtime
+
+
+def load_model(
+    server: ServerManager, model: str, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
+) -> float:
+    """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds it took."""
+    name = Path(model).name
+    begun = time.monotonic()
+    if notes.is_terminal:
+        columns = (SpinnerColumn("line"), TextColumn("loading {task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=notes, transient=True) as progress:
+            progress.add_task(name, total=None)
+            server.start_server(model, **arguments)
+            server.wait_until_ready(ready_timeout)
+    else:
+        notes.print(f"llamatel: loading {name}", soft_wrap=True)
+        server.start_server(model, **arguments)
+        server.wait_until_ready(ready_timeout)
+    return time.monotonic() - begun
+
+
+def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
+    """What someone who has just started a server wants to know, for ``session.columns``."""
+    backend = server.backend
+    # A wheel is built outside llama.cpp's repository, where its build number is 0.
+    build = server.info.build if server.info.build and not server.info.build.startswith("b0") else None
+    return {
+        "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),
+        "llama.cpp": " ".join(filter(None, (backend.name, backend.version, build))) if backend else None,
+        "because": "; ".join((backend.why, *backend.rejected)) if backend and verbosity() else None,
+        "metrics": running.pipeline.metrics_url or "off",
+        "OTLP": otlp_line(running.settings),
+    }

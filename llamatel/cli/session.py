@@ -1,0 +1,131 @@
+"""What serve, attach and demo share: telemetry that starts and ends with the verb, and where its lines go."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.text import Text
+
+from llamatel import runtime
+from llamatel.errors import UsageError
+from llamatel.records import Completion
+from llamatel.runtime import Runtime
+from llamatel.settings import Settings
+from llamatel.sinks import JsonLines, Sink
+from llamatel.view import glyphs_for, request_header, request_line
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TelemetryOptions:
+    """The values of ``options.telemetry_options`` and ``options.requests_option``, by the flags' names."""
+
+    metrics_addr: str | None = None
+    otlp_endpoint: str | None = None
+    service_name: str | None = None
+    collectors: tuple[str, ...] = ()
+    no_collectors: tuple[str, ...] = ()
+    jsonl: str | None = None
+    requests: bool | None = None
+
+
+def take(kind: type[T], values: dict[str, object]) -> T:
+    """Make a dataclass of those ``values`` that are its fields, and remove them from ``values``."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values.pop(name) for name in names if name in values})
+
+
+class PipeConsole(Console):
+    """A console that lets a closed pipe be an error of the caller's (rich itself exits with status 1)."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the BrokenPipeError is handled: hand it on."""
+        raise  # noqa: PLE0704 - rich calls this from its except clause
+
+
+def output_console() -> Console:
+    """Standard output: colours on a terminal only, one line stays one line in a pipe."""
+    return PipeConsole(highlight=False, markup=False, emoji=False)
+
+
+def note_console() -> Console:
+    """Standard error, for what accompanies the output: banner, progress, notes."""
+    return PipeConsole(highlight=False, markup=False, emoji=False, stderr=True)
+
+
+class RequestLines:
+    """Shows each request as a line. A sink.
+
+    When the reader of our output goes away, ``closed`` is set and nothing is written any more.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._glyphs = glyphs_for(console.encoding)
+        self._lock = threading.Lock()
+        self._begun = False
+        self.closed = threading.Event()
+
+    def __call__(self, completion: Completion, _trace_id: str | None = None) -> None:
+        """Write one line, behind a heading the first time."""
+        with self._lock:
+            if self.closed.is_set():
+                return
+            try:
+                if not self._begun:
+                    self._begun = True
+                    self._console.print(request_header(self._glyphs), soft_wrap=True)
+                width, cut = self._console.width, self._console.is_terminal
+                self._console.print(request_line(completion, width, self._glyphs, cut=cut), soft_wrap=True)
+            except BrokenPipeError:
+                self.closed.set()
+
+
+def request_lines(options: TelemetryOptions) -> RequestLines | None:
+    """Request lines if they were asked for, or if someone is there to look at them."""
+    if options.requests and options.jsonl == "-":
+        raise UsageError("--requests and --jsonl - both write to standard output: give --jsonl a file")
+    wanted = options.requests if options.requests is not None else sys.stdout.isatty() and options.jsonl != "-"
+    return RequestLines(output_console()) if wanted else None
+
+
+@contextlib.contextmanager
+def telemetry(options: TelemetryOptions, sinks: Sequence[Sink | None] = ()) -> Iterator[Runtime]:
+    """Telemetry for the time of the block; flushed and shut down behind it, whatever happens.
+
+    Every server that is started in the block is followed. Flags go before the OTEL_* environment.
+    """
+    with contextlib.ExitStack() as stack:
+        chosen = [sink for sink in sinks if sink is not None]
+        if options.jsonl is not None:
+            lines = JsonLines.open(options.jsonl)
+            stack.callback(lines.close)
+            chosen.append(lines)
+        running = runtime.init(
+            service_name=options.service_name,
+            otlp_endpoint=options.otlp_endpoint,
+            metrics_addr=options.metrics_addr,
+            collectors=options.collectors,
+            without=options.no_collectors,
+            sinks=chosen,
+        )
+        stack.callback(runtime.shutdown)
+        yield running
+
+
+def otlp_line(settings: Settings) -> str:
+    """Where OTLP goes, or how to set it."""
+    targets = {target.shown: None for target in (settings.traces_otlp, settings.metrics_otlp) if target is not None}
+    return ", ".join(targets) or "off; --otlp-endpoint URL sends traces and metrics"
+
+
+def columns(lines: Mapping[str, str | None]) -> list[Text]:
+    """Names and values in two columns; a value of None is left out."""
+    return [Text(f"  {name:12}", "dim").append(value, "default") for name, value in lines.items() if value is not None]

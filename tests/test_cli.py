@@ -1,0 +1,143 @@
+"""The command line without a server: help, flags, errors, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from llamatel.cli import main as cli_main
+from llamatel.cli.main import VERBS, cli, main
+from llamatel.cli.options import set_verbosity
+
+LLAMATEL = [sys.executable, "-m", "llamatel.cli.main"]
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    yield
+    set_verbosity(0)
+
+
+def llamatel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LLAMATEL, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}, check=False
+    )
+
+
+def test_help_names_every_verb_and_imports_none() -> None:
+    script = (
+        "import sys; from llamatel.cli.main import main; code = main(['--help'])\n"
+        "heavy = {'rich', 'opentelemetry', 'numpy', 'gguf', 'urllib3', 'prometheus_client'} & set(sys.modules)\n"
+        "heavy |= {name for name in sys.modules if name in ('llamatel.cli.serve', 'llamatel.cli.demo', 'llamatel.cli.attach')}\n"
+        "sys.exit(f'imported: {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for verb, (_, text) in VERBS.items():
+        assert f"  {verb}" in done.stdout
+        assert text in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_have_their_names_and_a_help_of_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    assert command.name == verb
+    assert main([verb, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_version() -> None:
+    done = llamatel("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("llamatel ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["--frobnicate"], "No such option"),
+        (["serve"], "Missing argument 'MODEL'"),
+        (["serve", "m.gguf", "--port", "70000"], "70000 is not in the range"),
+        (["serve", "m.gguf", "-np", "many"], "'many' is not a valid integer"),
+        (["serve", "m.gguf", "--cache-ram", "0"], "behind --: llamatel serve MODEL -- --cache-ram"),
+        (["serve", "m.gguf", "junk"], "unexpected extra argument"),
+        (["serve", "m.gguf", "--restart", "always"], "'always' is not one of"),
+        (["serve", "m.gguf", "--metrics-addr", "nowhere"], "'nowhere' is no address"),
+        (["serve", "m.gguf", "--otlp-endpoint", "http://"], "is no OTLP endpoint"),
+        (["serve", "m.gguf", "--collector", "frobnicate"], "there is no collector 'frobnicate'"),
+        (["serve", "m.gguf", "--requests", "--jsonl", "-"], "both write to standard output"),
+        (["demo", "--jsonl", "-"], "give --jsonl a file"),
+        (["attach"], "Missing option '--log'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    done = llamatel(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("llamatel: error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_a_model_that_is_missing_is_one_line() -> None:
+    done = llamatel("serve", "/nowhere/model.gguf", "--metrics-addr", "none")
+    assert done.returncode in (1, 2)
+    assert "/nowhere/model.gguf" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("llamatel: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_llama_servers_flags_have_its_names() -> None:
+    serve = cli.get_command(click.Context(cli), "serve")
+    assert serve is not None
+    line = (
+        "m.gguf -c 4096 -np 2 -ngl all -ctk q8_0 -ctv q4_0 -b 512 -ub 256 -fa on -no-kvu --swa-full -ts 3,1 -sm row "
+        "-mg 1 -a name --port 0 -- -np 7 --lookup -- x"
+    )
+    ctx = serve.make_context("serve", line.split())
+    assert ctx.meta["llamatel.server_args"] == ["-np", "7", "--lookup", "--", "x"]
+    values = {name: value for name, value in ctx.params.items() if value not in (None, ())}
+    assert values == {
+        "model": "m.gguf", "ctx_size": 4096, "n_parallel": 2, "gpu_layers": "all", "cache_type_k": "q8_0",
+        "cache_type_v": "q4_0", "batch_size": 512, "ubatch_size": 256, "flash_attn": "on", "kv_unified": False,
+        "swa_full": True, "tensor_split": "3,1", "split_mode": "row", "main_gpu": 1, "alias": "name", "port": 0,
+        "host": "127.0.0.1", "restart": "never", "max_restarts": 5, "ready_timeout": 600.0,
+    }  # fmt: skip
+    long = serve.make_context("serve", "m.gguf --ctx-size=1 --parallel=1 --gpu-layers 0 --kv-unified -c8".split())
+    assert (long.params["kv_unified"], long.params["ctx_size"], long.params["gpu_layers"]) == (True, 8, "0")
+
+
+def test_a_defect_is_one_line_and_a_traceback_only_with_v(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(cli_main.cli, "main", broken)
+    assert main(["serve"]) == 1
+    quiet = capsys.readouterr().err
+    assert quiet == "llamatel: error: this is a defect of llamatel: ZeroDivisionError: oops (-v shows where)\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "serve --help"])
+def test_a_pipe_that_closes_early_is_no_error(arguments: str, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    command = f"{sys.executable} -m llamatel.cli.main {arguments} 2>{errors} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "0"
+    assert errors.read_text() == ""
+
+
+def test_an_output_without_unicode_gets_question_marks_and_no_traceback() -> None:
+    done = llamatel("serve", "/nowhere/mod\u00e8le.gguf", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode in (1, 2)
+    assert "mod?le.gguf" in done.stderr
