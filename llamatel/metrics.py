@@ -37,12 +37,15 @@ SERVER_ATTRIBUTES = ("server.address", "server.port", "gen_ai.request.model")
 """On every metric that is about a server."""
 
 # Bucket sets. The gen_ai ones are the conventions' own (semantic-conventions-genai, docs/gen-ai/gen-ai-metrics.md),
-# extended at both ends: a small model on a GPU answers below their first bound, a long prefill on a CPU above their last.
+# extended at both ends: a small model on a GPU answers below their first bound, a long prefill on a CPU above their
+# last.
 _DURATION = (
-    0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
+    0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64,
+    1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
 )  # fmt: skip
 _FIRST_TOKEN = (
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
 )  # fmt: skip
 _PER_TOKEN = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
@@ -107,19 +110,19 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
     Metric("llamacpp.server.restarts", Kind.TOTAL, "{restart}", "Times the server was restarted after a failure."),
     Metric("llamacpp.server.start_time", Kind.GAUGE, "s", "Unix time at which the server's process started."),
-    Metric("llamacpp.server.loading.duration", Kind.GAUGE, "s", "Time from the start of the process until it was ready."),
+    Metric("llamacpp.server.loading.duration", Kind.GAUGE, "s", "Time from the process's start until it was ready."),
     Metric(
         "llamatel.log.lines", Kind.TOTAL, "{line}",
         "Lines of the server's log by kind; 'malformed' ones looked familiar and could not be read.", ("kind",),
     ),
     Metric(
         "llamatel.log.understood", Kind.GAUGE, "1",
-        "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms are then incomplete.",
+        "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms lack them.",
     ),
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
     Metric("llamatel.records.dropped", Kind.TOTAL, "{record}", "Records that llamatel lost, by reason.", ("reason",)),
-    Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while a collector works, 0 after it failed.", ("collector",)),
-    Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Time a collector took for the last snapshot.", ("collector",)),
+    Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while it works, 0 after it failed.", ("collector",)),
+    Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Time it took for the last snapshot.", ("collector",)),
 )  # fmt: skip
 
 

@@ -52,10 +52,9 @@ class Observer:
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``dropped`` tells what others lost on the way out, by reason. ``connect`` must follow before anything ends."""
+        """``dropped`` tells what others lost on the way out, by reason. ``connect`` must follow."""
         self._guards = [_Guard(collector) for collector in collectors]
         self._emit = emit
-        self._record: Record | None = None
         self._sinks = tuple(sinks)
         self._broken_sinks: set[int] = set()
         self._dropped_elsewhere = dropped
@@ -65,7 +64,7 @@ class Observer:
         self._dropped: dict[str, int] = {}
         self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="llamatel-observer", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
@@ -74,7 +73,7 @@ class Observer:
 
     def connect(self, record: Record) -> None:
         """Where samples of finished requests go; starts the observer's thread."""
-        self._record = record
+        self._thread = threading.Thread(target=self._run, args=(record,), name="llamatel-observer", daemon=True)
         self._thread.start()
 
     def watch(self, server: Watched) -> None:
@@ -130,7 +129,7 @@ class Observer:
         for _, unsubscribe in watched:
             unsubscribe()
         done = self.flush(timeout_s)
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             try:
                 self._queue.put_nowait(None)
             except queue.Full:
@@ -138,29 +137,28 @@ class Observer:
             self._thread.join(timeout_s)
         return done
 
-    def _run(self) -> None:
+    def _run(self, record: Record) -> None:
         while (completion := self._queue.get()) is not None:
             try:
-                self._write(completion)
+                self._write(completion, record)
             finally:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _write(self, completion: Completion) -> None:
-        assert self._record is not None
+    def _write(self, completion: Completion, record: Record) -> None:
         context: object = None
         trace_id = None
         try:
             context, trace_id = self._emit(completion)
-        except Exception:  # the boundary to the tracing SDK and to whatever processors the application put into it
+        except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
             self._drop("span_failed")
             _log.exception("the spans of a request could not be written")
         for guard in self._guards:
-            guard.on_completion(completion, self._record, context)
+            guard.on_completion(completion, record, context)
         for index, sink in enumerate(self._sinks):
             try:
                 sink(completion, trace_id)
-            except Exception:  # the boundary to sinks, which are anybody's
+            except Exception:  # noqa: BLE001 - the boundary to sinks, which are anybody's
                 self._drop("sink_failed")
                 if index not in self._broken_sinks:
                     self._broken_sinks.add(index)
@@ -182,7 +180,7 @@ class _Guard:
         try:
             for sample in self.collector.on_completion(completion):
                 record(sample, context)
-        except Exception:  # the boundary to collectors
+        except Exception:  # noqa: BLE001 - the boundary to collectors
             self._failed()
 
     def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
@@ -190,7 +188,7 @@ class _Guard:
         samples: list[Sample] = []
         try:
             samples = list(self.collector.on_snapshot(snapshot))
-        except Exception:  # the boundary to collectors
+        except Exception:  # noqa: BLE001 - the boundary to collectors
             self._failed()
         name = {"collector": self.collector.name}
         samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))

@@ -37,8 +37,11 @@ class Runtime:
     """Ends the watch for servers that are started."""
 
 
-_lock = threading.Lock()
-_current: Runtime | None = None
+class _Process:
+    """This process's telemetry."""
+
+    lock = threading.Lock()
+    runtime: Runtime | None = None
 
 
 def init(
@@ -56,26 +59,26 @@ def init(
     """Turn telemetry on: every server that a ServerManager runs, now or later, is traced and measured.
 
     ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
-    (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or ``"none"``;
-    by default 127.0.0.1:9464, or a free port where that is taken. ``collectors`` and ``without`` choose collectors by
-    name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource attributes.
+    (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
+    ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``collectors`` and ``without`` choose
+    collectors by name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
+    attributes.
     ``settings`` stands for all of it but ``sinks`` and ``resource``.
 
     A second call ends the first one's telemetry and begins anew. Raises UsageError and PipelineError.
     """
-    global _current
     given = settings
     settings = given or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
         metrics_addr=metrics_addr, collectors=collectors, without=without,
     )  # fmt: skip
-    with _lock:
-        if _current is not None:
-            _end(_current, None)
-            _current = None
+    with _Process.lock:
+        if _Process.runtime is not None:
+            _end(_Process.runtime, None)
+            _Process.runtime = None
         may_move = given is None and metrics_addr is None
-        _current = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
-        return _current
+        _Process.runtime = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
+        return _Process.runtime
 
 
 def shutdown(timeout_s: float | None = None) -> bool:
@@ -83,15 +86,14 @@ def shutdown(timeout_s: float | None = None) -> bool:
 
     Takes no longer than ``timeout_s`` (default: the settings' shutdown timeout). Without ``init`` it does nothing.
     """
-    global _current
-    with _lock:
-        running, _current = _current, None
+    with _Process.lock:
+        running, _Process.runtime = _Process.runtime, None
         return _end(running, timeout_s) if running is not None else True
 
 
 def current() -> Runtime | None:
     """The telemetry that runs, or None."""
-    return _current
+    return _Process.runtime
 
 
 def _begin(

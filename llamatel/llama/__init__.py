@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llamatel.llama.server import ServerManager as ServerManager
-    from llamatel.llama.server import ServerState as ServerState
+    from llamatel.llama.supervisor import ServerState as ServerState
 
 __all__ = ["ServerManager", "ServerState"]
 
+_MODULES = {"ServerManager": "server", "ServerState": "supervisor"}
+
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        from llamatel.llama import server
-
-        return getattr(server, name)
+    if name in _MODULES:
+        return getattr(import_module(f"llamatel.llama.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,8 +53,8 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
     """The backend to use.
 
     ``choice``: None, ``"llama-server"``, ``"xllamacpp"`` or a path to a llama-server. Without one: the path in
-    LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises BackendNotFound with what
-    was tried and the command that mends it.
+    LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises BackendNotFound with
+    what was tried and the command that mends it.
     """
     install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
     if choice == XLLAMACPP:
@@ -73,7 +73,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
     if named:
         found = _binary(named)
         if found is None:
-            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is not an executable; correct or unset it")
+            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is no executable: correct or unset it")
         return Backend(LLAMA_SERVER, (found,), f"{PATH_VARIABLE} names it")
     rejected.append(f"{PATH_VARIABLE} is not set")
     found = _binary(LLAMA_SERVER)

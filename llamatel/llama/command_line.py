@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 from llamatel.errors import UsageError
 
@@ -61,9 +63,7 @@ def build(
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535")
-    arguments: list[str] = []
-    if model_path is not None:
-        arguments += ["--model", os.path.expanduser(os.fspath(model_path))]
+    arguments = [] if model_path is None else ["--model", str(Path(model_path).expanduser())]
     arguments += ["--host", host, "--port", str(port), "--metrics", *_LOG_FLAGS]
     for name, value in values.items():
         if name not in _VALUES:
@@ -82,32 +82,36 @@ def build(
 
     environment = dict(env or {})
     extra, given_key = _without_api_key(extra_args)
-    api_key = api_key or given_key
-    if api_key and api_key_file:
+    arguments += extra
+    key = api_key or given_key
+    if key and api_key_file:
         raise UsageError("give api_key or api_key_file, not both")
-    if api_key:
-        environment[API_KEY_VARIABLE] = api_key
+    if key:
+        environment[API_KEY_VARIABLE] = key
     if api_key_file:
         arguments += ["--api-key-file", os.fspath(api_key_file)]
-        api_key = read_api_key(api_key_file)
-    if api_key is None:
-        api_key = next((read_api_key(path) for flag, path in zip(extra, extra[1:]) if flag == "--api-key-file"), None)
-    if api_key is None:
-        api_key = environment.get(API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE))
-    aliases = [name for flag, name in zip(arguments, arguments[1:]) if flag == "--alias"]
-    aliases += [name for flag, name in zip(extra, extra[1:]) if flag in ("-a", "--alias")]
+    files = _values(arguments, "--api-key-file")
+    if files:
+        key = read_api_key(files[-1])
+    key = key or environment.get(API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE))
+    aliases = _values(arguments, "-a", "--alias")
     return CommandLine(
-        (*arguments, *extra),
+        tuple(arguments),
         environment,
-        api_key=api_key.split(",")[0] if api_key else None,
+        api_key=key.split(",")[0] if key else None,
         alias=aliases[-1].split(",")[0] if aliases else None,
     )
+
+
+def _values(arguments: Sequence[str], *flags: str) -> list[str]:
+    """What the flags were given, in order."""
+    return [value for flag, value in pairwise(arguments) if flag in flags]
 
 
 def read_api_key(path: str | os.PathLike[str]) -> str:
     """The first key of a file with one key a line; raises UsageError, which never shows the file's content."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8") as file:
             key = next((line.strip() for line in file if line.strip()), "")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"

@@ -1,6 +1,6 @@
 """Start a command that cannot outlive the process that asked for it.
 
-Run by path as a script of its own (``python -I -S launcher.py PARENT_PID COMMAND...``), so it imports nothing of llamatel.
+Run by path as a script of its own (``python -I -S launcher.py PARENT_PID COMMAND...``): it imports nothing of llamatel.
 
 On Linux it asks the kernel to kill it when its parent dies (even by SIGKILL) and becomes the command, so no process
 stays in between. Elsewhere it stays as the command's parent and watches its own.
@@ -17,8 +17,10 @@ _WATCH_S = 0.5
 
 
 def _become(parent: int, command: list[str]) -> None:
-    """Linux. The signal fires when the *thread* that started us ends: the server manager starts us from the thread
-    that stays with the server.
+    """Have the kernel kill us with our parent, and become the command (Linux).
+
+    The signal fires when the *thread* that started us ends: the server manager starts us from the thread that stays
+    with the server.
     """
     import ctypes
 
@@ -27,7 +29,7 @@ def _become(parent: int, command: list[str]) -> None:
     if os.getppid() != parent:
         sys.exit(1)  # it died before the kernel knew
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is ignored stays so across exec
-    os.execvp(command[0], command)
+    os.execvp(command[0], command)  # noqa: S606 - there is no shell to want
 
 
 def watch(parent: int, command: list[str]) -> int:
@@ -43,7 +45,7 @@ def watch(parent: int, command: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """``PARENT_PID [--watch] COMMAND...``"""
+    """Arguments: ``PARENT_PID [--watch] COMMAND...``."""
     parent, command = int(arguments[0]), arguments[1:]
     watching = command[0] == "--watch"
     command = command[watching:]

@@ -1,7 +1,7 @@
 """llama.cpp's log turned into Completions.
 
 One LogReader follows one server. It is fed line by line and keeps no text beyond the requests in flight. The shapes of
-the lines are those of llama.cpp from November 2025 to October 2026 (tools/server/server-context.cpp and server-queue.cpp;
+the lines are those of llama.cpp from November 2025 to October 2026 (tools/server/server-context.cpp, server-queue.cpp;
 ``tests/golden`` holds recordings). At the default verbosity a request prints::
 
     slot launch_slot_: id  3 | task 0 | processing task, is_child = 0

@@ -6,6 +6,7 @@ the child when that thread ends).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import selectors
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _READ_BYTES = 65536
@@ -66,14 +68,11 @@ class Child:
             env={**os.environ, **environment},
             start_new_session=True,
         )
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout
+        self._pipe = cast("IO[bytes]", self._process.stdout)
         os.set_blocking(self._pipe.fileno(), False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            try:
+            with contextlib.suppress(OSError):  # more than this user may have: the default serves
                 fcntl.fcntl(self._pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            except OSError:
-                pass  # more than this user may have: the default serves
         self._lines = LineBuffer()
         self._open = True
         self._selector = selectors.DefaultSelector()

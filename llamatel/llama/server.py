@@ -25,8 +25,7 @@ from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.log_reader import LogReader
-from llamatel.llama.supervisor import ServerState as ServerState
-from llamatel.llama.supervisor import Supervisor
+from llamatel.llama.supervisor import ServerState, Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
@@ -67,7 +66,6 @@ class ServerManager:
         self._server_log = server_log
         self._lock = threading.Lock()
         self._backend: Backend | None = None
-        self._command: CommandLine | None = None
         self._asked = ServerInfo("127.0.0.1")
         self._supervisor: Supervisor | None = None
         self._reader = LogReader(self._asked)
@@ -118,10 +116,9 @@ class ServerManager:
             if self._supervisor is not None and self._supervisor.running:
                 raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
             self._backend = find_backend(self._choice)
-            self._command = command
             name = command.alias or (Path(model_path).name if model_path is not None else None)
             self._asked = ServerInfo(host, port or None, name, self._backend.version, self._backend.name)
-            self._begin(restarts=0)
+            self._begin(self._backend, command, restarts=0)
         for watcher in _watchers:
             watcher(self)
         return self
@@ -151,7 +148,7 @@ class ServerManager:
         supervisor = self._started()
         self.stop_server()
         with self._lock:
-            self._begin(restarts=supervisor.restarts)
+            self._begin(supervisor.backend, supervisor.command, restarts=supervisor.restarts)
         return self.wait_until_ready(timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -258,13 +255,11 @@ class ServerManager:
             raise ServerStateError("the server was not started: start_server() first")
         return self._supervisor
 
-    def _begin(self, *, restarts: int) -> None:
+    def _begin(self, backend: Backend, command: CommandLine, *, restarts: int) -> None:
         """Start a supervisor with what ``start_server`` was given."""
-        assert self._backend is not None
-        assert self._command is not None
         log = self._open_server_log()
         self._supervisor = Supervisor(
-            self._backend, self._command, self._asked, self._reader,
+            backend, command, self._asked, self._reader,
             hand_out=self._hand_out, process_replaced=self._counters.restarted,
             restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts,
             log=log, close_log=log is not sys.stderr,
@@ -304,7 +299,7 @@ class ServerManager:
         if self._server_log == "-":
             return sys.stderr
         try:
-            return open(self._server_log, "a", encoding="utf-8")
+            return Path(self._server_log).open("a", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write the server's log to {self._server_log}: {error.strerror}") from None
 

@@ -77,7 +77,7 @@ class Supervisor:
         """To ask the server; None unless it is ready."""
         self.reader_lock = threading.Lock()
         """Held while the log reader is read or fed."""
-        self._backend, self._command, self._reader = backend, command, reader
+        self.backend, self.command, self._reader = backend, command, reader
         self._port = info.port or 0
         self._hand_out, self._process_replaced = hand_out, process_replaced
         self._restarts_left = max_restarts if restart_on_failure else 0
@@ -206,9 +206,7 @@ class Supervisor:
         self.started_at = time.time()
         begun = time.monotonic()
         ready_at: float | None = None
-        child = Child(
-            (*self._backend.command, *self._command.arguments), self._command.environment, wake=self._wake_read
-        )
+        child = Child((*self.backend.command, *self.command.arguments), self.command.environment, wake=self._wake_read)
         self.info = replace(self.info, pid=child.pid)
         try:
             while not child.finished:
@@ -273,7 +271,7 @@ class Supervisor:
         with self.reader_lock:
             self._reader.server = self.info
         self.started_at = self._reader.process_started_at or self.started_at
-        self.client = ServerClient(base_url(self.info.address, self.info.port), api_key=self._command.api_key)
+        self.client = ServerClient(base_url(self.info.address, self.info.port), api_key=self.command.api_key)
         return True
 
     def _why(self, *, was_ready: bool) -> str:

@@ -1,6 +1,6 @@
 """Runs the xllamacpp wheel's llama.cpp server with llama-server's own command line.
 
-Started by the server manager as a process of its own: ``python -m llamatel.llama.xllamacpp_server <llama-server flags>``.
+Started by the server manager as a process of its own: ``python -m llamatel.llama.xllamacpp_server FLAGS...``.
 
 The wheel's Python API takes a parameter object and no flags. llama.cpp's parser (``common_params_parse``,
 common/arg.cpp) is exported by the wheel's extension module, so it fills that object for us: flags, their errors and the
@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 _PARSE = "_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"
@@ -54,7 +55,7 @@ def _address_of_params(params: Any) -> int:
 def _stderr_muted() -> Iterator[None]:
     keep = os.dup(2)
     try:
-        with open(os.devnull, "wb") as null:
+        with Path(os.devnull).open("wb") as null:
             os.dup2(null.fileno(), 2)
         yield
     finally:
