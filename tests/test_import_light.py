@@ -29,7 +29,6 @@ HEAVY = (
     "statement",
     [
         "import llamatel",
-        "from llamatel import init, shutdown",
         "from llamatel.llama import ServerManager",
         "import llamatel.cli.main",
         "import llamatel.collectors",
