@@ -10,13 +10,16 @@ from llamatel.records import Completion, Outcome
 PROVIDER = "llama.cpp"
 """``gen_ai.provider.name``; the conventions have no value for llama.cpp and allow one's own."""
 
-# llama.cpp's error texts, by what they hold (tools/server/server-context.cpp, the callers of send_error), and ours.
+# llama.cpp's error texts, by what they hold (tools/server/server-context.cpp, the callers of send_error), and ours
+# (llama/supervisor.py, llama/log_reader.py).
 _ERROR_TYPES = (
     ("exceeds the available context size", "exceed_context_size_error"),
     ("larger than the max context size", "exceed_context_size_error"),
     ("too large to process", "input_too_large"),
     ("Compute error", "compute_error"),
-    ("server exited", "server_exited"),
+    ("the server ended", "server_exited"),
+    ("the server was stopped", "server_exited"),
+    ("the server's process was replaced", "server_exited"),
 )
 
 
