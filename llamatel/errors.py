@@ -61,12 +61,14 @@ class ServerTimeout(ServerError, TimeoutError):
 class ServerUnreachable(LlamatelError):
     """An HTTP request to a llama.cpp server failed or was refused.
 
-    ``status`` is the HTTP status, or None where no answer came.
+    ``status`` is the HTTP status, or None where no answer came; ``busy`` if it took the request and did not answer in
+    time, as a server does that is decoding.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, busy: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.busy = busy
 
 
 class LogSourceError(LlamatelError):

@@ -126,7 +126,8 @@ class ServerSnapshot:
     """One server at one moment."""
 
     server: ServerInfo
-    up: bool
+    up: bool | None
+    """None for a server whose log is all we have."""
     restarts: int | None = None
     process_started_at: float | None = None
     loading_s: float | None = None

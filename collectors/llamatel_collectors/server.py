@@ -17,7 +17,7 @@ class ServerCollector(Collector):
         """What is known of each server; a server that is not watched any more gives no samples."""
         for state in snapshot.servers:
             for metric, value in (
-                ("llamacpp.server.up", int(state.up)),
+                ("llamacpp.server.up", None if state.up is None else int(state.up)),
                 ("llamacpp.server.restarts", state.restarts),
                 ("llamacpp.server.start_time", state.process_started_at),
                 ("llamacpp.server.loading.duration", state.loading_s),

@@ -53,7 +53,8 @@ class ServerClient:
         except urllib3.exceptions.HTTPError as error:
             # The library's text repeats its pool and a traceback's worth of causes; the first line is enough.
             reason = str(error).splitlines()[0]
-            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {reason}") from error
+            busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
+            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {reason}", busy=busy) from error
 
     def healthy(self, timeout_s: float | None = None) -> bool:
         """True once the model is loaded; False while it loads or nobody listens."""
@@ -79,13 +80,25 @@ class ServerClient:
 
     def build(self, timeout_s: float | None = None) -> str | None:
         """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
-        try:
-            response = self._get("/props", timeout_s)
-            props = response.json() if response.status == 200 else {}
-        except (ServerUnreachable, ValueError):
-            return None
-        build = props.get("build_info") if isinstance(props, dict) else None
+        build = self._document("/props", timeout_s).get("build_info")
         return build if isinstance(build, str) and build else None
+
+    def model(self, timeout_s: float | None = None) -> str | None:
+        """The model's name as clients see it; None where that cannot be had, or a router has several."""
+        models = self._document("/v1/models", timeout_s).get("data")
+        if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
+            return None
+        name = models[0].get("id")
+        return name if isinstance(name, str) and name else None
+
+    def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
+        """A JSON object; empty where it cannot be had."""
+        try:
+            response = self._get(path, timeout_s)
+            document = response.json() if response.status == 200 else {}
+        except (ServerUnreachable, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
 
     def close(self) -> None:
         """Close the connections."""

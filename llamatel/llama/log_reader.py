@@ -371,6 +371,10 @@ class LogReader:
         """Unix time at which the process began to log; None before its first line."""
         return self._clock.process_started_at
 
+    def date(self, time: float, now: float) -> None:
+        """A line with log time ``time`` was written at Unix time ``now``; for lines that are read late."""
+        self._clock.observe(time, now)
+
     def polled(self) -> None:
         """We asked the server for something that takes a task number (/metrics, /slots)."""
         self._queue.polled()
