@@ -136,6 +136,8 @@ class LogFollower:
                 self._take(batch)
         except LlamatelError as error:
             self._failure = error
+        with self._lock:
+            self._reader.forget()
 
     def _take(self, batch: Batch) -> None:
         lines = batch.lines

@@ -395,6 +395,12 @@ class LogReader:
         self._queue = QueueClock()
         return ended
 
+    def forget(self) -> None:
+        """The log ends here: how the requests in flight went on will not be known."""
+        self._tally.lost += self.busy
+        self._active.clear()
+        self._children.clear()
+
     def restart(self) -> None:
         """The next line comes from a new process."""
         self._clock.restart()
