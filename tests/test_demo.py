@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.otlp import OtlpSink
 from tests.parts.processes import wait_until
 from tests.parts.terminal import Terminal, plain
 
@@ -57,12 +58,21 @@ def test_in_a_pipe_it_shows_all_and_ends(tmp_path: Path) -> None:
     ]
     assert max(row["queue_s"] or 0 for row in ok) > 0
 
-    trace = re.search(r"^trace ([0-9a-f]{32})  slot \d+, task \d+  ok$", done.stdout, re.MULTILINE)
-    assert trace is not None
-    assert trace.group(1) in {row["trace_id"] for row in ok}
     for part in ("  prefill ", "  decode ", "time to first token", "llamatel serve ", "OTEL_EXPORTER_OTLP_ENDPOINT="):
         assert part in done.stdout
     assert not [line for line in done.stdout.splitlines() if len(line) > 80 and "exceeds the available" not in line]
+
+
+def test_its_traces_reach_a_collector_whole(otlp_sink: OtlpSink) -> None:
+    done = demo("--json", "--otlp-endpoint", otlp_sink.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf")
+    assert done.returncode == 0, done.stderr
+    shown = {row["trace_id"]: row["outcome"] for row in json.loads(done.stdout)["requests"]}
+    assert len(shown) == sum(SENT.values())
+    arrived = otlp_sink.traces()
+    assert set(arrived) == set(shown)
+    for trace_id, outcome in shown.items():
+        names = {span.name for span in arrived[trace_id]}
+        assert outcome != "ok" or {"prefill", "decode"} < names
 
 
 def test_json_is_one_document() -> None:

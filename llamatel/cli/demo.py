@@ -152,10 +152,10 @@ class Demo:
         stays = sys.stdout.isatty()
         url = running.pipeline.metrics_url
         steps = {
-            "metrics": f"curl {url}" + ("" if stays else "   (while it runs)") if url else None,
+            "metrics": f"curl {url}" + ("" if stays else "   (while it is up)") if url else None,
             "traces": "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 llamatel demo",
             "your model": "llamatel serve model.gguf",
-            "a request": f'curl {server.base_url}/v1/completions -d \'{{"prompt": "Hello"}}\'' if stays else None,
+            "a request": f'curl {server.base_url}/v1/completions -d \'{{"prompt":"Hello"}}\'' if stays else None,
         }
         for row in columns(steps):
             self._print(row)

@@ -1,7 +1,8 @@
 """``llamatel``: the group of verbs, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done; 1 an error of llamatel or of the server; 2 wrong usage; 128 + n ended by signal n before its work
-was done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel, and only with ``-v``.
+Exit codes: 0 done, or the reader of our output went away; 1 an error of llamatel or of the server; 2 wrong usage;
+128 + n ended by signal n before its work was done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel,
+and only with ``-v``.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, LlamatelError):
         _complain(str(error))
         return error.exit_code
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, (BrokenPipeError, SystemExit)):  # click turns the first into the second, and only that
         _drop_stdout()
         return 0
     if isinstance(error, Interrupted):
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="llamatel", standalone_mode=False)
         sys.stdout.flush()
-    except (Exception, Interrupted, KeyboardInterrupt) as error:  # noqa: BLE001 - the last boundary: no traceback
+    except (Exception, Interrupted, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - the last boundary: no traceback
         return _exit_code(error)
     return result if isinstance(result, int) else 0
 

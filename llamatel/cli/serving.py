@@ -37,11 +37,9 @@ def load_model(
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
     """What someone who has just started a server wants to know, for ``session.columns``."""
     backend = server.backend
-    # A wheel is built outside llama.cpp's repository, where its build number is 0.
-    build = server.info.build if server.info.build and not server.info.build.startswith("b0") else None
     return {
         "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),
-        "llama.cpp": " ".join(filter(None, (backend.name, backend.version, build))) if backend else None,
+        "llama.cpp": " ".join(filter(None, (backend.name, server.info.build or backend.version))) if backend else None,
         "because": "; ".join((backend.why, *backend.rejected)) if backend and verbosity() else None,
         "metrics": running.pipeline.metrics_url or "off",
         "OTLP": otlp_line(running.settings),
