@@ -30,9 +30,7 @@ DONE = Completion(
     prompt_cached=5,
     generated=5,
 )
-CANCELLED = Completion(
-    server=DONE.server, slot=2, task=43, started_at=100.0, ended_at=100.2, outcome=Outcome.CANCELLED
-)
+CANCELLED = Completion(server=DONE.server, slot=2, task=43, started_at=100.0, ended_at=100.2, outcome=Outcome.CANCELLED)
 
 
 def test_an_object_holds_the_record_and_what_follows_from_it() -> None:
@@ -66,7 +64,7 @@ def test_lines_are_there_at_once_and_appended(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(UsageError, match=r"cannot write .*: No such file or directory"):
         JsonLines.open(str(tmp_path / "missing" / "requests.jsonl"))
 
 

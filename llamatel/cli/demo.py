@@ -40,7 +40,7 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime
 from llamatel.sinks import completion_as_dict
-from llamatel.view import Summary, Tally, glyphs_for, summary_sentence, summary_table, waterfall
+from llamatel.view import Summary, Tally, glyphs_for, summary_table, waterfall
 
 _CONTEXT = 4096
 _SLOTS = 4

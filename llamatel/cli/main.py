@@ -79,7 +79,6 @@ def _exit_code(error: BaseException) -> int:
         _complain(str(error))
         return error.exit_code
     if isinstance(error, (BrokenPipeError, SystemExit)):  # click turns the first into the second, and only that
-        _drop_stdout()
         return 0
     if isinstance(error, Interrupted):
         return 128 + error.signum
@@ -101,10 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
     set_verbosity(0)
     try:
         result = cli.main(args=arguments, prog_name="llamatel", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (Exception, Interrupted, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - the last boundary
+        code = _exit_code(error)
+    try:
         sys.stdout.flush()
-    except (Exception, Interrupted, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - the last boundary: no traceback
-        return _exit_code(error)
-    return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        _drop_stdout()
+    return code
 
 
 def run() -> None:

@@ -60,18 +60,21 @@ class ServerCommand(click.Command):
 
 
 @click.command("serve", cls=ServerCommand)
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", required=False)
 @server_options
 @telemetry_options
 @requests_option
 @verbose_option
 @click.pass_context
-def command(ctx: click.Context, /, model: str, **values: Any) -> int:
+def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     """Run a llama.cpp server on MODEL (a GGUF file) and trace every request.
 
-    What follows -- goes to llama-server verbatim. Clients need no change: they talk to llama.cpp itself, and traces,
+    What follows -- goes to llama-server verbatim; MODEL may be left out where that names the model. Clients need no change: they talk to llama.cpp itself, and traces,
     histograms and counters come from its log. Ctrl-C ends it.
     """
+    server_args: list[str] = ctx.meta["llamatel.server_args"]
+    if model is None and not server_args:
+        raise click.UsageError("Missing argument 'MODEL' (a GGUF file)", ctx)
     options = take(TelemetryOptions, values)
     manager_options = take(ManagerOptions, values)
     lines = request_lines(options)
@@ -79,7 +82,7 @@ def command(ctx: click.Context, /, model: str, **values: Any) -> int:
     notes = note_console()
     ready = False
     alias = values.pop("alias")
-    extra = [*(["--alias", alias] if alias else []), *ctx.meta["llamatel.server_args"]]
+    extra = [*(["--alias", alias] if alias else []), *server_args]
     ready_timeout = values.pop("ready_timeout")
     arguments = {name: value for name, value in values.items() if value is not None}
     try:

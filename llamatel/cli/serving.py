@@ -16,10 +16,10 @@ from llamatel.runtime import Runtime
 
 
 def load_model(
-    server: ServerManager, model: str, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
+    server: ServerManager, model: str | None, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
 ) -> float:
     """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds it took."""
-    name = Path(model).name
+    name = Path(model).name if model else "what llama-server's own flags name"
     begun = time.monotonic()
     if notes.is_terminal:
         columns = (SpinnerColumn("line"), TextColumn("loading {task.description}"), TimeElapsedColumn())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from llamatel.runtime import Runtime
 from llamatel.settings import Settings
 from llamatel.sinks import JsonLines, Sink
 from llamatel.view import glyphs_for, request_header, request_line
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -86,6 +89,7 @@ class RequestLines:
                 self._console.print(request_line(completion, width, self._glyphs, cut=cut), soft_wrap=True)
             except BrokenPipeError:
                 self.closed.set()
+                log.info("nobody reads our output any more: request lines end here")
 
 
 def request_lines(options: TelemetryOptions) -> RequestLines | None:

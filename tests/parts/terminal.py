@@ -14,7 +14,6 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 _ON_ITS_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -52,7 +51,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -77,7 +76,7 @@ class Terminal:
                 raise TimeoutError(f"{what!r} did not appear in:\n{plain(self.text)}")
 
     def press(self, keys: str) -> None:
-        """Type; ``\\x03`` is Ctrl-C."""
+        r"""Type; ``\x03`` is Ctrl-C."""
         os.write(self._master, keys.encode())
 
     def wait(self, timeout: float = 30.0) -> int:
