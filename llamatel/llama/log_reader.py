@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import LogLine, split_line
 from llamatel.llama.queue_clock import QueueClock
+from llamatel.llama.server_facts import ServerFacts, learn
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
 _SLOT = re.compile(r"slot +(\S+): id +(-?\d+) \| task (-?\d+) \| (.*)", re.DOTALL)
@@ -32,26 +33,9 @@ _RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d+), truncated 
 _PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d+)")
 _ERROR = re.compile(r"send_error: task id = (\d+), error: (.*)", re.DOTALL)
 _CANCEL = re.compile(r"stop: cancel task, id_task = (\d+)")
-_LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
-_LOADING = re.compile(r"load_model: loading model '(.*)'")
-_SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = (\d+), kv_unified = '(\w+)')?")
-_BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
 _SPAWNING = re.compile(r"spawning server instance with name=(\S+) on port (\d+)")
 _CONTEXT_FULL = "Context size has been exceeded"
 _OURS = ("srv ", "slot ", "que ", "cmn ")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """What the log said about the server itself; None where it has not (yet)."""
-
-    host: str | None = None
-    port: int | None = None
-    model_path: str | None = None
-    build: str | None = None
-    slots: int | None = None
-    slot_context: int | None = None
-    kv_unified: bool | None = None
 
 
 @dataclass(slots=True)
@@ -317,41 +301,13 @@ class LogReader:
         )
 
     def _server_line(self, text: str, parts: LogLine) -> str:
-        for mark, read in _SERVER_READERS:
-            if mark in text:
-                read(self, text)
-                return "server"
-        if text.startswith(_OURS) or parts.level is not None:
+        facts = learn(self.facts, text)
+        if facts is not None:
+            self.facts = facts
             return "server"
-        return "other"
-
-    def _read_listening(self, text: str) -> None:
-        found = _LISTENING.search(text)
-        if found is not None:
-            host, port, socket = found.groups()
-            self.facts = replace(self.facts, host=socket or host.strip("[]"), port=int(port) if port else None)
-
-    def _read_loading(self, text: str) -> None:
-        found = _LOADING.search(text)
-        if found is not None:
-            self.facts = replace(self.facts, model_path=found.group(1))
-
-    def _read_slots(self, text: str) -> None:
-        found = _SLOTS.search(text)
-        if found is not None:
-            slots, context, unified = found.groups()
-            self.facts = replace(
-                self.facts,
-                slots=int(slots),
-                slot_context=int(context) if context else self.facts.slot_context,
-                kv_unified=unified == "true" if unified else self.facts.kv_unified,
-            )
-
-    def _read_build(self, text: str) -> None:
-        found = _BUILD.search(text)
-        if found is not None:
-            number, commit = found.groups()
-            self.facts = replace(self.facts, build=f"b{number}-{commit}" if commit else number)
+        if "spawning server" in text:
+            self._read_spawning(text)
+        return "server" if text.startswith(_OURS) or parts.level is not None else "other"
 
     def _read_spawning(self, text: str) -> None:
         found = _SPAWNING.search(text)
@@ -440,10 +396,3 @@ _READERS: dict[str, _LineReader] = {
     "slot ": LogReader._shift,
     "stop ": LogReader._release,
 }
-_SERVER_READERS: tuple[tuple[str, Callable[[LogReader, str], None]], ...] = (
-    ("listening on ", LogReader._read_listening),
-    ("loading model '", LogReader._read_loading),
-    ("n_slots = ", LogReader._read_slots),
-    ("build", LogReader._read_build),
-    ("spawning server", LogReader._read_spawning),
-)
