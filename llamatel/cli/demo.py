@@ -188,7 +188,9 @@ class Demo:
 @click.command("demo")
 @click.option("--model", metavar="FILE", help="A GGUF of your own in place of the tiny one with random weights.")
 @click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The server's port.  [default: a free one]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="The server's port.  [default: a free one]"
+)
 @click.option("--keep-sending", is_flag=True, help="On a terminal: a request a second until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document in place of lines and tables.")
 @telemetry_options

@@ -58,13 +58,25 @@ def server_options(command: _C) -> _C:
     return _all(
         command,
         (
-            click.option("-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens; 0: the model's own."),
-            click.option("-np", "--parallel", "n_parallel", type=int, help="Slots: requests served at once."),
+            click.option(
+                "-c",
+                "--ctx-size",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="Context in tokens; 0: the model's own.",
+            ),
+            click.option(
+                "-np", "--parallel", "n_parallel", type=int, metavar="N", help="Slots: requests served at once."
+            ),
             click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers kept on the GPU."),
             click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ..."),
             click.option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the KV cache's values."),
-            click.option("-b", "--batch-size", type=click.IntRange(min=1), help="Logical batch, in tokens."),
-            click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), help="Physical batch, in tokens."),
+            click.option(
+                "-b", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Logical batch, in tokens."
+            ),
+            click.option(
+                "-ub", "--ubatch-size", type=click.IntRange(min=1), metavar="N", help="Physical batch, in tokens."
+            ),
             click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention."),
             click.option(
                 "-kvu/-no-kvu",
@@ -75,11 +87,18 @@ def server_options(command: _C) -> _C:
             click.option("--swa-full", is_flag=True, default=None, help="Full-size cache for sliding-window layers."),
             click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU."),
             click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row."),
-            click.option("-mg", "--main-gpu", type=click.IntRange(min=0), help="The GPU to use where there is one."),
+            click.option(
+                "-mg", "--main-gpu", type=click.IntRange(min=0), metavar="N", help="The GPU to use where there is one."
+            ),
             click.option("-a", "--alias", metavar="NAME", help="The model's name for clients, traces and metrics."),
             click.option("--host", default="127.0.0.1", show_default=True, help="Where the server listens."),
             click.option(
-                "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: one that is free."
+                "--port",
+                type=click.IntRange(0, 65535),
+                metavar="N",
+                default=8090,
+                show_default=True,
+                help="0: one that is free.",
             ),
             click.option("--api-key-file", metavar="FILE", help="Keys that clients must show, one a line."),
             click.option(
@@ -93,15 +112,24 @@ def server_options(command: _C) -> _C:
                 help="Bring a server back that died.",
             ),
             click.option(
-                "--max-restarts", type=click.IntRange(min=0), default=5, show_default=True, help="And how often."
+                "--max-restarts",
+                type=click.IntRange(min=0),
+                metavar="N",
+                default=5,
+                show_default=True,
+                help="And how often.",
             ),
             click.option("--server-log", metavar="FILE|-", help="Where llama.cpp's own log goes; -: stderr."),
             click.option(
-                "--ready-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=600.0,
-                show_default=True, help="How long loading may take.",
+                "--ready-timeout",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                default=600.0,
+                show_default=True,
+                help="How long loading may take.",
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 def telemetry_options(command: _C) -> _C:

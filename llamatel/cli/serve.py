@@ -69,8 +69,8 @@ class ServerCommand(click.Command):
 def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     """Run a llama.cpp server on MODEL (a GGUF file) and trace every request.
 
-    What follows -- goes to llama-server verbatim; MODEL may be left out where that names the model. Clients need no change: they talk to llama.cpp itself, and traces,
-    histograms and counters come from its log. Ctrl-C ends it.
+    What follows -- goes to llama-server verbatim; MODEL may be left out where that names the model. Clients need no
+    change: they talk to llama.cpp itself, and traces, histograms and counters come from its log. Ctrl-C ends it.
     """
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:
@@ -81,8 +81,6 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     tally = Tally()
     notes = note_console()
     ready = False
-    alias = values.pop("alias")
-    extra = [*(["--alias", alias] if alias else []), *server_args]
     ready_timeout = values.pop("ready_timeout")
     arguments = {name: value for name, value in values.items() if value is not None}
     try:
@@ -91,7 +89,7 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
             telemetry(options, [lines, tally]) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):
-            took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=extra, **arguments)
+            took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)
             ready = True
             notes.print(f"llamatel: ready after {took:.1f} s; Ctrl-C ends it")
             for row in columns(server_lines(server, running)):

@@ -1,0 +1,263 @@
+"""``llamatel serve`` and ``llamatel attach`` as processes, with real llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.processes import free_port, wait_until
+from tests.parts.terminal import Terminal, plain
+
+LLAMATEL = [sys.executable, "-m", "llamatel.cli.main"]
+REQUEST = re.compile(r"^\d\d:\d\d:\d\d (\w+) ", re.MULTILINE)
+LOGS = Path(__file__).parent / "golden" / "logs"
+
+
+def environment() -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "LLAMA"))}
+    return {**own, "OTEL_EXPORTER_PROMETHEUS_PORT": "0", "LLAMATEL_TEST_SESSION": os.environ["LLAMATEL_TEST_SESSION"]}
+
+
+class Running:
+    """A verb that runs, with its output in files."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.out, self.err = folder / "out", folder / "err"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*LLAMATEL, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment()
+            )
+
+    def wait_for(self, pattern: str) -> str:
+        """The first group of ``pattern`` in stderr, once it is there."""
+
+        def found() -> re.Match[str] | None:
+            match = re.search(pattern, self.err.read_text())
+            assert match or self.process.poll() is None, self.err.read_text()
+            return match
+
+        match = wait_until(found, 60, pattern)
+        assert match is not None
+        return match.group(1)
+
+    def end(self, signum: signal.Signals) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(20)
+
+
+def ask(url: str, prompt: str = "Hello", tokens: int = 8) -> int:
+    body = json.dumps({"prompt": prompt, "max_tokens": tokens}).encode()
+    try:
+        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=60) as answer:
+            answer.read()
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture
+def started() -> Iterator[list[Running]]:
+    running: list[Running] = []
+    yield running
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.wait()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_serve_shows_requests_and_ends_with_0(
+    signum: signal.Signals, tiny_model: Path, tmp_path: Path, started: list[Running]
+) -> None:
+    rows = tmp_path / "requests.jsonl"
+    serve = Running(
+        tmp_path, "serve", str(tiny_model), "--port", "0", "-np", "2", "-c", "512", "--requests", "-a", "mine",
+        "--jsonl", str(rows), "--", "--no-slots",
+    )  # fmt: skip
+    started.append(serve)
+    url = serve.wait_for(r"server +(http://\S+)  mine\n")
+    metrics = serve.wait_for(r"metrics +(http://\S+)")
+    assert [ask(url), ask(url, "x" * 4000)] == [200, 400]
+    with urllib.request.urlopen(metrics, timeout=30) as answer:
+        assert 'gen_ai_request_model="mine"' in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{url}/slots", timeout=30)  # --no-slots reached llama-server
+    wait_until(lambda: len(REQUEST.findall(serve.out.read_text())) == 2, 20, "two request lines")
+    assert serve.end(signum) == 0
+    assert REQUEST.findall(serve.out.read_text()) == ["ok", "error"]
+    assert [json.loads(line)["outcome"] for line in rows.read_text().splitlines()] == ["ok", "error"]
+    assert serve.err.read_text().splitlines()[-1] == "llamatel: 2 requests: 1 ok, 1 error"
+    assert "Traceback" not in serve.err.read_text()
+
+
+def test_serve_says_why_its_server_is_gone(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+    rows = tmp_path / "requests.jsonl"
+    serve = Running(tmp_path, "serve", str(tiny_model), "--port", "0", "--metrics-addr", "none", "--jsonl", str(rows))
+    started.append(serve)
+    url = serve.wait_for(r"server +(http://\S+)")
+    assert ask(url) == 200
+    pid = wait_until(lambda: rows.read_text() and json.loads(rows.read_text())["server"]["pid"], 20, "its pid")
+    os.kill(pid, signal.SIGKILL)
+    assert serve.process.wait(20) == 1
+    last = serve.err.read_text().splitlines()[-1]
+    assert last.startswith("llamatel: error: ")
+    assert "signal 9" in last or "killed" in last
+    assert "Traceback" not in serve.err.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (b"GGUF" + bytes(100), [], "gguf|magic|version|load|tensor"),
+        (None, ["--", "--frobnicate"], "invalid argument"),
+    ],
+)
+def test_a_start_that_fails_is_one_line_of_the_servers_own(
+    content: bytes | None, flags: list[str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tiny_model
+    if content is not None:
+        model = tmp_path / "broken.gguf"
+        model.write_bytes(content)
+    done = subprocess.run(
+        [*LLAMATEL, "serve", str(model), "--port", "0", "--metrics-addr", "none", *flags],
+        capture_output=True, text=True, timeout=60, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("llamatel: error: ")
+    assert re.search(message, last, re.IGNORECASE)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_named(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+    port = str(free_port())
+    first = Running(tmp_path, "serve", str(tiny_model), "--port", port)
+    started.append(first)
+    first.wait_for(r"server +(http://\S+)")
+    done = subprocess.run(
+        [*LLAMATEL, "serve", str(tiny_model), "--port", port, "--metrics-addr", "none"],
+        capture_output=True, text=True, timeout=60, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert port in done.stderr.splitlines()[-1]
+    assert first.end(signal.SIGTERM) == 0
+
+
+def test_serve_goes_on_when_nobody_reads_its_lines(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+    reading, writing = os.pipe()
+    serve = Running.__new__(Running)
+    serve.err = tmp_path / "err"
+    with serve.err.open("wb") as err:
+        serve.process = subprocess.Popen(
+            [*LLAMATEL, "serve", str(tiny_model), "--port", "0", "--requests"],
+            stdin=subprocess.DEVNULL, stdout=writing, stderr=err, env=environment(),
+        )  # fmt: skip
+    os.close(writing)
+    started.append(serve)
+    url = serve.wait_for(r"server +(http://\S+)")
+    os.close(reading)
+    assert [ask(url), ask(url), ask(url)] == [200, 200, 200]
+    assert serve.end(signal.SIGTERM) == 0
+    assert serve.err.read_text().splitlines()[-1] == "llamatel: 3 requests: 3 ok"
+
+
+def test_serve_on_a_terminal(tiny_model: Path) -> None:
+    with Terminal([*LLAMATEL, "serve", str(tiny_model), "--port", "0"], environment()) as terminal:
+        terminal.wait_for("OTLP")
+        found = re.search(r"server +(http://\S+)", plain(terminal.text))
+        assert found is not None
+        assert ask(found.group(1)) == 200
+        wait_until(lambda: terminal.read() and REQUEST.findall(plain(terminal.text)), 20, "its line")
+        terminal.press("\x03")
+        assert terminal.wait() == 0
+    assert "1 request: 1 ok" in plain(terminal.text)
+    assert max(map(len, plain(terminal.text).splitlines())) <= 80
+
+
+def attach(*arguments: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*LLAMATEL, "attach", *arguments], input=stdin, capture_output=True, timeout=60, env=environment(), check=False
+    )
+
+
+def test_attach_reads_a_log_from_a_pipe_to_its_end() -> None:
+    done = attach("--log", "-", "--requests", stdin=(LOGS / "queued.log").read_bytes())
+    assert done.returncode == 0, done.stderr
+    outcomes = REQUEST.findall(done.stdout.decode())
+    assert outcomes
+    assert done.stderr.decode().splitlines()[-1].startswith(f"llamatel: {len(outcomes)} requests: ")
+
+
+def test_attach_writes_json_lines_to_standard_output() -> None:
+    done = attach("--log", "-", "--jsonl", "-", "--metrics-addr", "none", stdin=(LOGS / "queued.log").read_bytes())
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows
+    assert {row["outcome"] for row in rows} <= {"ok", "cancelled", "error", "context_full"}
+
+
+def test_attach_ends_when_nobody_reads_its_lines(tmp_path: Path) -> None:
+    log = (LOGS / "queued.log").read_bytes()
+    reading, writing = os.pipe()
+    out_reading, out_writing = os.pipe()
+    with (tmp_path / "err").open("wb") as err:
+        process = subprocess.Popen(
+            [*LLAMATEL, "attach", "--log", "-", "--requests"],
+            stdin=reading, stdout=out_writing, stderr=err, env=environment(),
+        )  # fmt: skip
+    os.close(reading)
+    os.close(out_writing)
+    os.close(out_reading)
+    os.write(writing, log[:60000])
+    try:
+        assert process.wait(20) == 0
+    finally:
+        os.close(writing)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+    log = tmp_path / "server.log"
+    served, attached = tmp_path / "served", tmp_path / "attached"
+    served.mkdir()
+    attached.mkdir()
+    serve = Running(
+        served,
+        "serve",
+        str(tiny_model),
+        "--port",
+        "0",
+        "--metrics-addr",
+        "none",
+        "--server-log",
+        str(log),
+        "--",
+        "--metrics",
+    )
+    started.append(serve)
+    url = serve.wait_for(r"server +(http://\S+)")
+    follow = Running(attached, "attach", url, "--log", str(log), "--requests")
+    started.append(follow)
+    metrics = follow.wait_for(r"metrics +(http://\S+)")
+    follow.wait_for(r"(OTLP)")
+    assert ask(url) == 200
+    wait_until(lambda: REQUEST.findall(follow.out.read_text()) == ["ok"], 20, "its line")
+    with urllib.request.urlopen(metrics, timeout=30) as answer:
+        text = answer.read().decode()
+    assert re.search(r'^llamacpp_tokens_total\{.*type="output".*\} 8\.0$', text, re.MULTILINE)
+    assert follow.end(signal.SIGINT) == 0
+    assert follow.err.read_text().splitlines()[-1] == "llamatel: 1 request: 1 ok"
+    assert serve.end(signal.SIGTERM) == 0
