@@ -1,0 +1,276 @@
+"""A mixed load for tests and the benchmark: what many clients of llama.cpp send, and what each of them saw.
+
+The clients are cheap, so that on a small machine they measure the server and not themselves: of a stream only its last
+events are decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+
+_WORDS = (
+    "a",
+    "hello",
+    "river",
+    "of",
+    "the",
+    "server",
+    "and",
+    "cache",
+    "token",
+    "so",
+    "it",
+    "went",
+    "on",
+    "until",
+    "noon",
+)
+_SHARED = "Once upon a time there was a server which kept what it had read, and it said: "
+_REPEATED = tuple(f"{_SHARED}this is story number {number}." for number in range(6))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to send, and how it is meant to end."""
+
+    path: str
+    body: dict[str, Any]
+    expect: str = "ok"
+    """ok, cancelled, error (a task took it and failed) or refused (it never became a task)."""
+    hang_up: float | None = None
+    """Go away: after so many events of a stream, or after so many seconds where nothing is streamed."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as server-sent events."""
+        return bool(self.body.get("stream"))
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted to the one prompt."""
+        return int(self.body.get("n", 1))
+
+
+@dataclass(slots=True)
+class Answer:
+    """What its client saw. Times are Unix seconds."""
+
+    ask: Ask
+    sent_at: float
+    headers_at: float | None = None
+    ended_at: float = 0.0
+    outcome: str = "error"
+    """ok, cancelled, error, refused."""
+    status: int | None = None
+    error: str | None = None
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    """llama.cpp's ``timings``; one for each choice of a stream, one for all choices of what is not streamed."""
+
+    @property
+    def seconds(self) -> float:
+        """From sending it to the end of the answer."""
+        return self.ended_at - self.sent_at
+
+    @property
+    def outside_s(self) -> float:
+        """All its time but llama.cpp's prefill and decode: the wait for a slot, and the way there and back."""
+        [timings] = self.timings
+        return self.seconds - (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
+
+
+def text(source: random.Random, words: int) -> str:
+    """Some words."""
+    return " ".join(source.choice(_WORDS) for _ in range(words))
+
+
+def chat(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+    """A chat completion that generates exactly so many tokens."""
+    messages = [{"role": "user", "content": prompt}]
+    body = {"messages": messages, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
+    return Ask("/v1/chat/completions", body)
+
+
+def completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+    """A plain completion by llama.cpp's own endpoint that generates exactly so many tokens."""
+    return Ask("/completion", {"prompt": prompt, "n_predict": tokens, "stream": stream, "ignore_eos": True, **more})
+
+
+def v1_completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+    """A plain completion by OpenAI's endpoint that generates exactly so many tokens."""
+    return Ask(
+        "/v1/completions", {"prompt": prompt, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
+    )
+
+
+def endless(prompt: str, *, context: int, stream: bool, hang_up: float) -> Ask:
+    """A request whose client goes away; it would fill a slot of ``context`` tokens."""
+    body = {"prompt": prompt, "n_predict": context - 256, "stream": stream, "ignore_eos": True}
+    return Ask("/completion", body, expect="cancelled", hang_up=hang_up)
+
+
+def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Ask]:
+    """So many requests of every kind in a random order that is always the same.
+
+    ``context``: tokens that one slot holds. Of 25 requests 20 end well (two have two choices, four repeat a prompt, ten
+    are streamed), two streams are hung up on, two prompts are too long and one is refused.
+    """
+    source = random.Random(seed)
+    asks: list[Ask] = []
+    for index in range(number):
+        kind, tokens, prompt = index % 25, source.choice((4, 12, 30, 80)), text(source, source.randint(3, 60))
+        stream = bool(index % 2)
+        if kind < 6:
+            asks.append(chat(prompt, tokens, stream=stream))
+        elif kind < 10:
+            asks.append(completion(prompt, tokens, stream=stream))
+        elif kind < 13:
+            asks.append(v1_completion(_SHARED + prompt, tokens, stream=stream))
+        elif kind < 17:
+            asks.append(completion(source.choice(_REPEATED), tokens, stream=stream))
+        elif kind < 19:
+            asks.append(chat(prompt, tokens, stream=stream, n=2))
+        elif kind == 19:
+            asks.append(completion(prompt, 1, stream=stream))
+        elif kind < 22:
+            asks.append(endless(prompt, context=context, stream=True, hang_up=3))
+        elif kind < 24:
+            overlong = chat("again " * context, tokens, stream=stream)
+            asks.append(Ask(overlong.path, overlong.body, expect="error"))
+        else:
+            asks.append(Ask("/v1/embeddings", {"input": prompt}, expect="refused"))
+    source.shuffle(asks)
+    return asks
+
+
+class Clients:
+    """Clients of one server, each request on a connection of its own. Thread-safe, a context manager."""
+
+    def __init__(self, base_url: str, *, timeout_s: float = 120.0) -> None:
+        self._url = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._http = urllib3.PoolManager(maxsize=256, retries=False)
+        self.stop = threading.Event()
+        """Set: nothing further is sent by ``send_all`` and ``keep_sending``."""
+
+    def send_all(self, asks: Sequence[Ask], *, at_once: int) -> list[Answer]:
+        """Send them, at most ``at_once`` together; their answers in the order of the requests."""
+        with ThreadPoolExecutor(at_once, thread_name_prefix="client") as threads:
+            futures = [threads.submit(self.send, ask) for ask in asks]
+            return [future.result() for future in futures]
+
+    def keep_sending(self, asks: Sequence[Ask], *, at_once: int) -> KeptSending:
+        """Send them again and again from other threads until the answer's ``end`` is called."""
+        return KeptSending(self, asks, at_once)
+
+    def send(self, ask: Ask) -> Answer:
+        """Send one and see how it ends."""
+        answer = Answer(ask, time.time())
+        read_s = ask.hang_up if ask.hang_up is not None and not ask.streams else self._timeout_s
+        try:
+            response = self._http.request(
+                "POST",
+                self._url + ask.path,
+                body=json.dumps(ask.body),
+                # llama.cpp closes kept connections after some answers; a request that crosses the close would be lost.
+                headers={"Content-Type": "application/json", "Connection": "close"},
+                preload_content=False,
+                timeout=urllib3.Timeout(connect=30.0, read=read_s),
+            )
+            answer.headers_at, answer.status = time.time(), response.status
+            if ask.streams and response.status == 200:
+                self._follow(response, answer)
+            else:
+                _read_whole(answer, response.read())
+        except urllib3.exceptions.ReadTimeoutError:
+            answer.outcome, answer.error = "cancelled", "we went away"
+        except urllib3.exceptions.HTTPError as error:
+            answer.error = f"{type(error).__name__}: {error}"
+        answer.ended_at = time.time()
+        return answer
+
+    def _follow(self, response: urllib3.BaseHTTPResponse, answer: Answer) -> None:
+        hang_up = answer.ask.hang_up
+        events = 0
+        body = bytearray()
+        for chunk in response.stream(amt=None):
+            body += chunk
+            if hang_up is not None:
+                events += chunk.count(b"data: ")
+                if events >= hang_up:
+                    response.close()
+                    answer.outcome = "cancelled"
+                    return
+        answer.outcome = "ok"
+        for line in bytes(body).splitlines():
+            if line.startswith(b"data: {") and b'"timings":' in line:
+                answer.timings.append(json.loads(line[6:])["timings"])
+            elif line.startswith((b"error: ", b'data: {"error"')):
+                answer.outcome, answer.error = "error", line.decode()
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self._http.clear()
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.close()
+
+
+def _read_whole(answer: Answer, data: bytes) -> None:
+    body = json.loads(data)
+    if answer.status == 200:
+        answer.outcome = "ok"
+        answer.timings = [body["timings"]]
+        return
+    answer.outcome = "refused" if answer.status == 501 else "error"
+    answer.error = str(body["error"].get("message"))
+
+
+class KeptSending:
+    """A load that goes on until ``end``. A context manager."""
+
+    def __init__(self, clients: Clients, asks: Sequence[Ask], at_once: int) -> None:
+        self.answers: list[Answer] = []
+        """So far, as they ended."""
+        self._ending = threading.Event()
+        self._clients = clients
+        self._threads = [
+            threading.Thread(target=self._go_on, args=(asks, first), name="client", daemon=True)
+            for first in range(at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _go_on(self, asks: Sequence[Ask], first: int) -> None:
+        index = first
+        while not self._ending.is_set():
+            answer = self._clients.send(asks[index % len(asks)])
+            self.answers.append(answer)
+            index += len(self._threads)
+            if answer.status is None:
+                self._ending.wait(0.05)  # nobody listens: do not spin
+
+    def end(self) -> list[Answer]:
+        """Send nothing more, wait for what is under way, and return all answers."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        return self.answers
+
+    def __enter__(self) -> KeptSending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
