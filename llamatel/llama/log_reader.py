@@ -82,6 +82,8 @@ class LogReader:
         self._chosen: dict[int, float] = {}
         """When each slot was last chosen for a task."""
         self._last_time = 0.0
+        self._stamped = False
+        """Whether llama.cpp's lines carry times; then one without is a continuation or comes from elsewhere."""
         self._continued: int | None = None
         self._children: dict[int, LogReader] = {}
         self._child_models: dict[int, str] = {}
@@ -102,11 +104,12 @@ class LogReader:
         if parts.wall is not None:
             now = parts.wall
         if parts.time is None:
-            # Unstamped: date it by the clock on the wall, in the time of the stamped lines if there are any.
+            # Unstamped: as old as the stamped line before it; in a log without stamps, dated by the clock on the wall.
             start = self._clock.process_started_at
-            time = max(self._last_time, now - start) if start is not None else 0.0
+            time = self._last_time if self._stamped or start is None else max(self._last_time, now - start)
         else:
             time = parts.time
+            self._stamped = True
             if time < self._last_time - 1.0:
                 ended.extend(self.abort(now, "the server's process was replaced"))
                 self._clock.restart()
@@ -172,11 +175,10 @@ class LogReader:
         return "server"
 
     def _continuation(self, text: str, time: float) -> bool:
-        """Until spring 2026 the timings followed their heading on lines of their own."""
+        """Until spring 2026 the timings followed their heading on lines of their own; foreign lines may lie between."""
         request = self._active.get(self._continued) if self._continued is not None else None
         stripped = text.lstrip()
         if request is None or not stripped.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
-            self._continued = None
             return False
         self._timing(request, stripped, time, [])
         return True
