@@ -201,6 +201,7 @@ def mixed(client: Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         pool.submit(client.completion, words(7, 50), 1500, "cancelled-stream", stream=True, cancel="content")
         pool.submit(client.completion, words(8, 50), 1500, "cancelled", cancel="0.1")
+    time.sleep(2.5)  # a result for anyone, as of /metrics, postpones llama.cpp's look at the socket by a second
     client.wait_idle()
 
     with ThreadPoolExecutor(4) as pool:
@@ -231,6 +232,13 @@ def queued(client: Client) -> None:
         pool.submit(client.completion, words(10, 30), 8, "cancelled-queued", cancel="0.1")
         pool.submit(client.completion, words(11, 30), 8, "waited", stream=True)
         pool.submit(client.completion, words(12, 30), 8, "waited")
+
+
+def unnoticed(client: Client) -> None:
+    """A client leaves that does not stream: beside one that streams llama.cpp never looks whether it is still there."""
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(client.completion, words(1, 30), 600, stream=True)
+        pool.submit(client.completion, words(2, 30), 500, "cancelled-unnoticed", cancel="0.1")
 
 
 def context_shift(client: Client) -> None:
@@ -288,6 +296,7 @@ SCENARIOS: dict[str, tuple[Callable[[Client], None], list[str]]] = {
     "mixed": (mixed, MIXED_FLAGS),
     "few": (few, MIXED_FLAGS),
     "queued": (queued, MIXED_FLAGS),
+    "unnoticed": (unnoticed, MIXED_FLAGS),
     "context-shift": (context_shift, ["-c", "256", "-np", "1", "-t", "1", "--context-shift"]),
     "embeddings": (embeddings, ["-c", "2048", "--embeddings", "--pooling", "mean"]),
     "rerank": (rerank, ["-c", "2048", "--rerank"]),

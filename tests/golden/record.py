@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES: dict[str, dict[str, int]] = {
     "mixed": {"embedding": 256, "layers": 8, "feed_forward": 1024},
     "queued": {"embedding": 256, "layers": 8, "feed_forward": 1024},
+    "unnoticed": {"embedding": 256, "layers": 8, "feed_forward": 1024},
     "slow": {"embedding": 512, "layers": 12, "heads": 8, "feed_forward": 2048},
 }
 

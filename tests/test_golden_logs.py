@@ -1,0 +1,449 @@
+"""The log reader on logs of real llama.cpp builds, against what their clients saw (tests/golden/README.md).
+
+The records that it makes of each log are golden files beside the logs; UPDATE_GOLDEN=1 writes them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llamatel.llama.log_clock import LogClock
+from llamatel.llama.log_line import split_line
+from llamatel.llama.log_reader import LogReader
+from llamatel.llama.process import LineBuffer
+from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
+
+LOGS = Path(__file__).parent / "golden" / "logs"
+NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
+MIXED = [name for name in NAMES if json.loads((LOGS / f"{name}.json").read_text())["scenario"] == "mixed"]
+ZERO = 1_790_000_000.0
+SERVER = ServerInfo("127.0.0.1", 8090, model="tiny")
+ROUNDING_MS = 0.005 + 1e-9
+
+# What a client cannot see in its one answer: it asked for several things at once, or the server never knew it left.
+IN_LOG: dict[str, list[str]] = {
+    "cancelled-queued": [],
+    "cancelled-unnoticed": ["ok"],
+    "embeddings-3": ["ok"] * 3,
+    "rerank": ["ok"] * 3,
+}
+
+
+class Reading(NamedTuple):
+    completions: list[Completion]
+    counts: LogCounts
+    reader: LogReader
+
+
+@cache
+def truth(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((LOGS / f"{name}.json").read_text())
+    return found
+
+
+@cache
+def log_lines(name: str) -> tuple[str, ...]:
+    buffer = LineBuffer()
+    return tuple(buffer.feed((LOGS / f"{name}.log").read_bytes()) + buffer.flush())
+
+
+def timed(lines: Iterable[str]) -> list[tuple[str, float]]:
+    """Each line with the Unix time at which a reader that is always in time reads it."""
+    at, out = 0.0, []
+    for line in lines:
+        stamp = split_line(line).time
+        at = at + 1e-4 if stamp is None else stamp
+        out.append((line, ZERO + at))
+    return out
+
+
+def read(lines: Iterable[tuple[str, float]]) -> Reading:
+    reader = LogReader(SERVER, LogClock())
+    completions: list[Completion] = []
+    now = ZERO
+    for line, now in lines:
+        completions.extend(reader.feed(line, now))
+    completions.extend(reader.abort(now, "the server is gone"))
+    return Reading(completions, reader.counts(), reader)
+
+
+@cache
+def reading(name: str) -> Reading:
+    return read(timed(log_lines(name)))
+
+
+def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:
+    """Everything but when it was by the wall clock, which depends on the reader's: spans of time instead."""
+    out = []
+    for completion in completions:
+        fields = asdict(completion)
+        start, end, first = (fields.pop(name) for name in ("started_at", "ended_at", "first_token_at"))
+        fields["took_us"] = round((end - start) * 1e6 / 5)
+        fields["first_token_us"] = None if first is None else round((first - start) * 1e6 / 5)
+        fields["queue_s"] = None if completion.queue_s is None else round(completion.queue_s, 4)
+        out.append(fields)
+    return out
+
+
+def tokens(completions: Iterable[Completion]) -> list[dict[str, Any]]:
+    """What needs no clock: which task, how it ended, its tokens, llama.cpp's own durations."""
+    left_out = ("server", "started_at", "ended_at", "first_token_at", "queue_s")
+    return [{key: value for key, value in asdict(c).items() if key not in left_out} for c in completions]
+
+
+# -- truth -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outcomes_are_what_the_clients_saw(name: str) -> None:
+    expected: Counter[str] = Counter()
+    for row in truth(name)["requests"]:
+        if row["outcome"] == "refused":
+            continue
+        ends = IN_LOG.get(row["kind"]) if row["outcome"] in ("ok", "cancelled") else None
+        expected.update(ends if ends is not None else [row["outcome"]] * row.get("choices", 1))
+    assert Counter(c.outcome.value for c in reading(name).completions) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_malformed_or_lost(name: str) -> None:
+    counts = reading(name).counts
+    assert counts.lines["malformed"] == 0
+    assert counts.requests_lost == 0
+    assert sum(counts.lines.values()) == len(log_lines(name))
+    assert counts.requests_started == len(reading(name).completions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_those_of_the_answers(name: str) -> None:
+    rows = [row for row in truth(name)["requests"] if row["outcome"] == "ok" and "timings" in row]
+    # After a context shift the release line no longer tells the cached tokens.
+    expected = Counter(
+        (
+            row["timings"]["prompt_n"],
+            None if row.get("own", {}).get("truncated") else row["timings"]["cache_n"],
+            row["timings"]["predicted_n"],
+        )
+        for row in rows
+    )
+    found = Counter(
+        (c.prompt_computed, c.prompt_cached, c.generated)
+        for c in reading(name).completions
+        if c.outcome is Outcome.OK and c.generated is not None
+    )
+    assert not expected - found
+    # Of several choices the answer has the figures of one; the others have the same prompt and length. In the
+    # recording "unnoticed" a client did not stay for its answer.
+    rest = [
+        ((computed or 0) + (cached or 0), generated) for computed, cached, generated in (found - expected).elements()
+    ]
+    choices = [row for row in rows for _ in range(row.get("choices", 1) - 1)]
+    others = [(row["usage"]["prompt_tokens"], row["timings"]["predicted_n"]) for row in choices]
+    assert rest == others + [(32, 500)] * (name == "unnoticed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_answer_has_its_record(name: str) -> None:
+    left = [c for c in reading(name).completions if c.outcome is Outcome.OK and c.decode_s is not None]
+    for row in truth(name)["requests"]:
+        if row["outcome"] != "ok" or "timings" not in row:
+            continue
+        timings, own = row["timings"], row.get("own", {})
+        fitting = [
+            c
+            for c in left
+            if (c.prompt_computed, c.generated) == (timings["prompt_n"], timings["predicted_n"])
+            and c.prompt_cached in (timings["cache_n"], None)
+            and abs((c.prefill_s or 0) * 1e3 - timings["prompt_ms"]) <= ROUNDING_MS
+            and abs((c.decode_s or 0) * 1e3 - timings["predicted_ms"]) <= ROUNDING_MS
+            and own.get("id_slot", c.slot) == c.slot
+        ]
+        assert fitting, row
+        completion = fitting[0]
+        left.remove(completion)
+        assert completion.draft_generated == (timings.get("draft_n") or None)
+        assert completion.draft_accepted == (timings.get("draft_n_accepted") if timings.get("draft_n") else None)
+        if own:
+            assert (completion.context_tokens, completion.truncated) == (own["tokens_cached"], own["truncated"])
+        if "first_content" in row and split_line(log_lines(name)[-1]).time is not None:
+            # Decoding lasted for the client as long as for the record; the recordings show up to 9 ms more or less.
+            assert completion.first_token_at is not None
+            decode = completion.ended_at - completion.first_token_at
+            assert decode == pytest.approx(row["end"] - row["first_content"], abs=0.03)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_are_llama_cpps_counters(name: str) -> None:
+    counters = truth(name)["metrics"]
+    whole = [c for c in reading(name).completions if c.outcome is Outcome.OK and c.generated is not None]
+    # A child's prompt is its parent's: llama.cpp says it twice in the log and counts it once.
+    prompt = sum(c.prompt_computed or 0 for c in whole if not c.is_child)
+    generated = sum(c.generated or 0 for c in whole)
+    if not counters or not whole:
+        return
+    if len(whole) == len(reading(name).completions):
+        assert generated == counters["tokens_predicted_total"]
+        assert prompt == counters["prompt_tokens_total"]
+    else:
+        # Requests that were cut short have moved the counters, too, and printed no figures.
+        assert generated <= counters["tokens_predicted_total"]
+        assert prompt <= counters["prompt_tokens_total"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_introduces_itself(name: str) -> None:
+    facts = reading(name).reader.facts
+    assert facts.host == "127.0.0.1"
+    assert facts.port
+    if truth(name)["scenario"] != "router":
+        assert facts.model_path == "tiny.gguf"
+        assert facts.slots == (1 if name == "context-shift" else 4)
+
+
+def test_a_router_names_the_models() -> None:
+    models = Counter(c.server.model for c in reading("router").completions)
+    assert models == {"one": 5, "two": 5}
+
+
+def test_a_killed_server_leaves_its_requests_as_errors() -> None:
+    ended = reading("killed").completions
+    assert [(c.outcome, c.error) for c in ended] == [
+        (Outcome.OK, None),
+        (Outcome.ERROR, "the server is gone"),
+        (Outcome.ERROR, "the server is gone"),
+    ]
+
+
+def test_context_shifts_are_counted() -> None:
+    assert [c.context_shifts for c in reading("context-shift").completions] == [4, 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_are_as_before(name: str) -> None:
+    def row(completion: Completion) -> str:
+        fields = {key: value for key, value in asdict(completion).items() if value is not None and value is not False}
+        fields["server"] = completion.server.model
+        fields["outcome"] = completion.outcome.value
+        for key in ("started_at", "ended_at", "first_token_at"):
+            if key in fields:
+                fields[key] = round(fields[key] - ZERO, 5)
+        for key in ("queue_s", "prefill_s", "decode_s"):
+            if key in fields:
+                fields[key] = round(fields[key], 5)
+        return json.dumps(fields)
+
+    text = "".join(row(c) + "\n" for c in reading(name).completions)
+    golden = LOGS / f"{name}.records.jsonl"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+# -- however it comes ------------------------------------------------------------------------------------------------
+
+many = settings(max_examples=25, deadline=None)
+FOREIGN = st.sampled_from(
+    [
+        "",
+        "GET /health HTTP/1.1 200",
+        "ggml_cuda_init: found 2 CUDA devices:",
+        "  Device 0: Tesla T4, compute capability 7.5, VMM: yes",
+        '{"level":"info","msg":"sidecar started"}',
+        '{"type":"fit_memory_breakdown","data":{"unit":"MiB","rows":[]}}',
+        "2026-11-01T10:00:00Z stderr F something else [1234] listening",
+        "Traceback (most recent call last):",
+        "slot machine: id 7 | task force | jackpot",
+        "total time flies",
+        "\x1b[31m\u043f\u0440\u0438\u0432\u0435\u0442 \x00\ufffd\x1b[0m",
+        "[60281]",
+    ]
+)
+
+
+@many
+@given(name=st.sampled_from(NAMES), data=st.data())
+def test_bytes_may_be_cut_anywhere(name: str, data: st.DataObject) -> None:
+    text = (LOGS / f"{name}.log").read_bytes()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=60)))
+    buffer = LineBuffer()
+    lines: list[str] = []
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        lines += buffer.feed(text[start:end])
+    assert tuple(lines + buffer.flush()) == log_lines(name)
+
+
+@many
+@given(name=st.sampled_from(NAMES), foreign=st.lists(st.tuples(st.floats(0, 1), FOREIGN), max_size=40))
+def test_foreign_lines_change_nothing(name: str, foreign: list[tuple[float, str]]) -> None:
+    lines = timed(log_lines(name))
+    for place, text in sorted(foreign, reverse=True):
+        index = int(place * len(lines))
+        lines.insert(index, (text, lines[max(0, index - 1)][1]))
+    found = read(lines)
+    assert essence(found.completions) == essence(reading(name).completions)
+    assert found.counts.lines["malformed"] == 0
+
+
+@many
+@given(name=st.sampled_from(NAMES), seed=st.integers(0, 2**32))
+def test_lines_may_be_read_late(name: str, seed: int) -> None:
+    """The reader gets no turn for seconds, then reads everything at once."""
+    source = random.Random(seed)
+    lines, lag, now = [], 0.0, 0.0
+    for line, at in timed(log_lines(name)):
+        if source.random() < 0.02:
+            lag = source.choice([0.0, 0.3, 2.0, 4.0])
+        now = max(now, at + lag)
+        lines.append((line, now))
+    assert tokens(read(lines).completions) == tokens(reading(name).completions)
+    if split_line(log_lines(name)[-1]).time is not None:
+        assert essence(read(lines).completions) == essence(reading(name).completions)
+
+
+@many
+@given(name=st.sampled_from(NAMES))
+def test_a_log_may_be_read_long_after(name: str) -> None:
+    lines = timed(log_lines(name))
+    found = read([(line, lines[-1][1] + 3600) for line, _ in lines])
+    assert tokens(found.completions) == tokens(reading(name).completions)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_colours_change_nothing(name: str) -> None:
+    stamped = re.compile(r"^([\d.]+) ([A-Z]) (.*)$")
+    paint = "\x1b[34m\\1\x1b[0m \x1b[32m\\2 \x1b[0m\\3\x1b[0m"
+    lines = [(stamped.sub(paint, line), now) for line, now in timed(log_lines(name))]
+    assert essence(read(lines).completions) == essence(reading(name).completions)
+
+
+def _as_json(line: str) -> str:
+    parts = split_line(line)
+    if parts.time is None:
+        return line
+    level = {"I": "info", "W": "warn", "E": "error"}[parts.level or "I"]
+    entry = {"type": "log", "time": round(parts.time * 1e6), "level": level, "msg": parts.text + "\n"}
+    return json.dumps(entry, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_json_lines_say_the_same(name: str) -> None:
+    lines = [(_as_json(line), now) for line, now in timed(log_lines(name))]
+    assert essence(read(lines).completions) == essence(reading(name).completions)
+
+
+def _rfc3339(now: float) -> str:
+    return datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f") + "123Z"
+
+
+def _journald(now: float) -> str:
+    return datetime.fromtimestamp(now, timezone.utc).strftime("%b %d %H:%M:%S") + " gpu-1 llama-server[4711]:"
+
+
+PREFIXES: dict[str, Callable[[float], str]] = {
+    "router": lambda _: "[8123]",
+    "docker": _rfc3339,
+    "kubectl --prefix": lambda _: "[pod/llama-0/server]",
+    "cri": lambda now: _rfc3339(now) + " stderr F",
+    "compose": lambda _: "llama-1  |",
+    "journald": _journald,
+    "router in docker": lambda now: _rfc3339(now) + " [8123]",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", MIXED)
+def test_prefixes_change_nothing(name: str, prefix: str) -> None:
+    lines = [(f"{PREFIXES[prefix](now)} {line}", now) for line, now in timed(log_lines(name))]
+    found = read(lines)
+    assert essence(found.completions) == essence(reading(name).completions)
+    for one, other in zip(found.completions, reading(name).completions, strict=True):
+        assert one.ended_at == pytest.approx(other.ended_at, abs=0.001)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_stamps_are_not_needed_for_tokens(name: str) -> None:
+    lines = [(split_line(line).text, now) for line, now in timed(log_lines(name))]
+    assert tokens(read(lines).completions) == tokens(reading(name).completions)
+
+
+@many
+@given(name=st.sampled_from(MIXED), start=st.floats(0, 1))
+def test_reading_may_begin_anywhere(name: str, start: float) -> None:
+    """What began before is left out; what began after is as if the whole log had been read."""
+    lines = timed(log_lines(name))
+    lines = lines[int(start * len(lines)) :]
+    launched = {(int(m[1]), int(m[2])) for line, _ in lines if (m := re.search(_LAUNCH, line))}
+    expected = [c for c in reading(name).completions if (c.slot, c.task) in launched]
+    assert tokens(read(lines).completions) == tokens(expected)
+
+
+_LAUNCH = r"id +(\d+) \| task (\d+) \| processing task"
+
+
+@many
+@given(name=st.sampled_from(MIXED), times=st.integers(2, 3), cut=st.floats(0.3, 1))
+def test_a_new_process_may_follow(name: str, times: int, cut: float) -> None:
+    """A restarted server appends to the same log: what was in flight ends as an error, and the rest starts over."""
+    part = timed(log_lines(name))
+    part = part[: int(cut * len(part))]
+    length = part[-1][1] - ZERO + 30
+    assume(length > 32)  # by its times alone, a process that lived for a second cannot be told from the next
+    lines = [(line, now + number * length) for number in range(times) for line, now in part]
+    once = tokens(read(part).completions)
+    found = tokens(read(lines).completions)
+    assert [ended["outcome"] for ended in found] == [ended["outcome"] for ended in once] * times
+    assert [ended["generated"] for ended in found] == [ended["generated"] for ended in once] * times
+
+
+@many
+@given(name=st.sampled_from(MIXED), seed=st.integers(0, 2**32), share=st.floats(0.01, 0.6))
+def test_lines_may_be_missing_or_mangled(name: str, seed: int, share: float) -> None:
+    """No invented figures and no exception: what is recorded of a task is true or unknown."""
+    source = random.Random(seed)
+    lines = []
+    for line, now in timed(log_lines(name)):
+        chance = source.random()
+        if chance < share / 2:
+            continue
+        cut = source.randrange(len(line) + 1) if chance < share else len(line)
+        lines.append((line[:cut], now))
+    found = read(lines)
+    assert sum(found.counts.lines.values()) == len(lines)
+    known = {(c.slot, c.task): c for c in reading(name).completions}
+    assert all((c.slot, c.task) in known for c in found.completions if c.outcome is Outcome.OK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=80),
+            st.sampled_from(
+                [line for name in ("0.2.9", "2026.10.11549", "jsonl", "router") for line in log_lines(name)]
+            ),
+            st.from_regex(
+                r"[0-9]{1,12}\.[0-9]{2}\.[0-9]{3}\.[0-9]{3} [IWE] slot +\w+: id +-?\d+ \| task -?\d+ \| .{0,40}"
+            ),
+            st.from_regex(r'\{"type":"log","time":[-0-9e.]{1,9},"level":"\w*","msg":".{0,30}"\}'),
+            st.from_regex(r"\[\d{1,7}\] ?.{0,30}"),
+        ),
+        max_size=60,
+    )
+)
+def test_garbage_never_raises(lines: list[str]) -> None:
+    found = read([(line, ZERO + number) for number, line in enumerate(lines)])
+    assert sum(found.counts.lines.values()) == len(lines)
