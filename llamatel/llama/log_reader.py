@@ -395,6 +395,7 @@ _READERS: dict[str, _LineReader] = {
     "draft": LogReader._timing,
     "new p": LogReader._prompt,
     "n_gen": LogReader._progress,
+    "n_dec": LogReader._progress,  # its name until summer 2026
     "slot ": LogReader._shift,
     "stop ": LogReader._release,
 }
