@@ -81,13 +81,14 @@ def test_serve_shows_requests_and_ends_with_0(
 ) -> None:
     rows = tmp_path / "requests.jsonl"
     serve = Running(
-        tmp_path, "serve", str(tiny_model), "--port", "0", "-np", "2", "-c", "512", "--requests", "-a", "mine",
+        tmp_path, "serve", str(tiny_model), "--port", "0", "-np", "2", "-c", "512", "--requests", "-a", "mine", "-v",
         "--jsonl", str(rows), "--", "--no-slots",
     )  # fmt: skip
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)  mine\n")
     metrics = serve.wait_for(r"metrics +(http://\S+)")
     assert [ask(url), ask(url, "x" * 4000)] == [200, 400]
+    serve.wait_for(r"because +(the wheel is installed|it was asked for|.* names it|it is on PATH)")
     with urllib.request.urlopen(metrics, timeout=30) as answer:
         assert 'gen_ai_request_model="mine"' in answer.read().decode()
     with pytest.raises(urllib.error.HTTPError):
@@ -106,8 +107,8 @@ def test_serve_says_why_its_server_is_gone(tiny_model: Path, tmp_path: Path, sta
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)")
     assert ask(url) == 200
-    pid = wait_until(lambda: rows.read_text() and json.loads(rows.read_text())["server"]["pid"], 20, "its pid")
-    os.kill(pid, signal.SIGKILL)
+    row = wait_until(rows.read_text, 20, "its line")
+    os.kill(json.loads(row)["server"]["pid"], signal.SIGKILL)
     assert serve.process.wait(20) == 1
     last = serve.err.read_text().splitlines()[-1]
     assert last.startswith("llamatel: error: ")
@@ -183,6 +184,13 @@ def test_serve_on_a_terminal(tiny_model: Path) -> None:
         assert terminal.wait() == 0
     assert "1 request: 1 ok" in plain(terminal.text)
     assert max(map(len, plain(terminal.text).splitlines())) <= 80
+
+
+def test_serve_ends_with_its_terminal(tiny_model: Path) -> None:
+    with Terminal([*LLAMATEL, "serve", str(tiny_model), "--port", "0"], environment()) as terminal:
+        terminal.wait_for("OTLP")
+        terminal.hang_up()
+        assert terminal.process.wait(20) in (1, 129)  # and the session's end shows that no server was left
 
 
 def attach(*arguments: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:

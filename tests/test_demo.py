@@ -150,9 +150,11 @@ def test_on_a_terminal_it_stays_and_shows_requests_until_ctrl_c() -> None:
     assert max(map(len, after_progress.splitlines())) <= 80
 
 
-def test_no_color_is_respected_on_a_terminal() -> None:
-    with Terminal(DEMO, environment(NO_COLOR="1")) as terminal:
+def test_without_colours_and_with_a_steady_load() -> None:
+    with Terminal([*DEMO, "--keep-sending"], environment(NO_COLOR="1")) as terminal:
         terminal.wait_for("Ctrl-C ends it")
+        sent = sum(SENT.values())
+        wait_until(lambda: terminal.read() and len(REQUEST.findall(plain(terminal.text))) > sent + 1, 30, "more lines")
         terminal.press("\x03")
         assert terminal.wait() == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.text)

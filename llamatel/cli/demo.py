@@ -11,7 +11,6 @@ import json
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.text import Text
 
 from llamatel.cli.load import Clients, Load, mixed_load, steady_load
 from llamatel.cli.options import telemetry_options, verbose_option
-from llamatel.cli.serving import load_model, server_lines
+from llamatel.cli.serving import load_model, server_lines, wait_for_end
 from llamatel.cli.session import (
     RequestLines,
     TelemetryOptions,
@@ -97,8 +96,20 @@ class Demo:
             telemetry(telemetry_options, [self.lines, self.tally, self.kept]) as running,
             ServerManager(backend=self.options.backend) as server,
         ):
-            model = self.options.model or str(write_tiny_model(Path(folder) / "tiny-random.gguf"))
-            load_model(server, model, self.notes, port=self.options.port, ctx_size=_CONTEXT, n_parallel=_SLOTS)
+            model, extra = self.options.model, []
+            if model is None:
+                model = str(write_tiny_model(Path(folder) / "tiny-random.gguf"))
+                # More threads only wait for each other over a model this small.
+                extra = ["--threads", "1", "--threads-batch", "1"]
+            load_model(
+                server,
+                model,
+                self.notes,
+                port=self.options.port,
+                ctx_size=_CONTEXT,
+                n_parallel=_SLOTS,
+                extra_args=extra,
+            )
             return self._show(running, server)
 
     def _show(self, running: Runtime, server: ServerManager) -> int:
@@ -119,7 +130,7 @@ class Demo:
             else:
                 self._print_results(running, server, summary)
             if sys.stdout.isatty() and not self.options.as_json:
-                self._stay(clients)
+                self._stay(server, clients)
         finally:
             clients.stop.set()
             clients.close()
@@ -143,7 +154,7 @@ class Demo:
         telling = self.kept.most_telling()
         if telling is not None:
             self._print()
-            self._print(Text("one request as a trace", "bold"))
+            self._print(Text("the trace of one request", "bold"))
             self._print(waterfall(telling[0], width, self.glyphs, trace_id=telling[1]))
         self._print()
         self._print(summary_table(summary, self.glyphs))
@@ -170,16 +181,18 @@ class Demo:
         }
         print(json.dumps(document, indent=2))
 
-    def _stay(self, clients: Clients) -> None:
-        """Until Ctrl-C."""
+    def _stay(self, server: ServerManager, clients: Clients) -> None:
+        """Until Ctrl-C, or until the server dies."""
         self._print()
         self._print("The server is still up; requests to it appear here. Ctrl-C ends it.")
         try:
             if not self.options.keep_sending:
-                threading.Event().wait()
+                wait_for_end(server)
             for ask in steady_load():
                 clients.send(ask)
-                clients.stop.wait(_STEADY_EVERY_S)
+                time.sleep(_STEADY_EVERY_S)
+                if server.wait(0) is not None:
+                    wait_for_end(server)
         except Interrupted as interruption:
             if interruption.signum != signal.SIGINT:
                 raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import queue
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import urllib3
@@ -97,20 +97,27 @@ class Clients:
 
         ``burst``: after so many, nothing new is sent for ``pause_s``.
         """
-        with ThreadPoolExecutor(self._at_once, thread_name_prefix="demo-client") as threads:
-            futures = []
-            try:
-                for number, ask in enumerate(asks):
-                    if burst and number and number % burst == 0:
-                        self.stop.wait(pause_s)
-                    futures.append(threads.submit(self.send, ask))
-                ends = Counter(future.result() for future in futures)
-            except BaseException:
-                self.stop.set()
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
-        ends.pop("unsent", None)
-        return Load(dict(ends))
+        waiting: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def client() -> None:
+            while (ask := waiting.get()) is not None:
+                ends.put(self.send(ask))
+
+        # Daemons: an interrupted demo does not wait for answers that a slow model still owes.
+        for number in range(self._at_once):
+            threading.Thread(target=client, name=f"demo-client-{number}", daemon=True).start()
+        try:
+            for number, ask in enumerate(asks):
+                if burst and number and number % burst == 0:
+                    self.stop.wait(pause_s)
+                waiting.put(ask)
+            outcomes = Counter(ends.get() for _ in asks)
+        finally:
+            for _ in range(self._at_once):
+                waiting.put(None)
+        outcomes.pop("unsent", None)
+        return Load(dict(outcomes))
 
     def send(self, ask: Ask) -> str:
         """Send one; how it ended: ok, cancelled, error, or unsent after ``stop``."""

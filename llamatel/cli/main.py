@@ -7,6 +7,7 @@ and only with ``-v``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -56,7 +57,8 @@ def cli() -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"llamatel: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal was closed: there is nobody to tell
+        print(f"llamatel: error: {message}", file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = _exit_code(error)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         _drop_stdout()
     return code
 

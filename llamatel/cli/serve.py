@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
-from llamatel.cli.serving import load_model, server_lines
+from llamatel.cli.serving import load_model, server_lines, wait_for_end
 from llamatel.cli.session import (
     TelemetryOptions,
     columns,
@@ -23,7 +23,6 @@ from llamatel.cli.session import (
     telemetry,
 )
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.errors import ServerError
 from llamatel.llama.server import ServerManager
 from llamatel.view import Tally, summary_sentence
 
@@ -94,8 +93,7 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
             notes.print(f"llamatel: ready after {took:.1f} s; Ctrl-C ends it")
             for row in columns(server_lines(server, running)):
                 notes.print(row, soft_wrap=True)
-            server.wait()
-            raise ServerError(server.failure or "the server has ended")
+            wait_for_end(server)
     except Interrupted as interruption:
         if not ready or interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise

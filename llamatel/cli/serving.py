@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llamatel.cli.options import verbosity
 from llamatel.cli.session import otlp_line
+from llamatel.errors import ServerError
 from llamatel.llama.server import ServerManager
 from llamatel.runtime import Runtime
+
+LOOK_EVERY_S = 0.2
 
 
 def load_model(
@@ -32,6 +35,17 @@ def load_model(
         server.start_server(model, **arguments)
         server.wait_until_ready(ready_timeout)
     return time.monotonic() - begun
+
+
+def wait_for_end(server: ServerManager) -> NoReturn:
+    """Until a signal comes (Interrupted), or the server has ended for good: raises ServerError.
+
+    It sleeps between looks instead of waiting for the server's thread: up to Python 3.12 an exception that a signal
+    handler raises within ``Thread.join`` makes that thread count as ended while it still runs.
+    """
+    while server.wait(0) is None:
+        time.sleep(LOOK_EVERY_S)
+    raise ServerError(server.failure or "the server has ended")
 
 
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:

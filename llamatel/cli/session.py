@@ -87,7 +87,7 @@ class RequestLines:
                     self._console.print(request_header(self._glyphs), soft_wrap=True)
                 width, cut = self._console.width, self._console.is_terminal
                 self._console.print(request_line(completion, width, self._glyphs, cut=cut), soft_wrap=True)
-            except BrokenPipeError:
+            except OSError:  # a pipe without a reader, a terminal that was closed
                 self.closed.set()
                 log.info("nobody reads our output any more: request lines end here")
 
@@ -132,4 +132,4 @@ def otlp_line(settings: Settings) -> str:
 
 def columns(lines: Mapping[str, str | None]) -> list[Text]:
     """Names and values in two columns; a value of None is left out."""
-    return [Text(f"  {name:12}", "dim").append(value, "default") for name, value in lines.items() if value is not None]
+    return [Text().append(f"  {name:12}", "dim").append(value) for name, value in lines.items() if value is not None]

@@ -41,8 +41,7 @@ def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICO
     llama.cpp does not fill for requests that failed.
     """
     outcome = completion.outcome.value
-    line = Text(time.strftime("%H:%M:%S", time.localtime(completion.ended_at)), "dim", no_wrap=True)
-    line.append(" ")
+    line = Text(no_wrap=True).append(time.strftime("%H:%M:%S ", time.localtime(completion.ended_at)), "dim")
     line.append(f"{outcome:{_OUTCOME}}", OUTCOME_STYLES[outcome])
     line.append(f" {seconds(completion.duration_s, glyphs):>7} ", "default")
     if completion.error is not None and completion.prompt_computed is None:

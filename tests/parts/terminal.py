@@ -55,7 +55,13 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._master)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a person closes a window."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
 
     def read(self, timeout: float = 0.1) -> bool:
         """Take up what has come; False at the end."""
