@@ -1,0 +1,70 @@
+"""Pieces on their own: reading one request out of the log, and starting up."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamatel.llama.log_reader import LogReader
+from llamatel.llama.process import LineBuffer
+from llamatel.records import ServerInfo
+
+_STARTS = 11
+_READS = 5
+_PIPE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Times of parts of llamatel."""
+
+    log_request_us: float
+    """Reading the log, a request: bytes to lines to a record."""
+    log_lines: float
+    """Lines of the log a request."""
+    import_ms: float
+    """``import llamatel``, beyond Python's own start."""
+    import_serve_ms: float
+    """What ``llamatel serve`` imports, beyond Python's own start."""
+
+
+def read_log(log: bytes) -> tuple[int, int]:
+    """Read a log in pieces as a pipe gives them; the lines and the requests in it."""
+    buffer, reader = LineBuffer(), LogReader(ServerInfo("127.0.0.1", 8090, "tiny.gguf"))
+    lines = requests = 0
+    for start in range(0, len(log), _PIPE_BYTES):
+        now = time.time()
+        for line in buffer.feed(log[start : start + _PIPE_BYTES]):
+            lines += 1
+            requests += len(reader.feed(line, now))
+    return lines, requests
+
+
+def _start_ms(code: str) -> float:
+    times = []
+    for _ in range(_STARTS):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        times.append((time.perf_counter() - begun) * 1e3)
+    return statistics.median(times)
+
+
+def measure(log: Path) -> Pieces:
+    """``log``: what a plain server wrote under load; times are medians."""
+    text = log.read_bytes()
+    times = []
+    for _ in range(_READS):
+        begun = time.process_time()
+        lines, requests = read_log(text)
+        times.append(time.process_time() - begun)
+    nothing = _start_ms("pass")
+    return Pieces(
+        log_request_us=statistics.median(times) / requests * 1e6,
+        log_lines=lines / requests,
+        import_ms=_start_ms("import llamatel") - nothing,
+        import_serve_ms=_start_ms("import llamatel.cli.serve, llamatel.runtime, llamatel.exporters") - nothing,
+    )

@@ -1,0 +1,146 @@
+"""The figures as tables, and what they say of the targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.cost import Cost
+from benchmarks.pieces import Pieces
+from benchmarks.ratios import Ratios, Spread
+from benchmarks.servers import CONTROL, PLAIN
+
+THROUGHPUT = 0.97
+REQUEST_MS = 0.5
+TOKEN_US = 1.0
+"""Stands for none: the steps of the kernel's clock do not resolve less, and llama.cpp itself spends hundreds."""
+MEMORY_MIB = 80.0
+_QUIET = 0.05
+
+
+@dataclass
+class Report:
+    """All that was measured."""
+
+    about: dict[str, Any]
+    ratios: list[Ratios] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    ready_s: dict[str, float] = field(default_factory=dict)
+    """From start to first answer, by variant."""
+    pieces: Pieces | None = None
+    foreign: float = 0.0
+    """Share of the machine's CPU time that went to other work while blocks ran."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        targets = [{"target": text, "met": met} for text, met in self.targets()]
+        return {**dataclasses.asdict(self), "targets": targets}
+
+    def targets(self) -> list[tuple[str, bool]]:
+        """Each target with the worst figure that stands against it, and whether it is met."""
+        found = []
+        against = [row for row in self.ratios if row.variant not in (PLAIN.name, CONTROL.name)]
+        if against:
+            worst = min(against, key=lambda row: row.throughput.median)
+            where = f"{worst.variant}, {worst.connections} connections"
+            found.append(_judge("throughput ratio", worst.throughput.median, THROUGHPUT, where, at_least=True))
+        if self.costs:
+            for what, unit, limit, figures in (
+                ("CPU a request", " ms", REQUEST_MS, [cost.request_ms.median for cost in self.costs]),
+                ("CPU a generated token", " us", TOKEN_US, [cost.token_us.median for cost in self.costs]),
+                ("resident memory, peak", " MiB", MEMORY_MIB, [cost.peak_mib for cost in self.costs]),
+            ):
+                dearest = max(zip(figures, self.costs, strict=True), key=lambda pair: pair[0])
+                found.append(_judge(what, dearest[0], limit, dearest[1].variant, unit=unit))
+            missed = sum(cost.requests - cost.seen for cost in self.costs)
+            lost = sum(cost.dropped for cost in self.costs)
+            found.append((f"requests that went unseen: {missed}; spans lost: {lost}", not missed and not lost))
+        return found
+
+    def text(self) -> str:
+        """For people."""
+        parts = [", ".join(f"{name} {value}" for name, value in self.about.items())]
+        if self.ratios:
+            parts += [
+                "\nThe same load on llama.cpp alone and under llamatel (ratio to alone: median [lowest-highest round])",
+                *_ratio_table(self.ratios),
+            ]
+        if self.costs:
+            parts += ["\nWhat llamatel itself uses", *_cost_table(self.costs)]
+        if self.ready_s:
+            times = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.ready_s.items())
+            parts.append(f"\nSeconds from start to the first answer: {times}")
+        if self.pieces is not None:
+            pieces = self.pieces
+            parts.append(
+                f"Reading the log: {pieces.log_request_us:.0f} us a request of {pieces.log_lines:.1f} lines; "
+                f"import llamatel: {pieces.import_ms:.0f} ms; all that serve imports: {pieces.import_serve_ms:.0f} ms"
+            )
+        parts.append("\nTargets (the worst variant)")
+        parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in self.targets()]
+        if self.foreign > _QUIET:
+            parts.append(
+                f"\nOther work took {self.foreign:.0%} of this machine's CPU time meanwhile: repeat on a quiet one"
+            )
+        return "\n".join(parts)
+
+
+def _judge(
+    what: str, figure: float, limit: float, where: str, *, unit: str = "", at_least: bool = False
+) -> tuple[str, bool]:
+    met = figure >= limit if at_least else figure <= limit
+    sign = ">=" if at_least else "<="
+    return f"{what} {figure:.3g}{unit} (target {sign} {limit:g}{unit}; {where})", met
+
+
+def _spread(value: Spread, digits: int = 3) -> str:
+    return f"{value.median:.{digits}f} [{value.low:.{digits}f}-{value.high:.{digits}f}]"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    shown = []
+    for line in lines:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        shown.append("  " + "  ".join(cells))
+    return shown
+
+
+def _ratio_table(ratios: Iterable[Ratios]) -> list[str]:
+    head = (
+        "", "clients", "req/s", "p50 ms", "p99 ms", "throughput", "p50", "p99", "llama.cpp's CPU", "llamatel, cores"
+    )  # fmt: skip
+    rows = []
+    for row in ratios:
+        absolute = (f"{row.requests_per_second:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}")
+        relative: tuple[str, ...] = ("",) * 5
+        if row.variant != PLAIN.name:
+            cores = "" if row.variant == CONTROL.name else f"{row.llamatel_cores:.3f}"
+            relative = (*map(_spread, (row.throughput, row.p50, row.p99, row.server_cpu)), cores)
+        rows.append((row.variant, str(row.connections), *absolute, *relative))
+    return _table(head, rows)
+
+
+def _cost_table(costs: Iterable[Cost]) -> list[str]:
+    head = (
+        "", "CPU ms a request", "CPU us a token", "(llama.cpp's)", "collector ms a request", "ms a scrape", "idle ms/s",
+        "MiB idle", "loaded", "peak", "requests seen",
+    )  # fmt: skip
+    return _table(
+        head,
+        [
+            (
+                cost.variant, _spread(cost.request_ms), _spread(cost.token_us, 2), f"{cost.server_token_us:.0f}",
+                f"{cost.collector_request_ms:.3f}", f"{cost.scrape_ms:.1f}", f"{cost.idle_ms:.2f}",
+                f"{cost.idle_mib:.1f}", f"{cost.loaded_mib:.1f}", f"{cost.peak_mib:.1f}",
+                f"{cost.seen}/{cost.requests}",
+            )
+            for cost in costs
+        ],
+    )  # fmt: skip
