@@ -34,19 +34,23 @@ class Backend:
     """Those that come first in order and why they were not taken."""
 
 
-def _binary(path: str) -> str | None:
+def _binary(path: str, environ: Mapping[str, str]) -> str | None:
     """The absolute path of an executable, given as a path or a name on PATH."""
     if os.sep in path:
         full = Path(path).expanduser().absolute()
         return str(full) if full.is_file() and os.access(full, os.X_OK) else None
-    return shutil.which(path)
+    return shutil.which(path, path=environ.get("PATH", os.defpath))
 
 
 def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
     if importlib.util.find_spec(XLLAMACPP) is None:
         return None
+    try:
+        version = metadata.version(XLLAMACPP)
+    except metadata.PackageNotFoundError:  # a build tree on the path
+        version = None
     command = (sys.executable, "-m", "llamatel.llama.xllamacpp_server")
-    return Backend(XLLAMACPP, command, why, version=metadata.version(XLLAMACPP), rejected=rejected)
+    return Backend(XLLAMACPP, command, why, version=version, rejected=rejected)
 
 
 def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
@@ -54,7 +58,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
 
     ``choice``: None, ``"llama-server"``, ``"xllamacpp"`` or a path to a llama-server. Without one: the path in
     LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises BackendNotFound with
-    what was tried and the command that mends it.
+    what was tried and the command that mends it. ``"llama-server"`` is the one that the variable names, if it is set.
     """
     install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
     if choice == XLLAMACPP:
@@ -62,21 +66,21 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
         if backend is None:
             raise BackendNotFound(f"xllamacpp is not installed; {install}")
         return backend
-    if choice is not None:
-        found = _binary(choice)
+    if choice is not None and (choice != LLAMA_SERVER or not environ.get(PATH_VARIABLE)):
+        found = _binary(choice, environ)
         if found is None:
             raise BackendNotFound(f"'{choice}' is not an executable llama-server; {install}")
         return Backend(LLAMA_SERVER, (found,), "it was asked for")
 
-    rejected = []
+    rejected: list[str] = []
     named = environ.get(PATH_VARIABLE)
     if named:
-        found = _binary(named)
+        found = _binary(named, environ)
         if found is None:
             raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is no executable: correct or unset it")
         return Backend(LLAMA_SERVER, (found,), f"{PATH_VARIABLE} names it")
     rejected.append(f"{PATH_VARIABLE} is not set")
-    found = _binary(LLAMA_SERVER)
+    found = _binary(LLAMA_SERVER, environ)
     if found is not None:
         return Backend(LLAMA_SERVER, (found,), "it is on PATH", rejected=tuple(rejected))
     rejected.append(f"no {LLAMA_SERVER} on PATH")

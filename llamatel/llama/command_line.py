@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from llamatel.errors import UsageError
+from llamatel.llama.http import check_api_key
 
 # Python name -> llama-server flag (common/arg.cpp).
 _VALUES: Mapping[str, str] = {
@@ -25,6 +27,7 @@ _VALUES: Mapping[str, str] = {
 }
 _API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
+_API_KEY_FILE_VARIABLE = "LLAMA_ARG_API_KEY_FILE"
 # What the log reader lives on; later flags win, so the user's own still hold.
 _LOG_FLAGS = ("--log-prefix", "--log-timestamps")
 
@@ -34,8 +37,8 @@ class CommandLine:
     """Arguments for the server's process, and the environment that goes with them (secrets travel there)."""
 
     arguments: tuple[str, ...]
-    environment: Mapping[str, str]
-    api_key: str | None
+    environment: Mapping[str, str] = field(repr=False)
+    api_key: str | None = field(repr=False)
     """The key to use when we talk to the server ourselves."""
     alias: str | None
     """The model's name, where the arguments give it one."""
@@ -80,25 +83,22 @@ def build(
     if swa_full:
         arguments.append("--swa-full")
 
-    environment = dict(env or {})
-    extra, given_key = _without_api_key(extra_args)
+    extra, moved_keys = _without_api_key(extra_args)
     arguments += extra
-    key = api_key or given_key
-    if key and api_key_file:
+    environment = dict(env or {})
+    keys = ",".join(filter(None, (api_key, *moved_keys)))
+    if keys and api_key_file:
         raise UsageError("give api_key or api_key_file, not both")
-    if key:
-        environment[API_KEY_VARIABLE] = key
+    if keys:
+        environment[API_KEY_VARIABLE] = keys
     if api_key_file:
-        arguments += ["--api-key-file", os.fspath(api_key_file)]
-    files = _values(arguments, "--api-key-file")
-    if files:
-        key = read_api_key(files[-1])
-    key = key or environment.get(API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE))
+        arguments += ["--api-key-file", str(Path(api_key_file).expanduser())]
+    _check_port_can_be_read(arguments)
     aliases = _values(arguments, "-a", "--alias")
     return CommandLine(
         tuple(arguments),
         environment,
-        api_key=key.split(",")[0] if key else None,
+        api_key=_own_key(arguments, {**os.environ, **environment}),
         alias=aliases[-1].split(",")[0] if aliases else None,
     )
 
@@ -108,30 +108,55 @@ def _values(arguments: Sequence[str], *flags: str) -> list[str]:
     return [value for flag, value in pairwise(arguments) if flag in flags]
 
 
+def _check_port_can_be_read(arguments: Sequence[str]) -> None:
+    """A free port is read from the log, where llama.cpp says it at the verbosity that it has by default."""
+    if _values(arguments, "--port")[-1] != "0":
+        return
+    quiet = any(level in ("0", "1", "2") for level in _values(arguments, "-lv", "--verbosity", "--log-verbosity")[-1:])
+    if quiet or "--log-disable" in arguments:
+        raise UsageError("port 0 needs the server's log at verbosity 3, where it says which port it took: name a port")
+
+
+def _own_key(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """A key to use ourselves: the first of those that the server will take."""
+    files = _values(arguments, "--api-key-file") or [environment.get(_API_KEY_FILE_VARIABLE, "")]
+    key: str | None
+    if files[-1]:
+        key = read_api_key(files[-1])
+    else:
+        key = next((key for row in csv.reader([environment.get(API_KEY_VARIABLE, "")]) for key in row if key), None)
+    check_api_key(key or "")
+    return key
+
+
 def read_api_key(path: str | os.PathLike[str]) -> str:
-    """The first key of a file with one key a line; raises UsageError, which never shows the file's content."""
+    """The first key of a file with one key a line, ``#`` before a comment, as llama.cpp reads it.
+
+    Raises UsageError, which never shows the file's content.
+    """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            key = next((line.strip() for line in file if line.strip()), "")
+        with Path(path).open(encoding="utf-8", newline="\n") as file:
+            key = next((line.rstrip("\n") for line in file if line[0] not in "\n#"), "")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read the API key file {os.fspath(path)}: {reason}") from None
     if not key:
-        raise UsageError(f"the API key file {os.fspath(path)} is empty")
+        raise UsageError(f"the API key file {os.fspath(path)} holds no key")
     return key
 
 
-def _without_api_key(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+def _without_api_key(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     kept: list[str] = []
-    key: str | None = None
+    keys: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == _API_KEY_FLAG:
             key = next(rest, None)
             if key is None:
                 raise UsageError(f"{_API_KEY_FLAG} needs a value; better, use --api-key-file")
+            keys.append(key)
         elif argument.startswith(_API_KEY_FLAG + "="):
-            key = argument.partition("=")[2]
+            keys.append(argument.partition("=")[2])
         else:
             kept.append(argument)
-    return kept, key
+    return kept, keys

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 
 
 class CarriedCounters:
-    """Totals over the lives of a server whose own counters start at zero each time. Thread-safe."""
+    """Totals over the lives of a server whose own counters start at zero each time. Thread-safe; never goes down."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._base: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._process = 0
 
-    def observe(self, values: Mapping[str, float]) -> None:
-        """Counters as the server gives them now. Only names that end in ``_total`` are counters."""
+    @property
+    def process(self) -> int:
+        """Which process is counted now: a number that ``restarted`` changes. Take it before asking the server."""
         with self._lock:
-            counters = {name: value for name, value in values.items() if name.endswith("_total")}
+            return self._process
+
+    def observe(self, values: Mapping[str, float], process: int | None = None) -> None:
+        """Counters as the server gives them now. Only names that end in ``_total`` are counters.
+
+        ``process``: whose they are, where replaced processes are announced; then an answer that was overtaken, by
+        another one or by the process's end, is recognised. Without it a counter that fell tells of a new process.
+        """
+        counters = {name: value for name, value in values.items() if name.endswith("_total") and math.isfinite(value)}
+        with self._lock:
+            if process is not None:
+                if process == self._process:
+                    self._last.update({name: max(value, self._last.get(name, 0.0)) for name, value in counters.items()})
+                return
             if any(value < self._last.get(name, 0.0) for name, value in counters.items()):
                 self._carry()
-            self._last = counters
+            self._last.update(counters)
 
     def restarted(self) -> None:
         """The process was replaced."""
         with self._lock:
+            self._process += 1
             self._carry()
 
     def _carry(self) -> None:

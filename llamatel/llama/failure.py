@@ -12,7 +12,8 @@ _CAUSES = tuple(
         r"error: invalid argument.*|error: unknown .*|error while handling argument.*",
         r"failed to open GGUF file.*|invalid magic.*|failed to read (?:magic|key|tensor).*",
         r"(?:couldn't|could not|failed to|cannot) bind.*",
-        r"(?i:(?:failed|unable) to allocate|out of memory|cudaMalloc failed|not enough memory|std::bad_alloc).*",
+        r"(?i:(?:failed|unable) to allocate|out of memory|cudaMalloc failed|not enough memory).*",
+        r"(?:[\w ]+: )?std::bad_alloc.*",
         r"(?<=error loading model: ).*",
         r"(?<=error: ).*",
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import urllib3
 
-from llamatel.errors import ServerUnreachable
+from llamatel.errors import ServerUnreachable, UsageError
 
 _SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
 _LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
@@ -26,7 +26,10 @@ def parse_counters(text: bytes) -> dict[str, float]:
     for match in _SAMPLE.finditer(text):
         if _LABELLED.match(match.group()):
             continue
-        values[match.group(1).decode()] = float(match.group(2))
+        try:
+            values[match.group(1).decode()] = float(match.group(2))
+        except ValueError:  # made of a number's characters and none
+            continue
     return values
 
 
@@ -36,12 +39,21 @@ def base_url(address: str, port: int | None) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def check_api_key(key: str) -> None:
+    """Raise UsageError, which does not show the key, for one that fits into no header."""
+    if not key.isprintable():
+        raise UsageError("the API key holds a line end or another control character")
+
+
 class ServerClient:
     """A small client of one server. Thread-safe."""
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> None:
+        """Raises UsageError for a key that cannot be sent."""
+        check_api_key(api_key or "")
         self.base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # llama.cpp compares bytes; http.client sends text as Latin-1.
+        self._headers = {"Authorization": f"Bearer {api_key}".encode().decode("latin-1")} if api_key else {}
         self._timeout_s = timeout_s
         self._pool = urllib3.PoolManager(maxsize=2, retries=False)
 

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 _PR_SET_PDEATHSIG = 1
 _WATCH_S = 0.5
@@ -28,20 +27,35 @@ def _become(parent: int, command: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         sys.exit(1)  # it died before the kernel knew
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is ignored stays so across exec
+    _plain_signals()
     os.execvp(command[0], command)  # noqa: S606 - there is no shell to want
 
 
+def _plain_signals() -> None:
+    """Undo what lives on across exec: signals that Python ignores, those that the application's thread had blocked."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def watch(parent: int, command: list[str]) -> int:
-    """Run the command as a child; end it when our parent is gone. Returns its exit status."""
+    """Run the command as a child; end it when our parent is gone. Returns its exit status, or ends by its signal."""
+    _plain_signals()
     child = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: child.send_signal(received))
-    while child.poll() is None:
-        if os.getppid() != parent:
-            child.kill()
-        time.sleep(_WATCH_S)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    while True:
+        try:
+            code = child.wait(_WATCH_S)
+            break
+        except subprocess.TimeoutExpired:
+            if os.getppid() != parent:
+                child.kill()
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def main(arguments: list[str]) -> int:

@@ -23,6 +23,8 @@ _READ_BYTES = 65536
 _MAX_LINE = 65536
 """A longer line is cut: nothing llama.cpp says of a request comes near."""
 _PIPE_BYTES = 1 << 20
+_READS_AT_ONCE = 32
+"""A child that writes without end must not keep its reader from looking at anything else."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
 """How long a pipe that somebody else still holds is read after the child's end."""
@@ -51,7 +53,17 @@ class LineBuffer:
     def flush(self) -> list[str]:
         """The last line, where the stream ended without a line end."""
         rest, self._rest = self._rest, b""
-        return [rest.decode("utf-8", "replace")] if rest and not self._skipping else []
+        return [rest.rstrip(b"\r").decode("utf-8", "replace")] if rest and not self._skipping else []
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where the system has none (macOS, old kernels)."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # a sandbox that does not know the call
+        return None
 
 
 class Child:
@@ -59,15 +71,20 @@ class Child:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, wake: int) -> None:
         """Start ``command``; ``wake`` is a file descriptor that ends ``read`` early when it becomes readable."""
-        # In a session of its own: Ctrl-C at a terminal reaches us, and we stop the server in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+        self._selector = selectors.DefaultSelector()
+        try:
+            # In a session of its own: Ctrl-C at a terminal reaches us, and we stop the server in order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        except (OSError, ValueError):  # too long, too many, a null character
+            self._selector.close()
+            raise
         self._pipe = cast("IO[bytes]", self._process.stdout)
         os.set_blocking(self._pipe.fileno(), False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -75,12 +92,10 @@ class Child:
                 fcntl.fcntl(self._pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._lines = LineBuffer()
         self._open = True
-        self._selector = selectors.DefaultSelector()
         self._selector.register(self._pipe, selectors.EVENT_READ)
         self._wake: int | None = wake
         self._selector.register(wake, selectors.EVENT_READ)
-        # A descriptor that becomes readable when the process ends, where the system has one.
-        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        self._pidfd = _pidfd(self.pid)
         if self._pidfd is not None:
             self._selector.register(self._pidfd, selectors.EVENT_READ)
         self._ended_at: float | None = None
@@ -111,7 +126,7 @@ class Child:
 
     def _drain(self) -> list[str]:
         lines: list[str] = []
-        while True:
+        for _ in range(_READS_AT_ONCE):
             try:
                 data = os.read(self._pipe.fileno(), _READ_BYTES)
             except BlockingIOError:
@@ -122,7 +137,8 @@ class Child:
                 return lines + self._lines.flush()
             lines += self._lines.feed(data)
             if len(data) < _READ_BYTES:
-                return lines
+                break
+        return lines
 
     @property
     def finished(self) -> bool:
@@ -139,8 +155,12 @@ class Child:
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
-        self._process.kill()
+        """End it, and what it started in its session (the launcher's command where the launcher stays)."""
+        if self._process.poll() is None:
+            # Not reaped, so its number is still its group's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.kill()
 
     def close(self) -> int:
         """Wait for its end and free what it held; its exit status."""

@@ -10,13 +10,12 @@ import atexit
 import contextlib
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from llamatel.errors import ServerStateError, ServerTimeout, ServerUnreachable, UsageError
 from llamatel.llama import command_line
@@ -24,6 +23,7 @@ from llamatel.llama.backends import Backend, find_backend
 from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import ServerClient, base_url
+from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.supervisor import ServerState, Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT = 8090
 _STOP_S = 10.0
 _LAST_POLL_S = 0.5
+_HEALTH_S = 0.5
+_EXIT_S = 1.0
+"""What servers get to end in order when the interpreter ends."""
 
 CompletionListener = Callable[[Completion], None]
 
@@ -70,9 +73,12 @@ class ServerManager:
         self._supervisor: Supervisor | None = None
         self._reader = LogReader(self._asked)
         self._counters = CarriedCounters()
-        self._listeners: tuple[CompletionListener, ...] = ()
+        self._listeners: dict[object, CompletionListener] = {}
+        self.listener_failures = 0
+        """How often a listener raised."""
         self._said_not_understood = False
-        _managers.add(self)
+        with _known:
+            _managers.add(self)
 
     def start_server(
         self,
@@ -113,13 +119,12 @@ class ServerManager:
             alias=alias,
         )  # fmt: skip
         with self._lock:
-            if self._supervisor is not None and self._supervisor.running:
-                raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
-            self._backend = find_backend(self._choice)
+            backend = find_backend(self._choice)
             name = command.alias or (Path(model_path).name if model_path is not None else None)
-            self._asked = ServerInfo(host, port or None, name, self._backend.version, self._backend.name)
-            self._begin(self._backend, command, restarts=0)
-        for watcher in _watchers:
+            self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
+        with _known:
+            watchers = tuple(_watchers)
+        for watcher in watchers:
             watcher(self)
         return self
 
@@ -138,17 +143,18 @@ class ServerManager:
         if supervisor is None:
             return None
         if supervisor.running:
-            if supervisor.client is not None:
-                self._poll(supervisor.client, _LAST_POLL_S)  # what it counted since the last time goes with it
+            client = supervisor.client
+            if client is not None:  # what it counted since the last time goes with it
+                self._poll(supervisor, client, _LAST_POLL_S)
             supervisor.stop(timeout)
         return supervisor.returncode
 
     def restart(self, timeout: float | None = None) -> ServerManager:
-        """Stop the server and start it again with the same arguments; waits until it is ready."""
-        supervisor = self._started()
+        """Stop the server and start it again with the same arguments, on the same port; waits until it is ready."""
+        before = self._started()
         self.stop_server()
         with self._lock:
-            self._begin(supervisor.backend, supervisor.command, restarts=supervisor.restarts)
+            self._begin(before.backend, before.command, self._asked, before)
         return self.wait_until_ready(timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -162,12 +168,13 @@ class ServerManager:
 
         Returns what ends the subscription.
         """
+        subscription = object()
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            self._listeners = {**self._listeners, subscription: listener}
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
+                self._listeners = {key: kept for key, kept in self._listeners.items() if key is not subscription}
 
         return unsubscribe
 
@@ -175,28 +182,31 @@ class ServerManager:
         """The server's state and llama.cpp's counters now; None if it was never started.
 
         One GET of /metrics while it is ready; where that fails, or the server has ended, the counters are the last
-        ones.
+        ones. Takes 2.5 seconds where nothing answers.
         """
         supervisor = self._supervisor
         if supervisor is None:
             return None
         client, state = supervisor.client, supervisor.state
-        if state is ServerState.READY and client is not None:
-            self._poll(client)
-            if supervisor.info.build is None:
-                supervisor.learn_build(client.build())
+        up = state is ServerState.READY
+        if up and client is not None:
+            up = self._poll(supervisor, client)
+            if up and supervisor.info.build is None and (build := client.build(_HEALTH_S)) is not None:
+                supervisor.learn(build=build)
         with supervisor.reader_lock:
             counts = self._reader.counts(self._counters.raw("tokens_predicted_total"))
         self._say_if_not_understood(counts)
         alive = state in (ServerState.STARTING, ServerState.READY)
         return ServerSnapshot(
             server=supervisor.info,
-            up=state is ServerState.READY,
+            up=up,
             restarts=supervisor.restarts,
             process_started_at=supervisor.started_at if alive else None,
             loading_s=supervisor.loading_s if alive else None,
             counters=self._counters.totals(),
-            log=counts,
+            log=replace(
+                counts, lines={**counts.lines, "malformed": counts.lines["malformed"] + supervisor.unread_lines}
+            ),
         )
 
     @property
@@ -214,6 +224,8 @@ class ServerManager:
         """Address for clients. Raises ServerStateError while a free port is not known yet."""
         info = self.info
         if info.port is None:
+            if self.state is ServerState.READY:
+                raise ServerStateError(f"the server listens on a Unix socket, {info.address}, which has no URL")
             raise ServerStateError("the server has no port yet: wait_until_ready() first")
         return base_url(info.address, info.port)
 
@@ -255,33 +267,51 @@ class ServerManager:
             raise ServerStateError("the server was not started: start_server() first")
         return self._supervisor
 
-    def _begin(self, backend: Backend, command: CommandLine, *, restarts: int) -> None:
-        """Start a supervisor with what ``start_server`` was given."""
-        log = self._open_server_log()
-        self._supervisor = Supervisor(
-            backend, command, self._asked, self._reader,
+    def _begin(
+        self, backend: Backend, command: CommandLine, asked: ServerInfo, before: Supervisor | None = None
+    ) -> None:
+        """Start a supervisor; our lock is held. ``before`` is the one whose server is restarted."""
+        if self._supervisor is not None and self._supervisor.running:
+            raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
+        log = None if self._server_log is None else LogCopy(self._server_log)
+        if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
+            # Another server to those who look at the figures: what was counted until now is not its own.
+            self._reader, self._counters = LogReader(asked), CarriedCounters()
+        supervisor = Supervisor(
+            backend, command, asked, self._reader,
             hand_out=self._hand_out, process_replaced=self._counters.restarted,
-            restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts,
-            log=log, close_log=log is not sys.stderr,
+            restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
-        self._supervisor.restarts = restarts
-        self._supervisor.start()
+        self._backend, self._asked, self._supervisor = backend, asked, supervisor
+        supervisor.start()
+
+    def _ask_to_stop(self, timeout: float) -> None:
+        if self._supervisor is not None and self._supervisor.running:
+            self._supervisor.ask_to_stop(timeout)
 
     def _hand_out(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
-            for listener in self._listeners:
-                listener(completion)
+            for listener in self._listeners.values():
+                try:
+                    listener(completion)
+                except Exception:  # noqa: BLE001 - the boundary to listeners, which are anybody's: our thread must live
+                    if not self.listener_failures:
+                        _log.exception("a listener failed; further failures are only counted")
+                    self.listener_failures += 1
 
-    def _poll(self, client: ServerClient, timeout_s: float | None = None) -> None:
-        supervisor = self._started()
+    def _poll(self, supervisor: Supervisor, client: ServerClient, timeout_s: float | None = None) -> bool:
+        """Take up the server's counters; False if it does not answer at all."""
+        process = self._counters.process
         try:
             values = client.counters(timeout_s)
         except ServerUnreachable as error:
             _log.debug("llama.cpp's counters cannot be read: %s", error)
-            return
+            # Counters wait for the batch that is being decoded; health does not.
+            return error.status is not None or (error.busy and client.healthy(_HEALTH_S))
         with supervisor.reader_lock:
             self._reader.polled()
-        self._counters.observe(values)
+        self._counters.observe(values, process)
+        return True
 
     def _say_if_not_understood(self, counts: LogCounts) -> None:
         if counts.understood is False and not self._said_not_understood:
@@ -293,35 +323,41 @@ class ServerManager:
                 self.info.build or "unknown",
             )
 
-    def _open_server_log(self) -> IO[str] | None:
-        if self._server_log is None:
-            return None
-        if self._server_log == "-":
-            return sys.stderr
-        try:
-            return Path(self._server_log).open("a", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write the server's log to {self._server_log}: {error.strerror}") from None
 
-
+_known = threading.Lock()
+"""Held while one of the following changes or is copied."""
 _managers: weakref.WeakSet[ServerManager] = weakref.WeakSet()
 _watchers: list[Callable[[ServerManager], None]] = []
 
 
 def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
-    """Have ``watcher`` called for each server that was started or will be; returns what ends that.
+    """Have ``watcher`` called for each server that was started or will be (perhaps twice); returns what ends that.
 
     This is how telemetry finds the servers: this package knows nothing of it.
     """
-    _watchers.append(watcher)
-    for manager in list(_managers):
+    with _known:
+        _watchers.append(watcher)
+        managers = list(_managers)
+    for manager in managers:
         if manager.backend is not None:
             watcher(manager)
-    return lambda: _watchers.remove(watcher)
+
+    def forget() -> None:
+        with _known:
+            _watchers.remove(watcher)
+
+    return forget
 
 
-@atexit.register
-def _stop_all() -> None:
-    for manager in list(_managers):
+def stop_all(timeout: float = _EXIT_S) -> None:
+    """End all servers, at the same time: SIGTERM, and SIGKILL after ``timeout`` seconds. Called at exit, too."""
+    with _known:
+        managers = list(_managers)
+    for manager in managers:
+        manager._ask_to_stop(timeout)
+    for manager in managers:
         with contextlib.suppress(ServerTimeout):
-            manager.stop_server(timeout=1.5)
+            manager.stop_server(timeout)
+
+
+atexit.register(stop_all)

@@ -7,6 +7,7 @@ the launcher relies on: on Linux the kernel kills the child when the thread that
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -15,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import IO
+from pathlib import Path
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
 from llamatel.llama.backends import Backend
 from llamatel.llama.command_line import CommandLine
 from llamatel.llama.failure import failure_line
 from llamatel.llama.http import ServerClient, base_url
+from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.process import Child
 from llamatel.records import Completion, ServerInfo
@@ -33,8 +35,11 @@ _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_S = 60.0
 """A server that was ready for that long starts with a clean record."""
 _SILENT_S = 1.0
-"""A server whose log said nothing we know for that long may have it switched off: then its health is asked."""
+"""A server whose log did not say for that long that it listens may say little: then its health is asked."""
 _LOOK_S = 0.2
+_GUARDED_KEY = 8
+_LAST_RESORT_S = 5.0
+"""How long a stop waits for the kernel to end a killed process."""
 
 
 class ServerState(str, Enum):
@@ -45,6 +50,18 @@ class ServerState(str, Enum):
     READY = "ready"
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
+    """Lines without the API key; at high verbosity llama.cpp shows its last four characters, which may be all of it."""
+    if key is None:
+        return lines
+    clean = []
+    for line in lines:
+        head, mark, _ = line.partition("api_keys: ****")
+        # A key as short as a word of the log must not take the log apart.
+        clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
+    return clean
 
 
 class Supervisor:
@@ -61,32 +78,40 @@ class Supervisor:
         process_replaced: Callable[[], None],
         restart_on_failure: bool,
         max_restarts: int,
-        log: IO[str] | None,
-        close_log: bool,
+        log: LogCopy | None,
+        before: Supervisor | None = None,
     ) -> None:
-        """``hand_out`` gets the requests that ended; ``process_replaced`` is called before each new process."""
+        """``hand_out`` gets the requests that ended; ``process_replaced`` is called before each new process.
+
+        ``before`` was the server's supervisor until it was restarted by hand.
+        """
         self.info = info
         self.state = ServerState.STARTING
         self.returncode: int | None = None
         self.failure: str | None = None
         """Why the last process ended on its own, in its own words."""
-        self.restarts = 0
+        self.restarts: int = 0 if before is None else before.restarts
         self.started_at: float | None = None
         self.loading_s: float | None = None
         self.client: ServerClient | None = None
-        """To ask the server; None unless it is ready."""
+        """To ask the server; None unless it is ready, and on a TCP port."""
+        self.unread_lines = 0
+        """Lines that the log reader failed on."""
         self.reader_lock = threading.Lock()
-        """Held while the log reader is read or fed."""
+        """Held while the log reader is read or fed, and while ``info`` changes."""
         self.backend, self.command, self._reader = backend, command, reader
-        self._port = info.port or 0
+        self.found_port: int | None = None if before is None else before.found_port
+        """The port that the server found for itself; its next process is told to take it again."""
+        self._port = self.found_port or info.port or 0
         self._hand_out, self._process_replaced = hand_out, process_replaced
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
-        self._log, self._close_log = log, close_log
+        self._log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._changed = threading.Condition()
         self._stop_by: float | None = None
         self._over = False
+        self._may_ask = False
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="llamatel-server", daemon=True)
 
@@ -99,7 +124,7 @@ class Supervisor:
     @property
     def running(self) -> bool:
         """False once the server has ended for good."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._over
 
     @property
     def log_tail(self) -> tuple[str, ...]:
@@ -125,21 +150,29 @@ class Supervisor:
                 self._changed.wait(left)
 
     def stop(self, timeout: float) -> None:
-        """SIGTERM now, SIGKILL after ``timeout`` seconds; returns when it has ended."""
+        """``ask_to_stop``, and wait until it has ended. Raises ServerTimeout if even SIGKILL does not end it."""
+        if threading.current_thread() is self._thread:
+            raise ServerStateError("a listener cannot wait for the server's end: it runs on the thread that ends it")
+        self.ask_to_stop(timeout)
         with self._changed:
-            self._stop_by = time.monotonic() + timeout
+            self._changed.wait_for(lambda: self._over, timeout + _LAST_RESORT_S)
             if not self._over:
-                os.write(self._wake_write, b"!")
-        self.join(timeout + 5.0)
-        if self.running:
-            raise ServerTimeout("the server could not be stopped")
+                raise ServerTimeout(f"the server (pid {self.info.pid}) could not be stopped")
+        self.join(_LAST_RESORT_S)
 
-    def learn_build(self, build: str | None) -> None:
-        """What the server itself says of its build."""
-        if build is not None:
-            self.info = replace(self.info, build=build)
-            with self.reader_lock:
-                self._reader.server = self.info
+    def ask_to_stop(self, timeout: float) -> None:
+        """SIGTERM now, SIGKILL after ``timeout`` seconds; returns at once. The shorter of several times holds."""
+        with self._changed:
+            first = self._stop_by is None
+            self._stop_by = min(self._stop_by or math.inf, time.monotonic() + timeout)
+            if first and not self._over:
+                os.write(self._wake_write, b"!")
+
+    def learn(self, **changes: str | int | None) -> None:
+        """More about the server: fields of ``info``."""
+        with self.reader_lock:
+            self.info = replace(self.info, **changes)  # type: ignore[arg-type]
+            self._reader.server = self.info
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the server has ended for good."""
@@ -148,16 +181,18 @@ class Supervisor:
     # -- the supervisor's own thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        was_ready = False
         try:
             while True:
                 ready_s = self._live()
+                was_ready = was_ready or ready_s is not None
                 if self._stop_by is not None:
                     self._end(ServerState.STOPPED)
                     return
                 if ready_s is not None and ready_s > _HEALTHY_S:
                     self._restarts_left = self._max_restarts
                 # What never came up at all would not come up the next time either.
-                if not self._restarts_left or (ready_s is None and not self.restarts):
+                if not self._restarts_left or not was_ready:
                     self._end(ServerState.FAILED)
                     return
                 pause = _BACKOFF_S[min(self._max_restarts - self._restarts_left, len(_BACKOFF_S) - 1)]
@@ -170,14 +205,14 @@ class Supervisor:
                     return
                 self.restarts += 1
                 self._set(ServerState.STARTING)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: who waits for the server is told
+            if not isinstance(error, OSError):
+                _log.exception("the server's supervisor failed")
             self.failure = f"the server could not be run: {error}"
             self._end(ServerState.FAILED)
         finally:
             os.close(self._wake_read)
             os.close(self._wake_write)
-            if self._log is not None and self._close_log:
-                self._log.close()
 
     def _set(self, state: ServerState) -> None:
         with self._changed:
@@ -185,6 +220,8 @@ class Supervisor:
             self._changed.notify_all()
 
     def _end(self, state: ServerState) -> None:
+        if self._log is not None:
+            self._log.close()
         with self._changed:
             self._over = True
             self.state = state
@@ -206,8 +243,13 @@ class Supervisor:
         self.started_at = time.time()
         begun = time.monotonic()
         ready_at: float | None = None
-        child = Child((*self.backend.command, *self.command.arguments), self.command.environment, wake=self._wake_read)
-        self.info = replace(self.info, pid=child.pid)
+        arguments = self.command.arguments
+        if self.found_port is not None:
+            arguments += ("--port", str(self.found_port))
+        # Where somebody else answers already, an answer would not be our server's.
+        self._may_ask = bool(self._port) and not self._asks_healthy()
+        child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
+        self.learn(pid=child.pid)
         try:
             while not child.finished:
                 # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
@@ -226,53 +268,64 @@ class Supervisor:
             if child.returncode is None:
                 child.kill()
             self.returncode = child.close()
+            client, self.client = self.client, None
+            if client is not None:
+                client.close()
+            facts = self._reader.facts
+            if facts.host is not None and facts.port is None:
+                # llama.cpp leaves its Unix socket behind, and cannot listen where one lies.
+                Path(facts.host).unlink(missing_ok=True)
         ended_at = time.monotonic()
         self.failure = None if self._stop_by is not None else self._why(was_ready=ready_at is not None)
         with self.reader_lock:
             cut_off = self._reader.abort(time.time(), self.failure or "the server was stopped")
         self._hand_out(cut_off)
-        client, self.client = self.client, None
-        if client is not None:
-            client.close()
-        self.info = replace(self.info, pid=None)
+        self.learn(pid=None)
         return None if ready_at is None else ended_at - ready_at
 
     def _take(self, lines: Sequence[str]) -> None:
         if not lines:
             return
         now = time.time()
+        lines = without_key(lines, self.command.api_key)
         ended: list[Completion] = []
         with self.reader_lock:
             self._tail.extend(lines)
             for line in lines:
-                ended.extend(self._reader.feed(line, now))
+                try:
+                    ended.extend(self._reader.feed(line, now))
+                except Exception:  # noqa: BLE001 - the boundary to text that anybody may have written
+                    if not self.unread_lines:
+                        _log.exception("a line of the server's log could not be read; further ones are only counted")
+                    self.unread_lines += 1
         if self._log is not None:
-            try:
-                self._log.write("\n".join(lines) + "\n")
-                self._log.flush()
-            except (OSError, ValueError) as error:
-                _log.warning("the server's log is no longer passed on: %s", error)
-                self._log = None
+            self._log.put(lines)
         self._hand_out(ended)
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""
         facts = self._reader.facts
-        if facts.port is None:
-            if not self._port or since_start < _SILENT_S or self._reader.counts().lines.get("server"):
-                return False
-            probe = ServerClient(base_url(self.info.address, self._port), timeout_s=0.5)
-            if not probe.healthy():
-                return False
+        if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._asks_healthy()):
+            return False
+        port = self._port if facts.host is None else facts.port
+        if port is not None and port != self._port:
+            self._port = self.found_port = port
         # A wheel built without its number says "b0-unknown": then its version tells more.
         known = facts.build is not None and "unknown" not in facts.build
-        build = facts.build if known else self.info.build
-        self.info = replace(self.info, port=facts.port or self._port, build=build)
-        with self.reader_lock:
-            self._reader.server = self.info
+        self.learn(port=port, build=facts.build if known else self.info.build)
         self.started_at = self._reader.process_started_at or self.started_at
-        self.client = ServerClient(base_url(self.info.address, self.info.port), api_key=self.command.api_key)
+        if port is None:
+            self.learn(address=facts.host)  # a Unix socket
+        else:
+            self.client = ServerClient(base_url(self.info.address, port), api_key=self.command.api_key)
         return True
+
+    def _asks_healthy(self) -> bool:
+        probe = ServerClient(base_url(self.info.address, self._port), timeout_s=0.5)
+        try:
+            return probe.healthy()
+        finally:
+            probe.close()
 
     def _why(self, *, was_ready: bool) -> str:
         code = self.returncode
