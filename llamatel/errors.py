@@ -9,6 +9,7 @@
     │   └── ServerTimeout       it did not become ready, or stop, in time
     ├── ServerUnreachable       an HTTP call to a server failed
     ├── LogSourceError          a log file or stream cannot be read
+    ├── GGUFError               a model file's header cannot be read
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
 
 Messages are one line and say what to do. The command line prints them without a traceback and exits
@@ -73,6 +74,24 @@ class ServerUnreachable(LlamatelError):
 
 class LogSourceError(LlamatelError):
     """A log file or stream cannot be read."""
+
+
+class GGUFError(LlamatelError):
+    """A model file's header cannot be read: it is no GGUF, is cut short, or says what cannot be.
+
+    ``offset`` is the byte at which ``reading`` (what was being read) begins; None where it was not the content that
+    failed. ``path`` is the file, or its address.
+    """
+
+    def __init__(
+        self, message: str, *, offset: int | None = None, reading: str | None = None, path: str | None = None
+    ) -> None:
+        where = "" if offset is None else f" (at byte {offset}, reading {reading})"
+        super().__init__(f"{path}: {message}{where}" if path else f"{message}{where}")
+        self.message = message
+        self.offset = offset
+        self.reading = reading
+        self.path = path
 
 
 class PipelineError(LlamatelError):

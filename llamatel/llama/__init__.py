@@ -6,12 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamatel.llama.gguf import GGUFHeader as GGUFHeader
+    from llamatel.llama.gguf import parse_gguf_header as parse_gguf_header
     from llamatel.llama.server import ServerManager as ServerManager
     from llamatel.llama.supervisor import ServerState as ServerState
 
-__all__ = ["ServerManager", "ServerState"]
+__all__ = ["GGUFHeader", "ServerManager", "ServerState", "parse_gguf_header"]
 
-_MODULES = {"ServerManager": "server", "ServerState": "supervisor"}
+_MODULES = {
+    "GGUFHeader": "gguf",
+    "ServerManager": "server",
+    "ServerState": "supervisor",
+    "parse_gguf_header": "gguf",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,215 @@
+"""Where a header's bytes come from: a source gives bytes at an offset, a cursor reads through it chunk by chunk."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from llamatel.errors import GGUFError
+
+MAX_HEADER = 256 << 20
+"""The largest header met is some 40 MB; a longer walk is refused, so that a sparse file cannot keep us busy."""
+
+MAX_STRING = 64 << 20
+"""The longest string that is decoded. Chat templates have some 10 kB."""
+
+
+class ByteSource(Protocol):
+    """Bytes by offset. ``size`` is the whole file's, in bytes; ``name`` is for messages."""
+
+    name: str
+    size: int
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """At least ``n_bytes`` from ``offset`` (at most to the end), more if that is cheap. Raises GGUFError."""
+
+
+class FileSource:
+    """A local file, opened for reading; a context manager."""
+
+    CHUNK = 256 << 10
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            if not stat.S_ISREG(Path(path).stat().st_mode):  # before opening: a pipe without a writer would block
+                raise GGUFError("not a file", path=self.name)
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self.size = os.fstat(self._file.fileno()).st_size
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = error.strerror if isinstance(error, OSError) else None
+            raise GGUFError(f"cannot be opened: {why or error}", path=self.name) from error
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """See ByteSource."""
+        try:
+            self._file.seek(offset)
+            return self._file.read(max(n_bytes, self.CHUNK))
+        except OSError as error:
+            raise GGUFError(f"cannot be read: {error.strerror or error}", path=self.name) from error
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class BytesSource:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes, name: str = "") -> None:
+        self._data = data
+        self.name = name
+        self.size = len(data)
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """See ByteSource."""
+        return self._data[offset : offset + n_bytes]
+
+
+@lru_cache(maxsize=4)
+def _pairs(width: str) -> list[Any]:
+    """For each length below 256: what unpacks that string's length and the length of the string behind it."""
+    return [struct.Struct(f"<{width}{length}x{width}").unpack_from for length in range(256)]
+
+
+class Cursor:
+    """Reads forward through a source, a chunk in memory at a time. Every error is a GGUFError that says where.
+
+    ``order`` is ``<`` or ``>``; ``wide`` is False for version 1, whose lengths and counts have 32 bits.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        self.order = "<"
+        self.wide = True
+        self._data = b""
+        self._base = 0  # offset of _data[0] in the source
+        self._at = 0  # the next byte, counted from _base; may lie beyond _data after a skip
+
+    @property
+    def position(self) -> int:
+        """Offset of the next byte."""
+        return self._base + self._at
+
+    @property
+    def _length_bytes(self) -> int:
+        return 8 if self.wide else 4
+
+    def error(self, message: str, reading: str, offset: int | None = None) -> GGUFError:
+        """The error to raise for what begins at ``offset`` (here)."""
+        where = self.position if offset is None else offset
+        return GGUFError(message, offset=where, reading=reading, path=self.source.name)
+
+    def _need(self, n_bytes: int, reading: str) -> None:
+        """Have the next ``n_bytes`` in memory."""
+        missing = self._at + n_bytes - len(self._data)
+        if missing <= 0:
+            return
+        self._fits(n_bytes, reading)
+        kept = self._data[self._at :]
+        start = self.position + len(kept)
+        self._data = b""  # not two chunks at once
+        more = self.source.read(start, n_bytes - len(kept))
+        if len(kept) + len(more) < n_bytes:
+            raise self.error("the file ends here", reading)
+        self._base, self._at, self._data = start - len(kept), 0, kept + more
+
+    def _fits(self, n_bytes: int, reading: str) -> None:
+        """Raise unless that many bytes are left of the file, and of what a header may have."""
+        if n_bytes > self.source.size - self.position:
+            raise self.error(f"the file ends before it ({self.source.size} bytes)", reading)
+        if self.position + n_bytes > MAX_HEADER:
+            raise self.error(f"the header would be longer than {MAX_HEADER >> 20} MiB", reading)
+
+    def take(self, n_bytes: int, reading: str) -> bytes:
+        """The next bytes."""
+        self._need(n_bytes, reading)
+        taken = self._data[self._at : self._at + n_bytes]
+        self._at += n_bytes
+        return taken
+
+    def unpack(self, code: str, reading: str, count: int = 1) -> tuple[Any, ...]:
+        """``count`` numbers of a struct format character."""
+        layout = f"{self.order}{count}{code}"
+        n_bytes = struct.calcsize(layout)
+        self._need(n_bytes, reading)
+        values = struct.unpack_from(layout, self._data, self._at)
+        self._at += n_bytes
+        return values
+
+    def u32(self, reading: str) -> int:
+        """An unsigned 32-bit number."""
+        return int(self.unpack("I", reading)[0])
+
+    def u64(self, reading: str) -> int:
+        """An unsigned 64-bit number, whatever the version."""
+        return int(self.unpack("Q", reading)[0])
+
+    def length(self, reading: str) -> int:
+        """A length or a count: 64 bits, in version 1 32."""
+        return self.u64(reading) if self.wide else self.u32(reading)
+
+    def string(self, reading: str, longest: int = MAX_STRING) -> str:
+        """A string: its length, then UTF-8."""
+        start = self.position
+        length = self.length(reading)
+        if length > longest:
+            raise self.error(f"a string of {length} bytes, where at most {longest} are read", reading, start)
+        try:
+            return self.take(length, reading).decode()
+        except UnicodeDecodeError as error:
+            raise self.error("not UTF-8", reading, start) from error
+
+    def room_for(self, count: int, least: int, reading: str) -> None:
+        """Raise at once, before any loop, if ``count`` things of at least ``least`` bytes cannot be in what is left."""
+        self._fits(count * least, reading)
+
+    def skip(self, n_bytes: int, reading: str) -> None:
+        """Pass over bytes without reading them."""
+        self._fits(n_bytes, reading)
+        self._at += n_bytes
+
+    def skip_strings(self, count: int, reading: str) -> None:
+        """Pass over strings, looking at their lengths only."""
+        self.room_for(count, self._length_bytes, reading)
+        while count:
+            if self.order == "<" and count > 1:
+                count -= self._skip_pairs(count // 2)
+                if not count:
+                    break
+            # What the fast walk left: a long string, one across the chunk's end, an odd one at the end.
+            self.skip(self.length(reading), reading)
+            count -= 1
+        self._fits(0, reading)
+
+    def _skip_pairs(self, pairs: int) -> int:
+        """Pass over strings two at a time while they are short and in memory; the number passed.
+
+        A vocabulary has some 800,000 strings, and a call for each costs more than all else in a header: the low byte of
+        a length tells which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.
+        """
+        data, at, size = self._data, self._at, 2 * self._length_bytes
+        unpackers = _pairs("Q" if self.wide else "I")
+        done = 0
+        try:
+            for done in range(pairs):  # noqa: B007 - how far it came, whichever way it ends
+                low = data[at]
+                first, second = unpackers[low](data, at)
+                if first != low:
+                    break
+                at += first + second + size
+            else:
+                done = pairs
+        except (IndexError, struct.error):
+            pass  # the end of the chunk
+        self._at = at
+        return 2 * done
