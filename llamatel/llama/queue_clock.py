@@ -8,8 +8,10 @@ the finished requests: a decode of n tokens is n - 1 turns, evenly spread over i
 
 The estimate is off by up to the length of one turn (a token's time; the time of a whole batch while prompts are
 processed), a little more after a stretch in which something else took numbers (a foreign poller of /slots or /metrics);
-every request that meets an idle server sets it right again. Checked against the clients' clocks in
-``tests/test_queue_clock.py``. Before the first such request in a log read from its middle it knows nothing and says so.
+every request that meets a free slot sets it right again. Where it does not know, it says so: before the first such
+request in a log read from its middle, and after a request that was cancelled or failed, whose turns nobody tells, until
+another slot's count or a free slot makes good for it. Checked against the clients' clocks in
+``tests/test_queue_clock.py``.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ class QueueClock:
     def __init__(self) -> None:
         self._points: list[tuple[float, float]] = []
         """(time, turns made until then), by time."""
-        self._launched_in: dict[int, float] = {}
-        """The turn in which each task in flight got its slot."""
+        self._launched_in: dict[int, float | None] = {}
+        """The turn in which each task in flight got its slot; None where that is not known."""
         self._tasks: list[int] = []
         """Numbers of recent tasks, ascending; ``_forgotten`` more were before them."""
         self._forgotten = 0
         self._other = 0.0
         """Numbers that were neither tasks nor turns."""
         self._calibrated = False
-        self._pace = 0.0
-        """Turns a second, as last seen."""
+        self._adrift = False
+        """More turns were made than the last point says, and nobody knows how many."""
         self._last_release = float("-inf")
 
     def polled(self) -> None:
@@ -62,7 +64,6 @@ class QueueClock:
         self.seen(task)
         arrived = task - self._forgotten - bisect_left(self._tasks, task) - self._other
         turns = self._points[-1][1] if self._points else 0.0
-        waited: float | None = 0.0
         if chosen - self._last_release > _SAME_TURN_S:
             # A slot had been free before: it came in this very turn, which dates the turn.
             if idle or not self._calibrated or arrived < turns:
@@ -70,34 +71,38 @@ class QueueClock:
                 self._calibrated = True
             else:
                 turns = arrived
-        elif not self._calibrated:
-            waited = None
-        elif arrived < turns:
-            waited = max(0.0, time - self._time_of(arrived))
-        else:
-            turns = arrived
-        self._mark(time, turns)
-        self._launched_in[task] = turns
-        return waited
+            self._adrift = False
+            self._mark(time, turns)
+            self._launched_in[task] = turns
+            return 0.0
+        if not self._calibrated:
+            self._launched_in[task] = None
+            return None
+        if arrived < turns:
+            self._launched_in[task] = None if self._adrift else turns
+            return max(0.0, time - self._time_of(arrived))
+        if self._adrift:
+            self._launched_in[task] = None
+            return None
+        self._mark(time, arrived)
+        self._launched_in[task] = arrived
+        return 0.0
 
     def released(self, task: int, time: float, *, first_token: float | None, steps: int | None) -> None:
         """A task's slot was released at ``time``.
 
         ``first_token``: when its decode began; ``steps``: how many turns that took (one a token after the first, fewer
-        with accepted drafts). Both are None for a request that was cancelled or failed: its turns are then counted at
-        the last known pace.
+        with accepted drafts). Both are None for a request that was cancelled or failed.
         """
         self._last_release = time
         began = self._launched_in.pop(task, None)
-        last_time, turns = self._points[-1] if self._points else (time, 0.0)
         if began is None or first_token is None or steps is None:
-            self._mark(time, turns + max(1.0, self._pace * (time - last_time)))
+            self._adrift = True
             return
         # One turn for its prompt (more for a prompt longer than a batch, which the other slots' counts set right).
         self._mark(first_token, began + 1.0)
         self._mark(time, began + 1.0 + steps)
-        if time > first_token:
-            self._pace = steps / (time - first_token)
+        self._adrift = False
 
     def _mark(self, time: float, turns: float) -> None:
         """At ``time`` the loop had made at least ``turns`` turns: it never counts backwards."""
