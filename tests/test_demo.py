@@ -105,9 +105,13 @@ def test_a_signal_in_the_middle_ends_it(signum: signal.Signals, code: int, tmp_p
     output = tmp_path / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(DEMO, stdout=stream, stderr=subprocess.STDOUT, env=environment())
-    wait_until(lambda: REQUEST.search(output.read_text()), 60, "the first request line")
-    process.send_signal(signum)
-    assert process.wait(20) == code
+    try:
+        wait_until(lambda: REQUEST.search(output.read_text()), 60, "the first request line")
+        process.send_signal(signum)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
+        process.wait()
     assert "Traceback" not in output.read_text()
 
 
