@@ -56,7 +56,7 @@ class Observer:
         self._guards = [_Guard(collector) for collector in collectors]
         self._emit = emit
         self._sinks = tuple(sinks)
-        self._broken_sinks: set[int] = set()
+        self._said: set[str] = set()
         self._dropped_elsewhere = dropped
         self._clock = clock
         self._queue: queue.Queue[Completion | None] = queue.Queue(capacity)
@@ -90,7 +90,10 @@ class Observer:
             entry[1]()
 
     def submit(self, completion: Completion) -> None:
-        """Take a finished request; never blocks, and counts it as dropped if too many wait already."""
+        """Take a finished request; never blocks. Counts it as dropped if too many wait, or after the end."""
+        if self._closed:
+            self._drop("observer_closed")
+            return
         try:
             self._queue.put_nowait(completion)
         except queue.Full:
@@ -100,11 +103,13 @@ class Observer:
         """A snapshot of all watched servers, turned into samples by the collectors."""
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
-        states = tuple(state for server in servers if (state := server.snapshot()) is not None)
+        # One server has one place: where a manager was replaced by another on its port, the last word counts.
+        states = {_place(state): state for server in servers if (state := self._state(server)) is not None}
         dropped = dict(self._dropped_elsewhere())
-        for reason, count in self._dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-        snapshot = Snapshot(self._clock(), states, dropped)
+        with self._lock:
+            for reason, count in self._dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        snapshot = Snapshot(self._clock(), tuple(states.values()), dropped)
         samples: list[Sample] = []
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
@@ -122,7 +127,8 @@ class Observer:
         return True
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what waits and end; False if that took longer than ``timeout_s``."""
+        """Write what waits and end, within ``timeout_s``; False if that was too short."""
+        deadline = time.monotonic() + timeout_s
         with self._lock:
             self._closed = True
             watched = list(self._watched.values())
@@ -134,7 +140,7 @@ class Observer:
                 self._queue.put_nowait(None)
             except queue.Full:
                 return False
-            self._thread.join(timeout_s)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         return done
 
     def _run(self, record: Record) -> None:
@@ -151,22 +157,37 @@ class Observer:
         try:
             context, trace_id = self._emit(completion)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
-            self._drop("span_failed")
-            _log.exception("the spans of a request could not be written")
+            self._failed("span_failed", "the spans of a request could not be written")
         for guard in self._guards:
             guard.on_completion(completion, record, context)
         for index, sink in enumerate(self._sinks):
             try:
                 sink(completion, trace_id)
             except Exception:  # noqa: BLE001 - the boundary to sinks, which are anybody's
-                self._drop("sink_failed")
-                if index not in self._broken_sinks:
-                    self._broken_sinks.add(index)
-                    _log.exception("a sink failed; its further failures are only counted")
+                self._failed("sink_failed", "a sink failed", f"sink {index}")
+
+    def _state(self, server: Watched) -> ServerSnapshot | None:
+        try:
+            return server.snapshot()
+        except Exception:  # noqa: BLE001 - the boundary to sources: one must not cost the others their figures
+            self._failed("snapshot_failed", "a server's state could not be taken")
+            return None
+
+    def _failed(self, reason: str, message: str, key: str = "") -> None:
+        """Count an error that is being handled, and show it the first time."""
+        self._drop(reason)
+        if (key or reason) not in self._said:
+            self._said.add(key or reason)
+            _log.exception("%s; further failures are only counted", message)
 
     def _drop(self, reason: str) -> None:
         with self._lock:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+
+def _place(state: ServerSnapshot) -> tuple[str, int | None, str | None]:
+    """What tells servers apart in metrics."""
+    return state.server.address, state.server.port, state.server.model
 
 
 class _Guard:
@@ -174,7 +195,9 @@ class _Guard:
 
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
-        self._working = True
+        self._failed_lately = False
+        """Since the last snapshot."""
+        self._said = False
 
     def on_completion(self, completion: Completion, record: Record, context: object) -> None:
         try:
@@ -192,11 +215,15 @@ class _Guard:
             self._failed()
         name = {"collector": self.collector.name}
         samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
-        samples.append(Sample("llamatel.collector.success", 1.0 if self._working else 0.0, None, name))
-        self._working = True
+        samples.append(Sample("llamatel.collector.success", 0.0 if self._failed_lately else 1.0, None, name))
+        if self._said and not self._failed_lately:
+            self._said = False
+            _log.info("collector '%s' works again", self.collector.name)
+        self._failed_lately = False
         return samples
 
     def _failed(self) -> None:
-        if self._working:
-            _log.exception("collector '%s' failed", self.collector.name)
-        self._working = False
+        self._failed_lately = True
+        if not self._said:
+            self._said = True
+            _log.exception("collector '%s' failed; until it works again this is not repeated", self.collector.name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from llamatel import collectors, pipeline
+from llamatel.collectors import Collector
 from llamatel.errors import PipelineError
 from llamatel.instruments import Instruments
 from llamatel.llama import server
@@ -35,6 +39,9 @@ class Runtime:
     instruments: Instruments
     forget_servers: Callable[[], None]
     """Ends the watch for servers that are started."""
+
+
+_METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
 class _Process:
@@ -62,10 +69,10 @@ def init(
     (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
     ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``collectors`` and ``without`` choose
     collectors by name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
-    attributes.
-    ``settings`` stands for all of it but ``sinks`` and ``resource``.
+    attributes. ``settings`` stands for all of it but ``sinks`` and ``resource``.
 
-    A second call ends the first one's telemetry and begins anew. Raises UsageError and PipelineError.
+    A second call ends the first one's telemetry and begins anew. When the interpreter ends, servers are stopped first
+    and telemetry after them, so that what they were doing is told. Raises UsageError and PipelineError.
     """
     given = settings
     settings = given or Settings.from_env(
@@ -76,8 +83,12 @@ def init(
         if _Process.runtime is not None:
             _end(_Process.runtime, None)
             _Process.runtime = None
-        may_move = given is None and metrics_addr is None
+        named = metrics_addr is not None or any(os.environ.get(variable) for variable in _METRICS_ADDRESS)
+        may_move = given is None and not named
         _Process.runtime = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
+        # Anew each time: what is registered last is called first, and the pipeline has registered its own end.
+        atexit.unregister(_leave)
+        atexit.register(_leave, os.getpid())
         return _Process.runtime
 
 
@@ -108,6 +119,14 @@ def _begin(
         settings = dataclasses.replace(settings, metrics_addr=(settings.metrics_addr[0], 0))
         built = pipeline.build(settings, resource)
         _log.warning("%s; metrics are at %s instead", error, built.metrics_url)
+    try:
+        return _connect(settings, built, chosen, sinks)
+    except BaseException:
+        built.shutdown(0.0)
+        raise
+
+
+def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
     spans = Spans(built.tracer)
 
     def emit(completion: Completion) -> tuple[Context, str | None]:
@@ -124,6 +143,14 @@ def _begin(
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
+    deadline = time.monotonic() + allowed
     running.forget_servers()
     written = running.observer.close(allowed / 2)
-    return running.pipeline.shutdown(allowed) and written
+    return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
+
+
+def _leave(pid: int) -> None:
+    """At the interpreter's exit; not in a forked child, whose parent goes on."""
+    if pid == os.getpid():
+        server.stop_all()
+        shutdown()

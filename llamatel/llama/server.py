@@ -143,9 +143,7 @@ class ServerManager:
         if supervisor is None:
             return None
         if supervisor.running:
-            client = supervisor.client
-            if client is not None:  # what it counted since the last time goes with it
-                self._poll(supervisor, client, _LAST_POLL_S)
+            self._poll_last(supervisor)
             supervisor.stop(timeout)
         return supervisor.returncode
 
@@ -190,7 +188,9 @@ class ServerManager:
         client, state = supervisor.client, supervisor.state
         up = state is ServerState.READY
         if up and client is not None:
-            up = self._poll(supervisor, client)
+            error = self._poll(supervisor, client)
+            # Counters wait for the batch that is being decoded; health does not.
+            up = error is None or error.status is not None or (error.busy and client.healthy(_HEALTH_S))
             if up and supervisor.info.build is None and (build := client.build(_HEALTH_S)) is not None:
                 supervisor.learn(build=build)
         with supervisor.reader_lock:
@@ -285,10 +285,6 @@ class ServerManager:
         self._backend, self._asked, self._supervisor = backend, asked, supervisor
         supervisor.start()
 
-    def _ask_to_stop(self, timeout: float) -> None:
-        if self._supervisor is not None and self._supervisor.running:
-            self._supervisor.ask_to_stop(timeout)
-
     def _hand_out(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
             for listener in self._listeners.values():
@@ -299,19 +295,26 @@ class ServerManager:
                         _log.exception("a listener failed; further failures are only counted")
                     self.listener_failures += 1
 
-    def _poll(self, supervisor: Supervisor, client: ServerClient, timeout_s: float | None = None) -> bool:
-        """Take up the server's counters; False if it does not answer at all."""
+    def _poll_last(self, supervisor: Supervisor) -> None:
+        """Take up what a server that is about to be stopped has counted since the last time."""
+        client = supervisor.client
+        if client is not None:
+            self._poll(supervisor, client, _LAST_POLL_S)
+
+    def _poll(
+        self, supervisor: Supervisor, client: ServerClient, timeout_s: float | None = None
+    ) -> ServerUnreachable | None:
+        """Take up the server's counters; the error if they cannot be had."""
         process = self._counters.process
         try:
             values = client.counters(timeout_s)
         except ServerUnreachable as error:
             _log.debug("llama.cpp's counters cannot be read: %s", error)
-            # Counters wait for the batch that is being decoded; health does not.
-            return error.status is not None or (error.busy and client.healthy(_HEALTH_S))
+            return error
         with supervisor.reader_lock:
             self._reader.polled()
         self._counters.observe(values, process)
-        return True
+        return None
 
     def _say_if_not_understood(self, counts: LogCounts) -> None:
         if counts.understood is False and not self._said_not_understood:
@@ -353,11 +356,16 @@ def stop_all(timeout: float = _EXIT_S) -> None:
     """End all servers, at the same time: SIGTERM, and SIGKILL after ``timeout`` seconds. Called at exit, too."""
     with _known:
         managers = list(_managers)
+    stopping = []
     for manager in managers:
-        manager._ask_to_stop(timeout)
-    for manager in managers:
+        supervisor = manager._supervisor
+        if supervisor is not None and supervisor.running:
+            manager._poll_last(supervisor)
+            supervisor.ask_to_stop(timeout)
+            stopping.append(supervisor)
+    for supervisor in stopping:
         with contextlib.suppress(ServerTimeout):
-            manager.stop_server(timeout)
+            supervisor.stop(timeout)
 
 
 atexit.register(stop_all)

@@ -37,6 +37,9 @@ _HEALTHY_S = 60.0
 _SILENT_S = 1.0
 """A server whose log did not say for that long that it listens may say little: then its health is asked."""
 _LOOK_S = 0.2
+_YOUNG_S = 2.0
+_AGAIN_S = 1.0
+_ENDING = "cleaning up before exit"
 _GUARDED_KEY = 8
 _LAST_RESORT_S = 5.0
 """How long a stop waits for the kernel to end a killed process."""
@@ -124,7 +127,7 @@ class Supervisor:
     @property
     def running(self) -> bool:
         """False once the server has ended for good."""
-        return self._thread.is_alive() and not self._over
+        return not self._over
 
     @property
     def log_tail(self) -> tuple[str, ...]:
@@ -175,8 +178,13 @@ class Supervisor:
             self._reader.server = self.info
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the server has ended for good."""
-        self._thread.join(timeout)
+        """Wait until the server has ended for good.
+
+        Not by the thread's own ``join``: up to Python 3.12 an exception out of a signal handler (Ctrl-C) makes a thread
+        that is waited for count as ended while it runs.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._over, timeout)
 
     # -- the supervisor's own thread --------------------------------------------------------------------------------
 
@@ -243,6 +251,7 @@ class Supervisor:
         self.started_at = time.time()
         begun = time.monotonic()
         ready_at: float | None = None
+        again_at: float | None = None
         arguments = self.command.arguments
         if self.found_port is not None:
             arguments += ("--port", str(self.found_port))
@@ -262,8 +271,16 @@ class Supervisor:
                 if self._stop_by is not None and not stopping:
                     self._set(ServerState.STOPPING)
                     child.terminate()
+                    # llama.cpp says that it listens a moment before its loop begins; what asks it to end in between
+                    # is forgotten. Later, a second request would cut its tidying short.
+                    now = time.monotonic()
+                    again_at = now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None
                 elif stopping and self._stop_by is not None and time.monotonic() >= self._stop_by:
                     child.kill()
+                elif again_at is not None and time.monotonic() >= again_at:
+                    again_at = None
+                    if not any(_ENDING in line for line in self._tail):
+                        child.terminate()
         finally:
             if child.returncode is None:
                 child.kill()
