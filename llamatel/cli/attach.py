@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import Any
 
 import click
 
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
-from llamatel.cli.serving import LOOK_EVERY_S
 from llamatel.cli.session import TelemetryOptions, columns, note_console, otlp_line, request_lines, take, telemetry
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
 from llamatel.llama.follower import LogFollower
 from llamatel.llama.log_source import FileSource, StreamSource
 from llamatel.view import Tally, summary_sentence
+
+_LOOK_S = 0.2
 
 
 @click.command("attach")
@@ -58,10 +58,9 @@ def command(url: str | None, log: str, from_start: bool, api_key_file: str | Non
                 notes.print(row, soft_wrap=True)
             follower.start()
             try:
-                while not follower.wait(0):  # and no longer: see serving.wait_for_end
+                while not follower.wait(_LOOK_S):
                     if lines is not None and lines.closed.is_set():
                         break
-                    time.sleep(LOOK_EVERY_S)
             finally:
                 follower.stop()
     except Interrupted as interruption:

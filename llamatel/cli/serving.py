@@ -15,8 +15,6 @@ from llamatel.errors import ServerError
 from llamatel.llama.server import ServerManager
 from llamatel.runtime import Runtime
 
-LOOK_EVERY_S = 0.2
-
 
 def load_model(
     server: ServerManager, model: str | None, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
@@ -38,13 +36,8 @@ def load_model(
 
 
 def wait_for_end(server: ServerManager) -> NoReturn:
-    """Until a signal comes (Interrupted), or the server has ended for good: raises ServerError.
-
-    It sleeps between looks instead of waiting for the server's thread: up to Python 3.12 an exception that a signal
-    handler raises within ``Thread.join`` makes that thread count as ended while it still runs.
-    """
-    while server.wait(0) is None:
-        time.sleep(LOOK_EVERY_S)
+    """Until a signal comes (Interrupted), or the server has ended for good: raises ServerError."""
+    server.wait()
     raise ServerError(server.failure or "the server has ended")
 
 

@@ -60,6 +60,8 @@ class LogFollower:
         self._listeners: tuple[Callable[[Completion], None], ...] = ()
         self._failure: LlamatelError | None = None
         self._said_not_understood = False
+        self._ended = threading.Event()
+        """What others wait for; not the thread itself, see ``Supervisor.join``."""
         self._thread = threading.Thread(target=self._run, name="llamatel-log", daemon=True)
         if self._client is not None:
             self._introduce(self._client)
@@ -71,16 +73,16 @@ class LogFollower:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the log's end; False if it goes on. Raises LogSourceError if it could not be read to its end."""
-        self._thread.join(timeout)
+        self._ended.wait(timeout)
         if self._failure is not None:
             raise self._failure
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     def stop(self) -> None:
         """Read no further."""
         self._source.stop()
         if self._thread.is_alive():
-            self._thread.join()
+            self._ended.wait()
         if self._client is not None:
             self._client.close()
 
@@ -136,8 +138,10 @@ class LogFollower:
                 self._take(batch)
         except LlamatelError as error:
             self._failure = error
-        with self._lock:
-            self._reader.forget()
+        finally:
+            with self._lock:
+                self._reader.forget()
+            self._ended.set()
 
     def _take(self, batch: Batch) -> None:
         lines = batch.lines
