@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -115,18 +116,24 @@ def test_a_signal_in_the_middle_ends_it(signum: signal.Signals, code: int, tmp_p
     assert "Traceback" not in output.read_text()
 
 
-def test_a_metrics_port_that_is_taken_moves() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = demo(OTEL_EXPORTER_PROMETHEUS_PORT=str(port))
+def test_the_default_metrics_port_moves_where_it_is_taken() -> None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # somebody else has it: taken all the same
+            stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
+        done = demo(OTEL_EXPORTER_PROMETHEUS_PORT="")
         assert done.returncode == 0, done.stderr
         moved = re.search(r"metrics +http://127\.0\.0\.1:(\d+)/metrics", done.stdout)
         assert moved is not None
-        assert int(moved.group(1)) != port
-        assert f"127.0.0.1:{port} is in use" in done.stderr
-        asked = demo("--metrics-addr", f"127.0.0.1:{port}")
-        assert asked.returncode == 1
-        assert "in use" in asked.stderr.splitlines()[-1]
+        assert int(moved.group(1)) != 9464
+        assert "127.0.0.1:9464 is in use" in done.stderr
+
+
+def test_a_metrics_port_that_was_named_does_not_move() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for done in (demo("--metrics-addr", f"127.0.0.1:{port}"), demo(OTEL_EXPORTER_PROMETHEUS_PORT=str(port))):
+            assert done.returncode == 1
+            assert "in use" in done.stderr.splitlines()[-1]
 
 
 def test_on_a_terminal_it_stays_and_shows_requests_until_ctrl_c() -> None:

@@ -93,7 +93,7 @@ class Demo:
         """Returns the exit code."""
         with (
             tempfile.TemporaryDirectory(prefix="llamatel-demo-") as folder,
-            telemetry(telemetry_options, [self.lines, self.tally, self.kept]) as running,
+            telemetry(telemetry_options, [self.lines, self.tally, self.kept], metrics_port_may_move=True) as running,
             ServerManager(backend=self.options.backend) as server,
         ):
             model, extra = self.options.model, []

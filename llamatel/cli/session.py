@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -101,10 +101,14 @@ def request_lines(options: TelemetryOptions) -> RequestLines | None:
 
 
 @contextlib.contextmanager
-def telemetry(options: TelemetryOptions, sinks: Sequence[Sink | None] = ()) -> Iterator[Runtime]:
+def telemetry(
+    options: TelemetryOptions, sinks: Sequence[Sink | None] = (), *, metrics_port_may_move: bool = False
+) -> Iterator[Runtime]:
     """Telemetry for the time of the block; flushed and shut down behind it, whatever happens.
 
-    Every server that is started in the block is followed. Flags go before the OTEL_* environment.
+    Every server that is started in the block is followed. Flags go before the OTEL_* environment. A metrics port that
+    is taken is an error, as a Prometheus would look for it in vain elsewhere, unless it was not named and
+    ``metrics_port_may_move``.
     """
     with contextlib.ExitStack() as stack:
         chosen = [sink for sink in sinks if sink is not None]
@@ -112,13 +116,17 @@ def telemetry(options: TelemetryOptions, sinks: Sequence[Sink | None] = ()) -> I
             lines = JsonLines.open(options.jsonl)
             stack.callback(lines.close)
             chosen.append(lines)
-        running = runtime.init(
-            service_name=options.service_name,
-            otlp_endpoint=options.otlp_endpoint,
-            metrics_addr=options.metrics_addr,
-            collectors=options.collectors,
-            without=options.no_collectors,
-            sinks=chosen,
+        asked: dict[str, Any] = {
+            "service_name": options.service_name,
+            "otlp_endpoint": options.otlp_endpoint,
+            "metrics_addr": options.metrics_addr,
+            "collectors": options.collectors,
+            "without": options.no_collectors,
+        }
+        running = (
+            runtime.init(sinks=chosen, **asked)
+            if metrics_port_may_move
+            else runtime.init(Settings.from_env(**asked), sinks=chosen)
         )
         stack.callback(runtime.shutdown)
         yield running
