@@ -73,6 +73,8 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool]:
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": server.model,
         "gen_ai.response.model": server.model,
+        "llamacpp.backend": server.backend,
+        "llamacpp.build": server.build,
         "server.address": server.address,
         "server.port": server.port,
         "gen_ai.usage.input_tokens": completion.prompt_tokens,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,14 @@ def test_in_a_pipe_it_shows_all_and_ends(tmp_path: Path) -> None:
 
 
 def test_its_traces_reach_a_collector_whole(otlp_sink: OtlpSink) -> None:
-    done = demo("--json", "--otlp-endpoint", otlp_sink.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf")
+    done = demo(
+        "--json",
+        "--backend",
+        "xllamacpp",
+        "--otlp-endpoint",
+        otlp_sink.endpoint,
+        OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+    )
     assert done.returncode == 0, done.stderr
     shown = {row["trace_id"]: row["outcome"] for row in json.loads(done.stdout)["requests"]}
     assert len(shown) == sum(SENT.values())
@@ -74,6 +82,11 @@ def test_its_traces_reach_a_collector_whole(otlp_sink: OtlpSink) -> None:
     for trace_id, outcome in shown.items():
         names = {span.name for span in arrived[trace_id]}
         assert outcome != "ok" or {"prefill", "decode"} < names
+    about = arrived[next(iter(shown))][0].resource
+    assert about["llamacpp.backend"] == "xllamacpp"
+    assert about["llamacpp.build"] == version("xllamacpp")
+    assert {"service.name", "service.instance.id", "host.name", "process.pid"} < about.keys()
+    assert "process.command_args" not in about
 
 
 def test_json_is_one_document() -> None:

@@ -74,6 +74,8 @@ def test_attributes_of_a_completed_request(written: Written) -> None:
         "gen_ai.provider.name": "llama.cpp",
         "gen_ai.request.model": "tiny",
         "gen_ai.response.model": "tiny",
+        "llamacpp.backend": "llama-server",
+        "llamacpp.build": "b7001",
         "server.address": "127.0.0.1",
         "server.port": 8090,
         "gen_ai.usage.input_tokens": 40,

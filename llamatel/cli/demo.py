@@ -34,6 +34,7 @@ from llamatel.cli.session import (
 )
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
+from llamatel.llama.backends import find_backend
 from llamatel.llama.server import ServerManager
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome
@@ -93,7 +94,12 @@ class Demo:
         """Returns the exit code."""
         with (
             tempfile.TemporaryDirectory(prefix="llamatel-demo-") as folder,
-            telemetry(telemetry_options, [self.lines, self.tally, self.kept], metrics_port_may_move=True) as running,
+            telemetry(
+                telemetry_options,
+                [self.lines, self.tally, self.kept],
+                backend=find_backend(self.options.backend),
+                metrics_port_may_move=True,
+            ) as running,
             ServerManager(backend=self.options.backend) as server,
         ):
             model, extra = self.options.model, []

@@ -23,6 +23,7 @@ from llamatel.cli.session import (
     telemetry,
 )
 from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.llama.backends import find_backend
 from llamatel.llama.server import ServerManager
 from llamatel.view import Tally, summary_sentence
 
@@ -85,7 +86,7 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     try:
         with (
             ending_signals(),
-            telemetry(options, [lines, tally]) as running,
+            telemetry(options, [lines, tally], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):
             took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)

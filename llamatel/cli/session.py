@@ -15,6 +15,7 @@ from rich.text import Text
 
 from llamatel import runtime
 from llamatel.errors import UsageError
+from llamatel.llama.backends import Backend, build_of
 from llamatel.records import Completion
 from llamatel.runtime import Runtime
 from llamatel.settings import Settings
@@ -102,14 +103,20 @@ def request_lines(options: TelemetryOptions) -> RequestLines | None:
 
 @contextlib.contextmanager
 def telemetry(
-    options: TelemetryOptions, sinks: Sequence[Sink | None] = (), *, metrics_port_may_move: bool = False
+    options: TelemetryOptions,
+    sinks: Sequence[Sink | None] = (),
+    *,
+    backend: Backend | None = None,
+    metrics_port_may_move: bool = False,
 ) -> Iterator[Runtime]:
     """Telemetry for the time of the block; flushed and shut down behind it, whatever happens.
 
     Every server that is started in the block is followed. Flags go before the OTEL_* environment. A metrics port that
     is taken is an error, as a Prometheus would look for it in vain elsewhere, unless it was not named and
-    ``metrics_port_may_move``.
+    ``metrics_port_may_move``. ``backend`` becomes resource attributes.
     """
+    about = {} if backend is None else {"llamacpp.backend": backend.name, "llamacpp.build": build_of(backend)}
+    resource = {name: value for name, value in about.items() if value is not None}
     with contextlib.ExitStack() as stack:
         chosen = [sink for sink in sinks if sink is not None]
         if options.jsonl is not None:
@@ -124,9 +131,9 @@ def telemetry(
             "without": options.no_collectors,
         }
         running = (
-            runtime.init(sinks=chosen, **asked)
+            runtime.init(sinks=chosen, resource=resource, **asked)
             if metrics_port_may_move
-            else runtime.init(Settings.from_env(**asked), sinks=chosen)
+            else runtime.init(Settings.from_env(**asked), sinks=chosen, resource=resource)
         )
         stack.callback(runtime.shutdown)
         yield running

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from llamatel.errors import BackendNotFound
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
 XLLAMACPP = "xllamacpp"
+_VERSION_S = 5.0
+_VERSION = re.compile(r"version: (?:\S+ \(build )?(\d+)(?:, commit | \()(\w+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,22 @@ def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
         version = None
     command = (sys.executable, "-m", "llamatel.llama.xllamacpp_server")
     return Backend(XLLAMACPP, command, why, version=version, rejected=rejected)
+
+
+def build_of(backend: Backend) -> str | None:
+    """llama.cpp's build without starting a server: what the wheel or ``--version`` says; None where neither does.
+
+    In the words of ``/props``, such as ``b6301-a8bca68f``.
+    """
+    if backend.version is not None:
+        return backend.version
+    try:
+        asked = [*backend.command, "--version"]
+        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(said.stderr + said.stdout)
+    return f"b{found.group(1)}-{found.group(2)}" if found is not None else None
 
 
 def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
