@@ -72,7 +72,7 @@ class BytesSource:
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """See ByteSource."""
-        return self._data[offset : offset + n_bytes]
+        return self._data[offset : offset + max(n_bytes, FileSource.CHUNK)]
 
 
 @lru_cache(maxsize=4)
@@ -181,9 +181,14 @@ class Cursor:
     def skip_strings(self, count: int, reading: str) -> None:
         """Pass over strings, looking at their lengths only."""
         self.room_for(count, self._length_bytes, reading)
+        fast = self.order == "<"
         while count:
-            if self.order == "<" and count > 1:
-                count -= self._skip_pairs(count // 2)
+            if fast and count > 1:
+                start = self._at
+                passed = self._skip_pairs(count // 2)
+                if self.position > self.source.size:  # one by one then, so that the error says which
+                    self._at, passed, fast = start, 0, False
+                count -= passed
                 if not count:
                     break
             # What the fast walk left: a long string, one across the chunk's end, an odd one at the end.
