@@ -84,7 +84,7 @@ class Answer:
     def outside_s(self) -> float:
         """All its time but llama.cpp's prefill and decode: the wait for a slot, and the way there and back."""
         [timings] = self.timings
-        return self.seconds - (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
+        return self.seconds - float(timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
 
 
 def text(source: random.Random, words: int) -> str:

@@ -310,7 +310,8 @@ def test_lines_may_be_read_late(name: str, seed: int) -> None:
         now = max(now, at + lag)
         lines.append((line, now))
     assert tokens(read(lines).completions) == tokens(reading(name).completions)
-    if split_line(log_lines(name)[-1]).time is not None:
+    # What the server's death cuts off ends when the reader learns of it.
+    if name != "killed" and split_line(log_lines(name)[-1]).time is not None:
         assert essence(read(lines).completions) == essence(reading(name).completions)
 
 

@@ -28,6 +28,7 @@ _VALUES: Mapping[str, str] = {
 _API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 _API_KEY_FILE_VARIABLE = "LLAMA_ARG_API_KEY_FILE"
+_BATCH_VARIABLE = "LLAMA_ARG_BATCH"
 # What the log reader lives on; later flags win, so the user's own still hold.
 _LOG_FLAGS = ("--log-prefix", "--log-timestamps")
 
@@ -42,6 +43,8 @@ class CommandLine:
     """The key to use when we talk to the server ourselves."""
     alias: str | None
     """The model's name, where the arguments give it one."""
+    batch: int | None = None
+    """Prompt tokens that are processed at once; None is llama-server's default."""
 
 
 def build(
@@ -95,11 +98,14 @@ def build(
         arguments += ["--api-key-file", str(Path(api_key_file).expanduser())]
     _check_port_can_be_read(arguments)
     aliases = _values(arguments, "-a", "--alias")
+    all_variables = {**os.environ, **environment}
+    batches = [all_variables.get(_BATCH_VARIABLE, ""), *_values(arguments, "-b", "--batch-size")]
     return CommandLine(
         tuple(arguments),
         environment,
-        api_key=_own_key(arguments, {**os.environ, **environment}),
+        api_key=_own_key(arguments, all_variables),
         alias=aliases[-1].split(",")[0] if aliases else None,
+        batch=int(batches[-1]) if batches[-1].isdecimal() else None,
     )
 
 

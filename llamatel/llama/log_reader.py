@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import LogLine, split_line
-from llamatel.llama.queue_clock import QueueClock
+from llamatel.llama.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.server_facts import ServerFacts, learn
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
@@ -35,6 +35,7 @@ _ERROR = re.compile(r"send_error: task id = (\d+), error: (.*)", re.DOTALL)
 _CANCEL = re.compile(r"stop: cancel task, id_task = (\d+)")
 _SPAWNING = re.compile(r"spawning server instance with name=(\S+) on port (\d+)")
 _CONTEXT_FULL = "Context size has been exceeded"
+_TOO_LONG = "exceeds the available context size"
 _OURS = ("srv ", "slot ", "que ", "cmn ")
 
 
@@ -77,6 +78,7 @@ class LogReader:
         """Whose the next Completions are; the owner replaces it as more becomes known."""
         self.facts = ServerFacts()
         self._clock = clock or LogClock()
+        self._batch = DEFAULT_BATCH
         self._queue = QueueClock()
         self._active: dict[int, _Request] = {}
         self._chosen: dict[int, float] = {}
@@ -113,7 +115,7 @@ class LogReader:
             if time < self._last_time - 1.0:
                 ended.extend(self.abort(now, "the server's process was replaced"))
                 self._clock.restart()
-                self._queue = QueueClock()
+                self._queue = QueueClock(self._batch)
         if parts.time is not None or self._clock.process_started_at is None:
             self._clock.observe(time, now)
         self._last_time = time
@@ -145,7 +147,7 @@ class LogReader:
         if "task" in text:
             found = _CANCEL.search(text)
             if found is not None:
-                self._cancel(int(found.group(1)))
+                self._cancel(int(found.group(1)), time)
                 return "request"
             found = _ERROR.search(text)
             if found is not None:
@@ -165,6 +167,8 @@ class LogReader:
         request = self._active.get(slot)
         if request is None or request.task != task:
             # A request that began before we read; without its beginning there is nothing true to say about it.
+            if text.startswith("stop processing"):
+                self._queue.left(time)
             return "server"
         stripped = text.lstrip()
         reader = _READERS.get(stripped[:5])
@@ -186,11 +190,13 @@ class LogReader:
     # -- what lines mean --------------------------------------------------------------------------------------------
 
     def _launch(self, slot: int, task: int, time: float, *, is_child: bool, ended: list[Completion]) -> None:
-        if self._active.pop(slot, None) is not None:
+        lost = self._active.pop(slot, None)
+        if lost is not None:
             self._tally.lost += 1
+            self._queue.broken_off(lost.task, time, 0)
         chosen = self._chosen.pop(slot, time)
-        queue_s = self._queue.launched(task, time, chosen=chosen, idle=not self._active)
-        self._active[slot] = _Request(slot, task, time, is_child=is_child, queue_s=queue_s)
+        self._queue.launched(task, time, chosen=chosen, idle=not self._active)
+        self._active[slot] = _Request(slot, task, time, is_child=is_child)
         self._tally.started += 1
 
     def _timing(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
@@ -233,19 +239,29 @@ class LogReader:
             return "server"
         found = _RELEASE.match(text)
         del self._active[request.slot]
-        decode_began = None
-        steps = None
-        if request.timed_at is not None and request.decode_s is not None and request.generated is not None:
-            decode_began = request.timed_at - request.decode_s
-            steps = max(0, request.generated - 1 - (request.draft_accepted or 0))
-        self._queue.released(request.task, time, first_token=decode_began, steps=steps)
+        request.queue_s = self._waited(request, time, int(found.group(1)) if found is not None else 0)
         if found is None:
             self._tally.lost += 1
             return "malformed"
         ended.append(self._completion(request, time, tokens=int(found.group(1)), truncated=found.group(2) != "0"))
         return "request"
 
-    def _cancel(self, task: int) -> None:
+    def _waited(self, request: _Request, time: float, tokens: int) -> float | None:
+        """How long a request that releases its slot had waited for it."""
+        if request.timed_at is not None and request.decode_s is not None and request.generated is not None:
+            return self._queue.completed(
+                request.task,
+                time,
+                first_token=request.timed_at - request.decode_s,
+                steps=max(0, request.generated - 1 - (request.draft_accepted or 0)),
+                computed=request.computed or 0,
+            )
+        if request.error is not None and _TOO_LONG in request.error:
+            return self._queue.refused(request.task, time)
+        return self._queue.broken_off(request.task, time, tokens)
+
+    def _cancel(self, task: int, time: float) -> None:
+        self._queue.number_taken(time)
         request = self._by_task(task)
         if request is not None:
             request.cancelled = True
@@ -335,7 +351,7 @@ class LogReader:
 
     def polled(self) -> None:
         """We asked the server for something that takes a task number (/metrics, /slots)."""
-        self._queue.polled()
+        self._queue.number_taken(self._last_time)
 
     def abort(self, now: float, error: str) -> list[Completion]:
         """The server is gone: every request in flight ends at ``now`` as an error."""
@@ -344,13 +360,15 @@ class LogReader:
             ended.extend(reader.abort(now, error))
         start = self._clock.process_started_at
         for request in self._active.values():
+            time = self._last_time if start is None else now - start
             request.error = error
-            ended.append(self._completion(request, self._last_time if start is None else now - start))
+            request.queue_s = self._queue.broken_off(request.task, time, 0)
+            ended.append(self._completion(request, time))
         self._active.clear()
         self._chosen.clear()
         self._continued = None
         self._last_time = 0.0
-        self._queue = QueueClock()
+        self._queue = QueueClock(self._batch)
         return ended
 
     def forget(self) -> None:
@@ -358,9 +376,12 @@ class LogReader:
         self._tally.lost += self.busy
         self._active.clear()
         self._children.clear()
+        self._queue = QueueClock(self._batch)
 
-    def restart(self) -> None:
-        """The next line comes from a new process."""
+    def restart(self, *, batch: int | None = None) -> None:
+        """The next line comes from a new process, whose ``--batch-size`` is this (None: the default)."""
+        self._batch = batch or DEFAULT_BATCH
+        self._queue = QueueClock(self._batch)
         self._clock.restart()
         self.facts = ServerFacts()
         self._children.clear()

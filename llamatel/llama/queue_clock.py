@@ -2,49 +2,92 @@
 
 The log says when a task got its slot, not when it arrived. But task numbers tell: one counter numbers the tasks as they
 arrive, and the server's loop takes one number for each of its turns too (``SERVER_TASK_TYPE_NEXT_RESPONSE``, posted in
-``update_slots``, tools/server/server-context.cpp). So of the numbers below a task's own, those that are no tasks are
-turns of the loop: task number minus tasks before it is the turn in which it arrived. When that turn was, follows from
-the finished requests: a decode of n tokens is n - 1 turns, evenly spread over its time.
+``update_slots``, tools/server/server-context.cpp), as does each cancellation and each poll of /metrics or /slots. So of
+the numbers below a task's own, those that are none of these are turns: their count is the turn in which it arrived.
+When that turn was, follows from the finished requests: a prompt is one turn a batch, and a decode of n tokens is n - 1
+turns, evenly spread over its time. A wait is worked out when the task ends, when more is known of the turns before it.
 
-The estimate is off by up to the length of one turn (a token's time; the time of a whole batch while prompts are
-processed), a little more after a stretch in which something else took numbers (a foreign poller of /slots or /metrics);
-every request that meets a free slot sets it right again. Where it does not know, it says so: before the first such
-request in a log read from its middle, and after a request that was cancelled or failed, whose turns nobody tells, until
-another slot's count or a free slot makes good for it. Checked against the clients' clocks in
-``tests/test_queue_clock.py``.
+The estimate is off by about half a turn (a token's time; the time of a whole batch while prompts are processed). More
+where turns or numbers cannot be told: several long prompts that share a batch, requests with several choices that make
+way for each other, foreign pollers; what is known otherwise (the other slots' counts, requests that met a free slot)
+sets that right again. The turns of a request that was cancelled are guessed where no other slot counted them; a wait
+that such guesses could falsify by much is None, as is everything before the first request that met a free slot in a log
+read from its middle. Checked against llama.cpp's own times and clients' clocks in ``tests/test_queue_clock.py``.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
+from enum import Enum
+from typing import NamedTuple
 
-_KEEP = 4096
-"""Points and task numbers kept; a request that waits longer than that many took is dated too late."""
+DEFAULT_BATCH = 2048
+"""Prompt tokens that a turn takes at most: llama-server's default ``--batch-size``."""
+_KEEP = 8192
+"""Points and task numbers kept; the wait of a request during whose time more were made is unknown."""
+_KEEP_TAKEN = 256
 _SAME_TURN_S = 0.02
 """A task whose slot is chosen this soon after a release may have waited for it."""
+_DOUBT = 0.25
+"""A wait is unknown if more than this share of its turns may be guesses."""
+_AGREE = 4
+"""So many requests that met a free slot must find more numbers taken than we know of before we believe it."""
+
+
+class _Met(Enum):
+    IDLE = "an idle server"
+    FREE = "a free slot beside busy ones"
+    BUSY = "busy slots, perhaps"
+    UNKNOWN = "what was before the log"
+
+
+class _Launch(NamedTuple):
+    """How a task got its slot, by what was known then."""
+
+    time: float
+    turns: float
+    """Turns made until then."""
+    counted: bool
+    """Whether they were counted, not guessed."""
+    doubt: float
+    """How many of them are guesses that nothing will set right."""
+    met: _Met
 
 
 class QueueClock:
     """Counts the loop's turns along the log and dates the arrival of tasks by them. Times are log times in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = DEFAULT_BATCH) -> None:
+        self._batch = batch
         self._points: list[tuple[float, float]] = []
-        """(time, turns made until then), by time."""
-        self._launched_in: dict[int, float | None] = {}
-        """The turn in which each task in flight got its slot; None where that is not known."""
+        """(time, turns made until then), both ascending."""
+        self._guess: float | None = None
+        """Turns made until now, after a request whose turns nobody counted (yet)."""
+        self._doubt = 0.0
+        self._running: dict[int, _Launch] = {}
         self._tasks: list[int] = []
         """Numbers of recent tasks, ascending; ``_forgotten`` more were before them."""
         self._forgotten = 0
-        self._other = 0.0
-        """Numbers that were neither tasks nor turns."""
+        self._offset = 0.0
+        """Numbers that were neither tasks nor turns, but for those in ``_taken``."""
+        self._taken: list[float] = []
+        """When such numbers were taken."""
         self._calibrated = False
-        self._adrift = False
-        """More turns were made than the last point says, and nobody knows how many."""
+        self._met_free: tuple[int, float, set[int]] | None = None
+        """A task that met a free slot beside busy ones: its number, its launch, which of those still run."""
+        self._excess: list[float] = []
+        self._turn_s = self._token_s = 0.0
+        """A decode turn's and a prompt token's time, as last seen."""
         self._last_release = float("-inf")
 
-    def polled(self) -> None:
-        """We asked the server for /metrics or /slots, which takes a number."""
-        self._other += 1.0
+    # -- what the log says ------------------------------------------------------------------------------------------
+
+    def number_taken(self, time: float) -> None:
+        """Something that is no request took a task number: a cancellation, a poll of /metrics or /slots."""
+        self._taken.append(time)
+        if len(self._taken) > _KEEP_TAKEN:
+            del self._taken[: _KEEP_TAKEN // 2]
+            self._offset += _KEEP_TAKEN // 2
 
     def seen(self, task: int) -> None:
         """A task number was taken by a request (also one that was cancelled before it got a slot)."""
@@ -55,54 +98,117 @@ class QueueClock:
                 del self._tasks[: _KEEP // 2]
                 self._forgotten += _KEEP // 2
 
-    def launched(self, task: int, time: float, *, chosen: float, idle: bool) -> float | None:
-        """A task got its slot at ``time``; returns the seconds it waited until then.
+    def launched(self, task: int, time: float, *, chosen: float, idle: bool) -> None:
+        """A task got its slot at ``time``.
 
         ``chosen``: when the slot was chosen for it (the old prompt is saved in between); ``idle``: whether no slot was
         busy just before.
         """
         self.seen(task)
-        arrived = task - self._forgotten - bisect_left(self._tasks, task) - self._other
-        turns = self._points[-1][1] if self._points else 0.0
-        if chosen - self._last_release > _SAME_TURN_S:
-            # A slot had been free before: it came in this very turn, which dates the turn.
-            if idle or not self._calibrated or arrived < turns:
-                self._other += arrived - turns
-                self._calibrated = True
-            else:
-                turns = arrived
-            self._adrift = False
+        turns = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
+        counted = self._guess is None
+        free = chosen - self._last_release > _SAME_TURN_S
+        late = self._arrival(task) - turns if self._calibrated else 0.0
+        if (free and not self._calibrated) or (idle and (free or (self._calibrated and late >= 0))):
+            # Nobody waits: it comes in this very turn, which tells how many numbers others took.
+            self._calibrate(task, turns)
+            met, counted = _Met.IDLE, True
+        elif free or late >= 1:
+            # It came after the last release. How many turns the busy slots made since is not known before they end.
+            met, counted = _Met.FREE, False
+            if free and self._met_free is None:
+                self._met_free = (task, time, set(self._running))
+        else:
+            met = _Met.BUSY if self._calibrated else _Met.UNKNOWN
+        if counted:
             self._mark(time, turns)
-            self._launched_in[task] = turns
-            return 0.0
-        if not self._calibrated:
-            self._launched_in[task] = None
-            return None
-        if arrived < turns:
-            self._launched_in[task] = None if self._adrift else turns
-            return max(0.0, time - self._time_of(arrived))
-        if self._adrift:
-            self._launched_in[task] = None
-            return None
-        self._mark(time, arrived)
-        self._launched_in[task] = arrived
-        return 0.0
+        self._running[task] = _Launch(time, turns, counted, self._doubt, met)
 
-    def released(self, task: int, time: float, *, first_token: float | None, steps: int | None) -> None:
-        """A task's slot was released at ``time``.
+    def left(self, time: float) -> None:
+        """A slot was released by a task that began before the log."""
+        self._last_release = time
+
+    def completed(self, task: int, time: float, *, first_token: float, steps: int, computed: int) -> float | None:
+        """A task completed and released its slot at ``time``; returns how long it had waited for that slot, in seconds.
 
         ``first_token``: when its decode began; ``steps``: how many turns that took (one a token after the first, fewer
-        with accepted drafts). Both are None for a request that was cancelled or failed.
+        with accepted drafts); ``computed``: the tokens of its prompt that were not cached.
         """
+        launch = self._running.get(task)
+        if launch is not None and steps and time > first_token:
+            self._turn_s = (time - first_token) / steps
+            if computed:
+                self._token_s = max(0.0, first_token - launch.time) / computed
+        prefill = max(1, -(-computed // self._batch))
+        return self._released(task, time, prefill=prefill, first_token=first_token, steps=steps)
+
+    def refused(self, task: int, time: float) -> float | None:
+        """A task released its slot in the turn in which it got it, as its prompt is too long; returns its wait."""
+        return self._released(task, time, prefill=1, first_token=time, steps=0)
+
+    def broken_off(self, task: int, time: float, tokens: int) -> float | None:
+        """A task was cancelled or failed, and released its slot with so many tokens in it; returns its wait."""
         self._last_release = time
-        began = self._launched_in.pop(task, None)
-        if began is None or first_token is None or steps is None:
-            self._adrift = True
-            return
-        # One turn for its prompt (more for a prompt longer than a batch, which the other slots' counts set right).
-        self._mark(first_token, began + 1.0)
-        self._mark(time, began + 1.0 + steps)
-        self._adrift = False
+        launch = self._running.pop(task, None)
+        if launch is None:
+            return None
+        turns, _, doubt = self._look_back(launch)
+        waited = self._waited(task, launch, turns, doubt)
+        before = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
+        guess = 1.0
+        if self._turn_s:
+            # t = prompt * token_s + generated * turn_s, prompt + generated = tokens
+            decode_s = time - launch.time - tokens * self._token_s
+            guess = decode_s / max(self._turn_s - self._token_s, self._turn_s / 4)
+            guess = min(max(1.0, guess), 1.0 + (time - launch.time) / self._turn_s)
+        self._guess = max(before, turns + guess)
+        self._doubt += self._guess - before
+        self._check_offset(task)
+        return waited
+
+    def _released(self, task: int, time: float, *, prefill: int, first_token: float, steps: int) -> float | None:
+        self._last_release = time
+        launch = self._running.pop(task, None)
+        if launch is None:
+            return None
+        turns, counted, doubt = self._look_back(launch)
+        if counted or not any(other.counted for other in self._running.values()):
+            self._mark(first_token, turns + prefill)
+            self._mark(time, turns + prefill + steps)
+            self._guess, self._doubt = None, doubt
+        else:
+            self._guess = max(self._guess or 0.0, turns + prefill + steps)
+        waited = self._waited(task, launch, turns, doubt)
+        self._check_offset(task)
+        return waited
+
+    def _look_back(self, launch: _Launch) -> tuple[float, bool, float]:
+        """Turns made until a launch, whether they were counted, the doubt in them: others may have counted since."""
+        if not launch.counted and self._points and self._points[-1][0] > launch.time:
+            return self._turns_at(launch.time), True, 0.0
+        return launch.turns, launch.counted, launch.doubt
+
+    def _waited(self, task: int, launch: _Launch, turns: float, doubt: float) -> float | None:
+        if launch.met is _Met.IDLE:
+            return 0.0
+        if launch.met is _Met.UNKNOWN or not self._points:
+            return None
+        arrived = turns if launch.met is _Met.FREE else min(turns, self._arrival(task))
+        if doubt > _DOUBT * max(1.0, turns - arrived):
+            return None
+        # It came at some moment of that turn: on average in its middle.
+        arrived -= 0.5
+        index = bisect_right(self._points, arrived, key=lambda point: point[1])
+        if index == 0:
+            return None if arrived >= 0 else max(0.0, launch.time - self._points[0][0])
+        before, done = self._points[index - 1]
+        after, more = self._points[index] if index < len(self._points) else (launch.time, turns)
+        if after > launch.time:
+            after, more = launch.time, turns
+        share = (arrived - done) / (more - done) if more > done else 1.0
+        return max(0.0, launch.time - before - (after - before) * share)
+
+    # -- turns ------------------------------------------------------------------------------------------------------
 
     def _mark(self, time: float, turns: float) -> None:
         """At ``time`` the loop had made at least ``turns`` turns: it never counts backwards."""
@@ -118,13 +224,51 @@ class QueueClock:
         if len(points) > _KEEP:
             del points[: _KEEP // 2]
 
-    def _time_of(self, turn: float) -> float:
-        """When the loop had made ``turn`` turns: the latest moment, as the counter stands still while it idles."""
-        later = self._points[-1]
-        for earlier in reversed(self._points):
-            if earlier[1] <= turn:
-                span = later[1] - earlier[1]
-                share = (turn - earlier[1]) / span if span > 0 else 1.0
-                return earlier[0] + (later[0] - earlier[0]) * min(share, 1.0)
-            later = earlier
-        return self._points[0][0]
+    def _turns_at(self, time: float) -> float:
+        points = self._points
+        index = bisect_left(points, time, key=lambda point: point[0])
+        if index == 0 or index == len(points):
+            return points[max(0, index - 1)][1] if points else 0.0
+        (before, turns), (after, more) = points[index - 1], points[index]
+        return turns + (more - turns) * (time - before) / (after - before)
+
+    # -- numbers ----------------------------------------------------------------------------------------------------
+
+    def _others_before(self, task: int) -> float:
+        """Numbers below this task's that were not taken by tasks, as far as we have seen those."""
+        return task - self._forgotten - bisect_left(self._tasks, task)
+
+    def _arrival(self, task: int) -> float:
+        """The turn in which a task arrived."""
+        turn = self._others_before(task) - self._offset
+        # Each number taken before it came is one turn less.
+        return turn - bisect_left(range(len(self._taken)), turn, key=lambda i: self._turns_at(self._taken[i]) + i)
+
+    def _calibrate(self, task: int, turns: float) -> None:
+        """This task arrives now, after ``turns`` turns."""
+        self._offset = self._others_before(task) - turns
+        self._taken.clear()
+        self._excess.clear()
+        self._met_free = self._guess = None
+        self._doubt = 0.0
+        self._calibrated = True
+
+    def _check_offset(self, task: int) -> None:
+        """Compare count and numbers at the launch of a task that met a free slot, once all around it have ended."""
+        if self._met_free is None:
+            return
+        other, launched_at, beside = self._met_free
+        beside.discard(task)
+        if beside:
+            return
+        self._met_free = None
+        excess = self._arrival(other) - self._turns_at(launched_at)
+        if excess < 0:
+            self._offset += excess
+            self._excess.clear()
+            return
+        # Too many numbers: foreign ones, or those of tasks that still wait. The latter differ from time to time.
+        self._excess.append(excess)
+        if len(self._excess) == _AGREE:
+            self._offset += min(self._excess)
+            self._excess.clear()

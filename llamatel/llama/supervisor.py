@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
-from llamatel.llama.backends import Backend
+from llamatel.llama.backends import XLLAMACPP, Backend
 from llamatel.llama.command_line import CommandLine
 from llamatel.llama.failure import failure_line
 from llamatel.llama.http import ServerClient, base_url
@@ -243,7 +243,7 @@ class Supervisor:
     def _live(self) -> float | None:
         """One process from its start to its end. The seconds for which it was ready; None if it never was."""
         with self.reader_lock:
-            self._reader.restart()
+            self._reader.restart(batch=self.command.batch)
             self._reader.server = self.info
             self._tail.clear()
         self._process_replaced()
@@ -279,7 +279,8 @@ class Supervisor:
                     child.kill()
                 elif again_at is not None and time.monotonic() >= again_at:
                     again_at = None
-                    if not any(_ENDING in line for line in self._tail):
+                    # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
+                    if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self._tail):
                         child.terminate()
         finally:
             if child.returncode is None:
