@@ -115,6 +115,7 @@ class Supervisor:
         self._stop_by: float | None = None
         self._over = False
         self._may_ask = False
+        self._owner = os.getpid()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="llamatel-server", daemon=True)
 
@@ -126,8 +127,8 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        """False once the server has ended for good."""
-        return not self._over
+        """False once the server has ended for good, and in a forked child: the server is its parent's."""
+        return not self._over and self._owner == os.getpid()
 
     @property
     def log_tail(self) -> tuple[str, ...]:
@@ -161,7 +162,6 @@ class Supervisor:
             self._changed.wait_for(lambda: self._over, timeout + _LAST_RESORT_S)
             if not self._over:
                 raise ServerTimeout(f"the server (pid {self.info.pid}) could not be stopped")
-        self.join(_LAST_RESORT_S)
 
     def ask_to_stop(self, timeout: float) -> None:
         """SIGTERM now, SIGKILL after ``timeout`` seconds; returns at once. The shorter of several times holds."""

@@ -106,11 +106,12 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         server = xllamacpp.Server(params)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    # llama.cpp installs handlers of its own that end its loop but not this process: replace them.
+    # llama.cpp installs handlers of its own that end its loop but not this process: replace them. (A signal between is
+    # lost, and the server manager repeats it. While it loads, the wheel holds the interpreter's lock.)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())

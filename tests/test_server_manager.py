@@ -1,0 +1,845 @@
+"""The server manager with real llama.cpp servers: llama-server and the xllamacpp wheel."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.errors import LlamatelError, ServerStartError, ServerStateError, ServerTimeout, UsageError
+from llamatel.llama.server import ServerManager
+from llamatel.llama.supervisor import ServerState
+from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.records import Completion, Outcome
+from tests.parts import free_port, wait_until
+from tests.servers import BACKENDS, ask, ask_at_once, choose_backend, descriptors, gone, script, without_settings
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return choose_backend(request)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+class Servers:
+    """Makes managers, and starts servers small enough for a small machine."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        self.made: list[ServerManager] = []
+
+    def manager(self, backend: str | Path, **settings: Any) -> ServerManager:
+        self.made.append(ServerManager(backend=str(backend), **settings))
+        return self.made[-1]
+
+    def start(
+        self, backend: str | Path, *flags: str, port: int = 0, key: str | None = None, **settings: Any
+    ) -> ServerManager:
+        manager = self.manager(backend, **settings)
+        return manager.start_server(self.model, port=port, api_key=key, extra_args=["-t", "1", *flags])
+
+    def ready(self, backend: str | Path, *flags: str, port: int = 0, **settings: Any) -> ServerManager:
+        return self.start(backend, *flags, port=port, **settings).wait_until_ready(60)
+
+
+@pytest.fixture
+def servers(tiny_model: Path) -> Iterator[Servers]:
+    made = Servers(tiny_model)
+    yield made
+    for manager in made.made:
+        manager.stop_server(2)
+
+
+def pid_of(server: ServerManager) -> int:
+    pid = server.info.pid
+    assert pid is not None
+    return pid
+
+
+def pid_of_started(server: ServerManager) -> int:
+    """Of one that was started a moment ago."""
+    wait_until(lambda: server.info.pid, every=0.0005)
+    return pid_of(server)
+
+
+def launched(server: ServerManager) -> int:
+    """Requests that took a slot, by the last lines of the log."""
+    return sum("processing task" in line for line in server.log_tail)
+
+
+# -- a life ------------------------------------------------------------------------------------------------------------
+
+
+def test_start_ask_stop(servers: Servers, backend: str) -> None:
+    server = servers.start(backend)
+    assert server.state in (ServerState.STARTING, ServerState.READY)
+    assert server.wait_until_ready(60) is server
+    assert server.state is ServerState.READY
+    assert server.info.port
+    assert server.base_url == f"http://127.0.0.1:{server.info.port}"
+    assert server.info.model == "tiny.gguf"
+    assert ask(server.base_url) == 200
+
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.up is True
+    assert snapshot.server.build
+    assert snapshot.server.pid == pid_of(server)
+    assert snapshot.counters["tokens_predicted_total"] == 4
+    assert snapshot.restarts == 0
+    assert snapshot.loading_s is not None
+    assert snapshot.loading_s > 0
+    assert snapshot.process_started_at == pytest.approx(time.time(), abs=60)
+
+    pid = pid_of(server)
+    assert server.stop_server() == 0
+    assert gone(pid)
+    assert (server.state, server.returncode, server.failure, server.info.pid) == (ServerState.STOPPED, 0, None, None)
+    assert "listening on" in "\n".join(server.log_tail)
+    after = server.snapshot()
+    assert after is not None
+    assert (after.up, after.loading_s, after.process_started_at) == (False, None, None)
+    assert after.counters == snapshot.counters
+    assert server.wait() == 0
+
+
+def test_the_last_counters_are_taken_when_it_stops(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend)
+    assert ask(server.base_url, 7) == 200
+    server.stop_server()
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.counters["tokens_predicted_total"] == 7
+
+
+def test_a_context_manager_stops_it_whatever_happens(tiny_model: Path, backend: str) -> None:
+    server = ServerManager(backend=backend)
+    pids = []
+    try:
+        with server:
+            pids.append(pid_of(server.start_server(tiny_model, port=0).wait_until_ready(60)))
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert gone(pids[0])
+    assert server.state is ServerState.STOPPED
+
+
+def test_two_servers_at_once(servers: Servers, llama_server_binary: Path) -> None:
+    one, other = servers.start("xllamacpp"), servers.start(llama_server_binary)
+    assert one.wait_until_ready(60).base_url != other.wait_until_ready(60).base_url
+    assert (ask(one.base_url, 3), ask(other.base_url, 5)) == (200, 200)
+    one.stop_server()
+    assert ask(other.base_url) == 200
+
+
+def test_calls_that_do_not_fit_the_state(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.manager(llama_server_binary)
+    assert (server.state, server.snapshot(), server.returncode, server.log_tail) == (
+        ServerState.STOPPED,
+        None,
+        None,
+        (),
+    )
+    assert server.stop_server() is None
+    for call in (server.wait_until_ready, server.restart, server.wait):
+        with pytest.raises(ServerStateError, match=r"start_server\(\) first"):
+            call()
+    server.start_server(servers.model, port=0)
+    os.kill(pid_of_started(server), signal.SIGSTOP)
+    with pytest.raises(ServerStateError, match="no port yet"):
+        _ = server.base_url
+    os.kill(pid_of_started(server), signal.SIGCONT)
+    server.wait_until_ready(60)
+    with pytest.raises(ServerStateError, match="the server is ready: stop it first"):
+        server.start_server(servers.model, port=0)
+    assert (server.stop_server(), server.stop_server()) == (0, 0)
+    with pytest.raises(ServerStateError, match="the server was stopped"):
+        server.wait_until_ready(1)
+    server.start_server(servers.model, port=0).wait_until_ready(60)
+
+
+@pytest.mark.parametrize("settings", [{"restart": "always"}, {"max_restarts": -1}])
+def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        ServerManager(**settings)
+
+
+def test_restart_keeps_port_and_counters(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend)
+    url, pid = server.base_url, pid_of(server)
+    assert ask(url, 5) == 200
+    server.restart(60)
+    assert (server.base_url, server.state, server.restarts) == (url, ServerState.READY, 0)
+    assert gone(pid)
+    assert ask(url, 6) == 200
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.counters["tokens_predicted_total"] == 11
+
+
+def test_another_server_of_the_same_manager_does_not_inherit_counters(
+    servers: Servers, llama_server_binary: Path, tmp_path: Path
+) -> None:
+    server = servers.ready(llama_server_binary)
+    assert ask(server.base_url, 5) == 200
+    server.stop_server()
+    other = write_tiny_model(tmp_path / "other.gguf", layers=1)
+    server.start_server(other, port=0).wait_until_ready(60)
+    assert ask(server.base_url, 2) == 200
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.server.model, snapshot.counters["tokens_predicted_total"]) == ("other.gguf", 2)
+
+
+def test_waiting_has_a_limit_and_may_go_on(servers: Servers, backend: str) -> None:
+    server = servers.start(backend)
+    with pytest.raises(ServerTimeout, match="not ready after 0 s; its last line: "):
+        server.wait_until_ready(0)
+    assert server.wait(0) is None
+    server.wait_until_ready(60)
+
+
+def test_stop_before_it_is_ready_releases_who_waits(servers: Servers, backend: str) -> None:
+    server = servers.start(backend)
+    caught: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            server.wait_until_ready(60)
+        except LlamatelError as error:
+            caught.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    server.stop_server()
+    waiter.join(10)
+    assert not waiter.is_alive()
+    # It may have been ready for a moment.
+    assert [str(error) for error in caught] in ([], ["the server was stopped"])
+    assert server.state is ServerState.STOPPED
+    assert server.info.pid is None
+
+
+def test_a_server_that_ignores_sigterm_is_killed(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend)
+    pid = pid_of(server)
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    assert server.stop_server(0.5) == -signal.SIGKILL
+    assert time.monotonic() - begun >= 0.5
+    assert gone(pid)
+    assert (server.state, server.failure) == (ServerState.STOPPED, None)
+
+
+def test_several_may_stop_it_and_the_shortest_patience_holds(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary)
+    os.kill(pid_of(server), signal.SIGSTOP)
+    patient = threading.Thread(target=server.stop_server, args=(300,))
+    patient.start()
+    wait_until(lambda: server.state is ServerState.STOPPING)
+    assert server.stop_server(0.2) == -signal.SIGKILL
+    patient.join(10)
+    assert not patient.is_alive()
+
+
+def test_a_sigterm_that_was_lost_is_repeated(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+    # llama.cpp forgets one that comes between its word that it listens and the start of its loop; here each process
+    # loses its first.
+    wrapper = tmp_path / "forgetful.py"
+    wrapper.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, subprocess, sys\n"
+        f"child = subprocess.Popen([{str(llama_server_binary)!r}, *sys.argv[1:]])\n"
+        "received = []\n"
+        "def handler(number, frame):\n"
+        "    received.append(number)\n"
+        "    if len(received) == 2: child.terminate()\n"
+        "signal.signal(signal.SIGTERM, handler)\n"
+        "sys.exit(child.wait())\n"
+    )
+    wrapper.chmod(0o755)
+    server = servers.ready(wrapper)
+    assert server.stop_server(60) == 0
+
+
+def test_signals_that_the_application_blocks_do_not_reach_the_server(servers: Servers, backend: str) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        server = servers.ready(backend)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert server.stop_server(60) == 0
+
+
+def test_a_server_outlives_the_thread_that_started_it(servers: Servers, backend: str) -> None:
+    # On Linux the kernel would kill it with that thread: the supervisor's own thread is the one that starts it.
+    thread = threading.Thread(target=servers.start, args=(backend,))
+    thread.start()
+    thread.join()
+    [server] = servers.made
+    assert ask(server.wait_until_ready(60).base_url) == 200
+    assert server.wait(0.2) is None
+
+
+# -- a start that fails ------------------------------------------------------------------------------------------------
+
+
+def missing(model: Path, _: bytes) -> list[str]:
+    model.unlink()
+    return []
+
+
+def truncated(model: Path, whole: bytes) -> list[str]:
+    model.write_bytes(whole[:200_000])
+    return []
+
+
+def no_gguf(model: Path, _: bytes) -> list[str]:
+    model.write_text("hello world\n" * 100)
+    return []
+
+
+def empty(model: Path, _: bytes) -> list[str]:
+    model.write_bytes(b"")
+    return []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (missing, "failed to open GGUF file '.*model.gguf' \\(No such file or directory\\)"),
+        (truncated, "tensor '.*' data is not within the file bounds, model is corrupted or incomplete"),
+        (no_gguf, "invalid magic characters: 'hell', expected 'GGUF'"),
+        (empty, "failed to read magic"),
+        (lambda *_: ["--frobnicate"], "invalid argument: --frobnicate"),
+        (lambda *_: ["-ctk", "q9_9"], "Unsupported cache type: q9_9"),
+        (lambda *_: ["-c", "many"], 'error while handling argument "-c"'),
+    ],
+    ids=["missing", "truncated", "no GGUF", "empty", "unknown flag", "cache type", "no number"],
+)
+def test_a_start_that_fails_says_why_at_once(
+    backend: str, prepare: Callable[[Path, bytes], list[str]], said: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    whole = tiny_model.read_bytes()
+    model = tmp_path / "model.gguf"
+    model.write_bytes(whole)
+    flags = prepare(model, whole)
+    server = ServerManager(backend=backend, restart="on-failure").start_server(model, port=0, extra_args=flags)
+    with pytest.raises(ServerStartError, match=said) as caught:
+        server.wait_until_ready(60)
+    assert str(caught.value).startswith("the server did not start (exit status 1): ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.returncode == 1
+    assert caught.value.log_tail == server.log_tail
+    assert (server.state, server.restarts, server.wait()) == (ServerState.FAILED, 0, 1)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters) == (False, {})
+    # It is over at once: the manager can be used again.
+    model.write_bytes(whole)
+    assert ask(server.start_server(model, port=0).wait_until_ready(60).base_url) == 200
+    assert server.stop_server() == 0
+
+
+def test_a_port_that_is_taken(servers: Servers, backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = servers.start(backend, port=taken.getsockname()[1])
+        with pytest.raises(ServerStartError, match="couldn't bind HTTP server socket, hostname: "):
+            server.wait_until_ready(60)
+
+
+def test_another_server_on_the_port_is_not_taken_for_ours(servers: Servers, llama_server_binary: Path) -> None:
+    first = servers.ready(llama_server_binary)
+    assert first.info.port
+    # It says nothing, so its health is asked for; it is in no hurry to find out that the port is taken.
+    slow = script(Path(servers.model).with_name("slow.sh"), f'sleep 2\nexec {llama_server_binary} "$@"\n')
+    second = servers.start(slow, "--log-disable", port=first.info.port)
+    with pytest.raises(ServerStartError, match="exit status 1"):
+        second.wait_until_ready(60)
+
+
+def test_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
+    # The address space is limited, so nothing of this machine's memory is used up.
+    command = [backend] if "/" in backend else [sys.executable, "-m", "llamatel.llama.xllamacpp_server"]
+    limited = script(tmp_path / "limited.sh", f'ulimit -v 2000000\nexec {shlex.join(command)} "$@"\n')
+    server = servers.start(limited, "-c", "100000000", "-fit", "off", "-np", "1")
+    with pytest.raises(ServerStartError, match=r"bad_alloc|failed to allocate|unable to allocate"):
+        server.wait_until_ready(60)
+
+
+def test_a_backend_that_is_no_program(servers: Servers, tmp_path: Path) -> None:
+    broken = tmp_path / "llama-server"
+    broken.write_bytes(b"\x7fELF but not really")
+    broken.chmod(0o755)
+    with pytest.raises(ServerStartError, match=r"cannot run .*llama-server: Exec format error") as caught:
+        servers.start(broken).wait_until_ready(60)
+    assert caught.value.returncode == 127
+
+
+def test_arguments_that_no_process_can_have(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.start(llama_server_binary, "--alias", "a\0b")
+    with pytest.raises(ServerStartError, match="the server could not be run: embedded null byte"):
+        server.wait_until_ready(60)
+    assert (server.state, server.stop_server()) == (ServerState.FAILED, None)
+
+
+# -- ways to listen, ways to log ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [("-lv", "2"), ("-lv", "0"), ("--log-disable",)], ids=" ".join)
+def test_a_server_that_says_little_is_asked_whether_it_is_ready(
+    servers: Servers, backend: str, flags: tuple[str, ...]
+) -> None:
+    port = free_port()
+    server = servers.ready(backend, *flags, port=port)
+    assert server.base_url == f"http://127.0.0.1:{port}"
+    assert ask(server.base_url) == 200
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
+
+
+def test_a_log_that_shows_no_requests_is_said_once(
+    servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers.ready(llama_server_binary, "--log-disable", port=free_port())
+    server.snapshot()
+    assert ask(server.base_url) == 200
+    understood = [snapshot.log.understood for _ in range(3) if (snapshot := server.snapshot()) and snapshot.log]
+    assert understood == [False, False, False]
+    assert [record.getMessage()[:29] for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "this server generates tokens,"
+    ]
+
+
+def test_a_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "llama.sock"
+    server = servers.manager(backend).start_server(servers.model, host=str(path)).wait_until_ready(60)
+    assert (server.info.address, server.info.port) == (str(path), None)
+    with pytest.raises(ServerStateError, match="listens on a Unix socket"):
+        _ = server.base_url
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters) == (True, {})
+    server.restart(60)  # llama.cpp itself does not start where a socket lies
+    server.stop_server()
+    assert not path.exists()
+
+
+def test_an_ipv6_address(servers: Servers, backend: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = servers.manager(backend).start_server(servers.model, host="::1", port=0).wait_until_ready(60)
+    assert server.base_url.startswith("http://[::1]:")
+    assert ask(server.base_url) == 200
+
+
+def test_a_talkative_server_is_never_held_up(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend, "-lv", "5", "-np", "4")
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda tokens: ask(server.base_url, tokens), [40] * 24)) == [200] * 24
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.log is not None
+    assert sum(snapshot.log.lines.values()) > 1000
+    assert snapshot.log.requests_started == 24
+    assert server.stop_server() == 0
+
+
+def test_its_log_goes_to_a_file_too(servers: Servers, backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_text("before\n")
+    server = servers.ready(backend, server_log=path)
+    assert ask(server.base_url) == 200
+    server.stop_server()
+    lines = path.read_text().splitlines()
+    assert lines[0] == "before"
+    assert tuple(lines[1:]) == server.log_tail
+    assert server.start_server(servers.model, port=0).wait_until_ready(60).stop_server() == 0
+    assert path.read_text().count("listening on") == 2
+
+
+def test_its_log_goes_to_standard_error(
+    servers: Servers, llama_server_binary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = servers.ready(llama_server_binary, server_log="-")
+    server.stop_server()
+    assert tuple(capsys.readouterr().err.splitlines()) == server.log_tail
+
+
+def test_a_log_file_that_cannot_be_written(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot write the server's log to .*: No such file"):
+        servers.start(llama_server_binary, server_log=tmp_path / "missing" / "server.log")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_the_copy_of_the_log_only(
+    servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers.ready(llama_server_binary, server_log="/dev/full")
+    assert ask(server.base_url) == 200
+    assert server.stop_server() == 0
+    assert [record.getMessage() for record in caplog.records if record.name == "llamatel.llama.log_copy"] == [
+        "the server's log is no longer passed on: [Errno 28] No space left on device"
+    ]
+
+
+def test_nobody_reads_our_standard_error(backend: str, tiny_model: Path) -> None:
+    program = (
+        "import sys\n"
+        "from llamatel.llama import ServerManager\n"
+        "from tests.servers import ask\n"
+        f"server = ServerManager(backend={backend!r}, server_log='-')\n"
+        f"server.start_server({str(tiny_model)!r}, port=0, extra_args=['-lv', '5', '-t', '1']).wait_until_ready(60)\n"
+        "print(*[ask(server.base_url, 300) for _ in range(8)], server.stop_server(60), flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == ["200"] * 8 + ["0"]
+        assert process.wait(60) == 0  # and it ends, though the pipe is full
+
+
+def test_junk_in_the_log_harms_nobody(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+    noisy = script(
+        tmp_path / "noisy.sh",
+        "head -c 300000 /dev/urandom >&2\n"
+        "head -c 3000000 /dev/zero | tr '\\0' x >&2\n"
+        "echo >&2\n"
+        "echo '99999999999999999999.99.999.999 I slot release: id  0 | task 0 | stop processing: n_tokens = 1' >&2\n"
+        f"head -c 9000 /dev/zero | tr '\\0' 7 >&2; echo '.00.000.000 I srv x: y' >&2\n"
+        f'exec {llama_server_binary} "$@"\n',
+    )
+    seen: list[Completion] = []
+    server = servers.ready(noisy)
+    server.subscribe(seen.append)
+    assert ask(server.base_url) == 200
+    wait_until(lambda: seen)
+    assert seen[0].outcome is Outcome.OK
+    assert max(map(len, server.log_tail)) <= 65536
+    assert server.stop_server() == 0
+
+
+# -- those who listen --------------------------------------------------------------------------------------------------
+
+
+def test_listeners_come_and_go(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary)
+    seen: list[Completion] = []
+    once, twice = server.subscribe(seen.append), server.subscribe(seen.append)
+    assert ask(server.base_url) == 200
+    wait_until(lambda: len(seen) == 2)
+    once()
+    once()
+    assert ask(server.base_url) == 200
+    wait_until(lambda: len(seen) == 3)
+    twice()
+    assert ask(server.base_url) == 200
+    server.stop_server()
+    assert len(seen) == 3
+
+
+def test_a_listener_that_raises_costs_nobody_anything(
+    servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers.ready(llama_server_binary)
+    seen: list[Completion] = []
+
+    def broken(_: Completion) -> None:
+        raise ZeroDivisionError("oops")
+
+    server.subscribe(broken)
+    server.subscribe(seen.append)
+    assert [ask(server.base_url) for _ in range(3)] == [200] * 3
+    wait_until(lambda: len(seen) == 3)
+    assert server.state is ServerState.READY
+    assert server.listener_failures == 3
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [(record.getMessage(), bool(record.exc_info)) for record in errors] == [
+        ("a listener failed; further failures are only counted", True)
+    ]
+
+
+def test_a_listener_cannot_wait_for_the_end_that_it_holds_up(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary)
+    said: list[str] = []
+
+    def stop(_: Completion) -> None:
+        try:
+            server.stop_server()
+        except ServerStateError as error:
+            said.append(str(error))
+
+    server.subscribe(stop)
+    assert ask(server.base_url) == 200
+    wait_until(lambda: said)
+    assert "a listener cannot wait" in said[0]
+    assert server.stop_server() == 0
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------------
+
+
+def crash_in_mid_request(server: ServerManager, requests: int) -> None:
+    """SIGKILL while so many requests hold a slot. The server is paused first, so that none of them ends before."""
+    before = launched(server)
+    ask_at_once(server.base_url, requests)
+    wait_until(lambda: launched(server) - before >= requests, every=0.002)
+    os.kill(pid_of(server), signal.SIGKILL)
+
+
+def test_a_crash_ends_every_request_in_flight_as_an_error(servers: Servers, backend: str) -> None:
+    seen: list[Completion] = []
+    server = servers.ready(backend, "-np", "4", "-c", "16384", "--no-kv-unified")
+    server.subscribe(seen.append)
+    assert ask(server.base_url) == 200
+    crash_in_mid_request(server, 3)
+    assert server.wait(20) == -signal.SIGKILL
+    assert server.state is ServerState.FAILED
+    assert server.failure == "the server ended with signal 9"
+    assert [completion.outcome for completion in seen] == [Outcome.OK, *[Outcome.ERROR] * 3]
+    assert {completion.error for completion in seen[1:]} == {"the server ended with signal 9"}
+    assert all(completion.started_at <= completion.ended_at <= time.time() for completion in seen)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.server.pid) == (False, None)
+    with pytest.raises(ServerStartError, match="signal 9"):
+        server.wait_until_ready(1)
+    assert server.stop_server() == -signal.SIGKILL
+
+
+def test_a_stop_ends_every_request_in_flight_as_an_error(servers: Servers, llama_server_binary: Path) -> None:
+    seen: list[Completion] = []
+    server = servers.ready(llama_server_binary)
+    server.subscribe(seen.append)
+    ask_at_once(server.base_url, 1)
+    wait_until(lambda: launched(server) == 1, every=0.002)
+    os.kill(pid_of(server), signal.SIGSTOP)
+    assert server.stop_server(0.2) == -signal.SIGKILL
+    assert [(completion.outcome, completion.error) for completion in seen] == [
+        (Outcome.ERROR, "the server was stopped")
+    ]
+
+
+def test_after_a_crash_it_comes_back_and_counts_on(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend, restart="on-failure")
+    url, totals = server.base_url, []
+
+    def predicted() -> float:
+        snapshot = server.snapshot()
+        assert snapshot is not None
+        totals.append(snapshot.counters.get("tokens_predicted_total", 0.0))
+        return totals[-1]
+
+    for crashes in (1, 2):
+        assert ask(url, 5) == 200
+        assert predicted() == 5 * crashes
+        os.kill(pid_of(server), signal.SIGKILL)
+        wait_until(lambda: server.state is not ServerState.READY)
+        predicted()
+        server.wait_until_ready(60)
+        assert (server.base_url, server.restarts, server.returncode) == (url, crashes, None)
+        predicted()
+    assert ask(url, 5) == 200
+    assert predicted() == 15
+    assert totals == sorted(totals)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.restarts) == (True, 2)
+
+
+def test_it_comes_back_so_many_times_and_no_more(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=1)
+    os.kill(pid_of(server), signal.SIGKILL)
+    wait_until(lambda: server.restarts == 1)
+    server.wait_until_ready(60)
+    os.kill(pid_of(server), signal.SIGKILL)
+    assert server.wait(20) == -signal.SIGKILL
+    assert (server.state, server.restarts) == (ServerState.FAILED, 1)
+
+
+def test_one_that_cannot_come_back_is_given_up(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+    servers.model = write_tiny_model(tmp_path / "tiny.gguf")
+    server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=2)
+    servers.model.unlink()
+    os.kill(pid_of(server), signal.SIGKILL)
+    assert server.wait(30) == 1
+    assert server.restarts == 2
+    assert "failed to open GGUF file" in (server.failure or "")
+
+
+def test_a_stop_in_the_pause_before_a_restart_works_at_once(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=9)
+    for crash in range(3):  # the pauses grow: the third is of two seconds
+        os.kill(pid_of(server), signal.SIGKILL)
+        wait_until(lambda: server.state is ServerState.FAILED, every=0.005)
+        if crash < 2:
+            wait_until(lambda: server.state is ServerState.READY)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.up is False
+    begun = time.monotonic()
+    assert server.stop_server() == -signal.SIGKILL
+    assert time.monotonic() - begun < 1.5
+    assert (server.state, server.restarts) == (ServerState.STOPPED, 2)
+
+
+# -- looking at it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_one_that_starts(servers: Servers, backend: str) -> None:
+    server = servers.start(backend)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters) in ((False, {}), (True, snapshot.counters))
+    assert snapshot.server.model == "tiny.gguf"
+
+
+def test_a_snapshot_of_one_that_hangs_takes_its_time_and_no_more(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend)
+    assert ask(server.base_url, 5) == 200
+    before = server.snapshot()
+    assert before is not None
+    os.kill(pid_of(server), signal.SIGSTOP)
+    begun = time.monotonic()
+    hanging = server.snapshot()
+    took = time.monotonic() - begun
+    os.kill(pid_of(server), signal.SIGCONT)
+    assert hanging is not None
+    assert (hanging.up, hanging.counters) == (False, before.counters)
+    assert took < 10  # 2.5 s by design
+    again = server.snapshot()
+    assert again is not None
+    assert again.up is True
+
+
+def test_snapshots_from_several_threads_at_once(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.ready(llama_server_binary, "-np", "4")
+    totals: list[list[float]] = [[], [], []]
+    done = threading.Event()
+
+    def look(mine: list[float]) -> None:
+        while not done.is_set():
+            snapshot = server.snapshot()
+            assert snapshot is not None
+            mine.append(snapshot.counters.get("tokens_predicted_total", 0.0))
+
+    threads = [threading.Thread(target=look, args=(mine,)) for mine in totals]
+    for thread in threads:
+        thread.start()
+    for thread in ask_at_once(server.base_url, 20, tokens=50):
+        thread.join()
+    server.stop_server()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert all(mine == sorted(mine) for mine in totals)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.counters["tokens_predicted_total"] == 1000
+
+
+def test_nothing_leaks(servers: Servers, backend: str) -> None:
+    server = servers.ready(backend)
+    server.stop_server()
+    threads, files = set(threading.enumerate()), descriptors()
+    for cycle in range(20):
+        server.start_server(servers.model, port=0, extra_args=["-t", "1"])
+        if cycle % 4:
+            server.wait_until_ready(60)
+            server.snapshot()
+        server.stop_server()
+    wait_until(lambda: set(threading.enumerate()) <= threads)
+    assert len(descriptors()) <= len(files), descriptors() - files
+
+
+# -- the API key -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["argument", "file", "flag", "flag=", "env", "environment", "file flag"])
+def test_an_api_key_is_used_and_never_shown(  # noqa: PLR0917
+    servers: Servers,
+    backend: str,
+    way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    file = tmp_path / "keys"
+    file.write_text(f"# the first\n{KEY}\nanother\n")
+    server = servers.manager(backend)
+    extra = ["-lv", "5"]
+    if way == "environment":
+        monkeypatch.setenv("LLAMA_API_KEY", KEY)
+    server.start_server(
+        servers.model,
+        port=0,
+        api_key=KEY if way == "argument" else None,
+        api_key_file=file if way == "file" else None,
+        env={"LLAMA_API_KEY": KEY} if way == "env" else None,
+        extra_args={
+            "flag": [*extra, "--api-key", KEY],
+            "flag=": [f"--api-key={KEY}", *extra],
+            "file flag": [*extra, "--api-key-file", str(file)],
+        }.get(way, extra),
+    ).wait_until_ready(60)
+    early = server.log_tail
+    assert (ask(server.base_url), ask(server.base_url, key="wrong"), ask(server.base_url, key=KEY)) == (401, 401, 200)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.counters["tokens_predicted_total"] == 4  # so we were let in
+    assert KEY.encode() not in Path(f"/proc/{pid_of(server)}/cmdline").read_bytes()
+    server.stop_server()
+    supervisor = server._started()
+    shown = [*early, *server.log_tail, caplog.text, repr(snapshot), repr(supervisor.command), repr(vars(server))]
+    assert not [text for text in shown if KEY in text]
+    assert not [line for line in early if KEY[-4:] in line]  # llama.cpp's own hint at it
+
+
+def test_a_server_that_fails_does_not_show_the_key_either(servers: Servers, backend: str) -> None:
+    server = servers.start(backend, "--frobnicate", key=KEY)
+    with pytest.raises(ServerStartError) as caught:
+        server.wait_until_ready(60)
+    assert KEY not in f"{caught.value!r} {caught.value.log_tail} {server.failure}"
+
+
+def test_keys_of_any_letters_let_us_in(servers: Servers, llama_server_binary: Path) -> None:
+    server = servers.start(llama_server_binary, key="schlüssel-鍵-0123").wait_until_ready(60)
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert snapshot.up is True
+    assert "prompt_tokens_total" in snapshot.counters
+
+
+def test_the_server_runs_with_what_it_was_given(servers: Servers, backend: str) -> None:
+    server = servers.manager(backend).start_server(
+        servers.model, port=0, alias="mine", ctx_size=512, n_parallel=2, cache_type_k="f16",
+    ).wait_until_ready(60)  # fmt: skip
+    assert server.info.model == "mine"
+    with urllib.request.urlopen(f"{server.base_url}/props") as answer:
+        props = answer.read().decode()
+    assert '"total_slots":2' in props
+    assert '"n_ctx":256' in props  # of each slot
