@@ -125,7 +125,11 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 def _address(url: str, progress: Callable[[int], None] | None) -> Model:
     from llamatel.llama.gguf.remote import UrlSource
 
-    page = _HUB_PAGE.fullmatch(unquote(urlsplit(url).path))
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no address: {error}") from error
+    page = _HUB_PAGE.fullmatch(unquote(parts.path))
     if page is not None:
         from llamatel.llama.gguf.hub import Hub
 

@@ -188,8 +188,8 @@ def _pool(url: str) -> PoolManager:
     proxy = None if proxy_bypass(host) else getproxies().get(urlsplit(url).scheme)
     timeout = urllib3.Timeout(connect=10, read=30)
     retries = urllib3.Retry(
-        connect=2,
-        read=2,
+        connect=0,  # urllib3 would log each attempt
+        read=0,
         redirect=5,
         status=2,
         status_forcelist=(429, 502, 503, 504),
