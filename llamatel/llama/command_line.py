@@ -130,7 +130,9 @@ def _own_key(arguments: Sequence[str], environment: Mapping[str, str]) -> str | 
     if files[-1]:
         key = read_api_key(files[-1])
     else:
-        key = next((key for row in csv.reader([environment.get(API_KEY_VARIABLE, "")]) for key in row if key), None)
+        keys = environment.get(API_KEY_VARIABLE, "")
+        check_api_key(keys)
+        key = next((key for row in csv.reader([keys]) for key in row if key), None)
     check_api_key(key or "")
     return key
 

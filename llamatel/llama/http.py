@@ -101,7 +101,10 @@ class ServerClient:
         if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
             return None
         name = models[0].get("id")
-        return name if isinstance(name, str) and name else None
+        if not isinstance(name, str) or not name:
+            return None
+        # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
+        return name.rpartition("/")[2] if name.endswith(".gguf") else name
 
     def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
         """A JSON object; empty where it cannot be had."""

@@ -1,0 +1,195 @@
+"""llama-server's command line from Python arguments; real servers take it in test_server_manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.errors import UsageError
+from llamatel.llama.command_line import CommandLine, build, read_api_key
+from tests.servers import without_settings
+
+KEY = "sk-very-secret-0123456789"
+ALWAYS = ("--host", "127.0.0.1", "--port", "8090", "--metrics", "--log-prefix", "--log-timestamps")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+def line(model: str | Path | None = None, **arguments: Any) -> CommandLine:
+    return build(model, **{"host": "127.0.0.1", "port": 8090, **arguments})
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(KEY + "\n")
+    return path
+
+
+def test_what_is_not_given_is_left_to_the_server() -> None:
+    command = line("m.gguf", gpu_layers=None, alias=None)
+    assert command.arguments == ("--model", "m.gguf", *ALWAYS)
+    assert (command.environment, command.api_key, command.alias) == ({}, None, None)
+    assert line().arguments == ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"gpu_layers": 0}, "--n-gpu-layers 0"),
+        ({"gpu_layers": "all"}, "--n-gpu-layers all"),
+        ({"ctx_size": 4096}, "--ctx-size 4096"),
+        ({"n_parallel": 2}, "--parallel 2"),
+        ({"split_mode": "row"}, "--split-mode row"),
+        ({"main_gpu": 1}, "--main-gpu 1"),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, "--cache-type-k q8_0 --cache-type-v q4_0"),
+        ({"batch_size": 512, "ubatch_size": 64}, "--batch-size 512 --ubatch-size 64"),
+        ({"tensor_split": (3, 1.5)}, "--tensor-split 3,1.5"),
+        ({"tensor_split": "3,1"}, "--tensor-split 3,1"),
+        ({"flash_attn": True}, "--flash-attn on"),
+        ({"flash_attn": False}, "--flash-attn off"),
+        ({"flash_attn": "auto"}, "--flash-attn auto"),
+        ({"kv_unified": True}, "--kv-unified"),
+        ({"kv_unified": False}, "--no-kv-unified"),
+        ({"swa_full": True}, "--swa-full"),
+        ({"swa_full": False}, ""),
+        ({"extra_args": ["--lookup", "-np", "7"]}, "--lookup -np 7"),
+    ],
+)
+def test_flags(arguments: dict[str, Any], words: str) -> None:
+    assert line(**arguments).arguments == (*ALWAYS, *words.split())
+
+
+def test_extra_arguments_come_last_so_that_they_win() -> None:
+    assert line(ctx_size=1, extra_args=["-c", "2"]).arguments[-4:] == ("--ctx-size", "1", "-c", "2")
+
+
+def test_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert line("~/m.gguf").arguments[1] == "/home/somebody/m.gguf"
+    assert line(Path("~/m.gguf")).arguments[1] == "/home/somebody/m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alias"),
+    [
+        ({"alias": "mine"}, "mine"),
+        ({"alias": "mine,yours"}, "mine"),
+        ({"extra_args": ["-a", "short"]}, "short"),
+        ({"alias": "mine", "extra_args": ["--alias", "last"]}, "last"),
+        ({"extra_args": ["-a"]}, None),
+    ],
+)
+def test_the_models_alias(arguments: dict[str, Any], alias: str | None) -> None:
+    assert line("m.gguf", **arguments).alias == alias
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"port": 65536}, "port 65536 is not between 0 and 65535"),
+        ({"port": -1}, "port -1 is not"),
+        ({"gpu_layer": 3}, "unknown argument 'gpu_layer'"),
+        ({"extra_args": ["--api-key"]}, "--api-key needs a value"),
+        ({"api_key": KEY, "api_key_file": "keys"}, "not both"),
+        ({"api_key_file": "/nowhere/keys"}, "cannot read the API key file /nowhere/keys: No such file"),
+        ({"api_key": f"{KEY}\n"}, "the API key holds a line end"),
+        ({"port": 0, "extra_args": ["--log-disable"]}, "port 0 needs the server's log"),
+        ({"port": 0, "extra_args": ["-lv", "2"]}, "port 0 needs the server's log"),
+        ({"extra_args": ["--port", "0", "--verbosity", "0"]}, "port 0 needs the server's log"),
+    ],
+)
+def test_what_cannot_be(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        line(**arguments)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", [["-lv", "3"], ["-lv", "1", "-lv", "4"], []])
+def test_port_0_with_a_log_that_tells_it(extra: list[str]) -> None:
+    assert line(port=0, extra_args=extra).arguments[3] == "0"
+
+
+# -- API keys ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "in_environment"),
+    [
+        ({"api_key": KEY}, KEY),
+        ({"api_key": f"{KEY},other"}, f"{KEY},other"),
+        ({"extra_args": ["--api-key", KEY, "-v"]}, KEY),
+        ({"extra_args": [f"--api-key={KEY}", "-v"]}, KEY),
+        ({"extra_args": ["--api-key", KEY, "-v", "--api-key", "other"]}, f"{KEY},other"),
+        ({"api_key": KEY, "extra_args": ["--api-key", "other", "-v"]}, f"{KEY},other"),
+        ({"env": {"LLAMA_API_KEY": KEY}}, KEY),
+        ({"env": {"LLAMA_API_KEY": "another"}, "api_key": KEY}, KEY),
+    ],
+)
+def test_keys_travel_in_the_environment(arguments: dict[str, Any], in_environment: str) -> None:
+    command = line(**arguments)
+    assert command.environment == {"LLAMA_API_KEY": in_environment}
+    assert command.api_key == KEY
+    assert command.arguments == (*ALWAYS, *(["-v"] if "-v" in arguments.get("extra_args", ()) else []))
+    assert KEY not in repr(command)
+    assert KEY not in str(command)
+
+
+def test_a_key_of_the_outer_environment(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
+    monkeypatch.setenv("LLAMA_API_KEY", f'"{KEY}",other')  # llama.cpp reads it as a row of CSV
+    assert (line().api_key, line().environment) == (KEY, {})
+    monkeypatch.setenv("LLAMA_API_KEY", "outer")
+    assert line(api_key=KEY).api_key == KEY
+    monkeypatch.setenv("LLAMA_ARG_API_KEY_FILE", str(key_file))
+    assert line().api_key == KEY
+
+
+def test_keys_travel_in_a_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in ({"api_key_file": key_file}, {"extra_args": ["--api-key-file", str(key_file)]}):
+        command = line(**arguments)
+        assert command.arguments[-2:] == ("--api-key-file", str(key_file))
+        assert (command.environment, command.api_key) == ({}, KEY)
+    monkeypatch.setenv("HOME", str(key_file.parent))
+    assert line(api_key_file="~/keys").arguments[-1] == str(key_file)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (b"key", "key"),
+        (b"\n\nkey\nother\n", "key"),
+        (b"# a comment\nkey\n", "key"),
+        (b"a,b\n", "a,b"),
+        (b" spaces count \n", " spaces count "),
+        ("schlüssel\n".encode(), "schlüssel"),
+    ],
+)
+def test_a_file_is_read_as_llama_cpp_reads_it(content: bytes, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    assert read_api_key(path) == key
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "holds no key"), (b"\n#only this\n", "holds no key"), (b"\xff\xfe\n", "it is not text")],
+)
+def test_a_file_without_a_key(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        read_api_key(path)
+
+
+def test_a_file_with_windows_line_ends_is_refused_and_not_shown(tmp_path: Path) -> None:
+    # llama.cpp takes the carriage return for a part of the key, which then nobody can send.
+    path = tmp_path / "keys"
+    path.write_bytes(f"{KEY}\r\n".encode())
+    with pytest.raises(UsageError, match="holds a line end") as caught:
+        line(api_key_file=path)
+    assert KEY not in str(caught.value)

@@ -1,0 +1,78 @@
+"""llama.cpp's counters over the lives of a server: what was counted stays counted."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamatel.llama.counters import CarriedCounters
+
+
+def test_before_anything_was_seen() -> None:
+    counters = CarriedCounters()
+    assert (counters.totals(), counters.raw("a_total")) == ({}, None)
+    counters.restarted()
+    assert counters.totals() == {}
+
+
+def test_only_counters_count() -> None:
+    counters = CarriedCounters()
+    counters.observe({"a_total": 3, "requests_processing": 7, "n_tokens_max": 9})
+    assert counters.totals() == {"a_total": 3}
+
+
+def test_a_process_that_was_replaced() -> None:
+    counters = CarriedCounters()
+    counters.observe({"a_total": 3, "b_total": 1}, counters.process)
+    counters.restarted()
+    assert (counters.totals(), counters.raw("a_total")) == ({"a_total": 3, "b_total": 1}, None)
+    counters.observe({"a_total": 5}, counters.process)
+    assert (counters.totals(), counters.raw("a_total")) == ({"a_total": 8, "b_total": 1}, 5)
+    counters.restarted()
+    counters.restarted()
+    assert counters.totals() == {"a_total": 8, "b_total": 1}
+
+
+def test_a_process_that_nobody_announced() -> None:
+    counters = CarriedCounters()
+    for value in (3, 5, 2, 4):
+        counters.observe({"a_total": value, "b_total": 10})
+    assert counters.totals() == {"a_total": 9, "b_total": 20}
+
+
+def test_an_answer_that_another_has_overtaken() -> None:
+    counters = CarriedCounters()
+    process = counters.process
+    counters.observe({"a_total": 9}, process)
+    counters.observe({"a_total": 7}, process)
+    assert counters.totals() == {"a_total": 9}
+
+
+def test_an_answer_of_a_process_that_is_gone() -> None:
+    counters = CarriedCounters()
+    process = counters.process
+    counters.observe({"a_total": 9}, process)
+    counters.restarted()
+    counters.observe({"a_total": 11}, process)
+    assert counters.totals() == {"a_total": 9}
+
+
+def test_what_is_no_number_and_what_is_left_out() -> None:
+    counters = CarriedCounters()
+    counters.observe({"a_total": 3, "b_total": 4})
+    counters.observe({"a_total": float("nan"), "c_total": float("inf")})
+    assert counters.totals() == {"a_total": 3, "b_total": 4}
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 100)), max_size=30), st.booleans())
+def test_totals_never_go_down(values: list[int | None], announced: bool) -> None:
+    counters = CarriedCounters()
+    before = 0.0
+    for value in values:
+        if value is None:
+            counters.restarted()
+        else:
+            counters.observe({"a_total": value}, counters.process if announced else None)
+        total = counters.totals().get("a_total", 0.0)
+        assert total >= before
+        before = total

@@ -1,0 +1,159 @@
+"""What we ask a server over HTTP: real llama.cpp, and its exposition as text."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamatel.errors import ServerUnreachable, UsageError
+from llamatel.llama.http import ServerClient, base_url, parse_counters
+from tests.parts import Child, free_port
+from tests.servers import ask, without_settings
+
+KEY = "sk-very-secret-0123456789"
+
+
+class Running:
+    """A llama-server that nobody manages."""
+
+    def __init__(self, program: Path, model: Path, folder: Path, *flags: str, key: str | None = None) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        argv: list[str | Path] = [program, "-m", model, "--port", str(self.port), "-t", "1", *flags]
+        self.child = Child(argv, folder / "server.log", {} if key is None else {"LLAMA_API_KEY": key})
+        self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest, llama_server_binary: Path, tiny_model: Path, tmp_path: Path
+) -> Iterator[Running]:
+    flags, key = getattr(request, "param", (["--metrics"], None))
+    running = Running(llama_server_binary, tiny_model, tmp_path, *flags, key=key)
+    yield running
+    running.child.stop()
+
+
+def client(server: Running, **arguments: str | float) -> Iterator[ServerClient]:
+    made = ServerClient(server.url, **arguments)  # type: ignore[arg-type]
+    yield made
+    made.close()
+
+
+def test_a_server_tells_its_counters_and_who_it_is(server: Running) -> None:
+    for asking in client(server):
+        assert asking.healthy()
+        assert asking.counters()["tokens_predicted_total"] == 0
+        assert ask(server.url, 5) == 200
+        counters = asking.counters()
+        assert counters["tokens_predicted_total"] == 5
+        assert counters["prompt_tokens_total"] > 0
+        assert {"requests_processing", "requests_deferred"} < set(counters)
+        assert not [name for name in counters if name.startswith("llamacpp")]
+        assert asking.build()
+        assert asking.model() == "tiny.gguf"
+
+
+@pytest.mark.parametrize("server", [(["--metrics"], KEY)], indirect=True)
+def test_a_server_with_a_key(server: Running) -> None:
+    for asking in client(server, api_key=KEY):
+        assert asking.counters()
+        assert asking.build()
+    for key in ("", "wrong"):
+        for asking in client(server, api_key=key):
+            assert asking.healthy()
+            assert asking.build() is None
+            with pytest.raises(ServerUnreachable, match="answered 401: the API key is missing or wrong") as caught:
+                asking.counters()
+            assert caught.value.status == 401
+
+
+@pytest.mark.parametrize("server", [([], None)], indirect=True)
+def test_a_server_without_metrics(server: Running) -> None:
+    for asking in client(server):
+        with pytest.raises(ServerUnreachable, match="answered 501: the server was started without --metrics") as caught:
+            asking.counters()
+        assert (caught.value.status, caught.value.busy) == (501, False)
+
+
+def test_a_server_that_hangs_and_one_that_is_gone(server: Running) -> None:
+    for asking in client(server, timeout_s=0.3):
+        assert asking.healthy()
+        os.kill(server.child.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(ServerUnreachable, match="does not answer") as caught:
+            asking.counters()
+        assert (caught.value.status, caught.value.busy) == (None, True)
+        assert not asking.healthy(0.2)
+        assert asking.build(0.2) is None
+        assert asking.model(0.2) is None
+        assert time.monotonic() - begun < 20
+        os.kill(server.child.pid, signal.SIGCONT)
+        assert asking.healthy(20)
+        server.child.kill()
+        with pytest.raises(ServerUnreachable, match="does not answer") as caught:
+            asking.counters()
+        assert (caught.value.busy, "\n" in str(caught.value)) == (False, False)
+        assert not asking.healthy()
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\r\nX-More: b", "a\0b"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UsageError, match="control character") as caught:
+        ServerClient("http://127.0.0.1:1", api_key=key)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104
+        ("::", "http://[::1]:80"),
+        ("fe80::1", "http://[fe80::1]:80"),
+        ("somewhere", "http://somewhere:80"),
+    ],
+)
+def test_where_clients_reach_it(address: str, url: str) -> None:
+    assert base_url(address, 80) == url
+
+
+def test_the_exposition() -> None:
+    text = (
+        b"# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.\n"
+        b"# TYPE llamacpp:prompt_tokens_total counter\n"
+        b"llamacpp:prompt_tokens_total 12\n"
+        b"llamacpp:prompt_seconds_total 0.345\r\n"
+        b'llamacpp:per_pos_total{position="0"} 7\n'
+        b"llamacpp:nonsense_total 1e\n"
+        b"llamacpp:more_total 1 2 3\n"
+        b"llamacpp:large_total 1.5e+06\n"
+        b"llamacpp:odd NaN\n"
+        b"vllm:other_total 9\n"
+        b" llamacpp:indented_total 9\n"
+        b"llamacpp:last_total 3"
+    )
+    values = parse_counters(text)
+    assert math.isnan(values.pop("odd"))
+    assert values == {
+        "prompt_tokens_total": 12, "prompt_seconds_total": 0.345, "large_total": 1.5e6, "last_total": 3,
+    }  # fmt: skip
+
+
+@given(st.binary(max_size=200), st.text("llamacpp:_total{}= 0123456789.eE+-NaInf\n", max_size=200))
+def test_any_bytes_at_all(junk: bytes, text: str) -> None:
+    for data in (junk, text.encode(), junk + text.encode(), b"llamacpp:" + text.encode()):
+        assert all(isinstance(value, float) for value in parse_counters(data).values())
