@@ -72,7 +72,8 @@ class QueueClock:
         """Numbers that were neither tasks nor turns, but for those in ``_taken``."""
         self._taken: list[float] = []
         """When such numbers were taken."""
-        self._calibrated = False
+        self._idle_until: float | None = None
+        """When a request last met an idle server: all that wait came later. None before the first."""
         self._met_free: tuple[int, float, set[int]] | None = None
         """A task that met a free slot beside busy ones: its number, its launch, which of those still run."""
         self._excess: list[float] = []
@@ -108,18 +109,20 @@ class QueueClock:
         turns = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
         counted = self._guess is None
         free = chosen - self._last_release > _SAME_TURN_S
-        late = self._arrival(task) - turns if self._calibrated else 0.0
-        if (free and not self._calibrated) or (idle and (free or (self._calibrated and late >= 0))):
+        calibrated = self._idle_until is not None
+        late = self._arrival(task) - turns if calibrated else 0.0
+        if (free and not calibrated) or (idle and (free or (calibrated and late >= 0))):
             # Nobody waits: it comes in this very turn, which tells how many numbers others took.
-            self._calibrate(task, turns)
+            self._calibrate(task, time, turns)
             met, counted = _Met.IDLE, True
         elif free or late >= 1:
             # It came after the last release. How many turns the busy slots made since is not known before they end.
             met, counted = _Met.FREE, False
-            if free and self._met_free is None:
-                self._met_free = (task, time, set(self._running))
+            if free:
+                turns += max(0.0, late)
+                self._met_free = self._met_free or (task, time, set(self._running))
         else:
-            met = _Met.BUSY if self._calibrated else _Met.UNKNOWN
+            met = _Met.BUSY if calibrated else _Met.UNKNOWN
         if counted:
             self._mark(time, turns)
         self._running[task] = _Launch(time, turns, counted, self._doubt, met)
@@ -152,8 +155,8 @@ class QueueClock:
         launch = self._running.pop(task, None)
         if launch is None:
             return None
-        turns, _, doubt = self._look_back(launch)
-        waited = self._waited(task, launch, turns, doubt)
+        turns, counted, doubt = self._look_back(launch)
+        waited = self._waited(task, launch, turns, counted=counted, doubt=doubt)
         before = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
         guess = 1.0
         if self._turn_s:
@@ -178,7 +181,7 @@ class QueueClock:
             self._guess, self._doubt = None, doubt
         else:
             self._guess = max(self._guess or 0.0, turns + prefill + steps)
-        waited = self._waited(task, launch, turns, doubt)
+        waited = self._waited(task, launch, turns, counted=counted, doubt=doubt)
         self._check_offset(task)
         return waited
 
@@ -188,25 +191,26 @@ class QueueClock:
             return self._turns_at(launch.time), True, 0.0
         return launch.turns, launch.counted, launch.doubt
 
-    def _waited(self, task: int, launch: _Launch, turns: float, doubt: float) -> float | None:
-        if launch.met is _Met.IDLE:
+    def _waited(self, task: int, launch: _Launch, turns: float, *, counted: bool, doubt: float) -> float | None:
+        if launch.met is _Met.IDLE or (launch.met is _Met.FREE and not counted):
             return 0.0
-        if launch.met is _Met.UNKNOWN or not self._points:
+        if launch.met is _Met.UNKNOWN or self._idle_until is None:
             return None
         arrived = turns if launch.met is _Met.FREE else min(turns, self._arrival(task))
         if doubt > _DOUBT * max(1.0, turns - arrived):
             return None
         # It came at some moment of that turn: on average in its middle.
         arrived -= 0.5
-        index = bisect_right(self._points, arrived, key=lambda point: point[1])
+        points = self._points
+        index = bisect_right(points, arrived, key=lambda point: point[1])
         if index == 0:
-            return None if arrived >= 0 else max(0.0, launch.time - self._points[0][0])
-        before, done = self._points[index - 1]
-        after, more = self._points[index] if index < len(self._points) else (launch.time, turns)
+            return None if points[0][0] > self._idle_until else launch.time - self._idle_until
+        before, done = points[index - 1]
+        after, more = points[index] if index < len(points) else (launch.time, turns)
         if after > launch.time:
             after, more = launch.time, turns
         share = (arrived - done) / (more - done) if more > done else 1.0
-        return max(0.0, launch.time - before - (after - before) * share)
+        return max(0.0, launch.time - max(self._idle_until, before + (after - before) * share))
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
@@ -244,14 +248,14 @@ class QueueClock:
         # Each number taken before it came is one turn less.
         return turn - bisect_left(range(len(self._taken)), turn, key=lambda i: self._turns_at(self._taken[i]) + i)
 
-    def _calibrate(self, task: int, turns: float) -> None:
+    def _calibrate(self, task: int, time: float, turns: float) -> None:
         """This task arrives now, after ``turns`` turns."""
         self._offset = self._others_before(task) - turns
         self._taken.clear()
         self._excess.clear()
         self._met_free = self._guess = None
         self._doubt = 0.0
-        self._calibrated = True
+        self._idle_until = time
 
     def _check_offset(self, task: int) -> None:
         """Compare count and numbers at the launch of a task that met a free slot, once all around it have ended."""

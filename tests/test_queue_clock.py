@@ -1,0 +1,302 @@
+"""The estimate of the queue: against a model of llama.cpp's loop, against llama.cpp's own times, against clients."""
+
+from __future__ import annotations
+
+import random
+import re
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamatel.llama.log_clock import LogClock
+from llamatel.llama.log_line import split_line
+from llamatel.llama.log_reader import LogReader
+from llamatel.llama.queue_clock import QueueClock
+from llamatel.llama.server import ServerManager
+from llamatel.records import Completion, Outcome, ServerInfo
+from tests.load import Ask, Clients, completion, mixed_load, text
+from tests.parts import Child, wait_until
+
+TURN_S = 0.01
+
+
+# -- a model of the loop ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """One request of the model: when it comes, how many tokens it wants, what became of it."""
+
+    arrives: float
+    tokens: int
+    cancelled_after: int | None = None
+    number: int = -1
+    launched: float = 0.0
+    left: int = 0
+    waited: float | None = None
+    """What the clock says."""
+
+    @property
+    def waits(self) -> float:
+        """The truth."""
+        return self.launched - self.arrives
+
+
+class Loop:
+    """llama.cpp's loop with all that matters here: numbers, turns, slots, first come first served."""
+
+    def __init__(self, slots: int, clock: QueueClock) -> None:
+        self.slots, self.clock = slots, clock
+        self.now, self.numbers = 0.0, 0
+        self.running: list[Task] = []
+
+    def number(self) -> int:
+        self.numbers += 1
+        return self.numbers - 1
+
+    def run(self, tasks: list[Task], *, polls: tuple[float, ...] = ()) -> list[Task]:
+        """``polls``: times at which somebody asks for /metrics without our knowing."""
+        coming, foreign = deque(sorted(tasks, key=lambda task: task.arrives)), deque(sorted(polls))
+        waiting: deque[Task] = deque()
+        while coming or waiting or self.running:
+            if not waiting and not self.running:
+                self.now = max(self.now, coming[0].arrives)
+            while coming and coming[0].arrives <= self.now:
+                while foreign and foreign[0] <= coming[0].arrives:
+                    foreign.popleft()
+                    self.number()
+                coming[0].number = self.number()
+                waiting.append(coming.popleft())
+            while waiting and len(self.running) < self.slots:
+                self._launch(waiting.popleft())
+            self._turn()
+        return tasks
+
+    def _launch(self, task: Task) -> None:
+        task.launched, task.left = self.now, task.tokens
+        self.clock.launched(task.number, self.now, chosen=self.now, idle=not self.running)
+        self.running.append(task)
+
+    def _turn(self) -> None:
+        self.number()
+        self.now += TURN_S
+        for task in list(self.running):
+            task.left -= 1
+            if task.cancelled_after is not None and task.tokens - task.left >= task.cancelled_after:
+                self.running.remove(task)
+                self.number()
+                self.clock.number_taken(self.now)
+                task.waited = self.clock.broken_off(task.number, self.now, 5 + task.tokens - task.left)
+            elif task.left == 0:
+                self.running.remove(task)
+                task.waited = self.clock.completed(
+                    task.number, self.now, first_token=task.launched + TURN_S, steps=task.tokens - 1, computed=5
+                )
+
+
+def arrivals(turns: float) -> st.SearchStrategy[list[Task]]:
+    """Requests that come at most ``turns`` turns after each other."""
+    gap = st.floats(0.0, turns).map(lambda value: round(value * TURN_S, 6))
+    one = st.tuples(gap, st.integers(1, 30))
+
+    def place(pairs: list[tuple[float, int]]) -> list[Task]:
+        at, tasks = 0.0, []
+        for pause, tokens in pairs:
+            at += pause
+            tasks.append(Task(at, tokens))
+        return tasks
+
+    return st.lists(one, min_size=1, max_size=60).map(place)
+
+
+def off_by(task: Task) -> float:
+    """The estimate's error in turns."""
+    assert task.waited is not None
+    return abs(task.waited - task.waits) / TURN_S
+
+
+@settings(max_examples=150, deadline=None)
+@given(tasks=st.one_of(arrivals(2), arrivals(10), arrivals(100)), slots=st.integers(1, 4))
+def test_where_all_can_be_counted_the_estimate_is_within_two_turns(tasks: list[Task], slots: int) -> None:
+    for task in Loop(slots, QueueClock()).run(tasks):
+        assert off_by(task) <= 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks=arrivals(2), slots=st.integers(2, 4), data=st.data())
+def test_cancelled_requests_leave_no_lasting_error(tasks: list[Task], slots: int, data: st.DataObject) -> None:
+    for task in tasks:
+        if task.tokens > 4 and data.draw(st.integers(0, 4)) == 0:
+            task.cancelled_after = data.draw(st.integers(1, task.tokens - 1))
+    Loop(slots, QueueClock()).run(tasks)
+    known = [off_by(task) for task in tasks if task.waited is not None]
+    assert all(task.waited is None or task.waited >= 0 for task in tasks)
+    assert not known or statistics.median(known) <= 3
+
+
+def test_a_foreign_poller_costs_a_turn_a_poll_until_a_slot_is_free() -> None:
+    tasks = [Task(number * 0.001, 20) for number in range(40)]
+    tasks += [Task(5.0 + number * 0.001, 20) for number in range(40)]
+    Loop(2, QueueClock()).run(tasks, polls=(0.0105, 0.0205, 4.0, 4.5))
+    assert max(off_by(task) for task in tasks[:40]) <= 3
+    assert max(off_by(task) for task in tasks[40:]) <= 1.01
+
+
+def test_nothing_is_known_before_a_request_meets_a_free_slot() -> None:
+    clock = QueueClock()
+    clock.left(9.99)  # a request that began before the log
+    clock.launched(500, 10.0, chosen=10.0, idle=True)
+    assert clock.completed(500, 10.2, first_token=10.01, steps=19, computed=5) is None
+    clock.launched(530, 10.2, chosen=10.2, idle=True)
+    assert clock.completed(530, 10.4, first_token=10.21, steps=19, computed=5) is None
+    clock.launched(541, 11.0, chosen=11.0, idle=True)
+    assert clock.completed(541, 11.2, first_token=11.01, steps=19, computed=5) == 0.0
+    clock.launched(553, 11.2, chosen=11.2, idle=True)  # 541, then 11 of its 20 turns, then 553
+    assert clock.completed(553, 11.4, first_token=11.21, steps=19, computed=5) == pytest.approx(0.095, abs=0.01)
+
+
+def test_a_long_prompt_takes_a_turn_a_batch() -> None:
+    clock = QueueClock(batch=512)
+    clock.launched(0, 0.0, chosen=0.0, idle=True)
+    # 4 batches in 0.4 s, then 10 tokens; the next one came in the second batch, number 3.
+    clock.completed(0, 0.5, first_token=0.4, steps=9, computed=2000)
+    clock.launched(3, 0.5, chosen=0.5, idle=True)
+    assert clock.completed(3, 0.6, first_token=0.51, steps=9, computed=5) == pytest.approx(0.35, abs=0.051)
+
+
+def test_what_nobody_told_of_is_no_error() -> None:
+    clock = QueueClock()
+    assert clock.completed(7, 1.0, first_token=0.5, steps=3, computed=5) is None
+    assert clock.refused(8, 1.0) is None
+    assert clock.broken_off(9, 1.0, 0) is None
+
+
+def test_memory_is_bounded() -> None:
+    clock = QueueClock()
+    tasks = [Task(number * 2.5 * TURN_S, 10, 3 if number % 7 == 0 else None) for number in range(20_000)]
+    begun = time.process_time()
+    Loop(4, clock).run(tasks)
+    sizes = {name: len(value) for name, value in vars(clock).items() if isinstance(value, (list, dict))}
+    assert max(sizes.values()) <= 8192
+    assert (time.process_time() - begun) / len(tasks) < 0.002
+    assert statistics.median(off_by(task) for task in tasks if task.waited is not None) <= 1
+
+
+# -- llama.cpp -------------------------------------------------------------------------------------------------------
+
+FLAGS = ("--threads-http", "64", "-t", "1", "--cache-ram", "0")
+CONTEXT = 4096
+_STAMP = re.compile(r"(?=(?<!\d)\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )")
+_NEW = re.compile(r"new task, id = (\d+)[,/]")
+
+
+def plain_load(number: int) -> list[Ask]:
+    source = random.Random(number)
+    lengths = (20, 50, 120)
+    return [
+        completion(text(source, source.randint(3, 60)), source.choice(lengths), cache_prompt=False)
+        for _ in range(number)
+    ]
+
+
+@pytest.fixture
+def telling(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Telling]:
+    running = Telling(llama_server_binary, tiny_model, tmp_path / "log")
+    yield running
+    running.stop()
+
+
+class Telling:
+    """A llama-server at a verbosity at which it says when each task arrives."""
+
+    def __init__(self, binary: Path, model: Path, log: Path) -> None:
+        self.binary, self.model, self.log = binary, model, log
+        self.child: Child | None = None
+
+    def start(self, slots: int) -> str:
+        size = ("-np", str(slots), "-c", str(slots * CONTEXT))
+        child = Child([self.binary, "-m", self.model, "--port", "0", *size, *FLAGS, "-lv", "5"], self.log)
+        self.child = child
+        address = re.compile(r"listening on (http://\S+:\d+)")
+        found = wait_until(lambda: address.search(child.output()), 30, "the server's address")
+        assert found is not None
+        return found.group(1)
+
+    def stop(self) -> None:
+        if self.child is not None:
+            self.child.stop()
+
+    def read(self) -> tuple[list[Completion], dict[int, float]]:
+        """What our reader makes of the lines that it would see, and when each task arrived in truth."""
+        reader = LogReader(ServerInfo("x"), LogClock(live=False, anchor=0.0))
+        arrived: dict[int, float] = {}
+        completions: list[Completion] = []
+        # At this verbosity llama.cpp does not end all of its lines.
+        for line in _STAMP.split(self.log.read_text(errors="replace")):
+            parts = split_line(line.rstrip("\n"))
+            if parts.time is not None and parts.level in ("I", "W", "E"):
+                completions.extend(reader.feed(line.rstrip("\n"), parts.time))
+            elif parts.time is not None and (new := _NEW.search(parts.text)):
+                arrived.setdefault(int(new.group(1)), parts.time)
+        return completions, arrived
+
+
+@pytest.mark.parametrize(("slots", "at_once", "kind"), [(4, 14, "plain"), (1, 6, "plain"), (4, 14, "mixed")])
+def test_it_agrees_with_llama_cpps_own_times(telling: Telling, slots: int, at_once: int, kind: str) -> None:
+    asks = plain_load(150) if kind == "plain" else mixed_load(150, context=CONTEXT)
+    with Clients(telling.start(slots)) as clients:
+        clients.send_all(asks, at_once=at_once)
+    telling.stop()
+    completions, arrived = telling.read()
+    known = [c for c in completions if c.task in arrived and not c.is_child and c.queue_s is not None]
+    assert len(known) >= 0.75 * sum(not c.is_child for c in completions)
+    truth = [c.started_at - arrived[c.task] for c in known]
+    errors = [abs((c.queue_s or 0.0) - waited) for c, waited in zip(known, truth, strict=True)]
+    assert statistics.mean(truth) > 0.01, "nobody had to wait"
+    assert statistics.median(errors) < 0.15 * statistics.mean(truth)
+
+
+@pytest.mark.parametrize(("slots", "at_once"), [(4, 14), (1, 6)])
+def test_it_agrees_with_the_clients(tiny_model: Path, slots: int, at_once: int) -> None:
+    records: list[Completion] = []
+    with ServerManager() as server:
+        server.subscribe(records.append)
+        server.start_server(
+            tiny_model, port=0, n_parallel=slots, ctx_size=slots * CONTEXT, extra_args=FLAGS
+        ).wait_until_ready(60)
+        with Clients(server.base_url) as clients:
+            alone = clients.send_all(plain_load(5), at_once=1)
+            answers = clients.send_all(plain_load(150), at_once=at_once)
+        wait_until(lambda: len(records) == len(alone) + len(answers), 10, "the last record")
+    assert [record.queue_s for record in records[: len(alone)]] == [0.0] * len(alone)
+
+    by_timings = {_timings(record): record for record in records if record.outcome is Outcome.OK}
+    truth, errors = [], []
+    for answer in answers:
+        [timings] = answer.timings
+        record = by_timings[(timings["prompt_n"], f"{timings['prompt_ms']:.2f}", f"{timings['predicted_ms']:.2f}")]
+        assert record.queue_s is not None
+        truth.append(answer.outside_s)
+        errors.append(abs(record.queue_s - answer.outside_s))
+    assert statistics.median(errors) < 0.15 * statistics.mean(truth)
+
+
+def _timings(record: Completion) -> tuple[int | None, str, str]:
+    assert record.prefill_s is not None
+    assert record.decode_s is not None
+    return record.prompt_computed, f"{record.prefill_s * 1e3:.2f}", f"{record.decode_s * 1e3:.2f}"
+
+
+def test_the_model_is_like_llama_cpp() -> None:
+    """One slot: each waits until the one before it has ended."""
+    tasks = Loop(1, QueueClock()).run([Task(0.0, 10), Task(0.001, 10), Task(0.002, 10)])
+    assert [round(task.launched, 6) for task in tasks] == [0.0, 0.1, 0.2]
+    assert [b.number - a.number for a, b in pairwise(tasks)] == [2, 1]
