@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel import runtime
+from llamatel.cli.console import note_console as note_console
+from llamatel.cli.console import output_console as output_console
 from llamatel.errors import UsageError
 from llamatel.llama.backends import Backend, build_of
 from llamatel.records import Completion
@@ -44,24 +46,6 @@ def take(kind: type[T], values: dict[str, object]) -> T:
     """Make a dataclass of those ``values`` that are its fields, and remove them from ``values``."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: values.pop(name) for name in names if name in values})
-
-
-class PipeConsole(Console):
-    """A console that lets a closed pipe be an error of the caller's (rich itself exits with status 1)."""
-
-    def on_broken_pipe(self) -> None:
-        """Called while the BrokenPipeError is handled: hand it on."""
-        raise  # noqa: PLE0704 - rich calls this from its except clause
-
-
-def output_console() -> Console:
-    """Standard output: colours on a terminal only, one line stays one line in a pipe."""
-    return PipeConsole(highlight=False, markup=False, emoji=False)
-
-
-def note_console() -> Console:
-    """Standard error, for what accompanies the output: banner, progress, notes."""
-    return PipeConsole(highlight=False, markup=False, emoji=False, stderr=True)
 
 
 class RequestLines:
