@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
+from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
-from llamatel.cli.session import TelemetryOptions, columns, note_console, otlp_line, request_lines, take, telemetry
+from llamatel.cli.session import TelemetryOptions, columns, otlp_line, request_lines, take, telemetry
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
 from llamatel.llama.follower import LogFollower

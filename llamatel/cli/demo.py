@@ -20,6 +20,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from llamatel.cli.console import note_console, output_console
 from llamatel.cli.load import Clients, Load, mixed_load, steady_load
 from llamatel.cli.options import telemetry_options, verbose_option
 from llamatel.cli.serving import load_model, server_lines, wait_for_end
@@ -27,8 +28,6 @@ from llamatel.cli.session import (
     RequestLines,
     TelemetryOptions,
     columns,
-    note_console,
-    output_console,
     take,
     telemetry,
 )

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
+from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.serving import load_model, server_lines, wait_for_end
 from llamatel.cli.session import (
     TelemetryOptions,
     columns,
-    note_console,
     request_lines,
     take,
     telemetry,

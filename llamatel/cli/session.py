@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel import runtime
-from llamatel.cli.console import note_console as note_console
-from llamatel.cli.console import output_console as output_console
+from llamatel.cli.console import output_console
 from llamatel.errors import UsageError
 from llamatel.llama.backends import Backend, build_of
 from llamatel.records import Completion
