@@ -411,8 +411,8 @@ _LineReader = Callable[[LogReader, _Request, str, float, list[Completion]], str]
 _READERS: dict[str, _LineReader] = {
     "promp": LogReader._timing,
     "eval ": LogReader._timing,
-    "total": LogReader._timing,
-    "graph": LogReader._timing,
+    "total": LogReader._progress,
+    "graph": LogReader._progress,
     "draft": LogReader._timing,
     "new p": LogReader._prompt,
     "n_gen": LogReader._progress,

@@ -110,14 +110,20 @@ class Child:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def read(self, timeout_s: float | None, *, wakeful: bool = True) -> list[str]:
-        """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read."""
+    def read(self, timeout_s: float | None, *, wakeful: bool = True, gather_s: float = 0.0) -> list[str]:
+        """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read.
+
+        ``gather_s``: how long to let lines come together before they are read. A busy server writes several a
+        millisecond, and waking up for each would take more of the processor than reading them.
+        """
         if not wakeful and self._wake is not None:
             self._selector.unregister(self._wake)
             self._wake = None
         if self._pidfd is None or self.returncode is not None:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
-        self._selector.select(timeout_s)
+        ready = self._selector.select(timeout_s)
+        if gather_s and any(key.fileobj is self._pipe for key, _ in ready):
+            time.sleep(gather_s)
         if self._pidfd is not None and self.returncode is not None:
             self._selector.unregister(self._pidfd)
             os.close(self._pidfd)

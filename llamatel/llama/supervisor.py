@@ -37,6 +37,8 @@ _HEALTHY_S = 60.0
 _SILENT_S = 1.0
 """A server whose log did not say for that long that it listens may say little: then its health is asked."""
 _LOOK_S = 0.2
+_GATHER_S = 0.02
+"""How long lines of a serving server may come together before they are read (their times are llama.cpp's own)."""
 _YOUNG_S = 2.0
 _AGAIN_S = 1.0
 _ENDING = "cleaning up before exit"
@@ -263,7 +265,11 @@ class Supervisor:
             while not child.finished:
                 # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
                 stopping = self.state is ServerState.STOPPING
-                self._take(child.read(_LOOK_S if ready_at is None or stopping else None, wakeful=not stopping))
+                serving = ready_at is not None and not stopping
+                lines = child.read(
+                    None if serving else _LOOK_S, wakeful=not stopping, gather_s=_GATHER_S if serving else 0.0
+                )
+                self._take(lines)
                 if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
                     ready_at = time.monotonic()
                     self.loading_s = ready_at - begun
