@@ -71,6 +71,12 @@ class Observer:
         """The collectors that run."""
         return tuple(guard.collector for guard in self._guards)
 
+    @property
+    def watching(self) -> bool:
+        """Whether there is anything that it follows."""
+        with self._lock:
+            return bool(self._watched)
+
     def connect(self, record: Record) -> None:
         """Where samples of finished requests go; starts the observer's thread."""
         self._thread = threading.Thread(target=self._run, args=(record,), name="llamatel-observer", daemon=True)
@@ -130,8 +136,8 @@ class Observer:
         """Write what waits and end, within ``timeout_s``; False if that was too short."""
         deadline = time.monotonic() + timeout_s
         with self._lock:
+            watched = [] if self._closed else list(self._watched.values())
             self._closed = True
-            watched = list(self._watched.values())
         for _, unsubscribe in watched:
             unsubscribe()
         done = self.flush(timeout_s)

@@ -41,6 +41,7 @@ class Runtime:
     """Ends the watch for servers that are started."""
 
 
+_LAST_LINES_S = 0.1
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
@@ -144,6 +145,9 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
 def _end(running: Runtime, timeout_s: float | None) -> bool:
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
+    if running.observer.watching:
+        # A client has its answer a moment before the server's log says so.
+        time.sleep(min(_LAST_LINES_S, allowed / 4))
     running.forget_servers()
     written = running.observer.close(allowed / 2)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
