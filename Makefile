@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test parts lint type fmt bench lock clean
+.PHONY: help run test verify parts lint type fmt bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: parts ## Set up, get or build the real programs that tests run (once, some
 
 parts: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.parts
+
+verify: parts ## Compare planned cache sizes with what llama-server allocates, on every model and setting of the suite
+	$(BIN)/python -m tests.exact.verify $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -1,0 +1,44 @@
+"""Settings with which llama-server does not start, and what it says (src/llama-context.cpp:3816-3871)."""
+
+from __future__ import annotations
+
+from llamatel.model.shape import ModelShape
+from llamatel.plan.cache_types import CACHE_TYPES
+from llamatel.plan.settings import MAX_SLOTS, ServerSettings
+
+
+def refusal(shape: ModelShape, settings: ServerSettings) -> str | None:
+    """llama-server's reason, or None. The order is its own: the first reason is the one that it gives."""
+    if settings.slots > MAX_SLOTS:
+        return f"n_seq_max must be <= {MAX_SLOTS}"
+    if settings.batch_size == 0 and settings.ubatch_size == 0:
+        return "n_batch and n_ubatch cannot both be zero"
+    flash = settings.flash_attn if shape.flash_attention else "off"
+    name_k, name_v = settings.cache_type_k, settings.cache_type_v
+    type_k, type_v = CACHE_TYPES[name_k], CACHE_TYPES[name_v]
+    if (shape.latent or shape.cache == "compressed") and name_k != name_v:
+        return f"model does not support different K ({name_k}) and V ({name_v}) cache types"
+    if type_v.quantised and flash == "off":
+        return "quantized V cache requires flash_attn to be enabled"
+    if flash != "off":
+        for letter, name, kind, lengths in (
+            ("K", name_k, type_k, [layer.key_length for layer in shape.trunk]),
+            ("V", name_v, type_v, [layer.value_length for layer in shape.trunk]),
+        ):
+            odd = next((length for length in lengths if kind.quantised and length % kind.block), None)
+            if odd is not None:
+                return (
+                    f"{letter} cache type {name} with block size {kind.block} does not divide "
+                    f"n_embd_head_{letter.lower()}={odd}"
+                )
+    elif type_k.quantised:
+        rows = [layer.key_width for layer in shape.layers if layer.cached and layer.kv_from is None]
+        rows += [layer.indexer_length for layer in shape.layers if layer.indexer_length is not None]
+        odd = next((row for row in rows if row % type_k.block), None)
+        if odd is not None:
+            return f"llama-server aborts: a row of {odd} values is no whole number of {name_k} blocks ({type_k.block})"
+    if settings.drafting and settings.draft_model is None and not shape.drafting:
+        return "context type MTP requested but model doesn't contain MTP layers"
+    if settings.drafting and settings.draft_model is None and not shape.drafts:
+        return "failed to initialize the context"  # llama.cpp has no graph that uses these blocks
+    return None

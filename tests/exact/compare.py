@@ -1,0 +1,63 @@
+"""One row: what llama-server allocated beside what we say that it allocates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+
+from llamatel.model import ModelShape, shape_from_metadata
+from llamatel.plan import CachePlan, cache_plan, parse_server_flags
+
+from .grid import Flags
+from .harness import Allocation, Bench
+from .models import TinyModel
+from .writer import VOCABULARY, full_key
+
+COLUMNS = ("k", "v", "r", "s", "other")
+
+
+@dataclass(frozen=True)
+class Row:
+    model: TinyModel
+    flags: Flags
+    allocation: Allocation
+    plan: CachePlan
+
+    @property
+    def equal(self) -> bool:
+        """The same bytes in every column; or, where the server said no, the same reason."""
+        if self.plan.refused is not None:
+            if self.allocation.outcome == "aborted":
+                return "aborts" in self.plan.refused
+            return self.allocation.outcome == "refused" and self.plan.refused in self.allocation.output
+        if self.allocation.outcome == "refused":
+            return False
+        return all(self.allocation.bytes_of(column) == self.plan.bytes_of(column) for column in COLUMNS)
+
+    def __str__(self) -> str:
+        if self.plan.refused is not None:
+            ours = f"refused: {self.plan.refused}"
+        else:
+            ours = " ".join(f"{column} {self.plan.bytes_of(column)}" for column in COLUMNS)
+        theirs = " ".join(f"{column} {self.allocation.bytes_of(column)}" for column in COLUMNS)
+        if self.allocation.outcome == "refused":
+            theirs += " " + next((line for line in self.allocation.output.splitlines() if " E " in line), "")
+        return (
+            f"{self.model.name} {' '.join(self.flags)}\n  ours   {ours}\n  theirs {self.allocation.outcome}: {theirs}"
+        )
+
+
+def shape_of(model: TinyModel, tensor_names: set[str]) -> ModelShape:
+    """The shape, from the same metadata that the model is written with."""
+    metadata = {full_key(model.architecture, key): value for key, value in model.metadata.items()}
+    metadata |= {"general.architecture": model.architecture, f"{model.architecture}.vocab_size": VOCABULARY}
+    metadata["general.file_type"] = int(gguf.LlamaFileType.ALL_F32)
+    return shape_from_metadata(metadata, tensor_names)
+
+
+def compare(bench: Bench, model: TinyModel, path: Path, names: set[str], flags: Flags) -> Row:
+    """Start the server with these flags and compare."""
+    plan = cache_plan(shape_of(model, names), parse_server_flags(("-fit", "off", *flags), environ={}))
+    return Row(model, flags, bench.allocate(path, flags), plan)

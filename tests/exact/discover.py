@@ -1,0 +1,94 @@
+"""Which tensors a model needs, asked of llama.cpp's loader: it names each that is missing and each shape it expected.
+
+``python -m tests.exact.discover [NAME ...]`` fills in ``tensors.txt`` for models that it lacks, or for those named. Run
+it after a change of ``models.py``, or for a new llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from llamatel.model.architectures import DRAFTING
+from tests.parts import free_port, llama_server
+
+from .harness import Allocation, Bench, preloaded_library
+from .models import MODELS, TinyModel
+from .tensor_names import Shape
+from .writer import TABLE, format_table, read_table, write_model
+
+MISSING = re.compile(r"missing tensor '([^']+)'|tensor '([^']+)' not found")
+SHAPE = re.compile(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+), got")
+ROUNDS = 600
+
+
+def _like_the_layer_before(name: str, tensors: dict[str, Shape]) -> Shape | None:
+    """The shape of the same tensor of the nearest earlier block."""
+    found = re.match(r"blk\.(\d+)\.(.+)", name)
+    if found is None:
+        return None
+    return next((tensors[n] for i in reversed(range(int(found[1]))) if (n := f"blk.{i}.{found[2]}") in tensors), None)
+
+
+def discover(model: TinyModel, bench: Bench, folder: Path) -> tuple[dict[str, Shape], Allocation]:
+    """The tensors, and the server's last answer: started, or an error that is about something else."""
+    tensors: dict[str, Shape] = dict(model.seeds)
+    many = model.metadata["block_count"] > 24
+    flags = ["-c", "256", "-np", "1"]
+    if model.metadata.get("nextn_predict_layers") and model.architecture in DRAFTING:
+        flags += ["--spec-type", "draft-mtp"]  # or the loader passes over the tensors of those blocks
+    path = folder / f"{model.name}.gguf"
+    for _ in range(ROUNDS):
+        write_model(path, model, tensors or {"rope_freqs.weight": (1,)})
+        answer = bench.allocate(path, flags)
+        if (missing := MISSING.search(answer.output)) is not None:
+            name = missing[1] or missing[2]
+            if name in tensors:
+                break
+            tensors[name] = _like_the_layer_before(name, tensors) or (1,)
+            if many and (block := re.match(r"blk\.(\d+)\.", name)) and int(block[1]) > 1:  # all blocks are alike
+                before, this = f"blk.{int(block[1]) - 1}.", block[0]
+                tensors |= {
+                    this + old.removeprefix(before): tensors[old] for old in list(tensors) if old.startswith(before)
+                }
+        elif (wrong := SHAPE.search(answer.output)) is not None:
+            shape = [int(n) for n in wrong[2].split(",")]
+            while len(shape) > 1 and shape[-1] == 1:
+                shape.pop()
+            if tensors.get(wrong[1]) == tuple(shape):
+                break
+            tensors[wrong[1]] = tuple(shape)
+        else:
+            break
+    return tensors, answer
+
+
+def main(names: list[str]) -> int:
+    """Exit status 1 if a model could not be loaded."""
+    table = read_table() if TABLE.exists() else {}
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        bench = Bench(llama_server(), preloaded_library(folder), free_port(), folder / "record.txt")
+        table = {model.name: table[model.name] for model in MODELS if model.name in table}
+        for model in MODELS:
+            if model.name not in (names or [m.name for m in MODELS if m.name not in table]):
+                continue
+            tensors, answer = discover(model, bench, folder)
+            if answer.outcome == "started":
+                table[model.name] = tensors
+                TABLE.write_text(format_table(table))
+                print(f"{model.name}: {len(tensors)} tensors, {answer.total_bytes} bytes of cache", flush=True)
+            else:
+                failed = True
+                tail = [line for line in answer.output.splitlines() if re.search(r" E |assert|rror|abort", line)][:4]
+                print(
+                    f"{model.name}: {answer.outcome} after {len(tensors)} tensors\n  " + "\n  ".join(tail), flush=True
+                )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

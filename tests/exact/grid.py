@@ -1,0 +1,66 @@
+"""The settings that every model of the suite is started with, as llama-server's own flags."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from .models import TinyModel
+
+Flags = tuple[str, ...]
+
+_SETTINGS = """
+
+-c 512 -np 1
+-c 1000 -np 1
+-c 2048 -np 2
+-c 8192 -np 3
+-c 3000 -np 4 -kvu
+-c 16384 -np 1
+-c 4096 -np 2 -b 256 -ub 64
+-c 8192 -np 1 -b 1024 -ub 1024
+-c 4096 -np 2 --swa-full
+-c 4096 -np 1 -fa off
+-c 2048 -np 2 -fa on -ctk q8_0 -ctv q8_0
+-c 2048 -np 1 -fa off -ctk q8_0
+-c 1024 -np 1 -fa off -ctv q4_0
+-c 2048 -np 1 -ctk q4_0 -ctv f16
+-c 2048 -np 2 -kvu -ctk bf16 -ctv bf16
+-c 2048 -ctk q5_1 -ctv iq4_nl
+-c 2048 -np 8 -ctk f32 -ctv f32
+-np 2 -nkvo
+"""
+GRID: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _SETTINGS.split("\n")[1:-1])
+
+_DRAFTING = """
+--spec-type draft-mtp -c 2048
+--spec-type draft-mtp -c 2048 -np 2 -ctk q8_0 -ctv q8_0
+--spec-type draft-mtp --spec-draft-n-max 5 -c 4096 -np 1 -ctkd q8_0 -ctvd q8_0
+"""
+DRAFTING: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _DRAFTING.strip().split("\n"))
+
+
+def settings_for(model: TinyModel) -> tuple[Flags, ...]:
+    """The whole grid, with drafting where the model has the blocks for it."""
+    return GRID + (DRAFTING if model.metadata.get("nextn_predict_layers") else ())
+
+
+def random_settings(seed: int) -> Iterator[Flags]:
+    """Settings that nobody chose: any number of them, the same for the same seed."""
+    source = random.Random(seed)
+    types = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+    while True:
+        flags = ["-c", str(source.randrange(64, 12000))]
+        if source.random() < 0.8:
+            flags += ["-np", str(source.randrange(1, 9))]
+        if source.random() < 0.4:
+            flags.append(source.choice(("-kvu", "-no-kvu", "--swa-full")))
+        if source.random() < 0.6:
+            ubatch = source.randrange(16, 2049)
+            flags += ["-ub", str(ubatch), "-b", str(ubatch + source.randrange(0, 1000))]
+        if source.random() < 0.5:
+            flags += ["-fa", source.choice(("on", "off", "auto"))]
+        if source.random() < 0.7:
+            kind = source.choice(types)
+            flags += ["-ctk", kind, "-ctv", kind if source.random() < 0.8 else source.choice(types)]
+        yield tuple(flags)

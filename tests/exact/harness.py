@@ -1,0 +1,122 @@
+"""One start of the real llama-server: what it allocated for its caches, to the byte, or why it did not start."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.parts import MissingPart
+
+SOURCE = Path(__file__).with_name("allocations.c")
+READY = "listening on http"
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What llama-server did. ``tensors`` are (name, bytes) in the order in which llama.cpp made them."""
+
+    outcome: str
+    """started, refused (it said why and left) or aborted (it died of a signal)."""
+    tensors: tuple[tuple[str, int], ...] = ()
+    output: str = field(default="", repr=False)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(size for _, size in self.tensors)
+
+    def bytes_of(self, part: str) -> int:
+        """Bytes of a part: k, v, r, s or other (states that are none of these)."""
+        return sum(size for name, size in self.tensors if part_of(name) == part)
+
+
+def part_of(name: str) -> str:
+    """The part that a cache tensor belongs to, by llama.cpp's name for it."""
+    found = re.match(r"cache_(?:idx_)?([kvrs])_l\d+$", name)
+    return found[1] if found else "other"
+
+
+def preloaded_library(folder: Path) -> Path:
+    """Compile the library that notes allocations. Raises MissingPart."""
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        raise MissingPart("a C compiler on Linux", "sudo apt-get install gcc")
+    library = folder / "allocations.so"
+    command = ["cc", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(SOURCE)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return library
+
+
+def _listen(child: subprocess.Popen[bytes], deadline: float) -> str:
+    """The child's output until it is ready, ends, or the time is up."""
+    assert child.stdout is not None
+    descriptor = child.stdout.fileno()
+    output = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while READY.encode() not in output and (left := deadline - time.monotonic()) > 0:
+            if not selector.select(left):
+                break
+            chunk = os.read(descriptor, 65536)
+            if not chunk:
+                break
+            output += chunk
+    return output.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A server program to start, one start at a time."""
+
+    server: Path
+    library: Path
+    port: int
+    record: Path
+
+    def allocate(self, model: Path, flags: Sequence[str]) -> Allocation:
+        """Start the server with ``flags`` on a model, note its cache tensors, end it. No memory fitting, no warm-up."""
+        self.record.unlink(missing_ok=True)
+        argv = [
+            str(self.server),
+            "-m",
+            str(model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--no-warmup",
+            "-fit",
+            "off",
+        ]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
+        environment |= {"LD_PRELOAD": str(self.library), "CACHE_TENSORS": str(self.record)}
+        with subprocess.Popen(
+            [*argv, "-t", "1", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        ) as child:
+            try:
+                output = _listen(child, time.monotonic() + TIMEOUT)
+                ready = READY in output
+                if not ready:
+                    try:
+                        child.wait(5)
+                    except subprocess.TimeoutExpired:
+                        output += "\n(neither ready nor gone)"
+            finally:
+                child.send_signal(signal.SIGKILL)
+            code = child.wait()
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        tensors = tuple((name, int(size)) for name, size in (line.split() for line in lines))
+        outcome = "started" if ready else "refused" if code == 1 else "aborted"
+        return Allocation(outcome, tensors, output)

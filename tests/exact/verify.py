@@ -1,0 +1,105 @@
+"""Compare every model of the suite with llama-server over the whole grid: ``python -m tests.exact.verify [NAME ...]``.
+
+``--random N`` adds N settings a model that nobody chose. Exit status 1 if a row differs, or if the architectures whose
+rows were all equal are not those that ``llamatel/model/verified.py`` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+
+from llamatel.model.verified import VERIFIED
+from tests.parts import free_port, llama_server
+
+from .compare import Row, compare
+from .grid import Flags, random_settings, settings_for
+from .harness import Bench, preloaded_library
+from .models import MODELS, TinyModel
+from .tensor_names import Shape
+from .writer import read_table, write_model
+
+
+def run(jobs: Sequence[tuple[TinyModel, Sequence[Flags]]], workers: int, folder: Path) -> list[Row]:
+    """All rows; models are written as they are needed and deleted when done."""
+    server, library, table = llama_server(), preloaded_library(folder), read_table()
+    benches: SimpleQueue[Bench] = SimpleQueue()
+    for port in {free_port() for _ in range(workers)}:
+        benches.put(Bench(server, library, port, folder / f"{port}.txt"))
+
+    def one(model: TinyModel, path: Path, tensors: dict[str, Shape], flags: Flags) -> Row:
+        bench = benches.get()
+        try:
+            return compare(bench, model, path, set(tensors), flags)
+        finally:
+            benches.put(bench)
+
+    rows: list[Row] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for model, settings in jobs:
+            tensors = table[model.name]
+            path = write_model(folder / f"{model.name}.gguf", model, tensors)
+            pending = [pool.submit(one, model, path, tensors, flags) for flags in settings]
+            rows += [future.result() for future in pending]
+            path.unlink()
+    return rows
+
+
+def report(rows: Sequence[Row]) -> int:
+    """Print what differs and what was found; the number of rows that differ."""
+    different = [row for row in rows if not row.equal]
+    for row in different:
+        print(f"DIFFERENT {row}")
+    outcomes = Counter(row.allocation.outcome for row in rows)
+    models, architectures = {row.model.name for row in rows}, {row.model.architecture for row in rows}
+    print(
+        f"{len(rows) - len(different)} of {len(rows)} rows equal, "
+        f"on {len(models)} models of {len(architectures)} architectures; llama-server "
+        f"{', '.join(f'{outcome} {number}' for outcome, number in sorted(outcomes.items()))}"
+    )
+    return len(different)
+
+
+def proven(rows: Sequence[Row]) -> frozenset[str]:
+    """Architectures with rows that started, all equal."""
+    started = {row.model.architecture for row in rows if row.allocation.outcome != "refused"}
+    return frozenset(started - {row.model.architecture for row in rows if not row.equal})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models of the suite; all without one")
+    parser.add_argument("--random", type=int, default=2, metavar="N", help="settings by chance for each model")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(argv)
+    table = read_table()
+    chosen = [m for m in MODELS if m.name in (options.names or table)]
+    jobs = [
+        (model, (*settings_for(model), *islice(random_settings(options.seed * 1000 + i), options.random)))
+        for i, model in enumerate(chosen)
+    ]
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(jobs, options.jobs, Path(folder))
+    different = report(rows)
+    print(f"{time.monotonic() - begun:.0f} s")
+    if options.names:
+        return 1 if different else 0
+    found = proven(rows)
+    if found != VERIFIED:
+        print(f"llamatel/model/verified.py should gain {sorted(found - VERIFIED)} and lose {sorted(VERIFIED - found)}")
+    return 1 if different or found != VERIFIED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

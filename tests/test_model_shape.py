@@ -1,0 +1,140 @@
+"""Model shapes from metadata: what an architecture decides, what a file says, what stays unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamatel.errors import UsageError
+from llamatel.model import ModelShape, shape_from_metadata
+from llamatel.model.architectures import ARCHITECTURES, DRAFTING
+from llamatel.model.verified import VERIFIED
+
+
+def shape(architecture: str, **keys: Any) -> ModelShape:
+    metadata = {f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
+    return shape_from_metadata({"general.architecture": architecture, **metadata})
+
+
+LLAMA_3_8B = {
+    "block_count": 32,
+    "embedding_length": 4096,
+    "context_length": 8192,
+    "attention__head_count": 32,
+    "attention__head_count_kv": 8,
+}
+
+
+def test_grouped_heads_of_a_llama() -> None:
+    model = shape("llama", **LLAMA_3_8B)
+    assert len(model.layers) == 32
+    assert {(layer.heads, layer.kv_heads, layer.key_length, layer.group_size) for layer in model.layers} == {
+        (32, 8, 128, 4)
+    }
+    assert model.attention == "GQA, 4 query heads to a KV head"
+    assert model.verified
+    assert model.unknown == ()
+
+
+@pytest.mark.parametrize(("kv_heads", "words"), [(None, "MHA"), (32, "MHA"), (1, "MQA, 32 query heads to a KV head")])
+def test_the_kind_of_attention_follows_the_kv_heads(kv_heads: int | None, words: str) -> None:
+    keys: dict[str, Any] = {**LLAMA_3_8B, "attention__head_count_kv": kv_heads}
+    assert shape("llama", **{k: v for k, v in keys.items() if v is not None}).attention == words
+
+
+def test_gemma_3_has_one_dense_layer_in_six() -> None:
+    model = shape(
+        "gemma3",
+        block_count=62,
+        embedding_length=5376,
+        attention__head_count=32,
+        attention__head_count_kv=16,
+        attention__key_length=128,
+        attention__value_length=128,
+        attention__sliding_window=1024,
+    )
+    assert [layer.index for layer in model.layers if layer.window is None] == list(range(5, 62, 6))
+    assert "window of 1024 in 52 of 62 layers" in model.attention
+
+
+def test_a_window_that_llama_cpp_does_not_use_is_not_reported() -> None:
+    assert not shape("phi3", **LLAMA_3_8B, attention__sliding_window=2047).windowed
+    assert not shape("qwen2", **LLAMA_3_8B, attention__sliding_window=4096).windowed
+
+
+def test_latent_attention_needs_its_keys() -> None:
+    keys = {
+        "block_count": 61,
+        "embedding_length": 7168,
+        "attention__head_count": 128,
+        "attention__head_count_kv": 1,
+        "attention__key_length": 576,
+        "attention__value_length": 512,
+    }
+    assert not shape("deepseek2", **keys).latent
+    model = shape("deepseek2", **keys, attention__key_length_mla=192, attention__value_length_mla=128)
+    assert model.latent
+    assert model.attention == "MLA"
+    assert model.layers[0].key_width == 576
+
+
+def test_a_hybrid_has_states_where_it_does_not_attend() -> None:
+    model = shape(
+        "qwen3next",
+        block_count=48,
+        embedding_length=2048,
+        attention__head_count=16,
+        attention__head_count_kv=2,
+        attention__key_length=256,
+        attention__value_length=256,
+        ssm__conv_kernel=4,
+        ssm__inner_size=4096,
+        ssm__state_size=128,
+        ssm__group_count=16,
+    )
+    assert [layer.index for layer in model.layers if layer.attends] == list(range(3, 48, 4))
+    assert sum(layer.state is not None for layer in model.layers) == 36
+    assert "recurrent state in 36 of 48 layers" in model.attention
+
+
+def test_blocks_that_draft_are_no_part_of_the_trunk() -> None:
+    model = shape("glm4moe", **{**LLAMA_3_8B, "block_count": 47}, nextn_predict_layers=1)
+    assert len(model.trunk) == 46
+    assert [layer.index for layer in model.drafting] == [46]
+    assert not model.layers[46].cached
+
+
+def test_layers_that_share_read_the_last_layer_of_their_kind() -> None:
+    model = shape(
+        "gemma3n",
+        block_count=30,
+        embedding_length=2048,
+        attention__head_count=8,
+        attention__head_count_kv=2,
+        attention__sliding_window=512,
+    )
+    assert [layer.index for layer in model.layers if layer.kv_from is None] == list(range(20))
+    assert {layer.kv_from for layer in model.layers[20:] if layer.window} == {18}
+    assert {layer.kv_from for layer in model.layers[20:] if not layer.window} == {19}
+
+
+def test_an_unknown_architecture_says_so() -> None:
+    model = shape("frobnicator", **LLAMA_3_8B)
+    assert not model.verified
+    assert "frobnicator" in model.unknown[0]
+
+
+def test_what_a_file_lacks_is_named() -> None:
+    model = shape("mamba", block_count=4, embedding_length=64)
+    assert any("mamba.ssm.inner_size" in reason for reason in model.unknown)
+
+
+def test_a_file_without_an_architecture_is_no_model() -> None:
+    with pytest.raises(UsageError, match=r"general\.architecture"):
+        shape_from_metadata({})
+
+
+def test_the_table_has_a_row_for_whatever_is_verified() -> None:
+    assert set(ARCHITECTURES) >= VERIFIED
+    assert set(ARCHITECTURES) >= DRAFTING
