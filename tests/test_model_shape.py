@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.model import ModelShape, shape_from_metadata
+from llamatel.llama.gguf import parse_gguf_header
+from llamatel.model import ModelShape, shape_from_config, shape_from_gguf, shape_from_metadata
 from llamatel.model.architectures import ARCHITECTURES, DRAFTING
 from llamatel.model.verified import VERIFIED
+from tests.exact.compare import shape_of
+from tests.exact.models import MODELS
+from tests.exact.writer import read_table, write_model
 
 
 def shape(architecture: str, **keys: Any) -> ModelShape:
@@ -138,3 +144,91 @@ def test_a_file_without_an_architecture_is_no_model() -> None:
 def test_the_table_has_a_row_for_whatever_is_verified() -> None:
     assert set(ARCHITECTURES) >= VERIFIED
     assert set(ARCHITECTURES) >= DRAFTING
+
+
+def test_a_configuration_without_a_gguf() -> None:
+    """meta-llama/Llama-3.2-1B."""
+    model = shape_from_config(
+        {
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "vocab_size": 128256,
+        }
+    )
+    assert model.attention == "GQA, 4 query heads to a KV head"
+    assert (model.layers[0].heads, model.layers[0].kv_heads, model.layers[0].key_length) == (32, 8, 64)
+    assert "config.json" in model.unknown[-1]
+
+
+def test_a_configuration_with_layer_types() -> None:
+    model = shape_from_config(
+        {
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+        }
+    )
+    assert "window of 128 in 12 of 24 layers" in model.attention
+
+
+def test_a_configuration_with_latent_attention() -> None:
+    model = shape_from_config(
+        {
+            "model_type": "deepseek_v3",
+            "hidden_size": 7168,
+            "num_hidden_layers": 61,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+        }
+    )
+    assert model.latent
+    assert model.layers[0].key_width == 576
+
+
+def test_a_configuration_of_a_hybrid_that_also_sees() -> None:
+    text = {
+        "model_type": "lfm2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+    }
+    model = shape_from_config({"model_type": "lfm2_vl", "text_config": text})
+    assert [layer.attends for layer in model.layers] == [False, False, True, False]
+    assert model.layers[0].state is not None
+    assert model.layers[0].state.conv == 2048
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "llama"}])
+def test_a_configuration_that_tells_too_little(config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        shape_from_config(config)
+
+
+def test_a_file_and_its_metadata_give_the_same_shape(tmp_path: Path) -> None:
+    table = read_table()
+    for model in (m for m in MODELS if m.name in ("qwen35:drafting", "gemma4", "openelm", "deepseek4")):
+        path = write_model(tmp_path / "m.gguf", model, table[model.name])
+        header = parse_gguf_header(path, read_tensors=True)
+        found = shape_from_gguf(header)
+        assert found.weights is not None
+        assert found.weights.n_bytes == header.n_bytes
+        assert sum(found.weights.layer_bytes) + found.weights.input_bytes + found.weights.output_bytes >= header.n_bytes
+        expected = shape_of(model, set(table[model.name]))
+        assert replace(found, weights=None, file_type=None) == replace(expected, file_type=None)
