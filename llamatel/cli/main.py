@@ -25,6 +25,7 @@ VERBS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show what llamatel sees."),
     "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
     "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
+    "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, KV cache, weights."),
 }
 """Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
 

@@ -45,12 +45,20 @@ def token_bytes(shape: ModelShape, block: int = 1, block_bytes: int = 2) -> Toke
     lasting = windowed = 0
     if shape.cache == "compressed":
         return None
-    for layer in shape.trunk:
+    if shape.cache == "none":
+        return TokenBytes(0)
+    for layer in shape.layers:
         if not layer.attends or not layer.cached or layer.kv_from is not None:
             continue
         if layer.kv_heads and not layer.key_length:
             return None
-        widths = (layer.key_width, 0 if shape.latent else layer.value_width, layer.indexer_length or 0)
+        if layer.key_length % block or (layer.value_length % block and not shape.latent):
+            return None  # llama.cpp refuses it (unless flash attention is off)
+        widths = [layer.key_width, 0 if shape.latent else layer.value_width]
+        if layer.indexer_length is not None:
+            # Where the model is not latent and no hybrid, llama.cpp allocates a V with the indexer's keys.
+            unread = 0 if shape.latent or shape.cache != "attention" else layer.value_length
+            widths += [layer.indexer_length, unread]
         if any(width % block for width in widths):
             return None
         size = sum(width // block * block_bytes for width in widths)

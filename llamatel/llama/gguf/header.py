@@ -131,6 +131,13 @@ class GGUFHeader:
             ends[tensor.shard] = max(ends[tensor.shard], end)
         return sum(max(0, end - size) for end, size in zip(ends, self.file_sizes, strict=True))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from llamatel.model.report import report_of
+        from llamatel.view.html import model_html
+
+        return model_html(report_of(self))
+
 
 def read_header(
     source: ByteSource, *, read_tensors: bool = False, read_arrays: bool | Collection[str] = False, shard: int = 0
