@@ -122,10 +122,7 @@ class ServerManager:
             backend = find_backend(self._choice)
             name = command.alias or (Path(model_path).name if model_path is not None else None)
             self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
-        with _known:
-            watchers = tuple(_watchers)
-        for watcher in watchers:
-            watcher(self)
+        self._announce()
         return self
 
     def wait_until_ready(self, timeout: float | None = None) -> ServerManager:
@@ -153,6 +150,7 @@ class ServerManager:
         self.stop_server()
         with self._lock:
             self._begin(before.backend, before.command, self._asked, before)
+        self._announce()
         return self.wait_until_ready(timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -285,6 +283,12 @@ class ServerManager:
         self._backend, self._asked, self._supervisor = backend, asked, supervisor
         supervisor.start()
 
+    def _announce(self) -> None:
+        with _known:
+            watchers = tuple(_watchers)
+        for watcher in watchers:
+            watcher(self)
+
     def _hand_out(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
             for listener in self._listeners.values():
@@ -334,7 +338,7 @@ _watchers: list[Callable[[ServerManager], None]] = []
 
 
 def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
-    """Have ``watcher`` called for each server that was started or will be (perhaps twice); returns what ends that.
+    """Have ``watcher`` called for each server that runs, failed, or will start (perhaps twice); returns what ends that.
 
     This is how telemetry finds the servers: this package knows nothing of it.
     """
@@ -342,7 +346,7 @@ def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
         _watchers.append(watcher)
         managers = list(_managers)
     for manager in managers:
-        if manager.backend is not None:
+        if manager.state is not ServerState.STOPPED:
             watcher(manager)
 
     def forget() -> None:
