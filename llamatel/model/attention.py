@@ -83,7 +83,9 @@ def meaning(shape: ModelShape) -> tuple[str, ...]:
 
 
 def _attending(shape: ModelShape) -> list[LayerShape]:
-    return [layer for layer in shape.trunk if layer.attends]
+    """The layers whose heads count: not those that have no KV head (Deci), unless no layer's heads are known."""
+    layers = [layer for layer in shape.trunk if layer.attends]
+    return [layer for layer in layers if layer.kv_heads] or layers
 
 
 def _kind(layer: LayerShape) -> str | None:

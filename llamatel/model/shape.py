@@ -84,6 +84,8 @@ class Weights:
     """The token embeddings, which llama.cpp keeps in host memory."""
     output_bytes: int = 0
     """What computes logits; a copy of the input embeddings where the file has none of its own."""
+    tied_bytes: int = 0
+    """Those input embeddings that ``output_bytes`` counts again."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -153,11 +155,19 @@ class ModelShape:
             parts.append(f"recurrent state in {states} of {len(self.trunk)} layers")
         return ", ".join(parts) or "none"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from llamatel.model.report import ModelReport
+        from llamatel.view.html import model_html
+
+        return model_html(ModelReport(self.name or self.architecture, self))
+
 
 def _grouping(layers: Iterable[LayerShape], latent: bool) -> str:
     if latent:
         return "MLA"
     seen = {(layer.heads, layer.kv_heads) for layer in layers}
+    seen = {(heads, kv) for heads, kv in seen if kv} or seen  # a layer without KV heads does not attend (Deci)
     if any(heads is None or not kv_heads for heads, kv_heads in seen):
         return "attention"
     kinds = {"MHA" if heads == kv else "MQA" if kv == 1 else "GQA" for heads, kv in seen}

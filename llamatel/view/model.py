@@ -45,10 +45,10 @@ def model_page(report: ModelReport, glyphs: Glyphs = UNICODE) -> Page:
     _attention(page, report.shape)
     _cache(page, report, report.shape)
     _body(page, report, report.shape)
-    _weights(page, report.shape)
-    _comparison(page, report)
     for sentence in report.shape.unknown:
         page.row("unknown", printable(sentence))
+    _weights(page, report.shape)
+    _comparison(page, report)
     return page
 
 
@@ -217,10 +217,27 @@ def _layer_cells(layer: LayerShape, report: ModelReport, glyphs: Glyphs) -> list
     if layer.drafting:
         reach.append("drafts")
     cells = [_matrices(mine.get(role, ()), glyphs) for role in "qkvo"]
+    if report.header is None or not report.header.tensors:
+        cells = _expected(layer, report, glyphs)
     if "qkv" in mine:
         fused = ["QKV", *_matrices(mine["qkv"], glyphs)]
         cells[:3] = [fused, ["in Q"], ["in Q"]]
     return [[heads], reach, *cells]
+
+
+def _expected(layer: LayerShape, report: ModelReport, glyphs: Glyphs) -> list[list[str]]:
+    """The shapes that follow from the heads, where there are no tensors to look at."""
+    shape = report.shape
+    width = shape.embedding_length if shape is not None and not shape.latent and shape.cache != "compressed" else None
+    if not width or not layer.heads or not layer.kv_heads or not layer.attends:
+        return [[glyphs.unknown]] * 4
+    query, output = layer.heads * layer.key_length, layer.heads * layer.value_length
+    return [
+        [f"{width}x{query}"],
+        [f"{width}x{layer.key_width}"],
+        [f"{width}x{layer.value_width}"],
+        [f"{output}x{width}"],
+    ]
 
 
 def _matrices(tensors: Sequence[TensorInfo], glyphs: Glyphs) -> list[str]:
