@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import time as clocks
+from collections.abc import Callable
+
 _JUMP_S = 5.0
+_PERSISTS_S = 1.0
+
+
+def _slept() -> float:
+    return clocks.time() - clocks.monotonic()
 
 
 class LogClock:
@@ -10,13 +18,20 @@ class LogClock:
 
     A line is read a little after it was written, so the process started at the smallest ``now - time`` seen: the anchor
     settles within the first lines and then stays, and differences between two times of one process are llama.cpp's own.
-    In a log read live a sudden lag of seconds means that the machine slept (its monotonic clock stood still), so the
-    anchor is set anew.
+
+    While a machine sleeps, its monotonic clock stands still and with it the log's. In a log read live, the anchor moves
+    by as much as ``slept`` does (Unix time less this machine's monotonic time), so it also follows a wall clock that is
+    set. A lag of seconds is mostly our own: we were held up, and read everything at once. Only if the newest lines keep
+    lagging, another machine that runs the server must have slept.
     """
 
-    def __init__(self, *, live: bool = True, anchor: float | None = None) -> None:
+    def __init__(self, *, live: bool = True, anchor: float | None = None, slept: Callable[[], float] = _slept) -> None:
         self._live = live
         self._anchor = anchor
+        self._slept = slept
+        self._slept_before = slept()
+        self._lagging: tuple[float, float] | None = None
+        """Since when all lines lag, and the anchor by the one that lags least."""
 
     @property
     def process_started_at(self) -> float | None:
@@ -26,12 +41,37 @@ class LogClock:
     def observe(self, time: float, now: float) -> None:
         """A line written at log time ``time`` was read at Unix time ``now``."""
         start = now - time
-        if self._anchor is None or start < self._anchor or (self._live and start - self._anchor > _JUMP_S):
-            self._anchor = start
+        anchor = self._anchor
+        if anchor is None:
+            self._slept_before = self._slept()
+            anchor = start
+        elif self._live:
+            anchor = self._after_sleep(anchor, start, now)
+        self._anchor = min(start, anchor)
+
+    def _after_sleep(self, anchor: float, start: float, now: float) -> float:
+        """Where the anchor is now, if a machine slept since the line before."""
+        if abs(start - anchor) < _JUMP_S:
+            self._lagging = None
+            return anchor
+        moved = self._slept() - self._slept_before
+        if abs(moved) > _JUMP_S:
+            self._slept_before += moved
+            return anchor + moved
+        if start < anchor:
+            self._lagging = None
+            return anchor
+        since, least = self._lagging or (now, start)
+        least = min(least, start)
+        if now - since > _PERSISTS_S:
+            self._lagging = None
+            return least
+        self._lagging = (since, least)
+        return anchor
 
     def restart(self) -> None:
         """The log goes on with another process."""
-        self._anchor = None
+        self._anchor = self._lagging = None
 
     def wall(self, time: float) -> float:
         """Unix time of a log time; only after ``observe``."""
