@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             "flags": "",
             "tokens": options.tokens,
             "rounds": options.rounds,
+            "yardstick us": round(pieces.yardstick_us(), 1),
         }
     )
     blocks: list[Block] = []
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                     blocks += measured
         if "pieces" in wanted and log is not None:
             _progress("the log reader, and imports")
-            report.pieces = pieces.measure(log)
+            report.pieces = pieces.measure(log, options.rounds)
         if "cost" in wanted:
             for variant in variants:
                 with contextlib.ExitStack() as running:
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                     )  # fmt: skip
                 report.costs.append(found_cost)
                 blocks += measured
+    report.about["yardstick at the end"] = round(pieces.yardstick_us(), 1)
     cores = int(report.about["cores"])
     report.foreign = sum(block.foreign_cpu for block in blocks) / sum(block.elapsed * cores for block in blocks)
     print(report.text())

@@ -13,8 +13,6 @@ from llamatel.llama.log_reader import LogReader
 from llamatel.llama.process import LineBuffer
 from llamatel.records import ServerInfo
 
-_STARTS = 11
-_READS = 5
 _PIPE_BYTES = 4096
 
 
@@ -44,27 +42,39 @@ def read_log(log: bytes) -> tuple[int, int]:
     return lines, requests
 
 
-def _start_ms(code: str) -> float:
+def yardstick_us() -> float:
+    """A second's worth of one and the same loop: a quiet core of 3 GHz takes some 10 us for a turn of it."""
+    turns = []
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        begun = time.process_time()
+        for _ in range(50):
+            sum(range(1000))
+        turns.append((time.process_time() - begun) / 50 * 1e6)
+    return statistics.median(turns)
+
+
+def _start_ms(code: str, starts: int) -> float:
     times = []
-    for _ in range(_STARTS):
+    for _ in range(starts):
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
         times.append((time.perf_counter() - begun) * 1e3)
     return statistics.median(times)
 
 
-def measure(log: Path) -> Pieces:
-    """``log``: what a plain server wrote under load; times are medians."""
+def measure(log: Path, rounds: int) -> Pieces:
+    """``log``: what a plain server wrote under load; times are medians of ``rounds``."""
     text = log.read_bytes()
     times = []
-    for _ in range(_READS):
+    for _ in range(rounds):
         begun = time.process_time()
         lines, requests = read_log(text)
         times.append(time.process_time() - begun)
-    nothing = _start_ms("pass")
+    nothing = _start_ms("pass", rounds)
     return Pieces(
         log_request_us=statistics.median(times) / requests * 1e6,
         log_lines=lines / requests,
-        import_ms=_start_ms("import llamatel") - nothing,
-        import_serve_ms=_start_ms("import llamatel.cli.serve, llamatel.runtime, llamatel.exporters") - nothing,
+        import_ms=_start_ms("import llamatel", rounds) - nothing,
+        import_serve_ms=_start_ms("import llamatel.cli.serve, llamatel.runtime, llamatel.exporters", rounds) - nothing,
     )

@@ -1,0 +1,39 @@
+"""The benchmark runs from end to end and counts every request; its figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.pieces import read_log
+
+_LOG = Path(__file__).parent / "golden" / "logs" / "llama-server.log"
+
+
+def test_log_reading_is_measured_on_whole_requests() -> None:
+    lines, requests = read_log(_LOG.read_bytes())
+    assert lines > 7 * requests > 0
+
+
+@pytest.mark.slow
+def test_a_small_run_tells_all_it_should(
+    llama_server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    flags = ["--rounds", "1", "--seconds", "0.2", "--connections", "2", "--no-otlp"]
+    main([*flags, "--backend", str(llama_server_binary), "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert [row["variant"] for row in found["ratios"]] == ["plain", "plain again", "Prometheus"]
+    assert all(row["failed"] == 0 and row["requests_per_second"] > 0 for row in found["ratios"])
+    [cost] = found["costs"]
+    assert cost["seen"] == cost["requests"] > 0
+    assert cost["dropped"] == 0
+    assert cost["peak_mib"] >= cost["loaded_mib"] > 0
+    assert found["pieces"]["log_request_us"] > 0
+    assert found["ready_s"].keys() == {"plain", "Prometheus"}
+    shown = capsys.readouterr().out
+    assert all(item["target"] in shown for item in found["targets"])
+    assert len(found["targets"]) == 5
