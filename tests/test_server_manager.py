@@ -604,20 +604,14 @@ def test_a_listener_cannot_wait_for_the_end_that_it_holds_up(servers: Servers, l
 # -- crashes -----------------------------------------------------------------------------------------------------------
 
 
-def crash_in_mid_request(server: ServerManager, requests: int) -> None:
-    """SIGKILL while so many requests hold a slot. The server is paused first, so that none of them ends before."""
-    before = launched(server)
-    ask_at_once(server.base_url, requests)
-    wait_until(lambda: launched(server) - before >= requests, every=0.002)
-    os.kill(pid_of(server), signal.SIGKILL)
-
-
 def test_a_crash_ends_every_request_in_flight_as_an_error(servers: Servers, backend: str) -> None:
     seen: list[Completion] = []
     server = servers.ready(backend, "-np", "4", "-c", "16384", "--no-kv-unified")
     server.subscribe(seen.append)
     assert ask(server.base_url) == 200
-    crash_in_mid_request(server, 3)
+    ask_at_once(server.base_url, 3)
+    wait_until(lambda: launched(server) == 4, every=0.002)
+    os.kill(pid_of(server), signal.SIGKILL)
     assert server.wait(20) == -signal.SIGKILL
     assert server.state is ServerState.FAILED
     assert server.failure == "the server ended with signal 9"
