@@ -58,6 +58,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "attention.sliding_window": ("sliding_window",),
     "attention.shared_kv_layers": ("num_kv_shared_layers",),
     "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_used_count": ("num_experts_per_tok", "num_experts_per_token"),
     "leading_dense_block_count": ("first_k_dense_replace",),
     "rope.freq_base": ("rope_theta",),

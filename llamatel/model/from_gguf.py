@@ -18,6 +18,7 @@ from llamatel.model.weights import Tensor, weigh
 
 # glm-dsa's layers with an indexer where a file for more than a million tokens does not say (src/models/glm-dsa.cpp:6).
 _GLM_52_CONTEXT = 1048576
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (src/llama-hparams.h:11)
 
 
 class Header(Protocol):
@@ -47,8 +48,7 @@ class _Keys:
         return self._metadata.get(f"{self.architecture}.{key}")
 
     def number(self, key: str) -> int | None:
-        value = self.raw(key)
-        return int(value) if isinstance(value, (int, float)) else None
+        return _whole(self.raw(key))
 
     def required(self, key: str) -> int:
         """0 and a note for a key that must be there."""
@@ -67,9 +67,9 @@ class _Keys:
 
     def per_layer(self, key: str, layers: int) -> list[int] | None:
         """A number for all layers or one for each."""
-        value = self.raw(key)
-        if isinstance(value, (int, float)):
-            return [int(value)] * layers
+        value = self.number(key)
+        if value is not None:
+            return [value] * layers
         found = self.array(key)
         if found is not None and len(found) < layers:
             self.missing.append(f"{self.architecture}.{key} for {layers} layers (it has {len(found)})")
@@ -80,7 +80,15 @@ class _Keys:
         value = self.raw(key)
         if value is None or isinstance(value, (str, bytes, int, float)) or not isinstance(value, Iterable):
             return None
-        return [int(item) for item in value]
+        found = [_whole(item) for item in value]
+        return None if None in found else [item for item in found if item is not None]
+
+
+def _whole(value: object) -> int | None:
+    """A count; None for what is none, which a stranger's file may hold: NaN, a negative number, text."""
+    if not isinstance(value, (int, float)) or not 0 <= value < 1 << 63:
+        return None
+    return int(value)
 
 
 def shape_from_gguf(header: Header) -> ModelShape:
@@ -103,6 +111,8 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         )
         row = Architecture(keys.architecture)
     blocks = keys.required("block_count")
+    if not 0 <= blocks * max(keys.number("num_loops") or 1, 1) <= _MAX_LAYERS:
+        raise UsageError(f"the file speaks of {blocks} layers, where llama.cpp takes at most {_MAX_LAYERS}")
     drafting = keys.number("nextn_predict_layers") or 0
     if row.cache == "compressed" and drafting:
         # The key counts only if the file has the blocks' tensors (src/models/deepseek4.cpp:20).
@@ -121,6 +131,7 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         context_length=keys.number("context_length"),
         embedding_length=keys.number("embedding_length"),
         feed_forward_length=max(keys.per_layer("feed_forward_length", blocks) or [0]) or None,
+        expert_feed_forward_length=max(keys.per_layer("expert_feed_forward_length", blocks) or [0]) or None,
         vocabulary=keys.number("vocab_size") or _vocabulary(metadata),
         experts=keys.number("expert_count"),
         experts_used=max(keys.per_layer("expert_used_count", blocks) or [0]) or None,

@@ -103,6 +103,7 @@ class ModelShape:
     context_length: int | None = None
     embedding_length: int | None = None
     feed_forward_length: int | None = None
+    expert_feed_forward_length: int | None = None
     vocabulary: int | None = None
     experts: int | None = None
     experts_used: int | None = None

@@ -55,7 +55,7 @@ def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_u
     sizes: defaultdict[str, int] = defaultdict(int)
     by_layer = [0] * layers
     active_parameters = active_bytes = 0.0
-    input_bytes = output_bytes = 0
+    input_bytes = output_bytes = tied_bytes = 0
     for tensor in tensors:
         number, size, part = math.prod(tensor.shape), tensor.n_bytes or 0, part_of(tensor.name)
         parameters[part] += number
@@ -65,6 +65,7 @@ def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_u
         if tensor.name.startswith(_INPUT):
             input_bytes += size
             if tied and tensor.name == "token_embd.weight":
+                tied_bytes = size
                 output_bytes += size
                 active_bytes += size
         else:
@@ -83,4 +84,5 @@ def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_u
         layer_bytes=tuple(by_layer),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
+        tied_bytes=tied_bytes,
     )

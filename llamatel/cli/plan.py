@@ -1,0 +1,129 @@
+"""``llamatel plan``: what a server on a model takes: its caches to the byte, what fits, how fast it can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llamatel.cli.inspect import fetching
+from llamatel.cli.options import verbose_option
+from llamatel.errors import UsageError
+from llamatel.llama.gguf.header import GGUFHeader
+from llamatel.llama.gguf.reference import Choices, read_reference
+from llamatel.model.from_config import shape_from_config
+from llamatel.model.from_gguf import shape_from_gguf
+from llamatel.model.shape import ModelShape
+from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
+from llamatel.plan.measure import find_program, measure
+from llamatel.plan.report import PlanReport, make_report
+from llamatel.plan.settings import parse_server_flags
+
+_FLAGS = {
+    "ctx_size": "-c",
+    "n_parallel": "-np",
+    "gpu_layers": "-ngl",
+    "cache_type_k": "-ctk",
+    "cache_type_v": "-ctv",
+    "batch_size": "-b",
+    "ubatch_size": "-ub",
+    "flash_attn": "-fa",
+    "tensor_split": "-ts",
+    "split_mode": "-sm",
+    "main_gpu": "-mg",
+}
+
+
+def _words(values: dict[str, Any]) -> list[str]:
+    """Our flags as llama-server's."""
+    words: list[str] = []
+    for name, flag in _FLAGS.items():
+        if values[name] is not None:
+            words += [flag, str(values[name])]
+    if values["kv_unified"] is not None:
+        words.append("-kvu" if values["kv_unified"] else "-no-kvu")
+    return words + ["--swa-full"] * bool(values["swa_full"])
+
+
+def _shape(reference: str) -> tuple[str, ModelShape]:
+    with fetching(reference) as progress:
+        found = read_reference(reference, progress=progress)
+    if isinstance(found, Choices):
+        names = ", ".join(found.reference(choice) for choice in found.choices) or "none"
+        raise UsageError(f"{reference} holds several models; name one of: {names}")
+    if isinstance(found, GGUFHeader):
+        return Path(found.path).name, shape_from_gguf(found)
+    return found.name, shape_from_config(found.config)
+
+
+def _devices(text: str | None) -> list[Device]:
+    return [] if text == "none" else parse_devices(text) if text else seen_by_nvml()
+
+
+@click.command("plan")
+@click.argument("model", required=False)
+@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
+@click.option(
+    "-c", "--ctx-size", type=click.IntRange(min=0), metavar="N", help="Context in tokens; 0: the model's own."
+)
+@click.option("-np", "--parallel", "n_parallel", type=int, metavar="N", help="Slots; without: 4 that share one pool.")
+@click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers on the GPUs; without: as many as fit.")
+@click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ...")
+@click.option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the KV cache's values.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Logical batch, in tokens.")
+@click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), metavar="N", help="Physical batch, in tokens.")
+@click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention.")
+@click.option("-kvu/-no-kvu", "--kv-unified/--no-kv-unified", default=None, help="One pool for all slots, or one each.")
+@click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers.")
+@click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU.")
+@click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row.")
+@click.option("-mg", "--main-gpu", type=click.IntRange(min=0), metavar="N", help="The GPU where there is one.")
+@click.option("--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900; without: what NVML sees.")
+@click.option("--measure", "measured", is_flag=True, help="Ask llama.cpp's llama-fit-params as well.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@verbose_option
+def command(
+    model: str | None,
+    server_args: tuple[str, ...],
+    device: str | None,
+    measured: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """What a llama-server on MODEL takes: KV cache to the byte, weights, what fits, the speed that memory allows.
+
+    MODEL is what `llamatel inspect` takes. A command line that one has can be pasted behind --, as it is:
+
+    llamatel plan -- -m model.gguf -c 32768 -np 4 -ctk q8_0 -ctv q8_0
+    """
+    if model is not None and model.startswith("-"):  # all of it stood behind --
+        server_args, model = (model, *server_args), None
+    settings = parse_server_flags([*_words(values), *server_args])
+    reference = model or settings.model
+    if reference is None:
+        raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
+    name, shape = _shape(reference)
+    lines = measure(_local(reference), settings, find_program()) if measured else None
+    report = make_report(name, shape, settings, _devices(device), lines)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+    else:
+        _show(report)
+
+
+def _local(reference: str) -> Path:
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        raise UsageError("--measure needs the model's file on this machine")
+    return path
+
+
+def _show(report: PlanReport) -> None:
+    from llamatel.cli.console import output_console
+    from llamatel.view.glyphs import glyphs_for
+    from llamatel.view.plan import plan_text
+
+    console = output_console()
+    console.print(plan_text(report, glyphs_for(console.encoding)), soft_wrap=True)

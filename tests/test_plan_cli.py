@@ -1,0 +1,201 @@
+"""``llamatel plan``: its document, its page, what it answers for two T4s, and llama.cpp's own figures beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.cli.main import main
+from llamatel.errors import UsageError
+from llamatel.llama.gguf import parse_gguf_header
+from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.model import LayerShape, ModelShape, shape_from_gguf
+from llamatel.model.shape import Weights
+from llamatel.plan import ServerSettings, cache_plan
+from llamatel.plan.devices import GB, parse_devices
+from llamatel.plan.measure import parse_measured
+from llamatel.plan.memory import largest_context, memory_plan
+from llamatel.plan.report import make_report
+from tests.parts import MissingPart, in_ci, llama_server
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("plan") / "tiny.gguf", embedding=256, layers=4, feed_forward=1024)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_ARG_CTX_SIZE", raising=False)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["plan", "--json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def big_model(gib: float) -> ModelShape:
+    """A 32-layer model of the shape of Llama-3-8B that weighs so much."""
+    layer = int(gib * GIB / 33)
+    layers = tuple(LayerShape(index, 32, 8, 128, 128) for index in range(32))
+    weights = Weights(33 * layer, 8 * GB, 8 * GB, 33 * layer, (), (layer,) * 32, 0, layer)
+    return ModelShape(
+        "llama",
+        layers,
+        context_length=131072,
+        embedding_length=4096,
+        feed_forward_length=14336,
+        weights=weights,
+        verified=True,
+    )
+
+
+def test_the_document(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, str(tiny), "-c", "4096", "-np", "2", "--device", "t4x2")
+    cache = found["kv_cache"]
+    assert cache["k_bytes"] == cache["v_bytes"] == 4 * 2 * 64 * 2 * 4096
+    assert cache["total_bytes"] == cache["k_bytes"] + cache["v_bytes"]
+    assert (cache["r_bytes"], cache["s_bytes"], cache["other_bytes"]) == (0, 0, 0)
+    assert (cache["cells"], cache["streams"], cache["exact"], cache["why_not_exact"]) == (2048, 2, True, None)
+    assert found["refused"] is None
+    assert found["fits"] is True
+    assert [device["name"] for device in found["per_device"]] == ["Tesla T4", "Tesla T4"]
+    assert found["weights_bytes"] == parse_gguf_header(tiny, read_tensors=True).n_bytes
+    assert found["advice"][0].startswith("fits on 2 x Tesla T4: -ngl 5 -c 4096")
+    assert "October 2026" in found["verified_with"]
+
+
+def test_a_pasted_command_line_names_the_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "--device", "none", "--", "-m", str(tiny), "-c", "1024", "--temp", "0.2", "-ctk", "q8_0")
+    assert found["kv_cache"]["cells"] == 1024
+    assert found["kv_cache"]["k_bytes"] * 2 == found["kv_cache"]["v_bytes"] * 17 // 16
+    assert found["fits"] is None
+
+
+def test_what_llama_server_refuses(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, str(tiny), "-c", "1024", "-fa", "off", "-ctv", "q8_0", "--device", "t4")
+    assert found["refused"] == "quantized V cache requires flash_attn to be enabled"
+    assert found["kv_cache"]["total_bytes"] is None
+    assert main(["plan", str(tiny), "-c", "1024", "-fa", "off", "-ctv", "q8_0"]) == 0
+    assert "refused" in capsys.readouterr().out
+
+
+def test_the_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "-c", "4096", "--device", "t4x2"]) == 0
+    page = capsys.readouterr().out
+    assert "to the byte" in page
+    assert "fits on 2 x Tesla T4" in page
+    assert "* estimated" in page
+    assert max(map(len, page.splitlines())) <= 80
+
+
+def test_without_a_context_the_plan_is_not_exact(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = plan(capsys, str(tiny), "--device", "none")["kv_cache"]
+    assert cache["exact"] is False
+    assert "lowers the context" in cache["why_not_exact"]
+    assert cache["cells"] == 4096
+
+
+@pytest.mark.parametrize("words", [("--device", "abacus"), ("-ctk", "q9_9"), ("-np", "0")])
+def test_what_cannot_be_is_said_in_one_line(
+    tiny: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(tiny), *words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_no_model_is_wrong_usage() -> None:
+    assert main(["plan"]) == 2
+
+
+def test_two_t4s_take_what_one_does_not() -> None:
+    shape, settings = big_model(18), ServerSettings(ctx_size=8192, parallel=1)
+    assert memory_plan(shape, settings, parse_devices("t4")).offloaded is False
+    two = make_report("big", shape, settings, parse_devices("t4x2"))
+    assert two.memory.fits
+    assert two.memory.offloaded
+    assert two.advice[0] == "fits on 2 x Tesla T4: -ngl 33 -c 8192 -np 1"
+
+
+def test_what_does_not_fit_gets_a_smaller_context_or_layers_on_the_host() -> None:
+    report = make_report("big", big_model(24), ServerSettings(ctx_size=131072, parallel=1), parse_devices("t4x2"))
+    assert report.advice[0] == "does not fit on 2 x Tesla T4 with -c 131072"
+    assert any("-ctk q4_0" in line for line in report.advice)
+    assert any("on the host" in line for line in report.advice)
+
+
+def test_the_largest_context_is_the_edge() -> None:
+    shape, devices = big_model(24), parse_devices("t4x2")
+    settings = ServerSettings(ctx_size=8192, parallel=1)
+    edge = largest_context(shape, settings, devices)
+    assert edge is not None
+    for context, fits in ((edge, True), (edge + 256, False)):
+        assert memory_plan(shape, ServerSettings(ctx_size=context, parallel=1, gpu_layers=33), devices).fits is fits
+
+
+def test_layers_lie_where_llama_cpp_puts_them() -> None:
+    shape = big_model(4)
+    settings = ServerSettings(ctx_size=4096, parallel=1, gpu_layers=20, tensor_split=(3.0, 1.0))
+    plan = memory_plan(shape, settings, parse_devices("t4x2"))
+    assert plan.host.layers == 13
+    assert [use.layers for use in plan.per_device] == [15, 4]  # the output is the 20th
+
+
+def test_without_kv_offload_the_cache_is_on_the_host() -> None:
+    shape = big_model(4)
+    settings = ServerSettings(ctx_size=4096, parallel=1, kv_offload=False)
+    plan = memory_plan(shape, settings, parse_devices("t4x2"))
+    assert plan.host.cache_bytes == cache_plan(shape, settings).total_bytes
+    assert [use.cache_bytes for use in plan.per_device] == [0, 0]
+
+
+def test_the_ceiling_is_bytes_over_bandwidth() -> None:
+    report = make_report("big", big_model(8), ServerSettings(ctx_size=8192, parallel=1), parse_devices("rtx4090"))
+    assert report.ceiling == pytest.approx(1008 * GB / (8 * GIB + GIB), rel=0.001)
+
+
+def test_devices() -> None:
+    two, other = parse_devices("T4x2"), parse_devices("other:24G,900")[0]
+    assert [device.name for device in two] == ["Tesla T4"] * 2
+    assert (other.memory, other.bandwidth) == (24 * GIB, 900 * GB)
+    assert parse_devices("m4-max:64g")[0].memory == 48 * GIB
+    assert [device.name for device in parse_devices("t4+l4")] == ["Tesla T4", "L4"]
+    for wrong in ("m4-max", "t4x", "", "t4:x"):
+        with pytest.raises(UsageError):
+            parse_devices(wrong)
+
+
+def test_llama_fit_params_agrees(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and cache in whole MiB; its compute buffer is the one of a batch of logits."""
+    try:
+        server = llama_server()
+    except MissingPart as missing:
+        if in_ci():
+            raise
+        pytest.skip(str(missing))
+    monkeypatch.setenv("LLAMATEL_LLAMA_SERVER", str(server))
+    found = plan(capsys, str(tiny), "-c", "16384", "-np", "1", "--device", "none", "--measure")
+    [host] = found["measured"]
+    assert host["model_mib"] == found["host"]["weights_bytes"] >> 20
+    assert host["context_mib"] == found["kv_cache"]["total_bytes"] >> 20
+
+
+def test_measured_lines() -> None:
+    [gpu, host] = parse_measured("CUDA0 512 32 258 \nHost 16 0 10\nnoise 1 2\n")
+    assert (gpu.device, gpu.model_mib, gpu.context_mib, gpu.compute_mib) == ("CUDA0", 512, 32, 258)
+    assert host.device == "Host"
+
+
+def test_a_tied_output_is_copied_to_the_device(tmp_path: Path) -> None:
+    shape = shape_from_gguf(parse_gguf_header(write_tiny_model(tmp_path / "m.gguf"), read_tensors=True))
+    assert shape.weights is not None
+    assert shape.weights.tied_bytes == 0
+    assert sum(part[2] for part in shape.weights.parts) == shape.weights.n_bytes
