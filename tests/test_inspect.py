@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from llamatel.cli.main import main
 from llamatel.llama import parse_gguf_header
-from llamatel.llama.gguf import GGUFHeader, Metadata, TensorInfo
+from llamatel.llama.gguf import GGUFHeader, Metadata, SkippedArray, TensorInfo
 from llamatel.llama.gguf.header import read_header
 from llamatel.llama.gguf.source import BytesSource
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.model import shape_from_config
+from llamatel.model.architectures import ARCHITECTURES
 from llamatel.model.report import report_of
 from llamatel.view import ASCII, UNICODE
 from llamatel.view.html import model_html
@@ -338,3 +341,48 @@ def test_printable_leaves_words_alone() -> None:
     assert printable("Zoë's model 日本") == "Zoë's model 日本"
     assert printable("a\x00b\x9bc\u2028d") == "a?b?c?d"
     assert len(printable("x" * 1000)) == 200
+
+
+# Metadata that says anything at all: a page or a UsageError.
+
+_KEYS = re.findall(
+    r"\S+",
+    "attention.causal attention.compress_ratios attention.head_count attention.head_count_kv attention.key_length"
+    " attention.indexer.key_length attention.indexer.top_k attention.indexer.types attention.key_length_mla"
+    " attention.key_length_swa attention.kv_lora_rank attention.recurrent_layers attention.shared_kv_layers"
+    " attention.sliding_window attention.sliding_window_pattern attention.value_length attention.value_length_mla"
+    " attention.value_length_swa block_count context_length embedding_length expert_count expert_used_count"
+    " feed_forward_length full_attention_interval hyper_connection.count kda.head_dim leading_dense_block_count"
+    " nextn_predict_layers num_loops ple.conv_kernel ple.layers ple.ngram_size rope.freq_base rope.scaling.type"
+    " shortconv.l_cache ssm.conv_kernel ssm.group_count ssm.inner_size ssm.state_size token_shift_count vocab_size"
+    " wkv.head_size",
+)
+_NUMBERS = st.one_of(st.integers(-2, 12), st.sampled_from([-(1 << 63), -1, 0, 1, 64, 512, 513, (1 << 32) - 1, 1 << 63]))
+_VALUES = st.one_of(
+    _NUMBERS, st.lists(_NUMBERS, max_size=5).map(tuple), st.floats(), st.booleans(), st.text(max_size=5),
+    st.lists(st.one_of(st.text(max_size=2), st.floats(), st.booleans()), max_size=3).map(tuple),
+    st.just(SkippedArray("i32", 1 << 40, 0)),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    architecture=st.one_of(st.sampled_from(sorted(ARCHITECTURES)), st.text(max_size=5)),
+    blocks=st.integers(0, 6),
+    keys=st.dictionaries(st.sampled_from(_KEYS), _VALUES, max_size=20),
+    own=st.dictionaries(st.sampled_from(["general.name", "general.file_type", "tokenizer.ggml.tokens"]), _VALUES),
+)
+def test_metadata_that_says_anything_has_a_page(
+    architecture: str, blocks: int, keys: dict[str, Any], own: dict[str, Any]
+) -> None:
+    values = {f"{architecture}.{key}": value for key, value in {"block_count": blocks, **keys}.items()}
+    metadata = Metadata({"general.architecture": architecture, **own, **values}, {})
+    tensors = (
+        TensorInfo("blk.0.attn_q.weight", (8, 8), "F32", 0, 256),
+        TensorInfo("blk.9.attn_k.weight", (), "?", 0, None),
+    )
+    report = report_of(GGUFHeader(("x.gguf",), (1 << 20,), 3, False, 32, metadata, 2, tensors, (1024,)))
+    json.dumps(report.as_dict(layers=True, tensors=True), allow_nan=False)
+    assert model_text(report).plain
+    assert layers_text(report) is not None
+    _Checker().feed(model_html(report))

@@ -1,7 +1,7 @@
 """Fuzz the GGUF reader: ``python -m tests.fuzz --seconds 60``, with ``--atheris`` guided by coverage (its package).
 
-Without that, mutations of valid files of every version and byte order. Prints how many inputs were tried and how many of
-them were read; ends with 1 and the input, written to a file, when a promise was broken.
+Without that, mutations of valid files of every version and byte order. Prints how many inputs were tried and how
+many of them were read; ends with 1 and the input, written to a file, when a promise was broken.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class ByteSource(Protocol):
 class FileSource:
     """A local file, opened for reading; a context manager."""
 
-    CHUNK = 256 << 10
+    CHUNK = 64 << 10
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
@@ -75,10 +75,11 @@ class BytesSource:
         return self._data[offset : offset + max(n_bytes, FileSource.CHUNK)]
 
 
-@lru_cache(maxsize=4)
-def _pairs(width: str) -> list[Any]:
-    """For each length below 256: what unpacks that string's length and the length of the string behind it."""
-    return [struct.Struct(f"<{width}{length}x{width}").unpack_from for length in range(256)]
+@lru_cache(maxsize=2)
+def _pairs(width: str) -> list[tuple[Any, int, int]]:
+    """For each length below 256: what unpacks it and the length of the string behind it; itself; what it adds up to."""
+    size = 2 * struct.calcsize(f"<{width}")
+    return [(struct.Struct(f"<{width}{length}x{width}").unpack_from, length, length + size) for length in range(256)]
 
 
 class Cursor:
@@ -202,16 +203,16 @@ class Cursor:
         A vocabulary has some 800,000 strings, and a call for each costs more than all else in a header: the low byte of
         a length tells which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.
         """
-        data, at, size = self._data, self._at, 2 * self._length_bytes
-        unpackers = _pairs("Q" if self.wide else "I")
+        data, at = self._data, self._at
+        table = _pairs("Q" if self.wide else "I")
         done = 0
         try:
             for done in range(pairs):  # noqa: B007 - how far it came, whichever way it ends
-                low = data[at]
-                first, second = unpackers[low](data, at)
-                if first != low:
+                unpack, length, size = table[data[at]]
+                first, second = unpack(data, at)
+                if first != length:
                     break
-                at += first + second + size
+                at += size + second
             else:
                 done = pairs
         except (IndexError, struct.error):
