@@ -26,7 +26,7 @@ VERBS = {
     "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
     "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
     "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, KV cache, weights."),
-    "plan": ("llamatel.cli.plan", "What a server on a model will take, to the byte, and whether it fits."),
+    "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
 }
 """Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
 

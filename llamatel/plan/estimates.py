@@ -13,7 +13,7 @@ from llamatel.plan.settings import Cells
 
 COMPUTE_ERROR = (
     "within 3 % of llama-server's own on the CPU, for seven dense and mixture-of-experts models of real dimensions; "
-    "on the tiny models of the suite half are within 3 %, three quarters within 9 %, recurrent and sparse ones further off"
+    "on the tiny models of the suite half are within 3 %, three quarters within 9 %, recurrent and sparse ones worse"
 )
 """How far off they were (28 and 664 rows, October 2026)."""
 

@@ -146,8 +146,6 @@ class TinyModel:
     metadata: Metadata
     wants: tuple[str, ...] = ()
     """Tensors that the loader calls optional and the graph does not, as lines of ``tensors.txt``."""
-    held_out: bool = False
-    """Set aside while the formulas were written: run once they were done."""
 
     @property
     def seeds(self) -> dict[str, Shape]:
@@ -161,13 +159,13 @@ class TinyModel:
         return seeds
 
 
-def _model(name: str, *layers: Metadata, wants: str = "", held_out: bool = False, **keys: Any) -> TinyModel:
+def _model(name: str, *layers: Metadata, wants: str = "", **keys: Any) -> TinyModel:
     """A model called ``architecture`` or ``architecture:variant``; later keys win; ``a__b`` stands for ``a.b``."""
     metadata = dict(COMMON)
     for layer in (*layers, {key.replace("__", "."): value for key, value in keys.items()}):
         metadata.update(layer)
     metadata = {key: value for key, value in metadata.items() if value is not None}
-    return TinyModel(name, name.partition(":")[0], metadata, tuple(wants.splitlines()), held_out)
+    return TinyModel(name, name.partition(":")[0], metadata, tuple(wants.splitlines()))
 
 
 def _heads(*kv_heads: int) -> Metadata:
@@ -270,7 +268,7 @@ MODELS: tuple[TinyModel, ...] = (
     _model("bailingmoe2", EXPERTS, block_count=5, nextn_predict_layers=1),
     _model("dots1", EXPERTS, attention__head_count_kv=4),
     _model("arcee"),
-    _model("ernie4_5", held_out=True),
+    _model("ernie4_5"),
     _model("ernie4_5-moe", EXPERTS),
     _model("hunyuan-moe", EXPERTS),
     _model("hunyuan-dense"),
@@ -284,12 +282,12 @@ MODELS: tuple[TinyModel, ...] = (
     _model("cogvlm", attention__head_count_kv=4),
     _model("pangu-embedded"),
     _model("mistral3"),
-    _model("mistral3:moe", EXPERTS, held_out=True),
+    _model("mistral3:moe", EXPERTS),
     _model("llama-embed"),
     _model("maincoder"),
-    _model("talkie", logit_scale=1.0, held_out=True),
+    _model("talkie", logit_scale=1.0),
     _model("paddleocr", rope__dimension_sections=[4, 4, 4, 4]),
-    _model("nanbeige", num_loops=2, held_out=True),
+    _model("nanbeige", num_loops=2),
     _model("hrm_text", block_count=6, hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
     # Sliding windows.
     _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
@@ -314,7 +312,7 @@ MODELS: tuple[TinyModel, ...] = (
     ),
     _model("gpt-oss", EXPERTS, _window(128), attention__key_length=64, attention__value_length=64),
     _model("cohere2", _window(512), logit_scale=1.0, block_count=6),
-    _model("cohere2moe", EXPERTS, _window(512), logit_scale=1.0, block_count=6, held_out=True),
+    _model("cohere2moe", EXPERTS, _window(512), logit_scale=1.0, block_count=6),
     _model("llama4", EXPERTS, _window(8192), context_length=32768, block_count=6),
     _model("llama4:no-key", EXPERTS, context_length=32768, block_count=6),
     _model("exaone4", _window(512)),
@@ -332,7 +330,6 @@ MODELS: tuple[TinyModel, ...] = (
         block_count=6,
         rope__dimension_count=32,
         wants="blk.*.attn_gate.weight 128 4",
-        held_out=True,
     ),
     _model("smallthinker", EXPERTS, _window(512), context_length=32768, block_count=6),
     _model("smallthinker:no-window", EXPERTS),
@@ -346,7 +343,7 @@ MODELS: tuple[TinyModel, ...] = (
         attention__head_count_kv=[2, 1, 2, 1],
     ),
     _model("step35", EXPERTS, _window(512, ALTERNATE)),
-    _model("maple", EXPERTS, _window(512, ALTERNATE), swiglu_clamp_exp=7.0, held_out=True),
+    _model("maple", EXPERTS, _window(512, ALTERNATE), swiglu_clamp_exp=7.0),
     _model("spark2_5", _window(512, ALTERNATE)),
     _model(
         "granite_swa",
@@ -453,7 +450,6 @@ MODELS: tuple[TinyModel, ...] = (
         activation__situ_linear_beta=25.0,
         expert_latent_length=64,
         moe_latent_size=64,
-        held_out=True,
     ),
     _model(
         "glm5-next",
