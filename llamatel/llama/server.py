@@ -31,7 +31,8 @@ from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8090
-_STOP_S = 10.0
+_STOP_S = 5.0
+"""With what telemetry then needs it is less than the 10 s that container runtimes give a program to end."""
 _LAST_POLL_S = 0.5
 _HEALTH_S = 0.5
 _EXIT_S = 1.0

@@ -42,6 +42,9 @@ _GATHER_S = 0.02
 _YOUNG_S = 2.0
 _AGAIN_S = 1.0
 _ENDING = "cleaning up before exit"
+_TIDY_S = 2.0
+"""llama.cpp has left its loop when it says that it ends, so no request gets an answer any more; but it waits for the
+clients of those that run, for ever if they do not go away."""
 _GUARDED_KEY = 8
 _LAST_RESORT_S = 5.0
 """How long a stop waits for the kernel to end a killed process."""
@@ -254,6 +257,7 @@ class Supervisor:
         begun = time.monotonic()
         ready_at: float | None = None
         again_at: float | None = None
+        ends = False
         arguments = self.command.arguments
         if self.found_port is not None:
             arguments += ("--port", str(self.found_port))
@@ -281,6 +285,9 @@ class Supervisor:
                     # is forgotten. Later, a second request would cut its tidying short.
                     now = time.monotonic()
                     again_at = now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None
+                elif stopping and not ends and any(_ENDING in line for line in lines):
+                    ends = True
+                    self.ask_to_stop(_TIDY_S)
                 elif stopping and self._stop_by is not None and time.monotonic() >= self._stop_by:
                     child.kill()
                 elif again_at is not None and time.monotonic() >= again_at:

@@ -1,0 +1,343 @@
+"""``llamatel serve`` end to end while something is killed: llama.cpp, llamatel, the collector. All parts are real.
+
+That nothing is left behind is also what the end of every test session checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.load import Answer, Ask, Clients, completion, endless
+from tests.parts import Child, OtlpSink, RotelAgent, SinkSpan, wait_until
+from tests.servers import BACKENDS, gone, without_settings
+
+SLOTS = 4
+CONTEXT = 8192
+FLAGS = ("--", "--threads-http", "40", "-t", "1")
+GONE_S = 2.0
+"""llama.cpp is gone that long after we are, at the latest."""
+Protocol = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+
+
+class Serving:
+    """A running ``llamatel serve``."""
+
+    def __init__(self, folder: Path, model: Path, *arguments: str, backend: str = "xllamacpp", **env: str) -> None:
+        self.rows = folder / "requests.jsonl"
+        self.child = Child(
+            [
+                sys.executable, "-m", "llamatel.cli.main", "serve", model, "--backend", backend, "--port", "0",
+                "-np", str(SLOTS), "-c", str(SLOTS * CONTEXT), "--metrics-addr", "127.0.0.1:0",
+                "--jsonl", self.rows, *arguments, *FLAGS,
+            ],
+            folder / "serve.log",
+            env,
+        )  # fmt: skip
+        self.child.wait_ready(lambda: "metrics" in self.child.output() and "OTLP" in self.child.output(), 60)
+        self.url = self.said(r"server +(http://\S+)")
+        self.metrics_url = self.said(r"metrics +(http://\S+)")
+        self.server_pid = self.find_server()
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def said(self, pattern: str) -> str:
+        found = re.search(pattern, self.child.output())
+        assert found is not None, self.child.output()
+        return found.group(1)
+
+    def find_server(self) -> int:
+        """The pid of llama.cpp: our one child."""
+        [pid] = [
+            int(pid)
+            for children in Path(f"/proc/{self.pid}/task").glob("*/children")
+            for pid in children.read_text().split()
+        ]
+        return pid
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        with urllib.request.urlopen(self.metrics_url, timeout=30) as answer:
+            text = answer.read().decode()
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(found) if found else None
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.rows.read_text().splitlines()]
+
+    def resident_mib(self) -> float:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found is not None
+        return int(found.group(1)) / 1024
+
+    def exit_within(self, seconds: float) -> int:
+        return self.child.process.wait(seconds)
+
+
+Start = Callable[..., Serving]
+
+
+@pytest.fixture
+def serve(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    without_settings(monkeypatch)
+    started: list[Serving] = []
+
+    def start(*arguments: str, **more: str) -> Serving:
+        started.append(Serving(tmp_path, tiny_model, *arguments, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.stop()
+        assert "Traceback" not in one.child.output()
+
+
+def endless_load(number: int) -> list[Ask]:
+    """Requests that nobody cancels and that run for many seconds."""
+    return [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(number)]
+
+
+SMALL = [completion(f"Number {n}", 12, stream=bool(n % 2)) for n in range(20)]
+
+
+def in_flight(serving: Serving, number: int) -> None:
+    """Wait until so many requests hold a slot. llama.cpp's own gauge: its log does not show it yet."""
+    pattern = re.compile(rb"^llamacpp:requests_processing (\d+)", re.MULTILINE)
+
+    def processing() -> bool:
+        with urllib.request.urlopen(f"{serving.url}/metrics", timeout=30) as answer:
+            found = pattern.search(answer.read())
+        return found is not None and int(found.group(1)) >= number
+
+    wait_until(processing, 30, f"{number} requests in flight")
+
+
+def roots(sink: OtlpSink) -> list[SinkSpan]:
+    return [span for span in sink.spans() if not span.parent_id]
+
+
+def otlp(rotel: RotelAgent, protocol: str = "grpc") -> tuple[str, dict[str, str]]:
+    """The flag's value and the environment."""
+    endpoint = rotel.grpc_endpoint if protocol == "grpc" else rotel.http_endpoint
+    return endpoint, {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+
+
+# -- llama.cpp -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_server_is_killed_in_mid_request(
+    request: pytest.FixtureRequest, serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, backend: str
+) -> None:
+    endpoint, env = otlp(rotel)
+    chosen = str(request.getfixturevalue("llama_server_binary")) if backend == "llama-server" else backend
+    serving = serve("--otlp-endpoint", endpoint, backend=chosen, **env)
+    with Clients(serving.url) as clients:
+        sending = clients.keep_sending(endless_load(SLOTS), at_once=SLOTS)
+        in_flight(serving, SLOTS)
+        killed_at = time.time()
+        os.kill(serving.server_pid, signal.SIGKILL)
+        assert serving.exit_within(10) == 1
+        cut_off = [answer for answer in sending.end() if answer.sent_at < killed_at]
+    assert serving.child.output().splitlines()[-1] == "llamatel: error: the server ended with signal 9"
+    assert Counter(answer.outcome for answer in cut_off) == {"error": SLOTS}
+
+    otlp_sink.wait_for(lambda sink: len(roots(sink)) == SLOTS, what="a span for each request")
+    for span in roots(otlp_sink):
+        assert span.status == "ERROR"
+        assert span.status_message == "the server ended with signal 9"
+        assert span.attributes["llamacpp.outcome"] == "error"
+        assert span.attributes["error.type"]
+        assert span.start_ns < span.end_ns
+    assert [(row["outcome"], row["error"]) for row in serving.records()] == [
+        ("error", "the server ended with signal 9")
+    ] * SLOTS
+
+
+def test_the_server_comes_back_if_asked_to(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+    endpoint, env = otlp(rotel)
+    serving = serve("--restart", "on-failure", "--otlp-endpoint", endpoint, **env)
+    with Clients(serving.url) as clients:
+        assert clients.send(SMALL[0]).outcome == "ok"
+        wait_until(lambda: serving.metric("llamacpp_requests_total", outcome="ok") == 1, 10)
+        tokens = serving.metric("llamacpp_tokens_total", type="output")
+        assert tokens
+        sending = clients.keep_sending(endless_load(SLOTS), at_once=SLOTS)
+        in_flight(serving, SLOTS)
+        killed_at = time.time()
+        os.kill(serving.server_pid, signal.SIGKILL)
+        cut_off = [answer for answer in sending.end() if answer.sent_at < killed_at]
+        assert Counter(answer.outcome for answer in cut_off) == {"error": SLOTS}
+
+        wait_until(lambda: serving.metric("llamacpp_server_up") == 1 and clients.send(SMALL[1]).outcome == "ok", 30)
+        wait_until(lambda: serving.metric("llamacpp_requests_total", outcome="ok") == 2, 10)
+    assert serving.metric("llamacpp_server_restarts_total") == 1
+    assert serving.metric("llamacpp_requests_total", outcome="error") == SLOTS
+    # What the killed requests had generated went with the process; what it had counted before is kept.
+    wait_until(lambda: serving.metric("llamacpp_tokens_total", type="output") == tokens + 12, 10)
+    serving.child.process.terminate()
+    assert serving.exit_within(15) == 0
+    otlp_sink.wait_for(lambda sink: len(roots(sink)) == SLOTS + 2, what="all spans")
+    assert Counter(span.status for span in roots(otlp_sink)) == {"ERROR": SLOTS, "UNSET": 2}
+
+
+# -- llamatel --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_llamatel_is_killed(request: pytest.FixtureRequest, serve: Start, backend: str) -> None:
+    chosen = str(request.getfixturevalue("llama_server_binary")) if backend == "llama-server" else backend
+    serving = serve(backend=chosen)
+    with Clients(serving.url) as clients:
+        sending = clients.keep_sending(endless_load(SLOTS + 2), at_once=SLOTS + 2)
+        in_flight(serving, SLOTS)
+        serving.child.kill()
+        wait_until(lambda: gone(serving.server_pid), GONE_S, "llama.cpp is gone")
+        assert {answer.outcome for answer in sending.end()} == {"error"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_llamatel_is_asked_to_end_under_load(
+    serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, signum: signal.Signals
+) -> None:
+    endpoint, env = otlp(rotel)
+    serving = serve("--otlp-endpoint", endpoint, **env)
+    with Clients(serving.url) as clients:
+        answers = clients.send_all(SMALL, at_once=8)
+        sending = clients.keep_sending(endless_load(SLOTS), at_once=SLOTS)
+        in_flight(serving, SLOTS)
+        asked_at = time.time()
+        os.kill(serving.pid, signum)
+        assert serving.exit_within(15) == 0
+        assert time.time() - asked_at < 9, "longer than a container runtime waits"
+        assert gone(serving.server_pid)
+        cut_off = [answer for answer in sending.end() if answer.sent_at < asked_at]
+    assert {answer.outcome for answer in answers} == {"ok"}
+    # A stopping llama.cpp may end a stream in good order, though it is not complete.
+    assert len(cut_off) == SLOTS
+    assert all(not answer.timings for answer in cut_off)
+    otlp_sink.wait_for(lambda sink: len(roots(sink)) == len(SMALL) + SLOTS, what="a span for each request")
+    ends = Counter(span.attributes["llamacpp.outcome"] for span in roots(otlp_sink))
+    assert ends["ok"] == len(SMALL)
+    assert ends["error"] + ends["cancelled"] == SLOTS
+    assert Counter(row["outcome"] for row in serving.records()) == ends
+
+
+def test_llamatel_is_held_up_while_the_server_works(serve: Start) -> None:
+    serving = serve()
+    with Clients(serving.url) as clients:
+        before = clients.send_all(SMALL, at_once=8)
+        wait_until(lambda: len(serving.records()) == len(before), 10)
+        sending = clients.keep_sending(SMALL, at_once=8)
+        os.kill(serving.pid, signal.SIGSTOP)
+        time.sleep(2)
+        held_up = len(sending.answers)
+        os.kill(serving.pid, signal.SIGCONT)
+        answers = before + sending.end()
+    assert held_up > 20, "the server did not go on"
+    assert {answer.outcome for answer in answers} == {"ok"}
+    wait_until(lambda: len(serving.records()) == len(answers), 20, "a record for each request")
+    assert serving.metric("llamacpp_requests_total", outcome="ok") == len(answers)
+    assert serving.metric("llamatel_requests_lost_total") == 0
+    assert serving.metric("llamatel_log_lines_total", kind="malformed") == 0
+    assert not serving.metric("llamatel_records_dropped_total")
+    told = Counter(_timings(t["prompt_n"], t["predicted_n"], t["prompt_ms"]) for a in answers for t in a.timings)
+    read = Counter(
+        _timings(row["prompt_computed"], row["generated"], row["prefill_s"] * 1e3) for row in serving.records()
+    )
+    assert told == read
+    # They are dated by when they were, not by when we read of them.
+    first, last = min(answer.sent_at for answer in answers), max(answer.ended_at for answer in answers)
+    assert all(first - 0.5 < row["started_at"] < row["ended_at"] < last + 0.5 for row in serving.records())
+    ends = sorted(row["ended_at"] for row in serving.records())
+    gaps = [late - early for early, late in pairwise(ends)]
+    assert max(gaps[len(before) :]) < 1.5, "requests of two seconds have one time"
+
+
+def _timings(prompt: int, generated: int, prompt_ms: float) -> tuple[int, int, str]:
+    return prompt, generated, f"{prompt_ms:.2f}"
+
+
+# -- the collector ---------------------------------------------------------------------------------------------------
+
+
+def _goes_on(serving: Serving, clients: Clients, seconds: float) -> list[Answer]:
+    """Requests of so many seconds, all of which must end well."""
+    sending = clients.keep_sending(SMALL, at_once=8)
+    time.sleep(seconds)
+    answers = sending.end()
+    assert {answer.outcome for answer in answers} == {"ok"}
+    return answers
+
+
+@Protocol
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_collector_is_killed_or_hangs(
+    serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str, signum: signal.Signals
+) -> None:
+    endpoint, env = otlp(rotel, protocol)
+    serving = serve("--otlp-endpoint", endpoint, **{**env, "OTEL_BSP_MAX_QUEUE_SIZE": "256"})
+    assert rotel.child is not None
+    with Clients(serving.url) as clients:
+        before = _goes_on(serving, clients, 1.0)
+        otlp_sink.wait_for(lambda sink: len(roots(sink)) >= len(before) / 2, what="spans before")
+        memory = serving.resident_mib()
+        os.kill(rotel.child.pid, signum)
+        try:
+            answers = before + _goes_on(serving, clients, 1.5)
+            # The queue holds 256 spans, about 85 requests; so many more that some must be lost.
+            while len(answers) < len(before) + 250:
+                answers += _goes_on(serving, clients, 0.5)
+            wait_until(lambda: serving.metric("llamatel_records_dropped_total"), 30, "losses are counted")
+            wait_until(lambda: serving.metric("llamacpp_requests_total", outcome="ok") == len(answers), 10)
+            assert serving.resident_mib() - memory < 30
+            serving.child.process.terminate()
+            begun = time.monotonic()
+            assert serving.exit_within(15) == 0
+            assert time.monotonic() - begun < 12
+        finally:
+            if signum == signal.SIGSTOP:
+                os.kill(rotel.child.pid, signal.SIGCONT)
+    output = serving.child.output()
+    assert len(re.findall(r"cannot send spans to", output)) <= 1
+    assert re.search(r"\d+ spans could not be sent", output)
+    assert len(serving.records()) == len(answers)
+
+
+@Protocol
+def test_the_collector_comes_back(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+    endpoint, env = otlp(rotel, protocol)
+    serving = serve("--otlp-endpoint", endpoint, **env)
+    with Clients(serving.url) as clients:
+        rotel.kill()
+        missed = _goes_on(serving, clients, 1.0)
+        rotel.start()
+        answers = missed + _goes_on(serving, clients, 1.0)
+        sent = [answers[-1]]
+
+        def arrives() -> bool:
+            sent.append(clients.send(SMALL[0]))
+            return any(span.end_ns / 1e9 > answers[-1].ended_at for span in roots(otlp_sink))
+
+        wait_until(arrives, 40, "spans arrive again", every=0.5)
+    serving.child.process.terminate()
+    assert serving.exit_within(15) == 0
