@@ -27,6 +27,8 @@ from llamatel.records import Completion, Outcome
 from tests.parts import free_port, wait_until
 from tests.servers import BACKENDS, ask, ask_at_once, choose_backend, descriptors, gone, script, without_settings
 
+ENDED = (0, -signal.SIGTERM)
+"""Exit status of one that was asked to end; by the signal where it was not quite ready to handle it (the wheel's)."""
 KEY = "sk-very-secret-0123456789"
 
 
@@ -287,7 +289,7 @@ def test_signals_that_the_application_blocks_do_not_reach_the_server(servers: Se
         server = servers.ready(backend)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert server.stop_server(60) == 0
+    assert server.stop_server(60) in ENDED
 
 
 def test_a_server_outlives_the_thread_that_started_it(servers: Servers, backend: str) -> None:
@@ -478,7 +480,7 @@ def test_its_log_goes_to_a_file_too(servers: Servers, backend: str, tmp_path: Pa
     lines = path.read_text().splitlines()
     assert lines[0] == "before"
     assert tuple(lines[1:]) == server.log_tail
-    assert server.start_server(servers.model, port=0).wait_until_ready(60).stop_server() == 0
+    assert server.start_server(servers.model, port=0).wait_until_ready(60).stop_server() in ENDED
     assert path.read_text().count("listening on") == 2
 
 
