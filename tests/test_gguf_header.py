@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -91,6 +93,17 @@ def test_tensors_are_read_only_if_asked_for(tiny: Path) -> None:
     assert full.tensors is not None
     assert len(full.tensors) == 21
     assert full.n_bytes == 4 * (full.n_params or 0)
+    assert (full.file, full.size_mb, full.tensors[0].dtype) == (tiny.name, tiny.stat().st_size / 2**20, "F32")
+
+
+def test_reading_a_header_loads_nothing_heavy(tiny: Path) -> None:
+    program = (
+        "import sys\nfrom llamatel.llama import parse_gguf_header\n"
+        "parse_gguf_header(sys.argv[1], read_tensors=True)\n"
+        "print({'gguf', 'huggingface_hub', 'numpy', 'opentelemetry', 'rich', 'urllib3'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tiny)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_a_download_that_broke_off_is_told_by_its_size(tiny: Path, tmp_path: Path) -> None:

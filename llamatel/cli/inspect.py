@@ -23,18 +23,27 @@ def fetching(reference: str) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty() or "/" not in reference:
         yield None
         return
+    with contextlib.ExitStack() as stack:
+        bar: list[Callable[[int], None]] = []  # one, once there is something to show
+
+        def step(n_bytes: int) -> None:
+            if not bar:
+                bar.append(_bar(stack))
+            bar[0](n_bytes)
+
+        yield step
+
+
+def _bar(stack: contextlib.ExitStack) -> Callable[[int], None]:
+    """A bar that lasts as long as ``stack``; what is called with the bytes of each step."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from llamatel.cli.console import note_console
 
     columns = (TextColumn("reading the header"), BarColumn(bar_width=20), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=note_console(), transient=True) as bar:
-        task = bar.add_task("header", total=None, visible=False)
-
-        def step(n_bytes: int) -> None:
-            bar.update(task, advance=n_bytes, visible=True)
-
-        yield step
+    progress = stack.enter_context(Progress(*columns, console=note_console(), transient=True))
+    task = progress.add_task("header", total=None)
+    return lambda n_bytes: progress.update(task, advance=n_bytes)
 
 
 def _report(model: GGUFHeader | ModelConfig, reference: str) -> ModelReport:

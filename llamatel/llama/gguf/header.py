@@ -11,6 +11,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 
 from llamatel.llama.gguf.metadata import Metadata, Scalar, SkippedArray, Value
 from llamatel.llama.gguf.source import ByteSource, Cursor
@@ -58,6 +59,11 @@ class TensorInfo:
     shard: int = 0
 
     @property
+    def dtype(self) -> str:
+        """``type``, by the name that numpy and torch have for it."""
+        return self.type
+
+    @property
     def n_elements(self) -> int:
         """How many numbers it holds."""
         product = 1
@@ -89,6 +95,16 @@ class GGUFHeader:
     def path(self) -> str:
         """The file; of a split model the first."""
         return self.files[0]
+
+    @property
+    def file(self) -> str:
+        """The name of ``path`` without its folders."""
+        return PurePath(self.path).name
+
+    @property
+    def size_mb(self) -> float:
+        """All files' sizes together, in units of 2**20 bytes."""
+        return sum(self.file_sizes) / 2**20
 
     @property
     def data_offset(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -13,6 +14,8 @@ from llamatel.errors import GGUFError
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
+
+log = logging.getLogger(__name__)
 
 FIRST_CHUNK = 256 << 10
 """Holds a header without its vocabulary. Each further chunk is twice as large, up to LAST_CHUNK."""
@@ -71,6 +74,7 @@ class UrlSource:
         if self._stream is not None:
             self._stream.close()
         self._pool.clear()
+        log.info("%s: %d of %d bytes fetched, in %d requests", self.name, self.fetched, self.size, self.requests)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """See ByteSource."""
