@@ -59,8 +59,9 @@ class QueueClock:
 
     def __init__(self, batch: int = DEFAULT_BATCH) -> None:
         self._batch = batch
-        self._points: list[tuple[float, float]] = []
-        """(time, turns made until then), both ascending."""
+        self._times: list[float] = []
+        self._turns: list[float] = []
+        """Moments, and the turns made until then; both ascending."""
         self._guess: float | None = None
         """Turns made until now, after a request whose turns nobody counted (yet)."""
         self._doubt = 0.0
@@ -106,7 +107,7 @@ class QueueClock:
         busy just before.
         """
         self.seen(task)
-        turns = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
+        turns = self._turns_now()
         counted = self._guess is None
         free = chosen - self._last_release > _SAME_TURN_S
         calibrated = self._idle_until is not None
@@ -157,7 +158,7 @@ class QueueClock:
             return None
         turns, counted, doubt = self._look_back(launch)
         waited = self._waited(task, launch, turns, counted=counted, doubt=doubt)
-        before = self._guess if self._guess is not None else self._points[-1][1] if self._points else 0.0
+        before = self._turns_now()
         guess = 1.0
         if self._turn_s:
             # t = prompt * token_s + generated * turn_s, prompt + generated = tokens
@@ -187,7 +188,7 @@ class QueueClock:
 
     def _look_back(self, launch: _Launch) -> tuple[float, bool, float]:
         """Turns made until a launch, whether they were counted, the doubt in them: others may have counted since."""
-        if not launch.counted and self._points and self._points[-1][0] > launch.time:
+        if not launch.counted and self._times and self._times[-1] > launch.time:
             return self._turns_at(launch.time), True, 0.0
         return launch.turns, launch.counted, launch.doubt
 
@@ -201,12 +202,12 @@ class QueueClock:
             return None
         # It came at some moment of that turn: on average in its middle.
         arrived -= 0.5
-        points = self._points
-        index = bisect_right(points, arrived, key=lambda point: point[1])
+        times, counts = self._times, self._turns
+        index = bisect_right(counts, arrived)
         if index == 0:
-            return None if points[0][0] > self._idle_until else launch.time - self._idle_until
-        before, done = points[index - 1]
-        after, more = points[index] if index < len(points) else (launch.time, turns)
+            return None if times[0] > self._idle_until else launch.time - self._idle_until
+        before, done = times[index - 1], counts[index - 1]
+        after, more = (times[index], counts[index]) if index < len(times) else (launch.time, turns)
         if after > launch.time:
             after, more = launch.time, turns
         share = (arrived - done) / (more - done) if more > done else 1.0
@@ -214,27 +215,33 @@ class QueueClock:
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
+    def _turns_now(self) -> float:
+        if self._guess is not None:
+            return self._guess
+        return self._turns[-1] if self._turns else 0.0
+
     def _mark(self, time: float, turns: float) -> None:
         """At ``time`` the loop had made at least ``turns`` turns: it never counts backwards."""
-        points = self._points
-        index = bisect_left(points, (time, turns))
-        if index and points[index - 1][1] > turns:
-            turns = points[index - 1][1]
-        points.insert(index, (time, turns))
-        for later in range(index + 1, len(points)):
-            if points[later][1] >= turns:
+        times, counts = self._times, self._turns
+        index = bisect_right(times, time)
+        if index and counts[index - 1] > turns:
+            turns = counts[index - 1]
+        times.insert(index, time)
+        counts.insert(index, turns)
+        for later in range(index + 1, len(counts)):
+            if counts[later] >= turns:
                 break
-            points[later] = (points[later][0], turns)
-        if len(points) > _KEEP:
-            del points[: _KEEP // 2]
+            counts[later] = turns
+        if len(times) > _KEEP:
+            del times[: _KEEP // 2], counts[: _KEEP // 2]
 
     def _turns_at(self, time: float) -> float:
-        points = self._points
-        index = bisect_left(points, time, key=lambda point: point[0])
-        if index == 0 or index == len(points):
-            return points[max(0, index - 1)][1] if points else 0.0
-        (before, turns), (after, more) = points[index - 1], points[index]
-        return turns + (more - turns) * (time - before) / (after - before)
+        times, counts = self._times, self._turns
+        index = bisect_left(times, time)
+        if index == 0 or index == len(times):
+            return counts[max(0, index - 1)] if counts else 0.0
+        before, after = times[index - 1], times[index]
+        return counts[index - 1] + (counts[index] - counts[index - 1]) * (time - before) / (after - before)
 
     # -- numbers ----------------------------------------------------------------------------------------------------
 
