@@ -130,16 +130,32 @@ def test_where_all_can_be_counted_the_estimate_is_within_two_turns(tasks: list[T
         assert off_by(task) <= 2
 
 
-@settings(max_examples=50, deadline=None)
-@given(tasks=arrivals(2), slots=st.integers(2, 4), data=st.data())
-def test_cancelled_requests_leave_no_lasting_error(tasks: list[Task], slots: int, data: st.DataObject) -> None:
+def some_cancelled(tasks: list[Task], source: random.Random) -> list[Task]:
     for task in tasks:
-        if task.tokens > 4 and data.draw(st.integers(0, 4)) == 0:
-            task.cancelled_after = data.draw(st.integers(1, task.tokens - 1))
-    Loop(slots, QueueClock()).run(tasks)
-    known = [off_by(task) for task in tasks if task.waited is not None]
-    assert all(task.waited is None or task.waited >= 0 for task in tasks)
-    assert not known or statistics.median(known) <= 3
+        if task.tokens > 4 and source.random() < 0.2:
+            task.cancelled_after = source.randint(1, task.tokens - 1)
+    return tasks
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks=arrivals(2), slots=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_no_wait_is_longer_than_the_server_was_busy(tasks: list[Task], slots: int, seed: int) -> None:
+    Loop(slots, QueueClock()).run(some_cancelled(tasks, random.Random(seed)))
+    for task in tasks:
+        assert task.waited is None or 0 <= task.waited <= task.launched - tasks[0].arrives + 1e-9
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_cancelled_requests_leave_no_lasting_error(slots: int, seed: int) -> None:
+    source = random.Random(seed)
+    # More than the slots can take: the queue grows, and no free slot ever sets anything right.
+    tasks = [Task(number * 10 * TURN_S / slots, source.randint(1, 30)) for number in range(400)]
+    Loop(slots, QueueClock()).run(some_cancelled(tasks, source))
+    late = tasks[200:]
+    known = [off_by(task) for task in late if task.waited is not None]
+    assert len(known) > 0.9 * len(late)
+    assert statistics.median(known) < 0.05 * statistics.mean(task.waits for task in late) / TURN_S
 
 
 def test_a_foreign_poller_costs_a_turn_a_poll_until_a_slot_is_free() -> None:
