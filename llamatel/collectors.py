@@ -8,13 +8,16 @@ entry-point group ``llamatel.collectors``; it may bring rows of its own for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
-from llamatel.errors import UsageError
+from llamatel.errors import PipelineError, UsageError
 from llamatel.metrics import Metric
 from llamatel.records import Completion, ServerInfo, Snapshot
+
+_log = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "llamatel.collectors"
 
@@ -51,10 +54,11 @@ def available() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name)}
 
 
-def load(only: Iterable[str] = (), without: Iterable[str] = ()) -> Iterator[Collector]:
+def load(only: Collection[str] = (), without: Collection[str] = ()) -> Iterator[Collector]:
     """Import and make the chosen collectors: those in ``only``, else all, less those in ``without``.
 
-    Raises UsageError for a name that is not installed.
+    Raises UsageError for a name that is not installed, PipelineError for one that was asked for and cannot be loaded;
+    one that was not asked for is left out with a warning.
     """
     installed = available()
     for name in (*only, *without):
@@ -62,5 +66,14 @@ def load(only: Iterable[str] = (), without: Iterable[str] = ()) -> Iterator[Coll
             raise UsageError(f"there is no collector '{name}': installed are {', '.join(installed) or 'none'}")
     chosen = tuple(only) or tuple(installed)
     for name in chosen:
-        if name not in set(without):
-            yield installed[name].load()()
+        if name in without:
+            continue
+        try:
+            collector: Collector = installed[name].load()()
+        except Exception as error:
+            message = f"the collector '{name}' ({installed[name].value}) cannot be loaded: {error}"
+            if name in only:
+                raise PipelineError(message) from error
+            _log.warning("%s; it is left out", message)
+            continue
+        yield collector

@@ -1,0 +1,55 @@
+"""Collectors are found through the entry point, ours and those of other packages alike."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from llamatel import collectors
+from llamatel.errors import PipelineError, UsageError
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package with one collector that works and one that does not import."""
+    (tmp_path / "their_energy.py").write_text(
+        "from llamatel.collectors import Collector\n\n\nclass Energy(Collector):\n    name = 'energy'\n"
+    )
+    (tmp_path / "their_broken.py").write_text("import a_module_that_is_not_there\n")
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[llamatel.collectors]\nenergy = their_energy:Energy\nbroken = their_broken:Broken\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def names(*only: str, without: tuple[str, ...] = ()) -> list[str]:
+    return [collector.name for collector in collectors.load(only, without)]
+
+
+def test_ours_are_all_there_and_named_as_they_are_found() -> None:
+    assert names() == ["requests", "server", "tokens"]
+    assert names("tokens") == ["tokens"]
+    assert names(without=("tokens",)) == ["requests", "server"]
+
+
+def test_a_name_that_is_not_installed_is_a_usage_error_that_lists_those_that_are() -> None:
+    with pytest.raises(UsageError, match="no collector 'gpus': installed are requests, server, tokens"):
+        names("gpus")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_another_packages_collector_is_found_and_a_broken_one_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="llamatel"):
+        assert names() == ["energy", "requests", "server", "tokens"]
+    assert "the collector 'broken' (their_broken:Broken) cannot be loaded" in caplog.text
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_broken_collector_that_was_asked_for_is_an_error() -> None:
+    with pytest.raises(PipelineError, match="a_module_that_is_not_there"):
+        names("broken")
