@@ -95,15 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         collector = None if options.no_otlp else _collector(folder, stack)
         variants = [PROMETHEUS] if collector is None else [PROMETHEUS, OTLP_HTTP, OTLP_GRPC]
 
-        def start(variant: Variant, where: contextlib.ExitStack) -> Running:
+        def start(variant: Variant, where: contextlib.ExitStack, export_every_s: float) -> Running:
             return where.enter_context(
-                servers.traced(variant, model, folder, server_args, backend=backend, collector=collector)
-            )
+                servers.traced(
+                    variant, model, folder, server_args, backend=backend, collector=collector,
+                    export_every_s=export_every_s,
+                )
+            )  # fmt: skip
 
         log = None
         if "ratios" in wanted or "pieces" in wanted:
             with contextlib.ExitStack() as running:
-                traced = [start(variant, running) for variant in variants]
+                traced = [start(variant, running, ratios.EXPORT_EVERY_S) for variant in variants]
                 plain = [running.enter_context(servers.plain(kind, traced[0], folder)) for kind in (PLAIN, CONTROL)]
                 report.ready_s = {server.variant.name: server.ready_s for server in (plain[0], *traced)}
                 log = plain[0].log
@@ -120,10 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         if "cost" in wanted:
             for variant in variants:
                 with contextlib.ExitStack() as running:
+                    fresh = start(variant, running, servers.EXPORT_EVERY_S)
                     found_cost, measured = cost.measure(
-                        start(variant, running), collector, connections=4, count=int(200 * options.seconds),
-                        tokens=(options.tokens, options.tokens + 64), rounds=options.rounds,
-                        idle_s=options.seconds * 3, progress=_progress,
+                        fresh, collector, connections=4, count=int(200 * options.seconds), tokens=options.tokens,
+                        rounds=options.rounds, idle_s=options.seconds * 5, progress=_progress,
                     )  # fmt: skip
                 report.costs.append(found_cost)
                 blocks += measured

@@ -1,7 +1,8 @@
 """What llamatel itself spends: CPU time a request and a generated token, and memory.
 
 CPU time is that of the ``llamatel serve`` process, less what it spends idle in the same time. The same number of
-requests with short and with long answers tells what a generated token costs.
+requests with answers of different length tells what a generated token costs (both lengths long enough that a request's
+beginning and end are not read from the log together, which would save a little).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from benchmarks import procfs
 from benchmarks.blocks import Block, Load, run
 from benchmarks.ratios import Spread, spread
-from benchmarks.servers import Collector, Running
+from benchmarks.servers import EXPORT_EVERY_S, Collector, Running, Variant
 
-_SETTLE_S = 1.5
+_SETTLE_S = 0.5
 _SCRAPES = 20
+_WARM_UP = 200
+_LENGTHS = (64, 192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class Cost:
     """Spans that it did not deliver."""
 
 
+def _settle_s(variant: Variant) -> float:
+    """Until what waits has been exported."""
+    return _SETTLE_S if variant.protocol is None else _SETTLE_S + EXPORT_EVERY_S
+
+
 def _total(text: str, metric: str) -> int:
     """The sum of a metric's series in a scrape."""
     return int(sum(float(value) for value in re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", text, re.MULTILINE)))
@@ -61,12 +69,12 @@ def measure(
     *,
     connections: int,
     count: int,
-    tokens: tuple[int, int],
+    tokens: int,
     rounds: int,
     idle_s: float,
     progress: Callable[[str], None],
 ) -> tuple[Cost, list[Block]]:
-    """Cost of one variant. ``count`` requests a block, answers of ``tokens`` (short, long) in turns.
+    """Cost of one variant: of a request from ``count`` of ``tokens`` a block, of a token from half as many longer ones.
 
     The server must be fresh: its memory before the load is part of what is told.
     """
@@ -74,8 +82,8 @@ def measure(
     assert pid is not None, "only llamatel's own side has a cost"
     before = _total(server.scrape(), "llamacpp_requests_total")
     idle_mib, _ = procfs.memory_mib(pid)
-    sent = 200
-    run(server, Load(connections, sent, tokens[0]), settle_s=_SETTLE_S, collector=collector)
+    settle_s = _settle_s(server.variant)
+    run(server, Load(connections, _WARM_UP, tokens), settle_s=settle_s, collector=collector)
 
     progress(f"{server.variant.name}: idle for {idle_s:g} s")
     used = procfs.cpu_s(pid)
@@ -86,33 +94,36 @@ def measure(
         server.scrape()
     scrape_ms = (procfs.cpu_s(pid) - used) / _SCRAPES * 1e3
 
-    blocks: dict[int, list[Block]] = {length: [] for length in tokens}
+    plain, few, many = loads = (
+        Load(connections, count, tokens),
+        *(Load(connections, max(1, count // 2), length) for length in _LENGTHS),
+    )
+    blocks: dict[Load, list[Block]] = {load: [] for load in loads}
     for number in range(rounds):
-        for length in tokens if number % 2 == 0 else reversed(tokens):
-            progress(f"{server.variant.name}: round {number + 1} of {rounds}, {count} requests of {length} tokens")
-            load = Load(connections, count, length)
-            blocks[length].append(run(server, load, settle_s=_SETTLE_S, collector=collector))
-            sent += count
-    short, long = blocks[tokens[0]], blocks[tokens[1]]
-    more = count * (tokens[1] - tokens[0])
-    own = {length: [block.llamatel_cpu - idle * block.elapsed for block in blocks[length]] for length in tokens}
+        for load in loads if number % 2 == 0 else reversed(loads):
+            what = f"{load.count} requests of {load.tokens} tokens"
+            progress(f"{server.variant.name}: round {number + 1} of {rounds}, {what}")
+            blocks[load].append(run(server, load, settle_s=settle_s, collector=collector))
+    own = {load: [block.llamatel_cpu - idle * block.elapsed for block in blocks[load]] for load in loads}
+    more = few.count * (many.tokens - few.tokens)
     loaded_mib, peak_mib = procfs.memory_mib(pid)
     text = server.scrape()
     cost = Cost(
         variant=server.variant.name,
-        request_ms=spread([cpu / count * 1e3 for cpu in own[tokens[0]]]),
-        token_us=spread([(many - few) / more * 1e6 for few, many in zip(own[tokens[0]], own[tokens[1]], strict=True)]),
+        request_ms=spread([cpu / count * 1e3 for cpu in own[plain]]),
+        token_us=spread([(long - short) / more * 1e6 for short, long in zip(own[few], own[many], strict=True)]),
         server_token_us=statistics.median(
-            (many.server_cpu - few.server_cpu) / more * 1e6 for few, many in zip(short, long, strict=True)
+            (long.server_cpu - short.server_cpu) / more * 1e6
+            for short, long in zip(blocks[few], blocks[many], strict=True)
         ),
-        collector_request_ms=statistics.median(block.collector_cpu / count * 1e3 for block in short),
+        collector_request_ms=statistics.median(block.collector_cpu / count * 1e3 for block in blocks[plain]),
         scrape_ms=scrape_ms,
         idle_ms=idle * 1e3,
         idle_mib=idle_mib,
         loaded_mib=loaded_mib,
         peak_mib=peak_mib,
-        requests=sent,
+        requests=_WARM_UP + rounds * sum(load.count for load in loads),
         seen=_total(text, "llamacpp_requests_total") - before,
         dropped=_total(text, "llamatel_records_dropped_total"),
     )
-    return cost, [*short, *long]
+    return cost, [block for measured in blocks.values() for block in measured]

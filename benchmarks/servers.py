@@ -21,8 +21,8 @@ from benchmarks import procfs
 from tests.parts import accepts, free_port, rotel_program
 
 _READY_S = 60.0
-_EXPORT_EVERY_MS = 500
-"""Spans leave that often, instead of every 5 s: what a load causes is then paid while it is measured."""
+EXPORT_EVERY_S = 5.0
+"""How often spans leave where nothing else is set (``OTEL_BSP_SCHEDULE_DELAY``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ def traced(
     *,
     backend: str,
     collector: Collector | None,
+    export_every_s: float,
 ) -> Iterator[Running]:
     """``llamatel serve`` with a variant's telemetry. ``server_args`` go to llama.cpp."""
     port, metrics_port = free_port(), free_port()
@@ -131,7 +132,8 @@ def traced(
     if variant.protocol is not None:
         assert collector is not None
         command += ["--otlp-endpoint", collector.endpoints[variant.protocol]]
-        env = {"OTEL_EXPORTER_OTLP_PROTOCOL": variant.protocol, "OTEL_BSP_SCHEDULE_DELAY": str(_EXPORT_EVERY_MS)}
+        delay_ms = f"{export_every_s * 1e3:.0f}"
+        env = {"OTEL_EXPORTER_OTLP_PROTOCOL": variant.protocol, "OTEL_BSP_SCHEDULE_DELAY": delay_ms}
     output = folder / f"llamatel-{port}.log"
     with _process([*command, "--", *server_args], output, env) as process:
         ready_s = _wait_ready(process, port, output)
