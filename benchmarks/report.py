@@ -15,7 +15,7 @@ from benchmarks.servers import CONTROL, PLAIN
 THROUGHPUT = 0.97
 REQUEST_MS = 0.5
 TOKEN_SHARE = 0.01
-"""Of what llama.cpp itself spends on a token: stands for none, as the steps of the kernel's clock resolve little less."""
+"""Of what llama.cpp itself spends on a token: stands for none, as the kernel's clock resolves little less."""
 MEMORY_MIB = 80.0
 _QUIET = 0.05
 
