@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,10 @@ from tests.parts import (
     prometheus_program,
 )
 from tests.parts.processes import SESSION_MARK
+
+# Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT, and so would every
+# process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(error: MissingPart) -> NoReturn:
