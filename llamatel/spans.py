@@ -50,18 +50,21 @@ class Spans:
 
 
 def _phases(completion: Completion) -> list[tuple[str, float, float]]:
-    """The parts of a request that are known: name, start, end (Unix seconds)."""
+    """The parts of a request that are known: name, start, end (Unix seconds).
+
+    The log's times are rounded, so a part could stick out of its request by some microseconds: it is cut there.
+    """
     phases = []
     queue, prefill, decode = completion.queue_s, completion.prefill_s, completion.decode_s
     first_token = completion.first_token_at
     if queue is not None and queue > _SHORTEST_QUEUE_S:
         phases.append(("queue", completion.arrived_at, completion.started_at))
     if prefill is not None:
-        start = completion.started_at if first_token is None else first_token - prefill
-        phases.append(("prefill", start, start + prefill))
+        end = completion.started_at + prefill if first_token is None else first_token
+        phases.append(("prefill", max(end - prefill, completion.started_at), min(end, completion.ended_at)))
     if decode is not None:
         start = completion.ended_at - decode if first_token is None else first_token
-        phases.append(("decode", start, start + decode))
+        phases.append(("decode", start, min(start + decode, completion.ended_at)))
     return phases
 
 

@@ -168,3 +168,9 @@ def test_a_request_that_is_not_sampled_writes_nothing() -> None:
     assert not get_current_span(context).get_span_context().trace_flags.sampled
     assert kept.get_finished_spans() == ()
     provider.shutdown()
+
+
+def test_parts_never_stick_out_of_their_request(written: Written) -> None:
+    spans = written.of(completion(first_token_at=BEGAN + 0.499997, ended_at=BEGAN + 1.499995, queue_s=None))
+    assert times(spans["prefill"]) == (0.0, 0.499997)
+    assert times(spans["decode"]) == (0.499997, 1.499995)
