@@ -25,9 +25,10 @@ from tests.parts import (
 )
 from tests.parts.processes import SESSION_MARK
 
-# Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT, and so would every
-# process that a test interrupts.
+# Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT or SIGHUP, and so would
+# every process that a test interrupts or hangs up.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def missing(error: MissingPart) -> NoReturn:
