@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamatel.model.shape import ModelShape
 
 
 class Outcome(str, Enum):
@@ -122,17 +126,83 @@ class LogCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotState:
+    """One slot of a server at one moment, as ``/slots`` tells it."""
+
+    id: int
+    busy: bool
+    context_size: int | None = None
+    """Tokens that this slot may hold at most; in a unified pool the sum over the slots exceeds the pool."""
+    context_tokens: int | None = None
+    """Tokens that it holds in the KV cache; they stay after the request until they are overwritten."""
+    task: int | None = None
+    """llama.cpp's number of the request that it works on, or worked on last."""
+    prompt_computed: int | None = None
+    """Prompt tokens processed so far; None while it is idle."""
+    prompt_cached: int | None = None
+    decoded: int | None = None
+    """Tokens generated so far by the request that it works on; None while it is idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheState:
+    """The KV cache of one server at one moment, in tokens and in bytes."""
+
+    capacity: int | None = None
+    """Tokens that fit into the pool: one pool for all slots if ``unified``, else the slots' shares together."""
+    unified: bool | None = None
+    active: int | None = None
+    """Tokens of requests that run now."""
+    cached: int | None = None
+    """Tokens that idle slots still hold: reclaimable."""
+    planned_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Size by part (k, v, recurrent, other) as computed from the GGUF; only where that is known to be exact."""
+    reported_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Size by part as llama.cpp reported it, at the resolution of its log (0.01 MiB)."""
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By part, what active and cached tokens take: a sliding window holds no more than its cells, a recurrent state
+    the same whatever the length."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """The server's process, as the operating system tells it."""
+
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
+    """Resident set."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """One server at one moment."""
+    """One server at one moment; of a router, one of its models."""
 
     server: ServerInfo
     up: bool | None
     """None for a server whose log is all we have."""
+    state: str | None = None
+    """starting, ready, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded, sleeping,
+    failed."""
+    stale: bool = False
+    """True where the server was too busy to answer: what follows is its last answer, except ``up``."""
     restarts: int | None = None
     process_started_at: float | None = None
     loading_s: float | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     """llama.cpp's own counters by their names without the ``llamacpp:`` prefix, carried across restarts."""
+    deferred: int | None = None
+    """Requests that wait for a slot."""
+    slots: tuple[SlotState, ...] | None = None
+    """None where they are not known; a sleeping server's are not asked for."""
+    decode_rate: float | None = None
+    """Tokens a second that all slots together decode now, from the change of ``SlotState.decoded``."""
+    kv_cache: KvCacheState | None = None
+    context_shifts: int | None = None
+    process: ProcessState | None = None
+    model: ModelShape | None = None
+    """What its GGUF says; None where the file cannot be read from here."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Settings that explain its behaviour, by the names of llama-server's flags without dashes in front."""
     log: LogCounts | None = None
 
 
