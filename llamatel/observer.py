@@ -65,6 +65,8 @@ class Observer:
         self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._taking = threading.Lock()
+        self._latest: Snapshot | None = None
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
@@ -105,17 +107,20 @@ class Observer:
         except queue.Full:
             self._drop("observer_full")
 
+    def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
+        """The state of all watched servers: the last one, if it is no older than that, else a new one.
+
+        One is taken at a time; who waited for another's may have it if any age above 0 will do.
+        """
+        with self._taking:
+            latest = self._latest
+            if latest is None or self._clock() - latest.taken_at > max_age_s or max_age_s <= 0.0:
+                latest = self._latest = self._take()
+            return latest
+
     def samples(self) -> list[Sample]:
         """A snapshot of all watched servers, turned into samples by the collectors."""
-        with self._lock:
-            servers = [server for server, _ in self._watched.values()]
-        # One server has one place: where a manager was replaced by another on its port, the last word counts.
-        states = {_place(state): state for server in servers if (state := self._state(server)) is not None}
-        dropped = dict(self._dropped_elsewhere())
-        with self._lock:
-            for reason, count in self._dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        snapshot = Snapshot(self._clock(), tuple(states.values()), dropped)
+        snapshot = self.snapshot()
         samples: list[Sample] = []
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
@@ -171,6 +176,17 @@ class Observer:
                 sink(completion, trace_id)
             except Exception:  # noqa: BLE001 - the boundary to sinks, which are anybody's
                 self._failed("sink_failed", "a sink failed", f"sink {index}")
+
+    def _take(self) -> Snapshot:
+        with self._lock:
+            servers = [server for server, _ in self._watched.values()]
+        # One server has one place: where a manager was replaced by another on its port, the last word counts.
+        states = {_place(state): state for server in servers if (state := self._state(server)) is not None}
+        dropped = dict(self._dropped_elsewhere())
+        with self._lock:
+            for reason, count in self._dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        return Snapshot(self._clock(), tuple(states.values()), dropped)
 
     def _state(self, server: Watched) -> ServerSnapshot | None:
         try:
