@@ -29,8 +29,8 @@ class Watched(Protocol):
     def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
         """Call ``listener`` for each request that ends; returns what ends that."""
 
-    def snapshot(self) -> ServerSnapshot | None:
-        """Its state now; None where there is nothing to tell."""
+    def snapshots(self) -> Sequence[ServerSnapshot]:
+        """Its state now, and that of its models if it is a router; none where there is nothing to tell."""
 
 
 Emit = Callable[[Completion], "tuple[object, str | None]"]
@@ -181,19 +181,19 @@ class Observer:
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
         # One server has one place: where a manager was replaced by another on its port, the last word counts.
-        states = {_place(state): state for server in servers if (state := self._state(server)) is not None}
+        states = {_place(state): state for server in servers for state in self._states(server)}
         dropped = dict(self._dropped_elsewhere())
         with self._lock:
             for reason, count in self._dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
         return Snapshot(self._clock(), tuple(states.values()), dropped)
 
-    def _state(self, server: Watched) -> ServerSnapshot | None:
+    def _states(self, server: Watched) -> Sequence[ServerSnapshot]:
         try:
-            return server.snapshot()
+            return server.snapshots()
         except Exception:  # noqa: BLE001 - the boundary to sources: one must not cost the others their figures
             self._failed("snapshot_failed", "a server's state could not be taken")
-            return None
+            return ()
 
     def _failed(self, reason: str, message: str, key: str = "") -> None:
         """Count an error that is being handled, and show it the first time."""

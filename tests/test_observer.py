@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -30,10 +30,10 @@ class Source:
         self.listeners.append(listener)
         return lambda: self.listeners.remove(listener)
 
-    def snapshot(self) -> ServerSnapshot | None:
+    def snapshots(self) -> Sequence[ServerSnapshot]:
         if self.error is not None:
             raise self.error
-        return self.state
+        return () if self.state is None else (self.state,)
 
 
 class Counting(Collector):

@@ -37,7 +37,7 @@ def last_process(lines: Sequence[str]) -> int:
 class LogFollower:
     """Follows a log, and asks the server for its counters if ``url`` is given.
 
-    Offers what a ServerManager offers to those who watch: ``subscribe`` and ``snapshot``.
+    Offers what a ServerManager offers to those who watch: ``subscribe`` and ``snapshots``.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LogFollower:
 
         return unsubscribe
 
-    def snapshot(self) -> ServerSnapshot:
+    def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What is known now; without an address there are no counters, and whether the server is up is unknown."""
         up: bool | None = None
         if self._client is not None:
@@ -113,9 +113,10 @@ class LogFollower:
         if counts.understood is False and not self._said_not_understood:
             self._said_not_understood = True
             _log.warning("the server generates tokens, but %s shows no requests that we understand", self._source.name)
-        return ServerSnapshot(
+        state = ServerSnapshot(
             server=self.info, up=up, process_started_at=started_at, counters=self._counters.totals(), log=counts
         )
+        return (state,)
 
     def _introduce(self, client: ServerClient) -> None:
         """Ask the server for its name; a wrong key is said now, a server that is away may come."""

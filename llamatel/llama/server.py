@@ -208,6 +208,11 @@ class ServerManager:
             ),
         )
 
+    def snapshots(self) -> tuple[ServerSnapshot, ...]:
+        """``snapshot`` for those who watch; none if it was never started."""
+        snapshot = self.snapshot()
+        return () if snapshot is None else (snapshot,)
+
     @property
     def state(self) -> ServerState:
         """Where the server is in its life."""
