@@ -1,0 +1,137 @@
+"""The code in our documents: what stands in them, and one script a document that runs it as a reader would.
+
+A comment in front of a fenced block says what a test does with it (``BLOCK_HELP``). All blocks of a document share one
+folder, which holds ``model.gguf``, and one network of their own, so that default ports are free.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+COMMANDS = ("sh", "bash", "console", "shell", "python")
+"""Languages of blocks that somebody will run, so each says whether a test does."""
+
+BLOCK_HELP = """put one of these before the block, on the line above it:
+<!-- run -->                    a test runs it; it has to succeed
+<!-- start: TEXT -->            a test starts it, waits until it has printed TEXT, and ends it behind the last block
+<!-- file: NAME -->             a test writes it to the file NAME for the blocks behind it
+<!-- not run: REASON -->        what it needs that a test machine lacks, or which test runs it"""
+
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w+-]*)")
+_MARK = re.compile(r"<!-- *(?P<word>run|start|file|not run)(?:: *(?P<argument>.+?))? *-->")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One code block."""
+
+    line: int
+    """Of its first line, from 1."""
+    language: str
+    """Empty for a block that is only indented."""
+    text: str
+    mark: str | None = None
+    """run, start, file or not run."""
+    argument: str = ""
+
+
+def blocks(text: str) -> list[Block]:
+    """The code blocks of a Markdown text, fenced and indented, in order."""
+    return list(_blocks(text.splitlines()))
+
+
+def _blocks(lines: list[str]) -> Iterator[Block]:
+    last, index = "", 0
+    while index < len(lines):
+        fence = _FENCE.match(lines[index])
+        indented = not fence and lines[index].startswith("    ") and not last.lstrip().startswith(("-", "*", "|"))
+        if fence or (indented and not last):
+            start = index + 1 if fence else index
+            end = start
+            while end < len(lines) and (
+                not lines[end].strip().startswith("```") if fence else lines[end].startswith("    ") or not lines[end]
+            ):
+                end += 1
+            cut = len(fence["indent"]) if fence else 4
+            before = lines[start - 2 if fence else max(start - 2, 0)] if start > 1 else ""
+            mark = _MARK.search(before)
+            yield Block(
+                start + 1,
+                fence["language"] if fence else "",
+                "\n".join(line[cut:] for line in lines[start:end]).rstrip() + "\n",
+                mark["word"] if mark else None,
+                (mark["argument"] or "") if mark else "",
+            )
+            index, last = end + 1 if fence else end, ""
+            continue
+        last = lines[index].strip()
+        index += 1
+
+
+def documents() -> list[Path]:
+    """What people read: the README, the contributor's page, everything below docs/, the READMEs of deploy/."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
+    return sorted(pages)
+
+
+def script(marked: list[Block]) -> str:
+    """A shell script that runs these blocks in order, as their marks say, and fails with the first that fails.
+
+    What it starts is ended behind the last block, by SIGTERM, and has to end well.
+    """
+    parts = ["set -eu", "[ ! -e /usr/sbin/ip ] || ip link set lo up || true"]
+    ends: list[str] = []
+    for number, block in enumerate(marked):
+        parts.append(f"echo '--- line {block.line}' >&2")
+        if block.mark == "file":
+            parts += [
+                f"mkdir -p $(dirname {shlex.quote(block.argument)})",
+                _here(f"cat > {block.argument}", block.text),
+            ]
+        elif block.mark == "run":
+            parts.append(_here("python -", block.text) if block.language == "python" else block.text)
+        elif block.mark == "start":
+            name = f".started-{number}"
+            command = "exec " + block.text.strip()
+            parts += [
+                f"( {command} ) > {name} 2>&1 & pid{number}=$!",
+                f"tries=600; until grep -qF {shlex.quote(block.argument)} {name}; do",
+                f"  kill -0 $pid{number} 2>/dev/null && [ $tries -gt 0 ] || {{ cat {name} >&2; exit 1; }}",
+                "  tries=$((tries - 1)); sleep 0.1",
+                "done",
+            ]
+            ends.insert(0, f"kill -TERM $pid{number} && wait $pid{number}")
+    return "\n".join([*parts, *ends]) + "\n"
+
+
+def _here(command: str, text: str) -> str:
+    return f"{command} <<'END-OF-BLOCK'\n{text}END-OF-BLOCK"
+
+
+def llamatel_commands(block: Block) -> Iterator[list[str]]:
+    """The words of each ``llamatel ...`` command line in a block, without ``llamatel``."""
+    text = re.sub(r"\\\n", " ", block.text)
+    for line in text.splitlines():
+        reader = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        reader.whitespace_split = True
+        reader.commenters = "#"
+        try:
+            words = list(reader)
+        except ValueError:  # no shell line: an apostrophe in a text
+            continue
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set("|&;"):
+                while command and ("=" in command[0] or command[0] == "$"):
+                    command.pop(0)
+                if command and command[0] == "llamatel":
+                    yield command[1:]
+                command = []
+            else:
+                command.append(word)

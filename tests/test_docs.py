@@ -1,0 +1,155 @@
+"""Documents are true: their commands run, their flags exist, their files are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from llamatel.cli.main import VERBS, cli
+from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, documents, llamatel_commands, script
+
+PAGES = [path.relative_to(ROOT).as_posix() for path in documents()]
+LEAD = ("README.md", "CONTRIBUTING.md")
+"""Pages whose blocks are not marked: only the form of their commands is checked."""
+
+
+def read(page: str) -> list[Block]:
+    return blocks((ROOT / page).read_text())
+
+
+def marked(page: str) -> list[Block]:
+    return [block for block in read(page) if block.mark in ("run", "start", "file")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LEAD])
+def test_every_command_is_run_or_says_why_not(page: str) -> None:
+    unmarked = [f"{page}:{block.line}" for block in read(page) if block.language in COMMANDS and block.mark is None]
+    assert not unmarked, f"{', '.join(unmarked)}: {BLOCK_HELP}"
+    silent = [
+        f"{page}:{block.line}" for block in read(page) if block.mark in ("not run", "file") and not block.argument
+    ]
+    assert not silent, f"{', '.join(silent)}: say why, or which file"
+
+
+def isolated() -> list[str]:
+    """Words that run what follows in a network of its own, where default ports are free; none where that cannot be."""
+    words = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+        return words
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if marked(page)])
+def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_model, tmp_path / "model.gguf")
+    (tmp_path / ".script").write_text(script(marked(page)))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "OTEL_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [*isolated(), "sh", ".script"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{page}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def _flags(command: click.Command) -> set[str]:
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)} | {
+        "-h",
+        "--help",
+        "--version",
+    }
+
+
+def complaint(words: list[str]) -> str | None:
+    """What is wrong with a llamatel command line; None if nothing is."""
+    command: click.Command = cli
+    words = words[: words.index("--")] if "--" in words else words
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None:
+            return f"there is no {words[0]}"
+        command, words = found, words[1:]
+    unknown = [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in _flags(command)]
+    return f"{command.name} has no {', '.join(unknown)}" if unknown else None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_llamatel_command_line_has_verbs_and_flags_that_exist(page: str) -> None:
+    found = {
+        f"{page}:{block.line}: llamatel {' '.join(words)}": complaint(words)
+        for block in read(page)
+        for words in llamatel_commands(block)
+    }
+    assert not {line: said for line, said in found.items() if said is not None}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_exists(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for block in read(page) for name in re.findall(r"^\s*make ([a-z]+)", block.text, re.MULTILINE)} | set(
+        re.findall(r"`make ([a-z]+)", (ROOT / page).read_text())
+    )
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_data_in_documents_can_be_read(page: str) -> None:
+    for block in read(page):
+        if block.language in ("yaml", "yml"):
+            list(yaml.safe_load_all(block.text))
+        elif block.language == "json":
+            json.loads(block.text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_our_own_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if "://" not in link]
+    assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    assert complaint(["serve", "model.gguf", "--no-such-flag"]) == "serve has no --no-such-flag"
+    assert complaint(["dance"]) == "there is no dance"
+    assert complaint(["serve", "model.gguf", "-c", "4096", "--", "--whatever"]) is None
+    assert set(VERBS) == set(cli.list_commands(click.Context(cli)))
+    page = (
+        "text\n\n<!-- run -->\n```sh\nKEY=1 llamatel serve a.gguf | llamatel attach --log -\n```\n\n    llamatel demo\n"
+    )
+    fenced, indented = blocks(page)
+    assert (fenced.mark, fenced.language, fenced.line) == ("run", "sh", 5)
+    assert [*llamatel_commands(fenced)] == [["serve", "a.gguf"], ["attach", "--log", "-"]]
+    assert [*llamatel_commands(indented)] == [["demo"]]
+
+
+def test_a_script_fails_with_the_first_block_that_fails(tmp_path: Path) -> None:
+    def run(text: str) -> int:
+        (tmp_path / "script").write_text(script(blocks(text)))
+        return subprocess.run(["sh", "script"], cwd=tmp_path, capture_output=True, check=False).returncode
+
+    def block(mark: str, text: str) -> str:
+        return f"\n<!-- {mark} -->\n```sh\n{text}\n```\n"
+
+    waiting = "sh -c 'trap \"exit 0\" TERM; echo up; while :; do sleep 0.05; done'"
+    assert run(block("run", "true")) == 0
+    assert run(block("run", "false") + block("run", "true")) != 0
+    assert run(block("start: up", waiting) + block("run", "true")) == 0
+    assert run(block("start: up", "echo down") + block("run", "true")) != 0
+    assert run(block("file: a/b.txt", "one") + block("run", "grep -q one a/b.txt")) == 0
