@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test verify parts lint type fmt bench lock clean
+.PHONY: help run test verify parts lint type fmt bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,15 @@ fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: parts ## Measure what llamatel costs: the same load with and without it
+bench: parts ## Measure what llamatel costs and how fast it reads headers; one part: ARGS="--only header"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# atheris is in no lock file: it is not there for every Python, and only this target wants it.
+fuzz: $(VENV)/.installed-dev ## Feed broken model files to the reader: mutations, then atheris, a minute each
+	$(BIN)/python -m tests.fuzz $(ARGS)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(INSTALL) atheris || \
+		{ echo "no atheris for this Python and system: mutations only" >&2; exit 1; }
+	$(BIN)/python -m tests.fuzz --atheris $(ARGS)
 
 lock: ## Resolve requirements/dev.txt anew (needs uv)
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv" >&2; exit 1; }

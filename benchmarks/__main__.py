@@ -9,18 +9,18 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cost, pieces, procfs, ratios, servers
+from benchmarks import cost, header, pieces, procfs, ratios, servers
 from benchmarks.blocks import Block
 from benchmarks.report import Report
 from benchmarks.servers import CONTROL, OTLP_GRPC, OTLP_HTTP, PLAIN, PROMETHEUS, Collector, Running, Variant
 from llamatel.llama.tiny_model import write_tiny_model
 from tests.parts import MissingPart, llama_server
 
-_PARTS = ("ratios", "cost", "pieces")
+_PARTS = ("header", "ratios", "cost", "pieces")
 _SHORT = 8
 
 
@@ -30,7 +30,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a first impression in about a minute")
+    parser.add_argument("--quick", action="store_true", help="a first impression in about two minutes")
     parser.add_argument("--rounds", type=int, help="how often each block is repeated (7; quick: 2)")
     parser.add_argument("--seconds", type=float, help="length of a block (3; quick: 1)")
     parser.add_argument("--connections", type=_numbers, help="clients at once (1,4,16; quick: 4)")
@@ -71,20 +71,30 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Measure; prints the report and returns it."""
     options = _options(arguments)
     wanted = options.only or _PARTS
+    about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), **procfs.machine(), "Python": platform.python_version()}
+    report = Report(about | {"yardstick us": round(pieces.yardstick_us(), 1)})
+    if "header" in wanted:
+        _progress("a GGUF's header, read by llamatel and by gguf-py")
+        report.header = header.measure_default(readings=10 * options.rounds)
+    if set(wanted) != {"header"}:
+        _measure_load(report, options, wanted)
+    report.about["yardstick at the end"] = round(pieces.yardstick_us(), 1)
+    print(report.text())
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    return report
+
+
+def _measure_load(report: Report, options: argparse.Namespace, wanted: Collection[str]) -> None:
+    """What needs a running server."""
     backend = options.backend or _backend()
-    report = Report(
-        {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            **procfs.machine(),
-            "Python": platform.python_version(),
-            "opentelemetry-sdk": version("opentelemetry-sdk"),
-            "backend": "xllamacpp" if backend == "xllamacpp" else "llama-server",
-            "flags": "",
-            "tokens": options.tokens,
-            "rounds": options.rounds,
-            "yardstick us": round(pieces.yardstick_us(), 1),
-        }
-    )
+    report.about |= {
+        "opentelemetry-sdk": version("opentelemetry-sdk"),
+        "backend": "xllamacpp" if backend == "xllamacpp" else "llama-server",
+        "flags": "",
+        "tokens": options.tokens,
+        "rounds": options.rounds,
+    }
     blocks: list[Block] = []
     # Enough of llama.cpp's HTTP threads for every client, and none that spin while they wait.
     server_args = ["-t", str(options.threads), "--threads-http", str(max(options.connections) + 4)]
@@ -130,13 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                     )  # fmt: skip
                 report.costs.append(found_cost)
                 blocks += measured
-    report.about["yardstick at the end"] = round(pieces.yardstick_us(), 1)
     cores = int(report.about["cores"])
     report.foreign = sum(block.foreign_cpu for block in blocks) / sum(block.elapsed * cores for block in blocks)
-    print(report.text())
-    if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    return report
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Reading a GGUF's header: ours and gguf-py's GGUFReader, on the same file in the same run.
 
-``python -m benchmarks.header [FILE]``; without a file the largest vocabulary of llama.cpp's own tests (262,144 tokens
-and 514,906 merges), or one made here where llama.cpp's source is not at hand.
+The file is the largest vocabulary of llama.cpp's own tests (262,144 tokens and 514,906 merges), or one made here where
+llama.cpp's source is not at hand. Alone: ``make bench ARGS="--only header"``.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -54,7 +53,7 @@ class HeaderFigures:
         """For people."""
         ours = f"{self.ours_ms:9.1f} ms median, {self.ours_best_ms:.1f} ms best, {self.ours_cpu_ms:.1f} ms CPU"
         return [
-            f"header of {self.file}: {self.file_bytes / 2**20:.1f} MiB, {self.strings:,} strings",
+            f"  {self.file}: {self.file_bytes / 2**20:.1f} MiB, {self.strings:,} strings",
             f"  llamatel  {ours}, {self.peak_kib:,.0f} KiB",
             f"  gguf-py   {self.gguf_py_ms:9.1f} ms, {self.gguf_py_cpu_ms:.1f} ms CPU",
             f"  {self.ratio:.0f} times faster ({self.cpu_ratio:.0f} by CPU time)",
@@ -118,8 +117,3 @@ def measure_default(readings: int = 20) -> HeaderFigures:
         return measure(real, readings)
     with tempfile.TemporaryDirectory() as folder:
         return measure(make_vocabulary(Path(folder) / "vocabulary.gguf"), readings)
-
-
-if __name__ == "__main__":
-    found = measure(Path(sys.argv[1])) if len(sys.argv) > 1 else measure_default()
-    print("\n".join(found.lines()))

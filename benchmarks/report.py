@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cost import Cost
+from benchmarks.header import HeaderFigures
 from benchmarks.pieces import Pieces
 from benchmarks.ratios import Ratios, Spread
 from benchmarks.servers import CONTROL, PLAIN
@@ -17,6 +18,8 @@ REQUEST_MS = 0.5
 TOKEN_SHARE = 0.01
 """Of what llama.cpp itself spends on a token: stands for none, as the kernel's clock resolves little less."""
 MEMORY_MIB = 80.0
+HEADER_RATIO = 300.0
+HEADER_MS = 100.0
 _QUIET = 0.05
 
 
@@ -30,17 +33,25 @@ class Report:
     ready_s: dict[str, float] = field(default_factory=dict)
     """From start to first answer, by variant."""
     pieces: Pieces | None = None
+    header: HeaderFigures | None = None
     foreign: float = 0.0
     """Share of the machine's CPU time that went to other work while blocks ran."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         targets = [{"target": text, "met": met} for text, met in self.targets()]
-        return {**dataclasses.asdict(self), "targets": targets}
+        found = {**dataclasses.asdict(self), "targets": targets}
+        if self.header is not None:
+            found["header"] |= {"ratio": self.header.ratio, "cpu_ratio": self.header.cpu_ratio}
+        return found
 
     def targets(self) -> list[tuple[str, bool]]:
         """Each target with the worst figure that stands against it, and whether it is met."""
         found = []
+        if self.header is not None:
+            where = "than gguf-py's GGUFReader"
+            found.append(_judge("header, times faster", self.header.ratio, HEADER_RATIO, where, at_least=True))
+            found.append(_judge("header, best time", self.header.ours_best_ms, HEADER_MS, self.header.file, unit=" ms"))
         against = [row for row in self.ratios if row.variant not in (PLAIN.name, CONTROL.name)]
         if against:
             worst = min(against, key=lambda row: row.throughput.median)
@@ -63,6 +74,8 @@ class Report:
     def text(self) -> str:
         """For people."""
         parts = [", ".join(f"{name} {value}" for name, value in self.about.items())]
+        if self.header is not None:
+            parts += ["\nReading a header, tensors included", *self.header.lines()]
         if self.ratios:
             parts += [
                 "\nThe same load on llama.cpp alone and under llamatel (ratio to alone: median [lowest-highest round])",

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import header
 from benchmarks.__main__ import main
 from benchmarks.pieces import read_log
+from benchmarks.report import Report
 
 _LOG = Path(__file__).parent / "golden" / "logs" / "llama-server.log"
 
@@ -18,12 +20,22 @@ def test_log_reading_is_measured_on_whole_requests() -> None:
     assert lines > 7 * requests > 0
 
 
+def test_header_reading_is_measured_beside_gguf_py(tmp_path: Path) -> None:
+    figures = header.measure(header.make_vocabulary(tmp_path / "vocabulary.gguf", 2000), readings=2)
+    report = Report({}, header=figures)
+    assert figures.strings == 4000
+    assert report.as_json()["header"]["ratio"] == pytest.approx(figures.gguf_py_ms / figures.ours_ms)
+    assert [text.partition(",")[0] for text, _ in report.targets()] == ["header", "header"]
+    assert "times faster" in report.text()
+
+
 @pytest.mark.slow
 def test_a_small_run_tells_all_it_should(
     llama_server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bench.json"
     flags = ["--rounds", "1", "--seconds", "0.2", "--connections", "2", "--no-otlp"]
+    flags += ["--only", "ratios", "--only", "cost", "--only", "pieces"]  # the header takes gguf-py half a minute
     main([*flags, "--backend", str(llama_server_binary), "--json", str(out)])
     found = json.loads(out.read_text())
     assert [row["variant"] for row in found["ratios"]] == ["plain", "plain again", "Prometheus"]

@@ -15,7 +15,8 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.model import LayerShape, ModelShape, shape_from_gguf
 from llamatel.model.shape import Weights
 from llamatel.plan import ServerSettings, cache_plan
-from llamatel.plan.devices import GB, parse_devices
+from llamatel.plan.devices import parse_devices
+from llamatel.plan.gpus import GB, GPUS, gpu_named
 from llamatel.plan.measure import parse_measured
 from llamatel.plan.memory import largest_context, memory_plan
 from llamatel.plan.report import make_report
@@ -169,6 +170,39 @@ def test_devices() -> None:
     for wrong in ("m4-max", "t4x", "", "t4:x"):
         with pytest.raises(UsageError):
             parse_devices(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA T4", "t4"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("", None),
+    ],
+)
+def test_a_card_by_the_name_that_nvml_gives_it(name: str, key: str | None) -> None:
+    found = gpu_named(name)
+    assert (found.key if found else None) == key
+
+
+def test_a_card_that_was_sold_with_several_memories_is_known_by_its_own() -> None:
+    assert gpu_named("NVIDIA GeForce RTX 3060", 12288 << 20) is not None
+    assert gpu_named("NVIDIA GeForce RTX 3060", 8192 << 20) is None
+    assert gpu_named("Tesla P100-PCIE-16GB", 16276 << 20) is not None
+
+
+def test_each_card_has_one_key_and_one_name() -> None:
+    assert len({gpu.key for gpu in GPUS}) == len({gpu.name for gpu in GPUS}) == len(GPUS)
+    assert all(parse_devices(gpu.key)[0].peak_flops == gpu.peak_flops for gpu in GPUS)
+    # Reading a byte takes the time of 20 to 400 operations on all of them: a slip of a digit would show.
+    assert all(20 < gpu.peak_flops / gpu.bandwidth < 450 for gpu in GPUS if gpu.peak_flops)
 
 
 def test_llama_fit_params_agrees(

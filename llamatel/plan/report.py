@@ -115,6 +115,7 @@ def _use(use: DeviceUse) -> dict[str, Any]:
         "name": device.name if device else "host",
         "memory_bytes": device.memory if device else None,
         "bandwidth_bytes_per_second": device.bandwidth if device else None,
+        "peak_flops_per_second": device.peak_flops if device else None,
         "source": device.source if device else None,
         "layers": use.layers,
         "weights_bytes": use.weights_bytes,

@@ -92,7 +92,8 @@ def _atheris(seconds: float, folder: Path) -> int:
         "-max_len=8192",
         "-timeout=10",
         "-rss_limit_mb=1024",
-        "-print_final_stats=1",
+        "-verbosity=0",
+        "-print_final_stats=1",  # number_of_executed_units is how many files were tried
     ]
     atheris.Setup([sys.argv[0], *flags, str(folder)], lambda data: (instrumented(data), None)[1])
     atheris.Fuzz()
