@@ -35,6 +35,17 @@ class Metric:
 
 SERVER_ATTRIBUTES = ("server.address", "server.port", "gen_ai.request.model")
 """On every metric that is about a server."""
+MODEL_ATTRIBUTES = (
+    "architecture", "quantization", "attention", "layers", "heads", "kv_heads", "embedding_length", "experts",
+    "experts_used", "cache",
+)  # fmt: skip
+"""Of ``llamacpp.model.info``."""
+SETTINGS = (
+    "ctx_size", "parallel", "kv_unified", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v", "flash_attn",
+    "gpu_layers", "tensor_split", "split_mode", "swa_full", "kv_offload", "fit", "context_shift", "cache_ram",
+    "spec_type", "sleep_idle_seconds",
+)  # fmt: skip
+"""Those of a server's settings that ``llamacpp.server.info`` shows: llama-server's flags with underscores."""
 
 # Bucket sets. The gen_ai ones are the conventions' own (semantic-conventions-genai, docs/gen-ai/gen-ai-metrics.md),
 # extended at both ends: a small model on a GPU answers below their first bound, a long prefill on a CPU above their
@@ -107,6 +118,102 @@ METRICS: tuple[Metric, ...] = (
         "llamacpp.speculative.tokens", Kind.TOTAL, "{token}",
         "Draft tokens, by llama.cpp's own counters.", ("type",),
     ),
+    Metric(
+        "llamacpp.slots", Kind.GAUGE, "{slot}",
+        "Slots that work on a request (busy) and slots that do not (idle).", ("state",),
+    ),
+    Metric(
+        "llamacpp.slot.context_tokens", Kind.GAUGE, "{token}",
+        "Tokens that a slot holds in the KV cache; an idle slot keeps those of its last request.", ("slot",),
+    ),
+    Metric(
+        "llamacpp.slot.context_size", Kind.GAUGE, "{token}",
+        "Tokens that a slot may hold at most; slots that share a pool may each be promised all of it.", ("slot",),
+    ),
+    Metric(
+        "llamacpp.slot.tokens", Kind.GAUGE, "{token}",
+        "How far the request in a busy slot is: prompt tokens computed and taken from the cache, tokens generated.",
+        ("slot", "type"),
+    ),
+    Metric(
+        "llamacpp.requests.deferred", Kind.GAUGE, "{request}", "Requests that wait for a slot, by llama.cpp's gauge."
+    ),
+    Metric(
+        "llamacpp.decode.rate", Kind.GAUGE, "{token}/s",
+        "Tokens a second that all slots together generate now, between this collection and the one before.",
+    ),
+    Metric(
+        "llamacpp.context_shifts", Kind.TOTAL, "{shift}",
+        "Times a running request lost part of its context to make room (--context-shift).",
+    ),
+    Metric(
+        "llamacpp.kv_cache.capacity", Kind.GAUGE, "{token}",
+        "Tokens that the KV cache holds at most: the pool that all slots share, or the slots' own shares together.",
+    ),
+    Metric(
+        "llamacpp.kv_cache.tokens", Kind.GAUGE, "{token}",
+        "Tokens in the KV cache: of requests that run (active), left behind in idle slots and reclaimable (cached).",
+        ("state",),
+    ),
+    Metric(
+        "llamacpp.kv_cache.usage", Kind.GAUGE, "1",
+        "Share of the KV cache's capacity that active and cached tokens take.", ("state",),
+    ),
+    Metric(
+        "llamacpp.kv_cache.headroom", Kind.GAUGE, "{token}",
+        "Capacity less active tokens: what is free, and what idle slots hold, which llama.cpp gives up when it needs "
+        "room. At 0 a server with one pool fails every request that runs.",
+    ),
+    Metric(
+        "llamacpp.kv_cache.size", Kind.GAUGE, "By",
+        "Bytes allocated for keys, values and recurrent states: as computed from the GGUF and the flags (planned), and "
+        "as llama.cpp said (reported).",
+        ("part", "source"),
+    ),
+    Metric(
+        "llamacpp.kv_cache.used", Kind.GAUGE, "By",
+        "Bytes of them that active and cached tokens take; a window's layers never more than the window's cells.",
+        ("part",),
+    ),
+    Metric(
+        "llamacpp.prompt_cache.lookups", Kind.TOTAL, "{token}",
+        "Prompt tokens of requests, by llama.cpp's own counters: those that the KV cache was searched for.",
+    ),
+    Metric(
+        "llamacpp.prompt_cache.hits", Kind.TOTAL, "{token}",
+        "Prompt tokens of them that were taken from the KV cache, by llama.cpp's own counter.",
+    ),
+    Metric(
+        "llamacpp.prompt_cache.entries", Kind.GAUGE, "{prompt}",
+        "Prompts kept in host memory (--cache-ram); llama.cpp says it at -lv 4 alone, which is slow.",
+    ),
+    Metric(
+        "llamacpp.prompt_cache.size", Kind.GAUGE, "By",
+        "Host memory that those prompts take; llama.cpp says it at -lv 4 alone, which is slow.",
+    ),
+    Metric(
+        "llamacpp.model.info", Kind.GAUGE, "1",
+        "1, with what the model's GGUF says about it.", MODEL_ATTRIBUTES,
+    ),
+    Metric("llamacpp.model.parameters", Kind.GAUGE, "{parameter}", "Weights of the model."),
+    Metric(
+        "llamacpp.model.active_parameters", Kind.GAUGE, "{parameter}", "Weights that one token uses: of experts a few."
+    ),
+    Metric("llamacpp.model.size", Kind.GAUGE, "By", "Bytes of the model's tensors in its file."),
+    Metric("llamacpp.model.context_length", Kind.GAUGE, "{token}", "Tokens of context that the model was made for."),
+    Metric(
+        "llamacpp.server.state", Kind.GAUGE, "1", "1 for the state that the server is in; other states are left out.",
+        ("state",),
+    ),
+    Metric(
+        "llamacpp.server.info", Kind.GAUGE, "1",
+        "1, with llama.cpp's build, what runs it, and the settings that explain its behaviour, as they were given.",
+        ("build", "backend", *SETTINGS),
+    ),
+    Metric(
+        "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, user and system, over its restarts."
+    ),
+    Metric("process.memory.usage", Kind.GAUGE, "By", "Resident memory of the server's process."),
     Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
     Metric("llamacpp.server.restarts", Kind.TOTAL, "{restart}", "Times the server was restarted after a failure."),
     Metric("llamacpp.server.start_time", Kind.GAUGE, "s", "Unix time at which the server's process started."),

@@ -163,6 +163,22 @@ class KvCacheState:
     """By part, what active and cached tokens take: a sliding window holds no more than its cells, a recurrent state
     the same whatever the length."""
 
+    @property
+    def headroom(self) -> int | None:
+        """Tokens that running requests can still take: what is free and what idle slots would give up."""
+        if self.capacity is None or self.active is None:
+            return None
+        return max(0, self.capacity - self.active)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCacheState:
+    """The prompts that llama.cpp keeps in host memory (``--cache-ram``), as its log says at ``-lv 4`` alone."""
+
+    entries: int
+    size_bytes: int
+    """At the resolution of the log: 0.001 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
@@ -198,6 +214,7 @@ class ServerSnapshot:
     """Tokens a second that all slots together decode now, from the change of ``SlotState.decoded``."""
     kv_cache: KvCacheState | None = None
     context_shifts: int | None = None
+    prompt_cache: PromptCacheState | None = None
     process: ProcessState | None = None
     model: ModelShape | None = None
     """What its GGUF says; None where the file cannot be read from here."""

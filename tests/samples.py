@@ -5,7 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llamatel.records import Completion, LogCounts, Outcome, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.model.shape import LayerShape, ModelShape, Weights
+from llamatel.records import (
+    Completion,
+    KvCacheState,
+    LogCounts,
+    Outcome,
+    ProcessState,
+    PromptCacheState,
+    ServerInfo,
+    ServerSnapshot,
+    SlotState,
+    Snapshot,
+)
 
 SERVER = ServerInfo("127.0.0.1", 8090, "tiny", build="b7001", backend="llama-server", pid=4711)
 BEGAN = 1_790_000_000.0
@@ -60,6 +72,48 @@ def server_snapshot(**changes: Any) -> ServerSnapshot:
             log=LogCounts(lines={"request": 70, "other": 1}, requests_started=10, requests_lost=2, understood=True),
         ),
         **changes,
+    )
+
+
+SHAPE = ModelShape(
+    "llama",
+    tuple(LayerShape(index, heads=4, kv_heads=2, key_length=16, value_length=16) for index in range(2)),
+    context_length=4096,
+    embedding_length=64,
+    experts=8,
+    experts_used=2,
+    file_type="F32",
+    weights=Weights(n_bytes=400, parameters=100, active_parameters=60, active_bytes=240),
+)
+
+
+def known_snapshot(**changes: Any) -> ServerSnapshot:
+    """A server of which everything is known, but for the changes."""
+    return server_snapshot(
+        **{
+            "state": "ready",
+            "deferred": 3,
+            "slots": (
+                SlotState(0, True, 1024, 300, task=17, prompt_computed=40, prompt_cached=250, decoded=11),
+                SlotState(1, False, 1024, 100, task=12),
+            ),
+            "decode_rate": 50.0,
+            "kv_cache": KvCacheState(
+                capacity=1024,
+                unified=True,
+                active=300,
+                cached=100,
+                planned_bytes={"k": 4096, "v": 4096},
+                reported_bytes={"k": 4096, "v": 4096},
+                used_bytes={"k": 1600, "v": 1600},
+            ),
+            "context_shifts": 1,
+            "prompt_cache": PromptCacheState(entries=2, size_bytes=2048),
+            "process": ProcessState(cpu_s=1.5, memory_bytes=1 << 20),
+            "model": SHAPE,
+            "settings": {"ctx-size": "1024", "parallel": "2"},
+            **changes,
+        }
     )
 
 

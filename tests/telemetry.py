@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamatel import pipeline
+from llamatel import collectors, pipeline
 from llamatel.collectors import Sample
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS
@@ -15,8 +15,6 @@ from llamatel.records import Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans
 from llamatel_collectors.requests import RequestsCollector
-from llamatel_collectors.server import ServerCollector
-from llamatel_collectors.tokens import TokensCollector
 from tests.samples import snapshot
 
 
@@ -28,11 +26,12 @@ class Telemetry:
         self.state: Snapshot = snapshot()
         self._spans = Spans(pipeline.tracer)
         self._requests = RequestsCollector()
+        self._others = tuple(collectors.load(without=("requests",)))
         self._instruments = Instruments(pipeline.meter, METRICS, self._samples)
 
     def _samples(self) -> Iterator[Sample]:
-        yield from ServerCollector().on_snapshot(self.state)
-        yield from TokensCollector().on_snapshot(self.state)
+        for collector in self._others:
+            yield from collector.on_snapshot(self.state)
 
     def send(self, request: Completion) -> None:
         """Write one request."""

@@ -27,25 +27,28 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+OURS = ["kv_cache", "model", "prompt_cache", "requests", "server", "slots", "tokens"]
+
+
 def names(*only: str, without: tuple[str, ...] = ()) -> list[str]:
     return [collector.name for collector in collectors.load(only, without)]
 
 
 def test_ours_are_all_there_and_named_as_they_are_found() -> None:
-    assert names() == ["requests", "server", "tokens"]
+    assert names() == OURS
     assert names("tokens") == ["tokens"]
-    assert names(without=("tokens",)) == ["requests", "server"]
+    assert names(without=("tokens",)) == OURS[:-1]
 
 
 def test_a_name_that_is_not_installed_is_a_usage_error_that_lists_those_that_are() -> None:
-    with pytest.raises(UsageError, match="no collector 'gpus': installed are requests, server, tokens"):
+    with pytest.raises(UsageError, match=f"no collector 'gpus': installed are {', '.join(OURS)}"):
         names("gpus")
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_another_packages_collector_is_found_and_a_broken_one_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="llamatel"):
-        assert names() == ["energy", "requests", "server", "tokens"]
+        assert names() == ["energy", *OURS]
     assert "the collector 'broken' (their_broken:Broken) cannot be loaded" in caplog.text
 
 

@@ -261,6 +261,7 @@ def test_samples_of_a_server() -> None:
         "llamacpp.server.restarts": [(1, {})],
         "llamacpp.server.start_time": [(server_snapshot().process_started_at, {})],
         "llamacpp.server.loading.duration": [(0.75, {})],
+        "llamacpp.server.info": [(1, {"build": "b7001", "backend": "llama-server"})],
         "llamatel.log.lines": [(70, {"kind": "request"}), (1, {"kind": "other"})],
         "llamatel.requests.lost": [(2, {})],
         "llamatel.log.understood": [(1, {})],
@@ -269,5 +270,6 @@ def test_samples_of_a_server() -> None:
 
 
 def test_a_server_of_which_nothing_is_known_is_only_up_or_down() -> None:
-    bare = server_snapshot(up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
+    nobody = ServerInfo("127.0.0.1", 8090)
+    bare = server_snapshot(server=nobody, up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
     assert samples_of(ServerCollector(), snapshot(bare)) == {"llamacpp.server.up": [(0, {})]}

@@ -1,15 +1,16 @@
-"""The state of each server, and of our reading of its log."""
+"""The state of each server and of its process, its build and settings, and our reading of its log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import LogCounts, ServerInfo, Snapshot
+from llamatel.metrics import SETTINGS
+from llamatel.records import LogCounts, ServerInfo, ServerSnapshot, Snapshot
 
 
 class ServerCollector(Collector):
-    """Up, restarts, start; lines read, requests and records lost."""
+    """Up, state, restarts, start, CPU and memory; build and settings; lines read, requests and records lost."""
 
     name = "server"
 
@@ -21,13 +22,27 @@ class ServerCollector(Collector):
                 ("llamacpp.server.restarts", state.restarts),
                 ("llamacpp.server.start_time", state.process_started_at),
                 ("llamacpp.server.loading.duration", state.loading_s),
+                ("process.cpu.time", None if state.process is None else state.process.cpu_s),
+                ("process.memory.usage", None if state.process is None else state.process.memory_bytes),
             ):
                 if value is not None:
                     yield Sample(metric, value, state.server)
+            if state.state is not None:
+                yield Sample("llamacpp.server.state", 1, state.server, {"state": state.state})
+            info = _info(state)
+            if info:
+                yield Sample("llamacpp.server.info", 1, state.server, info)
             if state.log is not None:
                 yield from _log(state.log, state.server)
         for reason, count in snapshot.records_dropped.items():
             yield Sample("llamatel.records.dropped", count, attributes={"reason": reason})
+
+
+def _info(state: ServerSnapshot) -> dict[str, str | int]:
+    settings = {name.replace("-", "_"): value for name, value in state.settings.items()}
+    info = {"build": state.server.build, "backend": state.server.backend}
+    info |= {name: settings[name] for name in SETTINGS if name in settings}
+    return {name: value for name, value in info.items() if value is not None}
 
 
 def _log(log: LogCounts, server: ServerInfo) -> Iterator[Sample]:

@@ -1,6 +1,6 @@
 """What llamatel asks a llama.cpp server over HTTP, and nothing more.
 
-``/metrics`` and ``/health`` neither wake a sleeping server nor keep one awake (``/slots`` does both and is not asked).
+``/metrics``, ``/props`` and ``/health`` neither wake a sleeping server nor keep one awake; ``/slots`` does both.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Mapping
 import urllib3
 
 from llamatel.errors import ServerUnreachable, UsageError
+from llamatel.llama.props import ServerProps, parse_props
+from llamatel.llama.slots import parse_slots
+from llamatel.records import SlotState
 
 _SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
 _LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
@@ -77,23 +80,39 @@ class ServerClient:
 
     def counters(self, timeout_s: float | None = None) -> Mapping[str, float]:
         """llama.cpp's counters and gauges; raises ServerUnreachable where they cannot be had."""
-        response = self._get("/metrics", timeout_s)
-        if response.status != 200:
-            hints = {
-                401: "the API key is missing or wrong: use --api-key-file",
-                501: "the server was started without --metrics",
-                503: "the model is still loading",
-            }
-            hint = hints.get(response.status, "see the server's log")
-            raise ServerUnreachable(
-                f"{self.base_url}/metrics answered {response.status}: {hint}", status=response.status
-            )
-        return parse_counters(response.data)
+        return parse_counters(self._answer("/metrics", "without --metrics", timeout_s).data)
+
+    def slots(self, timeout_s: float | None = None) -> tuple[SlotState, ...]:
+        """The slots now; raises ServerUnreachable where they cannot be had. Wakes a sleeping server."""
+        response = self._answer("/slots", "with --no-slots", timeout_s)
+        try:
+            slots = parse_slots(response.json())
+        except ValueError:
+            slots = None
+        if slots is None:
+            raise ServerUnreachable(f"{self.base_url}/slots answered with something else", status=response.status)
+        return slots
+
+    def props(self, timeout_s: float | None = None) -> ServerProps:
+        """What ``/props`` tells; nothing but None where that cannot be had."""
+        return parse_props(self._document("/props", timeout_s))
 
     def build(self, timeout_s: float | None = None) -> str | None:
         """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
-        build = self._document("/props", timeout_s).get("build_info")
-        return build if isinstance(build, str) and build else None
+        return self.props(timeout_s).build
+
+    def _answer(self, path: str, missing: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
+        """An answer of status 200. ``missing``: how a server was started that has no such path."""
+        response = self._get(path, timeout_s)
+        if response.status != 200:
+            hints = {
+                401: "the API key is missing or wrong: use --api-key-file",
+                501: f"the server was started {missing}",
+                503: "the model is still loading",
+            }
+            hint = hints.get(response.status, "see the server's log")
+            raise ServerUnreachable(f"{self.base_url}{path} answered {response.status}: {hint}", status=response.status)
+        return response
 
     def model(self, timeout_s: float | None = None) -> str | None:
         """The model's name as clients see it; None where that cannot be had, or a router has several."""

@@ -1,0 +1,57 @@
+"""The model that a server runs, as its GGUF describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamatel.collectors import Collector, Sample
+from llamatel.model.shape import ModelShape
+from llamatel.records import Snapshot
+
+
+class ModelCollector(Collector):
+    """What the model is, as labels of one sample, and how large it is."""
+
+    name = "model"
+
+    def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
+        """Nothing for a server whose model file cannot be read from here."""
+        for state in snapshot.servers:
+            shape = state.model
+            if shape is None:
+                continue
+            yield Sample("llamacpp.model.info", 1, state.server, _labels(shape))
+            weights = shape.weights
+            for metric, value in (
+                ("llamacpp.model.context_length", shape.context_length),
+                ("llamacpp.model.parameters", None if weights is None else weights.parameters),
+                ("llamacpp.model.active_parameters", None if weights is None else weights.active_parameters),
+                ("llamacpp.model.size", None if weights is None else weights.n_bytes),
+            ):
+                if value is not None:
+                    yield Sample(metric, value, state.server)
+
+
+def _labels(shape: ModelShape) -> dict[str, str | int]:
+    attending = [layer for layer in shape.trunk if layer.attends]
+    labels: dict[str, str | int | None] = {
+        "architecture": shape.architecture,
+        "quantization": shape.file_type,
+        "attention": shape.attention,
+        "layers": len(shape.trunk),
+        "heads": _range([layer.heads for layer in attending if layer.heads]),
+        "kv_heads": _range([layer.kv_heads for layer in attending if layer.kv_heads]),
+        "embedding_length": shape.embedding_length,
+        "experts": shape.experts,
+        "experts_used": shape.experts_used,
+        "cache": shape.cache,
+    }
+    return {name: value for name, value in labels.items() if value is not None}
+
+
+def _range(numbers: list[int]) -> int | str | None:
+    """A number that all layers share, or the least and the most."""
+    if not numbers:
+        return None
+    least, most = min(numbers), max(numbers)
+    return least if least == most else f"{least}-{most}"

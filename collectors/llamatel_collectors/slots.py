@@ -1,0 +1,47 @@
+"""Slots: which are busy, what each holds, how far its request is, and who waits for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamatel.collectors import Collector, Sample
+from llamatel.records import ServerInfo, SlotState, Snapshot
+
+
+class SlotsCollector(Collector):
+    """Busy and idle slots, requests that wait, the rate at which tokens are generated now."""
+
+    name = "slots"
+
+    def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
+        """What is known of each server's slots; as many values of ``slot`` as the server has slots."""
+        for state in snapshot.servers:
+            for metric, value in (
+                ("llamacpp.requests.deferred", state.deferred),
+                ("llamacpp.decode.rate", state.decode_rate),
+                ("llamacpp.context_shifts", state.context_shifts),
+            ):
+                if value is not None:
+                    yield Sample(metric, value, state.server)
+            if state.slots is not None:
+                busy = sum(slot.busy for slot in state.slots)
+                yield Sample("llamacpp.slots", busy, state.server, {"state": "busy"})
+                yield Sample("llamacpp.slots", len(state.slots) - busy, state.server, {"state": "idle"})
+                for slot in state.slots:
+                    yield from _slot(slot, state.server)
+
+
+def _slot(slot: SlotState, server: ServerInfo) -> Iterator[Sample]:
+    number = {"slot": slot.id}
+    if slot.context_tokens is not None:
+        yield Sample("llamacpp.slot.context_tokens", slot.context_tokens, server, number)
+    if slot.context_size is not None:
+        yield Sample("llamacpp.slot.context_size", slot.context_size, server, number)
+    if slot.busy:
+        for kind, tokens in (
+            ("input_computed", slot.prompt_computed),
+            ("input_cached", slot.prompt_cached),
+            ("output", slot.decoded),
+        ):
+            if tokens is not None:
+                yield Sample("llamacpp.slot.tokens", tokens, server, {**number, "type": kind})

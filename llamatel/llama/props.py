@@ -1,0 +1,44 @@
+"""What ``/props`` answers, as far as we need it. It neither wakes a sleeping server nor keeps one awake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProps:
+    """Source: tools/server/server-context.cpp, ``get_props``. None where the server does not say."""
+
+    build: str | None = None
+    model_path: str | None = None
+    alias: str | None = None
+    slots: int | None = None
+    slot_context: int | None = None
+    """Tokens that one slot may hold at most: not the size of the pool."""
+    sleeping: bool | None = None
+    role: str | None = None
+    """``router``, or None."""
+
+
+def parse_props(document: Mapping[str, object]) -> ServerProps:
+    """The properties; unknown fields are passed over."""
+    defaults = document.get("default_generation_settings")
+    sleeping = document.get("is_sleeping")
+    return ServerProps(
+        build=_text(document.get("build_info")),
+        model_path=_text(document.get("model_path")),
+        alias=_text(document.get("model_alias")),
+        slots=_number(document.get("total_slots")),
+        slot_context=_number(defaults.get("n_ctx")) if isinstance(defaults, dict) else None,
+        sleeping=sleeping if isinstance(sleeping, bool) else None,
+        role=_text(document.get("role")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
