@@ -1,0 +1,54 @@
+"""What Prometheus calls our metrics and attributes: the rules of OpenTelemetry's Prometheus exporter, in one place.
+
+Dashboards, rules and the metric reference derive their names from the metric table with this. A test holds it against
+what llamatel's endpoint says. The Collector's exporter differs in one rule: it appends ``_ratio`` to gauges of unit 1
+(``deploy/collector`` takes that unit away, so that the names are these on either way).
+"""
+
+from __future__ import annotations
+
+import re
+
+from llamatel.metrics import METRICS, Kind, Metric, table
+
+# opentelemetry-exporter-prometheus, _mapping.py: units that the table may use.
+_UNITS = {"s": "seconds", "By": "bytes", "J": "joules", "W": "watts", "Cel": "celsius", "Hz": "hertz", "1": ""}
+_PER_UNITS = {"s": "second"}
+_SERIES = ("_bucket", "_sum", "_count")
+
+
+def prometheus_name(metric: Metric | str) -> str:
+    """The name under which Prometheus has a metric, given as its row or its OpenTelemetry name.
+
+    A histogram's is that of its family: its series are this with ``_bucket``, ``_sum`` and ``_count``. Raises KeyError
+    for a name that is not in the table.
+    """
+    row = table()[metric] if isinstance(metric, str) else metric
+    name = re.sub(r"[^a-zA-Z0-9:]+", "_", row.name)
+    unit = _unit(row.unit)
+    if unit and not name.endswith(f"_{unit}"):
+        name += f"_{unit}"
+    return f"{name.removesuffix('_total')}_total" if row.kind in (Kind.COUNTER, Kind.TOTAL) else name
+
+
+def prometheus_label(attribute: str) -> str:
+    """The label that an attribute becomes."""
+    return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)
+
+
+def prometheus_series() -> dict[str, Metric]:
+    """Each series name that Prometheus can have of ours, and its row of the table."""
+    return {
+        name + suffix: row
+        for row in METRICS
+        for name in [prometheus_name(row)]
+        for suffix in (_SERIES if row.kind is Kind.HISTOGRAM else ("",))
+    }
+
+
+def _unit(unit: str) -> str:
+    unit = re.sub(r"{.*}", "", unit)
+    top, per, bottom = unit.partition("/")
+    if per:
+        return f"{_UNITS.get(top, top)}_per_{_PER_UNITS.get(bottom, bottom)}".removeprefix("_")
+    return _UNITS.get(unit, unit)
