@@ -1,6 +1,7 @@
 """OpenTelemetry for llama.cpp: every request a trace, with its prefill and its decode.
 
-``init()`` turns telemetry on, ``shutdown()`` writes out what waits; ``llamatel.llama.ServerManager`` runs a server.
+``init()`` turns telemetry on, ``shutdown()`` writes out what waits; ``llamatel.llama.ServerManager`` runs a server,
+``llamatel.llama.LlamaCppClient`` talks to one; ``@task``, ``@workflow`` and ``span()`` trace one's own code.
 Importing this package is light: the OpenTelemetry SDK is loaded by ``init()``.
 """
 
@@ -13,17 +14,30 @@ from llamatel.errors import LlamatelError as LlamatelError
 if TYPE_CHECKING:
     from llamatel.runtime import init as init
     from llamatel.runtime import shutdown as shutdown
+    from llamatel.tracing import carry_context as carry_context
+    from llamatel.tracing import span as span
+    from llamatel.tracing import task as task
+    from llamatel.tracing import workflow as workflow
 
     __version__: str
 
-__all__ = ["LlamatelError", "__version__", "init", "shutdown"]
+__all__ = ["LlamatelError", "__version__", "carry_context", "init", "shutdown", "span", "task", "workflow"]
+
+_MODULES = {
+    "carry_context": "tracing",
+    "init": "runtime",
+    "shutdown": "runtime",
+    "span": "tracing",
+    "task": "tracing",
+    "workflow": "tracing",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in ("init", "shutdown"):
-        from llamatel import runtime
+    if name in _MODULES:
+        from importlib import import_module
 
-        return getattr(runtime, name)
+        return getattr(import_module(f"llamatel.{_MODULES[name]}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

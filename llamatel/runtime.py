@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from llamatel import collectors, pipeline
+from llamatel import collectors, pipeline, tracing
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError
 from llamatel.instruments import Instruments
@@ -139,10 +139,12 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(built.meter, rows, observer.samples)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
+    tracing.use(None if settings.disabled else built.tracer)
     return Runtime(settings, built, observer, instruments, server.on_start(observer.watch))
 
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:
+    tracing.use(None)
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
     if running.observer.watching:

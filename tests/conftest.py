@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from llamatel import tracing
 from llamatel.llama.tiny_model import write_tiny_model
 from tests.parts import (
     MissingPart,
@@ -24,6 +25,7 @@ from tests.parts import (
     prometheus_program,
 )
 from tests.parts.processes import SESSION_MARK
+from tests.recording import Recording
 
 # Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT or SIGHUP, and so would
 # every process that a test interrupts or hangs up.
@@ -99,3 +101,13 @@ def rotel(otlp_sink: OtlpSink, tmp_path: Path) -> Iterator[RotelAgent]:
         missing(error)
     yield agent
     agent.stop()
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recording]:
+    """Decorators write here while the test runs."""
+    recording = Recording()
+    tracing.use(recording.tracer)
+    yield recording
+    tracing.use(None)
+    recording.provider.shutdown()

@@ -32,6 +32,7 @@ HEAVY = (
         "from llamatel.llama import ServerManager",
         "import llamatel.cli.main",
         "import llamatel.collectors",
+        "from llamatel import task, workflow, span, carry_context",
     ],
 )
 def test_an_import_loads_nothing_heavy(statement: str) -> None:

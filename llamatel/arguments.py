@@ -1,0 +1,88 @@
+"""Arguments and results of traced functions as span attributes: only where asked for, cut short, redactable."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry.trace import Span
+
+_log = logging.getLogger(__name__)
+
+LONGEST = 1000
+"""Characters of one value at most."""
+_ELEMENTS = 20
+_OWNERS = ("self", "cls")
+
+Redact = Callable[[str, Any], Any]
+"""Called with an argument's name (``return`` for a result) and its value; returns what to record, None for nothing."""
+
+
+class Told:
+    """What is recorded of one function's calls."""
+
+    def __init__(self, arguments: bool | tuple[str, ...], result: bool, redact: Redact | None) -> None:
+        self.arguments = bool(arguments)
+        self.result = result
+        self._only = None if isinstance(arguments, bool) else frozenset(arguments)
+        self._redact = redact
+        self._signature: inspect.Signature | None = None
+        self._failed = False
+
+    def look_at(self, function: Callable[..., Any]) -> None:
+        """Learn the names of its arguments; called once, when it is decorated."""
+        if self.arguments:
+            try:
+                self._signature = inspect.signature(function)
+            except (TypeError, ValueError):  # a builtin that does not tell
+                self._signature = None
+
+    def write_arguments(self, span: Span, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Arguments as given; those left to their defaults are not told."""
+        if not span.is_recording():
+            return
+        try:
+            given = self._signature.bind(*args, **kwargs).arguments if self._signature is not None else dict(kwargs)
+        except TypeError:  # the call itself is about to say so
+            return
+        for index, (name, value) in enumerate(given.items()):
+            owner = index == 0 and name in _OWNERS
+            if not owner and (self._only is None or name in self._only):
+                self._write(span, f"llamatel.argument.{name}", name, value)
+
+    def write_result(self, span: Span, value: Any) -> None:
+        """What the function returned."""
+        if span.is_recording():
+            self._write(span, "llamatel.result", "return", value)
+
+    def _write(self, span: Span, key: str, name: str, value: Any) -> None:
+        try:
+            value = value if self._redact is None else self._redact(name, value)
+            if value is not None or self._redact is None:
+                span.set_attribute(key, shown(value))
+        except Exception:  # noqa: BLE001 - the boundary to redact and to foreign __repr__: it must not end the call
+            if not self._failed:
+                self._failed = True
+                _log.exception("'%s' was not recorded; further failures are not told", key)
+
+
+def shown(value: Any) -> str | bool | int | float:
+    """A value as an attribute: numbers as they are, text cut, of anything else a short repr that costs little."""
+    if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    text = value if isinstance(value, str) else _REPR.repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _short_repr() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST
+    short.maxlevel = 4
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdeque = _ELEMENTS
+    return short
+
+
+_REPR = _short_repr()

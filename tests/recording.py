@@ -1,0 +1,32 @@
+"""Spans kept in memory, for tests of what writes them."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+
+class Recording:
+    """A tracer, and the spans that it wrote."""
+
+    def __init__(self) -> None:
+        self._kept = InMemorySpanExporter()
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._kept))
+        self.tracer = self.provider.get_tracer("tests")
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """All that ended, in the order in which they ended."""
+        return list(self._kept.get_finished_spans())
+
+    def named(self, name: str) -> ReadableSpan:
+        """The one span of this name."""
+        [found] = [span for span in self.spans if span.name == name]
+        return found
+
+    def parents(self) -> dict[str, str | None]:
+        """The name of each span's parent, by the name of the span."""
+        names = {span.context.span_id: span.name for span in self.spans if span.context is not None}
+        return {span.name: names.get(span.parent.span_id) if span.parent is not None else None for span in self.spans}

@@ -1,0 +1,391 @@
+"""Decorators: what they keep, what they record, and where spans nest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+import llamatel
+from llamatel import tracing
+from llamatel.errors import UsageError
+from tests.recording import Recording
+
+
+def current() -> int:
+    return trace.get_current_span().get_span_context().span_id
+
+
+@llamatel.task
+def add(a: int, b: int = 2) -> int:
+    """Adds."""
+    return a + b
+
+
+class Agent:
+    @llamatel.task
+    def method(self, x: int) -> int:
+        return x
+
+    @llamatel.task(arguments=True)
+    @classmethod
+    def of_class(cls, x: int) -> tuple[type, int]:
+        return cls, x
+
+    @classmethod
+    @llamatel.task
+    def of_class_inside(cls, x: int) -> tuple[type, int]:
+        return cls, x
+
+    @llamatel.task
+    @staticmethod
+    def static(x: int) -> int:
+        return x
+
+
+def test_a_function_keeps_its_name_signature_and_docstring(recorded: Recording) -> None:
+    assert (add.__name__, add.__qualname__, add.__doc__) == ("add", "add", "Adds.")
+    assert str(inspect.signature(add)) == "(a: 'int', b: 'int' = 2) -> 'int'"
+    assert add(1) == 3
+    [span] = recorded.spans
+    assert (span.name, span.kind) == ("add", SpanKind.INTERNAL)
+    assert span.status.status_code is StatusCode.UNSET
+    assert dict(span.attributes or {}) == {"code.function.name": f"{__name__}.add"}
+
+
+def test_names_and_attributes_are_as_given(recorded: Recording) -> None:
+    @llamatel.task(name="sum", attributes={"team": "a", "n": 1})
+    def first() -> None: ...
+
+    @llamatel.workflow
+    def second() -> None: ...
+
+    @llamatel.workflow(name="nightly", attributes={"code.function.name": "mine"})
+    def third() -> None: ...
+
+    for function in (first, second, third):
+        function()
+    one, two, three = recorded.spans
+    assert one.name == "sum"
+    assert (one.attributes or {}).items() >= {("team", "a"), ("n", 1)}
+    assert two.name == "invoke_workflow second"
+    assert (two.attributes or {})["gen_ai.workflow.name"] == "second"
+    assert three.name == "invoke_workflow nightly"
+    assert dict(three.attributes or {}) == {
+        "gen_ai.operation.name": "invoke_workflow",
+        "gen_ai.workflow.name": "nightly",
+        "code.function.name": "mine",
+    }
+
+
+def test_methods_of_all_kinds(recorded: Recording) -> None:
+    agent = Agent()
+    assert agent.method(1) == 1
+    assert agent.of_class(2) == Agent.of_class(2) == (Agent, 2)
+    assert agent.of_class_inside(3) == Agent.of_class_inside(3) == (Agent, 3)
+    assert agent.static(4) == Agent.static(4) == 4
+    names = [span.name for span in recorded.spans]
+    assert names == ["Agent.method"] + ["Agent.of_class"] * 2 + ["Agent.of_class_inside"] * 2 + ["Agent.static"] * 2
+    assert (recorded.spans[1].attributes or {})["llamatel.argument.x"] == 2
+    assert "llamatel.argument.cls" not in (recorded.spans[1].attributes or {})
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(UsageError, match="not <class"):
+        llamatel.task(Agent)
+    with pytest.raises(UsageError):
+        llamatel.task(property(Agent.static))  # type: ignore[call-overload]
+
+
+def test_an_exception_is_recorded_and_goes_on_untouched(recorded: Recording) -> None:
+    error = ValueError("no")
+
+    @llamatel.task
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="no") as caught:
+        fails()
+    assert caught.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+    [span] = recorded.spans
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "ValueError: no")
+    assert (span.attributes or {})["error.type"] == "ValueError"
+    assert [event.name for event in span.events] == ["exception"]
+    assert current() == 0
+
+
+def test_a_block_and_what_it_calls_nest(recorded: Recording) -> None:
+    with llamatel.span("outer", attributes={"k": 1}) as outer:
+        outer.set_attribute("later", True)
+        add(1)
+        with pytest.raises(KeyError), llamatel.span("inner"):
+            raise KeyError("x")
+    assert recorded.parents() == {"add": "outer", "inner": "outer", "outer": None}
+    assert dict(recorded.named("outer").attributes or {}) == {"k": 1, "later": True}
+    assert recorded.named("inner").status.status_code is StatusCode.ERROR
+    assert recorded.named("outer").status.status_code is StatusCode.UNSET
+
+
+def test_coroutines_nest_through_gather(recorded: Recording) -> None:
+    @llamatel.task
+    async def leaf(number: int) -> int:
+        before = current()
+        await asyncio.sleep(0.001 * (3 - number))
+        assert current() == before
+        with llamatel.span(f"inside {number}"):
+            await asyncio.sleep(0)
+        return number
+
+    @llamatel.workflow(name="all")
+    async def everything() -> list[int]:
+        return await asyncio.gather(*(leaf(number) for number in range(3)))
+
+    assert inspect.iscoroutinefunction(everything)
+    assert asyncio.run(everything()) == [0, 1, 2]
+    leaves = [span for span in recorded.spans if span.name.endswith("leaf")]
+    root = recorded.named("invoke_workflow all")
+    assert root.context is not None
+    assert [span.parent and span.parent.span_id for span in leaves] == [root.context.span_id] * 3
+    ids = {span.context.span_id for span in leaves if span.context is not None}
+    insides = [span for span in recorded.spans if span.name.startswith("inside")]
+    assert {span.parent.span_id for span in insides if span.parent is not None} == ids
+
+
+def test_a_cancelled_coroutine_is_no_error_of_its_own(recorded: Recording) -> None:
+    @llamatel.task
+    async def sleeps() -> None:
+        await asyncio.sleep(10)
+
+    async def main() -> None:
+        running = asyncio.create_task(sleeps())
+        await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    [span] = recorded.spans
+    assert span.status.status_code is StatusCode.UNSET
+    assert [event.name for event in span.events] == ["exception"]
+
+
+def test_threads_get_the_context_that_is_carried(recorded: Recording) -> None:
+    with ThreadPoolExecutor(4) as pool, llamatel.span("outer"):
+        assert list(pool.map(llamatel.carry_context(add), range(8))) == [2, 3, 4, 5, 6, 7, 8, 9]
+        pool.submit(add, 1).result()
+        carried = pool.submit(current).result()
+    adds = [span for span in recorded.spans if span.name == "add"]
+    outer = recorded.named("outer")
+    assert outer.context is not None
+    assert [span.parent.span_id if span.parent else None for span in adds] == [outer.context.span_id] * 8 + [None]
+    assert carried == 0
+
+
+def test_a_generators_span_is_current_in_its_body_alone(recorded: Recording) -> None:
+    seen: list[int] = []
+
+    @llamatel.task
+    def numbers(count: int) -> Generator[int, str, str]:
+        """Counts."""
+        seen.append(current())
+        with llamatel.span("block"):
+            inner = current()
+            for number in range(count):
+                assert (yield number) == "go"
+                assert current() == inner
+        assert current() == seen[0]
+        return "done"
+
+    def consumer() -> Generator[int, str, str]:
+        return (yield from numbers(2))
+
+    assert inspect.isgeneratorfunction(numbers)
+    assert numbers.__doc__ == "Counts."
+    with llamatel.span("consumer"):
+        outside = current()
+        running = consumer()
+        assert next(running) == 0
+        assert current() == outside
+        assert running.send("go") == 1
+        assert current() == outside
+        with pytest.raises(StopIteration) as stop:
+            running.send("go")
+        assert current() == outside
+    assert stop.value.value == "done"
+    body, block = next(span for span in recorded.spans if span.name.endswith("numbers")), recorded.named("block")
+    assert recorded.parents()[body.name] == "consumer"
+    assert recorded.parents()["block"] == body.name
+    assert block.status.status_code is StatusCode.UNSET
+
+
+def test_generators_that_fail_are_closed_or_thrown_into(recorded: Recording) -> None:
+    closed: list[str] = []
+
+    @llamatel.task(name="gen")
+    def generator() -> Iterator[int]:
+        try:
+            yield 1
+        except LookupError:
+            yield 2
+            raise RuntimeError("after") from None
+        finally:
+            closed.append("closed")
+
+    running = generator()
+    next(running)
+    del running
+    assert closed == ["closed"]
+    assert recorded.spans[0].status.status_code is StatusCode.UNSET
+    thrown = generator()
+    assert isinstance(thrown, Generator)
+    next(thrown)
+    assert thrown.throw(LookupError()) == 2
+    with pytest.raises(RuntimeError, match="after"):
+        next(thrown)
+    assert recorded.spans[1].status.description == "RuntimeError: after"
+    generator()  # never begun: no span
+    assert len(recorded.spans) == 2
+
+
+def test_async_generators(recorded: Recording) -> None:
+    ended: list[str] = []
+
+    @llamatel.task(name="agen")
+    async def numbers(count: int) -> AsyncIterator[int]:
+        try:
+            for number in range(count):
+                with llamatel.span(f"step {number}"):
+                    await asyncio.sleep(0)
+                    yield number
+        finally:
+            ended.append("ended")
+
+    async def main() -> None:
+        with llamatel.span("consumer"):
+            outside = current()
+            async for _ in numbers(2):
+                assert current() == outside
+            async with contextlib.aclosing(numbers(5)) as cut:  # type: ignore[type-var]
+                async for _ in cut:
+                    break
+            assert current() == outside
+
+    assert inspect.isasyncgenfunction(numbers)
+    asyncio.run(main())
+    assert ended == ["ended", "ended"]
+    assert [span.name for span in recorded.spans] == ["step 0", "step 1", "agen", "step 0", "agen", "consumer"]
+    assert all(span.status.status_code is StatusCode.UNSET for span in recorded.spans)
+    parents = recorded.parents()
+    assert (parents["step 0"], parents["step 1"], parents["agen"]) == ("agen", "agen", "consumer")
+
+
+def test_an_async_generator_that_the_loop_closes_leaves_the_context_alone(
+    recorded: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    @llamatel.task(name="agen")
+    async def numbers() -> AsyncIterator[int]:
+        with llamatel.span("step"):
+            yield 1
+
+    async def main() -> None:
+        with llamatel.span("consumer"):
+            async for _ in numbers():
+                break
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert "agen" in [span.name for span in recorded.spans]
+    assert current() == 0
+
+
+def test_arguments_and_results_only_when_asked_for(recorded: Recording) -> None:
+    def hide(name: str, value: object) -> object:
+        return {"secret": None, "return": "<gone>"}.get(name, value)
+
+    @llamatel.task(arguments=True, result=True, redact=hide)
+    def first(prompt: str, secret: str, *rest: int, **more: object) -> str:
+        return prompt
+
+    @llamatel.task(arguments=("n",), result=True)
+    def second(n: int, prompt: str) -> list[int]:
+        return list(range(n))
+
+    first("p" * 5000, "key", 1, 2, x=None)
+    second(1000, "no")
+    add(1)
+    one, two, three = (dict(span.attributes or {}) for span in recorded.spans)
+    assert one.pop("code.function.name")
+    assert one == {
+        "llamatel.argument.prompt": "p" * 999 + "…",
+        "llamatel.argument.rest": "(1, 2)",
+        "llamatel.argument.more": "{'x': None}",
+        "llamatel.result": "<gone>",
+    }
+    assert two["llamatel.argument.n"] == 1000
+    assert "llamatel.argument.prompt" not in two
+    assert len(str(two["llamatel.result"])) < 200
+    assert list(three) == ["code.function.name"]
+
+
+def test_a_redaction_that_fails_costs_the_value_and_not_the_call(
+    recorded: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str, value: object) -> object:
+        raise OSError(name)
+
+    @llamatel.task(arguments=True, result=True, redact=broken)
+    def function(x: int) -> int:
+        return x
+
+    assert [function(1), function(2)] == [1, 2]
+    assert len([record for record in caplog.records if "was not recorded" in record.message]) == 1
+    with pytest.raises(TypeError, match="missing 1 required"):
+        function()  # type: ignore[call-arg]
+
+
+def test_without_telemetry_everything_works_and_nothing_is_written() -> None:
+    @llamatel.task
+    async def coroutine() -> int:
+        return add(1)
+
+    @llamatel.workflow
+    def generator() -> Generator[int, None, int]:
+        yield 1
+        return 2
+
+    @llamatel.task
+    async def agen() -> AsyncIterator[int]:
+        yield 1
+
+    async def collect() -> list[int]:
+        return [number async for number in agen()]
+
+    assert tracing.tracer() is None
+    assert asyncio.run(coroutine()) == 3
+    assert list(generator()) == [1]
+    assert asyncio.run(collect()) == [1]
+    with llamatel.span("x") as nothing:
+        nothing.set_attribute("a", 1)
+        assert not nothing.is_recording()
+
+
+def test_init_and_shutdown_switch_the_decorators() -> None:
+    import contextvars
+
+    def run() -> Any:
+        try:
+            llamatel.init(metrics_addr="none")
+            assert tracing.tracer() is not None
+        finally:
+            llamatel.shutdown()
+        return tracing.tracer()
+
+    assert contextvars.copy_context().run(run) is None
