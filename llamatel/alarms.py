@@ -6,6 +6,7 @@ Nothing here reads a clock or asks a server: it looks at snapshots and finished 
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ BURN_RATE = 6.0
 
 _TREND_S = 60.0
 """Terminal: the pool's trend is taken over so long; it must cover a quarter of that before it says anything."""
+_STEADY = 0.9
+"""The correlation of time and tokens that makes a trend."""
 _QUIET_S = 600.0
 """The same warning about the same server is not repeated for so long."""
 _SERVERS = 1024
@@ -210,9 +213,7 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
     if left < HEADROOM * cache.capacity:
         yield "kv_headroom", f"the KV pool has {left:,} of {cache.capacity:,} tokens left for what runs: {help_}"
         return
-    # Requests end, and their tokens with them: a pool that was just emptied has no trend yet.
-    spell = now - trend[0][0]
-    growth = (cache.active - trend[0][1]) / spell if spell >= _TREND_S / 4 else 0.0
+    growth = _growth(trend)
     if growth > 0 and left < 0.5 * cache.capacity and left / growth < EXHAUSTED_WITHIN_S:
         yield (
             "kv_exhaustion",
@@ -221,6 +222,15 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
                 f"tokens left): {help_}"
             ),
         )
+
+
+def _growth(trend: deque[tuple[float, int]]) -> float:
+    """Tokens a second; 0 where it goes up and down, as it does while requests come and go."""
+    times, tokens = [at for at, _ in trend], [count for _, count in trend]
+    if times[-1] - times[0] < _TREND_S / 4 or min(tokens) == max(tokens):
+        return 0.0
+    slope = statistics.linear_regression(times, tokens).slope
+    return slope if statistics.correlation(times, tokens) > _STEADY else 0.0
 
 
 def _waiting(state: ServerSnapshot, history: _History, now: float) -> Iterator[tuple[str, str]]:
