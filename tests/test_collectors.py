@@ -9,6 +9,8 @@ import pytest
 
 from llamatel import collectors
 from llamatel.errors import PipelineError, UsageError
+from llamatel.records import Completion, Outcome
+from tests.samples import completion
 
 
 @pytest.fixture
@@ -56,3 +58,17 @@ def test_another_packages_collector_is_found_and_a_broken_one_left_out(caplog: p
 def test_a_broken_collector_that_was_asked_for_is_an_error() -> None:
     with pytest.raises(PipelineError, match="a_module_that_is_not_there"):
         names("broken")
+
+
+def test_every_outcome_of_a_server_counts_from_zero() -> None:
+    [requests] = collectors.load(("requests",))
+
+    def counts(ended: Completion) -> dict[str | int, float]:
+        totals: dict[str | int, float] = {}
+        for sample in requests.on_completion(ended):
+            if sample.metric == "llamacpp.requests":
+                totals[sample.attributes["outcome"]] = totals.get(sample.attributes["outcome"], 0) + sample.value
+        return totals
+
+    assert counts(completion()) == {"ok": 1, "cancelled": 0, "error": 0, "context_full": 0}
+    assert counts(completion(outcome=Outcome.CONTEXT_FULL)) == {"context_full": 1}

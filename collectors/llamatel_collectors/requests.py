@@ -10,13 +10,19 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.conventions import PROVIDER, error_type, operation
-from llamatel.records import Completion, Outcome
+from llamatel.records import Completion, Outcome, ServerInfo
+
+_SERVERS = 4096
+"""Places remembered at most; beyond that an outcome's count begins with its first request."""
 
 
 class RequestsCollector(Collector):
     """Latency and token histograms and the count of requests, from llama.cpp's log."""
 
     name = "requests"
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int | None, str | None]] = set()
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log does not have gives none."""
@@ -27,6 +33,7 @@ class RequestsCollector(Collector):
             error = "cancelled" if completion.outcome is Outcome.CANCELLED else error_type(completion)
             ended = gen_ai if error is None else {**gen_ai, "error.type": error}
             yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, ended)
+            yield from self._begun(completion.server)
             yield Sample("llamacpp.requests", 1, completion.server, {"outcome": completion.outcome.value})
         for metric, value, wanted, attributes in (
             ("gen_ai.server.time_to_first_token", completion.time_to_first_token_s, own and done, gen_ai),
@@ -40,3 +47,11 @@ class RequestsCollector(Collector):
         ):
             if wanted and value is not None:
                 yield Sample(metric, value, completion.server, attributes)
+
+    def _begun(self, server: ServerInfo) -> Iterator[Sample]:
+        """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""
+        place = (server.address, server.port, server.model)
+        if place not in self._seen and len(self._seen) < _SERVERS:
+            self._seen.add(place)
+            for outcome in Outcome:
+                yield Sample("llamacpp.requests", 0, server, {"outcome": outcome.value})
