@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test verify parts lint type fmt bench fuzz lock clean
+.PHONY: help run test verify parts lint type fmt docs bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ type: $(VENV)/.installed-dev ## Check types only
 fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+docs: $(VENV)/.installed-dev ## Write docs/metrics.md and docs/spans.md from their tables
+	$(BIN)/python -m llamatel.reference
 
 bench: parts ## Measure what llamatel costs and how fast it reads headers; one part: ARGS="--only header"
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,71 @@
+"""The table of spans and their attributes, from which ``docs/spans.md`` is made; a test holds it against real spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRow:
+    """One kind of span."""
+
+    name: str
+    kind: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeRow:
+    """One attribute of a request's SERVER span."""
+
+    name: str
+    type: str
+    """string, int, double, boolean; with its unit."""
+    help: str
+
+
+SPANS = (
+    SpanRow(
+        "{gen_ai.operation.name} {gen_ai.request.model}",
+        "SERVER",
+        "One request, from its arrival (or from when a slot took it, where the wait is not known) until its slot was "
+        "released. Status ERROR if it failed; a request that its client cancelled has no error status.",
+    ),
+    SpanRow("queue", "INTERNAL", "The wait for a slot, where it is known and above 0.1 ms. Its length is an estimate."),
+    SpanRow("prefill", "INTERNAL", "Processing the part of the prompt that was not cached, up to the first token."),
+    SpanRow("decode", "INTERNAL", "From the first generated token to the last."),
+)
+
+ATTRIBUTES = (
+    AttributeRow(
+        "gen_ai.operation.name",
+        "string",
+        "generate_content, or embeddings; llama.cpp's log does not tell chat from plain completion.",
+    ),
+    AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
+    AttributeRow("gen_ai.request.model", "string", "The model's alias, else the name of its file."),
+    AttributeRow("server.address", "string", "Host, IP address or Unix socket of the server."),
+    AttributeRow("server.port", "int", "Its port."),
+    AttributeRow("gen_ai.usage.input_tokens", "int, tokens", "Prompt, cached tokens included."),
+    AttributeRow("gen_ai.usage.output_tokens", "int, tokens", "Generated."),
+    AttributeRow("gen_ai.usage.cache_read.input_tokens", "int, tokens", "Of the prompt, taken from the KV cache."),
+    AttributeRow(
+        "error.type",
+        "string",
+        "context_full, exceed_context_size_error, input_too_large, compute_error, server_exited or _OTHER; absent "
+        "where nothing failed.",
+    ),
+    AttributeRow("llamacpp.outcome", "string", "ok, cancelled, error, context_full."),
+    AttributeRow("llamacpp.slot.id", "int", "The slot that served it."),
+    AttributeRow("llamacpp.task.id", "int", "llama.cpp's number of the request."),
+    AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "Of the prompt, processed in prefill."),
+    AttributeRow("llamacpp.prefill.tokens_per_second", "double, tokens/s", "Computed tokens over prefill time."),
+    AttributeRow("llamacpp.decode.tokens_per_second", "double, tokens/s", "Tokens after the first over decode time."),
+    AttributeRow("llamacpp.draft.tokens", "int, tokens", "Drafted, with speculative decoding."),
+    AttributeRow("llamacpp.draft.accepted_tokens", "int, tokens", "Of those, accepted."),
+    AttributeRow("llamacpp.context.tokens", "int, tokens", "In the slot's context when it was released."),
+    AttributeRow("llamacpp.context.shifts", "int", "Times the oldest tokens were dropped to make room; absent for 0."),
+    AttributeRow("llamacpp.truncated", "boolean", "Whether llama.cpp cut the prompt or the answer for lack of room."),
+    AttributeRow("llamacpp.choice.is_child", "boolean", "A further choice (n > 1) of another request; else absent."),
+    AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
+)

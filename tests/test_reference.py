@@ -1,0 +1,40 @@
+"""The generated pages are fresh, and the span table is what spans have."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from llamatel.metrics import METRICS
+from llamatel.records import Outcome
+from llamatel.reference import DOCS, pages
+from llamatel.span_table import ATTRIBUTES, SPANS
+from llamatel.spans import Spans
+from tests.samples import completion, cut_short
+
+
+def test_the_pages_are_fresh() -> None:
+    for name, text in pages().items():
+        assert (DOCS / name).read_text() == text, f"docs/{name} is stale: make docs"
+
+
+def test_every_metric_is_on_the_page() -> None:
+    assert not [row.name for row in METRICS if f"| `{row.name}` |" not in pages()["metrics.md"]]
+
+
+def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    spans = Spans(provider.get_tracer("test"))
+    spans.emit(completion(draft_generated=4, draft_accepted=3, context_shifts=1, is_child=True, truncated=True))
+    spans.emit(cut_short(Outcome.CONTEXT_FULL))
+    provider.shutdown()
+    written = exporter.get_finished_spans()
+    found = {name: type(value) for span in written for name, value in (span.attributes or {}).items()}
+    assert set(found) == {row.name for row in ATTRIBUTES}
+    types = {"string": str, "int": int, "double": float, "boolean": bool}
+    assert found == {row.name: types[row.type.partition(",")[0]] for row in ATTRIBUTES}
+    assert {span.name for span in written} - {row.name for row in SPANS} == {"generate_content tiny"}
+    assert {(span.kind.name) for span in written} == {row.kind for row in SPANS}
