@@ -48,14 +48,20 @@ class Observer:
         *,
         emit: Emit,
         sinks: Sequence[Sink] = (),
+        watchers: Sequence[Callable[[Snapshot], None]] = (),
         dropped: Callable[[], Mapping[str, int]] = dict,
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``dropped`` tells what others lost on the way out, by reason. ``connect`` must follow."""
+        """``connect`` must follow.
+
+        ``watchers`` are called with each snapshot, one at a time. ``dropped`` tells what others lost on the way out, by
+        reason.
+        """
         self._guards = [_Guard(collector) for collector in collectors]
         self._emit = emit
         self._sinks = tuple(sinks)
+        self._watchers = tuple(watchers)
         self._said: set[str] = set()
         self._dropped_elsewhere = dropped
         self._clock = clock
@@ -116,6 +122,7 @@ class Observer:
             latest = self._latest
             if latest is None or self._clock() - latest.taken_at > max_age_s or max_age_s <= 0.0:
                 latest = self._latest = self._take()
+                self._show(latest)
             return latest
 
     def samples(self) -> list[Sample]:
@@ -176,6 +183,13 @@ class Observer:
                 sink(completion, trace_id)
             except Exception:  # noqa: BLE001 - the boundary to sinks, which are anybody's
                 self._failed("sink_failed", "a sink failed", f"sink {index}")
+
+    def _show(self, snapshot: Snapshot) -> None:
+        for index, watcher in enumerate(self._watchers):
+            try:
+                watcher(snapshot)
+            except Exception:  # noqa: BLE001 - the boundary to watchers, which are anybody's
+                self._failed("watcher_failed", "a watcher of snapshots failed", f"watcher {index}")
 
     def _take(self) -> Snapshot:
         with self._lock:

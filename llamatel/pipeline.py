@@ -160,7 +160,7 @@ def build(settings: Settings, resource: Mapping[str, str | int] | None = None) -
     if settings.disabled:
         return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(_SCOPE), settings, owned)
     about = _resource(settings, resource or {})
-    release = _version()
+    release = installed_version()
     try:
         meters = _meters(settings, about, owned)
         tracers = _tracers(settings, about, owned)
@@ -268,7 +268,7 @@ def _resource(settings: Settings, extra: Mapping[str, str | int]) -> Resource:
         **detected.attributes,
         **extra,
     }
-    release = _version()
+    release = installed_version()
     if release is not None:
         attributes.setdefault("service.version", release)
     if settings.service_name:
@@ -278,7 +278,8 @@ def _resource(settings: Settings, extra: Mapping[str, str | int]) -> Resource:
     return _Resource(attributes, detected.schema_url)
 
 
-def _version() -> str | None:
+def installed_version() -> str | None:
+    """Llamatel's version."""
     try:
         return version("llamatel")
     except PackageNotFoundError:  # run from a source tree that is not installed

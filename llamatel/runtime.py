@@ -18,6 +18,7 @@ from llamatel import collectors, pipeline, tracing
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError
 from llamatel.instruments import Instruments
+from llamatel.live import Live
 from llamatel.llama import server
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
@@ -37,6 +38,8 @@ class Runtime:
     pipeline: Pipeline
     observer: Observer
     instruments: Instruments
+    live: Live
+    """What runs now and what was just there."""
     forget_servers: Callable[[], None]
     """Ends the watch for servers that are started."""
 
@@ -135,12 +138,14 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         span = trace.get_current_span(context).get_span_context()
         return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
 
-    observer = Observer(chosen, emit=emit, sinks=sinks, dropped=built.dropped)
+    about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
+    live = Live(about)
+    observer = Observer(chosen, emit=emit, sinks=(*sinks, live), watchers=(live.observe,), dropped=built.dropped)
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(built.meter, rows, observer.samples)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     tracing.use(None if settings.disabled else built.tracer)
-    return Runtime(settings, built, observer, instruments, server.on_start(observer.watch))
+    return Runtime(settings, built, observer, instruments, live, server.on_start(observer.watch))
 
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:

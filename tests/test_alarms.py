@@ -34,7 +34,12 @@ def pool(active: int, capacity: int = 1000, **more: Any) -> KvCacheState:
 def test_nothing_is_said_of_a_server_that_does_well() -> None:
     watch = Watch()
     for at in range(0, 1000, 2):
-        state = {"kv_cache": pool(600 + 37 * at % 200), "deferred": at % 3, "restarts": 2, "slots": FOUR_SLOTS}
+        state: dict[str, Any] = {
+            "kv_cache": pool(600 + 37 * at % 200),
+            "deferred": at % 3,
+            "restarts": 2,
+            "slots": FOUR_SLOTS,
+        }
         assert not watch.look(at, **state), at
 
 

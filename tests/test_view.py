@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.tally import Distribution, Tally
 from llamatel.view import (
     ASCII,
     UNICODE,
-    Distribution,
     Glyphs,
-    Tally,
     glyphs_for,
     request_header,
     request_line,

@@ -18,7 +18,8 @@ from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
 from llamatel.llama.follower import LogFollower
 from llamatel.llama.log_source import FileSource, StreamSource
-from llamatel.view import Tally, summary_sentence
+from llamatel.tally import Tally
+from llamatel.view import summary_sentence
 
 _LOOK_S = 0.2
 

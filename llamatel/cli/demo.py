@@ -39,7 +39,8 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime
 from llamatel.sinks import completion_as_dict
-from llamatel.view import Summary, Tally, glyphs_for, summary_table, waterfall
+from llamatel.tally import Summary, Tally
+from llamatel.view import glyphs_for, summary_table, waterfall
 
 _CONTEXT = 4096
 _SLOTS = 4

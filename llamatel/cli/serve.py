@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from llamatel.cli.alarms import TerminalAlarms
+from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.serving import load_model, server_lines, wait_for_end
@@ -26,7 +26,8 @@ from llamatel.cli.session import (
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.llama.backends import find_backend
 from llamatel.llama.server import ServerManager
-from llamatel.view import Tally, summary_sentence
+from llamatel.tally import Tally
+from llamatel.view import summary_sentence
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,14 +82,13 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     lines = request_lines(options)
     tally = Tally()
     notes = note_console()
-    alarms = TerminalAlarms(notes)
     ready = False
     ready_timeout = values.pop("ready_timeout")
     arguments = {name: value for name, value in values.items() if value is not None}
     try:
         with (
             ending_signals(),
-            telemetry(options, [lines, tally, alarms], backend=find_backend(manager_options.backend)) as running,
+            telemetry(options, [lines, tally], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):
             took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)
@@ -96,7 +96,7 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
             notes.print(f"llamatel: ready after {took:.1f} s; Ctrl-C ends it")
             for row in columns(server_lines(server, running)):
                 notes.print(row, soft_wrap=True)
-            with alarms.watching(running.observer):
+            with alarms_shown(running, notes):
                 wait_for_end(server)
     except Interrupted as interruption:
         if not ready or interruption.signum not in (signal.SIGINT, signal.SIGTERM):

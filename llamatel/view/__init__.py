@@ -5,16 +5,13 @@ Pure functions from records to rich's ``Text``, so that a terminal, a pipe and a
 
 from llamatel.view.glyphs import ASCII, UNICODE, Glyphs, glyphs_for
 from llamatel.view.line import request_header, request_line
-from llamatel.view.summary import Distribution, Summary, Tally, summary_sentence, summary_table
+from llamatel.view.summary import summary_sentence, summary_table
 from llamatel.view.waterfall import waterfall
 
 __all__ = [
     "ASCII",
     "UNICODE",
-    "Distribution",
     "Glyphs",
-    "Summary",
-    "Tally",
     "glyphs_for",
     "request_header",
     "request_line",

@@ -1,0 +1,208 @@
+"""What runs now and what was just there: the one document behind the web page and ``llamatel top``.
+
+It remembers a little of the past in bounded rings. No prompt or answer text is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llamatel.alarms import Alarm, Alarms
+from llamatel.records import Completion, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.tally import Tally
+
+VERSION = 1
+"""Of the document; a change that a reader has to know of counts it up."""
+
+_POINTS = 600
+_SPACING_S = 1.0
+"""Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
+_REQUESTS = 100
+_ALARMS = 20
+_SERVERS = 1024
+_KEPT = 2000
+"""Requests that a server's percentiles are taken of."""
+
+Place = tuple[str, "int | None", "str | None"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """One server at one time."""
+
+    at: float
+    active: int | None
+    cached: int | None
+    busy: int | None
+    deferred: int | None
+    decode_rate: float | None
+
+
+class _Past:
+    """What is remembered of one server."""
+
+    def __init__(self) -> None:
+        self.points: deque[Point] = deque(maxlen=_POINTS)
+        self.tally = Tally(keep=_KEPT)
+
+
+class Live:
+    """The state now, and a little of the past. A sink; ``observe`` takes each snapshot. Thread-safe."""
+
+    def __init__(self, about: Mapping[str, str | None] | None = None) -> None:
+        """``about``: who shows this, and where it is sent."""
+        self._about = dict(about or {})
+        self._lock = threading.Lock()
+        self._alarms = Alarms()
+        self._said: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
+        self._listeners: tuple[Callable[[Alarm], None], ...] = ()
+        self._requests: deque[tuple[Completion, str | None]] = deque(maxlen=_REQUESTS)
+        self._past: dict[Place, _Past] = {}
+        self._tally = Tally(keep=_KEPT)
+
+    def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
+        """Have ``listener`` called, on a thread that took a snapshot, when something becomes wrong."""
+        self._listeners = (*self._listeners, listener)
+
+    def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+        """Take note of a finished request."""
+        self._alarms.ended(completion)
+        self._tally(completion)
+        with self._lock:
+            self._requests.append((completion, trace_id))
+            past = self._of(place_of(completion.server))
+        past.tally(completion)
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take note of the state; one snapshot at a time."""
+        with self._lock:
+            for state in snapshot.servers:
+                points = self._of(place_of(state.server)).points
+                if not state.stale and (not points or snapshot.taken_at - points[-1].at >= _SPACING_S):
+                    points.append(_point(snapshot.taken_at, state))
+        for alarm in self._alarms.look(snapshot):
+            self._said.append((snapshot.taken_at, alarm))
+            for listener in self._listeners:
+                listener(alarm)
+
+    def document(self, snapshot: Snapshot, focus: str | None = None) -> dict[str, Any]:
+        """All of it, with the state now, as JSON-ready data.
+
+        Unknown is null, times are Unix time or durations in seconds. The history and percentiles of one server: the one whose key ``focus`` is, else the first.
+        """
+        keys = [key_of(state.server) for state in snapshot.servers]
+        chosen = keys.index(focus) if focus in keys else 0
+        with self._lock:
+            requests = [_request(completion, trace_id) for completion, trace_id in self._requests]
+            past = self._of(place_of(snapshot.servers[chosen].server)) if keys else None
+            points = list(past.points) if past is not None else []
+            said = [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said]
+        return {
+            "version": VERSION,
+            "taken_at": snapshot.taken_at,
+            "about": self._about,
+            "servers": [_server(state) for state in snapshot.servers],
+            "focus": keys[chosen] if keys else None,
+            "history": {
+                field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
+            },
+            "summary": (past.tally if past is not None else self._tally).summary().as_dict(),
+            "summary_of_all": self._tally.summary().as_dict(),
+            "requests": requests,
+            "alarms": said,
+            "dropped": dict(snapshot.records_dropped),
+        }
+
+    def _of(self, place: Place) -> _Past:
+        if place not in self._past and len(self._past) >= _SERVERS:
+            self._past.clear()
+        return self._past.setdefault(place, _Past())
+
+
+def place_of(server: ServerInfo) -> Place:
+    """What tells servers apart."""
+    return server.address, server.port, server.model
+
+
+def key_of(server: ServerInfo) -> str:
+    """The same as text: ``127.0.0.1:8090 model.gguf``."""
+    port = "" if server.port is None else f":{server.port}"
+    return f"{server.address}{port} {server.model or ''}".rstrip()
+
+
+def _point(at: float, state: ServerSnapshot) -> Point:
+    cache = state.kv_cache
+    return Point(
+        at,
+        None if cache is None else cache.active,
+        None if cache is None else cache.cached,
+        None if state.slots is None else sum(slot.busy for slot in state.slots),
+        state.deferred,
+        state.decode_rate,
+    )
+
+
+def _server(state: ServerSnapshot) -> dict[str, Any]:
+    cache, shape = state.kv_cache, state.model
+    weights = None if shape is None else shape.weights
+    return {
+        "key": key_of(state.server),
+        **dataclasses.asdict(state.server),
+        "up": state.up,
+        "state": state.state,
+        "stale": state.stale,
+        "restarts": state.restarts,
+        "started_at": state.process_started_at,
+        "loading_s": state.loading_s,
+        "deferred": state.deferred,
+        "decode_rate": state.decode_rate,
+        "context_shifts": state.context_shifts,
+        "counters": dict(state.counters),
+        "slots": None if state.slots is None else [dataclasses.asdict(slot) for slot in state.slots],
+        "kv_cache": None if cache is None else {**dataclasses.asdict(cache), "headroom": cache.headroom},
+        "process": None if state.process is None else dataclasses.asdict(state.process),
+        "settings": dict(state.settings),
+        "shape": None
+        if shape is None
+        else {
+            "name": shape.name,
+            "architecture": shape.architecture,
+            "attention": shape.attention,
+            "layers": len(shape.layers),
+            "context_length": shape.context_length,
+            "embedding_length": shape.embedding_length,
+            "file_type": shape.file_type,
+            "parameters": None if weights is None else weights.parameters,
+            "weights_bytes": None if weights is None else weights.n_bytes,
+        },
+    }
+
+
+def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:
+    return {
+        "server": key_of(completion.server),
+        "trace_id": trace_id,
+        "slot": completion.slot,
+        "task": completion.task,
+        "outcome": completion.outcome.value,
+        "error": completion.error,
+        "arrived_at": completion.arrived_at,
+        "started_at": completion.started_at,
+        "ended_at": completion.ended_at,
+        "queue_s": completion.queue_s,
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "first_token_at": completion.first_token_at,
+        "ttft_s": completion.time_to_first_token_s,
+        "tpot_s": completion.time_per_output_token_s,
+        "tokens_per_second": completion.tokens_per_second,
+        "prompt_tokens": completion.prompt_tokens,
+        "prompt_cached": completion.prompt_cached,
+        "generated": completion.generated,
+        "context_tokens": completion.context_tokens,
+        "truncated": completion.truncated,
+    }
