@@ -202,6 +202,23 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamacpp.model.size", Kind.GAUGE, "By", "Bytes of the model's tensors in its file."),
     Metric("llamacpp.model.context_length", Kind.GAUGE, "{token}", "Tokens of context that the model was made for."),
     Metric(
+        "llamacpp.model.state", Kind.GAUGE, "1",
+        "1 for the state that a router's model is in (unloaded, loading, loaded, sleeping, failed, downloading).",
+        ("state",),
+    ),
+    Metric(
+        "llamacpp.model.loads", Kind.TOTAL, "{load}",
+        "Times a router loaded a model while it was watched; without its log those between two polls are missed.",
+    ),
+    Metric(
+        "llamacpp.model.evictions", Kind.TOTAL, "{eviction}",
+        "Times a router unloaded a model to make room for another; only its log tells.",
+    ),
+    Metric(
+        "llamacpp.model.failures", Kind.TOTAL, "{failure}",
+        "Times the process of a router's model did not load it, or died.",
+    ),
+    Metric(
         "llamacpp.server.state", Kind.GAUGE, "1", "1 for the state that the server is in; other states are left out.",
         ("state",),
     ),
@@ -215,7 +232,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("process.memory.usage", Kind.GAUGE, "By", "Resident memory of the server's process."),
     Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
-    Metric("llamacpp.server.restarts", Kind.TOTAL, "{restart}", "Times the server was restarted after a failure."),
+    Metric(
+        "llamacpp.server.restarts", Kind.TOTAL, "{restart}",
+        "Times the server was restarted after a failure; of one that is attached to, times that another process was "
+        "found in its place.",
+    ),
     Metric("llamacpp.server.start_time", Kind.GAUGE, "s", "Unix time at which the server's process started."),
     Metric("llamacpp.server.loading.duration", Kind.GAUGE, "s", "Time from the process's start until it was ready."),
     Metric(

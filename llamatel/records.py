@@ -190,6 +190,18 @@ class ProcessState:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterModel:
+    """What became of one of a router's models since it was first watched."""
+
+    loads: int | None = None
+    """Times it was loaded; polling may miss some."""
+    evictions: int | None = None
+    """Times it was unloaded to make room for another; only the router's log tells."""
+    failures: int | None = None
+    """Times its process failed to load it, or died."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSnapshot:
     """One server at one moment; of a router, one of its models."""
 
@@ -220,6 +232,8 @@ class ServerSnapshot:
     """What its GGUF says; None where the file cannot be read from here."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings that explain its behaviour, by the names of llama-server's flags without dashes in front."""
+    router_model: RouterModel | None = None
+    """Set if this is one of a router's models; whether the router is up, its own snapshot says."""
     log: LogCounts | None = None
 
 

@@ -13,6 +13,7 @@ from llamatel.records import (
     Outcome,
     ProcessState,
     PromptCacheState,
+    RouterModel,
     ServerInfo,
     ServerSnapshot,
     SlotState,
@@ -115,6 +116,13 @@ def known_snapshot(**changes: Any) -> ServerSnapshot:
             **changes,
         }
     )
+
+
+def model_snapshot(**changes: Any) -> ServerSnapshot:
+    """One of a router's models, but for the changes."""
+    model = dataclasses.replace(SERVER, model="other")
+    life = RouterModel(loads=2, evictions=1, failures=0)
+    return dataclasses.replace(ServerSnapshot(model, up=None, state="unloaded", router_model=life), **changes)
 
 
 def snapshot(*servers: ServerSnapshot, **changes: Any) -> Snapshot:

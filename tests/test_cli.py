@@ -81,7 +81,7 @@ def test_version() -> None:
         (["serve", "m.gguf", "--collector", "frobnicate"], "there is no collector 'frobnicate'"),
         (["serve", "m.gguf", "--requests", "--jsonl", "-"], "both write to standard output"),
         (["demo", "--jsonl", "-"], "give --jsonl a file"),
-        (["attach"], "Missing option '--log'"),
+        (["attach"], "name servers"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:

@@ -263,9 +263,13 @@ def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path
     follow.wait_for(r"(OTLP)")
     assert ask(url) == 200
     wait_until(lambda: REQUEST.findall(follow.out.read_text()) == ["ok"], 20, "its line")
-    with urllib.request.urlopen(metrics, timeout=30) as answer:
-        text = answer.read().decode()
-    assert re.search(r'^llamacpp_tokens_total\{.*type="output".*\} 8\.0$', text, re.MULTILINE)
+
+    def counted() -> bool:
+        with urllib.request.urlopen(metrics, timeout=30) as answer:
+            text = answer.read().decode()
+        return re.search(r'^llamacpp_tokens_total\{.*type="output".*\} 8\.0$', text, re.MULTILINE) is not None
+
+    wait_until(counted, 20, "llama.cpp's own count of its tokens", every=0.3)
     assert follow.end(signal.SIGINT) == 0
     assert follow.err.read_text().splitlines()[-1] == "llamatel: 1 request: 1 ok"
     assert serve.end(signal.SIGTERM) == 0

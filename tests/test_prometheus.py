@@ -18,7 +18,7 @@ from llamatel.metrics import METRICS
 from llamatel.records import Outcome
 from llamatel.settings import Settings
 from tests.parts import Prometheus, accepts, free_port, scrape_config
-from tests.samples import completion, cut_short, known_snapshot, server_snapshot, snapshot
+from tests.samples import completion, cut_short, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.telemetry import Telemetry, telemetry
 
 ANY_PORT = "127.0.0.1:0"
@@ -43,7 +43,7 @@ def feed(running: Telemetry) -> None:
         "spec_decode_num_draft_tokens_total": 8.0,
         "spec_decode_num_accepted_tokens_total": 4.0,
     }
-    running.state = snapshot(known_snapshot(counters=counters), records_dropped={"queue_full": 0})
+    running.state = snapshot(known_snapshot(counters=counters), model_snapshot(), records_dropped={"queue_full": 0})
 
 
 def test_promtool_has_nothing_to_say(promtool: Path) -> None:

@@ -27,7 +27,7 @@ class ServerCollector(Collector):
             ):
                 if value is not None:
                     yield Sample(metric, value, state.server)
-            if state.state is not None:
+            if state.state is not None and state.router_model is None:
                 yield Sample("llamacpp.server.state", 1, state.server, {"state": state.state})
             info = _info(state)
             if info:

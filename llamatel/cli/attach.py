@@ -1,72 +1,165 @@
-"""``llamatel attach``: traces for a server that somebody else runs, from its log.
+"""``llamatel attach``: telemetry for servers that somebody else runs, by polling them, and from the log of one.
 
-Ends with 0 when the log ends (standard input), after Ctrl-C or SIGTERM, and when nobody reads its lines any more.
+Ends with 0 when the log ends (standard input), after Ctrl-C or SIGTERM, and when nobody reads its lines any more; with
+1 if the key of the one server that was named is wrong.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import time
 from typing import Any
 
 import click
 
+from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
-from llamatel.cli.session import TelemetryOptions, columns, otlp_line, request_lines, take, telemetry
+from llamatel.cli.session import RequestLines, TelemetryOptions, columns, otlp_line, request_lines, take, telemetry
 from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.errors import UsageError
 from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
+from llamatel.llama.fleet import Access, Fleet
 from llamatel.llama.follower import LogFollower
+from llamatel.llama.http import read_headers, trust
 from llamatel.llama.log_source import FileSource, StreamSource
+from llamatel.llama.targets import TargetFiles, target
 from llamatel.tally import Tally
 from llamatel.view import summary_sentence
 
 _LOOK_S = 0.2
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttachOptions:
+    """What to attach to, and how."""
+
+    urls: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    log: str | None = None
+    from_start: bool = False
+    interval: float = 1.0
+    api_key_file: str | None = None
+    ca_file: str | None = None
+    header_file: str | None = None
+
+
 @click.command("attach")
-@click.argument("url", required=False)
-@click.option("--log", "log", metavar="FILE|-", required=True, help="The server's log; -: standard input.")
-@click.option("--from-start", is_flag=True, help="Read what is in the file already, too.")
-@click.option("--api-key-file", metavar="FILE", help=f"The server's key.  [default: ${API_KEY_VARIABLE}]")
+@click.argument("urls", metavar="[URL]...", nargs=-1)
+@click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file, read again when it changes.")
+@click.option("--log", metavar="FILE|-", help="The log of the one server; -: standard input.")
+@click.option("--from-start", is_flag=True, help="Read what is in the log already, too.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.05),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="How often each server is polled.",
+)
+@click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]")
+@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's.")
+@click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line.")
 @telemetry_options
 @requests_option
 @verbose_option
-def command(url: str | None, log: str, from_start: bool, api_key_file: str | None, **values: Any) -> int:
-    """Trace a llama.cpp server that runs already, from its log.
+def command(**values: Any) -> int:
+    """Watch llama.cpp servers that run already, routers too.
 
-    With URL (http://127.0.0.1:8080) llama.cpp's own counters are read too; they need its flag --metrics. The log may be
-    a file (llama-server --log-file), also one that is rotated, or come through a pipe:
+    Each URL (http://127.0.0.1:8080) is polled for its state, its slots and llama.cpp's own counters, which need its
+    flag --metrics. A server that sleeps is left asleep, and a router loads nothing because of it. --targets takes a
+    file with one address a line, or Prometheus's file discovery (.json, .yml).
+
+    With the log of one server each of its requests becomes a trace. It may be a file (llama-server --log-file), also
+    one that is rotated, or come through a pipe:
 
         kubectl logs -f POD | llamatel attach --log -
     """
     options = take(TelemetryOptions, values)
-    source = StreamSource() if log == "-" else FileSource(log, from_start=from_start)
-    key = read_api_key(api_key_file) if api_key_file else os.environ.get(API_KEY_VARIABLE)
-    lines = request_lines(options)
+    what = take(AttachOptions, values)
+    source = _source(what)
+    if source is None and (options.requests or options.jsonl):
+        raise UsageError("--requests and --jsonl show requests, which only a log tells: add --log FILE")
+    targets = TargetFiles(what.targets, [target(url) for url in what.urls])
+    access = Access(
+        read_api_key(what.api_key_file) if what.api_key_file else os.environ.get(API_KEY_VARIABLE),
+        read_headers(what.header_file) if what.header_file else {},
+        trust(what.ca_file) if what.ca_file else None,
+    )
+    lines = None if source is None else request_lines(options)
     tally = Tally()
     notes = note_console()
     try:
         with ending_signals(), telemetry(options, [lines, tally]) as running:
-            follower = LogFollower(source, url=url, api_key=key)
-            running.observer.watch(follower)
-            notes.print(f"llamatel: reading {source.name}; Ctrl-C ends it", soft_wrap=True)
+            if source is None:
+                watch, unwatch = running.observer.watch, running.observer.unwatch
+                fleet = Fleet(targets, access, interval_s=what.interval, added=watch, removed=unwatch)
+                follower = None
+            else:
+                fleet = Fleet(targets, access, interval_s=what.interval)
+                follower = LogFollower(source, next(iter(fleet.pollers), None))
+                running.observer.watch(follower)
+            if len(fleet.pollers) == 1 and not what.targets:
+                fleet.pollers[0].check()
+            notes.print(f"llamatel: {_doing(source, fleet)}; Ctrl-C ends it", soft_wrap=True)
             about = {
-                "server": url or "as its log says; its counters need a URL",
+                "server": _servers(fleet, what),
                 "metrics": running.pipeline.metrics_url or "off",
                 "OTLP": otlp_line(running.settings),
             }
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
-            follower.start()
-            try:
-                while not follower.wait(_LOOK_S):
-                    if lines is not None and lines.closed.is_set():
-                        break
-            finally:
-                follower.stop()
+            with alarms_shown(running, notes):
+                _watch(fleet, follower, lines)
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise
-    notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
+    if source is not None:
+        notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
     return 0
+
+
+def _source(what: AttachOptions) -> FileSource | StreamSource | None:
+    if what.log is None:
+        if not what.urls and not what.targets:
+            raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
+        if what.from_start:
+            raise UsageError("--from-start is about a log: add --log FILE")
+        return None
+    if what.targets or len(what.urls) > 1:
+        raise UsageError("a log tells of one server: give --log with one URL or none")
+    return StreamSource() if what.log == "-" else FileSource(what.log, from_start=what.from_start)
+
+
+def _doing(source: FileSource | StreamSource | None, fleet: Fleet) -> str:
+    if source is not None:
+        return f"reading {source.name}"
+    number = len(fleet.pollers)
+    return f"polling {number} server{'' if number == 1 else 's'}"
+
+
+def _servers(fleet: Fleet, what: AttachOptions) -> str:
+    if what.targets:
+        return ", ".join((*what.urls, *what.targets))
+    names = [" ".join(filter(None, (poller.target.url, poller.info.model))) for poller in fleet.pollers]
+    return ", ".join(names) or "as its log says; its state and its counters need a URL"
+
+
+def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | None) -> None:
+    """Until a signal comes, the log ends, or nobody reads our lines."""
+    fleet.start()
+    try:
+        if follower is None:
+            while True:
+                time.sleep(_LOOK_S)
+        follower.start()
+        try:
+            while not follower.wait(_LOOK_S):
+                if lines is not None and lines.closed.is_set():
+                    break
+        finally:
+            follower.stop()
+    finally:
+        fleet.stop()

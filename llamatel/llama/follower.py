@@ -1,4 +1,4 @@
-"""A server that somebody else runs, followed by its log and, where its address is known, by its counters."""
+"""A server that somebody else runs, followed by its log and, where its address is known, polled too."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from urllib.parse import urlsplit
 
-from llamatel.errors import LlamatelError, ServerUnreachable, UsageError
-from llamatel.llama.counters import CarriedCounters
-from llamatel.llama.http import ServerClient
+from llamatel.errors import LlamatelError
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import split_line
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.log_source import Batch, FileSource, StreamSource
+from llamatel.llama.poller import ServerPoller
 from llamatel.records import Completion, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
@@ -35,36 +33,25 @@ def last_process(lines: Sequence[str]) -> int:
 
 
 class LogFollower:
-    """Follows a log, and asks the server for its counters if ``url`` is given.
+    """Follows a log; ``poller`` asks the same server for its state, and is polled by others.
 
     Offers what a ServerManager offers to those who watch: ``subscribe`` and ``snapshots``.
     """
 
-    def __init__(
-        self, source: FileSource | StreamSource, *, url: str | None = None, api_key: str | None = None
-    ) -> None:
-        """Raises UsageError for a ``url`` that is none, ServerUnreachable where the key is wrong."""
+    def __init__(self, source: FileSource | StreamSource, poller: ServerPoller | None = None) -> None:
         self._source = source
-        self._client: ServerClient | None = None
-        info = ServerInfo("unknown")
-        if url is not None:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise UsageError(f"'{url}' is no server's address: write it like http://127.0.0.1:8080")
-            self._client = ServerClient(parts.geturl(), api_key=api_key)
-            info = ServerInfo(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-        self.info = info
-        self._reader = LogReader(info, LogClock())
+        self._poller = poller
+        self.info = ServerInfo("unknown") if poller is None else poller.info
+        self._reader = LogReader(self.info, LogClock())
         self._lock = threading.Lock()
-        self._counters = CarriedCounters()
         self._listeners: tuple[Callable[[Completion], None], ...] = ()
         self._failure: LlamatelError | None = None
         self._said_not_understood = False
         self._ended = threading.Event()
         """What others wait for; not the thread itself, see ``Supervisor.join``."""
         self._thread = threading.Thread(target=self._run, name="llamatel-log", daemon=True)
-        if self._client is not None:
-            self._introduce(self._client)
+        if poller is not None:
+            poller.asked = self._polled
 
     def start(self) -> LogFollower:
         """Begin to read."""
@@ -83,8 +70,6 @@ class LogFollower:
         self._source.stop()
         if self._thread.is_alive():
             self._ended.wait()
-        if self._client is not None:
-            self._client.close()
 
     def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
         """Have ``listener`` called for each request that ends; returns what ends that."""
@@ -97,36 +82,21 @@ class LogFollower:
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What is known now; without an address there are no counters, and whether the server is up is unknown."""
-        up: bool | None = None
-        if self._client is not None:
-            try:
-                self._counters.observe(self._client.counters())
-                up = True
-                with self._lock:
-                    self._reader.polled()
-            except ServerUnreachable as error:
-                # An answer, even a refusal, comes from a server that is up; one that is busy is not down either.
-                up = error.status is not None or error.busy
+        polled = () if self._poller is None else self._poller.snapshots()
+        own = polled[0] if polled else ServerSnapshot(self.info, up=None)
         with self._lock:
-            counts = self._reader.counts(self._counters.raw("tokens_predicted_total"))
+            self._learn()
+            counts = self._reader.counts(own.counters.get("tokens_predicted_total"))
             started_at = self._reader.process_started_at
         if counts.understood is False and not self._said_not_understood:
             self._said_not_understood = True
             _log.warning("the server generates tokens, but %s shows no requests that we understand", self._source.name)
-        state = ServerSnapshot(
-            server=self.info, up=up, process_started_at=started_at, counters=self._counters.totals(), log=counts
-        )
-        return (state,)
+        return (replace(own, server=self.info, process_started_at=started_at, log=counts), *polled[1:])
 
-    def _introduce(self, client: ServerClient) -> None:
-        """Ask the server for its name; a wrong key is said now, a server that is away may come."""
-        try:
-            client.counters()
-        except ServerUnreachable as error:
-            if error.status == 401:
-                raise
-            _log.warning("%s", error)
-        self._update(replace(self.info, model=client.model(), build=client.build()))
+    def _polled(self) -> None:
+        """The server was asked something that takes a task number."""
+        with self._lock:
+            self._reader.polled()
 
     def _update(self, info: ServerInfo) -> None:
         if info != self.info:
@@ -164,9 +134,9 @@ class LogFollower:
                 listener(completion)
 
     def _learn(self) -> None:
-        """Who the server is, from its own log, as far as nobody else has said."""
+        """Who the server is: as it says itself, else from its log."""
         facts = self._reader.facts
-        info = self.info
+        info = self.info if self._poller is None else self._poller.info
         if info.address == "unknown" and facts.host is not None:
             info = replace(info, address=facts.host, port=facts.port)
         if info.model is None and facts.model_path is not None:

@@ -5,17 +5,24 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import re
+import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import urllib3
 
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.props import ServerProps, parse_props
+from llamatel.llama.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.slots import parse_slots
 from llamatel.records import SlotState
 
 _SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
 
 
@@ -48,39 +55,122 @@ def check_api_key(key: str) -> None:
         raise UsageError("the API key holds a line end or another control character")
 
 
-class ServerClient:
-    """A small client of one server. Thread-safe."""
+def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Headers out of a file with one ``Name: value`` a line. Raises UsageError, which never shows what is in it."""
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the header file {os.fspath(path)}: {reason}") from None
+    headers = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+            raise UsageError(f"line {number} of the header file {os.fspath(path)} is no header: write it Name: value")
+        headers[name] = value
+    return headers
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> None:
-        """Raises UsageError for a key that cannot be sent."""
+
+def trust(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+    """TLS that trusts the certificates in a PEM file and no others. Raises UsageError."""
+    try:
+        return ssl.create_default_context(cafile=Path(ca_file).expanduser())
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or "it holds no certificate"
+        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: {reason}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One answer of ``/metrics``."""
+
+    values: Mapping[str, float]
+    process: str | None = field(default=None)
+    """Changes with the server's process: when it started, by a clock of its own machine that is no Unix time (the
+    header's name says otherwise). It survives sleep."""
+
+
+class ServerClient:
+    """A small client of one server, or of one of a router's models. Thread-safe."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = 2.0,
+    ) -> None:
+        """Raises UsageError for a key that cannot be sent.
+
+        ``headers`` are sent along; ``tls`` is used for https instead of what the system trusts.
+        """
         check_api_key(api_key or "")
         self.base_url = base_url.rstrip("/")
+        sent = dict(headers or {}) | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         # llama.cpp compares bytes; http.client sends text as Latin-1.
-        self._headers = {"Authorization": f"Bearer {api_key}".encode().decode("latin-1")} if api_key else {}
+        self._headers = {name: value.encode().decode("latin-1") for name, value in sent.items()}
         self._timeout_s = timeout_s
-        self._pool = urllib3.PoolManager(maxsize=2, retries=False)
+        self._query = ""
+        self._prefix = urlsplit(self.base_url).path
+        more = {"ssl_context": tls} if tls is not None and self.base_url.startswith("https:") else {}
+        self._pool = urllib3.connection_from_url(self.base_url, maxsize=2, **more)
+
+    def of_model(self, name: str) -> ServerClient:
+        """A client for one of a router's models, over the same connections; it never makes the router load it."""
+        client = copy.copy(self)
+        client._query = f"?model={quote(name, safe='')}&autoload=false"
+        return client
 
     def _get(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
         try:
-            return self._pool.request(
-                "GET", self.base_url + path, headers=self._headers, timeout=timeout_s or self._timeout_s
-            )
+            try:
+                return self._request(path, timeout_s)
+            except urllib3.exceptions.ProtocolError:
+                # llama.cpp closes a kept connection after some answers: this request crossed the close.
+                return self._request(path, timeout_s)
         except urllib3.exceptions.HTTPError as error:
             # The library's text repeats its pool and a traceback's worth of causes; the first line is enough.
             reason = str(error).splitlines()[0]
             busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
+            if isinstance(error, urllib3.exceptions.SSLError):
+                reason += " (a certificate of your own: --ca-file)"
             raise ServerUnreachable(f"{self.base_url}{path} does not answer: {reason}", busy=busy) from error
+
+    def _request(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
+        return self._pool.request(
+            "GET",
+            self._prefix + path + self._query,
+            headers=self._headers,
+            timeout=timeout_s or self._timeout_s,
+            retries=False,
+        )
+
+    def health(self, timeout_s: float | None = None) -> int:
+        """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
+
+        Raises ServerUnreachable where nobody answers.
+        """
+        return self._get("/health", timeout_s).status
 
     def healthy(self, timeout_s: float | None = None) -> bool:
         """True once the model is loaded; False while it loads or nobody listens."""
         try:
-            return self._get("/health", timeout_s).status == 200
+            return self.health(timeout_s) == 200
         except ServerUnreachable:
             return False
 
     def counters(self, timeout_s: float | None = None) -> Mapping[str, float]:
         """llama.cpp's counters and gauges; raises ServerUnreachable where they cannot be had."""
-        return parse_counters(self._answer("/metrics", "without --metrics", timeout_s).data)
+        return self.scrape(timeout_s).values
+
+    def scrape(self, timeout_s: float | None = None) -> Scrape:
+        """``counters``, and whose they are."""
+        answer = self._answer("/metrics", "without --metrics", timeout_s)
+        return Scrape(parse_counters(answer.data), answer.headers.get("Process-Start-Time-Unix"))
 
     def slots(self, timeout_s: float | None = None) -> tuple[SlotState, ...]:
         """The slots now; raises ServerUnreachable where they cannot be had. Wakes a sleeping server."""
@@ -116,14 +206,21 @@ class ServerClient:
 
     def model(self, timeout_s: float | None = None) -> str | None:
         """The model's name as clients see it; None where that cannot be had, or a router has several."""
+        return self.model_card(timeout_s).name
+
+    def model_card(self, timeout_s: float | None = None) -> ModelCard:
+        """What ``/v1/models`` tells of the one model; nothing but None where that cannot be had."""
         models = self._document("/v1/models", timeout_s).get("data")
-        if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
-            return None
-        name = models[0].get("id")
-        if not isinstance(name, str) or not name:
-            return None
-        # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
-        return name.rpartition("/")[2] if name.endswith(".gguf") else name
+        return parse_model_card(models[0] if isinstance(models, list) and len(models) == 1 else None)
+
+    def router_models(self, timeout_s: float | None = None) -> list[Mapping[str, object]]:
+        """A router's models and their states (``/models``); raises ServerUnreachable. Loads none of them."""
+        try:
+            document = self._answer("/models", "without its models' list", timeout_s).json()
+        except ValueError:
+            document = None
+        models = document.get("data") if isinstance(document, dict) else None
+        return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
     def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
         """A JSON object; empty where it cannot be had."""
@@ -136,4 +233,4 @@ class ServerClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.clear()
+        self._pool.close()

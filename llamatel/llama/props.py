@@ -1,4 +1,4 @@
-"""What ``/props`` answers, as far as we need it. It neither wakes a sleeping server nor keeps one awake."""
+"""What ``/props`` and ``/v1/models`` answer, as far as we need it. Neither wakes a sleeping server or keeps it up."""
 
 from __future__ import annotations
 
@@ -34,6 +34,28 @@ def parse_props(document: Mapping[str, object]) -> ServerProps:
         sleeping=sleeping if isinstance(sleeping, bool) else None,
         role=_text(document.get("role")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Source: tools/server/server-context.cpp, ``get_models``. None where the server does not say."""
+
+    name: str | None = None
+    """The alias, else the file's name."""
+    trained_context: int | None = None
+    """Tokens that the model was made for; llama.cpp caps what a slot may hold at them, not the pool."""
+
+
+def parse_model_card(entry: object) -> ModelCard:
+    """One entry of the list of models."""
+    if not isinstance(entry, dict):
+        return ModelCard()
+    name = _text(entry.get("id"))
+    if name is not None and name.endswith(".gguf"):
+        # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
+        name = name.rpartition("/")[2]
+    meta = entry.get("meta")
+    return ModelCard(name, _number(meta.get("n_ctx_train")) if isinstance(meta, dict) else None)
 
 
 def _text(value: object) -> str | None:
