@@ -92,7 +92,8 @@ class Live:
     def document(self, snapshot: Snapshot, focus: str | None = None) -> dict[str, Any]:
         """All of it, with the state now, as JSON-ready data.
 
-        Unknown is null, times are Unix time or durations in seconds. The history and percentiles of one server: the one whose key ``focus`` is, else the first.
+        Unknown is null, times are Unix time or durations in seconds. The history and percentiles of one server: the
+        one whose key ``focus`` is, else the first.
         """
         keys = [key_of(state.server) for state in snapshot.servers]
         chosen = keys.index(focus) if focus in keys else 0

@@ -1,17 +1,21 @@
-"""The HTTP endpoint that Prometheus scrapes."""
+"""The HTTP endpoint: /metrics for Prometheus, and beside it whatever page is shown there."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from socketserver import ThreadingMixIn
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 
 from llamatel.errors import PipelineError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _STOP_WITHIN_S = 0.1
 """How often the server looks whether it shall stop."""
@@ -56,7 +60,15 @@ class MetricsEndpoint:
                 f"cannot listen on the metrics address {where}: {error.strerror or error}; "
                 "choose another with --metrics-addr HOST:PORT, or none"
             ) from error
-        self._server.set_app(make_wsgi_app(registry))
+        self.page: WSGIApplication = _nothing
+        """Answers everything but /metrics."""
+        metrics = make_wsgi_app(registry)
+
+        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            chosen: WSGIApplication = metrics if environ.get("PATH_INFO") == "/metrics" else self.page
+            return chosen(environ, start_response)
+
+        self._server.set_app(application)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
         self._thread = Thread(
@@ -72,6 +84,11 @@ class MetricsEndpoint:
     def close_after_fork(self) -> None:
         """In a forked child, where no thread serves: give the address back to the parent alone."""
         self._server.server_close()
+
+
+def _nothing(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+    return [b"llamatel: metrics are at /metrics\n"]
 
 
 class _Server(ThreadingMixIn, WSGIServer):

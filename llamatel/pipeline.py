@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -32,6 +33,9 @@ from llamatel.errors import PipelineError
 from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
 from llamatel.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +93,11 @@ class Pipeline:
             if hasattr(os, "register_at_fork"):
                 this = weakref.ref(self)
                 os.register_at_fork(after_in_child=lambda: _after_fork(this()))
+
+    def show(self, page: WSGIApplication) -> None:
+        """Answer with ``page`` beside /metrics; nothing happens without an endpoint of ours."""
+        if self._owned.endpoint is not None:
+            self._owned.endpoint.page = page
 
     def dropped(self) -> Mapping[str, int]:
         """Spans lost so far, by reason: queue_full, export_failed, shutdown. Metrics are cumulative: none are lost."""

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -22,6 +24,7 @@ from llamatel.live import Live
 from llamatel.llama import server
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
+from llamatel.page import Page
 from llamatel.pipeline import Pipeline
 from llamatel.records import Completion
 from llamatel.settings import Settings
@@ -45,6 +48,7 @@ class Runtime:
 
 
 _LAST_LINES_S = 0.1
+_FRESH_S = 0.9
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
@@ -62,6 +66,7 @@ def init(
     otlp_endpoint: str | None = None,
     otlp_protocol: str | None = None,
     metrics_addr: str | None = None,
+    page_token: str | None = None,
     collectors: Iterable[str] = (),
     without: Iterable[str] = (),
     sinks: Sequence[Sink] = (),
@@ -71,7 +76,8 @@ def init(
 
     ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
     (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
-    ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``collectors`` and ``without`` choose
+    ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``page_token``: shows the web page beside
+    /metrics beyond loopback, too. ``collectors`` and ``without`` choose
     collectors by name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
     attributes. ``settings`` stands for all of it but ``sinks`` and ``resource``.
 
@@ -81,7 +87,7 @@ def init(
     given = settings
     settings = given or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
-        metrics_addr=metrics_addr, collectors=collectors, without=without,
+        metrics_addr=metrics_addr, page_token=page_token, collectors=collectors, without=without,
     )  # fmt: skip
     with _Process.lock:
         if _Process.runtime is not None:
@@ -141,11 +147,20 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
     about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about)
     observer = Observer(chosen, emit=emit, sinks=(*sinks, live), watchers=(live.observe,), dropped=built.dropped)
+    if settings.metrics_addr is not None:
+        host = settings.metrics_addr[0]
+        document = partial(_document, observer, live)
+        built.show(Page(document, host=host, token=settings.page_token))
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(built.meter, rows, observer.samples)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     tracing.use(None if settings.disabled else built.tracer)
     return Runtime(settings, built, observer, instruments, live, server.on_start(observer.watch))
+
+
+def _document(observer: Observer, live: Live, focus: str | None) -> dict[str, Any]:
+    """What the page shows: the state now, unless somebody has just asked for it."""
+    return live.document(observer.snapshot(_FRESH_S), focus)
 
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from llamatel.errors import UsageError
 
+PAGE_TOKEN_VARIABLE = "LLAMATEL_PAGE_TOKEN"  # noqa: S105 - a variable's name
 DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
 """OpenTelemetry's own default for a Prometheus endpoint."""
 
@@ -54,6 +55,8 @@ class Settings:
     metrics_console: bool = False
     metrics_addr: tuple[str, int] | None = None
     """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
+    page_token: str | None = field(default=None, repr=False)
+    """What the web page beside /metrics asks for; without it the page is shown on loopback only."""
     span_queue_size: int = 2048
     """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
     span_batch_size: int = 512
@@ -74,6 +77,7 @@ class Settings:
         otlp_endpoint: str | None = None,
         otlp_protocol: str | None = None,
         metrics_addr: str | None = None,
+        page_token: str | None = None,
         collectors: Iterable[str] = (),
         without: Iterable[str] = (),
         shutdown_timeout_s: float = 5.0,
@@ -117,6 +121,7 @@ class Settings:
             traces_console="console" in traces,
             metrics_console="console" in metrics,
             metrics_addr=addr,
+            page_token=page_token or env.get(PAGE_TOKEN_VARIABLE) or None,
             span_queue_size=queue_size,
             span_batch_size=min(queue_size, _positive(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
             collectors=tuple(collectors),

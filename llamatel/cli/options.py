@@ -141,6 +141,11 @@ def telemetry_options(command: _C) -> _C:
                 "--metrics-addr", metavar="HOST:PORT|none", help="Metrics for Prometheus.  [default: 127.0.0.1:9464]"
             ),
             click.option(
+                "--page-token-file",
+                metavar="FILE",
+                help="Show the web page beside /metrics beyond loopback, too: to who knows the token in FILE.",
+            ),
+            click.option(
                 "--otlp-endpoint", metavar="URL", help="An OpenTelemetry collector, e.g. http://localhost:4317."
             ),
             click.option("--service-name", metavar="NAME", help="service.name of what is sent."),

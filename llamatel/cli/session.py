@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -33,6 +34,7 @@ class TelemetryOptions:
     """The values of ``options.telemetry_options`` and ``options.requests_option``, by the flags' names."""
 
     metrics_addr: str | None = None
+    page_token_file: str | None = None
     otlp_endpoint: str | None = None
     service_name: str | None = None
     collectors: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ def telemetry(
             "service_name": options.service_name,
             "otlp_endpoint": options.otlp_endpoint,
             "metrics_addr": options.metrics_addr,
+            "page_token": _page_token(options.page_token_file),
             "collectors": options.collectors,
             "without": options.no_collectors,
         }
@@ -120,6 +123,20 @@ def telemetry(
         )
         stack.callback(runtime.shutdown)
         yield running
+
+
+def _page_token(path: str | None) -> str | None:
+    """The first line of the file."""
+    if path is None:
+        return None
+    try:
+        token = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the page's token from {path}: {reason}") from None
+    if not token:
+        raise UsageError(f"{path} has no token in its first line")
+    return token
 
 
 def otlp_line(settings: Settings) -> str:

@@ -1,0 +1,124 @@
+"""The web page beside /metrics: what runs now, with nothing to install.
+
+Self-contained: three files of ours and one JSON document that the page asks for once a second. Nothing comes from
+elsewhere (Content-Security-Policy), text is only ever set as text, and no prompt or answer is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import json
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+Document = Callable[["str | None"], Any]
+"""The live document, with the history of the server that is named."""
+
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_HEADERS = [
+    ("Cache-Control", "no-store"),
+    (
+        "Content-Security-Policy",
+        (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+    ),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+]
+
+
+class Page:
+    """A WSGI application for everything that is not /metrics."""
+
+    def __init__(self, document: Document, *, host: str, token: str | None = None) -> None:
+        """``host``: the address that is listened on; beyond loopback only who has the ``token`` sees the page."""
+        self._document = document
+        self._loopback = is_loopback(host)
+        self._token = token
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        path = environ.get("PATH_INFO", "")
+        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"} or (path not in _FILES and path != "/live.json"):
+            return _say(start_response, "404 Not Found", "there are / and /metrics here")
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            status, text, more = refusal
+            return _say(start_response, status, text, more)
+        if path == "/live.json":
+            focus = parse_qs(environ.get("QUERY_STRING", "")).get("server", [None])[0]
+            body = json.dumps(self._document(focus), allow_nan=False).encode()
+            return _answer(start_response, "200 OK", "application/json", body)
+        name, kind = _FILES[path]
+        return _answer(start_response, "200 OK", kind, files(__name__).joinpath(name).read_bytes())
+
+    def _refusal(self, environ: WSGIEnvironment) -> tuple[str, str, list[tuple[str, str]]] | None:
+        """Status, text and headers for a request that must not see the page; None for one that may."""
+        if self._token is not None:
+            if _has_token(environ.get("HTTP_AUTHORIZATION", ""), self._token):
+                return None
+            ask = [("WWW-Authenticate", 'Basic realm="llamatel: any name, and the token as password"')]
+            return "401 Unauthorized", "the page wants its token as password", ask
+        if not self._loopback:
+            text = "the page is shown on loopback only; elsewhere it needs --page-token-file. /metrics is open"
+            return "403 Forbidden", text, []
+        # A web site whose name was made to lead here (DNS rebinding) sends its own name.
+        if not is_loopback(_host_of(environ.get("HTTP_HOST", ""))):
+            return "403 Forbidden", "the page answers to localhost and 127.0.0.1 only", []
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or host name leads nowhere but to this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _host_of(header: str) -> str:
+    """The host of a Host header, without its port and brackets."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _has_token(header: str, token: str) -> bool:
+    """Whether an Authorization header has the token, as password (Basic) or by itself (Bearer)."""
+    scheme, _, value = header.partition(" ")
+    given = value.strip().encode("latin-1", "replace")
+    if scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given, token.encode())
+
+
+def _say(
+    start_response: StartResponse, status: str, text: str, more: Iterable[tuple[str, str]] = ()
+) -> Iterable[bytes]:
+    return _answer(start_response, status, "text/plain; charset=utf-8", f"llamatel: {text}\n".encode(), more)
+
+
+def _answer(
+    start_response: StartResponse, status: str, kind: str, body: bytes, more: Iterable[tuple[str, str]] = ()
+) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *_HEADERS, *more])
+    return [body]
