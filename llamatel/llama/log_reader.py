@@ -68,6 +68,8 @@ class _Tally:
     lost: int = 0
     untimed: int = 0
     timed: int = 0
+    shifts: int = 0
+    activity: int = 0
 
 
 class LogReader:
@@ -141,6 +143,7 @@ class LogReader:
         match = _SLOT.match(text)
         if match is not None:
             self._continued = None
+            self._tally.activity += 1
             return self._slot_line(int(match.group(2)), int(match.group(3)), match.group(4), time, ended)
         if self._continued is not None and self._continuation(text, time):
             return "request"
@@ -232,6 +235,7 @@ class LogReader:
         if not text.startswith("slot context shift"):
             return "server"
         request.shifts += 1
+        self._tally.shifts += 1
         return "request"
 
     def _release(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
@@ -325,6 +329,8 @@ class LogReader:
             return "server"
         if "spawning server" in text:
             self._read_spawning(text)
+        elif "purging slot" in text:
+            self._tally.activity += 1
         return "server" if text.startswith(_OURS) or parts.level is not None else "other"
 
     def _read_spawning(self, text: str) -> None:
@@ -339,6 +345,19 @@ class LogReader:
     def busy(self) -> int:
         """Requests that hold a slot at this moment."""
         return len(self._active) + sum(reader.busy for reader in self._children.values())
+
+    @property
+    def activity(self) -> int:
+        """Lines that tell of something done to slots: while this stays, what idle slots hold stays.
+
+        Not told is only what goes through ``/slots/ID?action=`` (--slot-save-path).
+        """
+        return self._tally.activity
+
+    @property
+    def context_shifts(self) -> int:
+        """Times a request lost a part of its context."""
+        return self._tally.shifts
 
     @property
     def process_started_at(self) -> float | None:

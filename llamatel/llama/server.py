@@ -23,6 +23,7 @@ from llamatel.llama.backends import Backend, find_backend
 from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import ServerClient, base_url
+from llamatel.llama.launched import Details, LaunchedServer
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.supervisor import ServerState, Supervisor
@@ -74,6 +75,7 @@ class ServerManager:
         self._supervisor: Supervisor | None = None
         self._reader = LogReader(self._asked)
         self._counters = CarriedCounters()
+        self._launched: LaunchedServer | None = None
         self._listeners: dict[object, CompletionListener] = {}
         self.listener_failures = 0
         """How often a listener raised."""
@@ -176,29 +178,50 @@ class ServerManager:
         return unsubscribe
 
     def snapshot(self) -> ServerSnapshot | None:
-        """The server's state and llama.cpp's counters now; None if it was never started.
+        """The server's state and llama.cpp's counters now, and what is in its KV cache; None if it was never started.
 
-        One GET of /metrics while it is ready; where that fails, or the server has ended, the counters are the last
-        ones. Takes 2.5 seconds where nothing answers.
+        One GET of /metrics while it is ready, and of /slots if something ran since the last time; where the first
+        fails, or the server has ended, the counters are the last ones. Takes 2.5 seconds where nothing answers.
         """
-        supervisor = self._supervisor
-        if supervisor is None:
+        supervisor, launched = self._supervisor, self._launched
+        if supervisor is None or launched is None:
             return None
         client, state = supervisor.client, supervisor.state
         up = state is ServerState.READY
+        busy = False
+        deferred: float | None = None
         if up and client is not None:
-            error = self._poll(supervisor, client)
+            values, error = self._poll(supervisor, client)
+            busy, deferred = error is not None and error.busy, values.get("requests_deferred")
             # Counters wait for the batch that is being decoded; health does not.
-            up = error is None or error.status is not None or (error.busy and client.healthy(_HEALTH_S))
+            up = error is None or error.status is not None or (busy and client.healthy(_HEALTH_S))
             if up and supervisor.info.build is None and (build := client.build(_HEALTH_S)) is not None:
                 supervisor.learn(build=build)
+        generated = self._counters.raw("tokens_predicted_total")
         with supervisor.reader_lock:
-            counts = self._reader.counts(self._counters.raw("tokens_predicted_total"))
+            counts, facts = self._reader.counts(generated), self._reader.facts
+            shifts = self._reader.context_shifts
         self._say_if_not_understood(counts)
         alive = state in (ServerState.STARTING, ServerState.READY)
+        details = Details()
+        if up:
+            details = launched.details(None if busy else client, facts, supervisor.activity(), generated)
+            if details.asked:
+                supervisor.polled()
         return ServerSnapshot(
             server=supervisor.info,
             up=up,
+            state="sleeping" if up and facts.sleeping else state.value,
+            stale=up and (busy or details.stale),
+            deferred=None if deferred is None else int(deferred),
+            slots=details.slots,
+            decode_rate=details.decode_rate,
+            kv_cache=details.kv_cache,
+            context_shifts=shifts,
+            prompt_cache=facts.prompt_cache if up else None,
+            process=launched.process(supervisor.info.pid),
+            model=details.model,
+            settings=details.settings,
             restarts=supervisor.restarts,
             process_started_at=supervisor.started_at if alive else None,
             loading_s=supervisor.loading_s if alive else None,
@@ -281,12 +304,21 @@ class ServerManager:
         if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
             # Another server to those who look at the figures: what was counted until now is not its own.
             self._reader, self._counters = LogReader(asked), CarriedCounters()
+        launched = self._launched
+        if launched is None or before is None:
+            launched = LaunchedServer(command)
+        counters = self._counters
+
+        def process_replaced() -> None:
+            counters.restarted()
+            launched.restarted()
+
         supervisor = Supervisor(
             backend, command, asked, self._reader,
-            hand_out=self._hand_out, process_replaced=self._counters.restarted,
+            hand_out=self._hand_out, process_replaced=process_replaced,
             restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
-        self._backend, self._asked, self._supervisor = backend, asked, supervisor
+        self._backend, self._asked, self._supervisor, self._launched = backend, asked, supervisor, launched
         supervisor.start()
 
     def _announce(self) -> None:
@@ -313,18 +345,17 @@ class ServerManager:
 
     def _poll(
         self, supervisor: Supervisor, client: ServerClient, timeout_s: float | None = None
-    ) -> ServerUnreachable | None:
-        """Take up the server's counters; the error if they cannot be had."""
+    ) -> tuple[Mapping[str, float], ServerUnreachable | None]:
+        """Take up the server's counters; none and the error if they cannot be had."""
         process = self._counters.process
         try:
             values = client.counters(timeout_s)
         except ServerUnreachable as error:
             _log.debug("llama.cpp's counters cannot be read: %s", error)
-            return error
-        with supervisor.reader_lock:
-            self._reader.polled()
+            return {}, error
+        supervisor.polled()
         self._counters.observe(values, process)
-        return None
+        return values, None
 
     def _say_if_not_understood(self, counts: LogCounts) -> None:
         if counts.understood is False and not self._said_not_understood:

@@ -1,13 +1,29 @@
-"""What llama.cpp's log says about the server itself: where it listens, its model, its slots, its build."""
+"""What llama.cpp's log says about the server itself: where it listens, its model, its slots, its memory, its build."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from llamatel.records import PromptCacheState
 
 _LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
 _LOADING = re.compile(r"load_model: loading model '(.*)'")
 _SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = (\d+), kv_unified = '(\w+)')?")
+_PATH = re.compile(r"load_model: local path '(.*)'")
+_POOL = re.compile(r"llama_context: n_ctx += (\d+)")
+_SEQUENCE = re.compile(
+    r"capping per-slot context \((\d+)\)|"
+    r"exceeds the per-slot pool capacity \((\d+)\)|"
+    r"the slot context \((\d+)\) exceeds the training context"
+)
+_KEYS_AND_VALUES = re.compile(r"llama_kv_cache\w*: size = .*, K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
+_STATES = re.compile(r"llama_memory_recurrent: size = .*MiB \(.*\), ((?:[RSP] \(\w+\): +[\d.]+ MiB(?:, )?)+)")
+_STATE = re.compile(r": +([\d.]+) MiB")
+_COMPRESSED = re.compile(r" ratio = .*, state = .*, size = +([\d.]+) MiB")
+_PROMPTS = re.compile(r"cache state: (\d+) prompts, ([\d.]+) MiB")
+_MIB = 1 << 20
 _BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
 
 
@@ -22,6 +38,58 @@ class ServerFacts:
     slots: int | None = None
     slot_context: int | None = None
     kv_unified: bool | None = None
+    pool: int | None = None
+    """Tokens of the whole KV cache; at the default verbosity only builds before May 2026 say it."""
+    sequence_context: int | None = None
+    """Tokens that one sequence could have, where ``slot_context`` is less because it was capped."""
+    sleeping: bool = False
+    reported: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; library builds say it at -lv 4."""
+    loading_anew: bool = False
+    """What was reported belongs to the model as it was loaded before."""
+    prompt_cache: PromptCacheState | None = None
+
+
+def _reported(facts: ServerFacts, **sizes: float) -> ServerFacts:
+    parts = {} if facts.loading_anew else dict(facts.reported)
+    for part, mib in sizes.items():
+        parts[part] = parts.get(part, 0) + round(mib * _MIB)
+    return replace(facts, reported=parts, loading_anew=False)
+
+
+def _memory(facts: ServerFacts, text: str) -> ServerFacts | None:
+    """What a line says of memory: src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp."""
+    if found := _KEYS_AND_VALUES.search(text):
+        return _reported(facts, k=float(found.group(1)), v=float(found.group(2)))
+    if found := _STATES.search(text):
+        return _reported(facts, recurrent=sum(map(float, _STATE.findall(found.group(1)))))
+    if found := _COMPRESSED.search(text):
+        return _reported(facts, other=float(found.group(1)))
+    if found := _PROMPTS.search(text):
+        state = PromptCacheState(int(found.group(1)), round(float(found.group(2)) * _MIB))
+        return replace(facts, prompt_cache=state)
+    return None
+
+
+def _context(facts: ServerFacts, text: str) -> ServerFacts | None:
+    """What a line says of the context's size; a second context, for drafting, does not count."""
+    if found := _POOL.search(text):
+        return replace(facts, pool=facts.pool or int(found.group(1)))
+    if found := _SEQUENCE.search(text):
+        size = int(next(filter(None, found.groups())))
+        return replace(facts, sequence_context=facts.sequence_context or size)
+    return None
+
+
+def _initializing(facts: ServerFacts, slots: str, context: str | None, unified: str | None) -> ServerFacts:
+    shape = (
+        int(slots),
+        int(context) if context else facts.slot_context,
+        unified == "true" if unified else facts.kv_unified,
+    )
+    if facts.loading_anew and shape != (facts.slots, facts.slot_context, facts.kv_unified):
+        facts = replace(facts, reported={})
+    return replace(facts, slots=shape[0], slot_context=shape[1], kv_unified=shape[2])
 
 
 def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
@@ -33,15 +101,20 @@ def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
         host, port, socket = found.groups()
         return replace(facts, host=socket or host.strip("[]"), port=int(port) if port else None)
     if "loading model '" in text and (found := _LOADING.search(text)):
+        # Also after it has slept; then the library may have nothing to say on what it said the first time.
+        return replace(
+            facts, model_path=found.group(1), pool=None, sequence_context=None, loading_anew=bool(facts.reported)
+        )
+    if "local path '" in text and (found := _PATH.search(text)):
         return replace(facts, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.search(text)):
-        slots, context, unified = found.groups()
-        return replace(
-            facts,
-            slots=int(slots),
-            slot_context=int(context) if context else facts.slot_context,
-            kv_unified=unified == "true" if unified else facts.kv_unified,
-        )
+        return _initializing(facts, *found.groups())
+    if "context" in text and (known := _context(facts, text)) is not None:
+        return known
+    if " MiB" in text and (known := _memory(facts, text)) is not None:
+        return known
+    if text.endswith("ing sleeping state"):  # "entering", "exiting"; said by the queue and by the server
+        return replace(facts, sleeping="entering" in text, prompt_cache=None)
     if "build" in text and (found := _BUILD.search(text)):
         number, commit = found.groups()
         return replace(facts, build=f"b{number}-{commit}" if commit else number)

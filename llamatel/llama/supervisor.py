@@ -26,6 +26,7 @@ from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.process import Child
+from llamatel.llama.slot_watch import Activity
 from llamatel.records import Completion, ServerInfo
 
 _log = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class Supervisor:
         self.loading_s: float | None = None
         self.client: ServerClient | None = None
         """To ask the server; None unless it is ready, and on a TCP port."""
+        self._active_at = time.monotonic()
+        """When the log last told of something done to slots."""
         self.unread_lines = 0
         """Lines that the log reader failed on."""
         self.reader_lock = threading.Lock()
@@ -181,6 +184,18 @@ class Supervisor:
         with self.reader_lock:
             self.info = replace(self.info, **changes)  # type: ignore[arg-type]
             self._reader.server = self.info
+
+    def activity(self) -> Activity:
+        """What the log says about the slots' work."""
+        with self.reader_lock:
+            reader = self._reader
+            quiet_s = time.monotonic() - self._active_at
+            return Activity(reader.activity, bool(reader.busy), quiet_s, sleeping=reader.facts.sleeping)
+
+    def polled(self) -> None:
+        """We asked the server for something that takes a task number."""
+        with self.reader_lock:
+            self._reader.polled()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the server has ended for good.
@@ -322,6 +337,7 @@ class Supervisor:
         ended: list[Completion] = []
         with self.reader_lock:
             self._tail.extend(lines)
+            before = self._reader.activity
             for line in lines:
                 try:
                     ended.extend(self._reader.feed(line, now))
@@ -329,6 +345,8 @@ class Supervisor:
                     if not self.unread_lines:
                         _log.exception("a line of the server's log could not be read; further ones are only counted")
                     self.unread_lines += 1
+            if self._reader.activity != before:
+                self._active_at = time.monotonic()
         if self._log is not None:
             self._log.put(lines)
         self._hand_out(ended)

@@ -21,6 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_VERBOSITY = "common_log_verbosity_thold"
+_LEVEL_OF = "_Z24common_log_get_verbosity14ggml_log_level"
+_INFO = 2
+"""GGML_LOG_LEVEL_INFO, at which the library says what it allocates."""
+_DEFAULT_VERBOSITY = 3
 _PARSE = "_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"
 _SENTINELS = (0x1234567, 0x7654321)
 
@@ -61,6 +66,33 @@ def _stderr_muted() -> Iterator[None]:
     finally:
         os.dup2(keep, 2)
         os.close(keep)
+
+
+@contextlib.contextmanager
+def library_heard(extension: str, params: Any) -> Iterator[None]:
+    """Have llama.cpp's library say in the log what it allocates; only while the model loads, as it says much later on.
+
+    From May 2026 on the server passes these lines over at its default verbosity. Nothing happens where another one was
+    chosen, in builds that print them anyway, and in builds that do not export what this takes.
+    """
+    library = ctypes.CDLL(extension)
+    try:
+        threshold = ctypes.c_int.in_dll(library, _VERBOSITY)
+        level_of = getattr(library, _LEVEL_OF)
+        chosen = params.verbosity
+    except (AttributeError, ValueError):
+        yield
+        return
+    level_of.restype, level_of.argtypes = ctypes.c_int, [ctypes.c_int]
+    needed = level_of(_INFO)
+    if not threshold.value == chosen == _DEFAULT_VERBOSITY < needed:
+        yield
+        return
+    params.verbosity = needed  # the server's constructor sets the threshold to it
+    try:
+        yield
+    finally:
+        threshold.value = chosen
 
 
 def parse_arguments(xllamacpp: Any, arguments: list[str]) -> Any | None:
@@ -105,7 +137,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        server = xllamacpp.Server(params)
+        with library_heard(xllamacpp.xllamacpp.__file__, params):
+            server = xllamacpp.Server(params)
     except (RuntimeError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -190,6 +190,13 @@ _SWITCHES: tuple[tuple[tuple[str, ...], str, bool, str | None], ...] = (
     (("--embedding", "--embeddings"), "embedding", True, "EMBEDDINGS"),
     (("--rerank", "--reranking"), "embedding", True, "RERANKING"),
 )
+# Flags that decide how a server behaves and not what it allocates: names, whether they take a value, variable.
+_BEHAVIOUR: tuple[tuple[tuple[str, ...], bool, str | None], ...] = (
+    (("--context-shift",), False, "CONTEXT_SHIFT"),
+    (("--no-context-shift",), False, None),
+    (("--sleep-idle-seconds",), True, None),
+    (("--slot-save-path",), True, None),
+)
 _BY_FLAG = {flag: (field, read) for flags, field, read, _ in _VALUES for flag in flags}
 _SWITCH_BY_FLAG = {flag: (field, value) for flags, field, value, _ in _SWITCHES for flag in flags}
 
@@ -246,6 +253,39 @@ def parse_server_flags(
                 i += 1
             settings = _changed(settings, _read(word, field, read, inline))
     return settings
+
+
+def given_settings(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a llama-server was told, by the long names of its flags without dashes; a switch is "true" or "false".
+
+    The command line goes before ``LLAMA_ARG_*``, and what comes later before what came earlier.
+    """
+    rows = (
+        *((flags, True, variable) for flags, _, _, variable in _VALUES),
+        *((flags, False, variable) for flags, _, _, variable in _SWITCHES),
+        *_BEHAVIOUR,
+    )
+    given: dict[str, str] = {}
+    by_flag: dict[str, tuple[str, bool]] = {}
+    for flags, takes_value, variable in rows:
+        name = next(flag for flag in flags if flag.startswith("--"))
+        by_flag |= dict.fromkeys(flags, (name, takes_value))
+        text = environ.get(f"LLAMA_ARG_{variable}") if variable else None
+        if text is not None:
+            given |= _told(name, text if takes_value else str(text in ("", "1", "on", "true", "enabled")).lower())
+    rest = iter(words)
+    for word in rest:
+        flag, equals, inline = word.partition("=")
+        name, takes_value = by_flag.get(flag, ("", False))
+        if name:
+            given |= _told(name, (inline if equals else next(rest, "")) if takes_value else "true")
+    return given
+
+
+def _told(flag: str, value: str) -> dict[str, str]:
+    if flag.startswith("--no-"):
+        return {flag[5:]: "false"}
+    return {flag[2:]: value}
 
 
 def describe(settings: ServerSettings) -> str:

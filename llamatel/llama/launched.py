@@ -1,0 +1,106 @@
+"""What a snapshot tells of a launched server beside its state and its counters: slots, KV cache, process, model.
+
+Asked for is only ``/slots``, and that seldom (``slot_watch``); the rest is in its log, its flags, its model's file and
+``/proc``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llamatel.llama.command_line import CommandLine
+from llamatel.llama.http import ServerClient
+from llamatel.llama.kv_state import LoadedModel, kv_cache_state
+from llamatel.llama.loaded_model import read_loaded_model
+from llamatel.llama.process_state import ProcessClock
+from llamatel.llama.server_facts import ServerFacts
+from llamatel.llama.slot_watch import Activity, SlotsNow, SlotWatch
+from llamatel.model.shape import ModelShape
+from llamatel.plan.settings import given_settings
+from llamatel.records import KvCacheState, ProcessState, SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Fields of a ServerSnapshot by their names."""
+
+    slots: tuple[SlotState, ...] | None = None
+    decode_rate: float | None = None
+    kv_cache: KvCacheState | None = None
+    model: ModelShape | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    stale: bool = False
+    asked: bool = False
+    """Whether the server was asked for its slots, which takes a task number."""
+
+
+class LaunchedServer:
+    """Follows one server over the lives of its process. Thread-safe."""
+
+    def __init__(self, command: CommandLine) -> None:
+        self._words = command.arguments
+        self._environ = {**os.environ, **command.environment}
+        self._given = given_settings(self._words, self._environ)
+        self._slots = SlotWatch(
+            sleeps_after_s=_seconds(self._given.get("sleep-idle-seconds")), always="slot-save-path" in self._given
+        )
+        self._process = ProcessClock()
+        self._lock = threading.Lock()
+        self._model = LoadedModel()
+        self._model_of: tuple[object, ...] | None = None
+
+    def restarted(self) -> None:
+        """The server's process was replaced."""
+        self._slots.restarted()
+
+    def process(self, pid: int | None) -> ProcessState:
+        """CPU time and memory of the process; ``pid`` is None while there is none."""
+        return self._process.read(pid)
+
+    def details(
+        self, client: ServerClient | None, facts: ServerFacts, activity: Activity, generated_total: float | None
+    ) -> Details:
+        """What is known of a server that is up; without a ``client`` its slots are not asked for."""
+        now = SlotsNow()
+        if client is not None:
+            now = self._slots.look(client, activity, generated_total, time.monotonic())
+        model = self._loaded(facts)
+        return Details(
+            now.slots,
+            now.decode_rate,
+            kv_cache_state(facts, now.slots, model),
+            model.shape,
+            self._settings(facts),
+            now.stale,
+            now.asked,
+        )
+
+    def _loaded(self, facts: ServerFacts) -> LoadedModel:
+        """Read anew only when the server has loaded something else."""
+        loaded = (facts.model_path, facts.slots, facts.slot_context, facts.kv_unified, facts.pool)
+        with self._lock:
+            if self._model_of != loaded:
+                self._model = read_loaded_model(facts, self._words, self._environ)
+                self._model_of = loaded
+            return self._model
+
+    def _settings(self, facts: ServerFacts) -> dict[str, str]:
+        """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
+        said = {
+            "parallel": None if facts.slots is None else str(facts.slots),
+            "kv-unified": None if facts.kv_unified is None else str(facts.kv_unified).lower(),
+        }
+        return {**self._given, **{name: value for name, value in said.items() if value is not None}}
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time that is a number above 0; llama.cpp's -1 is never."""
+    try:
+        seconds = float(text) if text else 0.0
+    except ValueError:
+        return None
+    return seconds if seconds > 0 else None

@@ -1,0 +1,52 @@
+"""The model that a launched server runs: its shape, from its file, and its cache as planned with the server's flags."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llamatel.errors import LlamatelError
+from llamatel.llama.gguf.splits import parse_gguf_header
+from llamatel.llama.kv_state import LoadedModel, pool_capacity
+from llamatel.llama.server_facts import ServerFacts
+from llamatel.model.from_gguf import shape_from_gguf
+from llamatel.model.shape import ModelShape
+from llamatel.plan.cache import cache_plan
+from llamatel.plan.settings import ServerSettings, parse_server_flags
+
+_log = logging.getLogger(__name__)
+
+
+def read_loaded_model(facts: ServerFacts, words: Sequence[str], environ: Mapping[str, str]) -> LoadedModel:
+    """What the file and the flags say; what cannot be read stays None. Reads the file's header (some milliseconds)."""
+    try:
+        settings = parse_server_flags(words, environ=environ)
+    except LlamatelError as error:  # llama.cpp took what we do not understand
+        _log.debug("the server's flags are not understood: %s", error)
+        settings = None
+    shape = _shape(facts.model_path, None if settings is None else settings.model)
+    if shape is None or settings is None:
+        return LoadedModel(shape, settings)
+    return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
+
+
+def _as_fitted(settings: ServerSettings, facts: ServerFacts, shape: ModelShape) -> ServerSettings:
+    """The settings with the context that llama.cpp chose, where it was left to it and its log says which."""
+    if settings.ctx_size:
+        return settings
+    pool = pool_capacity(facts, None, LoadedModel(shape, settings))
+    # Below a batch's length the context also bounds the batch, by its size before padding, which nobody tells.
+    return replace(settings, ctx_size=pool) if pool is not None and pool >= settings.batch_size else settings
+
+
+def _shape(*paths: str | None) -> ModelShape | None:
+    """Of the first that is a file: a model from a hub goes by another name in the log."""
+    for path in paths:
+        if path and Path(path).is_file():
+            try:
+                return shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+            except (LlamatelError, OSError) as error:
+                _log.debug("the model's header cannot be read: %s", error)
+    return None
