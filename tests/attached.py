@@ -1,0 +1,95 @@
+"""Real servers that nobody of us manages, and fleets attached to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llamatel.llama.fleet import Access, Fleet
+from llamatel.llama.targets import TargetFiles, target
+from llamatel.records import ServerSnapshot
+from tests.parts import Child, free_port, wait_until
+
+INTERVAL_S = 0.1
+
+
+class Unmanaged:
+    """A llama-server; it can be killed and started again on its port."""
+
+    def __init__(self, program: Path, folder: Path, *flags: str | Path, port: int = 0, key: str | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._argv = [program, "--port", str(self.port), "-t", "1", *flags]
+        self._env = {} if key is None else {"LLAMA_API_KEY": key}
+        self._folder = folder
+        self._starts = 0
+        self.child = self.start()
+
+    def start(self) -> Child:
+        """Start it; its log is a new one."""
+        self._starts += 1
+        self.child = Child(self._argv, self._folder / f"server-{self.port}-{self._starts}.log", self._env)
+        self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
+        return self.child
+
+    def get(self, path: str) -> Any:
+        """A JSON answer."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def complete(self, tokens: int = 8, **more: Any) -> None:
+        """A request that ends well."""
+        body = json.dumps({"prompt": "Hello", "n_predict": tokens, "ignore_eos": True, **more}).encode()
+        request = urllib.request.Request(f"{self.url}/completion", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.read()
+
+
+@contextlib.contextmanager
+def unmanaged(program: Path, folder: Path, *flags: str | Path, **more: Any) -> Iterator[Unmanaged]:
+    """A llama-server for the time of the block."""
+    server = Unmanaged(program, folder, *flags, **more)
+    try:
+        yield server
+    finally:
+        server.child.kill()
+
+
+class Attached:
+    """A fleet that polls."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+
+    def states(self) -> list[ServerSnapshot]:
+        """All snapshots, of models too."""
+        return [state for poller in self.fleet.pollers for state in poller.snapshots()]
+
+    def wait(self, condition: Callable[[ServerSnapshot], object], model: str | None = None) -> ServerSnapshot:
+        """The first snapshot, of that model of a router if one is named, for which the condition holds."""
+
+        def found() -> ServerSnapshot | None:
+            states = [state for state in self.states() if model is None or state.server.model == model]
+            return next((state for state in states if condition(state)), None)
+
+        try:
+            state = wait_until(found, 30, "the snapshot")
+        except TimeoutError:
+            raise AssertionError(f"no such state among {self.states()}") from None
+        assert state is not None
+        return state
+
+
+@contextlib.contextmanager
+def attached(*urls: str, access: Access | None = None, files: tuple[str, ...] = (), **more: Any) -> Iterator[Attached]:
+    """A fleet that polls these addresses for the time of the block."""
+    targets = TargetFiles(files, [target(url) for url in urls])
+    fleet = Fleet(targets, access or Access(), **{"interval_s": INTERVAL_S, **more}).start()
+    try:
+        yield Attached(fleet)
+    finally:
+        fleet.stop()

@@ -1,0 +1,340 @@
+"""Attached servers, polled: real llama.cpp that sleeps, works, hangs, dies, comes back, refuses us, in numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llamatel.errors import ServerUnreachable, UsageError
+from llamatel.llama.fleet import Access
+from llamatel.llama.http import read_headers, trust
+from llamatel.llama.targets import Target, parse_file, target
+from tests.attached import Unmanaged, attached, unmanaged
+from tests.parts import MissingPart, wait_until
+from tests.parts.forwarder import Forwarder
+from tests.servers import without_settings
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+@pytest.fixture
+def start(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Unmanaged]]:
+    """Starts servers that end with the test."""
+    started: list[Unmanaged] = []
+
+    def start(*flags: str, key: str | None = None) -> Unmanaged:
+        started.append(Unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, *flags, key=key))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.child.kill()
+
+
+@pytest.fixture(scope="module")
+def server(
+    llama_server_binary: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Unmanaged]:
+    """One that runs through all tests of the file."""
+    folder = tmp_path_factory.mktemp("attach")
+    with unmanaged(llama_server_binary, folder, "-m", tiny_model, "--metrics", "-np", "2", "-c", "4096") as running:
+        yield running
+
+
+# -- what is seen ------------------------------------------------------------------------------------------------------
+
+
+def test_a_servers_slots_and_counters_agree_with_its_own_answers(server: Unmanaged) -> None:
+    with attached(server.url) as fleet:
+        fleet.wait(lambda state: state.up and state.slots is not None)
+        before = server.get("/slots")
+        server.complete(20)
+        state = fleet.wait(
+            lambda state: state.counters["tokens_predicted_total"] >= 20 and state.kv_cache and state.kv_cache.cached
+        )
+        slots = server.get("/slots")
+        assert state.slots is not None
+        assert [(slot.id, slot.context_tokens) for slot in state.slots] == [
+            (slot["id"], slot.get("n_prompt_tokens", 0)) for slot in slots
+        ]
+        assert slots != before
+        assert state.kv_cache is not None
+        assert (state.kv_cache.active, state.kv_cache.cached) == (
+            0, sum(slot.get("n_prompt_tokens", 0) for slot in slots),
+        )  # fmt: skip
+        # Two slots of half the context, or of a shared pool: they do not say.
+        assert (state.kv_cache.capacity, state.kv_cache.unified) == (None, None)
+        assert (state.server.model, state.server.port, state.state) == ("tiny.gguf", server.port, "ready")
+        assert state.server.build
+        assert not [name for name in state.counters if name.endswith("_tokens_seconds")]
+
+
+def test_a_running_request_moves_the_slots_before_it_counts(server: Unmanaged) -> None:
+    with attached(server.url) as fleet:
+        fleet.wait(lambda state: state.up)
+        total = fleet.states()[0].counters["tokens_predicted_total"]
+        thread = threading.Thread(target=server.complete, args=(1500,))
+        thread.start()
+        state = fleet.wait(lambda state: state.decode_rate)
+        assert state.counters["tokens_predicted_total"] == total
+        assert state.kv_cache is not None
+        assert state.kv_cache.active
+        thread.join()
+        assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == total + 1500).up
+        # It is the first look behind the end that says so.
+        assert fleet.wait(lambda state: state.decode_rate == 0).kv_cache
+
+
+# -- manners -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sleeping_server_stays_asleep_and_one_that_is_awake_falls_asleep(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics", "--sleep-idle-seconds", "1")
+    with attached(server.url, interval_s=0.05) as fleet:
+        fleet.wait(lambda state: state.up)
+        server.complete(4)
+        fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 4 and state.slots)
+        wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
+        time.sleep(4)  # four of its idle times, and eighty polls
+        log = server.child.output()
+        assert (log.count("que    start_loop: entering sleeping"), log.count("exiting sleeping")) == (1, 0)
+    # Attached to while it sleeps, it is not waked either, and says that it sleeps.
+    with attached(server.url, interval_s=0.05) as fleet:
+        state = fleet.wait(lambda state: state.state == "sleeping")
+        assert (state.up, state.slots, state.counters["tokens_predicted_total"]) == (True, None, 4)
+        assert server.get("/props")["is_sleeping"] is True
+        # Nor is it overlooked when somebody else wakes it.
+        server.complete(4)
+        assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == 8 and state.slots).state == "ready"
+
+
+def test_without_metrics_a_server_is_seldom_looked_at_and_falls_asleep(
+    start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start("--sleep-idle-seconds", "1")
+    with attached(server.url) as fleet:
+        state = fleet.wait(lambda state: state.slots)
+        assert (state.up, state.counters, state.deferred) == (True, {}, None)
+        wait_until(lambda: "entering sleeping state" in server.child.output(), 30, "it sleeps")
+    assert [record.getMessage() for record in caplog.records if "--metrics" in record.getMessage()] == [
+        f"{server.url} was started without --metrics: its counters are absent, its slots seldom looked at"
+    ]
+
+
+def test_a_server_without_slots_has_all_but_them(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics", "--no-slots")
+    with attached(server.url) as fleet:
+        server.complete(4)
+        state = fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 4)
+        assert (state.up, state.slots, state.kv_cache, state.decode_rate, state.deferred) == (True, None, None, None, 0)
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics")
+    with attached(server.url) as fleet:
+        server.complete(7)
+        fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 7)
+        server.child.kill()
+        down = fleet.wait(lambda state: state.up is False)
+        assert (down.counters, down.slots, down.kv_cache, down.deferred, down.decode_rate) == (
+            {},
+            None,
+            None,
+            None,
+            None,
+        )
+        seen: list[float] = []
+        server.start()
+        server.complete(5)
+
+        def total() -> bool:
+            seen.extend(
+                state.counters["tokens_predicted_total"]
+                for state in fleet.states()
+                if "n_decode_total" in state.counters
+            )
+            return bool(seen) and seen[-1] == 12
+
+        wait_until(total, 30, "its counters")
+        assert min(seen) >= 7
+        assert fleet.states()[0].restarts == 1
+
+
+def test_a_restart_between_two_polls_is_told_though_no_counter_fell(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics")
+    with attached(server.url, interval_s=600) as fleet:
+        [poller] = fleet.fleet.pollers
+        wait_until(poller.snapshots, 20, "the first poll")
+        server.complete(3)
+        poller.poll()
+        server.child.kill()
+        server.start()
+        server.complete(5)
+        poller.poll()
+        [state] = poller.snapshots()
+        assert (state.restarts, state.counters["tokens_predicted_total"]) == (1, 8)
+
+
+def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics")
+    with attached(server.url) as fleet:
+        server.complete(6)
+        fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 6)
+        os.kill(server.child.pid, signal.SIGSTOP)
+        state = fleet.wait(lambda state: state.stale)
+        assert (state.up, state.counters["tokens_predicted_total"]) == (True, 6)
+        os.kill(server.child.pid, signal.SIGCONT)
+        assert fleet.wait(lambda state: not state.stale).up
+
+
+def test_a_wrong_key_is_one_clear_line(
+    start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    server = start("--metrics", key=KEY)
+    with attached(server.url, access=Access("wrong")) as fleet:
+        assert fleet.wait(lambda state: state.up).counters == {}
+        time.sleep(0.5)
+        with pytest.raises(
+            ServerUnreachable, match="answered 401: the API key is missing or wrong: use --api-key-file"
+        ):
+            fleet.fleet.pollers[0].check()
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [f"{server.url} answered 401: the API key is missing or wrong: use --api-key-file"]
+    # The right one: for all, as a header, or in a target's own file.
+    own, headers = tmp_path / "key", tmp_path / "headers"
+    own.write_text(KEY)
+    headers.write_text(f"# of ours\nX-Api-Key: {KEY}\n")
+    listed = tmp_path / "targets"
+    listed.write_text(f"# one\n{server.url} {own}\n")
+    for ways in (
+        {"urls": (server.url,), "access": Access(KEY)},
+        {"urls": (server.url,), "access": Access(headers=read_headers(headers))},
+        {"files": (str(listed),), "access": Access("wrong")},
+    ):
+        with attached(*ways.pop("urls", ()), **ways) as fleet:  # type: ignore[misc, arg-type]
+            assert fleet.wait(lambda state: state.counters).server.model == "tiny.gguf"
+
+
+# -- how they are reached ----------------------------------------------------------------------------------------------
+
+
+def test_tls_with_a_certificate_of_ones_own(
+    server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        raise MissingPart("openssl", "sudo apt-get install openssl")
+    pem = tmp_path / "both.pem"
+    made = subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", tmp_path / "ca"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    with pem.open("a") as file:
+        file.write((tmp_path / "ca").read_text())
+    with Forwarder(server.port, certificate=pem) as forwarder:
+        url = f"https://127.0.0.1:{forwarder.ports[0]}"
+        with attached(url, access=Access(tls=trust(tmp_path / "ca"))) as fleet:
+            state = fleet.wait(lambda state: state.counters)
+            assert (state.up, state.server.port) == (True, forwarder.ports[0])
+        assert not caplog.records
+        with attached(url) as fleet:
+            assert fleet.wait(lambda state: state.up is False).counters == {}
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "certificate" in record.getMessage()
+    assert "--ca-file" in record.getMessage()
+
+
+def test_many_servers_each_with_its_own_place(server: Unmanaged) -> None:
+    with Forwarder(server.port, 60) as forwarder:
+        with attached(*(f"127.0.0.1:{port}" for port in forwarder.ports), interval_s=0.5) as fleet:
+            wait_until(lambda: len([state for state in fleet.states() if state.counters]) == 60, 30, "all sixty")
+            assert sorted(state.server.port or 0 for state in fleet.states()) == sorted(forwarder.ports)
+            assert len({state.server for state in fleet.states()}) == 60
+
+
+def test_a_discovery_file_is_read_again_when_it_changes(
+    server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "targets.json"
+    gone: list[int] = []
+
+    def write(*ports: int) -> None:
+        new = tmp_path / "new"
+        new.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {"job": "llama"}}]))
+        new.rename(file)
+
+    with Forwarder(server.port, 2) as forwarder:
+        first, second = forwarder.ports
+        write(first)
+        with attached(files=(str(file),), removed=lambda poller: gone.append(poller.target.port)) as fleet:
+            assert fleet.wait(lambda state: state.counters).server.port == first
+            write(first, second)
+            fleet.wait(lambda state: state.server.port == second and state.counters)
+            assert len(fleet.states()) == 2
+            file.write_text("nonsense")
+            wait_until(lambda: "its last targets are kept" in caplog.text, 20, "a complaint")
+            assert len(fleet.fleet.pollers) == 2
+            write(second)
+            wait_until(lambda: gone == [first], 20, "one that is gone")
+            assert {state.server.port for state in fleet.states()} == {second}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("list", "# ours\n10.0.0.1:8080\n\nhttps://llama.example/api  /run/key # its own\n",
+         [Target("http://10.0.0.1:8080"), Target("https://llama.example/api", "/run/key")]),
+        ("sd.json", '[{"targets": ["a:1", "b:2"], "labels": {"__scheme__": "https", "team": "x"}}, {"targets": []}]',
+         [Target("https://a:1"), Target("https://b:2")]),
+        ("sd.yml", "- targets: ['[::1]:8080']\n  labels: {__api_key_file__: /run/key}\n",
+         [Target("http://[::1]:8080", "/run/key")]),
+        ("empty.yaml", "", []),
+    ],
+)  # fmt: skip
+def test_files_of_targets(name: str, text: str, expected: list[Target]) -> None:
+    assert parse_file(name, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list", "ftp://a", "line 1: 'ftp://a' is no server's address"),
+        ("list", "http://me:secret@host", "line 1: a server's address has no user, password"),
+        ("sd.json", "{", "no JSON"),
+        ("sd.json", "{}", "no list of target groups"),
+        ("sd.yml", "- targets: a", "has no list 'targets'"),
+        ("sd.yml", "- {", "no YAML"),
+        ("sd.json", '[{"targets": ["a:99999"]}]', "no server's address"),
+    ],
+)
+def test_files_of_targets_that_are_none(name: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        parse_file(name, text)
+    assert "secret" not in str(caught.value)
+
+
+def test_addresses() -> None:
+    assert [(entry.address, entry.port) for entry in map(target, ("h", "https://h", "h:81", "http://[::1]:8080/"))] == [
+        ("h", 80), ("h", 443), ("h", 81), ("::1", 8080),
+    ]  # fmt: skip
