@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.exact.compare import shape_of
 from tests.exact.grid import GRID, settings_for
 from tests.exact.models import MODELS
 from tests.exact.tensor_names import expand
-from tests.exact.verify import run
+from tests.exact.verify import Job, pairs, run
 from tests.exact.writer import format_table, read_table
 from tests.parts import MissingPart, in_ci
 
@@ -68,9 +69,9 @@ def test_llama_server_allocates_what_we_say(tmp_path: Path) -> None:
     jobs = []
     for number, model in enumerate(models):
         settings = settings_for(model)
-        jobs.append(
-            (model, [settings[(number * 3 + i) % len(settings)] for i in range(3)] + list(settings[len(GRID) :]))
-        )
+        chosen = [settings[(number * 3 + i) % len(settings)] for i in range(3)]
+        jobs.append(Job(model, [*chosen, *settings[len(GRID) :]]))
+    jobs += [Job(job.model, job.settings[number % 3 :: 3], job.draft) for number, job in enumerate(pairs())]
     try:
         rows = run(jobs, workers=2, folder=tmp_path)
     except MissingPart as missing:
@@ -90,8 +91,36 @@ def test_every_model_of_the_suite_has_its_tensors() -> None:
 def test_every_model_of_the_suite_is_planned_as_exact() -> None:
     table = read_table()
     for model in MODELS:
-        planned = plan(shape_of(model, set(table[model.name])), "-c 4096 -np 1")
-        assert planned.exact, (model.name, planned.why_not_exact)
+        shape = shape_of(model, set(table[model.name]))
+        assert shape.needs_target is (model.target is not None)
+        if model.target is None:
+            planned = plan(shape, "-c 4096 -np 1")
+            assert planned.exact, (model.name, planned.why_not_exact)
+
+
+def test_a_model_beside_that_drafts_has_a_cache_of_its_own_types() -> None:
+    small = metadata("qwen2", block_count=2, embedding_length=256, context_length=512, attention__head_count=4)
+    alone = plan(LLAMA_3_8B, "-c 8192 -np 2 -ctk q8_0 -ctv q8_0")
+    both = plan(replace(LLAMA_3_8B, draft=small), "-c 8192 -np 2 -ctk q8_0 -ctv q8_0 -md small.gguf -ctkd q4_0")
+    assert both.exact
+    added = [part for part in both.parts if part.separate]
+    assert [part.kind for part in added] == ["global"]
+    assert both.parts[: len(alone.parts)] == alone.parts
+    cells = 2 * 4096  # as many as the model has, although the small one was trained on 512
+    assert added[0].bytes_of("k") == 2 * 256 * 18 // 32 * cells
+    assert added[0].bytes_of("v") == 2 * 256 * 2 * cells
+
+
+def test_a_draft_model_that_was_not_read_makes_the_plan_inexact() -> None:
+    planned = plan(LLAMA_3_8B, "-c 8192 -md elsewhere.gguf")
+    assert not planned.exact
+    assert "was not read" in str(planned.why_not_exact)
+
+
+def test_a_model_that_only_drafts_does_not_run_alone() -> None:
+    eagle = metadata("eagle3", block_count=1, embedding_length=256, context_length=512, attention__head_count=4)
+    assert plan(eagle, "-c 512").refused == "requires ctx_other to be set"
+    assert plan(replace(LLAMA_3_8B, draft=eagle), "-c 512 -md eagle.gguf --spec-type draft-eagle3").exact
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,26 @@ def test_a_pasted_command_line_names_the_model(tiny: Path, capsys: pytest.Captur
     assert found["fits"] is None
 
 
+def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = write_tiny_model(tmp_path / "small.gguf", layers=2)
+    words = (str(tiny), "-c", "4096", "-np", "1", "--device", "t4x2", "--", "-md", str(small))
+    alone, both = plan(capsys, *words[:-3]), plan(capsys, *words, "--spec-type", "draft-simple")
+    own = plan(capsys, str(small), "-c", "4096", "-np", "1", "--device", "none")
+    sizes = [found["kv_cache"]["total_bytes"] for found in (alone, own, both)]
+    assert sizes[0] + sizes[1] == sizes[2]
+    assert both["kv_cache"]["exact"] is True
+    assert both["draft_model"]["weights_bytes"] == own["weights_bytes"]
+    beside = [use["draft_model"] for use in (*both["per_device"], both["host"])]
+    assert sum(use["kv_cache_bytes"] for use in beside) == sizes[1]
+    assert both["per_device"][0]["free_bytes_estimate"] < alone["per_device"][0]["free_bytes_estimate"]
+    assert "only if told to" in plan(capsys, *words)["advice"][0]
+    on_host = plan(capsys, *words, "-ngld", "0")
+    assert on_host["host"]["draft_model"]["kv_cache_bytes"] == sizes[1]
+    assert main(["plan", *words]) == 0
+    assert "draft model" in capsys.readouterr().out
+    assert main(["plan", *words[:-1], str(tmp_path / "nowhere.gguf")]) == 1
+
+
 def test_what_llama_server_refuses(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, str(tiny), "-c", "1024", "-fa", "off", "-ctv", "q8_0", "--device", "t4")
     assert found["refused"] == "quantized V cache requires flash_attn to be enabled"

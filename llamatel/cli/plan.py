@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def command(
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
     name, shape = _shape(reference)
+    if settings.draft_model is not None:
+        shape = replace(shape, draft=_shape(settings.draft_model)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
     report = make_report(name, shape, settings, _devices(device), lines)
     if as_json:

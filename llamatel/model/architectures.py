@@ -83,6 +83,7 @@ class Architecture:
     flash_attention: bool = True
     causal: bool = True
     rollback: bool = False
+    aborts: str | None = None
 
 
 _STANDARD = """
@@ -90,8 +91,8 @@ _STANDARD = """
     deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2 gptneox granite granitemoe
     grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama llama-embed maincoder
     minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
-    plamo plm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder
-    starcoder2 talkie xverse
+    plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder
+    starcoder2 t5encoder talkie xverse
 """
 _NO_CACHE = """
     bert dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
@@ -105,6 +106,8 @@ _ROWS: tuple[Architecture, ...] = (
     *(Architecture(name) for name in _STANDARD.split()),
     *(Architecture(name, cache="none", causal=False) for name in _NO_CACHE.split()),
     Architecture("grok", flash_attention=False),
+    Architecture("plm", aborts="its graph hands V to the cache in another shape"),
+    Architecture("t5", aborts="it does not run models with an encoder and a decoder"),
     Architecture("graniteswitch", extra_layer=True),
     Architecture("nanbeige", loops=True),
     # Sliding windows.
@@ -214,7 +217,15 @@ _ROWS: tuple[Architecture, ...] = (
     ),
 )
 
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
+DRAFT_ONLY = {
+    "eagle3": Architecture("eagle3"),
+    "dflash": Architecture("dflash", window=Window(when="positive")),
+    # Its layers read the target's last keys and values.
+    "gemma4-assistant": Architecture("gemma4-assistant", cache="none", window=_LISTED),
+}
+"""Models that draft for another and borrow what they lack from it (src/llama-context.cpp:147)."""
+
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS} | DRAFT_ONLY
 
 DRAFTING = frozenset(
     {
@@ -223,6 +234,7 @@ DRAFTING = frozenset(
         "deepseek2",
         "deepseek32",
         "deepseek4",
+        "gemma4-assistant",
         "glm-dsa",
         "glm4moe",
         "hy_v3",

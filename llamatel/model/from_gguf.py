@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from llamatel.errors import UsageError
-from llamatel.model.architectures import ARCHITECTURES, DRAFTING, Architecture, Window
+from llamatel.model.architectures import ARCHITECTURES, DRAFT_ONLY, DRAFTING, Architecture, Window
 from llamatel.model.shape import LayerShape, ModelShape, RecurrentState
 from llamatel.model.verified import VERIFIED
 from llamatel.model.weights import Tensor, weigh
@@ -120,6 +120,8 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
             unknown.append("whether the file has the tensors of its drafting blocks")
         elif f"blk.{blocks - drafting}.nextn.eh_proj.weight" not in tensor_names:
             drafting = 0
+    if row.name == "dflash" and keys.number("hyper_connection.count"):
+        unknown.append("the cache of a DFlash draft for DeepSeek-V4")
     layers, latent = _layers(keys, row, blocks, min(drafting, blocks))
     rope_scaling = keys.text("rope.scaling.type")
     name = metadata.get("general.name")
@@ -141,12 +143,28 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         causal=row.causal and keys.raw("attention.causal") is not False,
         rollback=row.rollback,
         drafts=row.name in DRAFTING and any(layer.drafting for layer in layers),
+        drafts_as=_drafts_as(row, blocks, tensor_names or set()),
+        needs_target=row.name in DRAFT_ONLY and not _whole_model(row, tensor_names or set()),
+        aborts=row.aborts,
         rope_base=keys.real("rope.freq_base"),
         rope_scaling=rope_scaling,
         file_type=_file_type(file_type),
         verified=keys.architecture in VERIFIED,
         unknown=(*unknown, *(f"the file lacks {key}" for key in dict.fromkeys(keys.missing))),
     )
+
+
+def _drafts_as(row: Architecture, blocks: int, tensor_names: set[str]) -> tuple[str, ...]:
+    """common_speculative_types_from_gguf (common/speculative.cpp:2270)."""
+    if row.name == "dflash":
+        return ("draft-dspark" if "markov_w1.weight" in tensor_names else "draft-dflash",)
+    return ("draft-mtp",) if f"blk.{blocks - 1}.nextn.eh_proj.weight" in tensor_names else ()
+
+
+def _whole_model(row: Architecture, tensor_names: set[str]) -> bool:
+    """Whether a model that drafts has its own embeddings and output (src/llama-context.cpp:147)."""
+    own = {"token_embd.weight"} if row.name == "dflash" else {"token_embd.weight", "output.weight"}
+    return row.cache != "none" and own <= tensor_names
 
 
 def _vocabulary(metadata: Mapping[str, Any]) -> int | None:

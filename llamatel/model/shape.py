@@ -117,6 +117,14 @@ class ModelShape:
     """Its recurrent state can be rolled back, so speculative decoding keeps several copies."""
     drafts: bool = False
     """llama.cpp can draft with the model's own blocks (``--spec-type draft-mtp``)."""
+    drafts_as: tuple[str, ...] = ()
+    """The ``--spec-type`` that llama-server chooses where this model is the one that drafts and none is asked for."""
+    needs_target: bool = False
+    """It lacks what only the model has that it drafts for: it cannot run alone."""
+    draft: ModelShape | None = None
+    """The model that drafts for it, where a server is given one (``-md``)."""
+    aborts: str | None = None
+    """Why llama-server dies of the model after it has allocated everything, where it does."""
     rope_base: float | None = None
     rope_scaling: str | None = None
     file_type: str | None = None

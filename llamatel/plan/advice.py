@@ -27,6 +27,8 @@ def _flags(settings: ServerSettings, gpu_layers: int, context: int) -> str:
         words.append(f"-np {settings.parallel}")
     if settings.cache_type_k != "f16" or settings.cache_type_v != "f16":
         words.append(f"-ctk {settings.cache_type_k} -ctv {settings.cache_type_v}")
+    if settings.draft_model is not None:
+        words.append(f"-md {settings.draft_model}")
     return " ".join(words)
 
 
@@ -49,7 +51,13 @@ def advise(facts: Facts) -> Iterator[str]:
     cache, memory, longest = facts.cache, facts.memory, facts.longest
     if cache.refused is not None:
         yield f"llama-server does not start with these settings: {cache.refused}"
+        if shape.needs_target:
+            yield "this model only drafts for another: -m MODEL -md THIS_ONE"
         return
+    if shape.aborts is not None:
+        yield f"llama-server takes this memory and then aborts: {shape.aborts}"
+    if shape.draft is not None and not (settings.spec_types or shape.draft.drafts_as):
+        yield "llama-server loads the draft model but drafts with it only if told to: --spec-type draft-simple"
     if cache.cells is None or not devices or shape.weights is None:
         return
     where, context = devices_in_words(devices), cache.cells.context

@@ -49,7 +49,9 @@ class CachePart:
     streams: int
     layers: tuple[LayerBytes, ...]
     drafting: bool = False
-    """It belongs to the second context, of the drafting blocks."""
+    """It belongs to the second context, which drafts."""
+    separate: bool = False
+    """It belongs to a second model."""
 
     def bytes_of(self, column: str) -> int:
         """Bytes of a column: k, v, r, s or other."""
@@ -82,11 +84,11 @@ class CachePlan:
         """All columns of all layers."""
         return sum(part.total_bytes for part in self.parts)
 
-    def by_layer(self, layers: int) -> list[int]:
-        """Bytes that lie with each layer, wherever that is."""
+    def by_layer(self, layers: int, *, separate: bool = False) -> list[int]:
+        """Bytes that lie with each layer of the model, or of the ``separate`` one that drafts, wherever that is."""
         sizes = [0] * layers
         for part in self.parts:
-            for layer in part.layers:
+            for layer in part.layers if part.separate is separate else ():
                 sizes[layer.layer] += layer.total
         return sizes
 
@@ -106,29 +108,55 @@ class _Context:
 
 
 def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
-    """The caches of a llama-server with these settings. Never raises for a model; what is unknown makes it inexact."""
+    """The caches of a llama-server with these settings, and with ``shape.draft`` beside it where there is one.
+
+    Never raises for a model; what is unknown makes it inexact.
+    """
+    if shape.draft is not None and not settings.spec_types:
+        settings = replace(settings, spec_types=shape.draft.drafts_as)
     cells = resolve(settings, shape.context_length, causal=shape.causal)
     if cells is None:
         return CachePlan(None, why_not_exact="the model's context length is not known: name one with -c")
-    why_refused = refusal(shape, settings)
-    if why_refused is not None:
-        return CachePlan(cells, refused=why_refused)
-    main = _Context(
-        shape,
-        cells,
-        CACHE_TYPES[settings.cache_type_k],
-        CACHE_TYPES[settings.cache_type_v],
-        shape.flash_attention and settings.flash_attn != "off",
-        settings.swa_full,
-        1 + (settings.draft_max if settings.drafting and shape.rollback else 0),
-    )
-    parts = [part for part in _KINDS[shape.cache](main) if part.layers]
-    if settings.drafting:
-        types = CACHE_TYPES[settings.draft_cache_type_k], CACHE_TYPES[settings.draft_cache_type_v]
-        draft = replace(main, type_k=types[0], type_v=types[1], copies=1)
-        parts += [replace(part, drafting=True) for part in _draft(draft) if part.layers]
+    refused = refusal(shape, settings)
+    parts = _parts(_context(shape, settings, cells, settings.copies if shape.rollback else 1), _KINDS[shape.cache])
+    drafter = shape.draft or (shape if settings.drafting else None)
+    if drafter is not None and refused is None:
+        second = draft_settings(settings, cells)
+        refused = refusal(drafter, second, drafting=settings.drafting, alone=False)
+        context = _context(drafter, second, resolve(second, None, causal=drafter.causal) or cells, 1)
+        found = _parts(context, _draft if settings.drafting else _KINDS[drafter.cache])
+        parts += [replace(part, drafting=True, separate=shape.draft is not None) for part in found]
+    if refused is not None:
+        return CachePlan(cells, refused=refused)
     why = _doubt(shape, settings)
     return CachePlan(cells, tuple(parts), exact=why is None, why_not_exact=why)
+
+
+def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:
+    """The settings of the context that drafts: as many tokens as the first has, and types of its own.
+
+    Source: common_base_params_to_speculative and common_speculative_init_result (common/speculative.cpp:2446, 2511).
+    """
+    layers = settings.gpu_layers if settings.draft_model is None else settings.draft_gpu_layers
+    return replace(
+        settings,
+        ctx_size=cells.context,
+        kv_unified_per_slot=None,
+        cache_type_k=settings.draft_cache_type_k,
+        cache_type_v=settings.draft_cache_type_v,
+        gpu_layers=layers,
+        spec_types=(),
+    )
+
+
+def _context(shape: ModelShape, settings: ServerSettings, cells: Cells, copies: int) -> _Context:
+    types = CACHE_TYPES[settings.cache_type_k], CACHE_TYPES[settings.cache_type_v]
+    flash = shape.flash_attention and settings.flash_attn != "off"
+    return _Context(shape, cells, *types, flash, settings.swa_full, copies)
+
+
+def _parts(context: _Context, build: Callable[[_Context], Iterator[CachePart]]) -> list[CachePart]:
+    return [part for part in build(context) if part.layers]
 
 
 def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
@@ -137,8 +165,10 @@ def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
         return "; ".join(shape.unknown)
     if not shape.verified:
         return f"the sizes of architecture '{shape.architecture}' were not compared with llama.cpp's"
-    if settings.draft_model is not None:
-        return "the draft model's own cache comes on top: plan it with the same context"
+    if settings.draft_model is not None and shape.draft is None:
+        return "the model that drafts was not read: its cache comes on top"
+    if shape.draft is not None and (why := _doubt(shape.draft, replace(settings, draft_model=None))) is not None:
+        return f"the model that drafts: {why}"
     if settings.split_mode == "tensor":
         return "split mode 'tensor' was not compared"
     if settings.drafting and shape.cache == "compressed":
@@ -278,8 +308,10 @@ _KINDS: dict[str, Callable[[_Context], Iterator[CachePart]]] = {
 
 def _draft(context: _Context) -> Iterator[CachePart]:
     """The second context, of the blocks that draft: plain attention (src/llama-model.cpp:2400, 2466, 2540, 2798)."""
+    if context.shape.cache == "none":  # they read the other model's
+        return
     if context.shape.cache == "compressed":  # these blocks keep keys and values like any other model
         context = replace(context, shape=replace(context.shape, cache="attention"))
-    yield from _attention_by_window(context, context.shape.drafting)
+    yield from _attention_by_window(context, context.shape.drafting)  # all of them, where there is no trunk
     if context.shape.cache == "hybrid":
         yield _indexer(context, context.shape.drafting)

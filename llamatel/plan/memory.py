@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from llamatel.model.shape import ModelShape
-from llamatel.plan.cache import CachePlan, cache_plan
+from llamatel.plan.cache import CachePlan, cache_plan, draft_settings
 from llamatel.plan.devices import Device
 from llamatel.plan.estimates import compute_bytes
-from llamatel.plan.settings import ServerSettings
+from llamatel.plan.settings import Cells, ServerSettings, resolve
 
 MIB = 1 << 20
 
@@ -27,11 +27,14 @@ class DeviceUse:
     weights_bytes: int
     cache_bytes: int
     compute_estimate: int | None
+    draft: DeviceUse | None = None
+    """What a second model, which drafts, takes here."""
 
     @property
     def needed(self) -> int:
         """Of the memory that llama.cpp can have."""
-        return self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0)
+        own = self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0)
+        return own + (self.draft.needed if self.draft is not None else 0)
 
     @property
     def free(self) -> int | None:
@@ -90,15 +93,40 @@ def place(
     devices: Sequence[Device],
     gpu_layers: int,
 ) -> MemoryPlan:
-    """The placement with ``gpu_layers`` on devices."""
+    """The placement with ``gpu_layers`` on devices, and that of the model that drafts."""
     layers = len(shape.layers)
-    shares = _shares(settings, devices)
-    owners = _owners(layers, gpu_layers, shares, settings)
+    uses = _uses(shape, replace(settings, gpu_layers=gpu_layers), cache.by_layer(layers), cache.cells, devices)
+    known = shape.weights is not None and cache.refused is None and cache.cells is not None
+    if shape.draft is not None and cache.cells is not None:
+        draft, second = shape.draft, draft_settings(settings, cache.cells)
+        everything = len(draft.layers) + 1
+        most = everything if second.gpu_layers is None else min(second.gpu_layers, everything)
+        cached = cache.by_layer(len(draft.layers), separate=True)
+        cells = resolve(second, None, causal=draft.causal)
+        beside = _uses(draft, replace(second, gpu_layers=most if devices else 0), cached, cells, devices)
+        uses = [replace(use, draft=other) for use, other in zip(uses, beside, strict=True)]
+        known = known and draft.weights is not None and all(use.compute_estimate is not None for use in beside)
+    host, per_device = uses[0], tuple(uses[1:])
+    fits: bool | None = None
+    if known and devices and all(use.compute_estimate is not None for use in uses):
+        fits = all(each.free is not None and each.free >= 0 for each in per_device)
+    return MemoryPlan(min(gpu_layers, layers + 1), layers + 1, host, per_device, settings.tensor_split, fits)
+
+
+def _uses(
+    shape: ModelShape,
+    settings: ServerSettings,
+    cached: Sequence[int],
+    cells: Cells | None,
+    devices: Sequence[Device],
+) -> list[DeviceUse]:
+    """What the host takes of one model, then each device, with the settings' layers on devices."""
+    layers = len(shape.layers)
+    owners = _owners(layers, settings.gpu_layers or 0, _shares(settings, devices), settings)
     weights = shape.weights
     by_layer = [*weights.layer_bytes, weights.output_bytes] if weights else [0] * (layers + 1)
-    cached = cache.by_layer(layers)
     flash = shape.flash_attention and settings.flash_attn != "off"
-    compute = compute_bytes(shape, cache.cells, flash=flash) if cache.cells else None
+    compute = compute_bytes(shape, cells, flash=flash) if cells else None
 
     def use(index: int | None, device: Device | None) -> DeviceUse:
         mine = [layer for layer, owner in enumerate(owners) if owner == index]
@@ -112,12 +140,7 @@ def place(
         busy = bool(mine) or (index is None and not devices)
         return DeviceUse(device, len(in_blocks), weigh, sum(cached[i] for i in holds_cache), compute if busy else 0)
 
-    host = use(None, None)
-    per_device = tuple(use(index, device) for index, device in enumerate(devices))
-    fits: bool | None = None
-    if weights is not None and cache.refused is None and cache.cells is not None and compute is not None and devices:
-        fits = all(each.free is not None and each.free >= 0 for each in per_device)
-    return MemoryPlan(min(gpu_layers, layers + 1), layers + 1, host, per_device, settings.tensor_split, fits)
+    return [use(None, None), *(use(index, device) for index, device in enumerate(devices))]
 
 
 def memory_plan(

@@ -7,8 +7,13 @@ from llamatel.plan.cache_types import CACHE_TYPES
 from llamatel.plan.settings import MAX_SLOTS, ServerSettings
 
 
-def refusal(shape: ModelShape, settings: ServerSettings) -> str | None:
-    """llama-server's reason, or None. The order is its own: the first reason is the one that it gives."""
+def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = False, alone: bool = True) -> str | None:
+    """llama-server's reason for one context, or None. The order is its own: its first reason is the one that it gives.
+
+    ``drafting``: the context is that of the blocks that draft. ``alone``: no other model is loaded before it.
+    """
+    if alone and shape.needs_target:
+        return "requires ctx_other to be set"
     if settings.slots > MAX_SLOTS:
         return f"n_seq_max must be <= {MAX_SLOTS}"
     if settings.batch_size == 0 and settings.ubatch_size == 0:
@@ -37,8 +42,8 @@ def refusal(shape: ModelShape, settings: ServerSettings) -> str | None:
         odd = next((row for row in rows if row % type_k.block), None)
         if odd is not None:
             return f"llama-server aborts: a row of {odd} values is no whole number of {name_k} blocks ({type_k.block})"
-    if settings.drafting and settings.draft_model is None and not shape.drafting:
+    if drafting and not shape.drafting:
         return "context type MTP requested but model doesn't contain MTP layers"
-    if settings.drafting and settings.draft_model is None and not shape.drafts:
+    if drafting and not shape.drafts:
         return "failed to initialize the context"  # llama.cpp has no graph that uses these blocks
     return None

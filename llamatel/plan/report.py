@@ -72,6 +72,7 @@ class PlanReport:
                     {
                         "kind": part.kind,
                         "drafting": part.drafting,
+                        "draft_model": part.separate,
                         "layers": len(part.layers),
                         "cells": part.cells,
                         "streams": part.streams,
@@ -82,6 +83,7 @@ class PlanReport:
             },
             "refused": cache.refused,
             "weights_bytes": weights.n_bytes if weights else None,
+            "draft_model": None if self.shape.draft is None else _draft(self.shape.draft),
             "gpu_layers": self.memory.gpu_layers,
             "per_device": [_use(use) for use in self.memory.per_device],
             "host": _use(self.memory.host)
@@ -109,20 +111,36 @@ def _size(plan: CachePlan) -> int | None:
     return None if plan.refused is not None or plan.cells is None else plan.total_bytes
 
 
-def _use(use: DeviceUse) -> dict[str, Any]:
-    device = use.device
+def _draft(draft: ModelShape) -> dict[str, Any]:
     return {
+        "architecture": draft.architecture,
+        "attention": draft.attention,
+        "weights_bytes": draft.weights.n_bytes if draft.weights else None,
+    }
+
+
+def _use(use: DeviceUse) -> dict[str, Any]:
+    """One device; ``draft_model`` is what the model that drafts takes there beside the model itself."""
+    device = use.device
+    found = {
         "name": device.name if device else "host",
         "memory_bytes": device.memory if device else None,
         "bandwidth_bytes_per_second": device.bandwidth if device else None,
         "peak_flops_per_second": device.peak_flops if device else None,
         "source": device.source if device else None,
+        **_shares(use),
+        "reserved_bytes_estimate": device.reserved if device else None,
+        "free_bytes_estimate": use.free,
+    }
+    return found if use.draft is None else found | {"draft_model": _shares(use.draft)}
+
+
+def _shares(use: DeviceUse) -> dict[str, Any]:
+    return {
         "layers": use.layers,
         "weights_bytes": use.weights_bytes,
         "kv_cache_bytes": use.cache_bytes,
         "compute_bytes_estimate": use.compute_estimate,
-        "reserved_bytes_estimate": device.reserved if device else None,
-        "free_bytes_estimate": use.free,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -16,6 +16,13 @@ DEFAULT_SLOTS = 4
 """llama-server without ``-np``: four slots that share one pool (tools/server/server.cpp:156)."""
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ."""
+SPEC_TYPES = (
+    "none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark",
+    "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
+)  # fmt: skip
+"""common/speculative.cpp:33."""
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+ROLLING_BACK = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +50,18 @@ class ServerSettings:
     main_gpu: int = 0
     fit: bool = True
     """llama-server lowers an unset context to what fits, and gives each slot that does not share the model's length."""
-    drafting: bool = False
-    """``--spec-type draft-mtp``: the model's own drafting blocks, in a second context."""
+    spec_types: tuple[str, ...] = ()
+    """Kinds of speculative decoding; ``draft-mtp`` gives the blocks that draft a context of their own."""
+    draft_model: str | None = None
+    """A second model that drafts (``-md``)."""
+    draft_gpu_layers: int | None = None
+    """None is all of them: llama-server never leaves layers of a draft model on the host by itself."""
     draft_max: int = 3
     draft_cache_type_k: str = "f16"
     draft_cache_type_v: str = "f16"
     embedding: bool = False
     cache_ram_mib: int = 8192
     ctx_checkpoints: int = 32
-    draft_model: str | None = None
     model: str | None = None
     """The model that a pasted command line names."""
 
@@ -59,6 +69,16 @@ class ServerSettings:
     def slots(self) -> int:
         """Sequences at a time."""
         return self.parallel if self.parallel is not None else DEFAULT_SLOTS
+
+    @property
+    def drafting(self) -> bool:
+        """Whether blocks that draft have a context of their own."""
+        return "draft-mtp" in self.spec_types
+
+    @property
+    def copies(self) -> int:
+        """States that a sequence keeps where they can be rolled back (need_n_rs_seq, common/common.h:392)."""
+        return 1 + (self.draft_max if not ROLLING_BACK.isdisjoint(self.spec_types) else 0)
 
     @property
     def unified(self) -> bool:
@@ -142,13 +162,23 @@ def _on_off(text: str) -> bool:
     return _flash(text) == "on"
 
 
-def _speculative(text: str) -> bool:
-    return "draft-mtp" in text.split(",")
+def _speculative(text: str) -> tuple[str, ...]:
+    words = text.split(",")
+    if not set(words) <= set(SPEC_TYPES):
+        raise ValueError
+    return tuple(word for word in words if word != "none")
+
+
+def _split_mode(text: str) -> str:
+    if text not in SPLIT_MODES:
+        raise ValueError
+    return text
 
 
 # Flags with a value, by every name that llama-server knows: our field, how its text is read, its variable.
 _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ...] = (
     (("-m", "--model"), "model", str, "MODEL"),
+    (("-hf", "-hfr", "--hf-repo"), "model", str, "HF_REPO"),
     (("-c", "--ctx-size"), "ctx_size", int, "CTX_SIZE"),
     (("-np", "--parallel"), "parallel", _slots, "N_PARALLEL"),
     (("--kv-unified-per-slot",), "kv_unified_per_slot", int, "KV_UNIFIED_PER_SLOT"),
@@ -159,10 +189,10 @@ _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ..
     (("-fa", "--flash-attn"), "flash_attn", _flash, "FLASH_ATTN"),
     (("-ngl", "--gpu-layers", "--n-gpu-layers"), "gpu_layers", _layers, "N_GPU_LAYERS"),
     (("-ts", "--tensor-split"), "tensor_split", _split, "TENSOR_SPLIT"),
-    (("-sm", "--split-mode"), "split_mode", str, "SPLIT_MODE"),
+    (("-sm", "--split-mode"), "split_mode", _split_mode, "SPLIT_MODE"),
     (("-mg", "--main-gpu"), "main_gpu", int, "MAIN_GPU"),
     (("-fit", "--fit"), "fit", _on_off, "FIT"),
-    (("--spec-type",), "drafting", _speculative, "SPEC_TYPE"),
+    (("--spec-type",), "spec_types", _speculative, "SPEC_TYPE"),
     (("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", int, "SPEC_DRAFT_N_MAX"),
     (
         ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
@@ -177,6 +207,13 @@ _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ..
         "SPEC_DRAFT_CACHE_TYPE_V",
     ),
     (("-md", "--model-draft", "--spec-draft-model"), "draft_model", str, "SPEC_DRAFT_MODEL"),
+    (("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"), "draft_model", str, None),
+    (
+        ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"),
+        "draft_gpu_layers",
+        _layers,
+        "N_GPU_LAYERS_DRAFT",
+    ),
     (("-cram", "--cache-ram"), "cache_ram_mib", int, "CACHE_RAM"),
     (("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "ctx_checkpoints", int, "CTX_CHECKPOINTS"),
 )
@@ -197,6 +234,11 @@ _BEHAVIOUR: tuple[tuple[tuple[str, ...], bool, str | None], ...] = (
     (("--sleep-idle-seconds",), True, None),
     (("--slot-save-path",), True, None),
 )
+_NAMES: dict[Callable[[str], Any], Collection[str]] = {
+    _cache_type: CACHE_TYPES,
+    _speculative: SPEC_TYPES,
+    _split_mode: SPLIT_MODES,
+}
 _BY_FLAG = {flag: (field, read) for flags, field, read, _ in _VALUES for flag in flags}
 _SWITCH_BY_FLAG = {flag: (field, value) for flags, field, value, _ in _SWITCHES for flag in flags}
 
@@ -205,7 +247,12 @@ def _read(name: str, field: str, read: Callable[[str], Any], text: str) -> dict[
     try:
         return {field: read(text)}
     except ValueError:
-        known = f" (one of {', '.join(CACHE_TYPES)})" if read is _cache_type else ""
+        names = {
+            _cache_type: list(CACHE_TYPES),
+            _speculative: SPEC_TYPES,
+            _split_mode: ["none", "layer", "row", "tensor"],
+        }
+        known = f" (one of {', '.join(names[read])})" if read in names else ""
         raise UsageError(f"{name} does not take '{text}'{known}") from None
 
 
@@ -294,11 +341,12 @@ def describe(settings: ServerSettings) -> str:
     changed = {f.name for f in fields(settings) if getattr(settings, f.name) != getattr(plain, f.name)}
     words = []
     for flags, field, _, _ in _VALUES:
-        if field in changed and field not in ("model", "drafting", "fit"):
+        if field in changed and field not in ("model", "spec_types", "fit") and flags[0] != "-hfd":
             value = getattr(settings, field)
             text = ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
             words.append(f"{flags[0]} {text}")
-    words += ["--spec-type draft-mtp"] * ("drafting" in changed) + ["-fit off"] * ("fit" in changed)
+    words += [f"--spec-type {','.join(settings.spec_types)}"] * ("spec_types" in changed)
+    words += ["-fit off"] * ("fit" in changed)
     for flags, field, value, variable in _SWITCHES:
         if field in changed and getattr(settings, field) is value and variable != "RERANKING":
             words.append(flags[0])

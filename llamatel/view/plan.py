@@ -6,6 +6,7 @@ from rich.text import Text
 
 from llamatel.plan.advice import devices_in_words
 from llamatel.plan.cache import CachePart
+from llamatel.plan.memory import DeviceUse
 from llamatel.plan.report import TABLE_TYPES, PlanReport, settings_in_words
 from llamatel.view.figures import rate
 from llamatel.view.glyphs import UNICODE, Glyphs
@@ -40,6 +41,8 @@ def plan_text(report: PlanReport, glyphs: Glyphs = UNICODE) -> Text:
 
 def _settings(page: Page, report: PlanReport) -> None:
     page.row("attention", report.shape.attention)
+    if report.shape.draft is not None:
+        page.row("draft model", f"{printable(report.settings.draft_model or '')}: {report.shape.draft.attention}")
     page.row("server", settings_in_words(report.settings))
     cells = report.cache.cells
     if cells is not None:
@@ -52,7 +55,7 @@ def _settings(page: Page, report: PlanReport) -> None:
 
 
 def _part(part: CachePart) -> tuple[str, ...]:
-    name = _KINDS[part.kind] + (", drafting" if part.drafting else "")
+    name = _KINDS[part.kind] + (", draft model" if part.separate else ", drafting" if part.drafting else "")
     return (
         name,
         str(len(part.layers)),
@@ -89,6 +92,8 @@ def _memory(page: Page, report: PlanReport) -> None:
         free = use.free
         left = page.glyphs.unknown if free is None else size(free) if free >= 0 else f"lacks {size(-free)}"
         rows.append((printable(device.name if device else "host", 24), str(use.layers), *sizes, left))
+        if use.draft is not None and use.draft.needed:
+            rows.append(_beside(use.draft, report))
     page.table("memory", ("", "layers", "weights", "cache", "compute*", "driver*", "has", "left"), rows)
     page.row("", "* estimated; the rest is exact where the cache is")
     for line in report.measured or ():
@@ -111,6 +116,13 @@ def _memory(page: Page, report: PlanReport) -> None:
         page.row(
             "ceiling", f"{rate(report.ceiling)} tokens/s for one request with a full context, by {where}'s bandwidth"
         )
+
+
+def _beside(draft: DeviceUse, report: PlanReport) -> tuple[str, ...]:
+    """What the model that drafts takes on a device, under that device."""
+    weights = report.shape.draft.weights if report.shape.draft is not None else None
+    columns = (draft.weights_bytes if weights else None, draft.cache_bytes, draft.compute_estimate)
+    return ("  draft model", str(draft.layers), *map(size, columns), "", "", "")
 
 
 def _contexts(page: Page, report: PlanReport) -> None:

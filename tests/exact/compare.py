@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -24,6 +24,7 @@ class Row:
     flags: Flags
     allocation: Allocation
     plan: CachePlan
+    draft: TinyModel | None = None
 
     @property
     def equal(self) -> bool:
@@ -44,9 +45,8 @@ class Row:
         theirs = " ".join(f"{column} {self.allocation.bytes_of(column)}" for column in COLUMNS)
         if self.allocation.outcome == "refused":
             theirs += " " + next((line for line in self.allocation.output.splitlines() if " E " in line), "")
-        return (
-            f"{self.model.name} {' '.join(self.flags)}\n  ours   {ours}\n  theirs {self.allocation.outcome}: {theirs}"
-        )
+        name = self.model.name + (f" -md {self.draft.name}" if self.draft is not None else "")
+        return f"{name} {' '.join(self.flags)}\n  ours   {ours}\n  theirs {self.allocation.outcome}: {theirs}"
 
 
 def shape_of(model: TinyModel, tensor_names: set[str]) -> ModelShape:
@@ -57,7 +57,27 @@ def shape_of(model: TinyModel, tensor_names: set[str]) -> ModelShape:
     return shape_from_metadata(metadata, tensor_names)
 
 
-def compare(bench: Bench, model: TinyModel, path: Path, names: set[str], flags: Flags) -> Row:
-    """Start the server with these flags and compare."""
-    plan = cache_plan(shape_of(model, names), parse_server_flags(("-fit", "off", *flags), environ={}))
-    return Row(model, flags, bench.allocate(path, flags), plan)
+@dataclass(frozen=True)
+class Written:
+    """A model of the suite as a file, with the names of its tensors."""
+
+    model: TinyModel
+    path: Path
+    names: frozenset[str]
+
+
+def compare(bench: Bench, written: Written, draft: Written | None, flags: Flags) -> Row:
+    """Start the server with these flags, and with ``draft`` as the model that drafts, and compare."""
+    shape = shape_of(written.model, set(written.names))
+    beside: Flags = ()
+    if draft is not None:
+        shape = replace(shape, draft=shape_of(draft.model, set(draft.names)))
+        beside = ("-md", str(draft.path))
+    plan = cache_plan(shape, parse_server_flags(("-fit", "off", *beside, *flags), environ={}))
+    return Row(
+        written.model,
+        flags,
+        bench.allocate(written.path, (*beside, *flags)),
+        plan,
+        None if draft is None else draft.model,
+    )

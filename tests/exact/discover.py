@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llamatel.model.architectures import DRAFTING
+from llamatel.model.architectures import ARCHITECTURES, DRAFTING
 from tests.parts import free_port, llama_server
 
 from .harness import Allocation, Bench, preloaded_library
-from .models import MODELS, TinyModel
+from .models import MODELS, SPECULATION, TinyModel
 from .tensor_names import Shape
 from .writer import TABLE, format_table, read_table, write_model
 
@@ -39,10 +39,14 @@ def discover(model: TinyModel, bench: Bench, folder: Path) -> tuple[dict[str, Sh
     flags = ["-c", "256", "-np", "1"]
     if model.metadata.get("nextn_predict_layers") and model.architecture in DRAFTING:
         flags += ["--spec-type", "draft-mtp"]  # or the loader passes over the tensors of those blocks
-    path = folder / f"{model.name}.gguf"
+    path = run = folder / f"{model.name}.gguf"
+    if model.target is not None:
+        other = next(each for each in MODELS if each.name == model.target)
+        run = write_model(folder / "target.gguf", other, read_table()[model.target])
+        flags += ["-md", str(path), "--spec-type", SPECULATION[model.architecture]]
     for _ in range(ROUNDS):
         write_model(path, model, tensors or {"rope_freqs.weight": (1,)})
-        answer = bench.allocate(path, flags)
+        answer = bench.allocate(run, flags)
         if (missing := MISSING.search(answer.output)) is not None:
             name = missing[1] or missing[2]
             if name in tensors:
@@ -77,7 +81,8 @@ def main(names: list[str]) -> int:
             if model.name not in (names or [m.name for m in MODELS if m.name not in table]):
                 continue
             tensors, answer = discover(model, bench, folder)
-            if answer.outcome == "started":
+            row = ARCHITECTURES[model.architecture]
+            if answer.outcome == "started" or (row.aborts is not None and answer.outcome == "aborted"):
                 table[model.name] = tensors
                 TABLE.write_text(format_table(table))
                 print(f"{model.name}: {len(tensors)} tensors, {answer.total_bytes} bytes of cache", flush=True)

@@ -36,8 +36,20 @@ _DRAFTING = """
 --spec-type draft-mtp -c 2048
 --spec-type draft-mtp -c 2048 -np 2 -ctk q8_0 -ctv q8_0
 --spec-type draft-mtp --spec-draft-n-max 5 -c 4096 -np 1 -ctkd q8_0 -ctvd q8_0
+--spec-type draft-mtp -c 1000 -np 1 -ctkd q8_0 -ctvd f16
 """
 DRAFTING: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _DRAFTING.strip().split("\n"))
+
+_BESIDE = """
+-c 2048
+-c 1000 -np 2 -ctkd q8_0 -ctvd q8_0
+-c 3000 -np 4 -kvu -ctk q8_0 -ctv q8_0
+-c 4096 -np 2 -fa off
+-c 8192 -np 1 -ub 128 -b 256 --swa-full
+-c 2048 -np 1 -ctkd q4_0 -ctvd f16
+"""
+BESIDE: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _BESIDE.strip().split("\n"))
+"""For a model with another beside it that drafts."""
 
 
 def settings_for(model: TinyModel) -> tuple[Flags, ...]:

@@ -97,7 +97,7 @@ class Bench:
             "off",
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
-        environment |= {"LD_PRELOAD": str(self.library), "CACHE_TENSORS": str(self.record)}
+        environment |= {"LD_PRELOAD": str(self.library), "CACHE_TENSORS": str(self.record), "GGML_NO_BACKTRACE": "1"}
         with subprocess.Popen(
             [*argv, "-t", "1", *flags],
             stdout=subprocess.PIPE,

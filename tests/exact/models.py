@@ -146,6 +146,8 @@ class TinyModel:
     metadata: Metadata
     wants: tuple[str, ...] = ()
     """Tensors that the loader calls optional and the graph does not, as lines of ``tensors.txt``."""
+    target: str | None = None
+    """The model of the suite that it drafts for, where it does not run alone."""
 
     @property
     def seeds(self) -> dict[str, Shape]:
@@ -154,18 +156,18 @@ class TinyModel:
         seeds: dict[str, Shape] = {}
         for want in self.wants:
             seeds |= expand(want.replace("*", f"{{0-{blocks - 1}}}"))
-        if drafting:
+        if drafting and self.target is None:
             seeds |= {"blk.0.attn_norm.weight": (1,), f"blk.{blocks - drafting}.nextn.eh_proj.weight": (1,)}
         return seeds
 
 
-def _model(name: str, *layers: Metadata, wants: str = "", **keys: Any) -> TinyModel:
+def _model(name: str, *layers: Metadata, wants: str = "", target: str | None = None, **keys: Any) -> TinyModel:
     """A model called ``architecture`` or ``architecture:variant``; later keys win; ``a__b`` stands for ``a.b``."""
     metadata = dict(COMMON)
     for layer in (*layers, {key.replace("__", "."): value for key, value in keys.items()}):
         metadata.update(layer)
     metadata = {key: value for key, value in metadata.items() if value is not None}
-    return TinyModel(name, name.partition(":")[0], metadata, tuple(wants.splitlines()))
+    return TinyModel(name, name.partition(":")[0], metadata, tuple(wants.splitlines()), target)
 
 
 def _heads(*kv_heads: int) -> Metadata:
@@ -288,6 +290,27 @@ MODELS: tuple[TinyModel, ...] = (
     _model("talkie", logit_scale=1.0),
     _model("paddleocr", rope__dimension_sections=[4, 4, 4, 4]),
     _model("nanbeige", num_loops=2),
+    _model(
+        "plm",
+        attention__head_count_kv=4,
+        attention__kv_lora_rank=32,
+        attention__key_length=64,
+        attention__value_length=32,
+        rope__dimension_count=32,
+    ),
+    _model(
+        "t5",
+        attention__head_count_kv=None,
+        attention__relative_buckets_count=32,
+        decoder_start_token_id=0,
+        wants="enc.blk.0.attn_rel_b.weight 4 32\ndec.blk.0.attn_rel_b.weight 4 32",
+    ),
+    _model(
+        "t5encoder",
+        attention__head_count_kv=None,
+        attention__relative_buckets_count=32,
+        wants="enc.blk.0.attn_rel_b.weight 4 32",
+    ),
     _model("hrm_text", block_count=6, hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
     # Sliding windows.
     _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
@@ -530,4 +553,53 @@ MODELS: tuple[TinyModel, ...] = (
     _model("gemma-embedding", _window(512), pooling_type=1),
     _model("dream", attention__causal=False),
     _model("llada", attention__causal=False),
+    # Models that only draft for another.
+    _model("eagle3", target="llama", block_count=1, target_layers=[0, 1, 2], target_hidden_size=128),
+    _model("dflash", target="llama", block_count=2, target_layers=[0, 1, 2], block_size=4),
+    _model(
+        "dflash:window",
+        _window(256, [True, False]),
+        target="llama",
+        block_count=2,
+        target_layers=[0, 1, 2],
+        block_size=4,
+    ),
+    _model(
+        "gemma4-assistant",
+        _window(256, [True, False]),
+        target="gemma4",
+        block_count=2,
+        nextn_predict_layers=2,
+        attention__head_count_kv=[2, 1],
+        rope__dimension_count=64,
+        rope__dimension_count_swa=32,
+        embedding_length=64,
+        embedding_length_out=128,
+        attention__key_length=64,
+        attention__value_length=64,
+        attention__key_length_swa=32,
+        attention__value_length_swa=32,
+    ),
 )
+
+SPECULATION = {"eagle3": "draft-eagle3", "dflash": "draft-dflash", "gemma4-assistant": "draft-mtp"}
+"""How llama-server is told to draft with an architecture that does only that."""
+
+PAIRS: tuple[tuple[str, str, str], ...] = (
+    ("llama", "qwen2", ""),
+    ("llama:moe", "gemma3", "--spec-type draft-simple"),
+    ("gemma3", "llama:mqa", "--spec-type draft-simple"),
+    ("qwen35", "llama", "--spec-type draft-simple"),
+    ("deepseek2", "phi3", "--spec-type draft-simple"),
+    ("llama", "deepseek2", "--spec-type draft-simple"),
+    ("llama", "mamba2", ""),
+    ("qwen35", "lfm2", ""),
+    ("qwen35", "qwen35:drafting", "--spec-type draft-mtp"),
+    ("qwen35", "qwen35:drafting", ""),
+    ("llama", "eagle3", "--spec-type draft-eagle3"),
+    ("qwen35", "eagle3", "--spec-type draft-eagle3 --spec-draft-n-max 2"),
+    ("llama", "dflash", ""),
+    ("llama", "dflash:window", "--spec-type draft-dflash"),
+    ("gemma4", "gemma4-assistant", "--spec-type draft-mtp"),
+)
+"""A model, another that is loaded beside it to draft (``-md``), and how."""
