@@ -8,6 +8,16 @@
     │   ├── ServerStateError    the call does not fit the server's state (already started, ...)
     │   └── ServerTimeout       it did not become ready, or stop, in time
     ├── ServerUnreachable       an HTTP call to a server failed
+    ├── RequestError            a request of LlamaCppClient failed
+    │   ├── BadRequest          400: the server cannot take it
+    │   │   └── ContextTooLong  its prompt does not fit into the context
+    │   ├── NotAuthorized       401, 403: the API key is missing or wrong
+    │   ├── NotSupported        404, 501: this server has it not, or was started without it
+    │   ├── NotReady            503: the model is loading
+    │   ├── ServerFailure       500 and what else it answers
+    │   ├── NoAnswer            nobody listens, or the connection broke
+    │   ├── RequestTimeout      no byte came in the time given
+    │   └── BadAnswer           what came is not what llama.cpp sends
     ├── LogSourceError          a log file or stream cannot be read
     ├── GGUFError               a model file's header cannot be read
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
@@ -70,6 +80,68 @@ class ServerUnreachable(LlamatelError):
         super().__init__(message)
         self.status = status
         self.busy = busy
+
+
+class RequestError(LlamatelError):
+    """A request of LlamaCppClient failed.
+
+    ``status`` is the HTTP status, None where no answer came; ``kind`` is the server's own word for what is wrong, such
+    as ``invalid_request_error``, else ours (``connection_error``, ``timeout``, ...): one of few.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, kind: str = "_OTHER") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class BadRequest(RequestError):
+    """The server cannot take the request."""
+
+
+class ContextTooLong(BadRequest):
+    """The prompt does not fit into a slot's context.
+
+    ``prompt_tokens`` and ``context_size`` are in tokens, ``excess`` what is too much; None where the server told no
+    figures.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, kind: str = "exceed_context_size_error",
+        prompt_tokens: int | None = None, context_size: int | None = None,
+    ) -> None:  # fmt: skip
+        self.prompt_tokens = prompt_tokens
+        self.context_size = context_size
+        self.excess = None if prompt_tokens is None or context_size is None else prompt_tokens - context_size
+        super().__init__(message, status=status, kind=kind)
+
+
+class NotAuthorized(RequestError):
+    """The API key is missing or wrong."""
+
+
+class NotSupported(RequestError):
+    """This server does not have that, or was started without it."""
+
+
+class NotReady(RequestError):
+    """The model is still loading."""
+
+
+class ServerFailure(RequestError):
+    """The server took the request and failed."""
+
+
+class NoAnswer(RequestError):
+    """Nobody listens, or the connection broke before the answer was complete."""
+
+
+class RequestTimeout(RequestError, TimeoutError):
+    """The server sent nothing in the time given."""
+
+
+class BadAnswer(RequestError):
+    """The answer is not what llama.cpp sends; perhaps something else listens at that address."""
 
 
 class LogSourceError(LlamatelError):

@@ -6,14 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamatel.llama.client import AsyncLlamaCppClient as AsyncLlamaCppClient
+    from llamatel.llama.client import LlamaCppClient as LlamaCppClient
     from llamatel.llama.gguf import GGUFHeader as GGUFHeader
     from llamatel.llama.gguf import parse_gguf_header as parse_gguf_header
     from llamatel.llama.server import ServerManager as ServerManager
     from llamatel.llama.supervisor import ServerState as ServerState
 
-__all__ = ["GGUFHeader", "ServerManager", "ServerState", "parse_gguf_header"]
+__all__ = [
+    "AsyncLlamaCppClient",
+    "GGUFHeader",
+    "LlamaCppClient",
+    "ServerManager",
+    "ServerState",
+    "parse_gguf_header",
+]
 
 _MODULES = {
+    "AsyncLlamaCppClient": "client",
+    "LlamaCppClient": "client",
     "GGUFHeader": "gguf",
     "ServerManager": "server",
     "ServerState": "supervisor",

@@ -1,0 +1,490 @@
+"""LlamaCppClient and AsyncLlamaCppClient against llama.cpp's servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.errors import (
+    BadAnswer,
+    BadRequest,
+    ContextTooLong,
+    NoAnswer,
+    NotAuthorized,
+    NotReady,
+    NotSupported,
+    RequestError,
+    RequestTimeout,
+    UsageError,
+)
+from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
+from llamatel.llama.client import Stream
+from llamatel.llama.client.request import Request
+from llamatel.llama.client.stream import EventLines
+from llamatel.records import Outcome
+from tests.parts import free_port
+from tests.servers import BACKENDS, LONG, choose_backend
+
+HELLO = [{"role": "user", "content": "Hello"}]
+KEY = "sk-of-the-tests"
+CONTEXT = 4096
+FLAGS = ("-c", str(2 * CONTEXT), "-np", "2", "-t", "1", "--metrics", "--jinja")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def server(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerManager]:
+    saved = tmp_path_factory.mktemp("slots")
+    with ServerManager(backend=choose_backend(request)) as running:
+        extra = (*FLAGS, "--slot-save-path", f"{saved}/")
+        running.start_server(tiny_model, port=0, api_key=KEY, alias="tiny", extra_args=extra)
+        running.wait_until_ready(60)
+        yield running
+
+
+@pytest.fixture
+def client(server: ServerManager) -> Iterator[LlamaCppClient]:
+    with LlamaCppClient(server.base_url, api_key=KEY, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny_model: Path) -> Iterator[LlamaCppClient]:
+    with ServerManager(backend="xllamacpp") as running:
+        running.start_server(
+            tiny_model, port=0, alias="tiny", extra_args=("-c", "512", "-t", "1", "--embeddings", "--pooling", "mean")
+        )
+        running.wait_until_ready(60)
+        with LlamaCppClient(running.base_url) as made:
+            yield made
+
+
+def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextlib.contextmanager
+def cancellation(server: ServerManager) -> Iterator[Callable[[], bool]]:
+    """Says whether llama.cpp has ended a request early; by its log, as /slots keeps it from looking at connections."""
+    seen: list[Outcome] = []
+    end = server.subscribe(lambda completion: seen.append(completion.outcome))
+    yield lambda: Outcome.CANCELLED in seen
+    end()
+
+
+def idle(client: LlamaCppClient) -> bool:
+    return not any(slot.is_processing for slot in client.slots.list())
+
+
+# -- what it asks and what it gets ------------------------------------------------------------------------------------
+
+
+def test_a_chat_has_its_text_its_tokens_and_its_timings(client: LlamaCppClient) -> None:
+    answer = client.chat.completions.create(messages=HELLO, max_tokens=7, temperature=0.5, ignore_eos=True)
+    assert answer.model == "tiny"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.timings is not None
+    assert answer.usage.completion_tokens == answer.timings.predicted_n == 7
+    assert answer.usage.prompt_tokens == (answer.timings.prompt_n or 0) + (answer.timings.cache_n or 0)
+    assert answer.timings.prompt_ms is not None
+    assert answer.timings.prompt_ms > 0
+    assert answer.raw["choices"][0]["message"]["content"] == answer.choices[0].message.content
+
+
+def test_a_streamed_chat_is_the_same_in_pieces(client: LlamaCppClient) -> None:
+    fixed: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "seed": 1, "ignore_eos": True}
+    whole = client.chat.completions.create(HELLO, **fixed)
+    with client.chat.completions.create(HELLO, stream=True, **fixed) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].timings == stream.timings
+    assert stream.timings is not None
+    assert stream.timings.predicted_n == 12
+
+
+def test_usage_comes_last_in_a_stream_that_asks_for_it(client: LlamaCppClient) -> None:
+    options = {"include_usage": True}
+    *_, last = client.chat.completions.create(HELLO, stream=True, max_tokens=3, ignore_eos=True, stream_options=options)
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 3
+
+
+def test_plain_completions_in_both_forms(client: LlamaCppClient) -> None:
+    own = client.complete("Once", n_predict=5, temperature=0, ignore_eos=True)
+    assert own.usage is not None
+    assert (own.usage.completion_tokens, own.stop_type, own.id_slot in (0, 1)) == (5, "limit", True)
+    pieces = list(client.complete("Once", n_predict=5, temperature=0, ignore_eos=True, stream=True))
+    assert "".join(piece.text for piece in pieces) == own.text
+    assert pieces[-1].stop
+    other = client.completions.create("Once", max_tokens=5, temperature=0, ignore_eos=True)
+    assert other.choices[0].text == own.text
+    streamed = client.completions.create("Once", max_tokens=5, temperature=0, ignore_eos=True, stream=True)
+    assert "".join(piece.choices[0].text for piece in streamed if piece.choices) == own.text
+
+
+def test_responses_and_messages(client: LlamaCppClient) -> None:
+    response = client.responses.create("Hello", max_output_tokens=4)
+    assert response.status == "completed"
+    assert response.usage is not None
+    assert response.usage.output_tokens is not None
+    assert 0 < response.usage.output_tokens <= 4
+    events = list(client.responses.create("Hello", max_output_tokens=4, stream=True))
+    assert events[-1].type == "response.completed"
+    message = client.messages.create(HELLO, max_tokens=4)
+    assert message.role == "assistant"
+    assert message.text
+    events = list(client.messages.create(HELLO, max_tokens=4, stream=True))
+    assert events[-1].type == "message_stop"
+    assert "".join(event.text for event in events)
+
+
+def test_tokens_templates_and_state(client: LlamaCppClient, server: ServerManager) -> None:
+    tokens = client.tokenize("hello there").tokens
+    assert len(tokens) == len(client.tokenize("hello there")) > 3
+    assert client.detokenize(tokens).content.strip() == "hello there"
+    assert client.tokenize("hi", with_pieces=True).tokens[0]["piece"]
+    assert "Hello" in client.apply_template(HELLO).prompt
+    assert client.health()
+    assert client.health().status == "ok"
+    assert (client.props().total_slots, client.props().n_ctx) == (2, CONTEXT)
+    assert [model.id for model in client.models.list().data] == ["tiny"] == [model.id for model in client.models().data]
+    assert [slot.id for slot in client.slots.list()] == [0, 1] == [slot.id for slot in client.slots()]
+    assert client.metrics()["tokens_predicted_total"] >= 0
+    assert client.lora.list() == ()
+    assert client.lora.set({}) is True
+
+
+def test_a_slot_is_saved_restored_and_erased(client: LlamaCppClient) -> None:
+    client.complete("To be saved", n_predict=2, id_slot=0, cache_prompt=True)
+    saved = client.slots.save(0, "slot.bin")
+    assert saved.n_saved
+    assert client.slots.erase(0).n_erased == saved.n_saved
+    assert client.slots.restore(0, "slot.bin").n_restored == saved.n_saved
+    with pytest.raises(UsageError, match="is a path"):
+        client.slots.save(0, "../slot.bin")
+
+
+def test_vectors(vectors: LlamaCppClient) -> None:
+    one = vectors.embeddings.create("a text")
+    two = vectors.embeddings(["a text", "another"])
+    assert len(one.data[0].embedding) == len(two.data[1].embedding) > 8
+    assert [vector.index for vector in two.data] == [0, 1]
+    assert one.usage is not None
+    assert one.usage.prompt_tokens
+
+
+def test_an_answer_with_more_and_less_than_is_known_is_still_one() -> None:
+    from llamatel.llama.client.result import decode
+    from llamatel.llama.client.results import ChatCompletion
+
+    made = decode(ChatCompletion, {"id": None, "new": 1, "choices": [{"index": 3}, 7], "usage": "none"})
+    assert (made.raw["new"], made.usage, made.id) == (1, None, None)
+    assert [(choice.index, choice.message.content) for choice in made.choices] == [(3, None)]
+
+
+def test_events_are_found_however_the_bytes_are_cut() -> None:
+    text = b'data: {"a":1}\n\n: comment\ndata: {"b":"\xc3\xa4"}\r\n\nerror: {"code":500}\n\ndata: [DONE]\n\n'
+    whole = [b'{"a":1}', b'{"b":"\xc3\xa4"}', b'{"error":{"code":500}}', b"[DONE]"]
+    assert list(EventLines().feed(text)) == whole
+    lines = EventLines()
+    assert [event for at in range(len(text)) for event in lines.feed(text[at : at + 1])] == whole
+
+
+# -- going away -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "block", "raise"])
+def test_a_stream_that_is_left_ends_the_generation(client: LlamaCppClient, how: str) -> None:
+    stream = client.complete("Long", n_predict=LONG, ignore_eos=True, stream=True)
+    next(stream)
+    assert not idle(client)
+    if how == "close":
+        stream.close()
+        stream.close()
+        assert list(stream) == []
+    elif how == "block":
+        with stream:
+            pass
+    elif how == "raise":
+        with pytest.raises(KeyError), stream:
+            raise KeyError
+    else:
+        del stream
+        gc.collect()
+    assert until(lambda: idle(client))
+
+
+def test_a_stream_may_be_closed_by_another_thread(client: LlamaCppClient) -> None:
+    stream = client.complete("Long", n_predict=LONG, ignore_eos=True, stream=True)
+    next(stream)
+    threading.Timer(0.1, stream.close).start()
+    assert len(list(stream)) < LONG
+    assert until(lambda: idle(client))
+
+
+# -- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+def surface(kind: type) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, member in inspect.getmembers(kind):
+        if not name.startswith("_") or name in ("__init__", "__call__"):
+            found[name] = str(inspect.signature(member)) if callable(member) else type(member).__name__
+    return found
+
+
+def test_both_clients_have_the_same_surface() -> None:
+    from llamatel.llama.client import aio, sync
+
+    def plain(text: object) -> object:
+        unified = re.sub(r"Async(?=Stream|LlamaCppClient)|Coroutine\[Any, Any, (.*)\]", r"\1", str(text))
+        return unified.replace(", max_concurrency: 'int' = 64", "")
+
+    pairs = [(LlamaCppClient, AsyncLlamaCppClient)]
+    pairs += [
+        (getattr(sync, name), getattr(aio, name))
+        for name in dir(sync)
+        if inspect.isclass(getattr(sync, name)) and issubclass(getattr(sync, name), sync._Namespace)
+    ]
+    assert len(pairs) > 8
+    for one, other in pairs:
+        left, right = surface(one), surface(other)
+        assert {name: plain(what) for name, what in left.items()} == {name: plain(what) for name, what in right.items()}
+        assert {name: (getattr(one, name).__doc__ or "").split(".")[0] for name in left if name != "__init__"} == {
+            name: (getattr(other, name).__doc__ or "").split(".")[0] for name in right if name != "__init__"
+        }
+
+
+def test_many_tasks_at_once(server: ServerManager) -> None:
+    async def main() -> None:
+        async with AsyncLlamaCppClient(server.base_url, api_key=KEY) as client:
+            assert await client.health()
+            asked = [client.chat.completions.create(HELLO, max_tokens=n, ignore_eos=True) for n in range(1, 9)]
+            answers = await asyncio.gather(*asked)
+            counts = [answer.usage.completion_tokens for answer in answers if answer.usage is not None]
+            assert counts == list(range(1, 9))
+            stream = await client.complete("x", n_predict=6, ignore_eos=True, stream=True)
+            async with stream:
+                texts = [piece.text async for piece in stream]
+            assert len(texts) >= 6
+            assert stream.timings is not None
+            with pytest.raises(ContextTooLong):
+                await client.complete("long " * CONTEXT)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_cancelled_task_ends_the_generation(server: ServerManager, client: LlamaCppClient, streamed: bool) -> None:
+    async def main() -> None:
+        async with AsyncLlamaCppClient(server.base_url, api_key=KEY) as other:
+
+            async def ask() -> None:
+                answer = await other.complete("Long", n_predict=LONG, ignore_eos=True, stream=streamed)  # type: ignore[call-overload]
+                if isinstance(answer, Stream):
+                    raise TypeError
+                async for _ in answer:
+                    pass
+
+            task = asyncio.create_task(ask())
+            assert await asyncio.to_thread(until, lambda: not idle(client))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(until, ended)
+
+    with cancellation(server) as ended:
+        asyncio.run(main())
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_listens() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(NoAnswer, match=f"nobody listens at {address}") as caught:
+        LlamaCppClient(address, retries=1).health()
+    assert time.monotonic() - began > 0.2
+    assert (caught.value.kind, caught.value.status, caught.value.exit_code) == ("connection_refused", None, 1)
+
+
+def test_a_wrong_key_and_a_key_that_is_never_shown(server: ServerManager) -> None:
+    client = LlamaCppClient(server.base_url, api_key="wrong-key")
+    with pytest.raises(NotAuthorized, match="401") as caught:
+        client.chat.completions.create(HELLO)
+    shown = f"{client!r} {client} {caught.value} {caught.value!r}"
+    assert "wrong-key" not in shown
+    with pytest.raises(UsageError) as refused:
+        LlamaCppClient(server.base_url, api_key="two\nlines")
+    assert "lines" not in str(refused.value)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_that_is_too_long_says_by_how_much(client: LlamaCppClient, streamed: bool) -> None:
+    tokens = len(client.tokenize("again " * CONTEXT, add_special=True))
+    with pytest.raises(ContextTooLong, match="exceeds the available context size") as caught:
+        client.complete("again " * CONTEXT, stream=streamed)  # type: ignore[call-overload]
+    error = caught.value
+    assert (error.status, error.kind) == (400, "exceed_context_size_error")
+    assert (error.prompt_tokens, error.context_size) == (tokens, CONTEXT)
+    assert error.excess == tokens - CONTEXT
+    assert f"{error.excess} tokens too many" in str(error)
+
+
+def test_what_the_server_cannot_do_says_so(client: LlamaCppClient, vectors: LlamaCppClient) -> None:
+    with pytest.raises(NotSupported, match="--embeddings"):
+        client.embeddings.create("x")
+    with pytest.raises(BadRequest, match="max_tokens"):
+        client.chat.completions.create(HELLO, max_tokens="many")  # type: ignore[call-overload]
+    with pytest.raises(NotSupported) as caught:
+        vectors.slots.save(0, "x")
+    assert caught.value.status == 501
+
+
+def test_a_server_that_is_slow_costs_the_timeout_and_no_more(server: ServerManager, client: LlamaCppClient) -> None:
+    with cancellation(server) as ended:
+        with pytest.raises(RequestTimeout, match=r"sent nothing for 0\.3 s") as caught:
+            client.complete("Long", n_predict=LONG, ignore_eos=True, timeout=0.3)
+        assert isinstance(caught.value, TimeoutError)
+        assert until(ended)
+
+
+def test_a_server_that_is_killed_amid_a_stream(tiny_model: Path) -> None:
+    with ServerManager(backend="xllamacpp") as running:
+        running.start_server(tiny_model, port=0, extra_args=FLAGS).wait_until_ready(60)
+        stream = LlamaCppClient(running.base_url).complete("Long", n_predict=LONG, ignore_eos=True, stream=True)
+        next(stream)
+        running.stop_server(0)
+        with pytest.raises(NoAnswer, match="broke in the middle of the answer") as caught:
+            list(stream)
+        assert caught.value.kind == "broken_stream"
+        assert list(stream) == []
+
+
+def test_a_kept_connection_that_was_closed_is_no_error(tiny_model: Path) -> None:
+    port = free_port()
+    client = LlamaCppClient(f"http://127.0.0.1:{port}")
+    for _ in range(2):
+        with ServerManager(backend="xllamacpp") as running:
+            running.start_server(tiny_model, port=port, extra_args=FLAGS).wait_until_ready(60)
+            assert client.complete("x", n_predict=1).timings
+
+
+class Speaker:
+    """Something else that listens at a port: it answers every connection with the same bytes."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.asked: list[bytes] = []
+        threading.Thread(target=self._run, args=(answers,), daemon=True).start()
+
+    def _run(self, answers: tuple[bytes, ...]) -> None:
+        for answer in answers:
+            connection, _ = self._socket.accept()
+            with connection:
+                self.asked.append(connection.recv(65536))
+                connection.sendall(answer)
+        self._socket.close()
+
+
+def http(body: bytes, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", BadAnswer),
+        (http(b"<html>hello</html>"), BadAnswer),
+        (http(b"[1, 2]"), BadAnswer),
+        (http(b"\xff\xfe"), BadAnswer),
+        (http(b'{"a": 1')[:-3], NoAnswer),
+        (b"", NoAnswer),
+        (http(b"<h1>Bad gateway</h1>", "502 Bad Gateway"), RequestError),
+        (http(b'{"error": "plain"}', "400 Bad Request"), BadRequest),
+    ],
+)
+def test_something_else_listens_there(answer: bytes, kind: type[RequestError]) -> None:
+    with pytest.raises(kind) as caught:
+        LlamaCppClient(Speaker(answer).url, retries=0, timeout=5).props()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"data: nonsense\n\n", BadAnswer),
+        (b"data: 7\n\n", BadAnswer),
+        (b"", BadAnswer),
+        (b'data: {"error":{"code":500,"message":"Compute error.","type":"server_error"}}\n\n', RequestError),
+    ],
+)
+def test_a_stream_of_something_else(body: bytes, kind: type[RequestError]) -> None:
+    stream = LlamaCppClient(Speaker(http(body)).url, retries=0, timeout=5).complete("x", stream=True)
+    with pytest.raises(kind):
+        list(stream)
+    assert list(stream) == []
+
+
+def test_a_server_that_loads_is_asked_again() -> None:
+    loading = http(
+        b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', "503 Service Unavailable"
+    )
+    speaker = Speaker(loading, http(b'{"content": "now"}'), loading)
+    assert LlamaCppClient(speaker.url).complete("x").text == "now"
+    with pytest.raises(NotReady, match="Loading model"):
+        LlamaCppClient(speaker.url, retries=0).complete("x")
+    assert len(speaker.asked) == 3
+
+
+def test_health_of_a_server_that_loads_is_an_answer() -> None:
+    loading = http(
+        b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', "503 Service Unavailable"
+    )
+    health = LlamaCppClient(Speaker(loading).url).health()
+    assert not health
+    assert health.status == "loading"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8090", "ftp://x", "http://", "http://u:p@h", "unix://", "http://h:x"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        LlamaCppClient(url)
+    assert "u:p" not in str(caught.value)
+
+
+def test_a_unix_socket(tiny_model: Path, llama_server_binary: Path, tmp_path: Path) -> None:
+    path = tmp_path / "llama.sock"
+    with ServerManager(backend=str(llama_server_binary)) as running:
+        running.start_server(tiny_model, host=str(path), port=0, extra_args=FLAGS).wait_until_ready(60)
+        with LlamaCppClient(f"unix://{path}") as client:
+            assert client.complete("x", n_predict=2, ignore_eos=True).tokens_predicted == 2
+
+
+def test_what_is_not_given_is_not_sent() -> None:
+    from llamatel.llama.client import request
+
+    asked: Request[Any] = request.chat({"messages": HELLO, "max_tokens": None, "stream": None, "top_k": 0}, None)
+    assert asked.body == {"messages": HELLO, "top_k": 0}
