@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test verify parts lint type fmt docs bench fuzz lock clean
+.PHONY: help run test verify parts lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
 
 docs: $(VENV)/.installed-dev ## Write docs/metrics.md and docs/spans.md from their tables
 	$(BIN)/python -m llamatel.reference
+
+dashboards: $(VENV)/.installed-dev ## Write the Grafana dashboards and the Prometheus rules from their code
+	$(BIN)/python -m llamatel_dashboards.build
+	$(BIN)/python -m llamatel_dashboards.rules
 
 bench: parts ## Measure what llamatel costs and how fast it reads headers; one part: ARGS="--only header"
 	$(BIN)/python -m benchmarks $(ARGS)

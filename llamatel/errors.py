@@ -20,6 +20,7 @@
     │   └── BadAnswer           what came is not what llama.cpp sends
     ├── LogSourceError          a log file or stream cannot be read
     ├── GGUFError               a model file's header cannot be read
+    ├── GrafanaError            a Grafana cannot be reached, or refuses
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
 
 Messages are one line and say what to do. The command line prints them without a traceback and exits
@@ -168,3 +169,7 @@ class GGUFError(LlamatelError):
 
 class PipelineError(LlamatelError):
     """Telemetry could not be set up."""
+
+
+class GrafanaError(LlamatelError):
+    """A Grafana cannot be reached, or refuses what was asked of it."""

@@ -27,6 +27,7 @@ VERBS = {
     "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
     "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, KV cache, weights."),
     "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
+    "dashboards": ("llamatel.cli.dashboards", "Put Grafana dashboards into a folder, or into a Grafana."),
 }
 """Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
 

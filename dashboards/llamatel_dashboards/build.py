@@ -1,0 +1,34 @@
+"""Writes the dashboards as JSON: ``python -m llamatel_dashboards.build`` (``make dashboards``), at development time."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from llamatel_dashboards import fleet, kv_cache, model_server, overview, requests
+from llamatel_dashboards.published import FOLDER
+
+DASHBOARDS = (overview, requests, kv_cache, model_server, fleet)
+
+
+def build() -> dict[str, str]:
+    """Each dashboard's JSON by its file's name."""
+    made = {}
+    for module in DASHBOARDS:
+        text = json.dumps(module.dashboard().build(), cls=JSONEncoder, indent=1, sort_keys=True)
+        made[f"{module.__name__.rpartition('.')[2]}.json"] = f"{text}\n"
+    return made
+
+
+def main() -> int:
+    """Write all of them."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in build().items():
+        (FOLDER / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

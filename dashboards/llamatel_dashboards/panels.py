@@ -1,0 +1,234 @@
+"""Panels as we want them, on Grafana's own builders (development time only): one look, "No traffic" and never NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grafana_foundation_sdk.builders import bargauge, common, heatmap, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders import dashboard as dashboards
+from grafana_foundation_sdk.builders import prometheus as prometheus_queries
+from grafana_foundation_sdk.models import common as looks
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import heatmap as heat
+from grafana_foundation_sdk.models import prometheus as query_models
+
+Panel = Any
+"""A builder of one of the SDK's panel types; they share no base of their own."""
+
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+NO_TRAFFIC = "No traffic"
+TOKENS_A_SECOND = "suffix: tok/s"
+
+GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = (
+    "semi-dark-green", "semi-dark-yellow", "semi-dark-orange", "semi-dark-red", "semi-dark-blue", "semi-dark-purple",
+    "#8e8e8e",
+)  # fmt: skip
+COLOURS: Mapping[str, str | Mapping[str, str]] = {
+    "{{outcome}}": {"ok": GREEN, "cancelled": GREY, "error": RED, "context_full": ORANGE},
+    "{{type}}": {"input_computed": BLUE, "input_cached": PURPLE, "output": GREEN},
+    "{{state}}": {
+        "active": ORANGE, "cached": PURPLE, "busy": ORANGE, "idle": GREEN,
+        "ready": GREEN, "loaded": GREEN, "sleeping": GREY, "unloaded": GREY, "stopped": GREY, "starting": BLUE,
+        "loading": BLUE, "stopping": YELLOW, "failed": RED,
+    },
+    "{{source}}": {"planned": BLUE, "reported": GREEN},
+    "queue": YELLOW, "prefill": BLUE, "decode": GREEN,
+    "p50": GREEN, "p95": YELLOW, "p99": RED, "mean": BLUE,
+    "free": GREEN, "deferred": RED,
+}  # fmt: skip
+"""What has a meaning has one colour, on every dashboard: by a series' legend, or by what a label in it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query of a panel."""
+
+    expr: str
+    legend: str = ""
+    exemplars: bool = False
+    """Dots that lead to traces, where the data source has them."""
+
+
+def at(*steps: tuple[float | None, str]) -> dashboards.ThresholdsConfig:
+    """Thresholds: a colour from each value on; the first value is None."""
+    found = [models.Threshold(value, colour) for value, colour in steps]
+    return dashboards.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(found)
+
+
+PLAIN = at((None, BLUE))
+"""A figure that is neither good nor bad."""
+
+
+def _target(
+    query: Query, ref: str, *, instant: bool = False, form: query_models.PromQueryFormat | None = None
+) -> prometheus_queries.Dataquery:
+    target = prometheus_queries.Dataquery().expr(query.expr).ref_id(ref).legend_format(query.legend or "__auto")
+    target = target.editor_mode(query_models.QueryEditorMode.CODE).datasource(SOURCE)
+    target = target.instant() if instant else target.range()
+    if form is not None:
+        target = target.format(form)
+    return target.exemplar(exemplar=True) if query.exemplars else target
+
+
+def _framed(panel: Any, text: tuple[str, str, str], unit: str, size: tuple[int, int]) -> Any:
+    title, means, act = text
+    described = panel.title(title).description(f"{means}\n\n**What to do:** {act}").datasource(SOURCE)
+    return described.unit(unit).span(size[0]).height(size[1])
+
+
+def _unknown(text: str) -> list[models.ValueMapping]:
+    result = models.ValueMappingResult(text=text, color="text")
+    options = models.DashboardSpecialValueMapOptions(match=models.SpecialValueMatch.NULL_AND_NAN, result=result)
+    return [models.SpecialValueMap(options)]
+
+
+def _coloured(panel: Any, queries: Sequence[Query]) -> Any:
+    for query in queries:
+        found = COLOURS.get(query.legend, {})
+        for name, colour in ({query.legend: found} if isinstance(found, str) else found).items():
+            value = models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+            panel = panel.override_by_name(name, [value])
+    return panel
+
+
+def _refs(queries: Sequence[Query]) -> list[tuple[str, Query]]:
+    return [(chr(ord("A") + index), query) for index, query in enumerate(queries)]
+
+
+def figure(
+    title: str,
+    expr: str,
+    means: str,
+    act: str,
+    *,
+    unit: str = "short",
+    thresholds: dashboards.ThresholdsConfig = PLAIN,
+    empty: str = NO_TRAFFIC,
+    decimals: int | None = None,
+    size: tuple[int, int] = (4, 4),
+) -> Panel:
+    """One number: what holds now, or over the time that the dashboard shows."""
+    panel = _framed(stat.Panel(), (title, means, act), unit, size)
+    panel = panel.with_target(_target(Query(expr), "A", instant=True)).thresholds(thresholds)
+    panel = panel.no_value(empty).mappings(_unknown(empty)).color_mode(looks.BigValueColorMode.VALUE)
+    panel = panel.graph_mode(looks.BigValueGraphMode.NONE)
+    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(values=False))
+    return panel if decimals is None else panel.decimals(decimals)
+
+
+def lines(
+    title: str,
+    queries: Sequence[Query],
+    means: str,
+    act: str,
+    *,
+    unit: str = "short",
+    stacked: bool = False,
+    thresholds: dashboards.ThresholdsConfig | None = None,
+    empty: str = NO_TRAFFIC,
+    at_most: float | None = None,
+    size: tuple[int, int] = (8, 8),
+) -> Panel:
+    """Figures over time; ``stacked`` where they are parts of a whole."""
+    panel = _framed(timeseries.Panel(), (title, means, act), unit, size).min(0)
+    for ref, query in _refs(queries):
+        panel = panel.with_target(_target(query, ref))
+    panel = panel.no_value(empty).mappings(_unknown(empty)).show_points(looks.VisibilityMode.AUTO).line_width(1)
+    panel = panel.color_scheme(dashboards.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    legend = common.VizLegendOptions().display_mode(looks.LegendDisplayMode.LIST).show_legend(show_legend=True)
+    panel = panel.legend(legend.placement(looks.LegendPlacement.BOTTOM).calcs(["lastNotNull"]))
+    tooltip = common.VizTooltipOptions().mode(looks.TooltipDisplayMode.MULTI).sort(looks.SortOrder.DESCENDING)
+    panel = panel.tooltip(tooltip)
+    if at_most is not None:
+        panel = panel.max(at_most)
+    if stacked:
+        panel = panel.stacking(common.StackingConfig().mode(looks.StackingMode.NORMAL).group("A")).fill_opacity(30)
+    else:
+        panel = panel.fill_opacity(5)
+    if thresholds is not None:
+        dashed = common.GraphThresholdsStyleConfig().mode(looks.GraphThresholdsStyleMode.DASHED)
+        panel = panel.thresholds(thresholds).thresholds_style(dashed)
+    return _coloured(panel, queries)
+
+
+def heat_map(
+    title: str,
+    expr: str,
+    means: str,
+    act: str,
+    *,
+    unit: str = "s",
+    exemplars: bool = False,
+    size: tuple[int, int] = (12, 8),
+) -> Panel:
+    """How a histogram's records spread over time."""
+    panel = _framed(heatmap.Panel(), (title, means, act), "short", size).calculate(calculate=False)
+    query = Query(expr, "{{le}}", exemplars)
+    panel = panel.with_target(_target(query, "A", form=query_models.PromQueryFormat.HEATMAP)).no_value(NO_TRAFFIC)
+    colour = heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
+    panel = panel.color(colour).y_axis(heatmap.YAxisConfig().unit(unit)).cell_gap(1).show_legend()
+    return panel.filter_values(heatmap.FilterValueRange().le(1e-9)).exemplars_color("rgba(255,0,255,0.7)")
+
+
+def bars(
+    title: str,
+    queries: Sequence[Query],
+    means: str,
+    act: str,
+    *,
+    unit: str = "short",
+    thresholds: dashboards.ThresholdsConfig = PLAIN,
+    empty: str = NO_TRAFFIC,
+    at_most: float | None = None,
+    size: tuple[int, int] = (12, 8),
+) -> Panel:
+    """Figures of now, side by side."""
+    panel = _framed(bargauge.Panel(), (title, means, act), unit, size).min(0)
+    for ref, query in _refs(queries):
+        panel = panel.with_target(_target(query, ref, instant=True))
+    panel = panel.thresholds(thresholds).no_value(empty).mappings(_unknown(empty))
+    panel = panel.orientation(looks.VizOrientation.HORIZONTAL).display_mode(looks.BarGaugeDisplayMode.BASIC)
+    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(values=False))
+    return panel if at_most is None else panel.max(at_most)
+
+
+def states(title: str, query: Query, means: str, act: str, *, size: tuple[int, int] = (24, 6)) -> Panel:
+    """Which of several states held when: series of 1, one a state."""
+    panel = _framed(statetimeline.Panel(), (title, means, act), "short", size)
+    panel = panel.with_target(_target(query, "A")).no_value("Unknown").merge_values(merge_values=True)
+    panel = panel.show_value(looks.VisibilityMode.NEVER).row_height(0.8)
+    shown = {"1": models.ValueMappingResult(text="yes", color=GREEN)}
+    return panel.mappings([models.ValueMap(shown)])
+
+
+def rows(
+    title: str,
+    columns: Mapping[str, str],
+    means: str,
+    act: str,
+    *,
+    units: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    hidden: Sequence[str] = (),
+    empty: str = NO_TRAFFIC,
+    size: tuple[int, int] = (24, 8),
+) -> Panel:
+    """A table: a column a query, a row for each set of labels that the queries share.
+
+    ``names`` renames labels; ``hidden`` hides columns by their final names.
+    """
+    panel = _framed(table.Panel(), (title, means, act), "short", size).no_value(empty)
+    renamed = dict(names or {})
+    for ref, (column, expr) in zip("ABCDEFGHIJKLMNOP", columns.items(), strict=False):
+        panel = panel.with_target(_target(Query(expr), ref, instant=True, form=query_models.PromQueryFormat.TABLE))
+        renamed[f"Value #{ref}" if len(columns) > 1 else "Value"] = column
+    excluded = dict.fromkeys(("Time", "__name__", *hidden), True)
+    panel = panel.with_transformation(models.DataTransformerConfig("merge", options={}))
+    panel = panel.with_transformation(
+        models.DataTransformerConfig("organize", options={"excludeByName": excluded, "renameByName": renamed})
+    )
+    for column, unit in (units or {}).items():
+        panel = panel.override_by_name(column, [models.DynamicConfigValue("unit", unit)])
+    return panel

@@ -1,0 +1,81 @@
+"""The queries of the shipped dashboards, as Grafana would send them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llamatel_dashboards.published import dashboards
+
+WINDOW = "1m"
+
+
+@dataclass(frozen=True, slots=True)
+class PanelQuery:
+    """One query of one panel."""
+
+    dashboard: str
+    panel: str
+    kind: str
+    """The panel's type: stat, timeseries, ..."""
+    unit: str
+    expr: str
+    """With Grafana's variables in it."""
+    legend: str
+
+    @property
+    def where(self) -> str:
+        """Dashboard and panel."""
+        return f"{self.dashboard}: {self.panel}"
+
+    def sent(self, **variables: str) -> str:
+        """As sent when everything is chosen, but for ``variables``."""
+        return interpolate(self.expr, **variables)
+
+
+def interpolate(text: str, **variables: str) -> str:
+    """Put in what Grafana puts in: ``.*`` for All, the preset of an objective, a window."""
+    values = {
+        **dict.fromkeys(("job", "instance", "server", "port", "model"), ".*"),
+        "ttft_objective": "2.5",
+        "tpot_objective": "0.1",
+        "__rate_interval": WINDOW,
+        "__range": WINDOW,
+        **variables,
+    }
+    sent = re.sub(r"\$(\w+)", lambda found: values[found[1]], text)
+    assert "$" not in sent
+    return sent
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """All panels but the headings of rows."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def panel_queries() -> Iterator[PanelQuery]:
+    """Every query of every panel."""
+    for name, dashboard in dashboards().items():
+        for panel in panels(dashboard):
+            unit = panel["fieldConfig"]["defaults"].get("unit", "")
+            for target in panel["targets"]:
+                yield PanelQuery(
+                    name.removesuffix(".json"),
+                    panel["title"],
+                    panel["type"],
+                    unit,
+                    target["expr"],
+                    target["legendFormat"],
+                )
+
+
+def variable_queries() -> Iterator[tuple[str, str, str]]:
+    """Of each variable that asks Prometheus, its name, the selector and the label whose values it takes."""
+    for dashboard in dashboards().values():
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "query":
+                found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+                assert found is not None, variable
+                yield variable["name"], found[1], found[2]
