@@ -80,7 +80,5 @@ class Grafana:
         if status == 403:
             return f"{self.url} does not allow this token to do that{told}: it needs the role Editor"
         if said is None:
-            return (
-                f"{self.url} answers with status {status} and no JSON: is this where a Grafana's start page is?"
-            )
+            return f"{self.url} answers with status {status} and no JSON: is this where a Grafana's start page is?"
         return f"{self.url} refuses with status {status}{told}"

@@ -1,4 +1,4 @@
-"""What of Grafana's HTTP API pushing dashboards meets. No Grafana can be installed where tests run: see docs/grafana.md.
+"""What of Grafana's HTTP API pushing dashboards meets. No Grafana can be had where tests run (docs/grafana.md).
 
 Paths, bodies, status codes and messages are those of Grafana 11 (pkg/api/dashboard.go, pkg/api/folder.go).
 """

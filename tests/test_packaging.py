@@ -49,6 +49,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
         for path in (ROOT / folder / package).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == checkout
+    assert {"overview.json", "alerts.yml"} <= {Path(name).name for name in names}
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -14,8 +14,11 @@ from llamatel_dashboards.queries import ADDRESS, MODEL, OF_JOB, PORT
 
 TAG = "llamatel"
 _FOUND_BY = '{{__name__=~"{}"{}}}'
-_ALWAYS = "|".join(prometheus_name(name) for name in ("llamacpp.server.state", "llamacpp.requests"))
-"""Metrics of which each server that we watch has one: its state, or, where all we have is a log, its requests."""
+_ALWAYS = "|".join(
+    prometheus_name(name) for name in ("llamacpp.server.state", "llamacpp.model.state", "llamacpp.requests")
+)
+"""Metrics of which all that we watch has one: a server's state, a router's model's, or, where all we have is a log,
+requests."""
 
 _OBJECTIVES = {
     "ttft_objective": (

@@ -140,12 +140,66 @@ def _models() -> list[Panel]:
             unit="s",
         ),
         lines(
-            "Models by state",
+            "Servers by state",
             [Query(q.total(q.selector("llamacpp.server.state"), "state"), "{{state}}")],
-            "How many servers, or models of a router, are in which state.",
-            "Many loads and unloads: the router's --models-max is too small for the models that are asked for.",
+            "How many servers are in which state.",
+            "failed or stopped: the Model and server dashboard says which, its log says why.",
             stacked=True,
             empty="No server",
+            size=(24, 7),
+        ),
+    ]
+
+
+_LIFE = {
+    "loads": (
+        "Loads",
+        "Times a router loaded a model. Without the router's log, loads between two polls are missed.",
+        "The first request for a model waits for its load: keep what is asked for often loaded.",
+    ),
+    "evictions": (
+        "Evictions",
+        "Times a router unloaded a model to make room for another; only its log tells.",
+        "Many: --models-max is too small for the models that are asked for.",
+    ),
+    "failures": (
+        "Failures",
+        "Times the process of a router's model did not load it, or died.",
+        "The router's log has the reason; memory is the usual one.",
+    ),
+}
+
+
+def _router() -> list[Panel]:
+    none = "No router"
+    return [
+        lines(
+            "A router's models by state",
+            [Query(q.total(q.selector("llamacpp.model.state"), "state"), "{{state}}")],
+            "How many models of routers are loaded, loading, sleeping, unloaded, failed or being downloaded.",
+            "failed: the router's log has the reason. loading for long: a slow disk, or a large model.",
+            stacked=True,
+            empty=none,
+            size=(6, 7),
+        ),
+        *(
+            lines(
+                title,
+                [Query(q.increase(f"llamacpp.model.{name}", _BY, q.RATE), q.SERVER_LEGEND)],
+                means,
+                act,
+                empty=none,
+                size=(6, 7),
+            )
+            for name, (title, means, act) in _LIFE.items()
+        ),
+        lines(
+            "State of each model",
+            [Query(q.selector("llamacpp.model.state"), f"{q.SERVER_LEGEND} {{{{state}}}}")],
+            "1 while a router's model is in that state.",
+            "Lines that alternate are models that displace each other.",
+            at_most=1,
+            empty=none,
             size=(24, 7),
         ),
     ]
@@ -157,5 +211,5 @@ def dashboard() -> Dashboard:
         "fleet",
         "llamatel / Fleet and router",
         "Servers compared with each other, and models of a router compared with each other.",
-        [("", [_table()]), ("Balance", _balance()), ("Models", _models())],
+        [("", [_table()]), ("Balance", _balance()), ("Models", _models()), ("Router", _router())],
     )

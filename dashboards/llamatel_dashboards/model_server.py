@@ -113,8 +113,7 @@ def _life() -> list[Panel]:
         states(
             "States",
             Query(q.selector("llamacpp.server.state"), f"{q.SERVER_LEGEND} {{{{state}}}}"),
-            "The state of each server over time: starting, ready, sleeping, stopping, stopped, failed; of a router's "
-            "model: unloaded, loading, loaded, sleeping, failed.",
+            "The state of each server over time: starting, ready, sleeping, stopping, stopped, failed.",
             "failed: its log. sleeping: the first request wakes it, and waits for it.",
         ),
         lines(
