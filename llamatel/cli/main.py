@@ -25,6 +25,7 @@ VERBS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show what llamatel sees."),
     "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
     "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
+    "top": ("llamatel.cli.top", "Show what runs now: slots, KV cache, requests."),
     "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, cache, weights."),
     "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
     "dashboards": ("llamatel.cli.dashboards", "Grafana dashboards, into a folder or into a Grafana."),

@@ -112,7 +112,7 @@ def telemetry(
             "service_name": options.service_name,
             "otlp_endpoint": options.otlp_endpoint,
             "metrics_addr": options.metrics_addr,
-            "page_token": _page_token(options.page_token_file),
+            "page_token": read_token(options.page_token_file),
             "collectors": options.collectors,
             "without": options.no_collectors,
         }
@@ -125,7 +125,7 @@ def telemetry(
         yield running
 
 
-def _page_token(path: str | None) -> str | None:
+def read_token(path: str | None) -> str | None:
     """The first line of the file."""
     if path is None:
         return None

@@ -1,0 +1,146 @@
+"""``llamatel top``: what runs now, on a terminal; a line a second in a pipe.
+
+Ends with 0 after q, Ctrl-C or SIGTERM, and when nobody reads its lines any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live as Screen
+
+from llamatel.cli.console import output_console
+from llamatel.cli.options import verbose_option
+from llamatel.cli.session import read_token
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.errors import ServerUnreachable, UsageError
+from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
+from llamatel.llama.fleet import Access
+from llamatel.llama.http import read_headers, trust
+from llamatel.llama.targets import target
+from llamatel.settings import DEFAULT_METRICS_ADDR
+from llamatel.top.keys import Keys, keyboard
+from llamatel.top.screen import Choices, one_line, screen
+from llamatel.top.source import LlamatelSource, ServersSource, Source, is_llamatel
+from llamatel.view.glyphs import glyphs_for
+
+_GUESSES = (f"http://{DEFAULT_METRICS_ADDR}", "http://127.0.0.1:8090", "http://127.0.0.1:8080")
+"""Where to look if no address is given: a llamatel, then llama.cpp where we, and where it itself, put it."""
+_SETTLE_S = 2.0
+"""``--once`` waits so long for a first poll, and a second one for rates."""
+
+
+@click.command("top")
+@click.argument("urls", metavar="[URL]...", nargs=-1)
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), metavar="SECONDS", default=1.0, show_default=True, help="How often."
+)
+@click.option("--once", is_flag=True, help="Show it once and end.")
+@click.option("--json", "as_json", is_flag=True, help="The live document as JSON, one a line.")
+@click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]")
+@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's.")
+@click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line.")
+@click.option("--page-token-file", metavar="FILE", help="The token of a llamatel's page that is not on loopback.")
+@verbose_option
+def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
+    """Show what llama.cpp servers do now: slots, KV cache, requests as they run.
+
+    URL is that of a llamatel (http://127.0.0.1:9464), which knows requests too, or of one or more llama.cpp servers,
+    which are then polled as attach does. Without one, those of this machine are looked for.
+    """
+    console = output_console()
+    try:
+        with ending_signals():
+            source = _source(urls, interval, values)
+            try:
+                if once or as_json or not console.is_terminal:
+                    _print(source, console, interval, once=once, as_json=as_json)
+                else:
+                    _show(source, console, interval)
+            finally:
+                source.close()
+    except Interrupted as interruption:
+        if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
+            raise
+    return 0
+
+
+def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
+    token = read_token(values["page_token_file"])
+    key = read_api_key(values["api_key_file"]) if values["api_key_file"] else os.environ.get(API_KEY_VARIABLE)
+    access = Access(
+        key,
+        read_headers(values["header_file"]) if values["header_file"] else {},
+        trust(values["ca_file"]) if values["ca_file"] else None,
+    )
+    targets = [target(url) for url in urls or _GUESSES]
+    llamatels = [one.url for one in targets if (not urls or len(urls) <= _PROBED) and is_llamatel(one.url, token)]
+    if not urls:
+        if llamatels:
+            return LlamatelSource(llamatels[0], token)
+        targets = [one for one in targets[1:] if access.client(one, timeout_s=1.0).healthy()]
+        if not targets:
+            raise ServerUnreachable(
+                f"neither a llamatel ({_GUESSES[0]}) nor a llama.cpp server ({', '.join(_GUESSES[1:])}) answers here: "
+                "start one with llamatel serve MODEL, or give its URL"
+            )
+    if llamatels and len(urls) > 1:
+        raise UsageError(f"{llamatels[0]} is a llamatel: give it alone, or only llama.cpp servers")
+    return LlamatelSource(llamatels[0], token) if llamatels else ServersSource(targets, access, interval)
+
+
+_PROBED = 4
+"""Who gives more addresses than that means llama.cpp servers."""
+
+
+def _print(source: Source, console: Console, interval: float, *, once: bool, as_json: bool) -> None:
+    begun = time.monotonic()
+    while True:
+        document = source.document(None)
+        if once and isinstance(source, ServersSource) and time.monotonic() - begun < _SETTLE_S:
+            time.sleep(min(interval, _SETTLE_S) / 2)
+            continue
+        if as_json:
+            sys.stdout.write(json.dumps(document) + "\n")
+            sys.stdout.flush()
+        elif once and console.is_terminal:
+            glyphs = glyphs_for(console.encoding)
+            console.print(screen(document, Choices(), console.width, console.height - 1, glyphs=glyphs), soft_wrap=True)
+        else:
+            console.print(one_line(document), soft_wrap=True)
+        if once:
+            return
+        time.sleep(interval)
+
+
+def _show(source: Source, console: Console, interval: float) -> None:
+    choices = Choices()
+    glyphs = glyphs_for(console.encoding)
+    document = source.document(None)
+    trouble: str | None = None
+    with keyboard() as keys, Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as shown:
+        while True:
+            width, height = console.size
+            shown.update(screen(document, choices, width, height, glyphs=glyphs, trouble=trouble), refresh=True)
+            if not _wait(keys, interval, choices, document):
+                return
+            if not choices.paused:
+                try:
+                    document, trouble = source.document(choices.focus), None
+                except ServerUnreachable as error:
+                    trouble = str(error)
+
+
+def _wait(keys: Keys | None, interval: float, choices: Choices, document: dict[str, Any]) -> bool:
+    """Until a key was pressed or the time is over; False if it meant to end."""
+    if keys is None:
+        time.sleep(interval)
+        return True
+    return all(choices.press(key, document) for key in keys.wait(interval))

@@ -1,0 +1,339 @@
+"""The screen of ``llamatel top``, from a live document and what the keys chose. Pure: no clock, no terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.view.figures import count, exact, rate, seconds
+from llamatel.view.glyphs import OUTCOME_STYLES, UNICODE, Glyphs
+from llamatel.view.line import request_header, request_line
+from llamatel.view.page import printable, size
+from llamatel.view.waterfall import waterfall
+
+Document = Mapping[str, Any]
+
+SORTS = ("newest", "slowest", "first token", "tokens")
+FILTERS = ("all", "failed", "ok")
+HELP = (
+    ("tab, left, right", "another server"),
+    ("up, down", "choose a request; enter shows its waterfall, escape goes back"),
+    ("s", f"sort requests: {', '.join(SORTS)}"),
+    ("f", f"filter requests: {', '.join(FILTERS)}"),
+    ("p", "pause"),
+    ("q", "quit"),
+)
+_SORT_KEYS: dict[str, Callable[[Completion], float]] = {
+    "newest": lambda request: request.ended_at,
+    "slowest": lambda request: request.duration_s,
+    "first token": lambda request: request.time_to_first_token_s or -1.0,
+    "tokens": lambda request: request.generated or -1,
+}
+_SERVERS_SHOWN = 8
+_SLOTS_SHOWN = 16
+_SPARKS = " ▁▂▃▄▅▆▇█"
+_ASCII_SPARKS = " .:-=+*#@"
+
+
+@dataclasses.dataclass
+class Choices:
+    """What the keys have chosen."""
+
+    focus: str | None = None
+    sort: int = 0
+    filter: int = 0
+    selected: int = 0
+    waterfall: bool = False
+    paused: bool = False
+    help: bool = False
+
+    def press(self, key: str, document: Document) -> bool:
+        """Take a key; False if it means to end."""
+        requests = visible(document, self)
+        if key == "q":
+            return False
+        if key in {"tab", "right", "left"}:
+            self.focus = _neighbour(document, -1 if key == "left" else 1)
+            self.selected, self.waterfall = 0, False
+        elif key in {"up", "down"}:
+            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), len(requests) - 1))
+        elif key == "enter":
+            self.waterfall = bool(requests) and not self.waterfall
+        elif key == "escape":
+            self.waterfall = self.help = False
+        elif key == "s":
+            self.sort = (self.sort + 1) % len(SORTS)
+        elif key == "f":
+            self.filter, self.selected = (self.filter + 1) % len(FILTERS), 0
+        elif key in {"p", " "}:
+            self.paused = not self.paused
+        elif key in {"h", "?"}:
+            self.help = not self.help
+        return True
+
+
+def _neighbour(document: Document, step: int) -> str | None:
+    keys = [server["key"] for server in document["servers"]]
+    if not keys:
+        return None
+    now = keys.index(document["focus"]) if document["focus"] in keys else 0
+    return str(keys[(now + step) % len(keys)])
+
+
+def completion_of(request: Mapping[str, Any]) -> Completion:
+    """A request of the document as the record that it was made of, as far as it is told."""
+    fields = {field.name for field in dataclasses.fields(Completion)} - {"server", "outcome", "prompt_computed"}
+    prompt, cached = request["prompt_tokens"], request["prompt_cached"]
+    return Completion(
+        server=ServerInfo("", model=printable(request["server"]).partition(" ")[2] or None),
+        outcome=Outcome(request["outcome"]),
+        prompt_computed=None if prompt is None or cached is None else prompt - cached,
+        **{name: value for name, value in request.items() if name in fields},
+    )
+
+
+def visible(document: Document, choices: Choices) -> list[tuple[Completion, str | None]]:
+    """The requests of the server in focus, filtered and sorted, with their traces' ids."""
+    wanted = FILTERS[choices.filter]
+    found = [
+        (completion_of(request), request["trace_id"])
+        for request in document["requests"]
+        if request["server"] == document["focus"]
+        and (wanted == "all" or (request["outcome"] == "ok") == (wanted == "ok"))
+    ]
+    return sorted(found, key=lambda one: _SORT_KEYS[SORTS[choices.sort]](one[0]), reverse=True)
+
+
+def screen(
+    document: Document,
+    choices: Choices,
+    width: int,
+    height: int,
+    *,
+    glyphs: Glyphs = UNICODE,
+    trouble: str | None = None,
+) -> Text:
+    """All of it in ``height`` lines of at most ``width`` columns; ``trouble``: why the figures are old."""
+    server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
+    lines = [_title(document, server, choices)]
+    if trouble:
+        lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
+    lines += _alarms(document)
+    if choices.help:
+        lines += [Text(f"  {keys:18}{meaning}") for keys, meaning in HELP]
+    elif server is None:
+        lines.append(Text("no server is watched yet", "dim"))
+    else:
+        if len(document["servers"]) > 1:
+            lines += _servers(document, width, glyphs)
+        lines += _server(document, server, width, glyphs)
+        lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
+    footer = Text("q quit  p pause  s sort  f filter  tab server  enter waterfall  h help", "dim")
+    shown = lines[: height - 1]
+    shown += [Text()] * (height - 1 - len(shown))
+    for line in (*shown, footer):
+        line.no_wrap = True
+        line.truncate(width)
+    return Text("\n").join((*shown, footer))
+
+
+def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices) -> Text:
+    line = Text("llamatel top  ", "bold")
+    if server is not None:
+        line.append(printable(server["key"]), "bold cyan").append("  ")
+        line.append_text(_state(server)).append("  ")
+        if server["started_at"] is not None and server["up"]:
+            line.append(f"for {seconds(max(0.0, document['taken_at'] - server['started_at']))}  ", "dim")
+    line.append(time.strftime("%H:%M:%S", time.localtime(document["taken_at"])), "dim")
+    if choices.paused:
+        line.append("  paused", "yellow")
+    return line
+
+
+def _state(server: Mapping[str, Any]) -> Text:
+    if server["up"] is None:
+        return Text(server["state"] or "log only", "dim")
+    state = server["state"] or ("up" if server["up"] else "down")
+    if server["stale"]:
+        return Text(f"{state}, busy: figures are old", "yellow")
+    return Text(state, "green" if server["up"] else "red")
+
+
+def _alarms(document: Document) -> list[Text]:
+    recent = [alarm for alarm in document["alarms"] if document["taken_at"] - alarm["at"] < 60]
+    return [Text("! ", "bold yellow").append(printable(alarm["text"]), "yellow") for alarm in recent[-2:]]
+
+
+def _servers(document: Document, width: int, glyphs: Glyphs) -> list[Text]:
+    keys = [server["key"] for server in document["servers"]]
+    first = max(0, min(keys.index(document["focus"]) - _SERVERS_SHOWN // 2, len(keys) - _SERVERS_SHOWN))
+    name_width = max(20, width - 46)
+    lines = [
+        Text(f"  {f'server (1 of {len(keys)} in focus)':{name_width}} state    busy  wait  kv used  tok/s", "bold")
+    ]
+    for server in document["servers"][first : first + _SERVERS_SHOWN]:
+        here = server["key"] == document["focus"]
+        slots, cache = server["slots"], server["kv_cache"]
+        busy = glyphs.unknown if slots is None else f"{sum(slot['busy'] for slot in slots)}/{len(slots)}"
+        used = glyphs.unknown
+        if cache and cache["capacity"] and cache["active"] is not None:
+            used = f"{100 * cache['active'] / cache['capacity']:.0f} %"
+        line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
+        line.append(f"{printable(server['key'])[:name_width]:{name_width}} ", "bold" if here else "default")
+        state = _state(server)
+        state.truncate(8, pad=True)
+        line.append_text(state).append(f"{busy:>5}{count(server['deferred'], glyphs):>6}{used:>9}")
+        lines.append(line.append(f"{rate(server['decode_rate'], glyphs):>7}"))
+    return lines
+
+
+def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
+    slots, summary, history = server["slots"], document["summary"], document["history"]
+    cells = max(10, min(width - 52, 60))
+    lines = [_pool(server, cells, glyphs)]
+    busy = None if slots is None else sum(slot["busy"] for slot in slots)
+    of = "" if slots is None else f" of {len(slots)}"
+    line = Text("decode  ", "bold").append(_spark(history["decode_rate"], 20, glyphs), "green")
+    line.append(f" {rate(server['decode_rate'], glyphs)} tok/s", "default")
+    line.append("   busy  ", "bold").append(_spark(history["busy"], 12, glyphs), "cyan")
+    line.append(f" {count(busy, glyphs)}{of}", "default")
+    line.append("   waiting  ", "bold").append(count(server["deferred"], glyphs), "default")
+    lines.append(line)
+    if summary["requests"]["total"]:
+        line = Text("p50/p95/p99  ", "bold")
+        for name, key in (("first", "time_to_first_token_s"), ("per token", "time_per_output_token_s")):
+            parts = "/".join(seconds(summary[key][each], glyphs) for each in ("p50", "p95", "p99"))
+            line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
+        lines.append(line)
+        line = Text("requests  ", "bold")
+        for name, number in summary["requests"].items():
+            if name == "total" or number:
+                style = "default" if name == "total" else OUTCOME_STYLES[name]
+                line.append(f"{number:,} {name.replace('_', ' ')}  ", style)
+        lines.append(line.append_text(_hits(server)))
+    lines += _slots(server, width, glyphs)
+    return lines
+
+
+def _hits(server: Mapping[str, Any]) -> Text:
+    counters = server["counters"]
+    computed, cached = counters.get("prompt_tokens_total"), counters.get("prompt_tokens_cached_total")
+    if computed is None or not cached:
+        return Text()
+    return Text(f"prompt tokens from cache {100 * cached / (computed + cached):.0f} %", "dim")
+
+
+def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
+    cache = server["kv_cache"]
+    line = Text("KV  ", "bold")
+    if not cache or cache["active"] is None:
+        return line.append("asleep: left alone" if server["state"] == "sleeping" else "not known", "dim")
+    active, cached, capacity = cache["active"], cache["cached"] or 0, cache["capacity"]
+    if capacity:
+        used = round(cells * active / capacity)
+        held = min(round(cells * cached / capacity), cells - used)
+        tight = active > 0.9 * capacity
+        line.append("[").append(glyphs.decode * used, "red" if tight else "blue")
+        line.append(glyphs.prefill * held, "cyan").append(" " * (cells - used - held)).append("] ")
+        line.append(
+            f"{exact(active)} active {exact(cached)} cached of {exact(capacity)}", "red" if tight else "default"
+        )
+    else:
+        line.append(f"{exact(active)} active, {exact(cached)} cached; the pool's size is not known", "default")
+    used_bytes = sum(cache["used_bytes"].values())
+    if used_bytes:
+        line.append(f"  {size(used_bytes)}", "dim")
+    return line
+
+
+def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
+    slots = server["slots"]
+    if not slots:
+        return []
+    cells = max(8, min(width - 52, 48))
+    lines = [
+        Text(f"slot state  {'context':{cells + 2}} {'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5}", "bold")
+    ]
+    # Those that work come first: a server may have more slots than a screen has lines.
+    for slot in sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]:
+        held, room = slot["context_tokens"], slot["context_size"]
+        busy = slot["busy"]
+        line = Text(f"{slot['id']:>4} ", "default").append("busy   " if busy else "idle   ", "green" if busy else "dim")
+        used = round(cells * min(held, room) / room) if room and held is not None else 0
+        line.append("[").append((glyphs.decode if busy else glyphs.prefill) * used, "blue" if busy else "cyan")
+        line.append(" " * (cells - used) + "] ")
+        line.append(f"{count(held, glyphs)}/{count(room, glyphs)}".rjust(13))
+        if busy:
+            line.append(f"  {count(slot['prompt_computed'], glyphs):>6} {count(slot['prompt_cached'], glyphs):>6}")
+            line.append(f" {count(slot['decoded'], glyphs):>5}")
+        lines.append(line)
+    if len(slots) > _SLOTS_SHOWN:
+        lines.append(Text(f"     and {len(slots) - _SLOTS_SHOWN} more slots", "dim"))
+    return lines
+
+
+def _requests(document: Document, choices: Choices, width: int, room: int, glyphs: Glyphs) -> list[Text]:
+    requests = visible(document, choices)
+    choices.selected = max(0, min(choices.selected, len(requests) - 1))
+    if not document["requests"]:
+        return [Text("requests are seen by llamatel serve, or attach with --log: polling shows slots only", "dim")]
+    if not requests:
+        return [Text(f"no requests ({FILTERS[choices.filter]})", "dim")]
+    if choices.waterfall:
+        completion, trace_id = requests[choices.selected]
+        return list(waterfall(completion, width, glyphs, trace_id=trace_id).split("\n"))
+    heading = request_header(glyphs)
+    if choices.sort or choices.filter:
+        heading = Text(f"{SORTS[choices.sort]} first, {FILTERS[choices.filter]}   ", "yellow").append_text(heading)
+    lines = [heading]
+    shown = max(1, room - 1)
+    first = max(0, min(choices.selected - shown + 1, len(requests) - shown))
+    for index, (completion, _) in enumerate(requests[first : first + shown], first):
+        line = request_line(completion, width - 1, glyphs)
+        if index == choices.selected:
+            line.stylize("reverse", 0, 8)
+        lines.append(line)
+    return lines
+
+
+def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
+    """The last values as a line of blocks; one that is not known is a gap."""
+    sparks = _SPARKS if glyphs is UNICODE else _ASCII_SPARKS
+    last = list(values[-cells:])
+    top = max((value for value in last if value is not None), default=0) or 1
+    drawn = "".join(
+        " " if value is None else sparks[max(1, round((len(sparks) - 1) * value / top))] if value else sparks[1]
+        for value in last
+    )
+    return drawn.rjust(cells)
+
+
+def one_line(document: Document) -> str:
+    """The server in focus in one line without colours, for a pipe."""
+    server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
+    if server is None:
+        return "no server is watched yet"
+    slots, cache, summary = server["slots"], server["kv_cache"], document["summary"]
+    parts = [
+        time.strftime("%H:%M:%S", time.localtime(document["taken_at"])),
+        printable(server["key"]),
+        _state(server).plain,
+    ]
+    if slots is not None:
+        parts.append(f"busy {sum(slot['busy'] for slot in slots)}/{len(slots)}")
+    if server["deferred"] is not None:
+        parts.append(f"waiting {server['deferred']}")
+    if cache and cache["active"] is not None:
+        of = f"/{cache['capacity']}" if cache["capacity"] else ""
+        parts.append(f"kv {cache['active']}{of} active {cache['cached'] or 0} cached")
+    if server["decode_rate"] is not None:
+        parts.append(f"{rate(server['decode_rate'])} tok/s")
+    if summary["requests"]["total"]:
+        parts.append(f"{summary['requests']['total']} requests")
+        parts.append(f"first token p95 {seconds(summary['time_to_first_token_s']['p95'])}")
+    return "  ".join(parts)
