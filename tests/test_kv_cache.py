@@ -1,0 +1,332 @@
+"""The KV cache of real servers: our figures beside those of llama.cpp's own log and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.llama import ServerManager
+from llamatel.llama.http import ServerClient
+from llamatel.llama.kv_state import LoadedModel, pool_capacity
+from llamatel.llama.server_facts import ServerFacts
+from llamatel.llama.slots import DecodeRate
+from llamatel.records import Completion, Outcome, ServerSnapshot
+from tests.exact.models import MODELS
+from tests.exact.writer import read_table, write_model
+from tests.servers import BACKENDS, ask, ask_at_once, choose_backend, without_settings
+
+ROUNDING = 5243
+"""Half of 0.01 MiB: what a figure of the log may be off."""
+WAIT_S = 30.0
+
+Start = Callable[..., ServerManager]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return choose_backend(request)
+
+
+@pytest.fixture
+def start(tiny_model: Path) -> Iterator[Start]:
+    """Starts a server; it ends with the test."""
+    servers: list[ServerManager] = []
+
+    def starting(backend: str, *flags: str, model: Path = tiny_model, **manager: Any) -> ServerManager:
+        server = ServerManager(backend=backend, **manager)
+        servers.append(server)
+        server.start_server(model, port=0, extra_args=["-t", "1", *flags])
+        return server.wait_until_ready(60)
+
+    yield starting
+    for server in servers:
+        server.stop_server()
+
+
+def state_of(server: ServerManager) -> ServerSnapshot:
+    state = server.snapshot()
+    assert state is not None
+    return state
+
+
+def facts_of(server: ServerManager) -> ServerFacts:
+    return server._reader.facts
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {WAIT_S:g} s"
+        time.sleep(0.02)
+
+
+def slots_of(server: ServerManager) -> list[dict[str, Any]]:
+    """The second source: /slots as llama.cpp writes it."""
+    with urllib.request.urlopen(f"{server.base_url}/slots", timeout=10) as answer:
+        slots: list[dict[str, Any]] = json.load(answer)
+        return slots
+
+
+def tokens_in(slots: list[dict[str, Any]]) -> int:
+    return sum(slot.get("n_prompt_tokens", 0) for slot in slots)
+
+
+def tasks_in(slots: list[dict[str, Any]]) -> list[tuple[bool, int | None]]:
+    return [(slot["is_processing"], slot.get("id_task")) for slot in slots]
+
+
+@pytest.mark.parametrize("flags", [("-c", "4096"), ("-c", "4096", "-np", "4")], ids=["one pool", "split"])
+def test_tokens_are_the_sum_over_slots(start: Start, backend: str, flags: tuple[str, ...]) -> None:
+    server = start(backend, *flags)
+    first = state_of(server)
+    assert first.kv_cache is not None
+    assert (first.kv_cache.capacity, first.kv_cache.active, first.kv_cache.cached) == (4096, 0, 0)
+    assert first.kv_cache.unified is ("-np" not in flags)
+    assert first.deferred == 0
+    threads = ask_at_once(server.base_url, 6, 700)
+    compared = 0
+    deferred = 0
+    while any(thread.is_alive() for thread in threads):
+        before = slots_of(server)
+        state = state_of(server)
+        after = slots_of(server)
+        cache = state.kv_cache
+        assert cache is not None
+        if state.stale or tasks_in(before) != tasks_in(after) or not any(slot["is_processing"] for slot in before):
+            continue  # a request came or went meanwhile
+        assert state.slots is not None
+        deferred = max(deferred, state.deferred or 0)
+        if [slot.busy for slot in state.slots] != [slot["is_processing"] for slot in before]:
+            continue
+        assert cache.active is not None
+        assert cache.cached is not None
+        assert tokens_in(before) <= cache.active + cache.cached <= tokens_in(after)
+        assert cache.cached == sum(s.get("n_prompt_tokens", 0) for s in after if not s["is_processing"])
+        assert cache.headroom == 4096 - cache.active
+        compared += 1
+    assert compared > 3
+    assert deferred > 0
+    at_rest = state_of(server)
+    wait_for(lambda: (s := state_of(server)).kv_cache is not None and s.kv_cache.active == 0, "all requests ended")
+    at_rest = state_of(server)
+    assert at_rest.kv_cache is not None
+    assert at_rest.kv_cache.cached == tokens_in(slots_of(server))
+    assert at_rest.slots is not None
+    assert [slot.context_tokens for slot in at_rest.slots] == [s.get("n_prompt_tokens", 0) for s in slots_of(server)]
+    sizes = at_rest.kv_cache.planned_bytes
+    per_token = {part: size // 4096 for part, size in sizes.items()}
+    assert at_rest.kv_cache.used_bytes == {p: b * (at_rest.kv_cache.cached or 0) for p, b in per_token.items()}
+
+
+def test_an_idle_server_is_asked_for_its_slots_once(start: Start, backend: str) -> None:
+    """Every question takes one of llama.cpp's task numbers, so that the next request's tells how many there were."""
+    server = start(backend)
+    ended: list[Completion] = []
+    server.subscribe(ended.append)
+
+    def task(number: int) -> int:
+        assert ask(server.base_url) == 200
+        wait_for(lambda: len(ended) == number, "the request ended")
+        return ended[-1].task
+
+    own = -task(1) + task(2)
+    seen = [state_of(server).slots for _ in range(6)]
+    assert seen == [seen[0]] * 6
+    assert seen[0] is not None
+    assert task(3) - ended[1].task == own + 6 + 1  # /metrics each time, /slots once
+    assert state_of(server).slots != seen[0]
+
+
+FLAGS = (
+    (),
+    ("-c", "65536"),
+    ("-c", "0"),
+    ("-fit", "off"),
+    ("-np", "3"),
+    ("-np", "3", "-fit", "off"),
+    ("-c", "8192", "-np", "3"),
+    ("-c", "512", "-np", "4"),
+    ("-c", "65536", "-np", "2"),
+    ("-c", "65536", "-np", "2", "-kvu"),
+    ("--kv-unified-per-slot", "1024"),
+    ("--kv-unified-per-slot", "1024", "-c", "2048", "-kvu", "-np", "3"),
+    ("--kv-unified-per-slot", "8192"),
+    ("--kv-unified-per-slot", "8192", "-c", "16384"),
+    ("--kv-unified-per-slot", "8192", "-c", "65536", "-np", "2"),
+)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_the_capacity_is_what_the_log_says_with_more_words(
+    start: Start, llama_server_binary: Path, flags: tuple[str, ...]
+) -> None:
+    server = start(str(llama_server_binary), "-lv", "4", *flags)
+    facts = facts_of(server)
+    assert facts.pool is not None
+    # What the default verbosity says must come to the same.
+    assert pool_capacity(replace(facts, pool=None), None, LoadedModel()) == facts.pool
+    state = state_of(server).kv_cache
+    assert state is not None
+    assert (state.capacity, state.unified) == (facts.pool, facts.kv_unified)
+    assert set(state.reported_bytes) == {"k", "v"}
+    for part, size in state.reported_bytes.items():
+        assert abs(size - state.planned_bytes[part]) <= ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("llama", ("-ctk", "q8_0", "-ctv", "q4_0")),
+        ("gemma3", ("-np", "2")),
+        ("gemma2", ()),
+        ("jamba", ()),
+        ("qwen3next", ("-np", "2")),
+        ("mamba", ()),
+        ("deepseek2", ()),
+    ],
+)
+def test_bytes_reported_are_bytes_planned(start: Start, tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
+    """The wheel is driven so that llama.cpp says what it allocates: windows, states and latent keys, too."""
+    model = next(model for model in MODELS if model.name == name)
+    path = write_model(tmp_path / "model.gguf", model, read_table()[name])
+    server = start("xllamacpp", "-c", "32768", "--no-warmup", *flags, model=path)
+    state = state_of(server)
+    cache = state.kv_cache
+    assert cache is not None
+    assert state.model is not None
+    assert state.model.architecture == name
+    assert cache.planned_bytes
+    assert set(cache.reported_bytes) == set(cache.planned_bytes)
+    for part, size in cache.reported_bytes.items():
+        assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING  # a line each for windows and the rest
+    assert "recurrent" in cache.planned_bytes or cache.planned_bytes["k"] > 100 * ROUNDING
+    assert set(cache.used_bytes.values()) == {0}
+    assert not any("prompt cache update" in line for line in server.log_tail)
+
+
+def test_a_full_pool_is_seen_coming_and_counted(start: Start, backend: str) -> None:
+    server = start(backend, "-c", "2048")
+    ended: list[Completion] = []
+    server.subscribe(ended.append)
+    threads = ask_at_once(server.base_url, 4, 900)
+    headroom: list[int] = []
+    while any(thread.is_alive() for thread in threads):
+        state = state_of(server).kv_cache
+        assert state is not None
+        if state.active and state.headroom is not None:
+            headroom.append(state.headroom)
+        time.sleep(0.02)
+    wait_for(lambda: len(ended) == 4, "all requests ended")
+    assert [completion.outcome for completion in ended] == [Outcome.CONTEXT_FULL] * 4
+    assert min(headroom) < 0.1 * 2048
+    assert headroom == sorted(headroom, reverse=True)
+    wait_for(lambda: (s := state_of(server)).kv_cache is not None and s.kv_cache.active == 0, "the slots are cleared")
+    after = state_of(server).kv_cache
+    assert after is not None
+    assert (after.cached, after.headroom) == (0, 2048)
+
+
+def test_context_shifts_count(start: Start) -> None:
+    server = start("xllamacpp", "-c", "256", "-np", "1", "--context-shift")
+    assert state_of(server).context_shifts == 0
+    assert ask(server.base_url, 600) == 200
+    wait_for(lambda: not server._reader.busy, "the request ended")
+    state = state_of(server)
+    assert state.context_shifts is not None
+    assert state.context_shifts >= 2
+    assert state.settings["context-shift"] == "true"
+
+
+def test_rates_add_up_to_llama_cpps_own_count(start: Start) -> None:
+    server = start("xllamacpp", "-np", "2")
+    client, rate, total = ServerClient(server.base_url), DecodeRate(), 0.0
+
+    def look(at: float) -> float | None:
+        counted = client.counters()["tokens_predicted_total"]
+        return rate.observe(client.slots(), counted, at)
+
+    look(0.0)
+    threads = [threading.Thread(target=lambda: [ask(server.base_url, 150) for _ in range(3)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for at in range(1, 100_000):
+        running = any(thread.is_alive() for thread in threads)
+        total += look(float(at)) or 0.0
+        if not running and at > 3:
+            break
+    total += look(float(at + 1)) or 0.0
+    assert total == client.counters()["tokens_predicted_total"] == 9 * 150
+    client.close()
+
+
+def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
+    server = start(backend, "--sleep-idle-seconds", "2")
+    assert ask(server.base_url) == 200
+    states: list[str | None] = []
+
+    def asleep() -> bool:
+        states.append(state_of(server).state)
+        return states[-1] == "sleeping"
+
+    wait_for(asleep, "it sleeps although it is scraped")
+    for _ in range(40):
+        state = state_of(server)
+        assert (state.state, state.up, state.slots) == ("sleeping", True, None)
+        assert state.kv_cache is not None
+        assert (state.kv_cache.active, state.kv_cache.cached) == (0, 0)
+        assert set(state.kv_cache.reported_bytes.values()) <= {0}
+        assert state.counters["tokens_predicted_total"] == 4
+        time.sleep(0.1)
+    assert ask(server.base_url) == 200
+    wait_for(lambda: state_of(server).state == "ready", "its log says that it is awake")
+    awake = state_of(server)
+    assert awake.kv_cache is not None
+    assert awake.kv_cache.planned_bytes["k"] > 0
+    if backend == "xllamacpp":
+        assert awake.kv_cache.reported_bytes == awake.kv_cache.planned_bytes
+
+
+def test_a_server_that_dies_leaves_a_gap_and_goes_on_counting(start: Start, backend: str) -> None:
+    server = start(backend, "-c", "1024", restart="on-failure")
+    assert ask(server.base_url, 20) == 200
+    wait_for(lambda: not server._reader.busy, "the request ended")
+    before = state_of(server)
+    assert before.process is not None
+    assert before.process.cpu_s is not None
+    assert before.process.memory_bytes
+    assert before.counters["tokens_predicted_total"] == 20
+    pid = server.info.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: state_of(server).state != "ready", "its end is noticed")
+    gap = state_of(server)
+    if gap.state != "ready":  # it comes back in half a second
+        assert (gap.up, gap.slots, gap.kv_cache, gap.decode_rate, gap.deferred) == (False, None, None, None, None)
+        assert gap.counters["tokens_predicted_total"] == 20
+        assert gap.process is not None
+        assert gap.process.memory_bytes is None or gap.state == "starting"
+    wait_for(lambda: state_of(server).state == "ready", "it is back")
+    back = state_of(server)
+    assert back.kv_cache is not None
+    assert (back.restarts, back.kv_cache.capacity, back.kv_cache.cached) == (1, 1024, 0)
+    assert ask(server.base_url, 5) == 200
+    wait_for(lambda: state_of(server).counters["tokens_predicted_total"] == 25, "it counts on")
+    after = state_of(server)
+    assert after.process is not None
+    assert after.process.cpu_s is not None
+    assert after.process.cpu_s >= before.process.cpu_s

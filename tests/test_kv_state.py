@@ -1,0 +1,373 @@
+"""The KV cache put together from what was recorded or said; pure functions, no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamatel.llama.kv_state import LoadedModel, kv_cache_state, pool_capacity
+from llamatel.llama.log_reader import LogReader
+from llamatel.llama.process_state import ProcessClock, parse_stat
+from llamatel.llama.server_facts import ServerFacts, learn
+from llamatel.llama.slots import DecodeRate, parse_slots
+from llamatel.model import shape_from_metadata
+from llamatel.plan import cache_plan
+from llamatel.plan.settings import given_settings, parse_server_flags
+from llamatel.records import ServerInfo, SlotState
+from llamatel_collectors.kv_cache import KvCacheCollector
+from llamatel_collectors.model import ModelCollector
+from llamatel_collectors.prompt_cache import PromptCacheCollector
+from llamatel_collectors.slots import SlotsCollector
+from tests.samples import known_snapshot, server_snapshot, snapshot
+from tests.test_instruments import samples_of
+
+LOGS = Path(__file__).parent / "golden" / "logs"
+MIB = 1 << 20
+
+
+def facts_of(*lines: str) -> ServerFacts:
+    facts = ServerFacts()
+    for line in lines:
+        facts = learn(facts, line) or facts
+    return facts
+
+
+def recorded(name: str) -> ServerFacts:
+    reader = LogReader(ServerInfo("127.0.0.1"))
+    for line in (LOGS / name).read_text().splitlines():
+        reader.feed(line, 1.0)
+    return reader.facts
+
+
+def model(flags: str, architecture: str = "llama", **keys: int | list[int]) -> LoadedModel:
+    metadata = {
+        "general.architecture": architecture,
+        f"{architecture}.context_length": 4096,
+        f"{architecture}.embedding_length": 128,
+        f"{architecture}.block_count": 4,
+        f"{architecture}.attention.head_count": 4,
+        f"{architecture}.attention.head_count_kv": 2,
+        f"{architecture}.feed_forward_length": 96,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.vocab_size": 300,
+        **{f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()},
+    }
+    shape = shape_from_metadata(metadata, set())
+    settings = parse_server_flags(flags.split(), environ={})
+    return LoadedModel(shape, settings, cache_plan(shape, settings))
+
+
+# -- the log --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "size"),
+    [("0.2.7.log", 2048, 4 * MIB), ("0.2.14.log", 2048, 4 * MIB), ("verbose.log", 2048, MIB // 4)],
+)
+def test_recorded_logs_that_say_what_was_allocated(name: str, pool: int, size: int) -> None:
+    facts = recorded(name)
+    assert (facts.pool, dict(facts.reported)) == (pool, {"k": size, "v": size})
+    assert pool_capacity(facts, None, LoadedModel()) is not None
+
+
+@pytest.mark.parametrize("name", ["llama-server.log", "2026.10.11549.log"])
+def test_recorded_logs_of_the_default_verbosity(name: str) -> None:
+    facts = recorded(name)
+    assert (facts.pool, facts.reported, facts.prompt_cache) == (None, {}, None)
+    assert pool_capacity(facts, None, LoadedModel()) == 2048
+
+
+def test_the_prompt_cache_of_a_recorded_log() -> None:
+    state = recorded("verbose.log").prompt_cache
+    last = [line for line in (LOGS / "verbose.log").read_text().splitlines() if "cache state:" in line][-1]
+    assert state is not None
+    assert f" {state.entries} prompts, {state.size_bytes / MIB:.3f} MiB" in last
+
+
+def test_memory_of_a_hybrid_with_windows_adds_up() -> None:
+    facts = facts_of(
+        "llama_kv_cache: size =    3.00 MiB (  1024 cells,   2 layers,  1/1 seqs), "
+        "K (f16):    1.00 MiB, V (f16):    2.00 MiB",
+        "llama_kv_cache: size =    0.75 MiB (   256 cells,   2 layers,  1/1 seqs), "
+        "K (q8_0):    0.25 MiB, V (f16):    0.50 MiB",
+        "llama_memory_recurrent: size =    0.35 MiB (     1 cells,   4 layers,  1 seqs  0 rs_seq), "
+        "R (f32):    0.10 MiB, S (f32):    0.25 MiB, P (f32):    0.00 MiB",
+    )  # fmt: skip
+    assert facts.reported == {"k": 5 * MIB // 4, "v": 5 * MIB // 2, "recurrent": round(0.35 * MIB)}
+
+
+def test_what_was_reported_holds_after_a_sleep_if_the_same_is_loaded() -> None:
+    size = "llama_kv_cache: size = 2.00 MiB (1024 cells, 2 layers, 1/1 seqs), K (f16): 1.00 MiB, V (f16): 1.00 MiB"
+    loading = "srv    load_model: loading model 'm.gguf'"
+    slots = "srv    load_model: initializing, n_slots = 1, n_ctx_slot = {}, kv_unified = 'false'"
+    asleep = "srv  handle_sleep: server is entering sleeping state"
+    awake = "srv  handle_sleep: server is exiting sleeping state"
+    before = [loading, size, slots.format(1024)]
+    facts = facts_of(*before, asleep)
+    assert facts.sleeping
+    state = kv_cache_state(facts, None, LoadedModel())
+    assert (state.active, state.cached, state.capacity, state.reported_bytes) == (0, 0, 1024, {"k": 0, "v": 0})
+    facts = facts_of(*before, asleep, awake, loading, slots.format(1024))
+    assert (facts.sleeping, dict(facts.reported)) == (False, {"k": MIB, "v": MIB})
+    assert facts_of(*before, asleep, awake, loading, slots.format(512)).reported == {}
+    assert facts_of(*before, asleep, awake, loading, size, slots.format(512)).reported == {"k": MIB, "v": MIB}
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags", "capacity"),
+    [
+        (["n_slots = 4, n_ctx_slot = 2048, kv_unified = 'true'"], "", 2048),
+        (["n_slots = 4, n_ctx_slot = 2048, kv_unified = 'false'"], "", 8192),
+        (
+            [
+                "the slot context (65536) exceeds the training context of the model (4096) - capping",
+                "n_slots = 4, n_ctx_slot = 4096, kv_unified = 'true'",
+            ],
+            "",
+            65536,
+        ),
+        (
+            [
+                "capping per-slot context (16384) to --kv-unified-per-slot (8192)",
+                "the slot context (8192) exceeds the training context of the model (4096) - capping",
+                "n_slots = 2, n_ctx_slot = 4096, kv_unified = 'true'",
+            ],
+            "",
+            16384,
+        ),
+        (["n_slots = 4"], "-c 2048", 2048),
+        (["n_slots = 4"], "-c 1000 -np 4", 1024),
+        (["n_slots = 4"], "-np 4", None),
+        ([], "", None),
+    ],
+)
+def test_the_pool(lines: list[str], flags: str, capacity: int | None) -> None:
+    facts = facts_of(*(f"srv    load_model: {'initializing, ' * ('n_slots' in line)}{line}" for line in lines))
+    assert pool_capacity(facts, None, model(flags)) == capacity
+
+
+def test_a_pool_that_only_the_slots_tell() -> None:
+    slots = tuple(SlotState(number, busy=False, context_size=1024) for number in range(4))
+    assert pool_capacity(ServerFacts(), slots, model("-np 4")) == 4096
+    assert pool_capacity(ServerFacts(), slots, model("-kvu")) == 1024
+    capped = tuple(SlotState(number, busy=False, context_size=4096) for number in range(4))
+    assert pool_capacity(ServerFacts(), capped, model("-np 4")) is None
+
+
+def test_nothing_but_states_is_no_pool() -> None:
+    mamba = model("-c 512", "mamba", ssm__conv_kernel=4, ssm__inner_size=256, ssm__state_size=16, ssm__time_step_rank=8)
+    slots = (
+        SlotState(0, True, 512, 30),
+        SlotState(1, False, 512, 0),
+        SlotState(2, False, 512, 9),
+        SlotState(3, False, 512, 0),
+    )
+    state = kv_cache_state(facts_of("initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'"), slots, mamba)
+    assert (state.capacity, state.headroom, state.active, state.cached) == (None, None, 30, 9)
+    assert state.used_bytes == {"recurrent": state.planned_bytes["recurrent"] // 2}
+
+
+# -- bytes in use ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", ["-c 1024", "-c 1024 -ctk q8_0 -ctv q4_0", "-c 1024 -np 2"])
+def test_bytes_in_use_are_a_tokens_bytes_times_tokens(flags: str) -> None:
+    loaded = model(flags)
+    assert loaded.sure is not None
+    facts = facts_of("initializing, n_slots = 2, n_ctx_slot = 512, kv_unified = 'false'")
+    slots = (SlotState(0, True, 512, 100), SlotState(1, False, 512, 28))
+    state = kv_cache_state(facts, slots, loaded)
+    per_token = {part: size / 1024 for part, size in state.planned_bytes.items()}
+    assert state.used_bytes == {part: size * 128 for part, size in per_token.items()}
+    full = (SlotState(0, True, 512, 512), SlotState(1, False, 512, 512))
+    assert kv_cache_state(facts, full, loaded).used_bytes == state.planned_bytes
+
+
+def test_a_window_is_never_more_than_full() -> None:
+    loaded = model("-c 4096 -np 1", "gemma2", attention__sliding_window=128)
+    assert loaded.sure is not None
+    dense, window = loaded.sure.parts
+    assert window.cells < dense.cells
+    facts = facts_of("initializing, n_slots = 1, n_ctx_slot = 4096, kv_unified = 'false'")
+
+    def used(tokens: int) -> int:
+        return sum(kv_cache_state(facts, (SlotState(0, True, 4096, tokens),), loaded).used_bytes.values())
+
+    per_token = dense.total_bytes // dense.cells + window.total_bytes // window.cells
+    assert used(100) == 100 * per_token
+    assert used(4096) == dense.total_bytes + window.total_bytes
+    assert used(2048) == dense.total_bytes // 2 + window.total_bytes
+
+
+def test_what_is_not_known_is_absent() -> None:
+    slots = (SlotState(0, busy=True, context_size=512), SlotState(1, busy=False, context_tokens=3))
+    state = kv_cache_state(ServerFacts(), slots, model("-c 1024"))
+    assert (state.active, state.cached, state.used_bytes, state.headroom) == (None, 3, {}, None)
+    state = kv_cache_state(ServerFacts(), None, LoadedModel())
+    assert (state.capacity, state.active, state.planned_bytes, state.reported_bytes) == (None, None, {}, {})
+
+
+# -- slots ----------------------------------------------------------------------------------------------------------
+
+
+def test_slots_of_several_builds() -> None:
+    now = {
+        "id": 0, "n_ctx": 2048, "speculative": False, "is_processing": True, "id_task": 7, "n_prompt_tokens": 30,
+        "n_prompt_tokens_processed": 10, "n_prompt_tokens_cache": 5, "params": {}, "next_token": [{"n_decoded": 15}],
+    }  # fmt: skip
+    assert parse_slots([now]) == (SlotState(0, True, 2048, 30, 7, 10, 5, 15),)
+    assert parse_slots([now | {"is_processing": False}]) == (SlotState(0, False, 2048, 30, 7),)
+    assert parse_slots([{"id": 1, "n_ctx": 2048, "is_processing": False}]) == (SlotState(1, False, 2048, 0),)
+    winter_2025 = {"id": 0, "id_task": 3, "n_ctx": 2048, "is_processing": True, "next_token": {"n_decoded": 4}}
+    assert parse_slots([winter_2025]) == (SlotState(0, True, 2048, None, 3, decoded=4),)
+
+
+@pytest.mark.parametrize("document", [None, {}, "slots", 3])
+def test_what_is_no_list_of_slots(document: object) -> None:
+    assert parse_slots(document) is None
+
+
+KEYS = ["id", "n_ctx", "is_processing", "id_task", "n_prompt_tokens", "next_token", "n_decoded"]
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.lists(json, max_size=4))
+def test_slots_out_of_anything(document: list[object]) -> None:
+    for slot in parse_slots(document) or ():
+        assert slot.id >= 0
+        assert slot.context_tokens is None or slot.context_tokens >= 0
+
+
+def busy(task: int, decoded: int, number: int = 0) -> SlotState:
+    return SlotState(number, busy=True, task=task, decoded=decoded)
+
+
+def test_the_rate_of_requests_that_run_begin_and_end() -> None:
+    rate = DecodeRate()
+    assert rate.observe([busy(1, 10)], 0.0, 100.0) is None
+    assert rate.observe([busy(1, 30)], 0.0, 102.0) == 10.0
+    # 1 ended with 35, 2 began and ended with 8, 3 runs.
+    assert rate.observe([busy(3, 7)], 43.0, 103.0) == (5 + 8 + 7)
+    assert rate.observe([SlotState(0, busy=False)], 50.0, 104.0) == 0.0
+    assert rate.observe([SlotState(0, busy=False)], 50.0, 105.0) == 0.0
+
+
+def test_a_request_that_ends_between_the_two_questions_counts_later_and_once() -> None:
+    rate = DecodeRate()
+    rate.observe([busy(1, 10)], 0.0, 1.0)
+    assert rate.observe([SlotState(0, busy=False)], 0.0, 2.0) == 0.0  # ended, and not in the counter yet
+    assert rate.observe([SlotState(0, busy=False)], 25.0, 3.0) == 15.0
+
+
+def test_a_rate_that_cannot_be_told() -> None:
+    rate = DecodeRate()
+    assert rate.observe([busy(1, 10)], 100.0, 1.0) is None
+    assert rate.observe([busy(1, 12)], 5.0, 2.0) is None  # another process
+    assert rate.observe([SlotState(0, busy=True)], 5.0, 3.0) is None  # a build that does not say
+    assert rate.observe([busy(1, 12)], 9.0, 3.0) is None  # the same moment
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.booleans(), st.booleans()), min_size=1, max_size=40),
+)
+def test_every_token_counts_once(steps: list[tuple[int, bool, bool]]) -> None:
+    """One slot whose request generates some, and perhaps ends: before the questions, or between the two."""
+    rate, total, counted, task, decoded = DecodeRate(), 0.0, 0, 0, 0
+    rate.observe([busy(0, 0)], 0.0, 0.0)
+    generated = 0
+    for at, (tokens, ends, between) in enumerate([*steps, (0, True, False), (0, True, False)], 1):
+        decoded += tokens
+        generated += tokens
+        seen = counted + (decoded if ends and not between else 0)
+        if ends:
+            counted, task, decoded = counted + decoded, task + 1, 0
+        now = rate.observe([SlotState(0, busy=False) if ends else busy(task, decoded)], float(seen), float(at))
+        assert now is not None
+        assert now >= 0
+        total += now
+    assert total == generated
+
+
+# -- settings, process, collectors ----------------------------------------------------------------------------------
+
+
+def test_settings_that_were_given() -> None:
+    words = ["-m", "x.gguf", "-c", "4096", "-np", "2", "--parallel=3", "-no-kvu", "--swa-full", "--host", "::1"]
+    words += ["--context-shift", "-lv", "4"]
+    assert given_settings(words, {"LLAMA_ARG_BATCH": "64", "LLAMA_ARG_CTX_SIZE": "1", "LLAMA_API_KEY": "secret"}) == {
+        "model": "x.gguf", "ctx-size": "4096", "parallel": "3", "kv-unified": "false", "swa-full": "true",
+        "context-shift": "true", "batch-size": "64",
+    }  # fmt: skip
+    assert given_settings([], {"LLAMA_ARG_KV_UNIFIED": "0"}) == {"kv-unified": "false"}
+
+
+def test_a_process_with_a_name_to_stumble_over(tmp_path: Path) -> None:
+    stat = "17 (a ) b) S 1 17 17 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1000 900000 321 18446744073709551615 1"
+    assert parse_stat(stat) == (300, 321)
+    (tmp_path / "17").mkdir()
+    (tmp_path / "17" / "stat").write_text(stat)
+    clock = ProcessClock(tmp_path)
+    assert clock.read(None).cpu_s is None
+    first = clock.read(17)
+    assert first.cpu_s == pytest.approx(3.0)
+    assert first.memory_bytes is not None
+    assert (clock.read(None).cpu_s, clock.read(None).memory_bytes) == (first.cpu_s, None)
+    (tmp_path / "18").mkdir()
+    (tmp_path / "18" / "stat").write_text(stat)
+    assert clock.read(18).cpu_s == pytest.approx(6.0)
+    assert (clock.read(19).cpu_s, clock.read(19).memory_bytes) == (pytest.approx(6.0), None)
+
+
+def test_samples_of_the_kv_cache() -> None:
+    assert samples_of(KvCacheCollector(), snapshot(known_snapshot())) == {
+        "llamacpp.kv_cache.capacity": [(1024, {})],
+        "llamacpp.kv_cache.tokens": [(300, {"state": "active"}), (100, {"state": "cached"})],
+        "llamacpp.kv_cache.usage": [(300 / 1024, {"state": "active"}), (100 / 1024, {"state": "cached"})],
+        "llamacpp.kv_cache.headroom": [(724, {})],
+        "llamacpp.kv_cache.size": [
+            (4096, {"part": "k", "source": "planned"}),
+            (4096, {"part": "v", "source": "planned"}),
+            (4096, {"part": "k", "source": "reported"}),
+            (4096, {"part": "v", "source": "reported"}),
+        ],
+        "llamacpp.kv_cache.used": [(1600, {"part": "k"}), (1600, {"part": "v"})],
+    }
+
+
+def test_samples_of_slots_the_prompt_cache_and_the_model() -> None:
+    state = snapshot(known_snapshot())
+    slots = samples_of(SlotsCollector(), state)
+    assert slots["llamacpp.slots"] == [(1, {"state": "busy"}), (1, {"state": "idle"})]
+    assert slots["llamacpp.slot.context_tokens"] == [(300, {"slot": 0}), (100, {"slot": 1})]
+    assert slots["llamacpp.slot.tokens"] == [
+        (40, {"slot": 0, "type": "input_computed"}),
+        (250, {"slot": 0, "type": "input_cached"}),
+        (11, {"slot": 0, "type": "output"}),
+    ]
+    assert samples_of(PromptCacheCollector(), state) == {
+        "llamacpp.prompt_cache.lookups": [(400, {})],
+        "llamacpp.prompt_cache.hits": [(100, {})],
+        "llamacpp.prompt_cache.entries": [(2, {})],
+        "llamacpp.prompt_cache.size": [(2048, {})],
+    }
+    [(one, labels)] = samples_of(ModelCollector(), state)["llamacpp.model.info"]
+    assert one == 1
+    assert (labels["architecture"], labels["heads"], labels["kv_heads"], labels["quantization"]) == (
+        "llama",
+        4,
+        2,
+        "F32",
+    )
+
+
+def test_a_server_of_which_little_is_known_has_few_samples() -> None:
+    little = snapshot(server_snapshot(counters={"prompt_tokens_total": 3.0}))
+    for collector in (KvCacheCollector(), SlotsCollector(), PromptCacheCollector(), ModelCollector()):
+        assert samples_of(collector, little) == {}
