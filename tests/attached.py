@@ -17,24 +17,11 @@ from tests.parts import Child, free_port, wait_until
 INTERVAL_S = 0.1
 
 
-class Unmanaged:
-    """A llama-server; it can be killed and started again on its port."""
+class Server:
+    """A server, asked."""
 
-    def __init__(self, program: Path, folder: Path, *flags: str | Path, port: int = 0, key: str | None = None) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._argv = [program, "--port", str(self.port), "-t", "1", *flags]
-        self._env = {} if key is None else {"LLAMA_API_KEY": key}
-        self._folder = folder
-        self._starts = 0
-        self.child = self.start()
-
-    def start(self) -> Child:
-        """Start it; its log is a new one."""
-        self._starts += 1
-        self.child = Child(self._argv, self._folder / f"server-{self.port}-{self._starts}.log", self._env)
-        self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
-        return self.child
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def get(self, path: str) -> Any:
         """A JSON answer."""
@@ -47,6 +34,26 @@ class Unmanaged:
         request = urllib.request.Request(f"{self.url}/completion", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             answer.read()
+
+
+class Unmanaged(Server):
+    """A llama-server; it can be killed and started again on its port."""
+
+    def __init__(self, program: Path, folder: Path, *flags: str | Path, port: int = 0, key: str | None = None) -> None:
+        self.port = port or free_port()
+        super().__init__(f"http://127.0.0.1:{self.port}")
+        self._argv = [program, "--port", str(self.port), "-t", "1", *flags]
+        self._env = {} if key is None else {"LLAMA_API_KEY": key}
+        self._folder = folder
+        self._starts = 0
+        self.child = self.start()
+
+    def start(self) -> Child:
+        """Start it; its log is a new one."""
+        self._starts += 1
+        self.child = Child(self._argv, self._folder / f"server-{self.port}-{self._starts}.log", self._env)
+        self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
+        return self.child
 
 
 @contextlib.contextmanager

@@ -29,9 +29,12 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def ask(url: str, tokens: int = 4, *, prompt: str = "Hello", key: str | None = None) -> int | None:
-    """The status of a completion's answer; None if the connection broke."""
-    body = json.dumps({"prompt": prompt, "n_predict": tokens, "ignore_eos": True}).encode()
+def ask(
+    url: str, tokens: int = 4, *, prompt: str = "Hello", key: str | None = None, model: str | None = None
+) -> int | None:
+    """The status of a completion's answer; None if the connection broke. ``model``: of a router's."""
+    named = {} if model is None else {"model": model}
+    body = json.dumps({"prompt": prompt, "n_predict": tokens, "ignore_eos": True, **named}).encode()
     headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     try:
         with urllib.request.urlopen(urllib.request.Request(f"{url}/completion", body, headers), timeout=120) as answer:

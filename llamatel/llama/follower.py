@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llamatel.errors import LlamatelError
+from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import split_line
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.log_source import Batch, FileSource, StreamSource
 from llamatel.llama.poller import ServerPoller
+from llamatel.llama.router import with_log
 from llamatel.records import Completion, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
@@ -88,15 +90,23 @@ class LogFollower:
             self._learn()
             counts = self._reader.counts(own.counters.get("tokens_predicted_total"))
             started_at = self._reader.process_started_at
+            facts = self._reader.facts
+            models = polled[1:]
+            if self._reader.router.seen:
+                models = with_log(self.info, models, self._reader.router)
         if counts.understood is False and not self._said_not_understood:
             self._said_not_understood = True
             _log.warning("the server generates tokens, but %s shows no requests that we understand", self._source.name)
-        return (replace(own, server=self.info, process_started_at=started_at, log=counts), *polled[1:])
+        if own.kv_cache is not None and facts.slots is not None:
+            own = replace(own, kv_cache=kv_cache_state(facts, own.slots, LoadedModel()))
+        return (replace(own, server=self.info, process_started_at=started_at, log=counts), *models)
 
-    def _polled(self) -> None:
-        """The server was asked something that takes a task number."""
+    def _polled(self, model: str | None) -> None:
+        """The server, or one of its models, was asked something that takes a task number."""
         with self._lock:
-            self._reader.polled()
+            reader = self._reader if model is None else self._reader.router.reader_of(model)
+            if reader is not None:
+                reader.polled()
 
     def _update(self, info: ServerInfo) -> None:
         if info != self.info:

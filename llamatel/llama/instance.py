@@ -110,6 +110,10 @@ class Instance:
             self._observe_rate(now)
         return restarted
 
+    def use(self, client: ServerClient) -> None:
+        """It is reached another way now."""
+        self._client = client
+
     def asleep(self) -> None:
         """It sleeps: its model, and with it its KV cache, is unloaded."""
         self.sleeping = True
@@ -214,6 +218,8 @@ class Instance:
 
     def _kv_cache(self) -> KvCacheState | None:
         """Tokens from the slots; the pool's size only where it is proven (see ``_pool``)."""
+        if self.sleeping:
+            return KvCacheState(active=0, cached=0)  # its memory is freed
         if self._slots is None and "kv_cache_usage_ratio" not in self._values:
             return None
         cache = self._pool(self._slots or ())

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import LogLine, split_line
 from llamatel.llama.queue_clock import DEFAULT_BATCH, QueueClock
+from llamatel.llama.router_log import RouterLog
 from llamatel.llama.server_facts import ServerFacts, learn
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
@@ -33,7 +34,6 @@ _RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d+), truncated 
 _PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d+)")
 _ERROR = re.compile(r"send_error: task id = (\d+), error: (.*)", re.DOTALL)
 _CANCEL = re.compile(r"stop: cancel task, id_task = (\d+)")
-_SPAWNING = re.compile(r"spawning server instance with name=(\S+) on port (\d+)")
 _CONTEXT_FULL = "Context size has been exceeded"
 _TOO_LONG = "exceeds the available context size"
 _OURS = ("srv ", "slot ", "que ", "cmn ")
@@ -89,9 +89,9 @@ class LogReader:
         self._stamped = False
         """Whether llama.cpp's lines carry times; then one without is a continuation or comes from elsewhere."""
         self._continued: int | None = None
-        self._children: dict[int, LogReader] = {}
-        self._child_models: dict[int, str] = {}
         self._tally = tally or _Tally()
+        self.router = RouterLog(lambda: LogReader(self.server, tally=self._tally))
+        """What the log says of a router's models, if it is one's."""
         self._counted_from: float | None = None
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -130,12 +130,10 @@ class LogReader:
         if port is None or not parts.text:
             self._tally.lines["other"] += 1
             return ()
-        reader = self._children.get(port)
-        if reader is None:
-            model = self._child_models.get(port)
-            reader = LogReader(replace(self.server, model=model) if model else self.server, tally=self._tally)
-            self._children[port] = reader
-        return reader.feed(parts.text, now) if parts.time is None else reader._feed(parts._replace(child=None), now)
+        reader = self.router.child(port, self.server)
+        ended = reader.feed(parts.text, now) if parts.time is None else reader._feed(parts._replace(child=None), now)
+        self.router.heard(port, reader, parts.time)
+        return ended
 
     def _read(self, parts: LogLine, time: float, ended: list[Completion]) -> str:
         """Act on a line; returns its kind."""
@@ -158,7 +156,7 @@ class LogReader:
                 if request is not None:
                     request.error = found.group(2).strip()
                 return "request"
-        return self._server_line(text, parts)
+        return self._server_line(text, parts, ended)
 
     def _slot_line(self, slot: int, task: int, text: str, time: float, ended: list[Completion]) -> str:
         if text.startswith("processing task"):
@@ -322,29 +320,24 @@ class LogReader:
             is_child=request.is_child,
         )
 
-    def _server_line(self, text: str, parts: LogLine) -> str:
+    def _server_line(self, text: str, parts: LogLine, ended: list[Completion]) -> str:
         facts = learn(self.facts, text)
         if facts is not None:
             self.facts = facts
             return "server"
-        if "spawning server" in text:
-            self._read_spawning(text)
+        if self.router.read(text):
+            for reader in self.router.take_ended():
+                ended.extend(reader.abort(self._clock.wall(self._last_time), "the model's process ended"))
         elif "purging slot" in text:
             self._tally.activity += 1
         return "server" if text.startswith(_OURS) or parts.level is not None else "other"
-
-    def _read_spawning(self, text: str) -> None:
-        found = _SPAWNING.search(text)
-        if found is not None:
-            self._child_models[int(found.group(2))] = found.group(1)
-            self._children.pop(int(found.group(2)), None)
 
     # -- the reader's own state -------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> int:
         """Requests that hold a slot at this moment."""
-        return len(self._active) + sum(reader.busy for reader in self._children.values())
+        return len(self._active) + sum(reader.busy for reader in self.router)
 
     @property
     def activity(self) -> int:
@@ -375,7 +368,7 @@ class LogReader:
     def abort(self, now: float, error: str) -> list[Completion]:
         """The server is gone: every request in flight ends at ``now`` as an error."""
         ended = []
-        for reader in self._children.values():
+        for reader in self.router:
             ended.extend(reader.abort(now, error))
         start = self._clock.process_started_at
         for request in self._active.values():
@@ -394,7 +387,7 @@ class LogReader:
         """The log ends here: how the requests in flight went on will not be known."""
         self._tally.lost += self.busy
         self._active.clear()
-        self._children.clear()
+        self.router.restart()
         self._queue = QueueClock(self._batch)
 
     def restart(self, *, batch: int | None = None) -> None:
@@ -403,7 +396,7 @@ class LogReader:
         self._queue = QueueClock(self._batch)
         self._clock.restart()
         self.facts = ServerFacts()
-        self._children.clear()
+        self.router.restart()
 
     def counts(self, generated_total: float | None = None) -> LogCounts:
         """What was read so far; ``generated_total`` is llama.cpp's own token counter, where it can be had.

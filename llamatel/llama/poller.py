@@ -46,8 +46,9 @@ class ServerPoller:
     ) -> None:
         self.target = target
         self.info = ServerInfo(target.address, target.port)
-        self.asked: Callable[[], None] = lambda: None
-        """Called at each question that takes a task number of llama.cpp's, for those who count them."""
+        self.asked: Callable[[str | None], None] = lambda _: None
+        """Called at each question that takes a task number of llama.cpp's, for those who count them; with the model's
+        name if it went to one of a router's."""
         self.due_in_s = interval_s
         """When it wants to be polled again."""
         self._client = client
@@ -123,7 +124,9 @@ class ServerPoller:
         if props == ServerProps():
             return  # it does not say: with a wrong key the next question tells
         if props.role == "router":
-            self._router = self._router or Router(self._client, interval_s=self._interval_s, clock=self._clock)
+            self._router = self._router or Router(
+                self._client, interval_s=self._interval_s, asked=self._note_asked, clock=self._clock
+            )
             self.info = replace(self.info, model=None, build=props.build)
         else:
             card = self._client.model_card()
@@ -206,5 +209,5 @@ class ServerPoller:
             clock=self._clock,
         )
 
-    def _note_asked(self) -> None:
-        self.asked()
+    def _note_asked(self, model: str | None = None) -> None:
+        self.asked(model)

@@ -11,14 +11,17 @@ why a model was unloaded cannot be told. The router's log says all of it (see ``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.http import ServerClient
 from llamatel.llama.instance import Instance
+from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.props import ModelCard, parse_model_card
+from llamatel.llama.router_log import RouterLog
 from llamatel.records import RouterModel, ServerInfo, ServerSnapshot
 
 _IDLE_S = 5.0
@@ -132,12 +135,27 @@ class Router:
     """Polls a router. Not thread-safe."""
 
     def __init__(
-        self, client: ServerClient, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic
+        self,
+        client: ServerClient,
+        *,
+        interval_s: float = 1.0,
+        asked: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``asked`` is called with a model's name at each question that takes a task number of its process."""
         self._client = client
         self._interval_s = interval_s
+        self._asked = asked
         self._clock = clock
         self._models: dict[str, _Model] = {}
+
+    def use(self, client: ServerClient) -> None:
+        """It is another process now, on the same port or another one."""
+        if client is not self._client:
+            self._client = client
+            self.gone()
+            for name, model in self._models.items():
+                model.instance.use(client.of_model(name))
 
     def poll(self) -> None:
         """One round. Raises ServerUnreachable where the list cannot be had."""
@@ -163,6 +181,31 @@ class Router:
             self._client.of_model(entry.name),
             f"{self._client.base_url} ({entry.name})",
             interval_s=self._interval_s,
+            asked=partial(self._asked, entry.name),
             clock=self._clock,
         )
         return _Model(entry, instance)
+
+
+def with_log(server: ServerInfo, polled: Sequence[ServerSnapshot], log: RouterLog) -> tuple[ServerSnapshot, ...]:
+    """What polling and the router's log say of its models, together; nothing was polled if it could not be."""
+    states = {state.server.model: state for state in polled}
+    if not polled:
+        lives = {name: life.state for name, life in log.models.items() if life.state is not None}
+        states = {
+            name: ServerSnapshot(replace(server, model=name), up=None, state=state) for name, state in lives.items()
+        }
+    return tuple(_completed(state, log) for state in states.values())
+
+
+def _completed(state: ServerSnapshot, log: RouterLog) -> ServerSnapshot:
+    name = state.server.model or ""
+    life, reader = log.models.get(name), log.reader_of(name)
+    if life is None:
+        return state
+    running = state.state in ("loaded", "sleeping")
+    cache = state.kv_cache
+    if reader is not None and running and (cache is not None or reader.facts.sleeping):
+        cache = kv_cache_state(reader.facts, state.slots, LoadedModel())
+    loading_s = life.loading_s if running else None
+    return replace(state, loading_s=loading_s, kv_cache=cache, router_model=life.told)

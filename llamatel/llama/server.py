@@ -26,6 +26,7 @@ from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.launched import Details, LaunchedServer
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
+from llamatel.llama.router import Router, with_log
 from llamatel.llama.supervisor import ServerState, Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
@@ -77,6 +78,8 @@ class ServerManager:
         self._counters = CarriedCounters()
         self._launched: LaunchedServer | None = None
         self._listeners: dict[object, CompletionListener] = {}
+        self._router: Router | None = None
+        self._router_lock = threading.Lock()
         self.listener_failures = 0
         """How often a listener raised."""
         self._said_not_understood = False
@@ -190,7 +193,11 @@ class ServerManager:
         up = state is ServerState.READY
         busy = False
         deferred: float | None = None
-        if up and client is not None:
+        with supervisor.reader_lock:
+            router = self._reader.router.seen
+        if up and client is not None and router:
+            up = client.healthy(_HEALTH_S)
+        elif up and client is not None:
             values, error = self._poll(supervisor, client)
             busy, deferred = error is not None and error.busy, values.get("requests_deferred")
             # Counters wait for the batch that is being decoded; health does not.
@@ -205,9 +212,11 @@ class ServerManager:
         alive = state in (ServerState.STARTING, ServerState.READY)
         details = Details()
         if up:
-            details = launched.details(None if busy else client, facts, supervisor.activity(), generated)
+            details = launched.details(None if busy or router else client, facts, supervisor.activity(), generated)
             if details.asked:
                 supervisor.polled()
+            if router:  # its models have caches, it has none
+                details = Details(settings=details.settings)
         return ServerSnapshot(
             server=supervisor.info,
             up=up,
@@ -232,9 +241,16 @@ class ServerManager:
         )
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
-        """``snapshot`` for those who watch; none if it was never started."""
-        snapshot = self.snapshot()
-        return () if snapshot is None else (snapshot,)
+        """``snapshot`` for those who watch, and one for each model of a router; none if it was never started."""
+        snapshot, supervisor = self.snapshot(), self._supervisor
+        if snapshot is None or supervisor is None:
+            return ()
+        with supervisor.reader_lock:
+            if not self._reader.router.seen:
+                return (snapshot,)
+        polled = self._poll_models(supervisor) if snapshot.up else ()
+        with supervisor.reader_lock:
+            return (snapshot, *with_log(supervisor.info, polled, self._reader.router))
 
     @property
     def state(self) -> ServerState:
@@ -304,6 +320,7 @@ class ServerManager:
         if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
             # Another server to those who look at the figures: what was counted until now is not its own.
             self._reader, self._counters = LogReader(asked), CarriedCounters()
+            self._router = None
         launched = self._launched
         if launched is None or before is None:
             launched = LaunchedServer(command)
@@ -356,6 +373,29 @@ class ServerManager:
         supervisor.polled()
         self._counters.observe(values, process)
         return values, None
+
+    def _poll_models(self, supervisor: Supervisor) -> tuple[ServerSnapshot, ...]:
+        """The models of a router; none if it does not answer."""
+        client = supervisor.client
+        if client is None:
+            return ()
+
+        with self._router_lock:
+            router = self._router = self._router or Router(client, asked=self._polled_model)
+            router.use(client)
+            try:
+                router.poll()
+            except ServerUnreachable as error:
+                _log.debug("the router's models cannot be listed: %s", error)
+                return ()
+            return router.snapshots(supervisor.info)
+
+    def _polled_model(self, name: str) -> None:
+        """One of a router's models was asked something that takes a task number."""
+        with self._started().reader_lock:
+            reader = self._reader.router.reader_of(name)
+            if reader is not None:
+                reader.polled()
 
     def _say_if_not_understood(self, counts: LogCounts) -> None:
         if counts.understood is False and not self._said_not_understood:

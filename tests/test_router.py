@@ -1,0 +1,192 @@
+"""llama-server in router mode: attached to, followed by its log, and launched by us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from llamatel.llama.follower import LogFollower
+from llamatel.llama.log_source import FileSource
+from llamatel.llama.router import parse_models
+from llamatel.llama.server import ServerManager
+from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.records import Completion, Outcome, RouterModel, ServerSnapshot
+from tests.attached import Attached, Server, Unmanaged, attached
+from tests.parts import wait_until
+from tests.servers import LONG, ask, without_settings
+
+FLAGS = ("-np", "2", "-c", "8192", "-t", "1")
+MODELS = {"a", "b", "c"}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three models."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in MODELS:
+        write_tiny_model(folder / f"{name}.gguf")
+    return folder
+
+
+@pytest.fixture
+def start(llama_server_binary: Path, models: Path, tmp_path: Path) -> Iterator[Callable[..., Unmanaged]]:
+    """Starts routers that end with the test, and their models with them."""
+    started: list[Unmanaged] = []
+
+    def start(*flags: str) -> Unmanaged:
+        started.append(Unmanaged(llama_server_binary, tmp_path, "--models-dir", models, "--metrics", *FLAGS, *flags))
+        return started[-1]
+
+    yield start
+    for router in started:
+        router.child.stop()
+
+
+def state_of(states: list[ServerSnapshot] | tuple[ServerSnapshot, ...], model: str | None) -> ServerSnapshot:
+    [state] = [state for state in states if state.server.model == model]
+    return state
+
+
+def kill_child(router: Server, model: str) -> None:
+    """End the process of a model as the system would when memory is short."""
+    [args] = [entry["status"]["args"] for entry in router.get("/models")["data"] if entry["id"] == model]
+    wanted = [b"--port", args[args.index("--port") + 1].encode()]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if wanted in ([*pair] for pair in pairwise(words)):
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    return
+    raise AssertionError(f"no process of {model}")
+
+
+def names(fleet: Attached) -> set[str | None]:
+    return {state.server.model for state in fleet.states()}
+
+
+def test_nothing_is_loaded_because_we_look(start: Callable[..., Unmanaged]) -> None:
+    router = start()
+    with attached(router.url, interval_s=0.05) as fleet:
+        wait_until(lambda: names(fleet) == {None} | MODELS, 20, "three models")
+        time.sleep(2)
+        states = fleet.states()
+    assert [(state.up, state.state) for state in states if state.server.model is None] == [(True, "ready")]
+    assert {state.state for state in states if state.server.model} == {"unloaded"}
+    assert {entry["status"]["value"] for entry in router.get("/models")["data"]} == {"unloaded"}
+    assert "spawning" not in router.child.output()
+
+
+def test_a_loaded_model_is_measured_falls_asleep_and_stays_asleep(start: Callable[..., Unmanaged]) -> None:
+    router = start("--sleep-idle-seconds", "1")
+    with attached(router.url, interval_s=0.05) as fleet:
+        fleet.wait(lambda state: state.state == "unloaded", "a")
+        router.complete(9, model="a")
+        state = fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 9 and state.slots, "a")
+        assert state.kv_cache is not None
+        # The flags that the router gave it tell the pool: 8192 tokens, half for each slot.
+        assert (state.state, state.kv_cache.capacity, state.kv_cache.unified) == ("loaded", 8192, False)
+        assert state.kv_cache.cached
+        fleet.wait(lambda state: state.state == "sleeping", "a")
+        time.sleep(3)
+        state = fleet.wait(lambda state: state.state, "a")
+        assert (state.state, state.slots, state.counters["tokens_predicted_total"]) == ("sleeping", None, 9)
+        assert router.child.output().count("handle_sleep: server is exiting") == 0
+        assert state_of(fleet.states(), "b").state == "unloaded"
+        assert router.child.output().count("spawning server instance with name") == 1
+
+
+def test_a_killed_child_is_a_failure_and_a_killed_router_a_gap(start: Callable[..., Unmanaged]) -> None:
+    router = start()
+    with attached(router.url) as fleet:
+        fleet.wait(lambda state: state.state == "unloaded", "b")
+        router.complete(5, model="b")
+        fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 5, "b")
+        kill_child(router, "b")
+        failed = fleet.wait(lambda state: state.state == "failed", "b")
+        assert (failed.counters, failed.slots, failed.router_model) == ({}, None, RouterModel(loads=1, failures=1))
+        router.complete(3, model="b")
+        again = fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 8, "b")
+        assert again.router_model == RouterModel(loads=2, failures=1)
+        router.child.kill()
+        fleet.wait(lambda state: state.up is False)
+        assert len(fleet.states()) == 1
+        router.start()
+        fleet.wait(lambda state: state.state == "unloaded", "b")
+        router.complete(2, model="b")
+        fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 10, "b")
+
+
+def test_its_log_tells_requests_with_their_model_and_what_polling_misses(start: Callable[..., Unmanaged]) -> None:
+    router = start("--models-max", "1")
+    done: list[Completion] = []
+    with attached(router.url, interval_s=0.3) as fleet:
+        follower = LogFollower(FileSource(router.child.log, from_start=True), fleet.fleet.pollers[0])
+        follower.subscribe(done.append)
+        follower.start()
+        try:
+            for number, model in enumerate("abca", 3):
+                router.complete(number, model=model)
+            wait_until(lambda: len(done) == 4, 20, "four requests")
+            assert [(entry.server.model, entry.generated) for entry in done] == [("a", 3), ("b", 4), ("c", 5), ("a", 6)]
+            assert {entry.server.port for entry in done} == {router.port}
+            wait_until(lambda: state_of(follower.snapshots(), "a").state == "loaded", 20, "the last state")
+            states = follower.snapshots()
+        finally:
+            follower.stop()
+    a, b = state_of(states, "a"), state_of(states, "b")
+    assert a.router_model == RouterModel(loads=2, evictions=1, failures=0)
+    assert b.router_model == RouterModel(loads=1, evictions=1, failures=0)
+    assert (a.server, a.loading_s is not None, b.loading_s) == (done[-1].server, True, None)
+    assert a.loading_s is not None
+    assert 0 < a.loading_s < 60
+
+
+def test_one_that_we_launched(llama_server_binary: Path, models: Path) -> None:
+    done: list[Completion] = []
+    with ServerManager(backend=str(llama_server_binary)) as server:
+        server.subscribe(done.append)
+        server.start_server(None, port=0, extra_args=["--models-dir", str(models), "--models-max", "2", *FLAGS])
+        server.wait_until_ready(60)
+        router = Server(server.base_url)
+        states = server.snapshots()
+        assert [(state.up, state.state) for state in states if state.server.model is None] == [(True, "ready")]
+        assert {state.server.model: state.state for state in states[1:]} == dict.fromkeys(MODELS, "unloaded")
+        router.complete(7, model="a")
+        wait_until(lambda: done, 20, "its request")
+        a = state_of(server.snapshots(), "a")
+        assert (a.state, a.counters["tokens_predicted_total"], done[0].server) == ("loaded", 7, a.server)
+        assert a.kv_cache is not None
+        assert (a.kv_cache.capacity, a.kv_cache.unified) == (8192, False)
+        assert a.router_model == RouterModel(loads=1, evictions=0, failures=0)
+        # A process that dies takes its requests with it.
+        thread = threading.Thread(target=ask, args=(server.base_url, LONG), kwargs={"model": "b"})
+        thread.start()
+        wait_until(lambda: (cache := state_of(server.snapshots(), "b").kv_cache) and cache.active, 20, "it works")
+        kill_child(router, "b")
+        thread.join()
+        wait_until(lambda: len(done) == 2, 20, "its request's end")
+        assert (done[1].server.model, done[1].outcome, done[1].error) == (
+            "b", Outcome.ERROR, "the model's process ended",
+        )  # fmt: skip
+        b = state_of(server.snapshots(), "b")
+        assert (b.state, b.router_model) == ("failed", RouterModel(loads=1, evictions=0, failures=1))
+
+
+def test_lists_that_are_none() -> None:
+    assert parse_models([{}, {"id": 1, "status": {}}, {"id": "x", "status": "loaded"}]) == []
+    [entry] = parse_models([{"id": "x", "status": {"value": "dreaming", "args": [None, "--port", "no"]}}])
+    assert (entry.state, entry.port, entry.card.name) == (None, None, "x")
