@@ -1,0 +1,317 @@
+"""Every query of every panel and variable, answered by a real Prometheus that scrapes real servers under load.
+
+What cannot happen here (a router, a draft model) comes from a second target: the real collectors and the real exporter
+on made-up records. Which metrics those are stands in ``NOT_HERE``, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.metrics import METRICS
+from llamatel.prometheus_names import prometheus_series
+from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, variable_queries
+from tests.load import Answer, Clients, completion, mixed_load
+from tests.parts import Prometheus, free_port, wait_until
+from tests.parts.processes import Child
+from tests.samples import completion as record
+from tests.samples import known_snapshot, model_snapshot, server_snapshot, snapshot
+from tests.telemetry import Telemetry, telemetry
+from tests.test_dashboards import selectors
+
+pytestmark = pytest.mark.slow
+
+REAL, MADE_UP = "real", "made-up"
+CONTEXT, SLOTS = 1024, 4
+BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 2
+"""Keys and values, two layers, two heads of 16 elements of 2 bytes: what the tiny model is made with."""
+NOT_HERE = {
+    "llamacpp.speculative.tokens": "no draft model: nothing is drafted",
+    "llamacpp.prompt_cache.entries": "llama.cpp says it at -lv 4 alone",
+    "llamacpp.prompt_cache.size": "llama.cpp says it at -lv 4 alone",
+    "llamacpp.model.state": "no router",
+    "llamacpp.model.loads": "no router",
+    "llamacpp.model.evictions": "no router",
+    "llamacpp.model.failures": "no router",
+    "llamatel.records.dropped": "nothing is lost, and what never was has no series",
+}
+"""Metrics that these servers do not have, and why; tested on made-up records."""
+SIGNED = {"Planned against reported"}
+"""Panels with figures that may be below zero."""
+QUERIES = list(panel_queries())
+SERIES = prometheus_series()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observed:
+    """What was done, and who saw it."""
+
+    prometheus: Prometheus
+    answers: list[list[Answer]]
+    """Of each server, in order."""
+    ports: list[int]
+    began: float
+    ended: float
+
+    @property
+    def window(self) -> str:
+        """As Grafana's ``$__range``: from before the load until after it."""
+        return f"{math.ceil(self.ended - self.began)}s"
+
+    def range(self, expr: str) -> list[tuple[dict[str, str], list[float]]]:
+        """The series of a query over the time of the load; a value that is not a number is none."""
+        data = self.prometheus.api("query_range", query=expr, start=self.began, end=self.ended, step=1)
+        series = [(row["metric"], [float(value) for _, value in row["values"]]) for row in data["result"]]
+        numbers = [(labels, [value for value in values if not math.isnan(value)]) for labels, values in series]
+        return [(labels, values) for labels, values in numbers if values]
+
+    def instant(self, expr: str) -> dict[str, float]:
+        """A query's answer behind the load, by server's port ("" where it is one for all)."""
+        rows = self.prometheus.api("query", query=expr, time=self.ended)["result"]
+        return {row["metric"].get("server_port", ""): float(row["value"][1]) for row in rows}
+
+    def panel(self, dashboard: str, panel: str, part: str = "", **variables: str) -> dict[str, float]:
+        """What a panel's query says behind the load, of the real servers."""
+        found = [
+            query
+            for query in QUERIES
+            if (query.dashboard, query.panel) == (dashboard, panel) and part in query.expr + query.legend
+        ]
+        sent = {query.sent(job=REAL, __range=self.window, __rate_interval=self.window, **variables) for query in found}
+        [expr] = sent
+        return self.instant(expr)
+
+
+def _serve(model: Path, port: int, metrics: int, log: Path, *more: str) -> Child:
+    words = ["serve", str(model), "--port", str(port), "--metrics-addr", f"127.0.0.1:{metrics}", "-np", str(SLOTS)]
+    words += ["-c", str(SLOTS * CONTEXT), "-ub", "64", "--backend", "xllamacpp", *more]
+    return Child([sys.executable, "-m", "llamatel.cli.main", *words], log)
+
+
+def _ready(server: Child) -> bool:
+    return "ready after" in server.output()
+
+
+def _made_up(running: Telemetry, ending: threading.Event) -> None:
+    """Go on counting what no server here counts."""
+    turn = 0
+    while not ending.wait(0.2):
+        turn += 1
+        counters = {
+            **server_snapshot().counters,
+            "spec_decode_num_draft_tokens_total": 8.0 * turn,
+            "spec_decode_num_accepted_tokens_total": 6.0 * turn,
+        }
+        running.state = snapshot(
+            known_snapshot(counters=counters), model_snapshot(), records_dropped={"queue_full": turn}
+        )
+        running.send(record())
+
+
+@pytest.fixture(scope="module")
+def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("dashboards")
+    ports, metrics = [free_port(), free_port()], [free_port(), free_port()]
+    kinds = [("--kv-unified",), ("--no-kv-unified",)]
+    servers = [
+        _serve(tiny_model, *both, folder / f"{number}.log", *kinds[number])
+        for number, both in enumerate(zip(ports, metrics, strict=True))
+    ]
+    ending = threading.Event()
+    try:
+        with telemetry(metrics_addr="127.0.0.1:0") as made_up:
+            counting = threading.Thread(target=_made_up, args=(made_up, ending))
+            counting.start()
+            assert made_up.pipeline.metrics_url is not None
+            other = made_up.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
+            targets = {REAL: [f"127.0.0.1:{port}" for port in metrics], MADE_UP: [other]}
+            config = {
+                "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+                "scrape_configs": [
+                    {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
+                ],
+            }
+            for server in servers:
+                server.wait_ready(partial(_ready, server), 60)
+            with Prometheus(config, folder / "prometheus") as prometheus:
+                yield _under_load(prometheus, ports)
+            ending.set()
+            counting.join()
+    finally:
+        ending.set()
+        for server in servers:
+            server.stop()
+
+
+def _under_load(prometheus: Prometheus, ports: list[int]) -> Observed:
+    ended = [0.0]
+
+    def settled() -> bool:
+        counts = prometheus.query(f'sum(llamacpp_requests_total{{job="{REAL}"}}) == {expected}')
+        return bool(counts) and time.time() > ended[0] + 2
+
+    clients = [Clients(f"http://127.0.0.1:{port}") for port in ports]
+    for each in clients:
+        # Prometheus sees an increase only of what it has seen before.
+        assert each.send(completion("Hello", 4)).outcome == "ok"
+    expected = len(ports)
+    wait_until(settled, 30, "the first requests are scraped")
+    began = time.time()
+    # One choice each: of several llama.cpp tells only one's figures to its client.
+    loads = [
+        [ask for ask in mixed_load(100, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
+        for seed in (1, 2)
+    ]
+    answers: list[list[Answer]] = [[], []]
+    threads = [
+        threading.Thread(target=lambda n=number: answers[n].extend(clients[n].send_all(loads[n], at_once=6)))
+        for number in range(len(ports))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended[0] = time.time()
+    expected += sum(map(len, loads))
+    wait_until(settled, 30, "the last requests are scraped")
+    for each in clients:
+        each.close()
+    return Observed(prometheus, answers, ports, began - 1, time.time())
+
+
+def _metrics(query: PanelQuery) -> set[str]:
+    return {SERIES[name].name for name, _ in selectors(query.sent())}
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
+def test_every_query_has_an_answer_of_the_right_kind(query: PanelQuery, observed: Observed) -> None:
+    absent = _metrics(query) & set(NOT_HERE)
+    job = MADE_UP if absent else REAL
+    series = observed.range(query.sent(job=job, __range=observed.window, __rate_interval="5s"))
+    assert series, f"no answer: {query.sent(job=job)}"
+    values = [value for _, each in series for value in each]
+    assert all(map(math.isfinite, values))
+    if query.panel not in SIGNED:
+        assert min(values) >= 0
+    if query.unit == "percentunit":
+        assert max(values) <= 1 + 1e-9
+    if query.unit == "bytes":
+        assert max(values) >= 1024
+
+
+def test_what_is_said_not_to_be_here_is_not(observed: Observed) -> None:
+    names = {name for name, row in SERIES.items() if row.name in NOT_HERE}
+    assert set(NOT_HERE) <= {row.name for row in METRICS}
+    here = {
+        name for name in names if any(value for _, value in observed.prometheus.query(f'{name}{{job="{REAL}"}} > 0'))
+    }
+    assert not here
+
+
+@pytest.mark.parametrize(("name", "selector", "label"), sorted(set(variable_queries())))
+def test_every_variable_finds_what_is_there(name: str, selector: str, label: str, observed: Observed) -> None:
+    found = observed.prometheus.api(f"label/{label}/values", **{"match[]": interpolate(selector, job=REAL)})
+    expected = {
+        "job": {REAL, MADE_UP},
+        "server": {"127.0.0.1"},
+        "port": set(map(str, observed.ports)),
+        "model": {"tiny.gguf"},
+    }
+    if name == "instance":
+        assert len(found) == 2
+    else:
+        assert set(found) == expected[name]
+
+
+def test_choosing_a_server_leaves_the_others_out(observed: Observed) -> None:
+    chosen = str(observed.ports[0])
+    for query in QUERIES:
+        if not _metrics(query) & set(NOT_HERE) and "server_port" in query.legend:
+            sent = query.sent(job=REAL, port=chosen, __range=observed.window, __rate_interval="5s")
+            assert {labels["server_port"] for labels, _ in observed.range(sent)} <= {chosen}
+
+
+def _timings(observed: Observed) -> list[dict[str, Any]]:
+    """What llama.cpp told its clients of requests that completed."""
+    return [answer.timings[-1] for answers in observed.answers for answer in answers if answer.outcome == "ok"]
+
+
+def test_requests_and_failures_are_those_of_the_clients(observed: Observed) -> None:
+    sent = {str(port): float(len(answers)) for port, answers in zip(observed.ports, observed.answers, strict=True)}
+    everything = [answer for answers in observed.answers for answer in answers]
+    failed = sum(answer.outcome == "error" for answer in everything)
+    assert failed >= 10
+    [share] = observed.panel("overview", "Failed").values()
+    assert share == pytest.approx(failed / len(everything), rel=0.01)
+    rates = observed.panel("fleet", "Requests by server")
+    assert {port: rate * float(observed.window[:-1]) for port, rate in rates.items()} == pytest.approx(sent, rel=0.1)
+    ratio = rates[str(observed.ports[0])] / sum(rates.values())
+    assert ratio == pytest.approx(sent[str(observed.ports[0])] / len(everything), rel=0.01)
+
+
+def test_phases_are_those_of_the_responses(observed: Observed) -> None:
+    timings = _timings(observed)
+    assert len(timings) > 50
+    for phase, figure in (("prefill", "prompt_ms"), ("decode", "predicted_ms")):
+        [told] = observed.panel("requests", "Mean time by phase", f"request_{phase}_duration").values()
+        assert told == pytest.approx(statistics.mean(each[figure] / 1e3 for each in timings), rel=0.02)
+
+
+def test_the_objective_kept_is_the_share_of_requests_within_it(observed: Observed) -> None:
+    [buckets] = [row.buckets for row in METRICS if row.name == "gen_ai.server.time_per_output_token"]
+    tpot = [
+        each["predicted_ms"] / 1e3 / (each["predicted_n"] - 1) for each in _timings(observed) if each["predicted_n"] > 1
+    ]
+    objective = min(buckets, key=lambda bound: abs(statistics.median(tpot) - bound))
+    [kept] = observed.panel("overview", "TPOT objective kept", tpot_objective=f"{objective:g}").values()
+    assert kept == pytest.approx(sum(value <= objective for value in tpot) / len(tpot), abs=0.02)
+
+
+def test_a_quantile_lies_where_the_clients_saw_it(observed: Observed) -> None:
+    buckets = next(row.buckets for row in METRICS if row.name == "gen_ai.server.request.duration")
+    took = sorted(answer.seconds for answers in observed.answers for answer in answers)
+    seen = took[int(len(took) * 0.95)]
+    [told] = observed.panel("overview", "Request duration", "p95").values()
+    place = [bound < seen for bound in buckets].count(True)
+    assert buckets[max(place - 2, 0)] <= told <= buckets[min(place + 1, len(buckets) - 1)]
+
+
+def test_prompt_tokens_from_the_cache_are_those_of_the_responses(observed: Observed) -> None:
+    timings = _timings(observed)
+    cached = sum(each["cache_n"] for each in timings)
+    share = cached / (cached + sum(each["prompt_n"] for each in timings))
+    [told] = observed.panel("overview", "Prompt tokens from the cache").values()
+    assert told == pytest.approx(share, abs=0.1)  # llama.cpp's counters have those of cancelled requests too
+
+
+def test_the_pool_is_what_was_asked_for(observed: Observed) -> None:
+    assert observed.panel("kv_cache", "Capacity") == {"": 2 * SLOTS * CONTEXT}
+    [headroom] = observed.panel("overview", "KV headroom, fullest").values()
+    assert headroom == 1  # nothing runs any more
+    used = [query for query in QUERIES if query.where == "kv_cache: The pool in tokens" and query.legend == "{{state}}"]
+    series = observed.range(used[0].sent(job=REAL))
+    active = next(values for labels, values in series if labels["state"] == "active")
+    assert 0 < max(active) <= 2 * SLOTS * CONTEXT
+    by_source = observed.prometheus.query(f'sum by (source) (llamacpp_kv_cache_size_bytes{{job="{REAL}"}})')
+    sizes = {labels["source"]: value for labels, value in by_source}
+    assert sizes == dict.fromkeys(("planned", "reported"), 2 * SLOTS * CONTEXT * BYTES_A_TOKEN)
+
+
+def test_drafts_and_routers_as_made_up(observed: Observed) -> None:
+    [accepted] = [query for query in QUERIES if query.panel == "Draft tokens accepted"]
+    [(_, values)] = observed.range(accepted.sent(job=MADE_UP, __rate_interval="5s"))
+    assert values[-1] == pytest.approx(0.75)
+    [state] = [query for query in QUERIES if query.panel == "A router's models by state"]
+    [(labels, values)] = observed.range(state.sent(job=MADE_UP))
+    assert (labels["state"], set(values)) == ("unloaded", {1.0})
