@@ -24,10 +24,10 @@ class Sizes:
     epsilon: float = 1e-5
 
 
-def turns(sizes: Sizes, tokens: int) -> Tensor:
+def turns(sizes: Sizes, tokens: int, device: torch.device) -> Tensor:
     """The rotations of positions 0 to ``tokens`` as complex numbers, tokens × half a head's length."""
-    speeds = sizes.rope_base ** (-torch.arange(0, sizes.head_length, 2) / sizes.head_length)
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float32), speeds)
+    speeds = sizes.rope_base ** (-torch.arange(0, sizes.head_length, 2, device=device) / sizes.head_length)
+    angles = torch.outer(torch.arange(tokens, dtype=torch.float32, device=device), speeds)
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -88,7 +88,7 @@ class Network(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits, rows × tokens × vocabulary."""
         x = self.token_embd(tokens)
-        turned = turns(self.sizes, tokens.shape[1])
+        turned = turns(self.sizes, tokens.shape[1], tokens.device)
         for block in self.blk:
             x = block(x, turned)
         return self.output_norm(x) @ self.token_embd.weight.T
