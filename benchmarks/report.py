@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.attach import Attached
 from benchmarks.cost import Cost
 from benchmarks.header import HeaderFigures
 from benchmarks.pieces import Pieces
@@ -19,6 +20,7 @@ TOKEN_SHARE = 0.01
 """Of what llama.cpp itself spends on a token: stands for none, as the kernel's clock resolves little less."""
 MEMORY_MIB = 80.0
 HEADER_RATIO = 300.0
+POLLS_KEPT = 0.95
 HEADER_MS = 100.0
 _QUIET = 0.05
 
@@ -34,6 +36,7 @@ class Report:
     """From start to first answer, by variant."""
     pieces: Pieces | None = None
     header: HeaderFigures | None = None
+    attached: Attached | None = None
     foreign: float = 0.0
     """Share of the machine's CPU time that went to other work while blocks ran."""
 
@@ -52,6 +55,12 @@ class Report:
             where = "than gguf-py's GGUFReader"
             found.append(_judge("header, times faster", self.header.ratio, HEADER_RATIO, where, at_least=True))
             found.append(_judge("header, best time", self.header.ours_best_ms, HEADER_MS, self.header.file, unit=" ms"))
+        if self.attached is not None:
+            many = self.attached
+            where = f"{many.targets} servers"
+            kept = many.polls_per_s / many.targets
+            found.append(_judge("attached, polls a second a server", kept, POLLS_KEPT, where, at_least=True))
+            found.append(_judge("attached, cores", max(many.idle_cores, many.busy_cores), 1.0, where))
         against = [row for row in self.ratios if row.variant not in (PLAIN.name, CONTROL.name)]
         if against:
             worst = min(against, key=lambda row: row.throughput.median)
@@ -92,6 +101,8 @@ class Report:
                 f"Reading the log: {pieces.log_request_us:.0f} us a request of {pieces.log_lines:.1f} lines; "
                 f"import llamatel: {pieces.import_ms:.0f} ms; all that serve imports: {pieces.import_serve_ms:.0f} ms"
             )
+        if self.attached is not None:
+            parts += ["\nAttached to many servers", *self.attached.lines()]
         parts.append("\nTargets (the worst variant)")
         parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in self.targets()]
         if self.foreign > _QUIET:

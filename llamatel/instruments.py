@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 _SAME_MOMENT_S = 0.5
 """Readers that collect this soon after one another share a snapshot."""
-_ATTRIBUTE_SETS = 4096
-"""Attribute sets that are kept ready; their number is bounded by servers and outcomes, so this is never reached."""
+_ATTRIBUTE_SETS = 1 << 16
+"""Attribute sets that are kept ready; their number is bounded by servers and outcomes: 200 servers have some 10,000."""
 
 _WITH_EXEMPLARS = "gen_ai."
 """The metrics from which people go to a trace; an exemplar on each of the others would double what they cost."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import header
+from benchmarks import attach, header
 from benchmarks.__main__ import main
 from benchmarks.pieces import read_log
 from benchmarks.report import Report
@@ -27,6 +27,14 @@ def test_header_reading_is_measured_beside_gguf_py(tmp_path: Path) -> None:
     assert report.as_json()["header"]["ratio"] == pytest.approx(figures.gguf_py_ms / figures.ours_ms)
     assert [text.partition(",")[0] for text, _ in report.targets()] == ["header", "header"]
     assert "times faster" in report.text()
+
+
+@pytest.mark.slow
+def test_many_attached_servers_are_measured(llama_server_binary: Path) -> None:
+    figures = attach.measure(llama_server_binary, targets=8, real=2, seconds=1, progress=lambda _: None)
+    assert (figures.targets, figures.servers, figures.up) == (8, 2, 8)
+    assert figures.polls_per_s > 0
+    assert figures.peak_mib >= figures.memory_mib > 0
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """Many addresses for one server: TCP ports that are handed on to its port, with TLS in front if wanted.
 
 So a few real servers stand for hundreds. ``python -m tests.parts.forwarder UPSTREAM NUMBER`` prints its ports, one a
-line, and runs until standard input ends.
+line, and runs until SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import ssl
 import sys
 import threading
@@ -80,5 +81,5 @@ class Forwarder:
 
 if __name__ == "__main__":
     with Forwarder(int(sys.argv[1]), int(sys.argv[2])) as forwarder:
-        print(*forwarder.ports, sep="\n", flush=True)
-        sys.stdin.read()
+        print(*forwarder.ports, "all", sep="\n", flush=True)
+        signal.pause()

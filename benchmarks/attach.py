@@ -1,0 +1,148 @@
+"""What ``llamatel attach`` uses for many servers: CPU time, memory, and whether it keeps its timetable.
+
+A few real llama-servers stand for all: a TCP forwarder, in a process of its own, gives each many ports, so that every
+target has an address and connections of its own. How often they are polled is told by llama.cpp's task numbers, of
+which each question takes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import procfs
+from llamatel.llama.tiny_model import write_tiny_model
+from tests.attached import Unmanaged, unmanaged
+from tests.parts import Child, free_port
+from tests.servers import LONG, ask
+
+_SCRAPES = 5
+_SETTLE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What watching so many servers at one poll a second costs."""
+
+    targets: int
+    servers: int
+    """Real ones behind them."""
+    up: int
+    """Of the targets, as llamatel saw them."""
+    idle_cores: float
+    """CPU time of llamatel a second while nothing happens; of the machine's cores, one is 1."""
+    busy_cores: float
+    """And while every server works, so that its slots are asked for too."""
+    polls_per_s: float
+    """As the servers counted them, while idle."""
+    scrape_ms: float
+    """CPU time for one scrape by Prometheus of all."""
+    memory_mib: float
+    peak_mib: float
+
+    def lines(self) -> list[str]:
+        """For people."""
+        behind = f"{self.targets} targets, {self.servers} real llama-servers behind a TCP forwarder"
+        cores = f"cores while idle {self.idle_cores:.3f}, while all work {self.busy_cores:.3f}"
+        return [
+            f"  {behind}, one poll a second each",
+            f"  up {self.up}, polls a second {self.polls_per_s:.0f} (by llama.cpp's task numbers)",
+            f"  {cores}; a scrape of all {self.scrape_ms:.0f} ms of CPU",
+            f"  resident memory {self.memory_mib:.0f} MiB, peak {self.peak_mib:.0f} MiB",
+        ]
+
+
+def _last_task(server: Unmanaged) -> int:
+    """The number of a request that runs now; all that asked the server before took smaller ones."""
+    server.complete(1)
+    return max(int(slot.get("id_task", -1)) for slot in server.get("/slots"))
+
+
+def _ports(child: Child) -> list[int]:
+    child.wait_ready(lambda: child.output().endswith("all\n"), 60)
+    return [int(line) for line in child.output().split() if line.isdecimal()]
+
+
+def _cores(pid: int, seconds: float) -> float:
+    used, begun = procfs.cpu_s(pid), time.monotonic()
+    time.sleep(seconds)
+    return (procfs.cpu_s(pid) - used) / (time.monotonic() - begun)
+
+
+def measure(
+    program: Path, *, targets: int = 200, real: int = 4, seconds: float, progress: Callable[[str], None]
+) -> Attached:
+    """Attach to so many targets with ``real`` servers behind them and watch each phase for ``seconds``."""
+    progress(f"attached to {targets} servers: idle and at work, {seconds:g} s each")
+    with tempfile.TemporaryDirectory(prefix="llamatel-bench-") as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        model = write_tiny_model(folder / "tiny.gguf")
+        servers = [
+            stack.enter_context(unmanaged(program, folder, "-m", model, "--metrics", "-np", "4")) for _ in range(real)
+        ]
+        ports: list[int] = []
+        for server in servers:
+            argv = [sys.executable, "-m", "tests.parts.forwarder", str(server.port), str(targets // real)]
+            forwarder = Child(argv, folder / f"forwarder-{server.port}.log")
+            stack.callback(forwarder.kill)
+            ports += _ports(forwarder)
+        listed = folder / "targets"
+        listed.write_text("".join(f"127.0.0.1:{port}\n" for port in ports))
+        metrics = free_port()
+        argv = [sys.executable, "-m", "llamatel.cli.main", "attach", "--targets", str(listed)]
+        attached = Child([*argv, "--metrics-addr", f"127.0.0.1:{metrics}"], folder / "attached.log")
+        stack.callback(attached.stop)
+        return _measure(attached, servers, len(ports), f"http://127.0.0.1:{metrics}/metrics", seconds)
+
+
+def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: str, seconds: float) -> Attached:
+    attached.wait_ready(lambda: "OTLP" in attached.output(), 60)
+    time.sleep(_SETTLE_S)
+    before, begun = [_last_task(server) for server in servers], time.monotonic()
+    time.sleep(2 * _SETTLE_S)
+    idle = _cores(attached.pid, seconds)
+    took = time.monotonic() - begun
+    # The requests that tell the first number had every target's slots looked at, once.
+    asked = sum(_last_task(server) for server in servers) - sum(before) - targets
+    used = procfs.cpu_s(attached.pid)
+    for _ in range(_SCRAPES):
+        text = _scrape(url)
+    scrape_ms = (procfs.cpu_s(attached.pid) - used) / _SCRAPES * 1e3
+    end = threading.Event()
+    threads = [threading.Thread(target=_work, args=(server.url, end), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    time.sleep(_SETTLE_S)
+    busy = _cores(attached.pid, seconds)
+    end.set()
+    memory, peak = procfs.memory_mib(attached.pid)
+    return Attached(
+        targets=targets,
+        servers=len(servers),
+        up=len(re.findall(r"^llamacpp_server_up\{.*\} 1\.0$", text, re.MULTILINE)),
+        idle_cores=idle,
+        busy_cores=busy,
+        polls_per_s=asked / took,
+        scrape_ms=scrape_ms,
+        memory_mib=memory,
+        peak_mib=peak,
+    )
+
+
+def _scrape(url: str) -> str:
+    """One scrape's text."""
+    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - an address of our own
+        return str(answer.read().decode())
+
+
+def _work(url: str, end: threading.Event) -> None:
+    while not end.is_set():
+        ask(url, LONG)
