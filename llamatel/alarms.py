@@ -87,7 +87,7 @@ class Alarms:
     """
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, int | None, str | None], _History] = {}
+        self._servers: dict[tuple[str | None, int | None, str | None], _History] = {}
         self._ours = _History()
         self._dropped = 0
         self._ended: deque[Completion] = deque(maxlen=_REQUESTS)

@@ -15,6 +15,9 @@ PROVIDER = "llama.cpp"
 _ERROR_TYPES = (
     ("exceeds the available context size", "exceed_context_size_error"),
     ("larger than the max context size", "exceed_context_size_error"),
+    ("exceed context window", "exceed_context_size_error"),  # llama-cpp-python's (llama_cpp/llama.py)
+    ("exceed batch size", "input_too_large"),
+    ("llama_decode returned", "compute_error"),
     ("too large to process", "input_too_large"),
     ("Compute error", "compute_error"),
     ("the server ended", "server_exited"),
@@ -29,6 +32,8 @@ def operation(completion: Completion) -> str:
     A request that completed without figures for prefill or decode was an embedding (or a reranking, which llama.cpp
     runs as one).
     """
+    if completion.call is not None:
+        return completion.call.operation
     if completion.outcome is Outcome.OK and completion.prefill_s is None and completion.decode_s is None:
         return "embeddings"
     return "generate_content"
@@ -41,4 +46,5 @@ def error_type(completion: Completion) -> str | None:
     if completion.outcome is not Outcome.ERROR:
         return None
     text = completion.error or ""
-    return next((name for part, name in _ERROR_TYPES if part in text), "_OTHER")
+    unknown = completion.call.error_type if completion.call is not None else None
+    return next((name for part, name in _ERROR_TYPES if part in text), unknown or "_OTHER")

@@ -27,7 +27,7 @@ _SERVERS = 1024
 _KEPT = 2000
 """Requests that a server's percentiles are taken of."""
 
-Place = tuple[str, "int | None", "str | None"]
+Place = tuple["str | None", "int | None", "str | None"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def place_of(server: ServerInfo) -> Place:
 def key_of(server: ServerInfo) -> str:
     """The same as text: ``127.0.0.1:8090 model.gguf``."""
     port = "" if server.port is None else f":{server.port}"
-    return f"{server.address}{port} {server.model or ''}".rstrip()
+    return f"{server.address or 'in-process'}{port} {server.model or ''}".rstrip()
 
 
 def _point(at: float, state: ServerSnapshot) -> Point:

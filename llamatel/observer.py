@@ -221,7 +221,7 @@ class Observer:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
 
 
-def _place(state: ServerSnapshot) -> tuple[str, int | None, str | None]:
+def _place(state: ServerSnapshot) -> tuple[str | None, int | None, str | None]:
     """What tells servers apart in metrics."""
     return state.server.address, state.server.port, state.server.model
 

@@ -246,6 +246,11 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
     return provider
 
 
+def is_over(provider: object) -> bool:
+    """Whether it was one of ours, and was shut down."""
+    return provider in _retired
+
+
 def _is_unset(provider: object) -> bool:
     """Whether a global provider is only the placeholder for one; that of metrics has no public name."""
     return isinstance(provider, trace.ProxyTracerProvider) or type(provider).__name__ == "_ProxyMeterProvider"

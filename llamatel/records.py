@@ -28,16 +28,48 @@ class Outcome(str, Enum):
 class ServerInfo:
     """Who a record is about. One per server; a restart keeps address and port and may change the rest."""
 
-    address: str
-    """Host name, IP address or Unix socket path that clients use; "unknown" for a log without an address."""
+    address: str | None
+    """Host name, IP address or Unix socket path that clients use; "unknown" for a log without an address; None for a
+    model inside of this process."""
     port: int | None = None
     model: str | None = None
     """The model's name as clients see it: its alias, else the file's name."""
     build: str | None = None
     """llama.cpp's build, as the server prints it."""
     backend: str | None = None
-    """What runs it: ``llama-server``, ``xllamacpp``; None for a server that we did not start."""
+    """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that we did not start."""
     pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a request at its place on the clock (Unix seconds)."""
+
+    name: str
+    """``prefill`` or ``decode``."""
+    started_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request seen from inside of Python (llama-cpp-python), with what a server's log does not tell."""
+
+    operation: str
+    """``gen_ai.operation.name``: chat, text_completion, embeddings."""
+    in_process: bool
+    """False where llama-cpp-python's server took it, for a client."""
+    phases: tuple[Phase, ...] = ()
+    """A chat format that calls tools may generate several times for one request. A decode lasts as long as the caller
+    took to fetch its tokens; ``Completion.decode_s`` is what llama.cpp computed."""
+    sampled: int | None = None
+    """Tokens that were sampled: those generated, and the one that ended the generation."""
+    attributes: Mapping[str, str | int | float | bool | tuple[str, ...]] = field(default_factory=dict)
+    """Of the span, beside those that every request has."""
+    traceparent: str | None = None
+    """The span that was current when it was made, as W3C Trace Context writes it."""
+    error_type: str | None = None
+    """The exception's class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +81,9 @@ class Completion:
     """
 
     server: ServerInfo
-    slot: int
-    task: int
+    slot: int | None
+    """None inside of Python, where there are no slots and no task numbers."""
+    task: int | None
     started_at: float
     ended_at: float
     outcome: Outcome
@@ -73,6 +106,8 @@ class Completion:
     context_shifts: int = 0
     is_child: bool = False
     """A further choice (``n`` > 1) of another request."""
+    call: Call | None = None
+    """None for a request that llama.cpp's log told."""
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -93,17 +128,18 @@ class Completion:
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        """Queue plus prefill; None unless both are known."""
-        if self.queue_s is None or self.first_token_at is None:
+        """Queue plus prefill; None unless both are known. Inside of Python nothing waits."""
+        if self.first_token_at is None or (self.queue_s is None and self.call is None):
             return None
         return self.first_token_at - self.arrived_at
 
     @property
     def time_per_output_token_s(self) -> float | None:
         """Decode time over the tokens after the first; None below two tokens."""
-        if self.decode_s is None or self.generated is None or self.generated < 2:
+        tokens = self.generated if self.call is None else self.call.sampled
+        if self.decode_s is None or tokens is None or tokens < 2:
             return None
-        return self.decode_s / (self.generated - 1)
+        return self.decode_s / (tokens - 1)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
 from llamatel.prometheus_names import prometheus_label, prometheus_name
-from llamatel.span_table import ATTRIBUTES, SPANS
+from llamatel.span_table import ATTRIBUTES, IN_PROCESS, SPANS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _MADE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -65,7 +65,10 @@ def _buckets() -> str:
 def spans_page() -> str:
     """docs/spans.md."""
     spans = "\n".join(f"| `{row.name}` | {row.kind} | {_cell(row.help)} |" for row in SPANS)
-    attributes = "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in ATTRIBUTES)
+    attributes, in_process = (
+        "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in rows)
+        for rows in (ATTRIBUTES, IN_PROCESS)
+    )
     return f"""# Spans
 
 {_MADE}
@@ -84,6 +87,15 @@ has no span. All of them are written when the request has ended.
 | attribute | type, unit | what |
 | --- | --- | --- |
 {attributes}
+
+## And of a call of llama-cpp-python
+
+Its span is INTERNAL, and a child of the span that is current where it is called; its operation is chat,
+text_completion or embeddings. It has no address, slot, task and queue. See [in-process.md](in-process.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{in_process}
 """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
 from llamatel import collectors, pipeline, tracing
@@ -22,11 +22,12 @@ from llamatel.errors import PipelineError
 from llamatel.instruments import Instruments
 from llamatel.live import Live
 from llamatel.llama import server
+from llamatel.llama.in_process import model
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
 from llamatel.page import Page
 from llamatel.pipeline import Pipeline
-from llamatel.records import Completion
+from llamatel.records import Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans
 
@@ -43,8 +44,8 @@ class Runtime:
     instruments: Instruments
     live: Live
     """What runs now and what was just there."""
-    forget_servers: Callable[[], None]
-    """Ends the watch for servers that are started."""
+    forget_servers: tuple[Callable[[], None], ...]
+    """Ends the watch for servers that are started, and for models that are loaded."""
 
 
 _LAST_LINES_S = 0.1
@@ -136,26 +137,43 @@ def _begin(
         raise
 
 
-def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
-    spans = Spans(built.tracer)
+def connect(
+    tracer: trace.Tracer,
+    meter: metrics.Meter,
+    chosen: Sequence[Collector],
+    *,
+    sinks: Sequence[Sink] = (),
+    watchers: Sequence[Callable[[Snapshot], None]] = (),
+    dropped: Callable[[], Mapping[str, int]] = dict,
+) -> tuple[Observer, Instruments]:
+    """An observer that runs, with collectors, on a tracer and a meter."""
+    spans = Spans(tracer)
 
     def emit(completion: Completion) -> tuple[Context, str | None]:
         context = spans.emit(completion)
         span = trace.get_current_span(context).get_span_context()
         return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
 
+    observer = Observer(chosen, emit=emit, sinks=sinks, watchers=watchers, dropped=dropped)
+    rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
+    instruments = Instruments(meter, rows, observer.samples)
+    observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
+    return observer, instruments
+
+
+def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
     about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about)
-    observer = Observer(chosen, emit=emit, sinks=(*sinks, live), watchers=(live.observe,), dropped=built.dropped)
+    observer, instruments = connect(
+        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=built.dropped
+    )
     if settings.metrics_addr is not None:
         host = settings.metrics_addr[0]
         document = partial(_document, observer, live)
         built.show(Page(document, host=host, token=settings.page_token))
-    rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
-    instruments = Instruments(built.meter, rows, observer.samples)
-    observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     tracing.use(None if settings.disabled else built.tracer)
-    return Runtime(settings, built, observer, instruments, live, server.on_start(observer.watch))
+    forget = (server.on_start(observer.watch), model.on_load(observer.watch))
+    return Runtime(settings, built, observer, instruments, live, forget)
 
 
 def _document(observer: Observer, live: Live, focus: str | None) -> dict[str, Any]:
@@ -170,7 +188,8 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.observer.watching:
         # A client has its answer a moment before the server's log says so.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
-    running.forget_servers()
+    for forget in running.forget_servers:
+        forget()
     written = running.observer.close(allowed / 2)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
 

@@ -69,3 +69,38 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.choice.is_child", "boolean", "A further choice (n > 1) of another request; else absent."),
     AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
 )
+
+IN_PROCESS = (
+    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "Asked for; absent for no limit."),
+    AttributeRow("gen_ai.request.temperature", "double", "As given, or llama-cpp-python's own default."),
+    AttributeRow("gen_ai.request.top_p", "double", "As above."),
+    AttributeRow("gen_ai.request.top_k", "int", "As above."),
+    AttributeRow("gen_ai.request.frequency_penalty", "double", "As above."),
+    AttributeRow("gen_ai.request.presence_penalty", "double", "As above."),
+    AttributeRow("gen_ai.request.seed", "int", "Where one was given."),
+    AttributeRow("gen_ai.request.stream", "boolean", "True for a stream, else absent."),
+    AttributeRow("gen_ai.request.stop_sequences", "string[]", "Where some were given."),
+    AttributeRow("gen_ai.response.id", "string", "The response's own."),
+    AttributeRow("gen_ai.response.finish_reasons", "string[]", "stop, length, tool_calls …"),
+    AttributeRow(
+        "gen_ai.response.time_to_first_chunk", "double, s", "Of a stream: from its first step to the first token."
+    ),
+    AttributeRow("llamacpp.prefill.compute_time", "double, s", "By llama.cpp's performance counters."),
+    AttributeRow(
+        "llamacpp.decode.compute_time",
+        "double, s",
+        "The same. The decode span is longer: it holds sampling too, and of a stream the time that its consumer took.",
+    ),
+    AttributeRow("llamacpp.kv_cache.capacity", "int, tokens", "What the context holds."),
+    AttributeRow("llamacpp.kv_cache.size", "int, bytes", "The KV cache, where its size is known to the byte."),
+    AttributeRow("llamacpp.kv_cache.used", "int, bytes", "Of it, what the context's tokens took at the call's end."),
+    AttributeRow("llamacpp.model.architecture", "string", "Of the model's file, as the following."),
+    AttributeRow("llamacpp.model.attention", "string", "Such as: GQA, 4 query heads to a KV head."),
+    AttributeRow("llamacpp.model.quantization", "string", "The file's type."),
+    AttributeRow("llamacpp.model.layers", "int", ""),
+    AttributeRow("llamacpp.model.heads", "int", "Where all layers agree."),
+    AttributeRow("llamacpp.model.kv_heads", "int", "Where all layers agree."),
+    AttributeRow("llamacpp.model.embedding_length", "int", ""),
+    AttributeRow("llamacpp.model.context_length", "int, tokens", "What the model was made for."),
+)
+"""What a call of llama-cpp-python has beside ``ATTRIBUTES``; it has no address, slot, task and queue."""

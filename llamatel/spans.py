@@ -7,10 +7,19 @@ conventions (semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md); what they
 from __future__ import annotations
 
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
 
 from llamatel.conventions import PROVIDER, error_type, operation
-from llamatel.records import Completion
+from llamatel.records import Call, Completion
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
@@ -26,16 +35,19 @@ class Spans:
     def emit(self, completion: Completion, parent: Context | None = None) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
-        ``parent`` is the context that the request came from; None makes a trace of its own, whatever span is current
-        in this thread.
+        ``parent`` is the context that the request came from; without one, and where the request itself names none, it
+        makes a trace of its own, whatever span is current in this thread.
         """
+        call = completion.call
+        if parent is None and call is not None:
+            parent = _caller(call)
         attributes = _attributes(completion)
         model = completion.server.model
         name = attributes["gen_ai.operation.name"]
         span = self._tracer.start_span(
             f"{name} {model}" if model else str(name),
             context=_ROOT if parent is None else parent,
-            kind=SpanKind.SERVER,
+            kind=SpanKind.INTERNAL if call is not None and call.in_process else SpanKind.SERVER,
             attributes=attributes,
             start_time=_ns(completion.arrived_at),
         )
@@ -45,8 +57,24 @@ class Spans:
                 self._tracer.start_span(phase, context=context, start_time=_ns(start)).end(_ns(end))
             if "error.type" in attributes:
                 span.set_status(Status(StatusCode.ERROR, completion.error or completion.outcome.value))
+                if call is not None and call.error_type is not None:
+                    exception = {"exception.type": call.error_type, "exception.message": completion.error or ""}
+                    span.add_event("exception", exception, _ns(completion.ended_at))
             span.end(_ns(completion.ended_at))
         return context
+
+
+def _caller(call: Call) -> Context | None:
+    """The context of the span that made the call; None if there was none."""
+    parts = (call.traceparent or "").split("-")
+    if len(parts) != 4:
+        return None
+    try:
+        trace, span, flags = (int(part, 16) for part in parts[1:])
+    except ValueError:
+        return None
+    about = SpanContext(trace, span, is_remote=not call.in_process, trace_flags=TraceFlags(flags))
+    return set_span_in_context(NonRecordingSpan(about), _ROOT) if about.is_valid else None
 
 
 def _phases(completion: Completion) -> list[tuple[str, float, float]]:
@@ -54,6 +82,8 @@ def _phases(completion: Completion) -> list[tuple[str, float, float]]:
 
     The log's times are rounded, so a part could stick out of its request by some microseconds: it is cut there.
     """
+    if completion.call is not None:
+        return [(phase.name, phase.started_at, phase.ended_at) for phase in completion.call.phases]
     phases = []
     queue, prefill, decode = completion.queue_s, completion.prefill_s, completion.decode_s
     first_token = completion.first_token_at
@@ -68,10 +98,12 @@ def _phases(completion: Completion) -> list[tuple[str, float, float]]:
     return phases
 
 
-def _attributes(completion: Completion) -> dict[str, str | int | float | bool]:
+def _attributes(completion: Completion) -> dict[str, str | int | float | bool | tuple[str, ...]]:
     """All that is known of a request; given when the span starts, so that samplers see it."""
     server = completion.server
-    attributes: dict[str, str | int | float | bool | None] = {
+    call = completion.call
+    attributes: dict[str, str | int | float | bool | tuple[str, ...] | None] = {
+        **(call.attributes if call is not None else {}),
         "gen_ai.operation.name": operation(completion),
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": server.model,
@@ -93,6 +125,8 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool]:
         "llamacpp.context.shifts": completion.context_shifts or None,
         "llamacpp.truncated": completion.truncated,
         "llamacpp.choice.is_child": completion.is_child or None,
+        "llamacpp.prefill.compute_time": completion.prefill_s if call is not None else None,
+        "llamacpp.decode.compute_time": completion.decode_s if call is not None else None,
         "llamacpp.queue.estimated": None if completion.queue_s is None else True,
     }
     return {key: value for key, value in attributes.items() if value is not None}

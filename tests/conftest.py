@@ -21,6 +21,7 @@ from tests.parts import (
     free_port,
     in_ci,
     kill_survivors,
+    llama_cpp_python,
     llama_server,
     prometheus_program,
 )
@@ -69,6 +70,12 @@ def _get(request: pytest.FixtureRequest, part: Callable[[], Path]) -> Path:
 def llama_server_binary(request: pytest.FixtureRequest) -> Path:
     """llama.cpp's llama-server; ``llama-fit-params`` lies beside it."""
     return _get(request, llama_server)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(request: pytest.FixtureRequest) -> None:
+    """llama-cpp-python: ``import llama_cpp`` works in the test, and in programs that this Python runs."""
+    _get(request, llama_cpp_python)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ def isolated() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if marked(page)])
-def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if any("llama_cpp" in block.text or "llama-cpp-python" in block.text for block in marked(page)):
+        request.getfixturevalue("llama_cpp")
     shutil.copy(tiny_model, tmp_path / "model.gguf")
     (tmp_path / ".script").write_text(script(marked(page)))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "OTEL_"))}

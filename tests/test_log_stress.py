@@ -29,11 +29,11 @@ class Said:
     outcome: Outcome
 
 
-def made_up_log(requests: int, slots: int, seed: int = 1) -> tuple[list[str], dict[int, Said]]:
+def made_up_log(requests: int, slots: int, seed: int = 1) -> tuple[list[str], dict[int | None, Said]]:
     """A log in which every slot is always busy, and what its requests were, by task."""
     source = random.Random(seed)
     lines: list[tuple[float, str]] = []
-    said: dict[int, Said] = {}
+    said: dict[int | None, Said] = {}
     free_at = [source.random() * 0.01 for _ in range(slots)]
     for number in range(requests):
         slot = free_at.index(min(free_at))

@@ -250,10 +250,10 @@ class Telling:
         if self.child is not None:
             self.child.stop()
 
-    def read(self) -> tuple[list[Completion], dict[int, float]]:
+    def read(self) -> tuple[list[Completion], dict[int | None, float]]:
         """What our reader makes of the lines that it would see, and when each task arrived in truth."""
         reader = LogReader(ServerInfo("x"), LogClock(live=False, anchor=0.0))
-        arrived: dict[int, float] = {}
+        arrived: dict[int | None, float] = {}
         completions: list[Completion] = []
         # At this verbosity llama.cpp does not end all of its lines.
         for line in _STAMP.split(self.log.read_text(errors="replace")):

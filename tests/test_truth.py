@@ -52,7 +52,7 @@ class Sides:
     answers: list[Answer]
     """Of all of it."""
     records: list[Completion]
-    traces: dict[int, str | None]
+    traces: dict[int | None, str | None]
     """Trace ids by task."""
     own_after_completed: dict[str, float]
     """llama.cpp's counters after the first part."""
@@ -92,7 +92,7 @@ def _scrape(url: str | None) -> dict[str, list[tuple[dict[str, str], float]]]:
 @pytest.fixture(scope="module", params=BACKENDS)
 def sides(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Sides]:
     records: list[Completion] = []
-    traces: dict[int, str | None] = {}
+    traces: dict[int | None, str | None] = {}
 
     def keep(record: Completion, trace_id: str | None) -> None:
         records.append(record)

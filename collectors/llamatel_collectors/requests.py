@@ -22,7 +22,7 @@ class RequestsCollector(Collector):
     name = "requests"
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, int | None, str | None]] = set()
+        self._seen: set[tuple[str | None, int | None, str | None]] = set()
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log does not have gives none."""

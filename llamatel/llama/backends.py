@@ -18,6 +18,7 @@ from llamatel.errors import BackendNotFound
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
 XLLAMACPP = "xllamacpp"
+LLAMA_CPP_PYTHON = "llama-cpp-python"
 _VERSION_S = 5.0
 _VERSION = re.compile(r"version: (?:\S+ \(build )?(\d+)(?:, commit | \()(\w+)\)")
 
@@ -27,7 +28,7 @@ class Backend:
     """A llama.cpp server that can be started."""
 
     name: str
-    """``llama-server`` or ``xllamacpp``."""
+    """``llama-server``, ``xllamacpp`` or ``llama-cpp-python``."""
     command: tuple[str, ...]
     """What to run; llama-server's flags follow."""
     why: str
@@ -49,12 +50,24 @@ def _binary(path: str, environ: Mapping[str, str]) -> str | None:
 def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
     if importlib.util.find_spec(XLLAMACPP) is None:
         return None
+    return _module(XLLAMACPP, "llamatel.llama.xllamacpp_server", why, rejected)
+
+
+def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) -> Backend:
+    """A Python package's server, which a module of ours runs."""
     try:
-        version = metadata.version(XLLAMACPP)
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:  # a build tree on the path
         version = None
-    command = (sys.executable, "-m", "llamatel.llama.xllamacpp_server")
-    return Backend(XLLAMACPP, command, why, version=version, rejected=rejected)
+    return Backend(name, (sys.executable, "-m", module), why, version=version, rejected=rejected)
+
+
+def _llama_cpp_python() -> Backend:
+    lacking = [name for name in ("llama_cpp", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if lacking:
+        install = f"{Path(sys.executable).name} -m pip install 'llamatel[llama]'"
+        raise BackendNotFound(f"{LLAMA_CPP_PYTHON}'s server lacks {', '.join(lacking)}; install it with: {install}")
+    return _module(LLAMA_CPP_PYTHON, "llamatel.llama.llama_cpp_server", "it was asked for")
 
 
 def build_of(backend: Backend) -> str | None:
@@ -76,9 +89,10 @@ def build_of(backend: Backend) -> str | None:
 def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
     """The backend to use.
 
-    ``choice``: None, ``"llama-server"``, ``"xllamacpp"`` or a path to a llama-server. Without one: the path in
-    LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises BackendNotFound with
-    what was tried and the command that mends it. ``"llama-server"`` is the one that the variable names, if it is set.
+    ``choice``: None, ``"llama-server"``, ``"xllamacpp"``, ``"llama-cpp-python"`` or a path to a llama-server. Without
+    one: the path in LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises
+    BackendNotFound with what was tried and the command that mends it. ``"llama-server"`` is the one that the variable
+    names, if it is set.
     """
     install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
     if choice == XLLAMACPP:
@@ -86,6 +100,8 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
         if backend is None:
             raise BackendNotFound(f"xllamacpp is not installed; {install}")
         return backend
+    if choice == LLAMA_CPP_PYTHON:
+        return _llama_cpp_python()
     if choice is not None and (choice != LLAMA_SERVER or not environ.get(PATH_VARIABLE)):
         found = _binary(choice, environ)
         if found is None:

@@ -43,9 +43,9 @@ def parse_counters(text: bytes) -> dict[str, float]:
     return values
 
 
-def base_url(address: str, port: int | None) -> str:
+def base_url(address: str | None, port: int | None) -> str:
     """Where clients on this machine reach a server that listens on ``address``."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - recognised, not bound
+    host = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, str(address))  # noqa: S104 - recognised, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -19,6 +19,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from llamatel.llama.backends import LLAMA_CPP_PYTHON
+from llamatel.llama.call_line import MARK, read_call_line
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import LogLine, split_line
 from llamatel.llama.queue_clock import DEFAULT_BATCH, QueueClock
@@ -98,10 +100,22 @@ class LogReader:
 
     def feed(self, line: str, now: float) -> Sequence[Completion]:
         """Read one line (without its line end) at Unix time ``now``; the requests that ended with it, mostly none."""
+        if line.startswith(MARK) and self.server.backend == LLAMA_CPP_PYTHON:
+            return self._call(line, now)
         parts = split_line(line)
         if parts.child is not None:
             return self._feed_child(parts, now)
         return self._feed(parts, now)
+
+    def _call(self, line: str, now: float) -> Sequence[Completion]:
+        completion = read_call_line(line, self.server)
+        self._tally.lines["malformed" if completion is None else "request"] += 1
+        if completion is None:
+            return ()
+        self._tally.started += 1
+        if completion.prefill_s is not None:
+            self._tally.timed += 1
+        return (completion,)
 
     def _feed(self, parts: LogLine, now: float) -> Sequence[Completion]:
         ended: list[Completion] = []

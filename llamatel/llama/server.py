@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 from llamatel.errors import ServerStateError, ServerTimeout, ServerUnreachable, UsageError
-from llamatel.llama import command_line
-from llamatel.llama.backends import Backend, find_backend
+from llamatel.llama import command_line, llama_cpp_flags
+from llamatel.llama.backends import LLAMA_CPP_PYTHON, Backend, find_backend
 from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import ServerClient, base_url
@@ -46,7 +46,8 @@ CompletionListener = Callable[[Completion], None]
 class ServerManager:
     """A llama.cpp server as a child process.
 
-    ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"`` or a path.
+    ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"``,
+    ``"llama-cpp-python"`` (its Python server) or a path.
     ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back with growing pauses, at most
     ``max_restarts`` times in a row; a minute of good health clears the count.
     ``server_log``: where the server's own log goes too: a path (appended to), ``"-"`` for stderr, or None.
@@ -126,6 +127,8 @@ class ServerManager:
         )  # fmt: skip
         with self._lock:
             backend = find_backend(self._choice)
+            if backend.name == LLAMA_CPP_PYTHON:
+                llama_cpp_flags.parse(command.arguments)
             name = command.alias or (Path(model_path).name if model_path is not None else None)
             self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
         self._announce()

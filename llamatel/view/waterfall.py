@@ -53,7 +53,8 @@ def waterfall(
     text = Text(no_wrap=True)
     if trace_id is not None:
         text.append("trace ", "dim").append(trace_id).append("  ")
-    text.append(f"slot {completion.slot}, task {completion.task}  ", "dim")
+    if completion.slot is not None:
+        text.append(f"slot {completion.slot}, task {completion.task}  ", "dim")
     text.append(completion.outcome.value, OUTCOME_STYLES[completion.outcome.value])
 
     def row(name: str, label: str, start: float, end: float) -> None:

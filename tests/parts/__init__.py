@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
 from .otlp import OtlpSink, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkSpan
@@ -28,6 +29,7 @@ __all__ = [
     "free_port",
     "in_ci",
     "kill_survivors",
+    "llama_cpp_python",
     "llama_server",
     "prometheus_program",
     "rotel_program",

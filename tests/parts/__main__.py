@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from .cache import say
+from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
 from .prometheus import prometheus_program
@@ -23,7 +24,8 @@ def _have(get: Callable[[], object]) -> bool:
 
 def main() -> int:
     """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
-    parts = [_have(get) for get in (rotel_program, lambda: prometheus_program("promtool"), llama_server)]
+    wanted = (rotel_program, lambda: prometheus_program("promtool"), llama_server, llama_cpp_python)
+    parts = [_have(get) for get in wanted]
     return 1 if in_ci() and not all(parts) else 0
 
 

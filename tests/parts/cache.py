@@ -22,7 +22,8 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Held by one process at a time; ``what`` is said to the person who waits for another run."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +41,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     """
     folder = cache_folder() / name
     if not folder.is_dir():
-        with _locked(folder.with_name(f"{name}.lock"), name):
+        with locked(folder.with_name(f"{name}.lock"), name):
             if not folder.is_dir():
                 for stale in folder.parent.glob(f"{name}.*/"):  # of a run that was killed, as we hold the lock
                     shutil.rmtree(stale, ignore_errors=True)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from . import apt
-from .cache import Progress, cache_folder, cached, say
+from . import build
+from .cache import cache_folder, cached, say
 from .missing import MissingPart
 
 VERSION = "0.3.36"
 """Of llama-cpp-python; its llama.cpp is that of October 2026."""
+PART = "llama-server"
 TARGETS = ("llama-server", "llama-fit-params")
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -45,29 +44,13 @@ def _program(name: str, mend: str) -> str:
     return found
 
 
-def _run(argv: list[str], log: Path, label: str) -> None:
-    """Run to the end, with output to ``log`` and ninja's ``[n/m]`` as progress. Raises MissingPart on failure."""
-    progress = Progress(label)
-    with (
-        log.open("a") as output,
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as child,
-    ):
-        for line in child.stdout or ():
-            output.write(line)
-            if step := re.match(r"\[(\d+)/(\d+)\]", line):
-                progress.show(int(step[1]), int(step[2]))
-    if child.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise MissingPart("llama-server", f"{label} failed, see {log}; its end:\n{tail}")
-
-
 def _source(folder: Path, log: Path) -> Path:
     """Download llama-cpp-python's source and return its llama.cpp."""
     say(f"getting the source of llama-cpp-python {VERSION} (70 MB)")
     pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--no-binary", ":all:"]
-    _run([*pip, "--dest", str(folder), f"llama-cpp-python=={VERSION}"], log, "the download")
+    build.run(PART, [*pip, "--dest", str(folder), f"llama-cpp-python=={VERSION}"], log, "the download")
     [archive] = folder.glob("llama_cpp_python-*.tar.gz")
-    _run(["tar", "-xzf", str(archive), "-C", str(folder)], log, "unpacking")
+    build.run(PART, ["tar", "-xzf", str(archive), "-C", str(folder)], log, "unpacking")
     archive.unlink()
     [source] = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
     return source
@@ -75,22 +58,22 @@ def _source(folder: Path, log: Path) -> Path:
 
 def _build(folder: Path) -> None:
     """Fill ``folder`` with the programs; takes about 7 minutes on two cores."""
-    for compiler in ("cc", "c++"):
-        if shutil.which(compiler) is None and not apt.install("g++"):
-            raise MissingPart(f"a compiler ({compiler})", "sudo apt-get install g++")
+    build.need_compiler()
     cmake, ninja = _program("cmake", "pip install cmake"), _program("ninja", "pip install ninja")
     log = cache_folder() / f"{cache_name()}.log"
     log.unlink(missing_ok=True)
     work = folder / "work"
     work.mkdir()
-    source, build = _source(work, log), work / "build"
-    configure = [cmake, "-S", str(source), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *FLAGS]
+    source, made = _source(work, log), work / "build"
+    configure = [cmake, "-S", str(source), "-B", str(made), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *FLAGS]
     say("building llama-server; this takes some minutes, once")
-    _run(configure, log, "configuring llama.cpp")
+    build.run(PART, configure, log, "configuring llama.cpp")
     jobs = str(len(os.sched_getaffinity(0)))
-    _run([cmake, "--build", str(build), "--target", *TARGETS, "--parallel", jobs], log, "building llama-server")
+    build.run(
+        PART, [cmake, "--build", str(made), "--target", *TARGETS, "--parallel", jobs], log, "building llama-server"
+    )
     for target in TARGETS:
-        (build / "bin" / target).rename(folder / target)
+        (made / "bin" / target).rename(folder / target)
     shutil.rmtree(work)
 
 

@@ -1,0 +1,38 @@
+"""llama.cpp's own performance counters of a context (``llama_perf_context``, include/llama.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a context has computed since its counters were last reset: batches of several tokens and of one together."""
+
+    seconds: float
+    tokens: int
+
+    def since(self, before: Counters) -> Counters:
+        """What came between the two."""
+        return Counters(self.seconds - before.seconds, self.tokens - before.tokens)
+
+
+ZERO = Counters(0.0, 0)
+
+
+def read(llama: Any) -> Counters | None:
+    """The counters now; None where the context does not measure (``no_perf``), or is closed.
+
+    To be called by the thread that uses the context. llama.cpp says 1 for a count of 0 (src/llama-context.cpp,
+    ``perf_get_data``); what took no time was not computed.
+    """
+    import llama_cpp
+
+    context = getattr(llama._ctx, "ctx", None)
+    if context is None or llama.context_params.no_perf:
+        return None
+    data = llama_cpp.llama_perf_context(context)
+    several = data.n_p_eval if data.t_p_eval_ms else 0
+    single = data.n_eval if data.t_eval_ms else 0
+    return Counters((data.t_p_eval_ms + data.t_eval_ms) / 1e3, several + single)

@@ -1,0 +1,16 @@
+"""Notebooks run as Jupyter runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.notebooks import cells, run_notebook
+
+
+def test_a_cell_that_fails_fails_the_test(tmp_path: Path) -> None:
+    ran = run_notebook(cells("print(6 * 7)", "'shown'"), tmp_path)
+    assert ran.text == "42\n\n'shown'"
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run_notebook(cells("1 / 0"), tmp_path)
