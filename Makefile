@@ -14,7 +14,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 .PHONY: help run test verify parts lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed-run ## Set up, then run llamatel's demo on a tiny model: no download of a model, no compiling
 	@$(BIN)/llamatel demo $(ARGS)
@@ -27,6 +27,9 @@ parts: $(VENV)/.installed-dev
 
 verify: parts ## Compare planned cache sizes with what llama-server allocates, on every model and setting of the suite
 	$(BIN)/python -m tests.exact.verify $(ARGS)
+
+estimates: parts ## Compare estimated compute buffers with llama.cpp's, on models of real dimensions
+	$(BIN)/python -m tests.exact.estimates $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -84,7 +84,7 @@ def test_llama_server_allocates_what_we_say(tmp_path: Path) -> None:
 def test_every_model_of_the_suite_has_its_tensors() -> None:
     table = read_table()
     assert {model.name for model in MODELS} == set(table)
-    assert read_table(format_table(table)) == table
+    assert read_table(text=format_table(table)) == table
     assert expand("blk.{0,2-3}.a.weight 4 2") == {f"blk.{i}.a.weight": (4, 2) for i in (0, 2, 3)}
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from llamatel.model.architectures import ARCHITECTURES, DRAFTING
 from tests.parts import free_port, llama_server
 
 from .harness import Allocation, Bench, preloaded_library
 from .models import MODELS, SPECULATION, TinyModel
+from .real import REAL, NoAlloc, write_sparse
+from .real import TABLE as REAL_TABLE
 from .tensor_names import Shape
 from .writer import TABLE, format_table, read_table, write_model
 
@@ -32,7 +36,18 @@ def _like_the_layer_before(name: str, tensors: dict[str, Shape]) -> Shape | None
     return next((tensors[n] for i in reversed(range(int(found[1]))) if (n := f"blk.{i}.{found[2]}") in tensors), None)
 
 
-def discover(model: TinyModel, bench: Bench, folder: Path) -> tuple[dict[str, Shape], Allocation]:
+class Starts(Protocol):
+    """What loads a model with llama.cpp and says what came of it."""
+
+    def allocate(self, model: Path, flags: Sequence[str]) -> Allocation: ...
+
+
+Write = Callable[[Path, TinyModel, Mapping[str, Shape]], Path]
+
+
+def discover(
+    model: TinyModel, bench: Starts, folder: Path, write: Write = write_model
+) -> tuple[dict[str, Shape], Allocation]:
     """The tensors, and the server's last answer: started, or an error that is about something else."""
     tensors: dict[str, Shape] = dict(model.seeds)
     many = model.metadata["block_count"] > 24
@@ -45,7 +60,7 @@ def discover(model: TinyModel, bench: Bench, folder: Path) -> tuple[dict[str, Sh
         run = write_model(folder / "target.gguf", other, read_table()[model.target])
         flags += ["-md", str(path), "--spec-type", SPECULATION[model.architecture]]
     for _ in range(ROUNDS):
-        write_model(path, model, tensors or {"rope_freqs.weight": (1,)})
+        write(path, model, tensors or {"rope_freqs.weight": (1,)})
         answer = bench.allocate(run, flags)
         if (missing := MISSING.search(answer.output)) is not None:
             name = missing[1] or missing[2]
@@ -71,20 +86,29 @@ def discover(model: TinyModel, bench: Bench, folder: Path) -> tuple[dict[str, Sh
 
 def main(names: list[str]) -> int:
     """Exit status 1 if a model could not be loaded."""
-    table = read_table() if TABLE.exists() else {}
-    failed = False
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         bench = Bench(llama_server(), preloaded_library(folder), free_port(), folder / "record.txt")
-        table = {model.name: table[model.name] for model in MODELS if model.name in table}
-        for model in MODELS:
-            if model.name not in (names or [m.name for m in MODELS if m.name not in table]):
+        failed = _fill(TABLE, MODELS, bench, write_model, names)
+        failed |= _fill(REAL_TABLE, REAL, NoAlloc(llama_server()), write_sparse, names)
+    return 1 if failed else 0
+
+
+def _fill(path: Path, models: Sequence[TinyModel], bench: Starts, write: Write, names: list[str]) -> bool:
+    """Complete one table; True if a model could not be loaded."""
+    table = read_table(path) if path.exists() else {}
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        table = {model.name: table[model.name] for model in models if model.name in table}
+        for model in models:
+            if model.name not in (names or [m.name for m in models if m.name not in table]):
                 continue
-            tensors, answer = discover(model, bench, folder)
+            tensors, answer = discover(model, bench, folder, write)
             row = ARCHITECTURES[model.architecture]
             if answer.outcome == "started" or (row.aborts is not None and answer.outcome == "aborted"):
                 table[model.name] = tensors
-                TABLE.write_text(format_table(table))
+                path.write_text(format_table(table))
                 print(f"{model.name}: {len(tensors)} tensors, {answer.total_bytes} bytes of cache", flush=True)
             else:
                 failed = True
@@ -92,7 +116,7 @@ def main(names: list[str]) -> int:
                 print(
                     f"{model.name}: {answer.outcome} after {len(tensors)} tensors\n  " + "\n  ".join(tail), flush=True
                 )
-    return 1 if failed else 0
+    return failed
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""How far the estimated compute buffers are from llama-server's: ``python -m tests.exact.estimates``.
+"""How far the estimated compute buffers are from llama.cpp's own: ``make estimates``.
 
-Over the models of the suite, and over any GGUF files named on the command line.
+Over models of real dimensions (``real``), which llama-fit-params loads without allocating; with ``--tiny`` also over
+the models of the suite, and over any GGUF files named, on llama-server. The CPU backend's buffers, in both.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamatel.llama.gguf import parse_gguf_header
@@ -22,52 +24,88 @@ from tests.parts import free_port, llama_server
 from .compare import shape_of
 from .harness import Bench, preloaded_library
 from .models import MODELS
+from .real import REAL, NoAlloc, write_sparse
+from .real import TABLE as REAL_TABLE
 from .writer import read_table, write_model
 
+MIB = 1 << 20
 SETTINGS = ("-c 4096 -np 1", "-c 8192 -np 4", "-c 16384 -np 1 -ub 128", "-c 8192 -np 1 -fa off")
 _BUFFER = re.compile(r"compute buffer size = +([\d.]+) MiB")
 
 
-def models(folder: Path, files: list[str]) -> Iterator[tuple[str, Path, ModelShape]]:
-    """Name, file and shape."""
-    if files:
-        for name in files:
-            yield Path(name).stem, Path(name), shape_from_gguf(parse_gguf_header(name, read_tensors=True))
-        return
-    table = read_table()
-    for model in MODELS:
-        path = write_model(folder / "model.gguf", model, table[model.name])
-        yield model.name, path, shape_of(model, set(table[model.name]))
+def _estimate(shape: ModelShape, flags: Sequence[str]) -> float:
+    """MiB."""
+    settings = parse_server_flags(["-fit", "off", *flags], environ={})
+    cells = resolve(settings, shape.context_length, causal=shape.causal)
+    assert cells is not None
+    return (compute_bytes(shape, cells, flash=shape.flash_attention and settings.flash_attn != "off") or 0) / MIB
 
 
-def main(files: list[str]) -> int:
-    """Prints each row, then the errors' median and quartiles."""
-    errors: list[float] = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        bench = Bench(llama_server(), preloaded_library(folder), free_port(), folder / "record.txt")
-        for name, path, shape in models(folder, files):
-            for line in SETTINGS:
-                flags = line.split()
-                settings = parse_server_flags(["-fit", "off", *flags], environ={})
-                cells = resolve(settings, shape.context_length, causal=shape.causal)
-                found = _BUFFER.findall(bench.allocate(path, [*flags, "-lv", "4"]).output)
-                if cells is None or not found:
-                    continue
-                flash = shape.flash_attention and settings.flash_attn != "off"
-                estimate, real = (compute_bytes(shape, cells, flash=flash) or 0) / (1 << 20), float(found[0])
-                errors.append(estimate / real - 1)
-                print(
-                    f"{name:28} {line:28} {real:10.2f} MiB, estimated {estimate:10.2f} ({errors[-1]:+.0%})", flush=True
-                )
+def _compare(name: str, shape: ModelShape, line: str, real: float) -> float:
+    """The relative error, printed."""
+    estimate = _estimate(shape, line.split())
+    error = estimate / real - 1
+    print(f"{name:28} {line:24} {real:9.1f} MiB, estimated {estimate:9.1f} ({error:+.0%})", flush=True)
+    return error
+
+
+def real_models(folder: Path) -> Iterator[float]:
+    """Errors on models of real dimensions."""
+    table = read_table(REAL_TABLE)
+    program = NoAlloc(llama_server())
+    for model in REAL:
+        path = write_sparse(folder / "real.gguf", model, table[model.name])
+        for line in SETTINGS:
+            found = program.allocate(path, line.split())
+            if found.total_bytes:
+                yield _compare(model.name, shape_of(model, set(table[model.name])), line, found.total_bytes / MIB)
+
+
+def on_server(folder: Path, files: Sequence[Path], *, tiny: bool) -> Iterator[float]:
+    """Errors on files and on the models of the suite."""
+    bench = Bench(llama_server(), preloaded_library(folder), free_port(), folder / "record.txt")
+
+    def models() -> Iterator[tuple[str, Path, ModelShape]]:
+        for path in files:
+            yield path.stem, path, shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+        table = read_table()
+        for model in MODELS if tiny else ():
+            if model.target is None:
+                path = write_model(folder / "model.gguf", model, table[model.name])
+                yield model.name, path, shape_of(model, set(table[model.name]))
+
+    for name, path, shape in models():
+        for line in SETTINGS:
+            found = _BUFFER.findall(bench.allocate(path, [*line.split(), "-lv", "4"]).output)
+            if found:
+                yield _compare(name, shape, line, float(found[0]))
+
+
+def summary(errors: Sequence[float]) -> str:
+    """Median and worst, and where three quarters are."""
     absolute = sorted(map(abs, errors))
     quartiles = statistics.quantiles(absolute, n=4)
-    print(
-        f"{len(errors)} rows: a quarter within {quartiles[0]:.1%}, half within {quartiles[1]:.1%}, "
-        f"three quarters within {quartiles[2]:.1%}, the worst {absolute[-1]:.0%}; {sum(e < 0 for e in errors)} too low"
+    return (
+        f"{len(errors)} rows: median error {quartiles[1]:.1%}, three quarters within {quartiles[2]:.1%}, "
+        f"worst {absolute[-1]:.0%}; {sum(error < 0 for error in errors)} too low"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(prog="make estimates", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("--tiny", action="store_true", help="also the models of the suite")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        real = list(real_models(folder))
+        other = list(on_server(folder, options.files, tiny=options.tiny)) if options.tiny or options.files else []
+    print(f"models of real dimensions, {summary(real)}")
+    if len(other) > 1:
+        print(f"the others, {summary(other)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -161,6 +161,14 @@ class TinyModel:
         return seeds
 
 
+def full_model(name: str, *layers: Metadata) -> TinyModel:
+    """A model with all that it needs said, save what COMMON has for normalisation."""
+    metadata = {key: value for key, value in COMMON.items() if "epsilon" in key}
+    for layer in layers:
+        metadata.update(layer)
+    return TinyModel(name, name.partition(":")[0], metadata)
+
+
 def _model(name: str, *layers: Metadata, wants: str = "", target: str | None = None, **keys: Any) -> TinyModel:
     """A model called ``architecture`` or ``architecture:variant``; later keys win; ``a__b`` stands for ``a.b``."""
     metadata = dict(COMMON)

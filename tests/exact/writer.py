@@ -39,25 +39,31 @@ def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
-    kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * (VOCABULARY - 259)
+    kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * (vocabulary - 259)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(TOKENS)
-    writer.add_token_scores([0.0] * 3 + [-1000.0] * 256 + [-1.0] * (VOCABULARY - 259))
+    writer.add_token_list(TOKENS + [f"<{number}>" for number in range(VOCABULARY, vocabulary)])
+    writer.add_token_scores([0.0] * 3 + [-1000.0] * 256 + [-1.0] * (vocabulary - 259))
     writer.add_token_types(kinds)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
 
 
+def write_head(writer: gguf.GGUFWriter, model: TinyModel, vocabulary: int = VOCABULARY) -> None:
+    """The metadata."""
+    for key, value in model.metadata.items():
+        _add_value(writer, full_key(model.architecture, key), value)
+    if "vocab_size" not in model.metadata:
+        writer.add_vocab_size(vocabulary)
+    _add_tokenizer(writer, vocabulary)
+
+
 def write_model(path: Path, model: TinyModel, tensors: Mapping[str, Shape]) -> Path:
     """Write the GGUF. Shapes are in ggml's order (fastest dimension first), as llama.cpp prints them."""
     writer = gguf.GGUFWriter(path, model.architecture)
-    for key, value in model.metadata.items():
-        _add_value(writer, full_key(model.architecture, key), value)
-    writer.add_vocab_size(VOCABULARY)
-    _add_tokenizer(writer)
+    write_head(writer, model)
     random = np.random.default_rng(zlib.crc32(model.name.encode()))
     for name, shape in tensors.items():
         weights = random.standard_normal(shape[::-1], dtype=np.float32)
@@ -69,10 +75,10 @@ def write_model(path: Path, model: TinyModel, tensors: Mapping[str, Shape]) -> P
     return path
 
 
-def read_table(text: str | None = None) -> dict[str, dict[str, Shape]]:
+def read_table(path: Path = TABLE, text: str | None = None) -> dict[str, dict[str, Shape]]:
     """Tensors by model. A line ``[name]`` opens a model; ``blk.{0,2}.attn_q.weight 128 64`` is one or more tensors."""
     table: dict[str, dict[str, Shape]] = {}
-    for line in (TABLE.read_text() if text is None else text).splitlines():
+    for line in (path.read_text() if text is None else text).splitlines():
         if line.startswith("["):
             current = table.setdefault(line.strip("[]"), {})
         elif line:
