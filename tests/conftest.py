@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -18,6 +18,7 @@ from tests.parts import (
     OtlpSink,
     Prometheus,
     RotelAgent,
+    chromium_program,
     free_port,
     in_ci,
     kill_survivors,
@@ -27,6 +28,9 @@ from tests.parts import (
 )
 from tests.parts.processes import SESSION_MARK
 from tests.recording import Recording
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT or SIGHUP, and so would
 # every process that a test interrupts or hangs up.
@@ -82,6 +86,19 @@ def llama_cpp(request: pytest.FixtureRequest) -> None:
 def promtool(request: pytest.FixtureRequest) -> Path:
     """The promtool program."""
     return _get(request, lambda: prometheus_program("promtool"))
+
+
+@pytest.fixture(scope="session")
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = _get(request, chromium_program)
+    with sync_playwright() as driver:
+        # Without a sandbox: tests may run as root, and only open pages of ours.
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

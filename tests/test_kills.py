@@ -5,11 +5,9 @@ That nothing is left behind is also what the end of every test session checks.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -19,78 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.load import Answer, Ask, Clients, completion, endless
-from tests.parts import Child, OtlpSink, RotelAgent, SinkSpan, wait_until
+from tests.parts import OtlpSink, RotelAgent, SinkSpan, wait_until
 from tests.servers import BACKENDS, gone, without_settings
+from tests.serving import CONTEXT, SLOTS, Serving
 
-SLOTS = 4
-CONTEXT = 8192
-FLAGS = ("--", "--threads-http", "40", "-t", "1")
 GONE_S = 2.0
 """llama.cpp is gone that long after we are, at the latest."""
 Protocol = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-
-
-class Serving:
-    """A running ``llamatel serve``."""
-
-    def __init__(self, folder: Path, model: Path, *arguments: str, backend: str = "xllamacpp", **env: str) -> None:
-        self.rows = folder / "requests.jsonl"
-        self.child = Child(
-            [
-                sys.executable, "-m", "llamatel.cli.main", "serve", model, "--backend", backend, "--port", "0",
-                "-np", str(SLOTS), "-c", str(SLOTS * CONTEXT), "--metrics-addr", "127.0.0.1:0",
-                "--jsonl", self.rows, *arguments, *FLAGS,
-            ],
-            folder / "serve.log",
-            env,
-        )  # fmt: skip
-        self.child.wait_ready(lambda: "metrics" in self.child.output() and "OTLP" in self.child.output(), 60)
-        self.url = self.said(r"server +(http://\S+)")
-        self.metrics_url = self.said(r"metrics +(http://\S+)")
-        self.server_pid = self.find_server()
-
-    @property
-    def pid(self) -> int:
-        return self.child.pid
-
-    def said(self, pattern: str) -> str:
-        found = re.search(pattern, self.child.output())
-        assert found is not None, self.child.output()
-        return found.group(1)
-
-    def find_server(self) -> int:
-        """The pid of llama.cpp: our one child."""
-        [pid] = [
-            int(pid)
-            for children in Path(f"/proc/{self.pid}/task").glob("*/children")
-            for pid in children.read_text().split()
-        ]
-        return pid
-
-    def metric(self, name: str, **labels: str) -> float | None:
-        with urllib.request.urlopen(self.metrics_url, timeout=30) as answer:
-            text = answer.read().decode()
-        found = [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        return sum(found) if found else None
-
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.rows.read_text().splitlines()]
-
-    def resident_mib(self) -> float:
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
-        assert found is not None
-        return int(found.group(1)) / 1024
-
-    def exit_within(self, seconds: float) -> int:
-        return self.child.process.wait(seconds)
 
 
 Start = Callable[..., Serving]
@@ -101,7 +36,7 @@ def serve(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     without_settings(monkeypatch)
     started: list[Serving] = []
 
-    def start(*arguments: str, **more: str) -> Serving:
+    def start(*arguments: str, **more: Any) -> Serving:
         started.append(Serving(tmp_path, tiny_model, *arguments, **more))
         return started[-1]
 

@@ -281,7 +281,7 @@ def _requests(document: Document, choices: Choices, width: int, room: int, glyph
     requests = visible(document, choices)
     choices.selected = max(0, min(choices.selected, len(requests) - 1))
     if not document["requests"]:
-        return [Text("requests are seen by llamatel serve, or attach with --log: polling shows slots only", "dim")]
+        return [Text("polling shows slots only; requests need llamatel serve, or attach --log", "dim")]
     if not requests:
         return [Text(f"no requests ({FILTERS[choices.filter]})", "dim")]
     if choices.waterfall:

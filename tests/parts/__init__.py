@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .chromium import chromium_program
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
@@ -26,6 +27,7 @@ __all__ = [
     "SinkRequest",
     "SinkSpan",
     "accepts",
+    "chromium_program",
     "free_port",
     "in_ci",
     "kill_survivors",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from .cache import say
+from .chromium import chromium_program
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
@@ -24,7 +25,7 @@ def _have(get: Callable[[], object]) -> bool:
 
 def main() -> int:
     """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
-    wanted = (rotel_program, lambda: prometheus_program("promtool"), llama_server, llama_cpp_python)
+    wanted = (rotel_program, lambda: prometheus_program("promtool"), chromium_program, llama_server, llama_cpp_python)
     parts = [_have(get) for get in wanted]
     return 1 if in_ci() and not all(parts) else 0
 

@@ -1,0 +1,187 @@
+"""``llamatel top``: on a terminal, in a pipe, as JSON; of a llamatel, and of bare llama.cpp servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+from llamatel.top.keys import split
+from llamatel.top.screen import Choices, one_line, screen
+from llamatel.view.glyphs import ASCII
+from tests.load import Clients, completion, endless
+from tests.parts import wait_until
+from tests.parts.terminal import Terminal
+from tests.servers import without_settings
+from tests.serving import Serving
+
+SLOTS = 2
+CONTEXT = 1024
+TOP = [sys.executable, "-m", "llamatel.cli.main", "top"]
+
+
+@pytest.fixture(scope="module")
+def serving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    patch = pytest.MonkeyPatch()
+    without_settings(patch)
+    running = Serving(tmp_path_factory.mktemp("top"), tiny_model, "--alias", "tiny", slots=SLOTS, context=CONTEXT)
+    with Clients(running.url) as clients:
+        clients.send_all([completion(f"Number {n}", 12) for n in range(5)], at_once=1)
+    yield running
+    running.child.stop()
+    patch.undo()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TOP, *arguments], check=False, capture_output=True, text=True, timeout=60)
+
+
+class Shown:
+    """``llamatel top`` on a terminal; ``lines`` is what a person sees."""
+
+    def __init__(self, *arguments: str, columns: int = 80, rows: int = 30) -> None:
+        self.terminal = Terminal([*TOP, *arguments], columns=columns, rows=rows)
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.Stream(self._screen)
+        self._fed = 0
+
+    def lines(self) -> list[str]:
+        while self.terminal.read(0.05) and len(self.terminal.text) > self._fed:
+            self._stream.feed(self.terminal.text[self._fed :])
+            self._fed = len(self.terminal.text)
+        return list(self._screen.display)
+
+    def until(self, found: Callable[[str], object]) -> str:
+        return wait_until(lambda: text if found(text := "\n".join(self.lines())) else "", 30, "the screen")
+
+
+@pytest.fixture
+def show() -> Iterator[Callable[..., Shown]]:
+    opened: list[Shown] = []
+
+    def start(*arguments: str, **size: int) -> Shown:
+        opened.append(Shown(*arguments, **size))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        if one.terminal.process.poll() is None:
+            one.terminal.process.kill()
+        one.terminal.process.wait()
+        one.terminal.hang_up()
+
+
+def test_it_shows_slots_pool_and_requests_in_80_columns(serving: Serving, show: Callable[..., Shown]) -> None:
+    shown = show(serving.page_url)
+    asks = [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(SLOTS)]
+    with Clients(serving.url) as clients, clients.keep_sending(asks, at_once=SLOTS):
+        text = shown.until(lambda text: len(re.findall(r"\d busy ", text)) == SLOTS and "ok " in text)
+        assert "tiny  ready" in text
+        assert f"of {SLOTS * CONTEXT:,}" in text
+        assert f"{SLOTS} of {SLOTS}" in text
+        assert len(re.findall(r"^\d\d:\d\d:\d\d ok ", text, re.MULTILINE)) >= 5, text
+    shown.terminal.press("\r")
+    shown.until(lambda text: "prefill" in text and "first token after" in text)
+    shown.terminal.press("\x1b")
+    shown.until(lambda text: "outcome" in text)
+    shown.terminal.press("f")
+    shown.until(lambda text: "failed" in text)
+    shown.terminal.press("q")
+    assert shown.terminal.wait() == 0
+    # The terminal is left as it was: the other screen is gone, the cursor is back.
+    assert shown.terminal.text.rindex("\x1b[?1049l") > shown.terminal.text.rindex("\x1b[?1049h")
+    assert shown.terminal.text.rindex("\x1b[?25h") > shown.terminal.text.rindex("\x1b[?25l")
+
+
+def test_ctrl_c_ends_it_tidily(serving: Serving, show: Callable[..., Shown]) -> None:
+    shown = show(serving.page_url)
+    shown.until(lambda text: "q quit" in text)
+    shown.terminal.press("\x03")
+    assert shown.terminal.wait() == 0
+    assert shown.terminal.text.rindex("\x1b[?1049l") > shown.terminal.text.rindex("\x1b[?1049h")
+
+
+def test_bare_servers_are_polled(serving: Serving, show: Callable[..., Shown]) -> None:
+    shown = show(serving.url)
+    text = shown.until(lambda text: "ready" in text and "0 idle" in text)
+    assert "polling shows slots only" in text, text
+
+
+def test_a_pipe_gets_a_line_and_json_a_document(serving: Serving) -> None:
+    line = run(serving.page_url, "--once")
+    assert line.returncode == 0, line.stderr
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d  \S+ tiny  ready  busy \d/2  waiting 0  kv \d+/2048 active \d+ cached .*\n", line.stdout
+    )
+    document = json.loads(run(serving.page_url, "--once", "--json").stdout)
+    assert document["servers"][0]["model"] == "tiny"
+    assert len(document["requests"]) >= 5
+    polled = json.loads(run(serving.url, "--once", "--json").stdout)
+    assert polled["servers"][0]["counters"]["tokens_predicted_total"] >= 60
+    assert polled["requests"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("http://127.0.0.1:9464", "nonsense://x"), 2, "is no server's address"),
+        (("--page-token-file", "/no/such/file"), 2, "cannot read"),
+        (("--interval", "0", "http://127.0.0.1:1"), 2, "--interval"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: tuple[str, ...], status: int, says: str) -> None:
+    wrong = run(*arguments)
+    assert (wrong.returncode, wrong.stdout) == (status, "")
+    assert says in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def document(**server: Any) -> dict[str, Any]:
+    one = {
+        "key": "h:1 m", "up": True, "state": "ready", "stale": False, "started_at": None, "deferred": None,
+        "decode_rate": None, "counters": {}, "slots": None, "kv_cache": None, **server,
+    }  # fmt: skip
+    return {
+        "taken_at": 0.0, "servers": [one], "focus": "h:1 m", "alarms": [], "requests": [],
+        "history": {"decode_rate": [], "busy": []}, "summary": {"requests": {"total": 0}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("glyphs", [ASCII])
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), (200, 60), (20, 3)])
+def test_what_is_not_known_is_no_zero_and_it_fits(size: tuple[int, int], glyphs: Any) -> None:
+    text = screen(document(), Choices(), *size, glyphs=glyphs).plain
+    lines = text.split("\n")
+    assert len(lines) == size[1]
+    assert max(map(len, lines)) <= size[0]
+    assert text.isascii()
+    if size[0] >= 80:
+        assert "KV  not known" in text
+        assert "- tok/s" in text
+    assert "busy" not in one_line(document())
+
+
+def test_a_name_cannot_move_the_cursor() -> None:
+    hostile = document(key="h:1 \x1b[2J\x07evil") | {"focus": "h:1 \x1b[2J\x07evil"}
+    assert "\x1b" not in screen(hostile, Choices(), 80, 24).plain
+    assert "\x1b" not in one_line(hostile)
+
+
+def test_keys_are_told_apart() -> None:
+    assert list(split("q\x1b[A\x1b[B\x1bOC\r\t\x1b[15~S\x1b")) == [
+        "q",
+        "up",
+        "down",
+        "right",
+        "enter",
+        "tab",
+        "s",
+        "escape",
+    ]
