@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llamatel.model import shape_from_metadata
 from llamatel.plan import cache_plan
 from llamatel.plan.settings import given_settings, parse_server_flags
 from llamatel.records import ServerInfo, SlotState
+from llamatel.view import kv_cache_line
 from llamatel_collectors.kv_cache import KvCacheCollector
 from llamatel_collectors.model import ModelCollector
 from llamatel_collectors.prompt_cache import PromptCacheCollector
@@ -372,3 +374,15 @@ def test_a_server_of_which_little_is_known_has_few_samples() -> None:
     little = snapshot(server_snapshot(counters={"prompt_tokens_total": 3.0}))
     for collector in (KvCacheCollector(), SlotsCollector(), PromptCacheCollector(), ModelCollector()):
         assert samples_of(collector, little) == {}
+
+
+def test_the_line_for_people() -> None:
+    state = known_snapshot()
+    assert kv_cache_line(state) == "1,024 tokens shared by 2 slots, 8.00 KiB; 300 active, 100 cached"
+    assert state.kv_cache is not None
+    planned = replace(state.kv_cache, reported_bytes={}, active=0, cached=0, unified=False)
+    assert kv_cache_line(replace(state, kv_cache=planned)) == "1,024 tokens in 2 slots, 8.00 KiB as planned"
+    alone = replace(planned, planned_bytes={})
+    assert kv_cache_line(replace(state, kv_cache=alone, settings={"parallel": "1"})) == "1,024 tokens"
+    assert kv_cache_line(replace(state, kv_cache=replace(alone, capacity=None))) is None
+    assert kv_cache_line(server_snapshot()) is None

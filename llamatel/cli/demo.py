@@ -23,7 +23,7 @@ from rich.text import Text
 from llamatel.cli.console import note_console, output_console
 from llamatel.cli.load import Clients, Load, mixed_load, steady_load
 from llamatel.cli.options import telemetry_options, verbose_option
-from llamatel.cli.serving import load_model, server_lines, wait_for_end
+from llamatel.cli.serving import kv_cache_of, load_model, server_lines, wait_for_end
 from llamatel.cli.session import (
     RequestLines,
     TelemetryOptions,
@@ -164,6 +164,9 @@ class Demo:
             self._print(waterfall(telling[0], width, self.glyphs, trace_id=telling[1]))
         self._print()
         self._print(summary_table(summary, self.glyphs))
+        cache = kv_cache_of(server)
+        if cache is not None:
+            self._print(f"{'KV cache':12}{cache}")
         self._print()
         self._print(Text("what now", "bold"))
         stays = sys.stdout.isatty()

@@ -14,6 +14,7 @@ from llamatel.cli.session import otlp_line
 from llamatel.errors import ServerError
 from llamatel.llama.server import ServerManager
 from llamatel.runtime import Runtime
+from llamatel.view import kv_cache_line
 
 
 def load_model(
@@ -41,6 +42,12 @@ def wait_for_end(server: ServerManager) -> NoReturn:
     raise ServerError(server.failure or "the server has ended")
 
 
+def kv_cache_of(server: ServerManager) -> str | None:
+    """What is in the KV cache now, in a line; None where that is not known."""
+    state = server.snapshot()
+    return None if state is None else kv_cache_line(state)
+
+
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
     """What someone who has just started a server wants to know, for ``session.columns``."""
     backend = server.backend
@@ -48,6 +55,7 @@ def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | Non
         "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),
         "llama.cpp": " ".join(filter(None, (backend.name, server.info.build or backend.version))) if backend else None,
         "because": "; ".join((backend.why, *backend.rejected)) if backend and verbosity() else None,
+        "KV cache": kv_cache_of(server),
         "metrics": running.pipeline.metrics_url or "off",
         "OTLP": otlp_line(running.settings),
     }

@@ -4,6 +4,7 @@ Pure functions from records to rich's ``Text``, so that a terminal, a pipe and a
 """
 
 from llamatel.view.glyphs import ASCII, UNICODE, Glyphs, glyphs_for
+from llamatel.view.kv_cache import kv_cache_line
 from llamatel.view.line import request_header, request_line
 from llamatel.view.summary import summary_sentence, summary_table
 from llamatel.view.waterfall import waterfall
@@ -13,6 +14,7 @@ __all__ = [
     "UNICODE",
     "Glyphs",
     "glyphs_for",
+    "kv_cache_line",
     "request_header",
     "request_line",
     "summary_sentence",
