@@ -24,12 +24,15 @@ _GIVE_UP_S = 60.0
 class _Connection:
     """One client: sends, waits for the whole answer, sends the next."""
 
-    def __init__(self, address: tuple[str, int], selector: selectors.BaseSelector) -> None:
+    def __init__(self, address: tuple[str, int], selector: selectors.BaseSelector, *, stream: bool) -> None:
         self._address = address
         self._selector = selector
+        self._stream = stream
         self._length: int | None = None
         self.answer = b""
         self.sent_at = 0.0
+        self.first_at: float | None = None
+        """When the first event of a stream came."""
         self._connect()
 
     def _connect(self) -> None:
@@ -46,7 +49,7 @@ class _Connection:
         self._connect()
 
     def send(self, request: bytes) -> None:
-        self.answer, self._length = b"", None
+        self.answer, self._length, self.first_at = b"", None, None
         self.sent_at = time.perf_counter()
         self._socket.sendall(request)
 
@@ -56,6 +59,10 @@ class _Connection:
         if not data:
             raise ConnectionError("the server hung up")
         self.answer += data
+        if self._stream:
+            if self.first_at is None and b"data: " in self.answer:
+                self.first_at = time.perf_counter()
+            return self.answer.endswith(b"\r\n0\r\n\r\n")
         if self._length is None:
             end = self.answer.find(b"\r\n\r\n")
             if end < 0:
@@ -66,27 +73,39 @@ class _Connection:
         return len(self.answer) >= self._length
 
 
-def requests(host: str, port: int, *, tokens: int, prompt: int, seed: int) -> list[bytes]:
+def requests(host: str, port: int, *, tokens: int, prompt: int, seed: int, stream: bool = False) -> list[bytes]:
     """The bytes of requests: chat completions with a common beginning and ``prompt`` letters that differ."""
     letters = random.Random(seed)
     made = []
     for _ in range(_BODIES):
         question = "".join(letters.choices(string.ascii_lowercase + " ", k=prompt))
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
-        body = json.dumps({"messages": messages, "max_tokens": tokens}).encode()
+        body = json.dumps({"messages": messages, "max_tokens": tokens, "stream": stream}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         made.append(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     return made
 
 
 def run(
-    *, host: str, port: int, connections: int, count: int, tokens: int, prompt: int = 48, seed: int = 0
+    *,
+    host: str,
+    port: int,
+    connections: int,
+    count: int,
+    tokens: int,
+    prompt: int = 48,
+    seed: int = 0,
+    stream: bool = False,
 ) -> dict[str, Any]:
-    """Send ``count`` requests over ``connections``; seconds, each request's latency, and what could go wrong."""
-    bodies = requests(host, port, tokens=tokens, prompt=prompt, seed=seed)
+    """Send ``count`` requests over ``connections``; seconds, each request's latency, and what could go wrong.
+
+    With ``stream`` answers come as events, and the time to the first of each is told too.
+    """
+    bodies = requests(host, port, tokens=tokens, prompt=prompt, seed=seed, stream=stream)
     selector = selectors.DefaultSelector()
-    clients = [_Connection((host, port), selector) for _ in range(min(connections, count))]
+    clients = [_Connection((host, port), selector, stream=stream) for _ in range(min(connections, count))]
     latencies: list[float] = []
+    first_s: list[float] = []
     failed = done = sent = 0
     begun = time.perf_counter()
     for client in clients:
@@ -102,8 +121,10 @@ def run(
                 if not client.receive():
                     continue
                 latencies.append(time.perf_counter() - client.sent_at)
+                if client.first_at is not None:
+                    first_s.append(client.first_at - client.sent_at)
                 good = client.answer.startswith(b"HTTP/1.1 200")
-                hangs_up = b"\r\nConnection: close" in client.answer[:1000]
+                hangs_up = stream or b"\r\nConnection: close" in client.answer[:1000]  # a stream is its connection
             except ConnectionError:
                 good, hangs_up = False, True
             done += 1
@@ -120,6 +141,7 @@ def run(
     return {
         "seconds": seconds,
         "latencies_s": latencies,
+        "first_s": first_s,
         "failed": failed,
         "cpu_s": usage.ru_utime + usage.ru_stime,
     }

@@ -121,19 +121,21 @@ def traced(
     backend: str,
     collector: Collector | None,
     export_every_s: float,
+    extra: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """``llamatel serve`` with a variant's telemetry. ``server_args`` go to llama.cpp."""
+    """``llamatel serve`` with a variant's telemetry. ``server_args`` go to llama.cpp, ``extra`` to llamatel."""
     port, metrics_port = free_port(), free_port()
     command = [
         sys.executable, "-m", "llamatel.cli.main", "serve", str(model), "--backend", backend,
-        "--port", str(port), "--metrics-addr", f"127.0.0.1:{metrics_port}",
+        "--port", str(port), "--metrics-addr", f"127.0.0.1:{metrics_port}", *extra,
     ]  # fmt: skip
-    env = {}
+    env = dict(environment or {})
     if variant.protocol is not None:
         assert collector is not None
         command += ["--otlp-endpoint", collector.endpoints[variant.protocol]]
         delay_ms = f"{export_every_s * 1e3:.0f}"
-        env = {"OTEL_EXPORTER_OTLP_PROTOCOL": variant.protocol, "OTEL_BSP_SCHEDULE_DELAY": delay_ms}
+        env |= {"OTEL_EXPORTER_OTLP_PROTOCOL": variant.protocol, "OTEL_BSP_SCHEDULE_DELAY": delay_ms}
     output = folder / f"llamatel-{port}.log"
     with _process([*command, "--", *server_args], output, env) as process:
         ready_s = _wait_ready(process, port, output)

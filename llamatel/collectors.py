@@ -40,6 +40,23 @@ class Collector:
     metrics: tuple[Metric, ...] = ()
     """Rows beside those of ``llamatel.metrics``, for collectors from other packages."""
 
+    def start(self) -> None:
+        """Called when telemetry begins; for a collector with a source of its own."""
+
+    def stop(self) -> None:
+        """Called when telemetry ends."""
+
+    def complete(self, completion: Completion) -> Completion:
+        """Add to a finished request what this collector's source knows of it, before spans and samples are made.
+
+        Called on the observer's thread; it may wait there for some tenths of a second.
+        """
+        return completion
+
+    def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Add to a snapshot what this collector's source knows, before any collector sees it."""
+        return snapshot
+
     def on_completion(self, completion: Completion) -> Iterable[Sample]:
         """Called once for each finished request, on the observer's thread."""
         return ()

@@ -40,6 +40,8 @@ MODEL_ATTRIBUTES = (
     "experts_used", "cache",
 )  # fmt: skip
 """Of ``llamacpp.model.info``."""
+DEVICE_ATTRIBUTES = ("hw.id", "hw.name", "hw.type", "hw.vendor", "hw.driver_version", "hw.parent")
+"""On every metric that is about a GPU (semantic conventions, docs/hardware)."""
 SETTINGS = (
     "ctx_size", "parallel", "kv_unified", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v", "flash_attn",
     "gpu_layers", "tensor_split", "split_mode", "swa_full", "kv_offload", "fit", "context_shift", "cache_ram",
@@ -62,6 +64,9 @@ _PER_TOKEN = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 )  # fmt: skip
 _PHASE = (0.0005, 0.001, 0.0025, *_FIRST_TOKEN[2:], 320.0)
+_ENERGY = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+_TOKEN_ENERGY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+_SHARE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0)
 
 METRICS: tuple[Metric, ...] = (
@@ -231,6 +236,89 @@ METRICS: tuple[Metric, ...] = (
         "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, user and system, over its restarts."
     ),
     Metric("process.memory.usage", Kind.GAUGE, "By", "Resident memory of the server's process."),
+    Metric(
+        "hw.gpu.utilization", Kind.GAUGE, "1", "Share of the time in which a kernel ran on the GPU.", DEVICE_ATTRIBUTES
+    ),
+    Metric(
+        "hw.gpu.memory.usage", Kind.GAUGE, "By", "GPU memory that processes use, all of them together.",
+        DEVICE_ATTRIBUTES,
+    ),
+    Metric(
+        "hw.gpu.memory.utilization", Kind.GAUGE, "1", "Share of the GPU's memory that processes use.",
+        DEVICE_ATTRIBUTES,
+    ),
+    Metric("hw.gpu.memory.limit", Kind.GAUGE, "By", "Memory of the GPU.", DEVICE_ATTRIBUTES),
+    Metric("hw.power", Kind.GAUGE, "W", "Power that the GPU's board draws.", DEVICE_ATTRIBUTES),
+    Metric(
+        "hw.energy", Kind.TOTAL, "J",
+        "Energy that the GPU took, by the driver's counter, which began before llamatel; where there is none, the "
+        "integral of its power.",
+        DEVICE_ATTRIBUTES,
+    ),
+    Metric("hw.temperature", Kind.GAUGE, "Cel", "Temperature of the GPU.", DEVICE_ATTRIBUTES),
+    Metric("hw.temperature.limit", Kind.GAUGE, "Cel", "Temperature at which the GPU slows down.", DEVICE_ATTRIBUTES),
+    Metric("llamatel.gpu.power.limit", Kind.GAUGE, "W", "Power to which the GPU is limited.", DEVICE_ATTRIBUTES),
+    Metric("llamatel.gpu.clock", Kind.GAUGE, "Hz", "Clock of the GPU, by domain.", (*DEVICE_ATTRIBUTES, "domain")),
+    Metric(
+        "llamatel.gpu.clock.limit", Kind.GAUGE, "Hz", "Highest clock of the GPU, by domain.",
+        (*DEVICE_ATTRIBUTES, "domain"),
+    ),
+    Metric(
+        "llamatel.gpu.throttled", Kind.GAUGE, "1", "1 while this reason holds the GPU's clocks down, else 0.",
+        (*DEVICE_ATTRIBUTES, "reason"),
+    ),
+    Metric(
+        "llamacpp.gpu.memory.used", Kind.GAUGE, "By",
+        "GPU memory of the server's process, by the driver, which counts what CUDA itself takes.", ("hw.id", "hw.name"),
+    ),
+    Metric(
+        "llamacpp.gpu.memory.size", Kind.GAUGE, "By",
+        "Memory that the server needs on all GPUs: weights and caches as computed (planned), compute buffers and "
+        "CUDA's context as guessed (estimated), and what llama.cpp said at -lv 4 (reported).",
+        ("part", "source"),
+    ),
+    Metric(
+        "llamacpp.gpu.layers", Kind.GAUGE, "{layer}",
+        "Layers on GPUs, and all layers there are, as llama.cpp said at -lv 4; the output counts as one.", ("type",),
+    ),
+    Metric(
+        "llamacpp.gpu.fallback", Kind.GAUGE, "1",
+        "1 if the server does not have on GPUs what it was asked to put there, 0 if it has.",
+    ),
+    Metric(
+        "llamacpp.energy", Kind.COUNTER, "J",
+        "Energy that the server's GPUs took for finished requests, by phase. Requests that ran together are given "
+        "equal parts; what GPUs take while no request runs is not in it.",
+        ("phase",),
+    ),
+    Metric(
+        "llamacpp.energy.cost", Kind.COUNTER, "{currency}",
+        "Cost of that energy at the price given, in the price's currency.",
+    ),
+    Metric(
+        "llamacpp.request.energy", Kind.HISTOGRAM, "J", "Energy of a request, from its slot to its end.", (), _ENERGY
+    ),
+    Metric(
+        "llamacpp.request.output_token.energy", Kind.HISTOGRAM, "J",
+        "Energy of decoding for one token after the first.", (), _TOKEN_ENERGY,
+    ),
+    Metric(
+        "llamacpp.request.bandwidth_utilization", Kind.HISTOGRAM, "1",
+        "Model bandwidth utilisation: bytes that decoding the request had to read, over what the GPUs can read in "
+        "that time. Requests that run together share the reading of weights, and each has it counted.",
+        (), _SHARE,
+    ),
+    Metric(
+        "llamacpp.request.flops_utilization", Kind.HISTOGRAM, "1",
+        "Model FLOPs utilisation: operations of the request's prefill over the GPUs' dense FP16 peak in that time.",
+        (), _SHARE,
+    ),
+    Metric(
+        "llamacpp.decode.ceiling", Kind.GAUGE, "{token}/s",
+        "The most tokens a second that the GPUs' memory bandwidth allows one request, at an empty context (start) and "
+        "with the context full (end).",
+        ("context",),
+    ),
     Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
     Metric(
         "llamacpp.server.restarts", Kind.TOTAL, "{restart}",

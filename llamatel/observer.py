@@ -86,7 +86,9 @@ class Observer:
             return bool(self._watched)
 
     def connect(self, record: Record) -> None:
-        """Where samples of finished requests go; starts the observer's thread."""
+        """Where samples of finished requests go; starts the collectors' sources and the observer's thread."""
+        for guard in self._guards:
+            guard.start()
         self._thread = threading.Thread(target=self._run, args=(record,), name="llamatel-observer", daemon=True)
         self._thread.start()
 
@@ -157,8 +159,10 @@ class Observer:
             try:
                 self._queue.put_nowait(None)
             except queue.Full:
-                return False
+                done = False
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        for guard in self._guards:
+            guard.stop()
         return done
 
     def _run(self, record: Record) -> None:
@@ -172,6 +176,8 @@ class Observer:
     def _write(self, completion: Completion, record: Record) -> None:
         context: object = None
         trace_id = None
+        for guard in self._guards:
+            completion = guard.complete(completion)
         try:
             context, trace_id = self._emit(completion)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
@@ -200,7 +206,10 @@ class Observer:
         with self._lock:
             for reason, count in self._dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-        return Snapshot(self._clock(), tuple(states.values()), dropped)
+        snapshot = Snapshot(self._clock(), tuple(states.values()), dropped)
+        for guard in self._guards:
+            snapshot = guard.complete_snapshot(snapshot)
+        return snapshot
 
     def _states(self, server: Watched) -> Sequence[ServerSnapshot]:
         try:
@@ -234,6 +243,32 @@ class _Guard:
         self._failed_lately = False
         """Since the last snapshot."""
         self._said = False
+
+    def start(self) -> None:
+        try:
+            self.collector.start()
+        except Exception:  # noqa: BLE001 - the boundary to collectors
+            self._failed()
+
+    def stop(self) -> None:
+        try:
+            self.collector.stop()
+        except Exception:  # noqa: BLE001 - the boundary to collectors
+            self._failed()
+
+    def complete(self, completion: Completion) -> Completion:
+        try:
+            return self.collector.complete(completion)
+        except Exception:  # noqa: BLE001 - the boundary to collectors
+            self._failed()
+            return completion
+
+    def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        try:
+            return self.collector.complete_snapshot(snapshot)
+        except Exception:  # noqa: BLE001 - the boundary to collectors
+            self._failed()
+            return snapshot
 
     def on_completion(self, completion: Completion, record: Record, context: object) -> None:
         try:

@@ -73,6 +73,31 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestGpu:
+    """What one request took of the GPUs. Energy is of the cards that hold the server, as a whole."""
+
+    energy_j: float | None = None
+    """From slot to release; while several requests ran, each is given an equal part of what the cards took."""
+    prefill_j: float | None = None
+    decode_j: float | None = None
+    output_j_per_token: float | None = None
+    """``decode_j`` for one of the tokens generated after the first."""
+    shared: bool = False
+    """Other requests ran at the same time, so the energy is a share and no measurement."""
+    integrated: bool = False
+    """From samples of the power, where a card has no energy counter."""
+    assumed: bool = False
+    """The driver does not tell which process is on which card, so all cards that are in use are counted."""
+    cost: float | None = None
+    """Of the energy, in the currency of the price."""
+    bandwidth_utilization: float | None = None
+    """Bytes that decoding had to read for this request alone, over what the cards can read in that time. Weights are
+    read once for all requests that decode together; the caches of the others come on top."""
+    flops_utilization: float | None = None
+    """Operations of its prefill over what the cards can do in that time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One request that ended, as llama.cpp's log tells it (one task in one slot).
 
@@ -108,6 +133,10 @@ class Completion:
     """A further choice (``n`` > 1) of another request."""
     call: Call | None = None
     """None for a request that llama.cpp's log told."""
+    in_flight: tuple[float, ...] = ()
+    """When the requests that still ran as this one ended had taken their slots (Unix time)."""
+    gpu: RequestGpu | None = None
+    """None where there is no GPU that llamatel can read, or none that the server uses."""
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -238,6 +267,57 @@ class RouterModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where llama.cpp's log says that a model went. At ``-lv 3`` it only says when there is no GPU at all."""
+
+    gpu_layers: int | None = None
+    """Layers on GPUs, the output counted as one; known at ``-lv 4``."""
+    total_layers: int | None = None
+    no_gpu: bool = False
+    """It found no GPU that it can use."""
+    buffers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Bytes by device (``CUDA0``, ``CPU``) and part (``weights``, ``kv_cache``, ``compute``); at ``-lv 4``, rounded to
+    0.01 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """One GPU, or one MIG slice of one, at one moment. SI units; None is what the driver does not tell."""
+
+    id: str
+    """The driver's UUID."""
+    name: str
+    taken_at: float
+    driver: str | None = None
+    parent: str | None = None
+    """Of a MIG slice: the UUID of its GPU."""
+    utilization: float | None = None
+    """Share of the time in which a kernel ran."""
+    memory_used: int | None = None
+    """By all processes, without what the driver keeps for itself."""
+    memory_reserved: int | None = None
+    memory_limit: int | None = None
+    processes: Mapping[int, int | None] | None = None
+    """Bytes by process; None where the driver does not list them."""
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    """Since some moment in the past: the driver's counter, else the integral of the power since llamatel started."""
+    energy_integrated: bool = False
+    temperature_c: float | None = None
+    temperature_limit_c: float | None = None
+    clocks_hz: Mapping[str, float] = field(default_factory=dict)
+    """By domain: sm, memory."""
+    clock_limits_hz: Mapping[str, float] = field(default_factory=dict)
+    throttled_by: tuple[str, ...] | None = None
+    """What holds its clocks down now, of ``llamatel.gpu.nvml.THROTTLES``; None where unknown."""
+    bandwidth: float | None = None
+    """Peak, bytes a second."""
+    peak_flops: float | None = None
+    """Dense FP16."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSnapshot:
     """One server at one moment; of a router, one of its models."""
 
@@ -270,6 +350,8 @@ class ServerSnapshot:
     """Settings that explain its behaviour, by the names of llama-server's flags without dashes in front."""
     router_model: RouterModel | None = None
     """Set if this is one of a router's models; whether the router is up, its own snapshot says."""
+    placement: Placement | None = None
+    """Where its log says that the model went; None where it has said nothing yet."""
     log: LogCounts | None = None
 
 
@@ -281,3 +363,5 @@ class Snapshot:
     servers: tuple[ServerSnapshot, ...] = ()
     records_dropped: Mapping[str, int] = field(default_factory=dict)
     """Records lost on our side, by reason."""
+    devices: tuple[DeviceSnapshot, ...] = ()
+    """GPUs of this machine; empty where there are none, and where the driver does not answer."""

@@ -19,7 +19,7 @@ from opentelemetry.trace import (
 )
 
 from llamatel.conventions import PROVIDER, error_type, operation
-from llamatel.records import Call, Completion
+from llamatel.records import Call, Completion, RequestGpu
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
@@ -129,7 +129,25 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
         "llamacpp.decode.compute_time": completion.decode_s if call is not None else None,
         "llamacpp.queue.estimated": None if completion.queue_s is None else True,
     }
+    if completion.gpu is not None:
+        attributes.update(_gpu(completion.gpu))
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+def _gpu(gpu: RequestGpu) -> dict[str, float | bool | None]:
+    """Energy and utilisation; that a figure is a share or an estimate stands beside it."""
+    return {
+        "llamacpp.energy.joules": gpu.energy_j,
+        "llamacpp.energy.prefill_joules": gpu.prefill_j,
+        "llamacpp.energy.decode_joules": gpu.decode_j,
+        "llamacpp.energy.joules_per_output_token": gpu.output_j_per_token,
+        "llamacpp.energy.shared": gpu.shared or None,
+        "llamacpp.energy.integrated": gpu.integrated or None,
+        "llamacpp.energy.devices_assumed": gpu.assumed or None,
+        "llamacpp.energy.cost": gpu.cost,
+        "llamacpp.decode.bandwidth_utilization": gpu.bandwidth_utilization,
+        "llamacpp.prefill.flops_utilization": gpu.flops_utilization,
+    }
 
 
 def _rate(tokens: int | None, seconds: float | None) -> float | None:

@@ -29,7 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-OURS = ["kv_cache", "model", "prompt_cache", "requests", "router", "server", "slots", "tokens"]
+OURS = ["gpu", "kv_cache", "model", "prompt_cache", "requests", "router", "server", "slots", "tokens"]
 
 
 def names(*only: str, without: tuple[str, ...] = ()) -> list[str]:

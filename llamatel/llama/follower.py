@@ -99,7 +99,8 @@ class LogFollower:
             _log.warning("the server generates tokens, but %s shows no requests that we understand", self._source.name)
         if own.kv_cache is not None and facts.slots is not None:
             own = replace(own, kv_cache=kv_cache_state(facts, own.slots, LoadedModel()))
-        return (replace(own, server=self.info, process_started_at=started_at, log=counts), *models)
+        own = replace(own, server=self.info, process_started_at=started_at, log=counts, placement=facts.placement)
+        return (own, *models)
 
     def _polled(self, model: str | None) -> None:
         """The server, or one of its models, was asked something that takes a task number."""

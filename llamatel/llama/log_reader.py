@@ -332,6 +332,7 @@ class LogReader:
             truncated=truncated,
             context_shifts=request.shifts,
             is_child=request.is_child,
+            in_flight=tuple(wall(other.started) for other in self._active.values() if other is not request),
         )
 
     def _server_line(self, text: str, parts: LogLine, ended: list[Completion]) -> str:

@@ -238,6 +238,7 @@ class ServerManager:
             process_started_at=supervisor.started_at if alive else None,
             loading_s=supervisor.loading_s if alive else None,
             counters=self._counters.totals(),
+            placement=self._reader.facts.placement,
             log=replace(
                 counts, lines={**counts.lines, "malformed": counts.lines["malformed"] + supervisor.unread_lines}
             ),

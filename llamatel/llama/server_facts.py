@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from llamatel.records import PromptCacheState
+from llamatel.llama.placement import learn_placement
+from llamatel.records import Placement, PromptCacheState
 
 _LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
 _LOADING = re.compile(r"load_model: loading model '(.*)'")
@@ -48,6 +49,9 @@ class ServerFacts:
     loading_anew: bool = False
     """What was reported belongs to the model as it was loaded before."""
     prompt_cache: PromptCacheState | None = None
+    placement: Placement | None = None
+    placed_anew: bool = False
+    """What ``placement`` says belongs to the model as it was loaded before."""
 
 
 def _reported(facts: ServerFacts, **sizes: float) -> ServerFacts:
@@ -92,6 +96,15 @@ def _initializing(facts: ServerFacts, slots: str, context: str | None, unified: 
     return replace(facts, slots=shape[0], slot_context=shape[1], kv_unified=shape[2])
 
 
+def _placed(facts: ServerFacts, text: str) -> ServerFacts | None:
+    """What a line says of devices; a model that is loaded again is placed anew."""
+    before = facts.placement
+    if facts.placed_anew and before is not None:
+        before = Placement(no_gpu=before.no_gpu)
+    placement = learn_placement(before, text)
+    return None if placement is None else replace(facts, placement=placement, placed_anew=False)
+
+
 def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
     """The facts with what a line's ``text`` adds to them; None if it is about something else.
 
@@ -103,14 +116,17 @@ def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
     if "loading model '" in text and (found := _LOADING.search(text)):
         # Also after it has slept; then the library may have nothing to say on what it said the first time.
         return replace(
-            facts, model_path=found.group(1), pool=None, sequence_context=None, loading_anew=bool(facts.reported)
-        )
+            facts, model_path=found.group(1), pool=None, sequence_context=None, loading_anew=bool(facts.reported),
+            placed_anew=facts.placement is not None and bool(facts.placement.buffers),
+        )  # fmt: skip
     if "local path '" in text and (found := _PATH.search(text)):
         return replace(facts, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.search(text)):
         return _initializing(facts, *found.groups())
     if "context" in text and (known := _context(facts, text)) is not None:
         return known
+    if (placed := _placed(facts, text)) is not None:
+        return placed
     if " MiB" in text and (known := _memory(facts, text)) is not None:
         return known
     if text.endswith("ing sleeping state"):  # "entering", "exiting"; said by the queue and by the server

@@ -20,9 +20,13 @@ def write_tiny_model(
     kv_heads: int = 2,
     feed_forward: int = 128,
     context: int = 4096,
+    half: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write the model to ``path`` and return it. Shapes and formats: llama.cpp's gguf-py, ``gguf/constants.py``."""
+    """Write the model to ``path`` and return it. Shapes and formats: llama.cpp's gguf-py, ``gguf/constants.py``.
+
+    ``half`` stores matrices as 16-bit floats, for models whose dimensions are a real one's.
+    """
     import gguf
     import numpy as np
 
@@ -38,7 +42,7 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(1e-5)
     head_size = embedding // heads
     writer.add_rope_dimension_count(head_size)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
 
     tokens = ["<unk>", "<s>", "</s>"]
     types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
@@ -62,8 +66,17 @@ def write_tiny_model(
 
     random = np.random.default_rng(seed)
 
-    def weights(name: str, *shape: int, scale: float = 0.05) -> None:
-        writer.add_tensor(name, (random.standard_normal(shape) * scale).astype(np.float32))
+    def matrix(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+        writer.add_tensor(name, values.astype(np.float16) if half else values)
+
+    def weights(name: str, *shape: int) -> None:
+        if half:
+            # A wide layer must not add more to the stream than a narrow one, or its first dimension would drown.
+            values = random.standard_normal(shape, dtype=np.float32)
+            values *= 0.4 / shape[1] ** 0.5
+            matrix(name, values)
+        else:
+            matrix(name, (random.standard_normal(shape) * 0.05).astype(np.float32))
 
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(embedding, dtype=np.float32))
@@ -72,12 +85,12 @@ def write_tiny_model(
     # bias: it keeps the model from generating bytes that are no UTF-8 and from ending on its own.
     embeddings = random.standard_normal((len(tokens), embedding)).astype(np.float32)
     embeddings[:, 0] = 6.0
-    writer.add_tensor("token_embd.weight", embeddings)
+    matrix("token_embd.weight", embeddings)
     ones("output_norm.weight")
     output = (random.standard_normal((len(tokens), embedding)) * 0.3).astype(np.float32)
     output[:, 0] = 0.0
     output[: 3 + 256, 0] = -20.0
-    writer.add_tensor("output.weight", output)
+    matrix("output.weight", output)
     for block in range(layers):
         ones(f"blk.{block}.attn_norm.weight")
         weights(f"blk.{block}.attn_q.weight", embedding, embedding)

@@ -31,8 +31,13 @@ class Device:
 
 
 RESERVED_MIB = 450
-"""Estimate of what CUDA takes on a device before the first tensor (context, kernels, cuBLAS workspace); 300 to 500 MiB
-are seen on T4 to H100 with CUDA 12."""
+"""Estimate of what cannot be had on a card: what the driver keeps, and what CUDA takes beside llama.cpp's buffers."""
+HOPPER_RESERVED_MIB = 1190
+"""Seen on an H100 80GB HBM3 (driver 580, CUDA 13): the driver keeps 480 MiB of what NVML calls the total; context,
+kernels and cuBLAS take 588 MiB once a model is loaded, 697 to 772 after the first long prompt, whatever the model."""
+CONTEXT_MIB = 710
+"""Of that, what CUDA takes: for cards whose driver tells what it keeps. An older card may take less."""
+_HOPPER = ("H100", "H200")
 _METAL_SHARE = 0.75
 """Of Apple's unified memory, what Metal lets a process keep resident (recommendedMaxWorkingSetSize; two thirds below
 36 GB)."""
@@ -54,7 +59,8 @@ def _one(name: str, size: str | None) -> Device:
         known = ", ".join(known_devices())
         raise UsageError(f"unknown device '{name}': one of {known}; or {name}:24G,900 (its memory, its GB/s)")
     gpu = BY_KEY[name]
-    device = Device(gpu.name, gpu.memory, gpu.bandwidth, gpu.source, RESERVED_MIB * MIB, gpu.peak_flops)
+    reserved = HOPPER_RESERVED_MIB if gpu.name.startswith(_HOPPER) else RESERVED_MIB
+    device = Device(gpu.name, gpu.memory, gpu.bandwidth, gpu.source, reserved * MIB, gpu.peak_flops)
     return device if size is None else replace(device, memory=int(float(size) * (1 << 30)))
 
 
@@ -73,6 +79,17 @@ def parse_devices(text: str) -> list[Device]:
             device = _one(name, size)
         devices += [device] * int(number or 1)
     return devices
+
+
+def _reserved(pynvml: Any, handle: Any) -> int:
+    """What the driver says that it keeps, and what CUDA will take."""
+    version = getattr(pynvml, "nvmlMemory_v2", None)
+    if version is None:
+        return RESERVED_MIB * MIB
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version).reserved) + CONTEXT_MIB * MIB
+    except pynvml.NVMLError:
+        return RESERVED_MIB * MIB
 
 
 def seen_by_nvml() -> list[Device]:
@@ -99,7 +116,7 @@ def seen_by_nvml() -> list[Device]:
             except pynvml.NVMLError:
                 bandwidth = known.bandwidth if known else None
             flops = known.peak_flops if known else None
-            devices.append(Device(name, memory, bandwidth, "NVML", RESERVED_MIB * MIB, flops))
+            devices.append(Device(name, memory, bandwidth, "NVML", _reserved(pynvml, handle), flops))
         return devices
     finally:
         pynvml.nvmlShutdown()

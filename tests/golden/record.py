@@ -26,7 +26,7 @@ from llamatel.llama.tiny_model import write_tiny_model
 from tests.golden.load import ROUTED, SCENARIOS, Client
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "mixed": {"embedding": 256, "layers": 8, "feed_forward": 1024},
     "queued": {"embedding": 256, "layers": 8, "feed_forward": 1024},
     "unnoticed": {"embedding": 256, "layers": 8, "feed_forward": 1024},

@@ -1,0 +1,118 @@
+"""The energy of a request: what the cards took while it ran, divided among the requests that ran with it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+KEPT_S = 3600.0
+"""A request that runs for longer has no energy."""
+_SAMPLES = 4 * 3600
+
+
+class EnergyCurve:
+    """One card's energy over time, from samples that come in order."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=_SAMPLES)
+        self._joules: deque[float] = deque(maxlen=_SAMPLES)
+        self._power: tuple[float, float] | None = None
+        self.integrated = False
+
+    @property
+    def last(self) -> tuple[float, float] | None:
+        """Time and joules of the last sample."""
+        return (self._times[-1], self._joules[-1]) if self._times else None
+
+    def counted(self, time: float, joules: float) -> None:
+        """A reading of the energy counter. One that runs backwards began anew: what was before is forgotten."""
+        if self._joules and joules < self._joules[-1]:
+            self._times.clear()
+            self._joules.clear()
+        self._add(time, joules)
+
+    def measured(self, time: float, watts: float) -> None:
+        """A reading of the power; the energy is its integral, between two readings by their mean."""
+        self.integrated = True
+        if self._power is None or not self._joules:
+            self._add(time, 0.0)
+        else:
+            before, last = self._power
+            self._add(time, self._joules[-1] + (time - before) * (last + watts) / 2)
+        self._power = (time, watts)
+
+    def _add(self, time: float, joules: float) -> None:
+        if self._times and time <= self._times[-1]:
+            return
+        self._times.append(time)
+        self._joules.append(joules)
+        while self._times[0] < time - KEPT_S:
+            self._times.popleft()
+            self._joules.popleft()
+
+    def at(self, times: Sequence[float]) -> list[float] | None:
+        """Joules at these times, in a line between samples; None unless samples enclose all of them."""
+        if not times or not self._times or min(times) < self._times[0] or max(times) > self._times[-1]:
+            return None
+        # A deque is slow to index in its middle; a request is mostly young.
+        stamps, joules = list(self._times), list(self._joules)
+        found = []
+        for time in times:
+            after = bisect_left(stamps, time)
+            if stamps[after] == time:
+                found.append(joules[after])
+                continue
+            begun, ended = stamps[after - 1], stamps[after]
+            part = (time - begun) / (ended - begun)
+            found.append(joules[after - 1] + part * (joules[after] - joules[after - 1]))
+        return found
+
+
+class InFlight:
+    """Which requests ran when, told by those that ended: each knows which others still ran at its end."""
+
+    def __init__(self, kept: int = 4096) -> None:
+        self._ended: deque[tuple[float, float]] = deque(maxlen=kept)
+
+    def ended(self, started_at: float, ended_at: float) -> None:
+        """A request is over."""
+        self._ended.append((started_at, ended_at))
+
+    def crowd(self, start: float, end: float, running: Iterable[float]) -> list[tuple[float, float, int]]:
+        """Pieces of the time from ``start`` to ``end`` with the number of requests that ran, our own included.
+
+        ``running`` are the starts of those that were not over at ``end``.
+        """
+        begins = [max(started, start) for started in running if started < end]
+        finishes: list[float] = []
+        for started, ended in self._ended:
+            if ended > start and started < end:
+                begins.append(max(started, start))
+                finishes.append(min(ended, end))
+        begins.sort()
+        finishes.sort()
+        edges = sorted({start, end, *begins, *finishes})
+        pieces = []
+        for left, right in pairwise(edges):
+            number = 1 + bisect_right(begins, left) - bisect_right(finishes, left)
+            pieces.append((left, right, number))
+        return pieces
+
+
+def share(
+    curves: Sequence[EnergyCurve], pieces: Sequence[tuple[float, float, int]], start: float, end: float
+) -> float | None:
+    """Joules from ``start`` to ``end`` of one among the requests that ``pieces`` counts; None where not measured."""
+    within = [(max(left, start), min(right, end), n) for left, right, n in pieces if right > start and left < end]
+    if not within or not curves:
+        return None
+    edges = [within[0][0], *(right for _, right, _ in within)]
+    total = 0.0
+    for curve in curves:
+        joules = curve.at(edges)
+        if joules is None:
+            return None
+        total += sum((joules[i + 1] - joules[i]) / n for i, (_, _, n) in enumerate(within))
+    return total

@@ -1,0 +1,215 @@
+"""NVIDIA's GPUs as their driver tells them (NVML, through nvidia-ml-py): one reading is one DeviceSnapshot a GPU.
+
+What a card or a driver does not have is None; so is what this one call failed to tell. Only a driver that has gone
+away is an error. Nothing here waits, repeats or remembers: that is ``source``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamatel.plan.gpus import gpu_named
+from llamatel.records import DeviceSnapshot
+
+THROTTLES: dict[int, str] = {
+    0x0000000000000002: "application_clocks",
+    0x0000000000000004: "power_cap",
+    0x0000000000000008: "hardware",
+    0x0000000000000010: "sync_boost",
+    0x0000000000000020: "thermal",
+    0x0000000000000040: "thermal_hardware",
+    0x0000000000000080: "power_brake",
+    0x0000000000000100: "display_clocks",
+}
+"""Why clocks are held down: NVML's bits (nvml.h, nvmlClocksEventReasons) and our words. That a card is idle is none."""
+
+
+class NoGpu(Exception):
+    """There is no NVIDIA GPU to read, or no way to; the message says why."""
+
+
+class DriverGone(Exception):
+    """The driver was there and is not any more: reset, unloaded, or the card fell off the bus."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """A handle, and what does not change."""
+
+    handle: Any
+    known: DeviceSnapshot
+    power_from: Any
+    """The handle that knows power and temperature: of a MIG slice its GPU's, which is not its own, so None."""
+
+
+class Nvml:
+    """An open NVML library. ``library`` is ``pynvml``, which tests replace by one that plays back a recording."""
+
+    def __init__(self, library: Any = None, *, clock: Callable[[], float] = time.time) -> None:
+        """Raises NoGpu."""
+        if library is None:
+            try:
+                library = importlib.import_module("pynvml")
+            except ImportError:
+                raise NoGpu("the package nvidia-ml-py is not installed (pip install 'llamatel[gpu]')") from None
+        self._nvml = library
+        self._clock = clock
+        self._gone = tuple(
+            getattr(library, name)
+            for name in ("NVMLError_Uninitialized", "NVMLError_GpuIsLost", "NVMLError_DriverNotLoaded")
+        )
+        try:
+            library.nvmlInit()
+        except library.NVMLError as error:
+            raise NoGpu(f"NVML cannot be used: {error}") from None
+        try:
+            self._devices = tuple(self._find())
+        except library.NVMLError as error:
+            self.close()
+            raise NoGpu(f"NVML does not list its GPUs: {error}") from None
+        if not self._devices:
+            self.close()
+            raise NoGpu("the driver sees no GPU")
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        with contextlib.suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The GPUs' names."""
+        return tuple(device.known.name for device in self._devices)
+
+    def read(self) -> tuple[DeviceSnapshot, ...]:
+        """All GPUs now. Takes some milliseconds each. Raises DriverGone."""
+        return tuple(self._read(device) for device in self._devices)
+
+    def energy(self) -> dict[str, tuple[float, float | None, float | None]]:
+        """By UUID: the time, the energy counter in joules, the power in watts; of GPUs, not of MIG slices."""
+        found = {}
+        for device in self._devices:
+            if device.power_from is not None:
+                joules = self._get("nvmlDeviceGetTotalEnergyConsumption", device.power_from)
+                power = None if joules is not None else self._get("nvmlDeviceGetPowerUsage", device.power_from)
+                found[device.known.id] = (self._clock(), _milli(joules), _milli(power))
+        return found
+
+    def _find(self) -> Iterator[_Device]:
+        driver = self._text("nvmlSystemGetDriverVersion")
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            whole = self._describe(handle, driver)
+            yield _Device(handle, whole, handle)
+            mode = self._get("nvmlDeviceGetMigMode", handle)
+            if mode is not None and mode[0]:
+                for number in range(self._get("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+                    slice_ = self._get("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+                    if slice_ is not None:
+                        # A slice has a part of the card's bandwidth and arithmetic that NVML does not tell.
+                        part = replace(self._describe(slice_, driver), bandwidth=None, peak_flops=None)
+                        yield _Device(slice_, replace(part, parent=whole.id), None)
+
+    def _describe(self, handle: Any, driver: str | None) -> DeviceSnapshot:
+        name = str(_decoded(self._nvml.nvmlDeviceGetName(handle)))
+        memory = self._get("nvmlDeviceGetMemoryInfo", handle)
+        known = gpu_named(name, None if memory is None else int(memory.total))
+        clock = self._get("nvmlDeviceGetMaxClockInfo", handle, self._nvml.NVML_CLOCK_MEM)
+        width = self._get("nvmlDeviceGetMemoryBusWidth", handle)
+        # Two transfers a clock over the whole bus.
+        bandwidth = 2 * clock * 1e6 * width / 8 if clock and width else known.bandwidth if known else None
+        return DeviceSnapshot(
+            id=str(_decoded(self._nvml.nvmlDeviceGetUUID(handle))),
+            name=name,
+            taken_at=0.0,
+            driver=driver,
+            memory_limit=None if memory is None else int(memory.total),
+            power_limit_w=_milli(self._get("nvmlDeviceGetEnforcedPowerLimit", handle)),
+            temperature_limit_c=self._temperature_limit(handle),
+            clock_limits_hz=self._clocks("nvmlDeviceGetMaxClockInfo", handle),
+            bandwidth=bandwidth,
+            peak_flops=known.peak_flops if known else None,
+        )
+
+    def _read(self, device: _Device) -> DeviceSnapshot:
+        handle, power = device.handle, device.power_from
+        memory = self._memory(handle)
+        rates = self._get("nvmlDeviceGetUtilizationRates", handle)
+        reasons = self._reasons(handle) if power is not None else None
+        return replace(
+            device.known,
+            taken_at=self._clock(),
+            utilization=None if rates is None else rates.gpu / 100,
+            memory_used=None if memory is None else int(memory.used),
+            memory_reserved=int(memory.reserved) if memory is not None and hasattr(memory, "reserved") else None,
+            processes=self._processes(handle),
+            power_w=None if power is None else _milli(self._get("nvmlDeviceGetPowerUsage", power)),
+            energy_j=None if power is None else _milli(self._get("nvmlDeviceGetTotalEnergyConsumption", power)),
+            temperature_c=None
+            if power is None
+            else _float(self._get("nvmlDeviceGetTemperature", power, self._nvml.NVML_TEMPERATURE_GPU)),
+            clocks_hz=self._clocks("nvmlDeviceGetClockInfo", handle),
+            throttled_by=None
+            if reasons is None
+            else tuple(word for bit, word in THROTTLES.items() if int(reasons) & bit),
+        )
+
+    def _memory(self, handle: Any) -> Any:
+        """The newer call tells what the driver keeps apart from what processes use; the older one adds them."""
+        version = getattr(self._nvml, "nvmlMemory_v2", None)
+        found = None if version is None else self._get("nvmlDeviceGetMemoryInfo", handle, version)
+        return self._get("nvmlDeviceGetMemoryInfo", handle) if found is None else found
+
+    def _processes(self, handle: Any) -> Mapping[int, int | None] | None:
+        listed = self._get("nvmlDeviceGetComputeRunningProcesses", handle)
+        if listed is None:
+            return None
+        return {int(each.pid): None if each.usedGpuMemory is None else int(each.usedGpuMemory) for each in listed}
+
+    def _reasons(self, handle: Any) -> Any:
+        newer = getattr(self._nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+        found = None if newer is None else self._get("nvmlDeviceGetCurrentClocksEventReasons", handle)
+        return self._get("nvmlDeviceGetCurrentClocksThrottleReasons", handle) if found is None else found
+
+    def _clocks(self, call: str, handle: Any) -> dict[str, float]:
+        domains = {"sm": self._nvml.NVML_CLOCK_SM, "memory": self._nvml.NVML_CLOCK_MEM}
+        found = {name: self._get(call, handle, domain) for name, domain in domains.items()}
+        return {name: mhz * 1e6 for name, mhz in found.items() if mhz is not None}
+
+    def _temperature_limit(self, handle: Any) -> float | None:
+        """Where the card begins to slow down."""
+        which = getattr(self._nvml, "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN", None)
+        return None if which is None else _float(self._get("nvmlDeviceGetTemperatureThreshold", handle, which))
+
+    def _text(self, call: str) -> str | None:
+        found = self._get(call)
+        return None if found is None else str(_decoded(found))
+
+    def _get(self, call: str, *arguments: Any) -> Any:
+        """What a call of NVML says; None where this driver or card does not have it."""
+        function = getattr(self._nvml, call, None)
+        if function is None:
+            return None
+        try:
+            return function(*arguments)
+        except self._gone as error:
+            raise DriverGone(f"{call}: {error}") from None
+        except self._nvml.NVMLError:
+            return None
+
+
+def _decoded(text: Any) -> Any:
+    return text.decode(errors="replace") if isinstance(text, bytes) else text
+
+
+def _milli(value: float | None) -> float | None:
+    return None if value is None else value / 1e3
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)

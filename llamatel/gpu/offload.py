@@ -1,0 +1,90 @@
+"""Did it really offload? What was asked for, against what the log and the driver say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamatel.model.shape import ModelShape
+from llamatel.records import DeviceSnapshot, ServerSnapshot
+
+_IN_USE_BYTES = 200 << 20
+"""A card with less than that in use holds no model: a CUDA context alone takes more than 100 MiB."""
+
+
+def layers_asked(state: ServerSnapshot) -> int | None:
+    """``-ngl`` as a number; None where llama.cpp itself was to decide. ``all`` is more than any model has."""
+    text = state.settings.get("gpu-layers", "auto")
+    if text == "all":
+        return 1 << 20
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number >= 0 else None
+
+
+def devices_of(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> tuple[tuple[DeviceSnapshot, ...], bool]:
+    """The GPUs that hold a server's process, and whether that is assumed.
+
+    In a container or a notebook the driver may list no process, or by numbers of another namespace. Then, for a server
+    that we started and that found a GPU, all cards with memory in use are meant.
+    """
+    pid = state.server.pid
+    sliced = {device.parent for device in devices}
+    candidates = [device for device in devices if device.id not in sliced]
+    if pid is None:
+        return (), False
+    holding = tuple(device for device in candidates if device.processes and pid in device.processes)
+    if holding:
+        return holding, False
+    if any(device.processes for device in candidates):
+        return (), False
+    if state.placement is not None and (state.placement.no_gpu or state.placement.gpu_layers == 0):
+        return (), False
+    if layers_asked(state) == 0:
+        return (), False
+    return tuple(device for device in candidates if (device.memory_used or 0) >= _IN_USE_BYTES), True
+
+
+def process_bytes(state: ServerSnapshot, device: DeviceSnapshot) -> int | None:
+    """What the driver says that the server's process holds on a GPU."""
+    if device.processes is None or state.server.pid is None:
+        return None
+    return device.processes.get(state.server.pid)
+
+
+def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool | None:
+    """Whether a server lacks on GPUs what it was asked to put there; None where nobody can tell.
+
+    llama.cpp says at ``-lv 3`` only that it has no GPU at all, at ``-lv 4`` how many layers went there. In between the
+    driver helps: a process that holds less than the weights cannot have all of them there.
+    """
+    if state.up is not True:
+        return None
+    asked, placement, shape = layers_asked(state), state.placement, state.model
+    if asked == 0:
+        return None
+    if placement is not None and placement.no_gpu:
+        # Without a number it takes what there is; then it is only a loss if there is a card.
+        return True if asked is not None or devices else None
+    if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
+        if asked is None:
+            return bool(devices) and placement.gpu_layers == 0
+        return placement.gpu_layers < min(asked, placement.total_layers)
+    holding, assumed = devices_of(state, devices)
+    if assumed or not devices or asked is None:
+        return None
+    if not holding:
+        return True if any(device.processes for device in devices) else None
+    return _too_small(state, holding, asked, shape)
+
+
+def _too_small(
+    state: ServerSnapshot, holding: Sequence[DeviceSnapshot], asked: int, shape: ModelShape | None
+) -> bool | None:
+    sizes = [process_bytes(state, device) for device in holding]
+    if shape is None or shape.weights is None or None in sizes:
+        return None
+    layers = [*shape.weights.layer_bytes, shape.weights.output_bytes]
+    wanted = sum(layers[max(0, len(layers) - asked) :])
+    return sum(size for size in sizes if size is not None) < wanted

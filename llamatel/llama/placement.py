@@ -1,0 +1,38 @@
+"""Where llama.cpp's log says that a model went: layers and buffers by device, or that there is no GPU at all.
+
+At ``-lv 3``, the default, only the last is said; the rest needs ``-lv 4``, which slows a server down. Sources:
+common/arg.cpp (``no usable GPU found``), ggml/src/ggml-cuda (``failed to initialize``), src/llama-model.cpp
+(``offloaded``, ``model buffer size``), src/llama-kv-cache.cpp, src/llama-context.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from llamatel.records import Placement
+
+_NO_GPU = re.compile(r"no usable GPU found|failed to initialize (?:CUDA|ROCm|MUSA)")
+_LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute) buffer size = +([\d.]+) MiB")
+_PARTS = {"model": "weights", "KV": "kv_cache", "RS": "kv_cache", "compute": "compute"}
+_MIB = 1 << 20
+
+
+def learn_placement(known: Placement | None, text: str) -> Placement | None:
+    """What is known with what a line adds; None if it is about something else.
+
+    Buffers of the same device and part add up, as those of a window's cache and of a second model do.
+    """
+    if "buffer size" in text and (found := _BUFFER.search(text)):
+        placement = known or Placement()
+        key = found.group(1), _PARTS[found.group(2)]
+        size = round(float(found.group(3)) * _MIB)
+        return replace(placement, buffers={**placement.buffers, key: placement.buffers.get(key, 0) + size})
+    if "offloaded" in text and (found := _LAYERS.search(text)):
+        if known is not None and known.gpu_layers is not None:
+            return known  # of a second model, which drafts: the first is the server's
+        return replace(known or Placement(), gpu_layers=int(found.group(1)), total_layers=int(found.group(2)))
+    if ("usable GPU" in text or "failed to initialize" in text) and _NO_GPU.search(text):
+        return replace(known or Placement(), no_gpu=True)
+    return None

@@ -1,0 +1,227 @@
+"""The GPU driver: what a real card said, played back; drivers that lack things, hang, vanish and come back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.source import GpuSource
+from llamatel.records import DeviceSnapshot
+from tests.nvml import Recorded, record
+from tests.parts.processes import wait_until
+from tests.samples import completion, snapshot
+
+H100 = json.loads((Path(__file__).parent / "data" / "nvml_h100.json").read_text())
+IDLE: dict[str, Any] = H100["idle"]
+GONE = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
+PID, HELD = 4711, H100["recorded"]["server"]["process_bytes"]
+
+
+def h100(**changes: Any) -> Recorded:
+    """The recorded card, but for the changes; ``Name=…`` is ``nvmlDeviceGetName(0)``."""
+    calls = {key if "(" in key else f"nvmlDeviceGet{key}(0)": value for key, value in changes.items()}
+    return Recorded(IDLE, calls)
+
+
+def read(library: Recorded) -> DeviceSnapshot:
+    driver = Nvml(library, clock=lambda: 5.0)
+    [device] = driver.read()
+    driver.close()
+    assert library.opened == 0
+    return device
+
+
+def test_a_real_card_is_read_as_it_was() -> None:
+    device = read(h100(ComputeRunningProcesses=[{"pid": PID, "usedGpuMemory": HELD}]))
+    assert device == DeviceSnapshot(
+        id="GPU-66184e3a-0000-0000-0000-000000000000",
+        name="NVIDIA H100 80GB HBM3",
+        taken_at=5.0,
+        driver="580.159.04",
+        utilization=0.0,
+        memory_used=0,
+        memory_reserved=480 << 20,
+        memory_limit=81559 << 20,
+        processes={PID: HELD},
+        power_w=73.137,
+        power_limit_w=700.0,
+        energy_j=4241.912,
+        temperature_c=38.0,
+        temperature_limit_c=89.0,
+        clocks_hz={"sm": 345e6, "memory": 2619e6},
+        clock_limits_hz={"sm": 1980e6, "memory": 2619e6},
+        throttled_by=(),
+        bandwidth=2 * 2619e6 * 5120 / 8,
+        peak_flops=device.peak_flops,
+    )
+    assert device.peak_flops is not None
+    assert 9e14 < device.peak_flops < 1.1e15
+
+
+def test_recording_what_is_played_back_gives_the_recording() -> None:
+    assert record(h100()) == IDLE
+
+
+def test_what_a_card_lacks_is_absent_and_never_zero() -> None:
+    name, uuid = "nvmlDeviceGetName(0)", "nvmlDeviceGetUUID(0)"
+    device = read(Recorded({name: "GPU of the past", uuid: "GPU-1", "nvmlDeviceGetCount()": 1}))
+    assert device == DeviceSnapshot(id="GPU-1", name="GPU of the past", taken_at=5.0)
+
+
+def test_an_older_driver_counts_its_own_memory_as_used() -> None:
+    device = read(h100(**{f"nvmlDeviceGetMemoryInfo(0,{pynvml.nvmlMemory_v2})": {"error": 25}}))
+    assert (device.memory_used, device.memory_reserved) == (480 << 20, None)
+
+
+def test_reasons_for_low_clocks_have_names() -> None:
+    assert read(h100(CurrentClocksEventReasons=0x1 | 0x4 | 0x20)).throttled_by == ("power_cap", "thermal")
+    assert read(h100(CurrentClocksEventReasons={"error": 3})).throttled_by is None
+
+
+def test_an_unknown_card_has_no_peak_and_the_bandwidth_of_its_bus() -> None:
+    device = read(h100(Name="NVIDIA Whatever", MemoryBusWidth=256))
+    assert (device.peak_flops, device.bandwidth) == (None, 2 * 2619e6 * 256 / 8)
+
+
+def test_slices_of_a_card_have_memory_and_processes_of_their_own_and_no_power() -> None:
+    part = {
+        "nvmlDeviceGetMigMode(0)": [1, 1],
+        "nvmlDeviceGetMaxMigDeviceCount(0)": 7,
+        "nvmlDeviceGetMigDeviceHandleByIndex(0,0)": 77,
+        "nvmlDeviceGetName(77)": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "nvmlDeviceGetUUID(77)": "MIG-1",
+        "nvmlDeviceGetMemoryInfo(77)": {"total": 10 << 30, "used": 1 << 30, "free": 9 << 30},
+        "nvmlDeviceGetComputeRunningProcesses(77)": [{"pid": PID, "usedGpuMemory": 1 << 30}],
+        "nvmlDeviceGetPowerUsage(77)": 1,
+    }
+    driver = Nvml(h100(**part))
+    whole, slice_ = driver.read()
+    assert slice_.parent == whole.id
+    assert (slice_.memory_limit, slice_.processes) == (10 << 30, {PID: 1 << 30})
+    assert (slice_.power_w, slice_.energy_j, slice_.bandwidth, slice_.utilization) == (None, None, None, None)
+    assert list(driver.energy()) == [whole.id]
+
+
+def test_several_cards() -> None:
+    second = {key.replace("(0", "(1"): value for key, value in IDLE.items() if "(0" in key}
+    library = Recorded(IDLE, {**second, "nvmlDeviceGetCount()": 2, "nvmlDeviceGetUUID(1)": "GPU-2"})
+    assert [device.id for device in Nvml(library).read()] == [IDLE["nvmlDeviceGetUUID(0)"], "GPU-2"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"nvmlInit()": {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}}, {"nvmlDeviceGetCount()": 0},
+     {"nvmlDeviceGetCount()": {"error": pynvml.NVML_ERROR_UNKNOWN}}],
+)  # fmt: skip
+def test_no_card_is_an_answer(changes: dict[str, Any]) -> None:
+    library = Recorded(IDLE, changes)
+    with pytest.raises(NoGpu):
+        Nvml(library)
+    assert library.opened == 0
+
+
+def test_a_card_that_falls_off_the_bus() -> None:
+    library = h100()
+    driver = Nvml(library)
+    library.calls["nvmlDeviceGetUtilizationRates(0)"] = GONE
+    with pytest.raises(DriverGone):
+        driver.read()
+
+
+# -- the thread -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source() -> Any:
+    """Makes sources that are stopped in the end."""
+    made: list[GpuSource] = []
+
+    def make(open_driver: Callable[[], Any], **options: Any) -> GpuSource:
+        found = GpuSource(open_driver, energy_every_s=0.02, **options)
+        made.append(found)
+        found.start()
+        return found
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def test_it_reads_on_its_own(source: Any) -> None:
+    running = source(lambda: Nvml(h100()))
+    wait_until(running.devices)
+    [device] = running.complete_snapshot(snapshot()).devices
+    assert device.power_w == 73.137
+
+
+def test_this_machine_says_once_that_it_has_nothing_and_its_thread_ends(caplog: pytest.LogCaptureFixture) -> None:
+    running = GpuSource(lambda: Nvml(h100(**{"nvmlInit()": {"error": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND}})))
+    with caplog.at_level(logging.INFO, logger="llamatel"):
+        running.start()
+        assert running._thread is not None
+        running._thread.join(5)
+    assert not running._thread.is_alive()
+    assert [each.levelname for each in caplog.records] == ["INFO"]
+    assert running.devices() == ()
+    assert running.why_not is not None
+    request = completion()
+    assert running.complete(request) is request
+    running.stop()
+
+
+def test_a_driver_that_hangs_blocks_nobody_and_its_figures_go_away(source: Any) -> None:
+    hang = threading.Event()
+    now = [1000.0]
+
+    class Hanging(Nvml):
+        def read(self) -> tuple[DeviceSnapshot, ...]:
+            found = super().read()
+            if now[0] > 1000.0:
+                hang.wait(30)
+            return found
+
+    running = source(lambda: Hanging(h100(), clock=lambda: now[0]), clock=lambda: now[0])
+    wait_until(running.devices)
+    now[0] = 1003.0
+    time.sleep(1.2)  # the thread has gone into the driver by now
+    begun = time.monotonic()
+    assert running.devices()
+    now[0] = 1010.0
+    assert running.devices() == ()
+    assert running.complete(completion(ended_at=1009.0, started_at=1008.0)).gpu is None
+    running.stop()
+    assert time.monotonic() - begun < 2.0
+    hang.set()
+
+
+def test_a_driver_that_vanishes_takes_its_figures_along_and_is_looked_for(
+    source: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamatel.gpu.source._AGAIN_S", 0.05)
+    library = h100()
+    running = source(lambda: Nvml(library))
+    wait_until(running.devices)
+    with caplog.at_level(logging.INFO, logger="llamatel"):
+        library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = GONE
+        library.calls["nvmlInit()"] = {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+        wait_until(lambda: running.devices() == ())
+        library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = 5_000_000
+        del library.calls["nvmlInit()"]
+        wait_until(running.devices)
+    assert [each.levelname for each in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_without_a_counter_the_power_is_integrated(source: Any) -> None:
+    running = source(lambda: Nvml(h100(TotalEnergyConsumption={"error": 3}, PowerUsage=100_000)))
+    wait_until(lambda: running.devices() and (running.devices()[0].energy_j or 0) > 50)
+    [device] = running.devices()
+    assert device.energy_integrated
