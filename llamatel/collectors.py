@@ -1,7 +1,7 @@
 """The contract of a collector, and where collectors are found.
 
-A collector has a ``name`` (also its file's name, its flag and its metrics' subsystem) and one or both of
-``on_completion`` and ``on_snapshot``. It returns samples and touches neither OpenTelemetry nor the network. Times and
+A collector has a ``name`` (also its file's name, its flag and its metrics' subsystem) and some of ``on_completion``,
+``on_call`` and ``on_snapshot``. It returns samples and touches neither OpenTelemetry nor the network. Times and
 failures are handled in one place, the observer. A third party's collector is found the same way as ours: through the
 entry-point group ``llamatel.collectors``; it may bring rows of its own for the metric table.
 """
@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from llamatel.errors import PipelineError, UsageError
 from llamatel.metrics import Metric
-from llamatel.records import Completion, ServerInfo, Snapshot
+from llamatel.records import ClientCall, Completion, ServerInfo, Snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Sample:
 
 
 class Collector:
-    """Base class of collectors; override one or both methods."""
+    """Base class of collectors; override what it needs."""
 
     name: str = ""
     metrics: tuple[Metric, ...] = ()
@@ -59,6 +59,10 @@ class Collector:
 
     def on_completion(self, completion: Completion) -> Iterable[Sample]:
         """Called once for each finished request, on the observer's thread."""
+        return ()
+
+    def on_call(self, call: ClientCall) -> Iterable[Sample]:
+        """Called once for each call of our client that asked a model for something, on the observer's thread."""
         return ()
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterable[Sample]:

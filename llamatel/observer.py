@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import Completion, ServerSnapshot, Snapshot
+from llamatel.joining import Joiner, Origin, Underway
+from llamatel.records import ClientCall, Completion, ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
 
+_LOOK_AGAIN_S = 0.02
+"""How often requests that wait for a client's call are looked at."""
 CAPACITY = 8192
 """Finished requests that wait at most: some ten seconds of the fastest server we know, about 8 MiB."""
 
@@ -33,8 +36,9 @@ class Watched(Protocol):
         """Its state now, and that of its models if it is a router; none where there is nothing to tell."""
 
 
-Emit = Callable[[Completion], "tuple[object, str | None]"]
-"""Writes the spans of a request; returns a context for exemplars, and the trace's id."""
+Emit = Callable[[Completion, Origin], "tuple[object, str | None]"]
+"""Writes the spans of a request below those of the call that it came from, where that is known; returns a context for
+exemplars, and the trace's id."""
 Record = Callable[[Sample, object], None]
 Sink = Callable[[Completion, "str | None"], None]
 
@@ -65,7 +69,10 @@ class Observer:
         self._said: set[str] = set()
         self._dropped_elsewhere = dropped
         self._clock = clock
-        self._queue: queue.Queue[Completion | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[Completion | ClientCall | None] = queue.Queue(capacity)
+        self._joiner = Joiner()
+        self._hurry = threading.Event()
+        """Set when what waits has to be written at once."""
         self._lock = threading.Lock()
         self._dropped: dict[str, int] = {}
         self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
@@ -105,15 +112,22 @@ class Observer:
         if entry is not None:
             entry[1]()
 
-    def submit(self, completion: Completion) -> None:
-        """Take a finished request; never blocks. Counts it as dropped if too many wait, or after the end."""
+    def submit(self, finished: Completion | ClientCall) -> None:
+        """Take a finished request or call; never blocks. Counts it as dropped if too many wait, or after the end."""
+        if isinstance(finished, ClientCall) and (self._closed or self._queue.full()):
+            self._joiner.gone(finished.key)
         if self._closed:
             self._drop("observer_closed")
             return
         try:
-            self._queue.put_nowait(completion)
+            self._queue.put_nowait(finished)
         except queue.Full:
             self._drop("observer_full")
+
+    def call_began(self, key: object, call: Underway) -> None:
+        """A call of our client is about to be sent: requests that may be its own wait a little for its end."""
+        if not self._closed:
+            self._joiner.began(key, call)
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
         """The state of all watched servers: the last one, if it is no older than that, else a new one.
@@ -154,6 +168,7 @@ class Observer:
             self._closed = True
         for _, unsubscribe in watched:
             unsubscribe()
+        self._hurry.set()
         done = self.flush(timeout_s)
         if self._thread is not None and self._thread.is_alive():
             try:
@@ -166,20 +181,39 @@ class Observer:
         return done
 
     def _run(self, record: Record) -> None:
-        while (completion := self._queue.get()) is not None:
+        ended = False
+        while not ended:
             try:
-                self._write(completion, record)
-            finally:
-                self._queue.task_done()
-        self._queue.task_done()
+                finished = self._queue.get(timeout=_LOOK_AGAIN_S if self._joiner.waits else None)
+            except queue.Empty:
+                pass
+            else:
+                ended = finished is None
+                if isinstance(finished, Completion):
+                    self._joiner.completed(finished)
+                else:
+                    if finished is not None:
+                        self._joiner.ended(finished)
+                        self._count(finished, record)
+                    self._queue.task_done()
+            hurry = ended or (self._hurry.is_set() and self._queue.empty())
+            for completion, origin in self._joiner.due(all_of_them=hurry):
+                try:
+                    self._write(completion, origin, record)
+                finally:
+                    self._queue.task_done()
 
-    def _write(self, completion: Completion, record: Record) -> None:
+    def _count(self, call: ClientCall, record: Record) -> None:
+        for guard in self._guards:
+            guard.on_call(call, record)
+
+    def _write(self, completion: Completion, origin: Origin, record: Record) -> None:
         context: object = None
         trace_id = None
         for guard in self._guards:
             completion = guard.complete(completion)
         try:
-            context, trace_id = self._emit(completion)
+            context, trace_id = self._emit(completion, origin)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
             self._failed("span_failed", "the spans of a request could not be written")
         for guard in self._guards:
@@ -269,6 +303,13 @@ class _Guard:
         except Exception:  # noqa: BLE001 - the boundary to collectors
             self._failed()
             return snapshot
+
+    def on_call(self, call: ClientCall, record: Record) -> None:
+        try:
+            for sample in self.collector.on_call(call):
+                record(sample, call.span)
+        except Exception:  # noqa: BLE001 - the boundary to collectors
+            self._failed()
 
     def on_completion(self, completion: Completion, record: Record, context: object) -> None:
         try:

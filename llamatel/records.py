@@ -6,7 +6,7 @@ Times that end in ``_at`` are Unix time in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -175,6 +175,60 @@ class Completion:
         """Decode rate by llama.cpp's definition: tokens after the first over decode time."""
         tpot = self.time_per_output_token_s
         return 1.0 / tpot if tpot else None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCall:
+    """One call of our client that asked a model for something, as the client saw it."""
+
+    key: object
+    """What tells it from others, also while it was under way."""
+    span: object
+    """The context that holds its span; opaque."""
+    server: ServerInfo
+    """Whom it asked; the model is the one that it named."""
+    operation: str
+    """``gen_ai.operation.name``: chat, text_completion, embeddings or rerank."""
+    started_at: float
+    sent_at: float
+    """When it was sent, the last time if there were several."""
+    ended_at: float
+    outcome: Outcome
+    error_type: str | None = None
+    headers_at: float | None = None
+    """When its answer began; of streams only, where that is when a slot took it."""
+    first_chunk_at: float | None = None
+    chunk_gaps: Sequence[float] = ()
+    """Seconds from one chunk of a stream to the next."""
+    response_model: str | None = None
+    input_tokens: int | None = None
+    """Cached ones included."""
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    prompt_computed: int | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    slot: int | None = None
+    modality: str = "text"
+    """What its tokens stand for: ``text``, or ``unknown`` where images or sound are among them."""
+    tasks: int = 1
+    """Requests that llama.cpp makes of it: one for each choice, text or document."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it asked for text, and not for vectors or ranks."""
+        return self.operation in ("chat", "text_completion")
+
+    @property
+    def has_timings(self) -> bool:
+        """Whether the answer had llama.cpp's own measurements."""
+        return self.prefill_s is not None and self.decode_s is not None
+
+    @property
+    def duration_s(self) -> float:
+        """The whole call, repeated attempts included."""
+        return self.ended_at - self.started_at
 
 
 @dataclass(frozen=True, slots=True)

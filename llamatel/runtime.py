@@ -16,12 +16,15 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
-from llamatel import collectors, pipeline, tracing
+from llamatel import collectors, message_content, pipeline, tracing
+from llamatel.client_spans import ClientSpans
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError
 from llamatel.instruments import Instruments
+from llamatel.joining import Origin
 from llamatel.live import Live
 from llamatel.llama import server
+from llamatel.llama.client import call
 from llamatel.llama.in_process import model
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
@@ -149,8 +152,8 @@ def connect(
     """An observer that runs, with collectors, on a tracer and a meter."""
     spans = Spans(tracer)
 
-    def emit(completion: Completion) -> tuple[Context, str | None]:
-        context = spans.emit(completion)
+    def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
+        context = spans.emit_from(completion, origin)
         span = trace.get_current_span(context).get_span_context()
         return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
 
@@ -171,7 +174,10 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         host = settings.metrics_addr[0]
         document = partial(_document, observer, live)
         built.show(Page(document, host=host, token=settings.page_token))
-    tracing.use(None if settings.disabled else built.tracer)
+    if not settings.disabled:
+        content = message_content.wanted(os.environ)
+        call.listen(ClientSpans(built.tracer, began=observer.call_began, ended=observer.submit, content=content))
+        tracing.use(built.tracer)
     forget = (server.on_start(observer.watch), model.on_load(observer.watch))
     return Runtime(settings, built, observer, instruments, live, forget)
 
@@ -183,6 +189,7 @@ def _document(observer: Observer, live: Live, focus: str | None) -> dict[str, An
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:
     tracing.use(None)
+    call.listen(None)
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
     if running.observer.watching:

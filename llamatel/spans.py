@@ -6,8 +6,12 @@ conventions (semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md); what they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -15,15 +19,19 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     Tracer,
+    get_current_span,
     set_span_in_context,
 )
 
 from llamatel.conventions import PROVIDER, error_type, operation
+from llamatel.joining import Origin
 from llamatel.records import Call, Completion, RequestGpu
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
 _ROOT = Context()
+_CANDIDATE = {"llamacpp.join": "candidate"}
+"""On a link to a call that the request may have been."""
 
 
 class Spans:
@@ -32,11 +40,11 @@ class Spans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    def emit(self, completion: Completion, parent: Context | None = None) -> Context:
+    def emit(self, completion: Completion, parent: Context | None = None, links: Sequence[Link] = ()) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
         ``parent`` is the context that the request came from; without one, and where the request itself names none, it
-        makes a trace of its own, whatever span is current in this thread.
+        makes a trace of its own, whatever span is current in this thread. ``links`` name spans that it may belong to.
         """
         call = completion.call
         if parent is None and call is not None:
@@ -49,19 +57,37 @@ class Spans:
             context=_ROOT if parent is None else parent,
             kind=SpanKind.INTERNAL if call is not None and call.in_process else SpanKind.SERVER,
             attributes=attributes,
-            start_time=_ns(completion.arrived_at),
+            links=links,
+            start_time=unix_ns(completion.arrived_at),
         )
         context = set_span_in_context(span, _ROOT if parent is None else parent)
         if span.is_recording():
             for phase, start, end in _phases(completion):
-                self._tracer.start_span(phase, context=context, start_time=_ns(start)).end(_ns(end))
+                self._tracer.start_span(phase, context=context, start_time=unix_ns(start)).end(unix_ns(end))
             if "error.type" in attributes:
                 span.set_status(Status(StatusCode.ERROR, completion.error or completion.outcome.value))
                 if call is not None and call.error_type is not None:
                     exception = {"exception.type": call.error_type, "exception.message": completion.error or ""}
-                    span.add_event("exception", exception, _ns(completion.ended_at))
-            span.end(_ns(completion.ended_at))
+                    span.add_event("exception", exception, unix_ns(completion.ended_at))
+            span.end(unix_ns(completion.ended_at))
         return context
+
+    def emit_from(self, completion: Completion, origin: Origin) -> Context:
+        """``emit`` below the call of our client that the request was, or linked to those that it may have been.
+
+        No request arrives before it was sent: that bounds the estimate of its queue.
+        """
+        parent = origin.parent
+        if parent is not None and completion.queue_s is not None:
+            waited = max(0.0, completion.started_at - parent.sent_at)
+            completion = replace(completion, queue_s=min(completion.queue_s, waited))
+        links = [
+            Link(get_current_span(call.span).get_span_context(), _CANDIDATE)
+            for call in origin.candidates
+            if isinstance(call.span, Context)
+        ]
+        context = parent.span if parent is not None and isinstance(parent.span, Context) else None
+        return self.emit(completion, context, links)
 
 
 def _caller(call: Call) -> Context | None:
@@ -117,7 +143,7 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
         "llamacpp.slot.id": completion.slot,
         "llamacpp.task.id": completion.task,
         "llamacpp.prompt.computed_tokens": completion.prompt_computed,
-        "llamacpp.prefill.tokens_per_second": _rate(completion.prompt_computed, completion.prefill_s),
+        "llamacpp.prefill.tokens_per_second": rate(completion.prompt_computed, completion.prefill_s),
         "llamacpp.decode.tokens_per_second": completion.tokens_per_second,
         "llamacpp.draft.tokens": completion.draft_generated,
         "llamacpp.draft.accepted_tokens": completion.draft_accepted,
@@ -150,11 +176,13 @@ def _gpu(gpu: RequestGpu) -> dict[str, float | bool | None]:
     }
 
 
-def _rate(tokens: int | None, seconds: float | None) -> float | None:
+def rate(tokens: int | None, seconds: float | None) -> float | None:
+    """Tokens a second; None where either is unknown or no time passed."""
     return tokens / seconds if tokens is not None and seconds else None
 
 
-def _ns(seconds: float) -> int:
+def unix_ns(seconds: float) -> int:
+    """Unix seconds in nanoseconds."""
     # In two parts: a product of this size is only exact to 256 ns.
     whole = int(seconds)
     return whole * 1_000_000_000 + round((seconds - whole) * 1e9)

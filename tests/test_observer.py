@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llamatel.collectors import Collector, Sample
+from llamatel.joining import Origin
 from llamatel.observer import Observer
 from llamatel.records import Completion, ServerSnapshot, Snapshot
 from tests.parts import wait_until
@@ -71,7 +72,7 @@ class Bench:
 
     def __init__(self, *collectors: Collector, **arguments: Any) -> None:
         self.recorded: list[tuple[str, object]] = []
-        self.observer = Observer(collectors, **{"emit": lambda _: ("context", "trace"), **arguments})
+        self.observer = Observer(collectors, **{"emit": lambda *_: ("context", "trace"), **arguments})
 
     def connect(self) -> Bench:
         self.observer.connect(lambda sample, context: self.recorded.append((sample.metric, context)))
@@ -109,7 +110,7 @@ def test_a_request_goes_to_spans_then_collectors_then_sinks(bench: Make) -> None
     order: list[object] = []
     done = completion()
 
-    def emit(given: Completion) -> tuple[object, str]:
+    def emit(given: Completion, _: Origin) -> tuple[object, str]:
         order.append(given)
         return "its context", "its trace"
 
@@ -182,7 +183,7 @@ def test_sinks_and_spans_that_fail_are_counted_and_said_once(bench: Make, caplog
     def broken(*_: object) -> None:
         raise OSError("no more room")
 
-    def emit(_: Completion) -> tuple[object, str | None]:
+    def emit(_: Completion, __: Origin) -> tuple[object, str | None]:
         raise RuntimeError("a processor of the application's")
 
     collector = Counting()

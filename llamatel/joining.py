@@ -1,0 +1,248 @@
+"""Which of a server's requests was which of our client's calls.
+
+llama.cpp's log does not say who asked, so a request becomes the child of a call only where nothing else is possible:
+
+- a call that ended well has run as a request in the time from its sending to its answer;
+- the two agree in all that both tell: tokens, and prefill and decode to the log's 0.01 ms, the slot;
+- and no other request in that time agrees, nor another call with that request.
+
+Where several would fit, the requests get links to the calls that they may be. A call that was cancelled or failed has
+no figures: it is linked if times leave one request to it and one call to that. Everything else is nobody's.
+
+Requests wait here for calls that may be theirs, at most a second; without a call under way none waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Protocol
+
+from llamatel.conventions import operation
+from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
+
+_CLOCK_S = 0.25
+"""How far a log's time and the clock on the wall may be apart; far more than they are."""
+_ROUNDED_S = 0.0000051
+"""Half of the log's 0.01 ms, and what floating point adds."""
+_DECIDED_AFTER_S = (0.15, 0.4)
+"""From a call's end until the log has told all that came before it: for calls with timings, and for those without."""
+_LATE_S = 0.9
+"""How long a call waits for a request that fits."""
+_HELD_S = 1.0
+"""How long a request waits for a call that may be its own."""
+_HELD_FOR_STREAM_S = 5.0
+"""The same where a stream began with it: its reader may be slow."""
+_NOTICED_S = 1.5
+"""llama.cpp looks once a second whether its client is still there."""
+_REMEMBERED = 1024
+_MOST_LINKS = 8
+_HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - recognised, not bound
+
+
+class Underway(Protocol):
+    """A call that has not ended."""
+
+    @property
+    def server(self) -> ServerInfo:
+        """Whom it asks."""
+
+    started_at: float
+    headers_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from, as far as that is known: opaque contexts of the calls' spans."""
+
+    parent: ClientCall | None = None
+    candidates: tuple[ClientCall, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    completion: Completion
+    arrived_at: float
+    written: bool = False
+    origin: Origin | None = None
+    candidates: list[ClientCall] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Ended:
+    call: ClientCall
+    arrived_at: float
+
+
+Place = tuple["str | None", "int | None"]
+
+
+def place(server: ServerInfo) -> Place:
+    """What tells servers apart for both sides; the names of this machine are one."""
+    address = None if server.address is None else server.address.lower()
+    return ("127.0.0.1" if address in _HERE else address, server.port)
+
+
+class Joiner:
+    """Takes calls and requests as they end, and gives the requests back with their origin.
+
+    ``began`` may be called by any thread; all else by one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._underway: dict[object, Underway] = {}
+        self._ended: list[_Ended] = []
+        self._held: list[_Held] = []
+        self._recent: deque[_Held] = deque(maxlen=_REMEMBERED)
+        self._forgotten_at = 0.0
+        """When the last request that may matter was forgotten."""
+
+    def began(self, key: object, call: Underway) -> None:
+        """A call is about to be sent."""
+        with self._lock:
+            self._underway[key] = call
+
+    def gone(self, key: object) -> None:
+        """A call has ended; ``ended`` may follow."""
+        with self._lock:
+            self._underway.pop(key, None)
+
+    def ended(self, call: ClientCall) -> None:
+        """How it ended."""
+        self.gone(call.key)
+        self._ended.append(_Ended(call, self._clock()))
+
+    def completed(self, completion: Completion) -> None:
+        """A request has ended."""
+        held = _Held(completion, self._clock())
+        self._held.append(held)
+        if completion.call is not None:  # in this process: it says itself who asked
+            held.origin = Origin()
+            return
+        if self._underway or self._ended:
+            if len(self._recent) == _REMEMBERED:
+                self._forgotten_at = self._recent[0].arrived_at
+            self._recent.append(held)
+
+    def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
+        """The requests whose origin is known, or need not be waited for any longer."""
+        now = self._clock()
+        decided = {id(ended) for ended in self._ended if all_of_them or self._time_is_up(ended, now)}
+        # All at once: two calls that fit the same request must both be seen.
+        every = [ended.call for ended in self._ended]
+        for ended in self._ended:
+            if id(ended) in decided:
+                self._decide(ended.call, every)
+        self._ended = [ended for ended in self._ended if id(ended) not in decided]
+        kept = []
+        for held in self._held:
+            if held.origin is None and not all_of_them and now < held.arrived_at + self._patience(held.completion):
+                kept.append(held)
+            else:
+                held.written = True
+                origin = held.origin or Origin(candidates=tuple(held.candidates[:_MOST_LINKS]))
+                yield held.completion, origin
+        self._held = kept
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``due`` should be asked again soon."""
+        return bool(self._held or self._ended)
+
+    # -- what belongs together ----------------------------------------------------------------------------------------
+
+    def _time_is_up(self, ended: _Ended, now: float) -> bool:
+        call, waited = ended.call, now - ended.arrived_at
+        if waited < _DECIDED_AFTER_S[not call.has_timings]:
+            return False
+        if call.outcome is not Outcome.OK:
+            return waited >= _NOTICED_S / 2
+        return waited >= _LATE_S or bool(self._fitting(call))
+
+    def _decide(self, call: ClientCall, others: list[ClientCall]) -> None:
+        found = self._fitting(call)
+        if not found or len(found) < call.tasks:
+            return
+        sure = call.outcome is Outcome.OK and len(found) == call.tasks
+        for held in found:
+            rivals = [other for other in others if other is not call and _agree(other, held.completion)]
+            certain = sure and (call.tasks > 1 or not rivals)
+            if certain and (call.has_timings or call.sent_at - _CLOCK_S > self._forgotten_at):
+                held.origin = Origin(parent=call)
+            elif call.outcome is Outcome.OK or (len(found) == 1 and not rivals):
+                held.candidates.append(call)
+
+    def _fitting(self, call: ClientCall) -> list[_Held]:
+        """The requests that agree with a call and are not yet another's; those already written count as well."""
+        found = []
+        for held in reversed(self._recent):
+            if held.arrived_at < call.sent_at:  # both by our clock
+                break
+            if held.origin is None and _agree(call, held.completion):
+                found.append(held)
+        return found
+
+    def _patience(self, completion: Completion) -> float:
+        """How long a request may wait for a call that is its own; 0 where there is none that may be."""
+        here, patience = place(completion.server), 0.0
+        if any(_may_be(ended.call, completion) for ended in self._ended):
+            patience = _HELD_S + _NOTICED_S / 2
+        with self._lock:
+            underway = list(self._underway.values())
+        for call in underway:
+            if place(call.server) != here or completion.ended_at < call.started_at - _CLOCK_S:
+                continue
+            began = call.headers_at
+            if began is None:
+                patience = max(patience, _HELD_S)
+            elif abs(began - completion.started_at) < _CLOCK_S:
+                patience = max(patience, _HELD_FOR_STREAM_S)
+        return patience
+
+
+def _may_be(call: ClientCall, completion: Completion) -> bool:
+    """Whether places and times allow it."""
+    if place(call.server) != place(completion.server):
+        return False
+    late = _CLOCK_S if call.outcome is Outcome.OK else _NOTICED_S + _CLOCK_S
+    return completion.started_at >= call.sent_at - _CLOCK_S and completion.ended_at <= call.ended_at + late
+
+
+def _agree(call: ClientCall, completion: Completion) -> bool:
+    """Whether a request may be a call: in place and time, in how it ended, and in all figures that both have."""
+    if not _may_be(call, completion):
+        return False
+    if call.outcome is not Outcome.OK:
+        return _broke_off(call, completion)
+    if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
+        return False
+    if call.tasks > 1:
+        return True
+    if completion.is_child:
+        return False
+    pairs = (
+        (call.slot, completion.slot),
+        (call.prompt_computed, completion.prompt_computed),
+        (call.cached_tokens, completion.prompt_cached),
+        (call.output_tokens, completion.generated),
+        (call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens),
+    )
+    if any(ours is not None and theirs is not None and ours != theirs for ours, theirs in pairs):
+        return False
+    times = ((call.prefill_s, completion.prefill_s), (call.decode_s, completion.decode_s))
+    return all(ours is None or theirs is None or abs(ours - theirs) <= _ROUNDED_S for ours, theirs in times)
+
+
+def _broke_off(call: ClientCall, completion: Completion) -> bool:
+    """Whether a request that did not complete may be a call that did not."""
+    wanted = (Outcome.CANCELLED,) if call.outcome is Outcome.CANCELLED else (Outcome.ERROR, Outcome.CONTEXT_FULL)
+    if completion.outcome not in wanted:
+        return False
+    if call.outcome is Outcome.CANCELLED and completion.ended_at < call.ended_at - _CLOCK_S:
+        return False
+    return call.headers_at is None or abs(call.headers_at - completion.started_at) <= _CLOCK_S

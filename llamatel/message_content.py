@@ -1,0 +1,168 @@
+"""Prompts and answers as the GenAI conventions write them; only where the environment asks for them (``VARIABLE``).
+
+Attributes are JSON text (docs/gen-ai/gen-ai-input-messages.json, gen-ai-output-messages.json). Each piece of text is
+cut to 8,192 characters, so that the JSON stays whole; images and audio are named, never written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+LONGEST = 8192
+_MOST_MESSAGES = 64
+
+
+def wanted(environ: Mapping[str, str]) -> bool:
+    """Whether content goes on spans. Events are not written: what asks for them alone gets nothing, and is told so."""
+    value = environ.get(VARIABLE, "").strip().upper()
+    if value in ("SPAN_ONLY", "SPAN_AND_EVENT"):
+        return True
+    if value not in ("", "NO_CONTENT"):
+        _log.warning("%s=%s writes no content here: SPAN_ONLY does", VARIABLE, value)
+    return False
+
+
+def asked(body: Mapping[str, Any]) -> dict[str, str]:
+    """What a request holds: messages, or its prompt as one; instructions that are given apart; tools."""
+    attributes: dict[str, str] = {}
+    apart = body.get("system", body.get("instructions"))
+    if apart:
+        attributes["gen_ai.system_instructions"] = _json(list(_parts(apart)))
+    given = body.get("messages", body.get("input", body.get("prompt", body.get("query"))))
+    if isinstance(given, list) and all(isinstance(one, Mapping) for one in given):
+        messages = [_message(one) for one in given[-_MOST_MESSAGES:]]
+    else:
+        messages = [] if given is None else [{"role": "user", "parts": list(_parts(given))}]
+    if messages:
+        attributes["gen_ai.input.messages"] = _json(messages)
+    tools = body.get("tools")
+    if isinstance(tools, (list, tuple)) and tools:
+        attributes["gen_ai.tool.definitions"] = _json([_tool(one) for one in tools if isinstance(one, Mapping)])
+    return attributes
+
+
+def answered(documents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the model said: one message for each choice."""
+    said: dict[int, _Said] = {}
+    for document in documents:
+        for index, piece, reason in _pieces(document):
+            one = said.setdefault(index, _Said())
+            one.add(piece)
+            one.reason = reason or one.reason
+    messages = [one.message() for _, one in sorted(said.items()) if not one.empty]
+    return {"gen_ai.output.messages": _json(messages)} if messages else {}
+
+
+class _Said:
+    """One answer, put together from its pieces."""
+
+    def __init__(self) -> None:
+        self._text: dict[str, str] = {"reasoning": "", "text": ""}
+        self._calls: dict[int, dict[str, str]] = {}
+        self.reason: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not any(self._text.values()) and not self._calls
+
+    def add(self, piece: Mapping[str, Any]) -> None:
+        for kind, key in (("text", "content"), ("text", "text"), ("reasoning", "reasoning_content")):
+            value = piece.get(key)
+            if isinstance(value, str):
+                self._text[kind] = (self._text[kind] + value)[: LONGEST + 1]
+        for number, call in enumerate(piece.get("tool_calls") or ()):
+            function = call.get("function") or {}
+            kept = self._calls.setdefault(call.get("index", number), {"id": "", "name": "", "arguments": ""})
+            for key, value in (("id", call.get("id")), *((key, function.get(key)) for key in ("name", "arguments"))):
+                kept[key] = (kept[key] + (value if isinstance(value, str) else ""))[: LONGEST + 1]
+
+    def message(self) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = [
+            {"type": kind, "content": _cut(text)} for kind, text in self._text.items() if text
+        ]
+        for _, call in sorted(self._calls.items()):
+            told = {**call, "arguments": _cut(call["arguments"])}
+            parts.append({"type": "tool_call", **{key: value for key, value in told.items() if value}})
+        return {"role": "assistant", "parts": parts, "finish_reason": self.reason or "unknown"}
+
+
+def _pieces(document: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
+    """What a document adds to which choice, and why that ended."""
+    choices = document.get("choices")
+    if isinstance(choices, list):
+        for choice in choices:
+            piece = choice.get("message") or choice.get("delta") or choice
+            yield choice.get("index", 0), piece, choice.get("finish_reason")
+        return
+    kind, delta = document.get("type"), document.get("delta")
+    if kind == "content_block_delta" and isinstance(delta, Mapping):
+        yield 0, {"content": delta.get("text"), "reasoning_content": delta.get("thinking")}, None
+    elif kind == "message_delta" and isinstance(delta, Mapping):
+        yield 0, {}, delta.get("stop_reason")
+    elif kind == "response.output_text.delta":
+        yield 0, {"content": delta}, None
+    elif isinstance(document.get("output"), list):
+        for item in document["output"]:
+            yield 0, {"content": "".join(part.get("text", "") for part in item.get("content") or ())}, None
+        yield 0, {}, document.get("status")
+    elif isinstance(document.get("content"), list):
+        for part in document["content"]:
+            yield 0, {"content": part.get("text"), "reasoning_content": part.get("thinking")}, None
+        yield 0, {}, document.get("stop_reason")
+    elif isinstance(document.get("content"), str):
+        yield document.get("index", 0), document, document.get("stop_type") if document.get("stop") else None
+
+
+def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+    role = str(given.get("role") or given.get("type") or "user")
+    if role == "tool":
+        response = {
+            "type": "tool_call_response",
+            "id": given.get("tool_call_id"),
+            "response": _cut(given.get("content")),
+        }
+        return {"role": role, "parts": [{key: value for key, value in response.items() if value is not None}]}
+    parts = list(_parts(given.get("content")))
+    for call in given.get("tool_calls") or ():
+        function = call.get("function") or {}
+        part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
+        parts.append({**part, "arguments": _cut(function.get("arguments"))})
+    return {"role": role, "parts": parts}
+
+
+def _parts(content: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(content, str):
+        yield {"type": "text", "content": _cut(content)}
+    elif isinstance(content, (list, tuple)):
+        for part in content:
+            if isinstance(part, str):
+                yield {"type": "text", "content": _cut(part)}
+            elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                yield {"type": "text", "content": _cut(part["text"])}
+            elif isinstance(part, Mapping):
+                # Of an image or sound only what it is.
+                yield {"type": "blob", "modality": str(part.get("type", "unknown")).partition("_")[0], "content": ""}
+
+
+def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
+    inner = given.get("function")
+    function = inner if isinstance(inner, Mapping) else given
+    return {
+        "type": str(given.get("type", "function")),
+        **{key: function[key] for key in ("name", "description", "parameters") if key in function},
+    }
+
+
+def _cut(value: Any) -> str:
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

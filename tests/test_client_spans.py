@@ -1,0 +1,527 @@
+"""Calls of the client as spans and metrics, and one trace with the server's side, on llama.cpp's servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+import llamatel
+from llamatel import message_content, tracing
+from llamatel.client_spans import ClientSpans
+from llamatel.errors import ContextTooLong, NoAnswer, RequestError
+from llamatel.instruments import Instruments
+from llamatel.joining import Origin
+from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
+from llamatel.llama.client import call as calls
+from llamatel.metrics import METRICS, table
+from llamatel.observer import Observer
+from llamatel.records import ClientCall, Outcome
+from llamatel.spans import Spans
+from llamatel_collectors.client import ClientCollector
+from tests import genai_conventions
+from tests.parts import free_port
+from tests.recording import Recording
+from tests.servers import BACKENDS, LONG, choose_backend
+
+HELLO = [{"role": "user", "content": "Hello"}]
+FLAGS = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
+
+
+class Joined(Recording):
+    """A client's and a server's telemetry, put together as ``init`` does, with spans and samples kept."""
+
+    def __init__(self, server: ServerManager | None, *, content: bool = False, latest: bool = False) -> None:
+        super().__init__()
+        self.calls: list[ClientCall] = []
+        self.samples: list[Any] = []
+        spans = Spans(self.tracer)
+
+        def emit(completion: Any, origin: Origin) -> tuple[object, str | None]:
+            return spans.emit_from(completion, origin), None
+
+        opted = {"OTEL_SEMCONV_STABILITY_OPT_IN": "other, gen_ai_latest_experimental"} if latest else {}
+        self.observer = Observer([ClientCollector(opted)], emit=emit)
+        self.observer.connect(lambda sample, _: self.samples.append(sample))
+        if server is not None:
+            told_all(server)
+            self.observer.watch(server)
+        self.listener = ClientSpans(self.tracer, began=self.observer.call_began, ended=self._ended, content=content)
+        tracing.use(self.tracer)
+        calls.listen(self.listener)
+
+    def _ended(self, call: ClientCall) -> None:
+        self.calls.append(call)
+        self.observer.submit(call)
+
+    def settle(self) -> None:
+        """Wait until the server's log has told all, and all is written."""
+        assert self.observer.flush(10.0)
+
+    def of_kind(self, kind: SpanKind) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.kind is kind]
+
+    def children(self, parent: ReadableSpan) -> dict[str, ReadableSpan]:
+        assert parent.context is not None
+        mine = parent.context.span_id
+        return {span.name: span for span in self.spans if span.parent is not None and span.parent.span_id == mine}
+
+    def end(self) -> None:
+        calls.listen(None)
+        tracing.use(None)
+        self.observer.close()
+        self.provider.shutdown()
+
+
+def told_all(server: ServerManager) -> None:
+    """Have the server's log end with what was asked before; it may be a moment behind the answers."""
+    seen = threading.Event()
+    end = server.subscribe(lambda completion: seen.set() if completion.generated == 33 else None)
+    calls.listen(None)
+    LlamaCppClient(server.base_url).complete("x", n_predict=33, ignore_eos=True)
+    assert seen.wait(10)
+    end()
+
+
+Listen = Callable[..., Joined]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerManager]:
+    with ServerManager(backend=choose_backend(request)) as running:
+        running.start_server(tiny_model, port=0, alias="tiny", extra_args=FLAGS).wait_until_ready(60)
+        yield running
+
+
+@pytest.fixture
+def client(server: ServerManager) -> Iterator[LlamaCppClient]:
+    with LlamaCppClient(server.base_url, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture
+def listen() -> Iterator[Listen]:
+    with contextlib.ExitStack() as ends:
+
+        def make(*args: Any, **kwargs: Any) -> Joined:
+            joined = Joined(*args, **kwargs)
+            ends.callback(joined.end)
+            return joined
+
+        yield make
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def waits_for_the_log(joined: Joined, number: int) -> None:
+    """The server's log may be a moment behind the answers."""
+    import time
+
+    deadline = time.monotonic() + 10
+    while len(joined.of_kind(SpanKind.SERVER)) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+        joined.settle()
+
+
+# -- one call ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_is_one_trace_from_the_task_to_the_servers_decode(
+    server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool
+) -> None:
+    joined = listen(server)
+
+    @llamatel.task
+    def ask() -> Any:
+        asked: dict[str, Any] = {
+            "max_tokens": 12,
+            "temperature": 1,
+            "top_k": 5,
+            "stop": "zzz",
+            "seed": 7,
+            "ignore_eos": True,
+        }
+        if streamed:
+            with client.chat.completions.create(HELLO, model="any", stream=True, **asked) as stream:
+                return list(stream)[-1]
+        return client.chat.completions.create(HELLO, model="any", **asked)
+
+    answer = ask()
+    waits_for_the_log(joined, 1)
+    [span], [theirs] = joined.of_kind(SpanKind.CLIENT), joined.of_kind(SpanKind.SERVER)
+    assert span.name == "chat any"
+    assert joined.parents()["chat any"].endswith("ask")  # type: ignore[union-attr]
+    assert len({span.context.trace_id for span in joined.spans if span.context is not None}) == 1
+    found = attributes(span)
+    assert answer.timings is not None
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "llama.cpp",
+        "gen_ai.request.model": "any",
+        "gen_ai.request.max_tokens": 12,
+        "gen_ai.request.temperature": 1.0,
+        "gen_ai.request.top_k": 5,
+        "gen_ai.request.seed": 7,
+        "gen_ai.request.stop_sequences": ("zzz",),
+        "gen_ai.response.id": answer.id,
+        "gen_ai.response.model": answer.model,
+        "gen_ai.response.finish_reasons": ("length",),
+        "gen_ai.usage.input_tokens": answer.timings.prompt_n + answer.timings.cache_n,
+        "gen_ai.usage.output_tokens": 12,
+        "gen_ai.usage.cache_read.input_tokens": answer.timings.cache_n,
+        "server.address": "127.0.0.1",
+        "server.port": server.info.port,
+        "llamacpp.outcome": "ok",
+    }
+    assert found.items() >= expected.items()
+    assert found.get("gen_ai.request.stream") is (True if streamed else None)
+    assert ("gen_ai.response.time_to_first_chunk" in found) is streamed
+    parts = joined.children(span)
+    assert parts.keys() - {"queue"} == {"prefill", "decode", theirs.name}
+    assert seconds(parts["prefill"]) == pytest.approx(answer.timings.prompt_ms / 1e3, abs=1e-6)
+    assert seconds(parts["decode"]) == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1e-6) or streamed
+    for name in ("queue", "prefill", "decode"):
+        if name in parts:
+            inside = parts[name]
+            assert span.start_time <= inside.start_time <= inside.end_time <= span.end_time  # type: ignore[operator]
+    # What the client says and what the server's log says agree.
+    assert attributes(theirs)["gen_ai.usage.output_tokens"] == found["gen_ai.usage.output_tokens"]
+    assert attributes(theirs)["llamacpp.prompt.computed_tokens"] == found["llamacpp.prompt.computed_tokens"]
+    their_decode = seconds(joined.children(theirs)["decode"])
+    assert their_decode == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1.1e-5)
+
+
+@pytest.mark.parametrize("latest", [False, True])
+def test_names_and_types_are_those_of_the_conventions(
+    server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool
+) -> None:
+    joined = listen(server, content=True, latest=latest)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    everything: dict[str, Any] = {
+        "model": "m", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "frequency_penalty": 0.1,
+        "presence_penalty": 0.1, "stop": ["x"], "seed": 1, "response_format": {"type": "text"}, "tools": tools,
+    }  # fmt: skip
+    client.chat.completions.create(HELLO, **everything)
+    list(client.chat.completions.create(HELLO, stream=True, max_tokens=3))
+    client.chat.completions.create(HELLO, max_tokens=2, n=2)
+    client.messages.create(HELLO, max_tokens=2, system="Be brief.")
+    client.complete("x", n_predict=2)
+    with pytest.raises(RequestError):
+        client.embeddings.create("x", encoding_format="float", dimensions=4)
+    with llamatel.span("outside"):
+        llamatel.workflow(name="w")(lambda: None)()
+    joined.settle()
+    clients = joined.of_kind(SpanKind.CLIENT)
+    assert len(clients) == 6
+    seen: set[str] = set()
+    for span in joined.spans:
+        for name, value in attributes(span).items():
+            if name.startswith(("gen_ai.", "server.", "error.")):
+                seen.add(name)
+                assert type(value) is genai_conventions.ATTRIBUTES[name], name
+    assert set(genai_conventions.ATTRIBUTES) - seen == set()
+    new = {name for name in seen if name.startswith("gen_ai.")} - genai_conventions.SHIPPED_ATTRIBUTES
+    assert new == set()
+    for span in clients:
+        found = attributes(span)
+        assert found.keys() >= set(genai_conventions.REQUIRED)
+        assert found["gen_ai.operation.name"] in genai_conventions.OPERATIONS
+        model = found.get("gen_ai.request.model")
+        assert span.name == f"{found['gen_ai.operation.name']}{f' {model}' if model else ''}"
+    rows = table()
+    assert {sample.metric for sample in joined.samples} <= set(genai_conventions.METRICS)
+    for sample in joined.samples:
+        row = rows[sample.metric]
+        assert (row.kind.value, row.unit) == genai_conventions.METRICS[row.name]
+        assert set(sample.attributes) <= set(row.attributes)
+        assert latest or row.name in genai_conventions.SHIPPED_METRICS
+
+
+def test_the_metric_table_has_the_conventions_client_metrics() -> None:
+    ours = {row.name: (row.kind.value, row.unit) for row in METRICS if row.name.startswith("gen_ai.client.")}
+    assert ours == genai_conventions.METRICS
+
+
+def test_metrics_of_calls(client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(None)
+    client.chat.completions.create(HELLO, max_tokens=4, ignore_eos=True)
+    chunks = list(client.chat.completions.create(HELLO, stream=True, max_tokens=6, ignore_eos=True))
+    joined.settle()
+    counts = Counter(sample.metric for sample in joined.samples)
+    assert counts["gen_ai.client.operation.duration"] == 2
+    assert counts["gen_ai.client.operation.time_to_first_chunk"] == 1
+    assert counts["gen_ai.client.operation.time_per_output_chunk"] == len(chunks) - 1
+    tokens = [
+        (sample.attributes["gen_ai.token.type"], sample.value)
+        for sample in joined.samples
+        if sample.metric == "gen_ai.client.token.usage"
+    ]
+    assert [count for kind, count in tokens if kind == "output"] == [4, 6]
+    assert len({count for kind, count in tokens if kind == "input"}) == 1
+    assert all(sample.server.address == "127.0.0.1" for sample in joined.samples)
+
+
+def test_samples_fit_the_instruments(client: LlamaCppClient, listen: Listen) -> None:
+    from opentelemetry.metrics import NoOpMeter
+
+    instruments = Instruments(NoOpMeter("tests"), METRICS, list)
+    for latest in (False, True):
+        joined = listen(None, latest=latest)
+        list(client.complete("x", n_predict=3, stream=True))
+        joined.settle()
+        for sample in joined.samples:
+            instruments.record(sample)
+        assert joined.samples
+
+
+# -- streams that are left, errors ------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_left_says_so_and_is_linked(
+    server: ServerManager, client: LlamaCppClient, listen: Listen
+) -> None:
+    joined = listen(server)
+    with client.chat.completions.create(HELLO, stream=True, max_tokens=LONG, ignore_eos=True) as stream:
+        for _ in range(4):
+            next(stream)
+    waits_for_the_log(joined, 1)
+    [span], [theirs] = joined.of_kind(SpanKind.CLIENT), joined.of_kind(SpanKind.SERVER)
+    found = attributes(span)
+    assert (found["llamacpp.outcome"], span.status.status_code) == ("cancelled", StatusCode.UNSET)
+    assert "gen_ai.usage.output_tokens" not in found
+    assert "decode" in joined.children(span)
+    assert theirs.parent is None
+    assert [link.context for link in theirs.links] == [span.context]
+    [duration] = [sample for sample in joined.samples if sample.metric == "gen_ai.client.operation.duration"]
+    assert duration.attributes["error.type"] == "cancelled"
+
+
+def test_errors_are_told_without_what_may_repeat_a_prompt(
+    server: ServerManager, client: LlamaCppClient, listen: Listen
+) -> None:
+    joined = listen(None)
+    with pytest.raises(ContextTooLong):
+        client.complete("again " * 9000)
+    with pytest.raises(RequestError):
+        client.chat.completions.create([{"role": "user", "content": {"secret words": 1}}])
+    with pytest.raises(NoAnswer):
+        LlamaCppClient(f"http://127.0.0.1:{free_port()}", retries=0).complete("x")
+    long, wrong, nobody = joined.of_kind(SpanKind.CLIENT)
+    assert attributes(long)["error.type"] == "exceed_context_size_error"
+    assert "exceeds the available context size" in str(long.status.description)
+    assert wrong.status.status_code is StatusCode.ERROR
+    assert "secret" not in f"{wrong.status.description} {attributes(wrong)} {wrong.events}"
+    assert attributes(nobody)["error.type"] == "connection_refused"
+    assert joined.children(nobody) == {}
+
+
+def test_telemetry_that_fails_does_not_end_a_call(client: LlamaCppClient, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def began(self, call: calls.Call) -> dict[str, str]:
+            raise OSError
+
+        def ended(self, call: calls.Call) -> None:
+            raise OSError
+
+    calls.listen(Broken())
+    try:
+        assert client.complete("x", n_predict=1).timings
+    finally:
+        calls.listen(None)
+    assert [record.levelno for record in caplog.records if "telemetry of a call" in record.message] == [logging.ERROR]
+    calls._Listening.complained = False
+
+
+# -- content ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "warned"),
+    [("", False, 0), ("NO_CONTENT", False, 0), ("span_only", True, 0), ("SPAN_AND_EVENT", True, 0), ("true", False, 1),
+     ("EVENT_ONLY", False, 1)],
+)  # fmt: skip
+def test_content_is_for_those_who_ask(value: str, wanted: bool, warned: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert message_content.wanted({message_content.VARIABLE: value}) is wanted
+    assert len(caplog.records) == warned
+
+
+def test_without_being_asked_no_text_is_written(client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(None)
+    said = client.chat.completions.create([{"role": "user", "content": "tell-tale"}], max_tokens=40, ignore_eos=True)
+    [span] = joined.of_kind(SpanKind.CLIENT)
+    assert "tell-tale" not in str(attributes(span))
+    assert (said.choices[0].message.content or "") not in str(attributes(span))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_content_is_json_by_the_conventions(client: LlamaCppClient, listen: Listen, streamed: bool) -> None:
+    joined = listen(None, content=True)
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "w" * 20}]},
+    ]
+    asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    if streamed:
+        chunks = list(client.chat.completions.create(messages, stream=True, **asked))
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    else:
+        said = client.chat.completions.create(messages, **asked).choices[0].message.content or ""
+    [span] = joined.of_kind(SpanKind.CLIENT)
+    given = json.loads(attributes(span)["gen_ai.input.messages"])
+    assert [message["role"] for message in given] == ["system", "user"]
+    assert given[0]["parts"] == [{"type": "text", "content": "Be brief."}]
+    assert given[1]["parts"] == [{"type": "text", "content": "w" * 20}]
+    [answer] = json.loads(attributes(span)["gen_ai.output.messages"])
+    assert answer == {"role": "assistant", "parts": [{"type": "text", "content": said}], "finish_reason": "length"}
+
+
+def test_long_content_is_cut_and_still_json() -> None:
+    told = message_content.asked({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
+    [message] = json.loads(told["gen_ai.input.messages"])
+    assert len(message["parts"][0]["content"]) == message_content.LONGEST
+    assert len(json.loads(told["gen_ai.system_instructions"])[0]["content"]) == message_content.LONGEST
+
+
+def test_tool_calls_and_images_in_content() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    messages = [
+        {"role": "user", "content": [image]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    given = json.loads(message_content.asked({"messages": messages})["gen_ai.input.messages"])
+    assert "AAAA" not in str(given)
+    assert given[0]["parts"] == [{"type": "blob", "modality": "image", "content": ""}]
+    assert given[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": '{"a":1}'}]
+    assert given[2]["parts"] == [{"type": "tool_call_response", "id": "c1", "response": "42"}]
+    pieces = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": part}} for part in ('{"a"', ":1}")]
+    pieces[1].pop("id")
+    pieces[1]["function"] = {"arguments": ":1}"}
+    documents = [{"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]} for piece in pieces]
+    documents.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    [answer] = json.loads(message_content.answered(documents)["gen_ai.output.messages"])
+    assert answer["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": '{"a":1}'}]
+
+
+# -- one trace, and never a wrong one ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_fifty_identical_requests_at_once_are_never_joined_wrongly(
+    server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's own form tells the slot, which is kept from the joining here and then compared."""
+    joined = listen(server)
+    slots: dict[int, int] = {}
+    give = joined.observer.submit
+
+    def without_slot(call: ClientCall) -> None:
+        from dataclasses import replace
+
+        from opentelemetry import trace
+
+        assert call.slot is not None
+        slots[trace.get_current_span(call.span).get_span_context().span_id] = call.slot  # type: ignore[arg-type]
+        give(replace(call, slot=None))
+
+    monkeypatch.setattr(joined.listener, "_ended", without_slot)
+
+    def ask(_: int) -> None:
+        answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)  # type: ignore[call-overload]
+        if streamed:
+            list(answer)
+
+    with ThreadPoolExecutor(50) as threads:
+        list(threads.map(ask, range(50)))
+    waits_for_the_log(joined, 50)
+    theirs = joined.of_kind(SpanKind.SERVER)
+    assert len(theirs) == len(slots) == 50
+    parents = [span.parent.span_id for span in theirs if span.parent is not None]
+    assert len(set(parents)) == len(parents)
+    for span in theirs:
+        if span.parent is not None:
+            assert slots[span.parent.span_id] == attributes(span)["llamacpp.slot.id"]
+        else:
+            assert span.links
+    # Were nothing ever joined, nothing would be wrong either.
+    assert len(parents) >= 25
+
+
+def test_requests_of_strangers_stay_their_own(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(server)
+    stranger = LlamaCppClient(server.base_url)
+    with ThreadPoolExecutor(8) as threads:
+        ours = [threads.submit(client.complete, "Ours", n_predict=20, ignore_eos=True) for _ in range(8)]
+        listener, calls._Listening.listener = calls._Listening.listener, None
+        theirs = [threads.submit(stranger.complete, "Theirs", n_predict=20, ignore_eos=True) for _ in range(8)]
+        for future in (*ours, *theirs):
+            future.result()
+        calls._Listening.listener = listener
+    waits_for_the_log(joined, 16)
+    spans = joined.of_kind(SpanKind.SERVER)
+    mine = {span.context.span_id for span in joined.of_kind(SpanKind.CLIENT) if span.context is not None}
+    assert len(spans) == 16
+    parents = [span.parent.span_id for span in spans if span.parent is not None]
+    assert set(parents) <= mine
+    assert len(parents) == len(set(parents)) <= len(mine)
+
+
+def test_asyncio_joins_too(server: ServerManager, listen: Listen) -> None:
+    joined = listen(server)
+
+    @llamatel.task
+    async def agent(client: AsyncLlamaCppClient, number: int) -> None:
+        await client.chat.completions.create(HELLO, max_tokens=number + 2, ignore_eos=True)
+
+    async def main() -> None:
+        async with AsyncLlamaCppClient(server.base_url) as client:
+            await asyncio.gather(*(agent(client, number) for number in range(5)))
+
+    asyncio.run(main())
+    waits_for_the_log(joined, 5)
+    agents = [span for span in joined.spans if span.name.endswith("agent")]
+    traces = {span.context.trace_id for span in agents if span.context is not None}
+    assert len(traces) == 5
+    assert {span.context.trace_id for span in joined.of_kind(SpanKind.SERVER) if span.context is not None} == traces
+
+
+def test_forms_without_timings_are_joined_if_nothing_else_ran(
+    server: ServerManager, client: LlamaCppClient, listen: Listen
+) -> None:
+    joined = listen(server)
+    client.messages.create(HELLO, max_tokens=5)
+    waits_for_the_log(joined, 1)
+    client.responses.create("Hello", max_output_tokens=5)
+    waits_for_the_log(joined, 2)
+    assert [span.parent is not None for span in joined.of_kind(SpanKind.SERVER)] == [True, True]
+    assert [call.outcome for call in joined.calls] == [Outcome.OK, Outcome.OK]
+
+
+def test_init_and_shutdown_switch_the_clients_telemetry() -> None:
+    try:
+        llamatel.init(metrics_addr="none")
+        assert calls._Listening.listener is not None
+    finally:
+        llamatel.shutdown()
+    assert calls._Listening.listener is None
