@@ -10,7 +10,7 @@ import pytest
 
 from llamatel.errors import UsageError
 from llamatel.llama.gguf import parse_gguf_header
-from llamatel.model import ModelShape, shape_from_config, shape_from_gguf, shape_from_metadata
+from llamatel.model import ModelShape, Rope, shape_from_config, shape_from_gguf, shape_from_metadata
 from llamatel.model.architectures import ARCHITECTURES, DRAFTING
 from llamatel.model.verified import VERIFIED
 from tests.exact.compare import shape_of
@@ -213,6 +213,31 @@ def test_a_configuration_of_a_hybrid_that_also_sees() -> None:
     assert [layer.attends for layer in model.layers] == [False, False, True, False]
     assert model.layers[0].state is not None
     assert model.layers[0].state.conv == 2048
+
+
+SCALED = {
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "rope_theta": 500000.0,
+    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+}
+
+
+def test_rotary_embeddings() -> None:
+    metadata = {
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e4,
+        "rope.dimension_count": 64,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 32768,
+    }
+    told = {f"llama.{key}": value for key, value in metadata.items()}
+    found = shape_from_metadata({"general.architecture": "llama", "llama.block_count": 0, **told})
+    assert found.rope == Rope(1e6, 1e4, 64, "yarn", 4.0, 32768)
+    assert shape_from_config(SCALED).rope == Rope(500000.0, scaling="llama3", factor=8.0, original_context=8192)
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "llama"}])

@@ -2,6 +2,14 @@
 
 from llamatel.model.from_config import shape_from_config
 from llamatel.model.from_gguf import shape_from_gguf, shape_from_metadata
-from llamatel.model.shape import LayerShape, ModelShape, RecurrentState
+from llamatel.model.shape import LayerShape, ModelShape, RecurrentState, Rope
 
-__all__ = ["LayerShape", "ModelShape", "RecurrentState", "shape_from_config", "shape_from_gguf", "shape_from_metadata"]
+__all__ = [
+    "LayerShape",
+    "ModelShape",
+    "RecurrentState",
+    "Rope",
+    "shape_from_config",
+    "shape_from_gguf",
+    "shape_from_metadata",
+]

@@ -32,6 +32,29 @@ def attention_kind(shape: ModelShape) -> str | None:
     return None if None in kinds else "/".join(sorted(kind for kind in kinds if kind is not None))
 
 
+def in_words(shape: ModelShape) -> str:
+    """``GQA, 4 query heads to a KV head, window of 1024 in 5 of 6 layers, recurrent state in 36 of 48 layers``."""
+    attending = [layer for layer in shape.trunk if layer.attends]
+    parts = []
+    if attending:
+        kind, groups = attention_kind(shape) or "attention", group_sizes(shape)
+        several = kind not in ("MLA", "MHA", "attention")
+        parts.append(f"{kind}, {_ends(groups)} query heads to a KV head" if several else kind)
+    windows = Counter(layer.window for layer in attending if layer.window is not None)
+    parts += [
+        f"window of {window} in {'all' if number == len(attending) else number} of {len(attending)} layers"
+        for window, number in sorted(windows.items())
+    ]
+    states = sum(layer.state is not None for layer in shape.trunk)
+    if states:
+        parts.append(f"recurrent state in {states} of {len(shape.trunk)} layers")
+    return ", ".join(parts) or "none"
+
+
+def _ends(sizes: tuple[int, ...]) -> str:
+    return "-".join(map(str, sorted({sizes[0], sizes[-1]})))
+
+
 def group_sizes(shape: ModelShape) -> tuple[int, ...]:
     """Query heads to a KV head, in all the sizes that occur."""
     return tuple(sorted({layer.group_size for layer in _attending(shape) if layer.group_size is not None}))

@@ -90,7 +90,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
             keys[key] = value
     if not isinstance(keys.get("block_count"), int):
         raise UsageError(f"the config.json of a '{model_type}' model names no number of layers")
-    for translate in (_latent, _windows, _mixture, _linear):
+    for translate in (_latent, _windows, _mixture, _linear, _rope):
         translate(config, keys)
     if architecture == "gpt2" or config.get("multi_query"):
         keys.setdefault("attention.head_count_kv", 1 if config.get("multi_query") else keys.get("attention.head_count"))
@@ -174,3 +174,20 @@ def _linear(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
         first, second = config.get(one), config.get(other)
         if "ssm.inner_size" not in keys and isinstance(first, int) and isinstance(second, int):
             keys["ssm.inner_size"] = first * second
+
+
+def _rope(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
+    """Rotary embeddings: what is scaled, and how much of a head is rotated."""
+    told = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(told, Mapping):
+        keys.setdefault("rope.freq_base", told.get("rope_theta"))
+        kind = told.get("rope_type") or told.get("type")
+        if kind not in (None, "default"):
+            keys["rope.scaling.type"] = kind
+            keys["rope.scaling.factor"] = told.get("factor")
+            keys["rope.scaling.original_context_length"] = told.get("original_max_position_embeddings")
+    rotary, share, length = (config.get(name) for name in ("qk_rope_head_dim", "partial_rotary_factor", "head_dim"))
+    if isinstance(rotary, int):
+        keys["rope.dimension_count"] = rotary
+    elif isinstance(share, (int, float)) and isinstance(length, int):
+        keys["rope.dimension_count"] = int(share * length)

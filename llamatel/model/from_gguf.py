@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llamatel.errors import UsageError
 from llamatel.model.architectures import ARCHITECTURES, DRAFT_ONLY, DRAFTING, Architecture, Window
-from llamatel.model.shape import LayerShape, ModelShape, RecurrentState
+from llamatel.model.shape import LayerShape, ModelShape, RecurrentState, Rope
 from llamatel.model.verified import VERIFIED
 from llamatel.model.weights import Tensor, weigh
 
@@ -123,7 +123,6 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
     if row.name == "dflash" and keys.number("hyper_connection.count"):
         unknown.append("the cache of a DFlash draft for DeepSeek-V4")
     layers, latent = _layers(keys, row, blocks, min(drafting, blocks))
-    rope_scaling = keys.text("rope.scaling.type")
     name = metadata.get("general.name")
     file_type = metadata.get("general.file_type")
     return ModelShape(
@@ -146,11 +145,21 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         drafts_as=_drafts_as(row, blocks, tensor_names or set()),
         needs_target=row.name in DRAFT_ONLY and not _whole_model(row, tensor_names or set()),
         aborts=row.aborts,
-        rope_base=keys.real("rope.freq_base"),
-        rope_scaling=rope_scaling,
+        rope=_rope(keys),
         file_type=_file_type(file_type),
         verified=keys.architecture in VERIFIED,
         unknown=(*unknown, *(f"the file lacks {key}" for key in dict.fromkeys(keys.missing))),
+    )
+
+
+def _rope(keys: _Keys) -> Rope:
+    return Rope(
+        base=keys.real("rope.freq_base"),
+        base_windowed=keys.real("rope.freq_base_swa"),
+        dimensions=keys.number("rope.dimension_count"),
+        scaling=keys.text("rope.scaling.type"),
+        factor=keys.real("rope.scaling.factor"),
+        original_context=keys.number("rope.scaling.original_context_length"),
     )
 
 

@@ -172,7 +172,7 @@ class ModelReport:
             "experts": shape.experts,
             "experts_used": shape.experts_used,
             "context_length": shape.context_length,
-            "rope": {"base": shape.rope_base, "scaling": shape.rope_scaling},
+            "rope": asdict(shape.rope),
             "kv_bytes_per_token": {kind: self._token(kind) for kind in CACHE_TYPES},
             "state_bytes_per_sequence": state_bytes(shape),
             "weights": {

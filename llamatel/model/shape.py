@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +92,23 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embeddings, as far as the metadata says; None is unsaid."""
+
+    base: float | None = None
+    base_windowed: float | None = None
+    """Of layers with a window, where they have one of their own."""
+    dimensions: int | None = None
+    """Values of a head that are rotated."""
+    scaling: str | None = None
+    """linear, yarn, longrope; ``none`` where the file says that there is none."""
+    factor: float | None = None
+    """How many times further than it was trained for."""
+    original_context: int | None = None
+    """Tokens that it was trained for before that."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """A model, as far as its metadata says. Lengths are counts of values, ``context_length`` is tokens."""
 
@@ -125,8 +140,7 @@ class ModelShape:
     """The model that drafts for it, where a server is given one (``-md``)."""
     aborts: str | None = None
     """Why llama-server dies of the model after it has allocated everything, where it does."""
-    rope_base: float | None = None
-    rope_scaling: str | None = None
+    rope: Rope = Rope()
     file_type: str | None = None
     weights: Weights | None = None
     verified: bool = False
@@ -152,17 +166,9 @@ class ModelShape:
     @property
     def attention(self) -> str:
         """The kind in the field's words: ``GQA, 4 query heads to a KV head, window of 1024 in 5 of 6 layers``."""
-        attending = [layer for layer in self.trunk if layer.attends]
-        parts = [_grouping(attending, self.latent)] if attending else []
-        windows = Counter(layer.window for layer in attending if layer.window is not None)
-        parts += [
-            f"window of {window} in {'all' if number == len(attending) else number} of {len(attending)} layers"
-            for window, number in sorted(windows.items())
-        ]
-        states = sum(layer.state is not None for layer in self.trunk)
-        if states:
-            parts.append(f"recurrent state in {states} of {len(self.trunk)} layers")
-        return ", ".join(parts) or "none"
+        from llamatel.model.attention import in_words
+
+        return in_words(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -170,17 +176,3 @@ class ModelShape:
         from llamatel.view.html import model_html
 
         return model_html(ModelReport(self.name or self.architecture, self))
-
-
-def _grouping(layers: Iterable[LayerShape], latent: bool) -> str:
-    if latent:
-        return "MLA"
-    seen = {(layer.heads, layer.kv_heads) for layer in layers}
-    seen = {(heads, kv) for heads, kv in seen if kv} or seen  # a layer without KV heads does not attend (Deci)
-    if any(heads is None or not kv_heads for heads, kv_heads in seen):
-        return "attention"
-    kinds = {"MHA" if heads == kv else "MQA" if kv == 1 else "GQA" for heads, kv in seen}
-    groups = sorted({heads // kv for heads, kv in seen if heads is not None})
-    if kinds == {"MHA"}:
-        return "MHA"
-    return f"{'/'.join(sorted(kinds))}, {'-'.join(map(str, sorted({groups[0], groups[-1]})))} query heads to a KV head"

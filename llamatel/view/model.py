@@ -11,7 +11,7 @@ from llamatel.llama.gguf.header import TensorInfo
 from llamatel.llama.gguf.reference import Choices
 from llamatel.model.attention import attention_kind, meaning, state_bytes
 from llamatel.model.report import ModelReport
-from llamatel.model.shape import LayerShape, ModelShape
+from llamatel.model.shape import LayerShape, ModelShape, Rope
 from llamatel.view.glyphs import UNICODE, Glyphs
 from llamatel.view.page import (
     WIDTH,
@@ -124,9 +124,9 @@ def _body(page: Page, report: ModelReport, shape: ModelShape) -> None:
         used = f", {shape.experts_used} for each token" if shape.experts_used else ""
         page.row("experts", f"{shape.experts}{used}")
     if shape.context_length:
-        rope = f", rope base {shape.rope_base:,.10g}" if shape.rope_base else ""
-        rope += f", scaled ({printable(shape.rope_scaling)})" if shape.rope_scaling not in (None, "none") else ""
-        page.row("context", f"{shape.context_length:,} tokens{rope}")
+        page.row("context", f"{shape.context_length:,} tokens")
+    if rope := _rope(shape.rope):
+        page.row("rope", rope)
     tokenizer = report.tokenizer()
     facts = [f"{shape.vocabulary:,} tokens"] if shape.vocabulary else []
     facts += [printable(str(tokenizer[key])) for key in ("model", "pre") if tokenizer.get(key)]
@@ -134,6 +134,20 @@ def _body(page: Page, report: ModelReport, shape: ModelShape) -> None:
         facts.append("chat template" if tokenizer["chat_template"] else "no chat template")
     if facts:
         page.row("tokenizer", ", ".join(facts))
+
+
+def _rope(rope: Rope) -> str:
+    facts = [f"base {rope.base:,.10g}"] if rope.base else []
+    if rope.base_windowed:
+        facts.append(f"{rope.base_windowed:,.10g} within the window")
+    if rope.dimensions:
+        facts.append(f"{rope.dimensions} values of a head")
+    if rope.scaling not in (None, "none"):
+        scaled = f"scaled ({printable(rope.scaling)}"
+        scaled += f", {rope.factor:g} times" if rope.factor else ""
+        scaled += f" the {rope.original_context:,} tokens of its training" if rope.original_context else ""
+        facts.append(f"{scaled})")
+    return ", ".join(facts)
 
 
 def _weights(page: Page, shape: ModelShape) -> None:
