@@ -131,6 +131,12 @@ def test_what_cannot_be_is_said_in_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_the_answer_is_a_whole_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("-c", "4096", "-np", "2", "-ub", "128", "-kvu", "--swa-full")
+    [answer] = plan(capsys, str(tiny), "--device", "t4", *flags)["advice"]
+    assert answer.partition(": ")[2] == "-ngl 5 -c 4096 -np 2 -ub 128 -kvu --swa-full"
+
+
 def test_no_model_is_wrong_usage() -> None:
     assert main(["plan"]) == 2
 

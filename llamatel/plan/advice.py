@@ -10,7 +10,7 @@ from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePlan
 from llamatel.plan.devices import Device
 from llamatel.plan.memory import MemoryPlan, balanced, largest_context, memory_plan
-from llamatel.plan.settings import ServerSettings
+from llamatel.plan.settings import ServerSettings, describe
 
 
 def devices_in_words(devices: Sequence[Device]) -> str:
@@ -19,17 +19,8 @@ def devices_in_words(devices: Sequence[Device]) -> str:
 
 
 def _flags(settings: ServerSettings, gpu_layers: int, context: int) -> str:
-    words = [f"-ngl {gpu_layers}"]
-    if settings.tensor_split:
-        words.append("-ts " + ",".join(f"{share:g}" for share in settings.tensor_split))
-    words.append(f"-c {context}")
-    if settings.parallel is not None:
-        words.append(f"-np {settings.parallel}")
-    if settings.cache_type_k != "f16" or settings.cache_type_v != "f16":
-        words.append(f"-ctk {settings.cache_type_k} -ctv {settings.cache_type_v}")
-    if settings.draft_model is not None:
-        words.append(f"-md {settings.draft_model}")
-    return " ".join(words)
+    """The whole command line: ``-ngl``, then whatever else is not llama-server's default."""
+    return f"-ngl {gpu_layers} {describe(replace(settings, gpu_layers=None, ctx_size=context))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ def plan_text(report: PlanReport, glyphs: Glyphs = UNICODE) -> Text:
     _settings(page, report)
     if report.cache.refused is not None:
         page.row("refused", f"llama-server does not start: {report.cache.refused}")
+        for line in report.advice[1:]:
+            page.row("", line)
     else:
         _cache(page, report)
         _memory(page, report)
@@ -70,6 +72,9 @@ def _cache(page: Page, report: PlanReport) -> None:
     cache = report.cache
     if cache.cells is None:
         page.row("KV cache", str(cache.why_not_exact))
+        return
+    if cache.exact and not cache.total_bytes:
+        page.row("KV cache", "none: the model keeps nothing between tokens")
         return
     columns = ((name, cache.bytes_of(column)) for name, column in (("K", "k"), ("V", "v"), ("R", "r"), ("S", "s")))
     parts = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in columns if n_bytes)
@@ -130,7 +135,8 @@ def _contexts(page: Page, report: PlanReport) -> None:
         (f"{context:,}", *(size(None if plan.refused or plan.cells is None else plan.total_bytes) for plan in plans))
         for context, plans in report.table
     ]
-    page.table("KV cache by context and cache type", ("context", *TABLE_TYPES), rows)
+    if report.cache.total_bytes:
+        page.table("KV cache by context and cache type", ("context", *TABLE_TYPES), rows)
     if report.largest_context is not None:
         page.row("largest", f"{report.largest_context:,} tokens of context fit with all layers on the devices")
     if report.most_slots is not None and report.cache.cells is not None:
