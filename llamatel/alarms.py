@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llamatel.gpu.offload import fell_back
 from llamatel.records import Completion, Outcome, ServerInfo, ServerSnapshot, Snapshot
 
 HEADROOM = 0.1
@@ -112,6 +113,8 @@ class Alarms:
             if count := failed.get(history):
                 found.append(Alarm("context_full", state.server, _context_full(count, state)))
             found += [Alarm(name, state.server, text) for name, text in _conditions(state, history, now)]
+            if fell_back(state, snapshot.devices):
+                found.append(Alarm("on_cpu", state.server, _ON_CPU))
         found += self._about_us(snapshot)
         return [alarm for alarm in found if self._is_news(alarm, now)]
 
@@ -139,6 +142,12 @@ class Alarms:
             return False
         said[alarm.name] = now
         return True
+
+
+_ON_CPU = (
+    "the model is not on the GPU as it was asked to be, and decodes on the CPU: is this build of llama.cpp made for "
+    "the GPU, and is there memory for it (llamatel plan)?"
+)
 
 
 def _context_full(count: int, state: ServerSnapshot) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatel.alarms import Alarm, Alarms
-from llamatel.records import Completion, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, DeviceSnapshot, ServerInfo, ServerSnapshot, Snapshot
 from llamatel.tally import Tally
 
 VERSION = 1
@@ -115,6 +115,7 @@ class Live:
             "summary_of_all": self._tally.summary().as_dict(),
             "requests": requests,
             "alarms": said,
+            "devices": [_device(device) for device in snapshot.devices],
             "dropped": dict(snapshot.records_dropped),
         }
 
@@ -180,6 +181,20 @@ def _server(state: ServerSnapshot) -> dict[str, Any]:
             "parameters": None if weights is None else weights.parameters,
             "weights_bytes": None if weights is None else weights.n_bytes,
         },
+    }
+
+
+def _device(device: DeviceSnapshot) -> dict[str, Any]:
+    return {
+        "id": device.id,
+        "name": device.name,
+        "utilization": device.utilization,
+        "memory_used": device.memory_used,
+        "memory_limit": device.memory_limit,
+        "power_w": device.power_w,
+        "power_limit_w": device.power_limit_w,
+        "temperature_c": device.temperature_c,
+        "throttled_by": None if device.throttled_by is None else list(device.throttled_by),
     }
 
 

@@ -149,7 +149,7 @@ def document(**server: Any) -> dict[str, Any]:
         "decode_rate": None, "counters": {}, "slots": None, "kv_cache": None, **server,
     }  # fmt: skip
     return {
-        "taken_at": 0.0, "servers": [one], "focus": "h:1 m", "alarms": [], "requests": [],
+        "taken_at": 0.0, "servers": [one], "focus": "h:1 m", "alarms": [], "requests": [], "devices": [],
         "history": {"decode_rate": [], "busy": []}, "summary": {"requests": {"total": 0}},
     }  # fmt: skip
 
@@ -166,6 +166,19 @@ def test_what_is_not_known_is_no_zero_and_it_fits(size: tuple[int, int], glyphs:
         assert "KV  not known" in text
         assert "- tok/s" in text
     assert "busy" not in one_line(document())
+
+
+def test_a_gpu_has_its_line() -> None:
+    gpu = {
+        "id": "GPU-1", "name": "Tesla T4", "utilization": 0.97, "memory_used": 12 << 30, "memory_limit": 15 << 30,
+        "power_w": 69.6, "power_limit_w": None, "temperature_c": 71.0, "throttled_by": ["sw_power_cap"],
+    }  # fmt: skip
+    lines = screen({**document(), "devices": [gpu]}, Choices(), 120, 24).plain.split("\n")
+    assert [line.rstrip() for line in lines if line.startswith("GPU")] == [
+        "GPU  Tesla T4  busy 97 %  12.0 GiB of 15.0 GiB  70 W  71 °C  held down: sw_power_cap"
+    ]
+    unknown = dict.fromkeys(gpu) | {"name": "GPU"}
+    assert "GPU  GPU  busy –  – of –" in screen({**document(), "devices": [unknown]}, Choices(), 80, 24).plain
 
 
 def test_a_name_cannot_move_the_cursor() -> None:

@@ -127,6 +127,20 @@ def alerts() -> Iterator[Alert]:
         wait="1m",
     )
     yield Alert(
+        "LlamacppOnCpu",
+        "llamacpp_gpu_fallback == 1",
+        "warning",
+        f"{where}: the model is not on the GPU as it was asked to be, and decodes on the CPU. Is this build of "
+        "llama.cpp made for the GPU, and is there memory for it (llamatel plan)?",
+        wait="1m",
+    )
+    yield Alert(
+        "LlamacppModelFailed",
+        "increase(llamacpp_model_failures_total[10m]) > 0",
+        "warning",
+        f"{where}: the router's model {{{{ $labels.gen_ai_request_model }}}} failed to load, or died.",
+    )
+    yield Alert(
         "LlamatelTelemetryDropped",
         "increase(llamatel_records_dropped_total[5m]) > 0"
         " or (llamatel_records_dropped_total > 0 unless llamatel_records_dropped_total offset 5m)",

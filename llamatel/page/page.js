@@ -256,6 +256,16 @@ function showModel(server) {
   ]);
 }
 
+function showGpus(devices) {
+  byId("h-gpu").parentElement.hidden = !devices.length;
+  rows(byId("gpus"), devices.map((gpu) => [
+    gpu.name, percent(gpu.utilization), `${bytes(gpu.memory_used)} of ${bytes(gpu.memory_limit)}`,
+    gpu.power_w === null ? UNKNOWN : `${number(gpu.power_w)} W`,
+    gpu.temperature_c === null ? UNKNOWN : `${number(gpu.temperature_c)} °C`,
+    gpu.throttled_by === null ? UNKNOWN : gpu.throttled_by.join(", ") || "nothing",
+  ]));
+}
+
 function showAround(data) {
   const list = byId("alarms");
   const recent = data.alarms.filter((alarm) => data.taken_at - alarm.at < 600).reverse();
@@ -298,6 +308,7 @@ function show(data) {
   showSlots(server);
   showRequests(data, server);
   showModel(server);
+  showGpus(data.devices);
 }
 
 async function look() {

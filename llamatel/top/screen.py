@@ -36,6 +36,7 @@ _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
 }
 _SERVERS_SHOWN = 8
 _SLOTS_SHOWN = 16
+_GPUS_SHOWN = 8
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _ASCII_SPARKS = " .:-=+*#@"
 
@@ -216,8 +217,25 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
                 style = "default" if name == "total" else OUTCOME_STYLES[name]
                 line.append(f"{number:,} {name.replace('_', ' ')}  ", style)
         lines.append(line.append_text(_hits(server)))
+    lines += [_gpu(device, glyphs) for device in document["devices"][:_GPUS_SHOWN]]
     lines += _slots(server, width, glyphs)
     return lines
+
+
+def _gpu(device: Mapping[str, Any], glyphs: Glyphs) -> Text:
+    line = Text("GPU  ", "bold").append(printable(device["name"], 24)).append("  ")
+    busy = device["utilization"]
+    line.append("busy " + (glyphs.unknown if busy is None else f"{100 * busy:.0f} %"))
+    line.append(f"  {size(device['memory_used'], glyphs)} of {size(device['memory_limit'], glyphs)}")
+    if device["power_w"] is not None:
+        line.append(f"  {device['power_w']:.0f} W")
+    if device["temperature_c"] is not None:
+        line.append(
+            f"  {device['temperature_c']:.0f} °C" if glyphs is UNICODE else f"  {device['temperature_c']:.0f} C"
+        )
+    if device["throttled_by"]:
+        line.append(f"  held down: {', '.join(device['throttled_by'])}", "yellow")
+    return line
 
 
 def _hits(server: Mapping[str, Any]) -> Text:
