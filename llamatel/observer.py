@@ -16,7 +16,7 @@ from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
 from llamatel.joining import Joiner, Origin, Underway
-from llamatel.records import ClientCall, Completion, ServerSnapshot, Snapshot
+from llamatel.records import ClientCall, Completion, ObservedRequest, ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ CAPACITY = 8192
 class Watched(Protocol):
     """A source of telemetry: a server that we started, or a log that we follow."""
 
-    def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
         """Call ``listener`` for each request that ends; returns what ends that."""
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
@@ -51,6 +51,7 @@ class Observer:
         collectors: Iterable[Collector],
         *,
         emit: Emit,
+        emit_observed: Callable[[ObservedRequest], object] = lambda _: None,
         sinks: Sequence[Sink] = (),
         watchers: Sequence[Callable[[Snapshot], None]] = (),
         dropped: Callable[[], Mapping[str, int]] = dict,
@@ -64,12 +65,13 @@ class Observer:
         """
         self._guards = [_Guard(collector) for collector in collectors]
         self._emit = emit
+        self._emit_observed = emit_observed
         self._sinks = tuple(sinks)
         self._watchers = tuple(watchers)
         self._said: set[str] = set()
         self._dropped_elsewhere = dropped
         self._clock = clock
-        self._queue: queue.Queue[Completion | ClientCall | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(capacity)
         self._joiner = Joiner()
         self._hurry = threading.Event()
         """Set when what waits has to be written at once."""
@@ -112,7 +114,7 @@ class Observer:
         if entry is not None:
             entry[1]()
 
-    def submit(self, finished: Completion | ClientCall) -> None:
+    def submit(self, finished: Completion | ClientCall | ObservedRequest) -> None:
         """Take a finished request or call; never blocks. Counts it as dropped if too many wait, or after the end."""
         if isinstance(finished, ClientCall) and (self._closed or self._queue.full()):
             self._joiner.gone(finished.key)
@@ -191,6 +193,9 @@ class Observer:
                 ended = finished is None
                 if isinstance(finished, Completion):
                     self._joiner.completed(finished)
+                elif isinstance(finished, ObservedRequest):
+                    self._write_observed(finished)
+                    self._queue.task_done()
                 else:
                     if finished is not None:
                         self._joiner.ended(finished)
@@ -202,6 +207,13 @@ class Observer:
                     self._write(completion, origin, record)
                 finally:
                     self._queue.task_done()
+
+    def _write_observed(self, request: ObservedRequest) -> None:
+        """A span, and nothing that counts or measures: it is neither complete nor exact."""
+        try:
+            self._emit_observed(request)
+        except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
+            self._failed("span_failed", "the spans of a request could not be written")
 
     def _count(self, call: ClientCall, record: Record) -> None:
         for guard in self._guards:

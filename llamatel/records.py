@@ -178,6 +178,27 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedRequest:
+    """A request of a server without a log, as looks at its slot show it: at work from the first to the last.
+
+    It began before the first and ended after the last, by up to the time between two looks: no time here is exact, and
+    how it ended is not known.
+    """
+
+    server: ServerInfo
+    slot: int
+    task: int
+    first_seen_at: float
+    last_seen_at: float
+    longest_s: float | None = None
+    """It took no longer: from the look before the first to the one after the last. None where there was none before."""
+    prompt_tokens: int | None = None
+    """Cached ones included; None unless it was seen generating, when all of the prompt is processed."""
+    decoded: int | None = None
+    """Tokens that it had generated at the last look."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClientCall:
     """One call of our client that asked a model for something, as the client saw it."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
 from llamatel.prometheus_names import prometheus_label, prometheus_name
-from llamatel.span_table import ATTRIBUTES, IN_PROCESS, SPANS
+from llamatel.span_table import ATTRIBUTES, IN_PROCESS, OBSERVED, SPANS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _MADE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -65,9 +65,9 @@ def _buckets() -> str:
 def spans_page() -> str:
     """docs/spans.md."""
     spans = "\n".join(f"| `{row.name}` | {row.kind} | {_cell(row.help)} |" for row in SPANS)
-    attributes, in_process = (
+    attributes, in_process, observed = (
         "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in rows)
-        for rows in (ATTRIBUTES, IN_PROCESS)
+        for rows in (ATTRIBUTES, IN_PROCESS, OBSERVED)
     )
     return f"""# Spans
 
@@ -96,6 +96,14 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 | attribute | type, unit | what |
 | --- | --- | --- |
 {in_process}
+
+## And of a request that was only observed
+
+It has its model, server, slot and task and, once it was seen generating, its input tokens. See [attach.md](attach.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{observed}
 """
 
 

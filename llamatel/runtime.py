@@ -157,7 +157,9 @@ def connect(
         span = trace.get_current_span(context).get_span_context()
         return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
 
-    observer = Observer(chosen, emit=emit, sinks=sinks, watchers=watchers, dropped=dropped)
+    observer = Observer(
+        chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
+    )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(meter, rows, observer.samples)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer

@@ -34,6 +34,13 @@ SPANS = (
     SpanRow("queue", "INTERNAL", "The wait for a slot, where it is known and above 0.1 ms. Its length is an estimate."),
     SpanRow("prefill", "INTERNAL", "Processing the part of the prompt that was not cached, up to the first token."),
     SpanRow("decode", "INTERNAL", "From the first generated token to the last."),
+    SpanRow(
+        "observed {gen_ai.request.model}",
+        "INTERNAL",
+        "A request of a server that `llamatel attach` polls without its log: from the first look at its slot that "
+        "found it to the last, so less than it took. It has no children, and what is shorter than the time between "
+        "two looks is mostly missed.",
+    ),
 )
 
 ATTRIBUTES = (
@@ -104,3 +111,14 @@ IN_PROCESS = (
     AttributeRow("llamacpp.model.context_length", "int, tokens", "What the model was made for."),
 )
 """What a call of llama-cpp-python has beside ``ATTRIBUTES``; it has no address, slot, task and queue."""
+
+OBSERVED = (
+    AttributeRow("llamacpp.observed", "string", "polling: nothing about this span's times is exact."),
+    AttributeRow(
+        "llamacpp.observed.longest",
+        "double, s",
+        "It took no longer: from the look before the first that found it to the one that did not any more.",
+    ),
+    AttributeRow("llamacpp.observed.output_tokens", "int, tokens", "Generated at the last look."),
+)
+"""What an observed request has, beside model, server, slot, task and, once it generates, its input tokens."""

@@ -25,7 +25,7 @@ from opentelemetry.trace import (
 
 from llamatel.conventions import PROVIDER, error_type, operation
 from llamatel.joining import Origin
-from llamatel.records import Call, Completion, RequestGpu
+from llamatel.records import Call, Completion, ObservedRequest, RequestGpu
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
@@ -71,6 +71,29 @@ class Spans:
                     span.add_event("exception", exception, unix_ns(completion.ended_at))
             span.end(unix_ns(completion.ended_at))
         return context
+
+    def emit_observed(self, request: ObservedRequest) -> None:
+        """Write the span of a request that was only seen in its slot: the time in which it certainly ran."""
+        server = request.server
+        known: dict[str, str | int | float | None] = {
+            "gen_ai.provider.name": PROVIDER,
+            "gen_ai.request.model": server.model,
+            "server.address": server.address,
+            "server.port": server.port,
+            "gen_ai.usage.input_tokens": request.prompt_tokens,
+            "llamacpp.slot.id": request.slot,
+            "llamacpp.task.id": request.task,
+            "llamacpp.observed": "polling",
+            "llamacpp.observed.longest": request.longest_s,
+            "llamacpp.observed.output_tokens": request.decoded,
+        }
+        self._tracer.start_span(
+            f"observed {server.model}" if server.model else "observed",
+            context=_ROOT,
+            kind=SpanKind.INTERNAL,
+            attributes={key: value for key, value in known.items() if value is not None},
+            start_time=unix_ns(request.first_seen_at),
+        ).end(unix_ns(request.last_seen_at))
 
     def emit_from(self, completion: Completion, origin: Origin) -> Context:
         """``emit`` below the call of our client that the request was, or linked to those that it may have been.

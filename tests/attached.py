@@ -28,12 +28,12 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
-    def complete(self, tokens: int = 8, **more: Any) -> None:
-        """A request that ends well."""
+    def complete(self, tokens: int = 8, **more: Any) -> Any:
+        """The answer to a request that ends well."""
         body = json.dumps({"prompt": "Hello", "n_predict": tokens, "ignore_eos": True, **more}).encode()
         request = urllib.request.Request(f"{self.url}/completion", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
-            answer.read()
+            return json.load(answer)
 
 
 class Unmanaged(Server):

@@ -20,6 +20,7 @@ from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.fleet import Access
 from llamatel.llama.http import read_headers, trust
 from llamatel.llama.targets import Target, parse_file, target
+from llamatel.records import ObservedRequest
 from tests.attached import Unmanaged, attached, unmanaged
 from tests.parts import MissingPart, wait_until
 from tests.parts.forwarder import Forwarder
@@ -62,22 +63,25 @@ def server(
 
 def test_a_servers_slots_and_counters_agree_with_its_own_answers(server: Unmanaged) -> None:
     with attached(server.url) as fleet:
-        fleet.wait(lambda state: state.up and state.slots is not None)
+        total = fleet.wait(lambda state: state.up and state.slots).counters["tokens_predicted_total"]
         before = server.get("/slots")
         server.complete(20)
-        state = fleet.wait(
-            lambda state: state.counters["tokens_predicted_total"] >= 20 and state.kv_cache and state.kv_cache.cached
-        )
         slots = server.get("/slots")
+        held = sum(slot.get("n_prompt_tokens", 0) for slot in slots)
+        state = fleet.wait(
+            lambda state: (
+                state.counters["tokens_predicted_total"] == total + 20
+                and state.kv_cache
+                and state.kv_cache.cached == held
+            )
+        )
         assert state.slots is not None
         assert [(slot.id, slot.context_tokens) for slot in state.slots] == [
             (slot["id"], slot.get("n_prompt_tokens", 0)) for slot in slots
         ]
         assert slots != before
         assert state.kv_cache is not None
-        assert (state.kv_cache.active, state.kv_cache.cached) == (
-            0, sum(slot.get("n_prompt_tokens", 0) for slot in slots),
-        )  # fmt: skip
+        assert (state.kv_cache.active, state.kv_cache.cached) == (0, held)
         # Two slots of half the context, or of a shared pool: they do not say.
         assert (state.kv_cache.capacity, state.kv_cache.unified) == (None, None)
         assert (state.server.model, state.server.port, state.state) == ("tiny.gguf", server.port, "ready")
@@ -99,6 +103,26 @@ def test_a_running_request_moves_the_slots_before_it_counts(server: Unmanaged) -
         assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == total + 1500).up
         # It is the first look behind the end that says so.
         assert fleet.wait(lambda state: state.decode_rate == 0).kv_cache
+
+
+def test_requests_are_observed_in_their_slots_and_what_is_told_is_true(server: Unmanaged) -> None:
+    observed: list[ObservedRequest] = []
+    with attached(server.url, interval_s=0.05, added=lambda poller: poller.subscribe(observed.append)) as fleet:
+        fleet.wait(lambda state: state.up)
+        begun = time.time()
+        answer = server.complete(1500)
+        ended = time.time()
+        wait_until(lambda: observed, 20, "the request")
+    [request] = [request for request in observed if request.decoded]
+    assert (request.server.model, request.server.port) == ("tiny.gguf", server.port)
+    assert request.prompt_tokens == answer["tokens_evaluated"]
+    assert request.decoded is not None
+    assert 0 < request.decoded <= 1500
+    assert request.longest_s is not None
+    # It ran in all of the time that is told, and was over within the longest.
+    assert begun <= request.first_seen_at <= request.last_seen_at <= ended
+    assert request.last_seen_at - request.first_seen_at <= request.longest_s
+    assert answer["timings"]["predicted_ms"] / 1e3 <= request.longest_s
 
 
 # -- manners -----------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llamatel.metrics import METRICS
-from llamatel.records import Outcome
+from llamatel.records import ObservedRequest, Outcome
 from llamatel.reference import DOCS, pages
-from llamatel.span_table import ATTRIBUTES, SPANS
+from llamatel.span_table import ATTRIBUTES, OBSERVED, SPANS
 from llamatel.spans import Spans
-from tests.samples import completion, cut_short
+from tests.samples import SERVER, completion, cut_short
 
 
 def test_the_pages_are_fresh() -> None:
@@ -38,3 +38,21 @@ def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
     assert found == {row.name: types[row.type.partition(",")[0]] for row in ATTRIBUTES}
     assert {span.name for span in written} - {row.name for row in SPANS} == {"generate_content tiny"}
     assert {(span.kind.name) for span in written} == {row.kind for row in SPANS}
+
+
+def test_an_observed_request_says_so_and_has_nothing_exact() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    seen = ObservedRequest(SERVER, 2, 17, 100.0, 104.5, longest_s=6.25, prompt_tokens=30, decoded=90)
+    Spans(provider.get_tracer("test")).emit_observed(seen)
+    provider.shutdown()
+    [span] = exporter.get_finished_spans()
+    attributes = dict(span.attributes or {})
+    assert (span.name, span.kind.name, span.start_time, span.end_time) == (
+        "observed tiny", "INTERNAL", 100_000_000_000, 104_500_000_000,
+    )  # fmt: skip
+    assert {row.name for row in OBSERVED} < set(attributes) <= {row.name for row in (*OBSERVED, *ATTRIBUTES)}
+    assert (attributes["llamacpp.observed"], attributes["llamacpp.observed.longest"]) == ("polling", 6.25)
+    assert "llamacpp.outcome" not in attributes
+    assert "gen_ai.operation.name" not in attributes  # so that no query for requests takes it for one

@@ -19,8 +19,9 @@ from dataclasses import replace
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import Scrape, ServerClient
+from llamatel.llama.slot_trace import SlotTrace
 from llamatel.llama.slots import DecodeRate
-from llamatel.records import KvCacheState, ServerInfo, ServerSnapshot, SlotState
+from llamatel.records import KvCacheState, ObservedRequest, ServerInfo, ServerSnapshot, SlotState
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _PROPS_S = 10.0
 """How often an idle server is asked whether it sleeps."""
 _LONGEST_S = 3600.0
 _MISSING = (404, 501)
+_NOBODY = ServerInfo("unknown")
 
 
 class Instance:
@@ -53,6 +55,8 @@ class Instance:
         self._process: str | None = None
         self._rate = DecodeRate()
         self._decode_rate: float | None = None
+        self._trace = SlotTrace()
+        self._observed: list[ObservedRequest] = []
         self._lacks: set[str] = set()
         self._said: set[str] = set()
         self._slots: tuple[SlotState, ...] | None = None
@@ -80,6 +84,11 @@ class Instance:
         """The slots as last seen."""
         return self._slots
 
+    def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
+        """The requests that looks at the slots showed to be gone since this was asked last."""
+        observed, self._observed = self._observed, []
+        return [replace(request, server=server) for request in observed]
+
     def poll(self) -> bool:
         """One round; True if another process was found. Raises ServerUnreachable where it cannot be had."""
         if "metrics" in self._lacks:
@@ -96,6 +105,8 @@ class Instance:
             return False
         restarted = self._take(scrape)
         now = self._clock()
+        if not self._values.get("requests_processing", 1):
+            self._trace.idle(time.time())
         if self.busy:
             self._unseen, self.sleeping = True, False
             self._look(now)
@@ -127,6 +138,7 @@ class Instance:
         self._values = {}
         self._unseen = True
         self._rate = DecodeRate()
+        self._trace.forget()
         self._lacks.clear()  # who comes back may be started in another way
 
     def snapshot(
@@ -184,6 +196,7 @@ class Instance:
                 raise
             self._lack("slots", "was started with --no-slots: its slots and its KV cache's use are absent")
             return
+        self._observed += self._trace.observe(_NOBODY, self._slots, time.time())
         self._observe_rate(now)
 
     def _observe_rate(self, now: float) -> None:

@@ -16,7 +16,7 @@ from llamatel.llama.instance import Instance
 from llamatel.llama.props import ServerProps
 from llamatel.llama.router import Router
 from llamatel.llama.targets import Target
-from llamatel.records import Completion, ServerInfo, ServerSnapshot
+from llamatel.records import ObservedRequest, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +63,16 @@ class ServerPoller:
         self._said: set[str] = set()
         self._down_said = False
         self._snapshots: tuple[ServerSnapshot, ...] = ()
-        self._listeners: tuple[Callable[[Completion], None], ...] = ()
+        self._listeners: tuple[Callable[[ObservedRequest], None], ...] = ()
 
-    def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
-        """Polling does not see requests, only slots (see docs/attach.md): ``listener`` is never called."""
-        return lambda: None
+    def subscribe(self, listener: Callable[[ObservedRequest], None]) -> Callable[[], None]:
+        """Have ``listener`` called for requests as polling sees them, once they are gone; returns what ends that."""
+        self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
+
+        return unsubscribe
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""
@@ -107,6 +112,10 @@ class ServerPoller:
             self._down_said = False
             self._answered_at = self._clock()
             self._publish(up=True, state="sleeping" if self._instance.sleeping else "ready")
+        source = self._router or self._instance
+        for request in source.take_observed(self.info):
+            for listener in self._listeners:
+                listener(request)
         self._polled_at = self._clock()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from llamatel.llama.instance import Instance
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.props import ModelCard, parse_model_card
 from llamatel.llama.router_log import RouterLog
-from llamatel.records import RouterModel, ServerInfo, ServerSnapshot
+from llamatel.records import ObservedRequest, RouterModel, ServerInfo, ServerSnapshot
 
 _IDLE_S = 5.0
 """How often a loaded model is asked while nothing happens in it."""
@@ -171,6 +171,14 @@ class Router:
         for model in self._models.values():
             model.instance.gone()
             model.entry = replace(model.entry, state=None, port=None)
+
+    def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
+        """The requests that looks at the models' slots showed to be gone since this was asked last."""
+        return [
+            request
+            for name, model in self._models.items()
+            for request in model.instance.take_observed(replace(server, model=name))
+        ]
 
     def snapshots(self, server: ServerInfo) -> tuple[ServerSnapshot, ...]:
         """Its models as last seen; none that we know nothing of."""

@@ -1,0 +1,56 @@
+"""Requests as looks at the slots show them, for servers without a log beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from llamatel.records import ObservedRequest, ServerInfo, SlotState
+
+
+class SlotTrace:
+    """Follows slots from look to look. Not thread-safe.
+
+    A request is told once its slot is found without it. What came and went between two looks is not seen at all, so
+    this is no count of requests.
+    """
+
+    def __init__(self) -> None:
+        self._looked_at: float | None = None
+        self._running: dict[int, tuple[ObservedRequest, float | None]] = {}
+        """By slot; with the look before it was first seen."""
+
+    def observe(self, server: ServerInfo, slots: Iterable[SlotState], at: float) -> list[ObservedRequest]:
+        """The requests that were gone at a look at Unix time ``at``."""
+        ended = []
+        before, self._running = self._running, {}
+        for slot in slots:
+            known = before.pop(slot.id, None)
+            if known is not None and (not slot.busy or slot.task != known[0].task):
+                ended.append(_ended(*known, at))
+                known = None
+            if slot.busy and slot.task is not None:
+                request, since = known or (ObservedRequest(server, slot.id, slot.task, at, at), self._looked_at)
+                self._running[slot.id] = (_seen(request, slot, at), since)
+        self._looked_at = at
+        return ended
+
+    def idle(self, at: float) -> None:
+        """At Unix time ``at`` no request ran: what is seen next began later."""
+        self._looked_at = at
+
+    def forget(self) -> None:
+        """What is next is another process, or comes after a time in which nobody looked."""
+        self._looked_at = None
+        self._running.clear()
+
+
+def _seen(request: ObservedRequest, slot: SlotState, at: float) -> ObservedRequest:
+    prompt = request.prompt_tokens
+    if slot.decoded and slot.prompt_computed is not None and slot.prompt_cached is not None:
+        prompt = slot.prompt_computed + slot.prompt_cached
+    return replace(request, last_seen_at=at, prompt_tokens=prompt, decoded=slot.decoded or request.decoded)
+
+
+def _ended(request: ObservedRequest, since: float | None, at: float) -> ObservedRequest:
+    return replace(request, longest_s=None if since is None else at - since)
