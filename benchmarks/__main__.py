@@ -13,14 +13,14 @@ from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import attach, cost, header, pieces, procfs, ratios, servers
+from benchmarks import attach, cost, header, page, pieces, procfs, ratios, servers
 from benchmarks.blocks import Block
 from benchmarks.report import Report
 from benchmarks.servers import CONTROL, OTLP_GRPC, OTLP_HTTP, PLAIN, PROMETHEUS, Collector, Running, Variant
 from llamatel.llama.tiny_model import write_tiny_model
 from tests.parts import MissingPart, llama_server
 
-_PARTS = ("header", "ratios", "cost", "pieces", "attach")
+_PARTS = ("header", "ratios", "cost", "pieces", "attach", "page")
 _SHORT = 8
 
 
@@ -82,10 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if "header" in wanted:
         _progress("a GGUF's header, read by llamatel and by gguf-py")
         report.header = header.measure_default(readings=10 * options.rounds)
-    if set(wanted) - {"header", "attach"}:
+    if set(wanted) - {"header", "attach", "page"}:
         _measure_load(report, options, wanted)
     if "attach" in wanted:
         report.attached = attach.measure(_llama_server(options), seconds=options.seconds * 10, progress=_progress)
+    if "page" in wanted:
+        report.page = page.measure(rounds=options.rounds, seconds=options.seconds * 5, progress=_progress)
     report.about["yardstick at the end"] = round(pieces.yardstick_us(), 1)
     print(report.text())
     if options.json is not None:

@@ -71,12 +71,6 @@ def _ports(child: Child) -> list[int]:
     return [int(line) for line in child.output().split() if line.isdecimal()]
 
 
-def _cores(pid: int, seconds: float) -> float:
-    used, begun = procfs.cpu_s(pid), time.monotonic()
-    time.sleep(seconds)
-    return (procfs.cpu_s(pid) - used) / (time.monotonic() - begun)
-
-
 def measure(
     program: Path, *, targets: int = 200, real: int = 4, seconds: float, progress: Callable[[str], None]
 ) -> Attached:
@@ -108,7 +102,7 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
     time.sleep(_SETTLE_S)
     before, begun = [_last_task(server) for server in servers], time.monotonic()
     time.sleep(2 * _SETTLE_S)
-    idle = _cores(attached.pid, seconds)
+    idle = procfs.cores(attached.pid, seconds)
     took = time.monotonic() - begun
     # The requests that tell the first number had every target's slots looked at, once.
     asked = sum(_last_task(server) for server in servers) - sum(before) - targets
@@ -121,7 +115,7 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
     for thread in threads:
         thread.start()
     time.sleep(_SETTLE_S)
-    busy = _cores(attached.pid, seconds)
+    busy = procfs.cores(attached.pid, seconds)
     end.set()
     memory, peak = procfs.memory_mib(attached.pid)
     return Attached(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -13,6 +14,13 @@ def cpu_s(pid: int) -> float:
     """User and system time of a process since it started, all threads, in steps of 0.01 s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def cores(pid: int, seconds: float) -> float:
+    """CPU time that a process uses a second, over the next ``seconds``: 1 is one core."""
+    used, begun = cpu_s(pid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_s(pid) - used) / (time.monotonic() - begun)
 
 
 def memory_mib(pid: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.attach import Attached
 from benchmarks.cost import Cost
 from benchmarks.header import HeaderFigures
+from benchmarks.page import PageCost
 from benchmarks.pieces import Pieces
 from benchmarks.ratios import Ratios, Spread
 from benchmarks.servers import CONTROL, PLAIN
@@ -37,6 +38,7 @@ class Report:
     pieces: Pieces | None = None
     header: HeaderFigures | None = None
     attached: Attached | None = None
+    page: PageCost | None = None
     foreign: float = 0.0
     """Share of the machine's CPU time that went to other work while blocks ran."""
 
@@ -103,6 +105,8 @@ class Report:
             )
         if self.attached is not None:
             parts += ["\nAttached to many servers", *self.attached.lines()]
+        if self.page is not None:
+            parts += ["\nThe web page, with four clients at work", *self.page.lines()]
         parts.append("\nTargets (the worst variant)")
         parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in self.targets()]
         if self.foreign > _QUIET:
