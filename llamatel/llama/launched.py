@@ -1,7 +1,6 @@
-"""What a snapshot tells of a launched server beside its state and its counters: slots, KV cache, process, model.
+"""What a snapshot tells of a launched server beside its state and its counters: slots, KV cache, model, settings.
 
-Asked for is only ``/slots``, and that seldom (``slot_watch``); the rest is in its log, its flags, its model's file and
-``/proc``.
+Asked for is only ``/slots``, and that seldom (``slot_watch``); the rest is in its log, its flags and its model's file.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from llamatel.llama.command_line import CommandLine
 from llamatel.llama.http import ServerClient
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.loaded_model import read_loaded_model
-from llamatel.llama.process_state import ProcessClock
 from llamatel.llama.server_facts import ServerFacts
 from llamatel.llama.slot_watch import Activity, SlotsNow, SlotWatch
 from llamatel.model.shape import ModelShape
 from llamatel.plan.settings import given_settings
-from llamatel.records import KvCacheState, ProcessState, SlotState
+from llamatel.records import KvCacheState, SlotState
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,6 @@ class LaunchedServer:
         self._slots = SlotWatch(
             sleeps_after_s=_seconds(self._given.get("sleep-idle-seconds")), always="slot-save-path" in self._given
         )
-        self._process = ProcessClock()
         self._lock = threading.Lock()
         self._model = LoadedModel()
         self._model_of: tuple[object, ...] | None = None
@@ -56,10 +53,6 @@ class LaunchedServer:
     def restarted(self) -> None:
         """The server's process was replaced."""
         self._slots.restarted()
-
-    def process(self, pid: int | None) -> ProcessState:
-        """CPU time and memory of the process; ``pid`` is None while there is none."""
-        return self._process.read(pid)
 
     def details(
         self, client: ServerClient | None, facts: ServerFacts, activity: Activity, generated_total: float | None

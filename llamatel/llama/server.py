@@ -27,6 +27,7 @@ from llamatel.llama.launched import Details, LaunchedServer
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.router import Router, with_log
+from llamatel.llama.process_state import ProcessClock
 from llamatel.llama.supervisor import ServerState, Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
@@ -77,6 +78,7 @@ class ServerManager:
         self._supervisor: Supervisor | None = None
         self._reader = LogReader(self._asked)
         self._counters = CarriedCounters()
+        self._process = ProcessClock()
         self._launched: LaunchedServer | None = None
         self._listeners: dict[object, CompletionListener] = {}
         self._router: Router | None = None
@@ -231,7 +233,7 @@ class ServerManager:
             kv_cache=details.kv_cache,
             context_shifts=shifts,
             prompt_cache=facts.prompt_cache if up else None,
-            process=launched.process(supervisor.info.pid),
+            process=self._process.read(supervisor.info.pid),
             model=details.model,
             settings=details.settings,
             restarts=supervisor.restarts,
@@ -323,7 +325,7 @@ class ServerManager:
         log = None if self._server_log is None else LogCopy(self._server_log)
         if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
             # Another server to those who look at the figures: what was counted until now is not its own.
-            self._reader, self._counters = LogReader(asked), CarriedCounters()
+            self._reader, self._counters, self._process = LogReader(asked), CarriedCounters(), ProcessClock()
             self._router = None
         launched = self._launched
         if launched is None or before is None:

@@ -15,15 +15,15 @@ _SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = 
 _PATH = re.compile(r"load_model: local path '(.*)'")
 _POOL = re.compile(r"llama_context: n_ctx += (\d+)")
 _SEQUENCE = re.compile(
-    r"capping per-slot context \((\d+)\)|"
-    r"exceeds the per-slot pool capacity \((\d+)\)|"
-    r"the slot context \((\d+)\) exceeds the training context"
+    r"srv +\w+: (?:capping per-slot context \((\d+)\)|"
+    r"--kv-unified-per-slot \(\d+\) exceeds the per-slot pool capacity \((\d+)\)|"
+    r"the slot context \((\d+)\) exceeds the training context)"
 )
 _KEYS_AND_VALUES = re.compile(r"llama_kv_cache\w*: size = .*, K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
 _STATES = re.compile(r"llama_memory_recurrent: size = .*MiB \(.*\), ((?:[RSP] \(\w+\): +[\d.]+ MiB(?:, )?)+)")
 _STATE = re.compile(r": +([\d.]+) MiB")
-_COMPRESSED = re.compile(r" ratio = .*, state = .*, size = +([\d.]+) MiB")
-_PROMPTS = re.compile(r"cache state: (\d+) prompts, ([\d.]+) MiB")
+_COMPRESSED = re.compile(r"\S+: \S+ ratio = .*, state = .*, size = +([\d.]+) MiB")
+_PROMPTS = re.compile(r"srv +update: +- cache state: (\d+) prompts, ([\d.]+) MiB")
 _MIB = 1 << 20
 _BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
 
@@ -45,7 +45,8 @@ class ServerFacts:
     """Tokens that one sequence could have, where ``slot_context`` is less because it was capped."""
     sleeping: bool = False
     reported: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; library builds say it at -lv 4."""
+    """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; builds from May 2026 on say it at
+    ``-lv 4`` alone."""
     loading_anew: bool = False
     """What was reported belongs to the model as it was loaded before."""
     prompt_cache: PromptCacheState | None = None
@@ -63,13 +64,13 @@ def _reported(facts: ServerFacts, **sizes: float) -> ServerFacts:
 
 def _memory(facts: ServerFacts, text: str) -> ServerFacts | None:
     """What a line says of memory: src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp."""
-    if found := _KEYS_AND_VALUES.search(text):
+    if found := _KEYS_AND_VALUES.match(text):
         return _reported(facts, k=float(found.group(1)), v=float(found.group(2)))
-    if found := _STATES.search(text):
+    if found := _STATES.match(text):
         return _reported(facts, recurrent=sum(map(float, _STATE.findall(found.group(1)))))
-    if found := _COMPRESSED.search(text):
+    if found := _COMPRESSED.match(text):
         return _reported(facts, other=float(found.group(1)))
-    if found := _PROMPTS.search(text):
+    if found := _PROMPTS.match(text):
         state = PromptCacheState(int(found.group(1)), round(float(found.group(2)) * _MIB))
         return replace(facts, prompt_cache=state)
     return None
@@ -77,9 +78,9 @@ def _memory(facts: ServerFacts, text: str) -> ServerFacts | None:
 
 def _context(facts: ServerFacts, text: str) -> ServerFacts | None:
     """What a line says of the context's size; a second context, for drafting, does not count."""
-    if found := _POOL.search(text):
+    if found := _POOL.match(text):
         return replace(facts, pool=facts.pool or int(found.group(1)))
-    if found := _SEQUENCE.search(text):
+    if found := _SEQUENCE.match(text):
         size = int(next(filter(None, found.groups())))
         return replace(facts, sequence_context=facts.sequence_context or size)
     return None

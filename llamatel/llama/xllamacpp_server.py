@@ -73,7 +73,8 @@ def library_heard(extension: str, params: Any) -> Iterator[None]:
     """Have llama.cpp's library say in the log what it allocates; only while the model loads, as it says much later on.
 
     From May 2026 on the server passes these lines over at its default verbosity. Nothing happens where another one was
-    chosen, in builds that print them anyway, and in builds that do not export what this takes.
+    chosen, in builds that print them anyway (before May), and in those that do not export what this takes (before
+    September).
     """
     library = ctypes.CDLL(extension)
     try:
