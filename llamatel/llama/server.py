@@ -26,8 +26,8 @@ from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.launched import Details, LaunchedServer
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
-from llamatel.llama.router import Router, with_log
 from llamatel.llama.process_state import ProcessClock
+from llamatel.llama.router import Router, with_log
 from llamatel.llama.supervisor import ServerState, Supervisor
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
