@@ -26,7 +26,7 @@ Made from the table in [llamatel/metrics.py](../llamatel/metrics.py). What is un
 Every metric that is about a server has {server}; in Prometheus {labels}. Attributes below come in addition. A dot
 becomes an underscore in Prometheus and a unit a suffix; histograms have `_bucket`, `_sum` and `_count` there. Over OTLP
 the names are those of the first column. If an OpenTelemetry Collector hands metrics on to Prometheus, it appends
-`_ratio` to gauges of unit 1; `deploy/collector` keeps the names as they are here, and only these
+`_ratio` to gauges of unit 1; [deploy/](../deploy/README.md) keeps them, and only these
 names are what our dashboards and rules ask for.
 
 """

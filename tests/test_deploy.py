@@ -1,0 +1,315 @@
+"""deploy/: what can be shown without Docker and Kubernetes. deploy/README.md says what cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import promql_parser as promql
+import pytest
+import yaml
+
+from llamatel.prometheus_names import prometheus_series
+from llamatel_dashboards import published
+from tests.documents import ROOT
+from tests.load import Clients, completion
+from tests.parts import free_port, wait_until
+from tests.parts.processes import Child
+from tests.test_docs import complaint
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+KUBERNETES = "1.31"
+CUSTOM = {"ServiceMonitor", "ScaledObject"}
+"""Kinds that operators define; their schemas are in no package."""
+METRICS_PORT = 9464
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def manifests() -> list[Any]:
+    return [
+        pytest.param(document, id=f"{path.stem}-{document['kind']}")
+        for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+    ]
+
+
+def test_every_yaml_and_json_file_can_be_read() -> None:
+    files = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".yml")]
+    assert len(files) >= 10
+    for path in files:
+        assert list(yaml.safe_load_all(path.read_text()))
+    for path in DEPLOY.rglob("*.json"):
+        json.loads(path.read_text())
+
+
+# Compose
+
+
+def mounts() -> Iterator[tuple[str, str, str]]:
+    for name, service in SERVICES.items():
+        for mount in service.get("volumes", ()):
+            source, target = re.sub(r"\$\{[^}]*\}", "VARIABLE", mount).split(":")[:2]
+            yield name, source, target
+
+
+def test_what_compose_mounts_is_there() -> None:
+    for _, source, _ in mounts():
+        if source.startswith("."):
+            assert (DEPLOY / source).exists(), source
+        else:
+            assert source == "VARIABLE" or source in COMPOSE["volumes"]
+    assert set(COMPOSE["volumes"]) == {source for _, source, _ in mounts()} & set(COMPOSE["volumes"])
+
+
+def test_compose_publishes_on_loopback_only_and_names_versions() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), name
+        if "build" not in service and "$" not in service["image"]:
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+        assert set(service.get("depends_on", ())) <= set(SERVICES)
+
+
+def addresses(value: Any) -> Iterator[str]:
+    """``HOST:PORT`` of whatever looks like an address of another service, in a file or a command line."""
+    yield from re.findall(r"(?:https?://|[\s\"'\[]|^)([a-z]+:\d{4,5})\b", json.dumps(value))
+
+
+def listening() -> set[str]:
+    """What the services of compose.yaml listen on, by their own configuration files."""
+    collector = read("collector/collector.yaml")
+    protocols = collector["receivers"]["otlp"]["protocols"]
+    tempo = read("tempo/tempo.yaml")
+    found = {f"collector:{protocol['endpoint'].rpartition(':')[2]}" for protocol in protocols.values()}
+    found |= {f"tempo:{tempo['server']['http_listen_port']}"}
+    tempo_receiver = tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
+    found |= {f"tempo:{tempo_receiver.rpartition(':')[2]}", "prometheus:9090"}
+    commands = {name: SERVICES[name]["command"] for name in ("llama", "llamatel")}
+    found |= {f"llama:{commands['llama'][commands['llama'].index('--port') + 1]}"}
+    metrics = commands["llamatel"][commands["llamatel"].index("--metrics-addr") + 1]
+    return found | {f"llamatel:{metrics.rpartition(':')[2]}"}
+
+
+def test_services_look_for_each_other_where_they_are() -> None:
+    files = ["prometheus/prometheus.yml", "collector/collector.yaml", "grafana/provisioning/datasources/llamatel.yaml"]
+    wanted = {found for name in files for found in addresses(read(name))}
+    wanted |= {found for service in SERVICES.values() for found in addresses(service.get("command", ()))}
+    assert len(wanted) >= 6
+    assert wanted <= listening()
+
+
+def test_provisioning_is_what_export_writes(tmp_path: Path) -> None:
+    [path] = [target for name, source, target in mounts() if name == "grafana" and "llamatel_dashboards" in source]
+    published.export(tmp_path, path)
+    for name in ("dashboards/llamatel.yaml", "datasources/llamatel.yaml"):
+        assert (DEPLOY / "grafana/provisioning" / name).read_text() == (tmp_path / "provisioning" / name).read_text()
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.startswith(f"{path}/")
+    assert Path(home).name in published.dashboards()
+
+
+@pytest.mark.slow
+def test_the_commands_of_compose_run_and_measure(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """llama.cpp's and llamatel's command lines, word for word but for paths and ports."""
+    server_port, metrics_port = free_port(), free_port()
+    here = {
+        r"\$\{MODEL:[^}]*\}": tiny_model.name,
+        "^/models/": f"{tiny_model.parent}/",
+        "^/var/log/llama/": f"{tmp_path}/",
+        "llama:8080$": f"127.0.0.1:{server_port}",
+        "collector:4317$": f"127.0.0.1:{free_port()}",
+        "^0[.]0[.]0[.]0": "127.0.0.1",
+        "^8080$": str(server_port),
+        ":9464$": f":{metrics_port}",
+    }
+
+    def words(service: str) -> Iterator[str]:
+        for word in SERVICES[service]["command"]:
+            for there, local in here.items():
+                word = re.sub(there, local, word)  # noqa: PLW2901
+            yield word
+
+    server = Child([llama_server_binary, *words("llama")], tmp_path / "llama.out")
+    llamatel = [sys.executable, "-m", "llamatel.cli.main", *words("llamatel")]
+    watcher = Child(llamatel, tmp_path / "llamatel.out", SERVICES["llamatel"]["environment"])
+
+    def measured() -> str:
+        clients.send(completion("Hello", 4))
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as answer:
+                text = str(answer.read().decode())
+        except OSError:
+            return ""
+        return text if "llamacpp_requests_total{" in text and "llamacpp_kv_cache_headroom{" in text else ""
+
+    try:
+        with Clients(f"http://127.0.0.1:{server_port}") as clients:
+            text = wait_until(measured, 60, "llamatel measures", every=0.5)
+    finally:
+        said = watcher.output()
+        watcher.stop()
+        server.stop()
+    assert "llamacpp_tokens_total{" in text, said
+    assert 'service_name="llamatel"' in text
+
+
+# Prometheus and the Collector
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "fleet.yml", "kubernetes.yml"])
+def test_promtool_takes_the_configuration(name: str, promtool: Path, tmp_path: Path) -> None:
+    config = read(f"prometheus/{name}")
+    for job in config["scrape_configs"]:
+        if job.pop("kubernetes_sd_configs", None) is not None:  # Debian's Prometheus is built without it
+            job["static_configs"] = [{"targets": ["pod:9464"]}]
+    config["rule_files"] = [str(published.RULES / "*.yml")]
+    (tmp_path / "targets").mkdir()
+    for path in (DEPLOY / "prometheus/targets").iterdir():
+        (tmp_path / "targets" / path.name).write_text(path.read_text())
+    (tmp_path / name).write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [promtool, "check", "config", tmp_path / name], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
+
+
+def test_targets_are_those_of_metrics_endpoints() -> None:
+    for path in (DEPLOY / "prometheus/targets").iterdir():
+        targets = [target for group in json.loads(path.read_text()) for target in group["targets"]]
+        assert targets
+        assert all(target.endswith(f":{METRICS_PORT}") for target in targets)
+
+
+def test_the_collectors_pipelines_use_what_is_defined_and_define_what_is_used() -> None:
+    config = read("collector/collector.yaml")
+    for kind in ("receivers", "processors", "exporters"):
+        used = {name for pipeline in config["service"]["pipelines"].values() for name in pipeline[kind]}
+        assert used == set(config[kind])
+    statements = config["processors"]["transform/names"]["metric_statements"][0]["statements"]
+    assert statements == ['set(unit, "") where unit == "1"']
+    assert config["service"]["pipelines"]["metrics"]["processors"].index("transform/names") >= 0
+
+
+# Kubernetes
+
+
+@pytest.mark.parametrize("manifest", manifests())
+def test_kubernetes_takes_the_manifest(manifest: dict[str, Any]) -> None:
+    if manifest["kind"] in CUSTOM:
+        assert manifest["apiVersion"] in ("monitoring.coreos.com/v1", "keda.sh/v1alpha1")
+        assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    else:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def _of_kind(kind: str) -> list[dict[str, Any]]:
+    return [parameter.values[0] for parameter in manifests() if parameter.values[0]["kind"] == kind]
+
+
+def test_labels_and_ports_lead_from_one_manifest_to_the_next() -> None:
+    pods = {deployment["metadata"]["name"]: deployment["spec"]["template"] for deployment in _of_kind("Deployment")}
+    for deployment in _of_kind("Deployment"):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        volumes = {volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    for service in _of_kind("Service"):
+        pod = pods[service["metadata"]["name"]]
+        assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+        names = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    [monitor] = _of_kind("ServiceMonitor")
+    [match] = monitor["spec"]["selector"]["matchExpressions"]
+    labelled = {service["metadata"]["labels"][match["key"]] for service in _of_kind("Service")}
+    assert labelled == set(match["values"])
+    assert all(endpoint["port"] == "metrics" for endpoint in monitor["spec"]["endpoints"])
+    for scaler in (*_of_kind("ScaledObject"), *_of_kind("HorizontalPodAutoscaler")):
+        assert scaler["spec"]["scaleTargetRef"]["name"] in pods
+
+
+def containers() -> list[Any]:
+    found = [("compose", SERVICES["llamatel"]["command"])]
+    for deployment in _of_kind("Deployment"):
+        pod = deployment["spec"]["template"]["spec"]["containers"]
+        found += [(deployment["metadata"]["name"], each["args"]) for each in pod if each["name"] == "llamatel"]
+    return [pytest.param(words, id=name) for name, words in found]
+
+
+@pytest.mark.parametrize("words", containers())
+def test_llamatel_is_started_with_flags_that_it_has(words: list[str]) -> None:
+    assert complaint(words) is None
+    assert words[words.index("--metrics-addr") + 1] == f"0.0.0.0:{METRICS_PORT}"
+
+
+def queries() -> Iterator[str]:
+    for scaled in _of_kind("ScaledObject"):
+        yield from (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+    for config in _of_kind("ConfigMap"):
+        for rule in yaml.safe_load(config["data"].get("config.yaml", "{}")).get("rules", ()):
+            for query in (rule["seriesQuery"], rule["metricsQuery"]):
+                filled = query.replace("<<.Series>>", re.findall(r"^\w+", rule["seriesQuery"])[0])
+                yield filled.replace("<<.LabelMatchers>>", 'pod!=""').replace("<<.GroupBy>>", "pod")
+
+
+def test_scaling_asks_for_metrics_that_exist() -> None:
+    found = list(queries())
+    assert len(found) == 6
+    for query in found:
+        promql.parse(query)
+        assert set(re.findall(r"\bllamacpp_\w+", query)) <= set(prometheus_series())
+    [scaler] = _of_kind("HorizontalPodAutoscaler")
+    [adapter] = [config for config in _of_kind("ConfigMap") if "config.yaml" in config["data"]]
+    rules = yaml.safe_load(adapter["data"]["config.yaml"])["rules"]
+    served = {rule.get("name", {}).get("as") or re.findall(r"^\w+", rule["seriesQuery"])[0] for rule in rules}
+    assert {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]} == served
+
+
+# The image
+
+
+def test_the_dockerfile_copies_what_is_there_and_does_not_run_as_root() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    allowed = re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
+    assert set(copied) == set(allowed)
+    assert re.search(r"^USER \d+$", text, re.MULTILINE)
+    assert json.loads(re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)[0]) == ["llamatel"]
+    assert f"EXPOSE {METRICS_PORT}" in text
+
+
+def test_the_wheel_builds_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
+    for name in re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    argv = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path / "dist"),
+        str(tmp_path),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "dist").glob("llamatel-*.whl"))
