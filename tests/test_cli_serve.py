@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.attached import unmanaged
+from tests.parts import OtlpSink
 from tests.parts.processes import free_port, wait_until
 from tests.parts.terminal import Terminal, plain
 
@@ -273,3 +275,59 @@ def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path
     assert follow.end(signal.SIGINT) == 0
     assert follow.err.read_text().splitlines()[-1] == "llamatel: 1 request: 1 ok"
     assert serve.end(signal.SIGTERM) == 0
+
+
+def test_attach_watches_several_servers_and_traces_what_it_sees_of_them(
+    llama_server_binary: Path, tiny_model: Path, tmp_path: Path, started: list[Running], otlp_sink: OtlpSink
+) -> None:
+    model = ("-m", tiny_model, "--metrics")
+    with (
+        unmanaged(llama_server_binary, tmp_path, *model) as first,
+        unmanaged(llama_server_binary, tmp_path, *model) as second,
+    ):
+        watching = Running(
+            tmp_path, "attach", first.url, second.url, "--interval", "0.05", "--otlp-endpoint", otlp_sink.endpoint
+        )
+        started.append(watching)
+        metrics = watching.wait_for(r"metrics +(http://\S+)")
+        watching.wait_for(r"(polling 2 servers)")
+
+        def ports(metric: str) -> set[int]:
+            with urllib.request.urlopen(metrics, timeout=30) as answer:
+                text = answer.read().decode()
+            return {
+                int(port) for port in re.findall(rf'^{metric}{{.*server_port="(\d+)".*}} 1\.0$', text, re.MULTILINE)
+            }
+
+        wait_until(lambda: ports("llamacpp_server_up") == {first.port, second.port}, 20, "both are up", every=0.3)
+        second.complete(1500)
+        first.child.kill()
+        wait_until(lambda: ports("llamacpp_server_up") == {second.port}, 20, "one is down", every=0.3)
+        assert watching.end(signal.SIGTERM) == 0
+    [span] = [span for span in otlp_sink.spans() if span.attributes.get("llamacpp.slot.id") is not None]
+    assert (span.name, span.attributes["llamacpp.observed"]) == ("observed tiny.gguf", "polling")
+    assert span.attributes["server.port"] == second.port
+
+
+def test_attach_with_a_wrong_key_or_nonsense_is_one_line(
+    llama_server_binary: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("not-the-key-of-this-server\n")
+    with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics", key="sk-another") as server:
+        refused = attach(server.url, "--api-key-file", str(key), stdin=b"")
+        assert refused.returncode == 1
+        assert refused.stderr.decode() == (
+            f"llamatel: error: {server.url} answered 401: the API key is missing or wrong: use --api-key-file\n"
+        )
+    for arguments, line in (
+        (("a:1", "b:1", "--log", "-"), "a log tells of one server"),
+        (("ftp://a",), "no server's address"),
+        (("--targets", str(tmp_path / "none")), "cannot read the targets"),
+        (("a:1", "--header-file", str(key)), "is no header"),
+        (("https://a:1", "--ca-file", str(key)), "cannot use the CA file"),
+    ):
+        done = attach(*arguments, stdin=b"")
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+        assert line in done.stderr.decode()
+        assert b"not-the-key" not in done.stderr

@@ -60,7 +60,9 @@ class ServerPoller:
         self._unknown = True
         self._answered_at: float | None = None
         self._polled_at = clock()
-        self._said: set[str] = set()
+        self._said: set[int] = set()
+        """Refusals that were told."""
+        self._refused: int | None = None
         self._down_said = False
         self._snapshots: tuple[ServerSnapshot, ...] = ()
         self._listeners: tuple[Callable[[ObservedRequest], None], ...] = ()
@@ -88,14 +90,16 @@ class ServerPoller:
 
     def check(self) -> None:
         """Poll once; raises ServerUnreachable, with one clear line, where the key is wrong."""
+        self._said.add(401)  # by us, as an error
         self.poll()
-        if "401" in self._said:
+        if self._refused == 401:
             raise ServerUnreachable(self._refusal(401), status=401)
 
     def poll(self) -> None:
         """Ask, as far as manners allow. Never raises what a server can cause."""
         begun = self._clock()
         self.due_in_s = self._interval_s
+        self._refused = None
         try:
             if self._unknown:
                 self._introduce()
@@ -156,6 +160,7 @@ class ServerPoller:
             self._publish(up=False, state="starting")
         elif error.status is not None:
             # It answers, and refuses: up, and nothing more is known.
+            self._refused = error.status
             self._say_refusal(error.status)
             self._gone()
             self._publish(up=True, state=None)
@@ -205,8 +210,8 @@ class ServerPoller:
         return f"{self._client.base_url} answered {status}: {hints.get(status, 'see its log')}"
 
     def _say_refusal(self, status: int) -> None:
-        if str(status) not in self._said:
-            self._said.add(str(status))
+        if status not in self._said:
+            self._said.add(status)
             _log.warning("%s", self._refusal(status))
 
     def _new_instance(self) -> Instance:
