@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.attach import Attached
 from benchmarks.cost import Cost
+from benchmarks.decorators import DecoratorFigures
 from benchmarks.header import HeaderFigures
 from benchmarks.page import PageCost
 from benchmarks.pieces import Pieces
@@ -23,6 +24,8 @@ MEMORY_MIB = 80.0
 HEADER_RATIO = 300.0
 POLLS_KEPT = 0.95
 HEADER_MS = 100.0
+DECORATOR_RATIO = 1.15
+"""Of a bare start_as_current_span."""
 _QUIET = 0.05
 
 
@@ -37,6 +40,7 @@ class Report:
     """From start to first answer, by variant."""
     pieces: Pieces | None = None
     header: HeaderFigures | None = None
+    decorators: DecoratorFigures | None = None
     attached: Attached | None = None
     page: PageCost | None = None
     foreign: float = 0.0
@@ -57,6 +61,10 @@ class Report:
             where = "than gguf-py's GGUFReader"
             found.append(_judge("header, times faster", self.header.ratio, HEADER_RATIO, where, at_least=True))
             found.append(_judge("header, best time", self.header.ours_best_ms, HEADER_MS, self.header.file, unit=" ms"))
+        if self.decorators is not None:
+            found.append(
+                _judge("decorator, times a bare span", self.decorators.ratio, DECORATOR_RATIO, "@llamatel.task")
+            )
         if self.attached is not None:
             many = self.attached
             where = f"{many.targets} servers"
@@ -85,6 +93,8 @@ class Report:
     def text(self) -> str:
         """For people."""
         parts = [", ".join(f"{name} {value}" for name, value in self.about.items())]
+        if self.decorators is not None:
+            parts += ["\nA span around a function, CPU time a call", *self.decorators.lines()]
         if self.header is not None:
             parts += ["\nReading a header, tensors included", *self.header.lines()]
         if self.ratios:

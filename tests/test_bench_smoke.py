@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attach, header
+from benchmarks import attach, decorators, header
 from benchmarks.__main__ import main
 from benchmarks.pieces import read_log
 from benchmarks.report import Report
@@ -57,3 +57,11 @@ def test_a_small_run_tells_all_it_should(
     shown = capsys.readouterr().out
     assert all(item["target"] in shown for item in found["targets"])
     assert len(found["targets"]) == 5
+
+
+def test_decorators_are_measured_beside_a_bare_span() -> None:
+    found = decorators.measure(rounds=2, calls=20)
+    assert {decorators.PLAIN, decorators.OFF, decorators.BARE, decorators.OURS} <= set(found.us)
+    assert all(spent >= 0 for spent in found.us.values())
+    assert found.ratio > 0
+    assert len(found.lines()) == len(found.us)
