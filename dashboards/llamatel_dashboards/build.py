@@ -7,10 +7,10 @@ import sys
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from llamatel_dashboards import fleet, kv_cache, model_server, overview, requests
+from llamatel_dashboards import fleet, gpu, kv_cache, model_server, overview, requests
 from llamatel_dashboards.published import FOLDER
 
-DASHBOARDS = (overview, requests, kv_cache, model_server, fleet)
+DASHBOARDS = (overview, requests, kv_cache, model_server, gpu, fleet)
 
 
 def build() -> dict[str, str]:

@@ -16,7 +16,9 @@ BY_SERVER = ", ".join(SERVER_LABELS)
 SERVER_LEGEND = f"{{{{{ADDRESS}}}}}:{{{{{PORT}}}}} {{{{{MODEL}}}}}"
 
 OF_JOB = 'job=~"$job", instance=~"$instance"'
-OF_SERVER = f'{OF_JOB}, {ADDRESS}=~"$server", {PORT}=~"$port", {MODEL}=~"$model"'
+OF_ADDRESS = f'{ADDRESS}=~"$server", {PORT}=~"$port", {MODEL}=~"$model"'
+OF_SERVER = f"{OF_JOB}, {OF_ADDRESS}"
+_OF_NO_SERVER = ("hw.", "llamatel.collector.", "llamatel.gpu.", "llamatel.records.")
 
 RATE = "$__rate_interval"
 """Over the last moments, for lines."""
@@ -24,9 +26,14 @@ RANGE = "$__range"
 """Over the time that the dashboard shows, for single figures."""
 
 
-def by_server(name: str) -> bool:
-    """Whether a metric is about a server; of the others the variables for job and instance are the filter."""
-    return not name.startswith(("hw.", "llamatel.collector.", "llamatel.records."))
+def chosen(name: str) -> str:
+    """The variables that choose a metric's series.
+
+    Metrics of cards and of llamatel itself are about no server; those of clients come from the clients' own jobs.
+    """
+    if name.startswith("gen_ai.client."):
+        return OF_ADDRESS
+    return OF_JOB if name.startswith(_OF_NO_SERVER) else OF_SERVER
 
 
 def selector(name: str, suffix: str = "", **labels: str) -> str:
@@ -37,7 +44,7 @@ def selector(name: str, suffix: str = "", **labels: str) -> str:
     row = table()[name]
     if (row.kind is Kind.HISTOGRAM) != bool(suffix):
         raise ValueError(f"{name} is a {row.kind.value}: its series end in {suffix or 'a suffix'}")
-    matchers = [OF_SERVER if by_server(name) else OF_JOB]
+    matchers = [chosen(name)]
     for label, value in labels.items():
         operator, text = (
             ("=~", value[1:]) if value[0] == "~" else ("!=", value[1:]) if value[0] == "!" else ("=", value)

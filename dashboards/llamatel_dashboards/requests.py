@@ -177,6 +177,47 @@ def _ends() -> list[Panel]:
     ]
 
 
+def _clients() -> list[Panel]:
+    none = "No LlamaCppClient"
+    return [
+        lines(
+            "Calls",
+            quantiles("gen_ai.client.operation.duration"),
+            "Time of calls as LlamaCppClient, llamatel's client, saw them; attempts that were repeated included.",
+            "Longer than Request duration: the network, or repeated attempts.",
+            unit="s",
+            empty=none,
+            size=(6, 8),
+        ),
+        lines(
+            "First chunk",
+            quantiles("gen_ai.client.operation.time_to_first_chunk"),
+            "Time from a call to the first chunk of its stream, as the client saw it.",
+            "Compare with time to first token: the difference is the way there and back.",
+            unit="s",
+            empty=none,
+            size=(6, 8),
+        ),
+        lines(
+            "Between chunks",
+            quantiles("gen_ai.client.operation.time_per_output_chunk"),
+            "Time from one chunk to the next, as the client saw it: what a reader feels.",
+            "A long tail beside a short median: prefills of other requests hold decoding up; a smaller -ub helps.",
+            unit="s",
+            empty=none,
+            size=(6, 8),
+        ),
+        lines(
+            "Tokens of calls",
+            [Query(q.mean("gen_ai.client.token.usage", "gen_ai_token_type"), "{{gen_ai_token_type}}")],
+            "Mean tokens of a call, by type; input includes cached ones.",
+            "More input than before: does a prompt template grow with the conversation?",
+            empty=none,
+            size=(6, 8),
+        ),
+    ]
+
+
 def dashboard() -> Dashboard:
     """Where requests spend their time."""
     return board(
@@ -189,5 +230,6 @@ def dashboard() -> Dashboard:
             ("Lengths", _lengths()),
             ("Slowest", _slowest()),
             ("Outcomes and decoding", _ends()),
+            ("Clients", _clients()),
         ],
     )
