@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from llamatel.errors import LlamatelError as LlamatelError
 
 if TYPE_CHECKING:
+    from llamatel.notebook import last_trace as last_trace
+    from llamatel.notebook import report as report
     from llamatel.runtime import init as init
     from llamatel.runtime import shutdown as shutdown
     from llamatel.tracing import carry_context as carry_context
@@ -21,11 +23,24 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["LlamatelError", "__version__", "carry_context", "init", "shutdown", "span", "task", "workflow"]
+__all__ = [
+    "LlamatelError",
+    "__version__",
+    "carry_context",
+    "init",
+    "last_trace",
+    "report",
+    "shutdown",
+    "span",
+    "task",
+    "workflow",
+]
 
 _MODULES = {
     "carry_context": "tracing",
     "init": "runtime",
+    "last_trace": "notebook",
+    "report": "notebook",
     "shutdown": "runtime",
     "span": "tracing",
     "task": "tracing",

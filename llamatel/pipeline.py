@@ -1,8 +1,8 @@
 """Providers, exporters and the metrics endpoint, made from Settings.
 
-Only this module and ``exporters`` touch the OpenTelemetry SDK. What the application has set up already is used and left
-alone; what is made here becomes the process's own (global), so that other instrumentation joins in, and is shut down
-here, within a time that is kept.
+Only this module, ``exporters`` and ``kept_spans`` touch the OpenTelemetry SDK. What the application has set up already
+is used and left alone; what is made here becomes the process's own (global), so that other instrumentation joins in,
+and is shut down here, within a time that is kept.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from llamatel import bounded, exporters
 from llamatel.bounded import BoundedCall
 from llamatel.errors import PipelineError
 from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
+from llamatel.kept_spans import KeptSpans
 from llamatel.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.settings import Settings
 
@@ -56,6 +57,7 @@ class _Owned:
     fed: list[PeriodicExportingMetricReader] = field(default_factory=list)
     """Readers that no provider knows of (see ``exporters.ScrapedReader``)."""
     spans: SpanDelivery | None = None
+    kept: KeptSpans | None = None
     endpoint: MetricsEndpoint | None = None
 
     def to_end(self) -> list[PeriodicExportingMetricReader | TracerProvider | MeterProvider]:
@@ -84,6 +86,8 @@ class Pipeline:
         self.otlp_endpoint = None if target is None else target.shown
         """Where telemetry goes over OTLP, to be shown; None if nothing of ours does."""
         self.otlp_protocol = None if target is None else target.protocol
+        self.kept_spans = owned.kept
+        """The last spans; None where none are kept, or the application has a tracer provider of its own."""
         self._owned = owned
         self._timeout_s = settings.shutdown_timeout_s
         self._delivered: bool | None = None
@@ -194,7 +198,7 @@ def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.Tracer
     if not retired and not _is_unset(current):
         _log.info("spans go to the tracer provider that the application has set")
         return current
-    if settings.traces_otlp is None and not settings.traces_console:
+    if settings.traces_otlp is None and not settings.traces_console and not settings.keep_spans:
         return trace.NoOpTracerProvider() if retired else current
     provider = TracerProvider(resource=about, shutdown_on_exit=False)
     owned.providers.append(provider)
@@ -206,6 +210,9 @@ def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.Tracer
         provider.add_span_processor(
             CountedSpanProcessor(owned.spans, settings.span_queue_size, settings.span_batch_size)
         )
+    if settings.keep_spans:
+        owned.kept = KeptSpans(settings.keep_spans)
+        provider.add_span_processor(owned.kept)
     if settings.traces_console:
         one_line = ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n", out=sys.stdout)
         provider.add_span_processor(SimpleSpanProcessor(one_line))

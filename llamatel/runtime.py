@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from llamatel import collectors, message_content, pipeline, tracing
 from llamatel.client_spans import ClientSpans
 from llamatel.collectors import Collector
-from llamatel.errors import PipelineError
+from llamatel.errors import PipelineError, UsageError
 from llamatel.instruments import Instruments
 from llamatel.joining import Origin
 from llamatel.live import Live
@@ -71,6 +71,7 @@ def init(
     otlp_protocol: str | None = None,
     metrics_addr: str | None = None,
     page_token: str | None = None,
+    keep_traces: bool | int | None = None,
     collectors: Iterable[str] = (),
     without: Iterable[str] = (),
     sinks: Sequence[Sink] = (),
@@ -81,9 +82,10 @@ def init(
     ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
     (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
     ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``page_token``: shows the web page beside
-    /metrics beyond loopback, too. ``collectors`` and ``without`` choose
-    collectors by name. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
-    attributes. ``settings`` stands for all of it but ``sinks`` and ``resource``.
+    /metrics beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
+    last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default where somebody sits
+    before this process, in a notebook or at Python's prompt. ``sinks`` are called with each finished Completion and its
+    trace id. ``resource``: more resource attributes. ``settings`` stands for all of it but ``sinks`` and ``resource``.
 
     A second call ends the first one's telemetry and begins anew. When the interpreter ends, servers are stopped first
     and telemetry after them, so that what they were doing is told. Raises UsageError and PipelineError.
@@ -92,6 +94,7 @@ def init(
     settings = given or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
         metrics_addr=metrics_addr, page_token=page_token, collectors=collectors, without=without,
+        keep_spans=_spans_to_keep(keep_traces),
     )  # fmt: skip
     with _Process.lock:
         if _Process.runtime is not None:
@@ -104,6 +107,16 @@ def init(
         atexit.unregister(_leave)
         atexit.register(_leave, os.getpid())
         return _Process.runtime
+
+
+def _spans_to_keep(asked: bool | int | None) -> int:
+    from llamatel import notebook
+
+    if asked is None:
+        asked = notebook.interactive()
+    if asked < 0:
+        raise UsageError(f"keep_traces is {asked}: it must not be negative")
+    return notebook.KEPT if asked is True else int(asked)
 
 
 def shutdown(timeout_s: float | None = None) -> bool:
@@ -180,8 +193,12 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         content = message_content.wanted(os.environ)
         call.listen(ClientSpans(built.tracer, began=observer.call_began, ended=observer.submit, content=content))
         tracing.use(built.tracer)
-    forget = (server.on_start(observer.watch), model.on_load(observer.watch))
-    return Runtime(settings, built, observer, instruments, live, forget)
+    forget = [server.on_start(observer.watch), model.on_load(observer.watch)]
+    if settings.keep_spans:
+        from llamatel.notebook import Watcher
+
+        forget.append(Watcher(observer).stop)
+    return Runtime(settings, built, observer, instruments, live, tuple(forget))
 
 
 def _document(observer: Observer, live: Live, focus: str | None) -> dict[str, Any]:

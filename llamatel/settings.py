@@ -57,6 +57,8 @@ class Settings:
     """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
     page_token: str | None = field(default=None, repr=False)
     """What the web page beside /metrics asks for; without it the page is shown on loopback only."""
+    keep_spans: int = 0
+    """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
     span_queue_size: int = 2048
     """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
     span_batch_size: int = 512
@@ -77,6 +79,7 @@ class Settings:
         otlp_endpoint: str | None = None,
         otlp_protocol: str | None = None,
         metrics_addr: str | None = None,
+        keep_spans: int = 0,
         page_token: str | None = None,
         collectors: Iterable[str] = (),
         without: Iterable[str] = (),
@@ -122,6 +125,7 @@ class Settings:
             metrics_console="console" in metrics,
             metrics_addr=addr,
             page_token=page_token or env.get(PAGE_TOKEN_VARIABLE) or None,
+            keep_spans=keep_spans,
             span_queue_size=queue_size,
             span_batch_size=min(queue_size, _positive(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
             collectors=tuple(collectors),

@@ -57,6 +57,12 @@ class Summary:
         """All of them, whatever their outcome."""
         return sum(self.outcomes.values())
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from llamatel.view.html import summary_html
+
+        return summary_html(self)
+
     def as_dict(self) -> dict[str, object]:
         """For JSON: seconds and tokens, null where unknown."""
         return {

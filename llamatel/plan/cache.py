@@ -84,6 +84,12 @@ class CachePlan:
         """All columns of all layers."""
         return sum(part.total_bytes for part in self.parts)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from llamatel.view.html import plan_html
+
+        return plan_html(self)
+
     def by_layer(self, layers: int, *, separate: bool = False) -> list[int]:
         """Bytes that lie with each layer of the model, or of the ``separate`` one that drafts, wherever that is."""
         sizes = [0] * layers

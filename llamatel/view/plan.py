@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.text import Text
 
 from llamatel.plan.advice import devices_in_words
-from llamatel.plan.cache import CachePart
+from llamatel.plan.cache import CachePart, CachePlan
 from llamatel.plan.memory import DeviceUse
 from llamatel.plan.report import TABLE_TYPES, PlanReport, settings_in_words
-from llamatel.view.figures import rate
+from llamatel.view.figures import plural, rate
 from llamatel.view.glyphs import UNICODE, Glyphs
 from llamatel.view.page import Page, Row, printable, row_text, size, table_text
 
@@ -33,12 +33,24 @@ def plan_text(report: PlanReport, glyphs: Glyphs = UNICODE) -> Text:
         for line in report.advice[1:]:
             page.row("", line)
     else:
-        _cache(page, report)
+        _cache(page, report.cache)
         _memory(page, report)
         _contexts(page, report)
     for block in page.blocks:
         text.append_text(row_text(block) if isinstance(block, Row) else table_text(block))
     return text
+
+
+def cache_page(cache: CachePlan) -> Page:
+    """What a cache plan says by itself."""
+    page = Page(UNICODE, [])
+    if cache.refused is not None:
+        page.row("refused", f"llama-server does not start: {cache.refused}")
+        return page
+    if cache.cells is not None:
+        page.row("context", f"{cache.cells.context:,} tokens, {plural(cache.cells.slots, 'slot')}")
+    _cache(page, cache)
+    return page
 
 
 def _settings(page: Page, report: PlanReport) -> None:
@@ -68,8 +80,7 @@ def _part(part: CachePart) -> tuple[str, ...]:
     )
 
 
-def _cache(page: Page, report: PlanReport) -> None:
-    cache = report.cache
+def _cache(page: Page, cache: CachePlan) -> None:
     if cache.cells is None:
         page.row("KV cache", str(cache.why_not_exact))
         return

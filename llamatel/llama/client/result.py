@@ -22,6 +22,12 @@ class Result:
 
     raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from llamatel.view.html import fields_html
+
+        return fields_html(type(self).__name__, {one.name: getattr(self, one.name) for one in fields(self)[1:]})
+
 
 def decode(kind: type[T], document: Mapping[str, Any]) -> T:
     """Make a result of a JSON object; fields that it lacks, or has in another form, stay at their defaults."""

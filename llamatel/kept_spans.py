@@ -1,0 +1,81 @@
+"""The last spans of this process, for ``last_trace()`` and ``report()``: a ring in memory, where it was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSpan:
+    """A span that has ended. Times are Unix seconds."""
+
+    trace_id: str
+    span_id: int
+    parent_id: int | None
+    name: str
+    kind: str
+    started_at: float
+    ended_at: float
+    failed: bool
+    attributes: Mapping[str, object]
+
+
+class KeptSpans(SpanProcessor):
+    """Keeps the last ``number`` spans that ended. Keeping one costs a reference to it."""
+
+    def __init__(self, number: int) -> None:
+        self._lock = threading.Lock()
+        self._spans: deque[ReadableSpan] = deque(maxlen=number)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep it; the oldest goes when there is no room."""
+        with self._lock:
+            self._spans.append(span)
+
+    def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
+        """The spans of a trace by their start, or of the one that ended last; empty if none is there."""
+        with self._lock:
+            spans = list(self._spans)
+        kept = [_kept(span) for span in spans]
+        if trace_id is None and kept:
+            trace_id = max(kept, key=lambda span: span.ended_at).trace_id
+        return tuple(sorted((span for span in kept if span.trace_id == trace_id), key=_place))
+
+
+def _place(span: KeptSpan) -> tuple[float, float]:
+    return span.started_at, -span.ended_at
+
+
+def _kept(span: ReadableSpan) -> KeptSpan:
+    context = span.get_span_context()
+    return KeptSpan(
+        trace_id=f"{context.trace_id:032x}" if context is not None else "",
+        span_id=context.span_id if context is not None else 0,
+        parent_id=span.parent.span_id if span.parent is not None else None,
+        name=span.name,
+        kind=span.kind.name,
+        started_at=(span.start_time or 0) / 1e9,
+        ended_at=(span.end_time or 0) / 1e9,
+        failed=not span.status.is_ok,
+        attributes=dict(span.attributes or {}),
+    )
+
+
+def in_order(spans: Sequence[KeptSpan]) -> list[tuple[KeptSpan, int]]:
+    """Each span with its depth, children behind their parent; one whose parent is not there stands at the root."""
+    known = {span.span_id for span in spans}
+    children: dict[int | None, list[KeptSpan]] = {}
+    for span in spans:
+        children.setdefault(span.parent_id if span.parent_id in known else None, []).append(span)
+    rows: list[tuple[KeptSpan, int]] = []
+    waiting = [(span, 0) for span in reversed(children.get(None, []))]
+    while waiting:
+        span, depth = waiting.pop()
+        rows.append((span, depth))
+        waiting += [(child, depth + 1) for child in reversed(children.get(span.span_id, []))]
+    return rows

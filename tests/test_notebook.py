@@ -1,0 +1,230 @@
+"""``last_trace()`` and ``report()``: true figures, one file, no network, nothing kept that nobody asked for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import llamatel
+from llamatel import notebook, runtime
+from llamatel.errors import UsageError
+from llamatel.kept_spans import KeptSpans, in_order
+from llamatel.llama import ServerManager, parse_gguf_header
+from llamatel.llama.client.results import Usage
+from llamatel.model import shape_from_gguf
+from llamatel.plan import ServerSettings, cache_plan
+from llamatel.tally import Tally
+from llamatel.view.charts import dots, stacked_areas
+from llamatel.view.trace import bars
+from tests.notebooks import cells, run_notebook
+from tests.samples import completion
+from tests.servers import ask, without_settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+PNG = b"\x89PNG\r\n\x1a\n"
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path) -> Iterator[dict[str, Any]]:
+    """A run of three requests below a workflow with a hostile name: its trace, its report."""
+    patch = pytest.MonkeyPatch()
+    without_settings(patch)
+    llamatel.init(service_name=HOSTILE, keep_traces=True, metrics_addr="none")
+    with ServerManager(backend="xllamacpp") as server:
+        server.start_server(tiny_model, ctx_size=1024, n_parallel=2, port=0, alias=HOSTILE, extra_args=["-t", "1"])
+        server.wait_until_ready(120)
+        running = runtime.current()
+        assert running is not None
+
+        @llamatel.workflow(name=HOSTILE)
+        def work() -> None:
+            with llamatel.span("inner"):
+                pass
+
+        for tokens in (2, 30, 8):
+            assert ask(server.base_url, tokens) == 200
+            running.observer.snapshot()
+            time.sleep(1.05)  # two points of a history are a second apart
+        served = llamatel.report()
+        work()
+        trace = llamatel.last_trace()
+        yield {"report": served, "trace": trace, "later": llamatel.report()}
+    llamatel.shutdown()
+    patch.undo()
+
+
+def test_the_last_trace_is_the_one_that_ended_last(run: dict[str, Any]) -> None:
+    trace = run["trace"]
+    assert [(span.name, depth) for span, depth in in_order(trace.spans)] == [
+        (f"invoke_workflow {HOSTILE}", 0),
+        ("inner", 1),
+    ]
+    text = str(trace).splitlines()
+    assert text[0] == f"trace {trace.trace_id}"
+    assert [line.split()[0] for line in text[1:]] == ["invoke_workflow", "inner"]
+    assert repr(trace) == str(trace)
+
+
+def test_a_report_has_the_figures_of_the_run(run: dict[str, Any]) -> None:
+    report = run["report"]
+    summary = report.document["summary_of_all"]
+    assert summary["requests"]["ok"] == 3
+    assert summary["tokens"]["output"] == 2 + 30 + 8
+    html = report.html
+    assert '<div class="card"><b>3</b><span>requests</span></div>' in html
+    assert '<div class="card"><b>40</b><span>tokens out</span></div>' in html
+    slowest = max(report.document["requests"], key=lambda one: one["ended_at"] - one["arrived_at"])
+    assert html.index(slowest["trace_id"]) == min(html.index(one["trace_id"]) for one in report.document["requests"])
+    assert html.count("<svg") == 2
+    assert "tokens in the KV cache" in html
+    assert "capacity, 1,024 tokens" in html
+    assert html.count(">prefill<") == 3
+
+
+def test_a_report_is_one_file_that_asks_for_nothing(run: dict[str, Any], tmp_path: Path, browser: Browser) -> None:
+    path = run["report"].save(tmp_path / "report.html")
+    text = path.read_text()
+    assert "://" not in text
+    assert "<script" not in text
+    asked: list[str] = []
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    assert (asked, complaints) == ([path.as_uri()], [])
+    assert page.inner_text("h1") == f"Report of {HOSTILE}"
+    # What is drawn lies inside of what is shown.
+    for box in [mark.bounding_box() for mark in page.query_selector_all("svg polygon, svg circle, .trace div div")]:
+        assert box is not None
+        assert box["width"] > 0
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 1280
+    page.set_content(run["report"]._repr_html_())
+    frame = page.frames[-1]
+    assert frame.inner_text("h2") == "Latency"
+    page.set_content(run["trace"].html)
+    assert page.inner_text("tr:first-child td").strip() == f"invoke_workflow {HOSTILE}"
+    assert complaints == []
+    page.close()
+
+
+def test_pictures(run: dict[str, Any], tmp_path: Path) -> None:
+    threads = threading.active_count()
+    for made, path in ((run["report"], tmp_path / "report.png"), (run["trace"], tmp_path / "trace.png")):
+        made.save(path)
+        written = path.read_bytes()
+        assert written.startswith(PNG)
+        assert len(written) > 5000
+    assert "matplotlib.pyplot" not in sys.modules or threading.active_count() == threads
+    with pytest.raises(UsageError, match=r"ends neither in \.html nor in \.png"):
+        run["trace"].save(tmp_path / "trace.svg")
+
+
+def test_without_matplotlib_one_line_says_what_to_install(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"pip install 'llamatel\[plot\]'"):
+        run["report"].png()
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+    with pytest.raises(UsageError, match=r"llamatel\.init\(\) first"):
+        llamatel.report()
+    llamatel.init(metrics_addr="none", keep_traces=False)
+    threads = [thread.name for thread in threading.enumerate()]
+    try:
+        assert "llamatel-watcher" not in threads
+        with pytest.raises(UsageError, match="keep_traces=True"):
+            llamatel.last_trace()
+        assert "no server" in llamatel.report().html
+        with pytest.raises(UsageError, match="must not be negative"):
+            llamatel.init(keep_traces=-1)
+    finally:
+        llamatel.shutdown()
+
+
+def test_the_ring_is_bounded_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+    running = llamatel.init(metrics_addr="none", keep_traces=10)
+    try:
+        with pytest.raises(UsageError, match="no trace has ended yet"):
+            llamatel.last_trace()
+        for number in range(50):
+            with llamatel.span(f"span {number}"):
+                pass
+        assert isinstance(running.pipeline.kept_spans, KeptSpans)
+        assert len(running.pipeline.kept_spans._spans) == 10
+        assert llamatel.last_trace().spans[0].name == "span 49"
+    finally:
+        llamatel.shutdown()
+    end = time.monotonic() + 10
+    while any(thread.name == "llamatel-watcher" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_trace_is_shown_to_scale(run: dict[str, Any]) -> None:
+    rows = bars(run["trace"].spans)
+    assert rows[0].start == 0
+    for row in rows[1:]:
+        assert 0 <= row.start <= row.start + row.length <= rows[0].length + 1e-9
+    assert bars(()) == []
+
+
+def test_charts_take_what_comes() -> None:
+    for points in ([(1.0, 0.0)], [(1.0, 5.0), (1.0, 5.0)], [(0.0, 1e-9), (1e9, 1e12)]):
+        assert "nan" not in dots("speed", points, "red").lower()
+        assert "nan" not in stacked_areas("cache", [("red", points), ("blue", points)], 0.0).lower()
+
+
+def test_values_show_well_in_a_notebook(tiny_model: Path) -> None:
+    shape = shape_from_gguf(parse_gguf_header(tiny_model))
+    plan = cache_plan(shape, ServerSettings(ctx_size=512, parallel=1))
+    assert "131,072 bytes" in plan._repr_html_()
+    assert "GQA" in shape._repr_html_()
+    tally = Tally()
+    tally(completion())
+    assert "1 request" in tally.summary()._repr_html_()
+    shown = Usage(prompt_tokens=3, completion_tokens=None)._repr_html_()
+    assert ">prompt_tokens<" in shown
+    assert "completion_tokens" not in shown
+    assert "<script" not in Usage(prompt_tokens=HOSTILE)._repr_html_()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_in_jupyter_it_is_on_by_itself(tmp_path: Path, tiny_model: Path) -> None:
+    ran = run_notebook(
+        cells(
+            "import llamatel; llamatel.init(metrics_addr='none')",
+            "with llamatel.span('outer'):\n    with llamatel.span('inner'): pass\nllamatel.last_trace()",
+            "llamatel.report()",
+            f"from llamatel.llama import parse_gguf_header\nfrom llamatel.model import shape_from_gguf\n"
+            f"shape_from_gguf(parse_gguf_header({str(tiny_model)!r}))",
+            "llamatel.shutdown()",
+        ),
+        tmp_path,
+    )
+    trace, report, shape = ran.shown("text/html")
+    assert trace.count("<tr>") == 2
+    assert report.startswith("<iframe sandbox srcdoc=")
+    assert "GQA" in shape
+
+
+def test_a_script_has_none_unless_it_says_so() -> None:
+    program = "import llamatel; r = llamatel.init(metrics_addr='none'); print(r.pipeline.kept_spans)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+    assert not notebook.interactive()
+    assert re.search("Spans are kept", llamatel.last_trace.__doc__ or "")
