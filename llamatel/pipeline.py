@@ -44,6 +44,9 @@ _SCOPE = "llamatel"
 _FAILING_TIMEOUT_S = 1.0
 """How long shutting down waits for an endpoint that did not take the last export either."""
 
+_SERIES = 50_000
+"""Of one instrument: a bound on memory, far above what a fleet of servers has."""
+
 _retired: weakref.WeakSet[object] = weakref.WeakSet()
 """Providers of ours that were shut down. A global provider cannot be replaced, so one of these may still be it."""
 
@@ -246,6 +249,8 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
         readers.append(PeriodicExportingMetricReader(one_line))
     if not readers:
         return metrics.NoOpMeterProvider() if retired else current
+    for reader in readers:
+        exporters.allow_series(reader, _SERIES)
     provider = MeterProvider(readers, resource=about, shutdown_on_exit=False)
     owned.providers.append(provider)
     if settings.metrics_addr is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import urllib.request
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llamatel import pipeline
 from llamatel.errors import PipelineError
 from llamatel.metrics import METRICS
-from llamatel.records import Outcome
+from llamatel.records import Outcome, ServerInfo
 from llamatel.settings import Settings
 from tests.parts import Prometheus, accepts, free_port, scrape_config
 from tests.samples import completion, cut_short, known_snapshot, model_snapshot, server_snapshot, snapshot
@@ -69,6 +70,15 @@ def test_labels_are_those_of_the_table_and_nothing_else() -> None:
     assert labels["llamacpp_request_prefill_duration_seconds_bucket"] == {*server, "le"}
     assert labels["llamatel_records_dropped_total"] == {"reason"}
     assert {"service_name", "service_instance_id", "host_name"} <= labels["target_info"]
+
+
+def test_no_server_of_many_is_lost() -> None:
+    many = [server_snapshot(server=ServerInfo("127.0.0.1", port), log=None) for port in range(1, 2501)]
+    with telemetry(metrics_addr=ANY_PORT) as running:
+        running.state = snapshot(*many)
+        text = scrape(running)
+    assert len(re.findall(r"^llamacpp_server_up{", text, re.MULTILINE)) == 2500
+    assert "otel_metric_overflow" not in text
 
 
 def test_prometheus_scrapes_and_answers_a_quantile_of_ttft(
