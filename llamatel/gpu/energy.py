@@ -56,8 +56,7 @@ class EnergyCurve:
         """Joules at these times, in a line between samples; None unless samples enclose all of them."""
         if not times or not self._times or min(times) < self._times[0] or max(times) > self._times[-1]:
             return None
-        # A deque is slow to index in its middle; a request is mostly young.
-        stamps, joules = list(self._times), list(self._joules)
+        stamps, joules = self._since(min(times))
         found = []
         for time in times:
             after = bisect_left(stamps, time)
@@ -68,6 +67,17 @@ class EnergyCurve:
             part = (time - begun) / (ended - begun)
             found.append(joules[after - 1] + part * (joules[after] - joules[after - 1]))
         return found
+
+    def _since(self, moment: float) -> tuple[list[float], list[float]]:
+        """Times and joules from the last sample at or before ``moment``; a request is mostly young, so from the end."""
+        stamps: list[float] = []
+        joules: list[float] = []
+        for at, total in zip(reversed(self._times), reversed(self._joules), strict=True):
+            stamps.append(at)
+            joules.append(total)
+            if at <= moment:
+                break
+        return stamps[::-1], joules[::-1]
 
 
 class InFlight:

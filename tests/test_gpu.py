@@ -1,0 +1,303 @@
+"""What figures of a GPU mean: where a model went, memory by part, the hardware's ceilings, and the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.errors import UsageError
+from llamatel.gpu.ceilings import (
+    bandwidth_utilization,
+    decode_bytes,
+    decode_ceiling,
+    flops_utilization,
+    prefill_operations,
+)
+from llamatel.gpu.memory import memory_parts
+from llamatel.gpu.offload import devices_of, fell_back
+from llamatel.llama import ServerManager
+from llamatel.llama.gguf import parse_gguf_header
+from llamatel.llama.log_reader import LogReader
+from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.model import LayerShape, ModelShape, shape_from_gguf
+from llamatel.model.shape import Weights
+from llamatel.plan import ServerSettings, cache_plan, parse_server_flags
+from llamatel.records import DeviceSnapshot, Placement, RequestGpu, ServerSnapshot
+from llamatel_collectors.gpu import GpuCollector
+from tests.samples import SERVER, completion, server_snapshot, snapshot
+
+MIB = 1 << 20
+H100 = json.loads((Path(__file__).parent / "data" / "h100_placement.json").read_text())["runs"]
+CARD = DeviceSnapshot(
+    id="GPU-1", name="NVIDIA H100 80GB HBM3", taken_at=1.0, bandwidth=3352e9, peak_flops=989.5e12,
+    memory_limit=81559 * MIB, memory_reserved=480 * MIB, memory_used=4 << 30, processes={4711: 3538 * MIB},
+)  # fmt: skip
+BLOCK = 2048 * 2048 * 2 + 2 * 2048 * 512 + 3 * 2048 * 8192
+"""Weights of one block of the 1B-shaped model, without its norms."""
+SHAPE_1B = ModelShape(
+    "llama",
+    tuple(LayerShape(index, heads=32, kv_heads=8, key_length=64, value_length=64) for index in range(16)),
+    context_length=131072,
+    embedding_length=2048,
+    feed_forward_length=8192,
+    verified=True,
+    weights=Weights(
+        n_bytes=1_949_327_360,
+        parameters=974_663_680,
+        active_parameters=974_663_680,
+        active_bytes=1_947_877_376,
+        parts=(
+            ("feed-forward", 16 * 3 * 2048 * 8192, 0),
+            ("attention", 16 * (BLOCK - 3 * 2048 * 8192), 0),
+            ("embeddings", 354 * 2048, 354 * 2048 * 2),
+            ("output", 354 * 2048, 354 * 2048 * 2),
+        ),
+        layer_bytes=(121_651_200,) * 16,
+        input_bytes=354 * 2048 * 2,
+        output_bytes=1_458_176,
+    ),
+)
+
+
+def placed(lines: Sequence[str]) -> Placement | None:
+    reader = LogReader(SERVER)
+    for line in lines:
+        reader.feed(line, 1.0)
+    return reader.facts.placement
+
+
+# -- where a model went, by a real card's logs ------------------------------------------------------------------------
+
+
+def test_layers_and_buffers_of_a_real_log() -> None:
+    assert placed(H100["half"]["log"]) == Placement(
+        gpu_layers=8,
+        total_layers=17,
+        buffers={
+            ("CPU_Mapped", "weights"): round(1046.91 * MIB),
+            ("CUDA0", "weights"): round(813.50 * MIB),
+            ("CPU", "kv_cache"): 72 * MIB,
+            ("CUDA0", "kv_cache"): 56 * MIB,
+            ("CUDA0", "compute"): 84 * MIB,
+            ("CUDA_Host", "compute"): round(12.01 * MIB),
+        },
+    )
+
+
+def test_a_model_that_drafts_adds_to_the_buffers_and_not_to_the_layers() -> None:
+    placement = placed(H100["with_draft"]["log"])
+    assert placement is not None
+    assert (placement.gpu_layers, placement.total_layers) == (17, 17)
+    assert placement.buffers["CUDA0", "weights"] == round(1857.64 * MIB) + round(15.35 * MIB)
+
+
+def test_at_the_default_verbosity_only_a_missing_card_is_known() -> None:
+    assert placed(H100["no_gpu_lv3"]["log"]) == Placement(no_gpu=True)
+    assert placed(H100["partial_lv3"]["log"]) is None
+
+
+@pytest.mark.parametrize("name", [name for name in H100 if not name.endswith("lv3") and name != "with_draft"])
+def test_planned_caches_are_those_that_llama_cpp_reported_on_the_card(name: str) -> None:
+    placement = placed(H100[name]["log"])
+    assert placement is not None
+    reported = sum(size for (_, part), size in placement.buffers.items() if part == "kv_cache")
+    assert cache_plan(SHAPE_1B, parse_server_flags(H100[name]["arguments"], environ={})).total_bytes == reported
+
+
+def test_what_nvml_saw_of_a_longer_context_is_the_planned_cache_and_the_reported_compute() -> None:
+    short, long = H100["q8_0"], H100["one_slot"]
+    before, after = placed(short["log"]), placed(long["log"])
+    assert before is not None
+    assert after is not None
+    on_card = [sum(s for (d, _), s in each.buffers.items() if d == "CUDA0") for each in (before, after)]
+    # NVML counts in pages of 2 MiB.
+    assert abs((long["process_bytes"] - short["process_bytes"]) - (on_card[1] - on_card[0])) < 2 * MIB
+
+
+# -- did it offload ---------------------------------------------------------------------------------------------------
+
+
+def running(arguments: str = "99", **changes: Any) -> ServerSnapshot:
+    return server_snapshot(**{"model": SHAPE_1B, "settings": {"gpu-layers": arguments}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("state", "devices", "expected"),
+    [
+        (running(placement=Placement(no_gpu=True)), (), True),
+        (running("all", placement=Placement(no_gpu=True)), (CARD,), True),
+        (running("0", placement=Placement(no_gpu=True)), (), None),
+        (running("auto", placement=Placement(no_gpu=True)), (), None),  # it took what there is
+        (running("auto", placement=Placement(no_gpu=True)), (CARD,), True),
+        (running("99", placement=Placement(17, 17)), (CARD,), False),
+        (running("8", placement=Placement(8, 17)), (CARD,), False),
+        (running("99", placement=Placement(8, 17)), (CARD,), True),
+        (running("auto", placement=Placement(0, 17)), (CARD,), True),
+        (running("99"), (CARD,), False),  # as much memory as all weights
+        (running("99"), (dataclasses.replace(CARD, processes={4711: 600 * MIB}),), True),
+        (running("4"), (dataclasses.replace(CARD, processes={4711: 1200 * MIB}),), False),
+        (running("99"), (dataclasses.replace(CARD, processes={1: 600 * MIB}),), True),
+        (running("99"), (dataclasses.replace(CARD, processes=None),), None),
+        (running("99"), (dataclasses.replace(CARD, processes={}),), None),  # a container: nobody is listed
+        (running("99", model=None), (CARD,), None),
+        (running("99"), (), None),
+        (running("99", up=False, placement=Placement(no_gpu=True)), (), None),
+    ],
+)
+def test_a_server_that_lacks_what_it_was_asked_for(
+    state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...], expected: bool | None
+) -> None:
+    assert fell_back(state, devices) is expected
+
+
+def test_a_real_server_without_a_gpu_fell_back_and_says_so(llama_server_binary: Path, tiny_model: Path) -> None:
+    with ServerManager(backend=str(llama_server_binary)) as server:
+        server.start_server(tiny_model, port=0, gpu_layers=99).wait_until_ready(60)
+        state = server.snapshot()
+    assert state is not None
+    assert state.placement is not None
+    assert state.placement.no_gpu
+    assert fell_back(state, ()) is True
+    [sample] = GpuCollector().on_snapshot(snapshot(state))
+    assert (sample.metric, sample.value) == ("llamacpp.gpu.fallback", 1)
+
+
+def test_devices_of_a_server_are_those_with_its_process_and_slices_stand_for_their_card() -> None:
+    other = dataclasses.replace(CARD, id="GPU-2", processes={1: MIB})
+    assert devices_of(running(), (CARD, other)) == ((CARD,), False)
+    part = dataclasses.replace(CARD, id="MIG-1", parent="GPU-1")
+    assert devices_of(running(), (CARD, part)) == ((part,), False)
+    hidden = dataclasses.replace(CARD, processes={})
+    assert devices_of(running(), (hidden, dataclasses.replace(hidden, memory_used=3 * MIB))) == ((hidden,), True)
+    assert devices_of(running("0"), (hidden,)) == ((), False)
+    attached = running(server=dataclasses.replace(SERVER, pid=None))
+    assert devices_of(attached, (CARD,)) == ((), False)
+
+
+# -- ceilings ---------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_of_a_token_are_weights_and_its_own_cache() -> None:
+    settings = parse_server_flags(["-c", "32768", "-np", "4"], environ={})
+    assert decode_bytes(SHAPE_1B, settings, 2048) == 1_947_877_376 + 2 * 16 * 8 * 64 * 2 * 2048
+    quantised = dataclasses.replace(settings, cache_type_k="q8_0", cache_type_v="q8_0")
+    assert decode_bytes(SHAPE_1B, quantised, 2048) == 1_947_877_376 + 2 * 16 * 8 * 64 // 32 * 34 * 2048
+    windowed = dataclasses.replace(
+        SHAPE_1B, layers=tuple(dataclasses.replace(layer, window=512) for layer in SHAPE_1B.layers)
+    )
+    few, many = (decode_bytes(windowed, settings, context) for context in (8192, 65536))
+    assert few == many
+    assert decode_bytes(dataclasses.replace(SHAPE_1B, weights=None), settings, 1) is None
+
+
+def test_operations_of_a_prefill_counted_one_by_one() -> None:
+    def by_hand(computed: int, cached: int, window: int | None) -> int:
+        total = 2 * 2048 * 354
+        for position in range(cached, cached + computed):
+            seen = min(position + 1, window or 1 << 30)
+            total += 16 * (2 * BLOCK + 2 * 32 * (64 + 64) * seen)
+        return total
+
+    for computed, cached, window in ((1, 0, None), (300, 0, None), (200, 100, None), (300, 0, 128), (50, 100, 128)):
+        shape = dataclasses.replace(
+            SHAPE_1B, layers=tuple(dataclasses.replace(layer, window=window) for layer in SHAPE_1B.layers)
+        )
+        found = prefill_operations(shape, computed, cached)
+        assert found == pytest.approx(by_hand(computed, cached, window), rel=1e-3)
+
+
+def test_utilisation_of_a_request_that_a_real_card_served() -> None:
+    # The H100's log of 2026-11-22: 4000 tokens behind a prompt of 7 in 5.43501 s.
+    request = completion(
+        prompt_computed=1, prompt_cached=6, generated=4000, decode_s=5.43501, prefill_s=0.00226, context_tokens=4006
+    )
+    settings = ServerSettings()
+    share = bandwidth_utilization(request, SHAPE_1B, settings, [CARD])
+    rate = 3999 / 5.43501
+    assert share == pytest.approx(0.442, abs=0.001)
+    ceiling = decode_ceiling(SHAPE_1B, settings, [CARD], 2006)
+    assert ceiling is not None
+    assert share == pytest.approx(rate / ceiling, rel=1e-6)
+    prompt = completion(prompt_computed=2252, prompt_cached=0, prefill_s=0.28459)
+    assert flops_utilization(prompt, SHAPE_1B, settings, [CARD]) == pytest.approx(0.0167, abs=0.0002)
+
+
+def test_cards_work_one_after_another_or_all_at_once() -> None:
+    layer, row = ServerSettings(), ServerSettings(split_mode="row")
+    alone = decode_ceiling(SHAPE_1B, layer, [CARD], 1)
+    assert decode_ceiling(SHAPE_1B, layer, [CARD, CARD], 1) == alone
+    assert decode_ceiling(SHAPE_1B, row, [CARD, CARD], 1) == pytest.approx(2 * (alone or 0))
+    slow = dataclasses.replace(CARD, bandwidth=3e11)
+    assert decode_ceiling(SHAPE_1B, layer, [CARD, slow], 1) is None
+    assert decode_ceiling(SHAPE_1B, layer, [dataclasses.replace(CARD, bandwidth=None)], 1) is None
+
+
+def test_a_tiny_model_of_a_real_file_has_ceilings_too(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "half.gguf", embedding=128, half=True)
+    shape = shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+    assert shape.weights is not None
+    read = decode_bytes(shape, ServerSettings(), 256)
+    assert read == shape.weights.n_bytes - 354 * 128 * 2 + 2 * 2 * 2 * 32 * 2 * 256
+
+
+# -- memory and samples -----------------------------------------------------------------------------------------------
+
+
+def test_memory_by_part_as_planned_estimated_and_reported() -> None:
+    placement = placed(H100["whole"]["log"])
+    state = running(settings={"ctx-size": "32768", "parallel": "4", "gpu-layers": "99"}, placement=placement)
+    sizes = {(part, source): size for part, source, size in memory_parts(state, [CARD])}
+    assert sizes["kv_cache", "planned"] == sizes["kv_cache", "reported"] == 1024 * MIB
+    assert sizes["weights", "reported"] == round(1857.64 * MIB)
+    assert abs(sizes["weights", "planned"] - sizes["weights", "reported"]) < 0.01 * MIB
+    assert sizes["compute", "reported"] == round(68.01 * MIB)
+    assert 64 * MIB < sizes["compute", "estimated"] < 80 * MIB
+    whole = sum(size for (_, source), size in sizes.items() if source != "reported")
+    # What the card really held after the first long prompt.
+    assert whole == pytest.approx(3646 * MIB, rel=0.02)
+
+
+def test_without_a_card_planned_memory_is_not_told() -> None:
+    assert list(memory_parts(running(), [])) == []
+
+
+def test_samples_of_a_card_a_server_and_a_request() -> None:
+    collector = GpuCollector()
+    state = running(settings={"ctx-size": "32768", "parallel": "4", "gpu-layers": "99"}, placement=Placement(17, 17))
+    card = dataclasses.replace(CARD, power_w=70.0, utilization=0.5, throttled_by=("power_cap",), energy_j=None)
+    found: dict[str, list[float]] = {}
+    for sample in collector.on_snapshot(snapshot(state, devices=(card,))):
+        found.setdefault(sample.metric, []).append(sample.value)
+        if sample.metric.startswith("hw."):
+            assert sample.attributes["hw.id"] == "GPU-1"
+    assert found["hw.power"] == [70.0]
+    assert found["hw.gpu.utilization"] == [0.5]
+    assert found["llamacpp.gpu.fallback"] == [0]
+    assert found["llamacpp.gpu.layers"] == [17, 17]
+    assert found["llamacpp.gpu.memory.used"] == [3538 * MIB]
+    assert sum(found["llamatel.gpu.throttled"]) == 1
+    assert len(found["llamacpp.decode.ceiling"]) == 1
+    assert "hw.energy" not in found
+    assert "hw.temperature" not in found
+    gpu = RequestGpu(energy_j=30.0, prefill_j=10.0, decode_j=20.0, output_j_per_token=1.0, bandwidth_utilization=0.4)
+    values = [(s.metric, s.value, s.attributes.get("phase")) for s in collector.on_completion(completion(gpu=gpu))]
+    assert values == [
+        ("llamacpp.request.energy", 30.0, None),
+        ("llamacpp.request.output_token.energy", 1.0, None),
+        ("llamacpp.request.bandwidth_utilization", 0.4, None),
+        ("llamacpp.energy", 10.0, "prefill"),
+        ("llamacpp.energy", 20.0, "decode"),
+    ]
+    assert list(collector.on_completion(completion())) == []
+
+
+@pytest.mark.parametrize("price", ["cheap", "-1", "nan", "inf"])
+def test_a_price_that_is_none(price: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMATEL_PRICE_PER_KWH", price)
+    with pytest.raises(UsageError, match="LLAMATEL_PRICE_PER_KWH"):
+        GpuCollector()

@@ -1,0 +1,184 @@
+"""Energy of requests: curves between samples, who ran with whom, and shares that add up to what was taken."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamatel.gpu.energy import EnergyCurve, InFlight, share
+from llamatel.gpu.source import GpuSource
+from llamatel.records import Completion, DeviceSnapshot, RequestGpu, Snapshot
+from tests.parts.processes import wait_until
+from tests.samples import BEGAN, SERVER, completion, server_snapshot
+
+
+def curve(*points: tuple[float, float]) -> EnergyCurve:
+    made = EnergyCurve()
+    for at, joules in points:
+        made.counted(at, joules)
+    return made
+
+
+def test_between_samples_it_is_a_line_and_outside_unknown() -> None:
+    made = curve((10.0, 100.0), (11.0, 300.0), (12.0, 300.0))
+    assert made.at([10.0, 10.25, 11.0, 11.5]) == [100.0, 150.0, 300.0, 300.0]
+    assert made.at([9.9]) is None
+    assert made.at([12.1]) is None
+    assert EnergyCurve().at([1.0]) is None
+
+
+def test_a_counter_that_began_anew_forgets_what_was_before() -> None:
+    made = curve((1.0, 500.0), (2.0, 600.0), (3.0, 10.0), (4.0, 20.0))
+    assert made.at([1.5]) is None
+    assert made.at([3.5]) == [15.0]
+
+
+def test_power_is_integrated_by_the_mean_of_two_readings() -> None:
+    made = EnergyCurve()
+    for at, watts in ((0.0, 100.0), (1.0, 300.0), (3.0, 300.0)):
+        made.measured(at, watts)
+    assert made.integrated
+    assert made.at([0.0, 1.0, 3.0]) == [0.0, 200.0, 800.0]
+
+
+def test_half_of_what_two_requests_took_together() -> None:
+    flight = InFlight()
+    flight.ended(1.0, 3.0)
+    pieces = flight.crowd(2.0, 5.0, running=[4.0])
+    assert pieces == [(2.0, 3.0, 2), (3.0, 4.0, 1), (4.0, 5.0, 2)]
+    steady = curve((0.0, 0.0), (10.0, 1000.0))
+    assert share([steady], pieces, 2.0, 5.0) == pytest.approx(200.0)
+    assert share([steady], pieces, 2.5, 3.5) == pytest.approx(75.0)
+    assert share([steady, steady], pieces, 2.0, 5.0) == pytest.approx(400.0)
+    assert share([], pieces, 2.0, 5.0) is None
+
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(0, 400), st.integers(1, 200)).map(lambda pair: (pair[0] / 10, (pair[0] + pair[1]) / 10)),
+    min_size=1,
+    max_size=12,
+)
+POWER = st.lists(st.floats(0, 700), min_size=61, max_size=61)
+
+
+@settings(deadline=None, max_examples=40)
+@given(REQUESTS, POWER)
+def test_shares_add_up_to_what_the_card_took_while_any_request_ran(
+    requests: list[tuple[float, float]], watts: list[float]
+) -> None:
+    # The second source: the energy of each tenth of a second, given in equal parts to those that cover it.
+    joules = [0.0, *itertools.accumulate(watts)]
+    card = curve(*((float(second), joules[second]) for second in range(62)))
+    flight = InFlight()
+    given_out = 0.0
+    for index in sorted(range(len(requests)), key=lambda i: (requests[i][1], i)):
+        start, end = requests[index]
+        later = [r for i, r in enumerate(requests) if (r[1], i) > (end, index)]
+        running = [begun for begun, _ in later if begun <= end]
+        taken = share([card], flight.crowd(start, end, running), start, end)
+        flight.ended(start, end)
+        assert taken is not None
+        mine = [
+            (watts[tenth // 10] / 10) / sum(a <= tenth / 10 < b for a, b in requests)
+            for tenth in range(round(start * 10), round(end * 10))
+        ]
+        assert taken == pytest.approx(sum(mine), abs=1e-6)
+        given_out += taken
+    busy = [tenth for tenth in range(610) if any(a <= tenth / 10 < b for a, b in requests)]
+    assert given_out == pytest.approx(sum(watts[tenth // 10] / 10 for tenth in busy), abs=1e-6)
+
+
+class Steady:
+    """A card that takes 200 W since ``BEGAN``, and holds the server's process."""
+
+    def __init__(self, *, counted: bool = True, processes: dict[int, int | None] | None = None) -> None:
+        self.now = BEGAN
+        self.counted = counted
+        self.processes = {SERVER.pid or 0: 8 << 30} if processes is None else processes
+
+    def read(self) -> tuple[DeviceSnapshot, ...]:
+        return (
+            DeviceSnapshot(
+                id="GPU-1", name="card", taken_at=self.now, processes=self.processes, memory_used=9 << 30,
+                bandwidth=1e12, peak_flops=1e14,
+            ),
+        )  # fmt: skip
+
+    def energy(self) -> dict[str, tuple[float, float | None, float | None]]:
+        self.now += 0.5
+        joules = 200 * (self.now - BEGAN)
+        return {"GPU-1": (self.now, joules if self.counted else None, None if self.counted else 200.0)}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's clock runs fast: half a second a reading."""
+    monkeypatch.setattr("llamatel.gpu.source.DEVICES_EVERY_S", 0.0)
+
+
+def told(card: Steady, *requests: Completion, price: float | None = None, **state: Any) -> list[RequestGpu | None]:
+    """What a source says of requests that ended one after another."""
+    running = GpuSource(lambda: card, price_per_kwh=price, energy_every_s=0.01, clock=lambda: card.now)
+    running.start()
+    try:
+        wait_until(lambda: card.now > BEGAN + 10)
+        running.complete_snapshot(Snapshot(BEGAN, (server_snapshot(**state),)))
+        return [running.complete(request).gpu for request in requests]
+    finally:
+        running.stop()
+
+
+def test_a_request_alone_has_all_of_it_by_phase_and_its_price() -> None:
+    # 0.5 s of prefill and 1 s of decoding 21 tokens at 200 W.
+    [gpu] = told(
+        Steady(), completion(started_at=BEGAN + 1, ended_at=BEGAN + 2.5, first_token_at=BEGAN + 1.5), price=0.3
+    )
+    assert gpu is not None
+    assert gpu.energy_j == pytest.approx(300.0)
+    assert gpu.prefill_j == pytest.approx(100.0)
+    assert gpu.decode_j == pytest.approx(200.0)
+    assert gpu.output_j_per_token == pytest.approx(10.0)
+    assert gpu.cost == pytest.approx(300 / 3.6e6 * 0.3)
+    assert (gpu.shared, gpu.integrated, gpu.assumed) == (False, False, False)
+
+
+def test_integrated_power_says_that_it_is() -> None:
+    [gpu] = told(
+        Steady(counted=False), completion(started_at=BEGAN + 2, ended_at=BEGAN + 3, first_token_at=BEGAN + 2.5)
+    )
+    assert gpu is not None
+    assert gpu.energy_j == pytest.approx(200.0)
+    assert gpu.integrated
+
+
+def test_requests_at_the_same_time_share() -> None:
+    first, second = told(
+        Steady(),
+        completion(started_at=BEGAN + 2, ended_at=BEGAN + 4, first_token_at=BEGAN + 2.5, in_flight=(BEGAN + 3,)),
+        completion(started_at=BEGAN + 3, ended_at=BEGAN + 5, first_token_at=BEGAN + 3.5),
+    )
+    assert first is not None
+    assert second is not None
+    assert [first.energy_j, second.energy_j] == pytest.approx([300.0, 300.0])
+    assert first.shared
+    assert second.shared
+
+
+def test_a_request_that_began_before_we_read_has_no_energy() -> None:
+    [gpu] = told(Steady(), completion(started_at=BEGAN - 3, ended_at=BEGAN + 3, first_token_at=BEGAN))
+    assert gpu == RequestGpu()
+
+
+def test_a_server_on_no_card_takes_nothing_and_hidden_processes_are_assumed() -> None:
+    request = completion(started_at=BEGAN + 1, ended_at=BEGAN + 2, first_token_at=BEGAN + 1.5)
+    assert told(Steady(processes={1: 5 << 30}), request) == [None]
+    [gpu] = told(Steady(processes={}), request)
+    assert gpu is not None
+    assert gpu.assumed
