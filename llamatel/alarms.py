@@ -36,6 +36,10 @@ OBJECTIVE = 0.95
 BURN_RATE = 6.0
 """The share of requests that miss an objective, over the share that may: above this the alert fires."""
 
+_ON_CPU = (
+    "the model is not on the GPU as it was asked to be: is this build of llama.cpp made for the GPU, and is there "
+    "memory for it (llamatel plan)?"
+)
 _TREND_S = 60.0
 """Terminal: the pool's trend is taken over so long; it must cover a quarter of that before it says anything."""
 _STEADY = 0.9
@@ -113,6 +117,8 @@ class Alarms:
             if count := failed.get(history):
                 found.append(Alarm("context_full", state.server, _context_full(count, state)))
             found += [Alarm(name, state.server, text) for name, text in _conditions(state, history, now)]
+            if fell_back(state, snapshot.devices):
+                found.append(Alarm("on_cpu", state.server, _ON_CPU))
             if fell_back(state, snapshot.devices):
                 found.append(Alarm("on_cpu", state.server, _ON_CPU))
         found += self._about_us(snapshot)

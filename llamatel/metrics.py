@@ -37,7 +37,7 @@ SERVER_ATTRIBUTES = ("server.address", "server.port", "gen_ai.request.model")
 """On every metric that is about a server."""
 MODEL_ATTRIBUTES = (
     "architecture", "quantization", "attention", "layers", "heads", "kv_heads", "embedding_length", "experts",
-    "experts_used", "cache",
+    "experts_used", "cache", "gpu_layers",
 )  # fmt: skip
 """Of ``llamacpp.model.info``."""
 DEVICE_ATTRIBUTES = ("hw.id", "hw.name", "hw.type", "hw.vendor", "hw.driver_version", "hw.parent")

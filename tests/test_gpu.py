@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llamatel.alarms import Alarms
 from llamatel.errors import UsageError
 from llamatel.gpu.ceilings import (
     bandwidth_utilization,
@@ -29,6 +30,7 @@ from llamatel.model.shape import Weights
 from llamatel.plan import ServerSettings, cache_plan, parse_server_flags
 from llamatel.records import DeviceSnapshot, Placement, RequestGpu, ServerSnapshot
 from llamatel_collectors.gpu import GpuCollector
+from llamatel_collectors.model import ModelCollector
 from tests.samples import SERVER, completion, server_snapshot, snapshot
 
 MIB = 1 << 20
@@ -165,6 +167,19 @@ def test_a_real_server_without_a_gpu_fell_back_and_says_so(llama_server_binary: 
     assert fell_back(state, ()) is True
     [sample] = GpuCollector().on_snapshot(snapshot(state))
     assert (sample.metric, sample.value) == ("llamacpp.gpu.fallback", 1)
+
+
+def test_it_is_said_once_and_stands_in_the_models_info() -> None:
+    state = running(placement=Placement(no_gpu=True))
+    alarms = Alarms()
+    assert [alarm.name for alarm in alarms.look(snapshot(state))] == ["on_cpu"]
+    assert alarms.look(snapshot(state)) == []
+    info = next(s for s in ModelCollector().on_snapshot(snapshot(state)) if s.metric == "llamacpp.model.info")
+    assert info.attributes["gpu_layers"] == "no GPU"
+    whole = running(placement=Placement(17, 17))
+    info = next(s for s in ModelCollector().on_snapshot(snapshot(whole)) if s.metric == "llamacpp.model.info")
+    assert info.attributes["gpu_layers"] == "17/17"
+    assert Alarms().look(snapshot(whole)) == []
 
 
 def test_devices_of_a_server_are_those_with_its_process_and_slices_stand_for_their_card() -> None:

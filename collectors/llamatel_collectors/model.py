@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.model.shape import ModelShape
-from llamatel.records import Snapshot
+from llamatel.records import Placement, Snapshot
 
 
 class ModelCollector(Collector):
@@ -20,7 +20,7 @@ class ModelCollector(Collector):
             shape = state.model
             if shape is None:
                 continue
-            yield Sample("llamacpp.model.info", 1, state.server, _labels(shape))
+            yield Sample("llamacpp.model.info", 1, state.server, _labels(shape, state.placement))
             weights = shape.weights
             for metric, value in (
                 ("llamacpp.model.context_length", shape.context_length),
@@ -32,7 +32,7 @@ class ModelCollector(Collector):
                     yield Sample(metric, value, state.server)
 
 
-def _labels(shape: ModelShape) -> dict[str, str | int]:
+def _labels(shape: ModelShape, placement: Placement | None) -> dict[str, str | int]:
     attending = [layer for layer in shape.trunk if layer.attends]
     labels: dict[str, str | int | None] = {
         "architecture": shape.architecture,
@@ -45,8 +45,16 @@ def _labels(shape: ModelShape) -> dict[str, str | int]:
         "experts": shape.experts,
         "experts_used": shape.experts_used,
         "cache": shape.cache,
+        "gpu_layers": None if placement is None else _on_gpu(placement),
     }
     return {name: value for name, value in labels.items() if value is not None}
+
+
+def _on_gpu(placement: Placement) -> str | None:
+    """``17/17``, or ``no GPU``; None where the log does not say."""
+    if placement.no_gpu:
+        return "no GPU"
+    return None if placement.gpu_layers is None else f"{placement.gpu_layers}/{placement.total_layers}"
 
 
 def _range(numbers: list[int]) -> int | str | None:

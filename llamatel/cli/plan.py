@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,15 @@ _FLAGS = {
 }
 
 
-def _words(values: dict[str, Any]) -> list[str]:
+def flag_words(values: Mapping[str, Any]) -> list[str]:
     """Our flags as llama-server's."""
     words: list[str] = []
     for name, flag in _FLAGS.items():
-        if values[name] is not None:
+        if values.get(name) is not None:
             words += [flag, str(values[name])]
-    if values["kv_unified"] is not None:
+    if values.get("kv_unified") is not None:
         words.append("-kvu" if values["kv_unified"] else "-no-kvu")
-    return words + ["--swa-full"] * bool(values["swa_full"])
+    return words + ["--swa-full"] * bool(values.get("swa_full"))
 
 
 def _shape(reference: str) -> tuple[str, ModelShape]:
@@ -101,7 +102,7 @@ def command(
     """
     if model is not None and model.startswith("-"):  # all of it stood behind --
         server_args, model = (model, *server_args), None
-    settings = parse_server_flags([*_words(values), *server_args])
+    settings = parse_server_flags([*flag_words(values), *server_args])
     reference = model or settings.model
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")

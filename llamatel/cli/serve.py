@@ -63,12 +63,13 @@ class ServerCommand(click.Command):
 
 @click.command("serve", cls=ServerCommand)
 @click.argument("model", metavar="MODEL", required=False)
+@click.option("--preset", metavar="NAME", help="Settings for a machine that fit the model: kaggle-t4x2.")
 @server_options
 @telemetry_options
 @requests_option
 @verbose_option
 @click.pass_context
-def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
+def command(ctx: click.Context, /, model: str | None, preset: str | None, **values: Any) -> int:
     """Run a llama.cpp server on MODEL (a GGUF file) and trace every request.
 
     What follows -- goes to llama-server verbatim; MODEL may be left out where that names the model. Clients need no
@@ -85,6 +86,11 @@ def command(ctx: click.Context, /, model: str | None, **values: Any) -> int:
     ready = False
     ready_timeout = values.pop("ready_timeout")
     arguments = {name: value for name, value in values.items() if value is not None}
+    if preset is not None:
+        from llamatel.cli.preset import with_preset
+
+        arguments, said = with_preset(preset, model, arguments, server_args)
+        notes.print(said, soft_wrap=True)
     try:
         with (
             ending_signals(),

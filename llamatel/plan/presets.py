@@ -1,0 +1,82 @@
+"""Settings for machines that many people have, worked out by the plan: what fits is chosen, else it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from llamatel.errors import UsageError
+from llamatel.model.shape import ModelShape
+from llamatel.plan.devices import Device, parse_devices
+from llamatel.plan.memory import balanced, largest_context, memory_plan
+from llamatel.plan.report import make_report
+from llamatel.plan.settings import ServerSettings
+
+ENOUGH_CONTEXT = 32768
+"""Tokens for which a smaller cache type is worth having; beyond that the larger type is."""
+_TYPES = ("f16", "q8_0", "q4_0")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A machine."""
+
+    name: str
+    devices: str
+    """As ``--device`` takes it."""
+    about: str
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (Preset("kaggle-t4x2", "t4x2", "the two Tesla T4 of a Kaggle notebook, 15 GiB each"),)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a preset comes to for one model."""
+
+    settings: ServerSettings
+    longest: int
+    """The largest context that would fit."""
+    devices: tuple[Device, ...]
+
+
+def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings, given_names: frozenset[str]) -> Chosen:
+    """Every layer on the cards, shared out so that the fuller one has the most room; the largest context that fits.
+
+    ``given`` are the caller's own settings and ``given_names`` the fields that the caller named: those stay. Of the
+    cache types the first is taken with which ``ENOUGH_CONTEXT`` tokens fit, or all that the model knows. Raises
+    UsageError, with what would help, if the model does not fit.
+    """
+    devices = tuple(parse_devices(preset.devices))
+    if shape.weights is None or shape.context_length is None:
+        raise UsageError(f"--preset {preset.name}: {name} does not say how large it is, so nothing can be planned")
+    wanted = given.ctx_size or shape.context_length
+    found: list[Chosen] = []
+    for settings in _variants(given, given_names):
+        whole = replace(settings, gpu_layers=len(shape.layers) + 1, ctx_size=wanted)
+        split = balanced(shape, whole, devices)
+        longest = largest_context(shape, split, devices)
+        if longest is None:
+            continue
+        if not given.ctx_size:
+            split = replace(split, ctx_size=min(longest, wanted))
+        if memory_plan(shape, split, devices).fits:
+            found.append(Chosen(split, longest, devices))
+    enough = next((each for each in found if (each.settings.ctx_size or 0) >= min(wanted, ENOUGH_CONTEXT)), None)
+    best = enough or max(found, key=lambda each: each.settings.ctx_size or 0, default=None)
+    if best is None:
+        advice = make_report(name, shape, replace(given, gpu_layers=len(shape.layers) + 1), devices).advice
+        raise UsageError(f"--preset {preset.name}: {name} {'; '.join(advice) or 'does not fit'}")
+    return best
+
+
+def _variants(given: ServerSettings, given_names: frozenset[str]) -> Iterator[ServerSettings]:
+    flash = given if "flash_attn" in given_names else replace(given, flash_attn="on")
+    if not given_names.isdisjoint(("cache_type_k", "cache_type_v")):
+        yield flash
+        return
+    for kind in _TYPES if flash.flash_attn != "off" else _TYPES[:1]:
+        yield replace(flash, cache_type_k=kind, cache_type_v=kind)
