@@ -19,6 +19,7 @@
     │   ├── RequestTimeout      no byte came in the time given
     │   └── BadAnswer           what came is not what llama.cpp sends
     ├── LogSourceError          a log file or stream cannot be read
+    ├── ExploreError            llama.cpp cannot be observed: not installed, not understood, or it died
     ├── GGUFError               a model file's header cannot be read
     ├── GrafanaError            a Grafana cannot be reached, or refuses
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
@@ -165,6 +166,10 @@ class GGUFError(LlamatelError):
         self.offset = offset
         self.reading = reading
         self.path = path
+
+
+class ExploreError(LlamatelError):
+    """A model's attention cannot be explored: llama-cpp-python is missing, not understood, or died."""
 
 
 class PipelineError(LlamatelError):

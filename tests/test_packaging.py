@@ -60,7 +60,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         points.read_string(archive.read(metadata.replace("METADATA", "entry_points.txt")).decode())
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
     assert (said["Name"], said["License-Expression"], said["Requires-Python"]) == ("llamatel", "Apache-2.0", ">=3.10")
-    assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "proxy", "plot", "dev"}
+    assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "proxy", "plot", "explore", "dev"}
     assert points["console_scripts"]["llamatel"] == "llamatel.cli.main:main"
     assert {"requests", "tokens", "server"} <= set(points["llamatel.collectors"])
 

@@ -19,10 +19,10 @@ from .network import Network, Sizes
 
 SHIPPED = Path(__file__).resolve().parent.parent / "llamatel" / "models" / "tiny.gguf"
 SEED = 7
-STEPS = 2000
+STEPS = 875
 SHORT, LONG = 128, 1024
 """Tokens in a row: most steps on short ones, the last ``LONG_SHARE`` on rows as long as the context."""
-LONG_SHARE = 0.08
+LONG_SHARE = 0.1
 TOKENS = 6144
 """In a batch."""
 RATE, WARMUP = 6e-3, 60

@@ -1,4 +1,4 @@
-"""The tiny model's world: a hundred words, facts to look up, numbers to count, stories, and lists that repeat.
+"""The tiny model's world: some sixty words, facts to look up, numbers to count, stories, and lists that repeat.
 
 Everything is drawn from a ``random.Random``, so that a seed is a corpus. Nothing here needs more than Python: the tests
 ask the shipped model the questions that this module makes.

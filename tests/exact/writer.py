@@ -60,14 +60,17 @@ def write_head(writer: gguf.GGUFWriter, model: TinyModel, vocabulary: int = VOCA
     _add_tokenizer(writer, vocabulary)
 
 
-def write_model(path: Path, model: TinyModel, tensors: Mapping[str, Shape]) -> Path:
-    """Write the GGUF. Shapes are in ggml's order (fastest dimension first), as llama.cpp prints them."""
+def write_model(path: Path, model: TinyModel, tensors: Mapping[str, Shape], *, scale: float = 0.05) -> Path:
+    """Write the GGUF. Shapes are in ggml's order (fastest dimension first), as llama.cpp prints them.
+
+    ``scale``: the weights' standard deviation; with small ones attention is spread evenly.
+    """
     writer = gguf.GGUFWriter(path, model.architecture)
     write_head(writer, model)
     random = np.random.default_rng(zlib.crc32(model.name.encode()))
     for name, shape in tensors.items():
         weights = random.standard_normal(shape[::-1], dtype=np.float32)
-        writer.add_tensor(name, weights * np.float32(0.05))
+        writer.add_tensor(name, weights * np.float32(scale))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
