@@ -47,6 +47,8 @@ def test_a_traced_script(tiny_model: Path, tmp_path: Path) -> None:
     spans = depths(lines)
     assert spans[0] == (0, "invoke_workflow interview")
     assert [name for depth, name in spans if depth == 1] == ["ask", "ask"]
+    names = [name for _, name in spans]
+    assert [names.count(part) for part in ("chat", "prefill", "decode")] >= [2, 2, 2]
     assert "requests" in (tmp_path / "report.html").read_text()
 
 
