@@ -48,7 +48,9 @@ def kv_cache_state(facts: ServerFacts, slots: Sequence[SlotState] | None, model:
         cached=_tokens(slots, busy=False),
         planned_bytes=planned,
         reported_bytes=facts.reported,
-        used_bytes={} if model.sure is None or slots is None else _used(model.sure.parts, slots),
+        used_bytes={}
+        if model.sure is None or slots is None
+        else used_of(model.sure.parts, [slot.context_tokens for slot in slots]),
     )
 
 
@@ -109,15 +111,14 @@ def _tokens(slots: Sequence[SlotState] | None, *, busy: bool) -> int | None:
     return sum(tokens for tokens in held if tokens is not None) if None not in held else None
 
 
-def _used(parts: Iterable[CachePart], slots: Sequence[SlotState]) -> Mapping[str, int]:
-    """Bytes that the slots' tokens take, by part.
+def used_of(parts: Iterable[CachePart], held: Sequence[int | None]) -> Mapping[str, int]:
+    """Bytes, by part, that the tokens take which each slot holds.
 
     A cache holds no more tokens than it has cells: of a window's layers that is an upper bound, as cells that the
     window has left behind count until they are overwritten. A recurrent layer holds one state for each slot that is in
     use, however long its text is. Empty where a slot does not say what it holds, or a token's share is not the same
     everywhere (compressed caches).
     """
-    held = [slot.context_tokens for slot in slots]
     tokens = [number for number in held if number is not None]
     parts = tuple(parts)
     if len(tokens) != len(held) or any(part.kind in ("compressed", "state") for part in parts):

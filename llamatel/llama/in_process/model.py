@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from llamatel.errors import LlamatelError
 from llamatel.llama.gguf import parse_gguf_header
 from llamatel.llama.gguf.types import TENSOR_TYPES
+from llamatel.llama.kv_state import parts_of, used_of
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePlan, cache_plan
 from llamatel.plan.cache_types import CACHE_TYPES
 from llamatel.plan.settings import ServerSettings
-from llamatel.plan.usage import bytes_of_parts, bytes_used
 from llamatel.records import Completion, KvCacheState, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class LoadedModel:
     """One ``Llama`` object's model and context, as far as they can be told."""
 
     name: str
-    context: int
-    """Tokens that its KV cache holds."""
+    capacity: int | None
+    """Tokens that its KV cache holds; None where tokens take no room (recurrent models)."""
     shape: ModelShape | None
     plan: CachePlan | None
     """Its KV cache; None where it is not known to be exact."""
@@ -54,11 +54,13 @@ class LoadedModel:
             return cls(name, context, None, None)
         settings = _settings(llama, context)
         plan = None if settings is None else cache_plan(shape, settings)
-        return cls(name, context, shape, plan if plan is not None and plan.exact else None)
+        sure = plan is not None and plan.exact and plan.refused is None
+        capacity = None if shape.cache in ("recurrent", "none") else context
+        return cls(name, capacity, shape, plan if sure else None)
 
     def attributes(self, tokens: int) -> Attributes:
         """The model's shape and its KV cache with ``tokens`` in it, for a span."""
-        found: dict[str, str | int | None] = {"llamacpp.kv_cache.capacity": self.context}
+        found: dict[str, str | int | None] = {"llamacpp.kv_cache.capacity": self.capacity}
         if self.shape is not None:
             attending = [layer for layer in self.shape.trunk if layer.attends]
             heads = {(layer.heads, layer.kv_heads) for layer in attending}
@@ -75,7 +77,7 @@ class LoadedModel:
             }
         if self.plan is not None:
             found["llamacpp.kv_cache.size"] = self.plan.total_bytes
-            found["llamacpp.kv_cache.used"] = sum(bytes_used(self.plan, [tokens]).values()) or None
+            found["llamacpp.kv_cache.used"] = sum(used_of(self.plan.parts, [tokens]).values()) or None
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -171,17 +173,19 @@ def _kv_cache(held: Iterable[tuple[LoadedModel, int, bool]]) -> KvCacheState:
 
     Tokens stay after a call, for the next one that begins alike.
     """
-    capacity = active = cached = 0
+    capacity: int | None = 0
+    active = cached = 0
     planned: dict[str, int] = {}
     used: dict[str, int] = {}
     exact = True
     for model, number, busy in held:
-        capacity += model.context
+        capacity = None if capacity is None or model.capacity is None else capacity + model.capacity
         active += number if busy else 0
         cached += 0 if busy else number
         exact = exact and model.plan is not None
         if model.plan is not None:
-            for total, sizes in ((planned, bytes_of_parts(model.plan)), (used, bytes_used(model.plan, [number]))):
+            parts = model.plan.parts
+            for total, sizes in ((planned, parts_of(parts)), (used, used_of(parts, [number]))):
                 for part, size in sizes.items():
                     total[part] = total.get(part, 0) + size
     return KvCacheState(
