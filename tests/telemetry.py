@@ -11,7 +11,7 @@ from llamatel.collectors import Sample
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS
 from llamatel.pipeline import Pipeline
-from llamatel.records import Completion, Snapshot
+from llamatel.records import ClientCall, Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans
 from llamatel_collectors.requests import RequestsCollector
@@ -36,8 +36,15 @@ class Telemetry:
     def send(self, request: Completion) -> None:
         """Write one request."""
         context = self._spans.emit(request)
-        for sample in self._requests.on_completion(request):
-            self._instruments.record(sample, context)
+        for collector in (self._requests, *self._others):
+            for sample in collector.on_completion(request):
+                self._instruments.record(sample, context)
+
+    def call(self, call: ClientCall) -> None:
+        """Measure a call of our client."""
+        for collector in self._others:
+            for sample in collector.on_call(call):
+                self._instruments.record(sample, None)
 
 
 @contextlib.contextmanager

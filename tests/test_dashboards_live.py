@@ -7,6 +7,7 @@ on made-up records. Which metrics those are stands in ``NOT_HERE``, with the rea
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 import sys
@@ -19,14 +20,20 @@ from typing import Any
 
 import pytest
 
+from llamatel.gpu.nvml import Nvml
+from llamatel.llama import parse_gguf_header
 from llamatel.metrics import METRICS
+from llamatel.model.from_gguf import shape_from_gguf
+from llamatel.model.shape import ModelShape
 from llamatel.prometheus_names import prometheus_series
+from llamatel.records import ClientCall, Outcome, Placement, RequestGpu
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, variable_queries
 from tests.load import Answer, Clients, completion, mixed_load
+from tests.nvml import Recorded
 from tests.parts import Prometheus, free_port, wait_until
 from tests.parts.processes import Child
+from tests.samples import BEGAN, SERVER, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.samples import completion as record
-from tests.samples import known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.telemetry import Telemetry, telemetry
 from tests.test_dashboards import selectors
 
@@ -44,11 +51,34 @@ NOT_HERE = {
     "llamacpp.model.loads": "no router",
     "llamacpp.model.evictions": "no router",
     "llamacpp.model.failures": "no router",
+    **{
+        row.name: "no GPU"
+        for row in METRICS
+        if row.name.startswith(("hw.", "llamatel.gpu.", "llamacpp.gpu.", "llamacpp.energy"))
+    },
+    "llamacpp.request.energy": "no GPU",
+    "llamacpp.request.output_token.energy": "no GPU",
+    "llamacpp.request.bandwidth_utilization": "no GPU",
+    "llamacpp.request.flops_utilization": "no GPU",
+    "llamacpp.decode.ceiling": "no GPU",
+    **{row.name: "no call by LlamaCppClient" for row in METRICS if row.name.startswith("gen_ai.client.")},
     "llamatel.records.dropped": "nothing is lost, and what never was has no series",
 }
 """Metrics that these servers do not have, and why; tested on made-up records."""
 SIGNED = {"Planned against reported"}
 """Panels with figures that may be below zero."""
+H100 = json.loads((Path(__file__).parent / "data" / "nvml_h100.json").read_text())
+HELD = H100["recorded"]["server"]["process_bytes"]
+RUNNING = [{"pid": SERVER.pid, "usedGpuMemory": HELD}]
+PLACED = Placement(gpu_layers=3, total_layers=3)
+TAKEN = RequestGpu(
+    energy_j=30.0, prefill_j=10.0, decode_j=20.0, output_j_per_token=1.0, cost=0.001, bandwidth_utilization=0.5,
+    flops_utilization=0.3,
+)  # fmt: skip
+CALLED = ClientCall(
+    "key", None, SERVER, "chat", BEGAN, BEGAN, BEGAN + 1.5, Outcome.OK, first_chunk_at=BEGAN + 0.5,
+    chunk_gaps=(0.05, 0.06), input_tokens=40, output_tokens=21,
+)  # fmt: skip
 QUERIES = list(panel_queries())
 SERIES = prometheus_series()
 
@@ -103,20 +133,28 @@ def _ready(server: Child) -> bool:
     return "ready after" in server.output()
 
 
-def _made_up(running: Telemetry, ending: threading.Event) -> None:
-    """Go on counting what no server here counts."""
+def _made_up(running: Telemetry, ending: threading.Event, shape: ModelShape) -> None:
+    """Go on counting what no server here counts. The GPU is one that was recorded."""
+    driver = Nvml(Recorded(H100["idle"], {"nvmlDeviceGetComputeRunningProcesses(0)": RUNNING}))
+    [card] = driver.read()
+    driver.close()
     turn = 0
     while not ending.wait(0.2):
         turn += 1
         counters = {
             **server_snapshot().counters,
+            "tokens_predicted_total": 20.0 * turn,
             "spec_decode_num_draft_tokens_total": 8.0 * turn,
             "spec_decode_num_accepted_tokens_total": 6.0 * turn,
         }
         running.state = snapshot(
-            known_snapshot(counters=counters), model_snapshot(), records_dropped={"queue_full": turn}
+            known_snapshot(counters=counters, placement=PLACED, model=shape),
+            model_snapshot(),
+            records_dropped={"queue_full": turn},
+            devices=(dataclasses.replace(card, memory_used=HELD, energy_j=100.0 * turn),),
         )
-        running.send(record())
+        running.send(record(gpu=TAKEN))
+        running.call(CALLED)
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +167,16 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
         for number, both in enumerate(zip(ports, metrics, strict=True))
     ]
     ending = threading.Event()
+    shape = shape_from_gguf(parse_gguf_header(tiny_model, read_tensors=True))
     try:
         with telemetry(metrics_addr="127.0.0.1:0") as made_up:
-            counting = threading.Thread(target=_made_up, args=(made_up, ending))
+            counting = threading.Thread(target=_made_up, args=(made_up, ending, shape))
             counting.start()
             assert made_up.pipeline.metrics_url is not None
             other = made_up.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
             targets = {REAL: [f"127.0.0.1:{port}" for port in metrics], MADE_UP: [other]}
             config = {
-                "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+                "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
                 "scrape_configs": [
                     {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
                 ],
@@ -159,7 +198,7 @@ def _under_load(prometheus: Prometheus, ports: list[int]) -> Observed:
 
     def settled() -> bool:
         counts = prometheus.query(f'sum(llamacpp_requests_total{{job="{REAL}"}}) == {expected}')
-        return bool(counts) and time.time() > ended[0] + 2
+        return bool(counts) and time.time() > ended[0] + 3
 
     clients = [Clients(f"http://127.0.0.1:{port}") for port in ports]
     for each in clients:
@@ -170,7 +209,7 @@ def _under_load(prometheus: Prometheus, ports: list[int]) -> Observed:
     began = time.time()
     # One choice each: of several llama.cpp tells only one's figures to its client.
     loads = [
-        [ask for ask in mixed_load(100, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
+        [ask for ask in mixed_load(75, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
         for seed in (1, 2)
     ]
     answers: list[list[Answer]] = [[], []]
@@ -251,18 +290,18 @@ def test_requests_and_failures_are_those_of_the_clients(observed: Observed) -> N
     sent = {str(port): float(len(answers)) for port, answers in zip(observed.ports, observed.answers, strict=True)}
     everything = [answer for answers in observed.answers for answer in answers]
     failed = sum(answer.outcome == "error" for answer in everything)
-    assert failed >= 10
+    assert failed >= 4
     [share] = observed.panel("overview", "Failed").values()
-    assert share == pytest.approx(failed / len(everything), rel=0.01)
+    assert share == pytest.approx(failed / len(everything), rel=0.05)  # Prometheus extrapolates to the window's ends
     rates = observed.panel("fleet", "Requests by server")
     assert {port: rate * float(observed.window[:-1]) for port, rate in rates.items()} == pytest.approx(sent, rel=0.1)
     ratio = rates[str(observed.ports[0])] / sum(rates.values())
-    assert ratio == pytest.approx(sent[str(observed.ports[0])] / len(everything), rel=0.01)
+    assert ratio == pytest.approx(sent[str(observed.ports[0])] / len(everything), rel=0.05)
 
 
 def test_phases_are_those_of_the_responses(observed: Observed) -> None:
     timings = _timings(observed)
-    assert len(timings) > 50
+    assert len(timings) > 40
     for phase, figure in (("prefill", "prompt_ms"), ("decode", "predicted_ms")):
         [told] = observed.panel("requests", "Mean time by phase", f"request_{phase}_duration").values()
         assert told == pytest.approx(statistics.mean(each[figure] / 1e3 for each in timings), rel=0.02)
@@ -308,7 +347,10 @@ def test_the_pool_is_what_was_asked_for(observed: Observed) -> None:
     assert sizes == dict.fromkeys(("planned", "reported"), 2 * SLOTS * CONTEXT * BYTES_A_TOKEN)
 
 
-def test_drafts_and_routers_as_made_up(observed: Observed) -> None:
+def test_drafts_energy_and_routers_as_made_up(observed: Observed) -> None:
+    [energy] = [query for query in QUERIES if query.where == "gpu: Energy a token"]
+    [(_, values)] = observed.range(energy.sent(job=MADE_UP, __range="10s"))
+    assert values[-1] == pytest.approx(30 / 20, rel=0.1)
     [accepted] = [query for query in QUERIES if query.panel == "Draft tokens accepted"]
     [(_, values)] = observed.range(accepted.sent(job=MADE_UP, __rate_interval="5s"))
     assert values[-1] == pytest.approx(0.75)
