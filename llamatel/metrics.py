@@ -377,6 +377,10 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
     Metric(
+        "llamacpp.server.stale", Kind.GAUGE, "1",
+        "1 while a server that is up is too busy to answer, so that its other figures are its last ones; else 0.",
+    ),
+    Metric(
         "llamacpp.server.restarts", Kind.TOTAL, "{restart}",
         "Times the server was restarted after a failure; of one that is attached to, times that another process was "
         "found in its place.",

@@ -260,6 +260,7 @@ def test_samples_of_token_counters() -> None:
 def test_samples_of_a_server() -> None:
     assert samples_of(ServerCollector(), snapshot(records_dropped={"queue_full": 4})) == {
         "llamacpp.server.up": [(1, {})],
+        "llamacpp.server.stale": [(0, {})],
         "llamacpp.server.restarts": [(1, {})],
         "llamacpp.server.start_time": [(server_snapshot().process_started_at, {})],
         "llamacpp.server.loading.duration": [(0.75, {})],

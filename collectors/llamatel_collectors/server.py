@@ -19,6 +19,7 @@ class ServerCollector(Collector):
         for state in snapshot.servers:
             for metric, value in (
                 ("llamacpp.server.up", None if state.up is None else int(state.up)),
+                ("llamacpp.server.stale", int(state.stale) if state.up else None),
                 ("llamacpp.server.restarts", state.restarts),
                 ("llamacpp.server.start_time", state.process_started_at),
                 ("llamacpp.server.loading.duration", state.loading_s),
