@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
 from llamatel.gpu.source import GpuSource
+from llamatel.llama.log_reader import LogReader
 from llamatel.records import Completion, DeviceSnapshot, RequestGpu, Snapshot
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, SERVER, completion, server_snapshot
@@ -182,3 +184,25 @@ def test_a_server_on_no_card_takes_nothing_and_hidden_processes_are_assumed() ->
     [gpu] = told(Steady(processes={}), request)
     assert gpu is not None
     assert gpu.assumed
+
+
+@pytest.mark.parametrize("name", ["llama-server", "queued"])
+def test_requests_of_a_recorded_log_share_all_that_was_taken_while_any_ran(name: str) -> None:
+    log = Path(__file__).parent / "golden" / "logs" / f"{name}.log"
+    reader = LogReader(SERVER)
+    requests = [each for line in log.read_text().splitlines() for each in reader.feed(line, BEGAN)]
+    start, end = min(r.started_at for r in requests), max(r.ended_at for r in requests)
+    card = curve((start - 1, 0.0), (end + 1, 200 * (end - start + 2)))
+    flight = InFlight()
+    given_out = 0.0
+    for each in requests:
+        pieces = flight.crowd(each.started_at, each.ended_at, each.in_flight)
+        taken = share([card], pieces, each.started_at, each.ended_at)
+        flight.ended(each.started_at, each.ended_at)
+        given_out += taken or 0.0
+    busy, until = 0.0, start
+    for begun, over in sorted((r.started_at, r.ended_at) for r in requests):
+        busy += max(0.0, over - max(begun, until))
+        until = max(until, over)
+    assert any(each.in_flight for each in requests)
+    assert given_out == pytest.approx(200 * busy, rel=1e-6)
