@@ -42,6 +42,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     assert "llamatel/py.typed" in names
+    assert {"llamatel/models/tiny.gguf", "llamatel/models/tiny.md"} <= set(names)
     checkout = {
         path.relative_to(ROOT / folder).as_posix()
         for folder in (".", "collectors", "dashboards")

@@ -28,6 +28,7 @@ VERBS = {
     "top": ("llamatel.cli.top", "Show what runs now: slots, KV cache, requests."),
     "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, cache, weights."),
     "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
+    "explore": ("llamatel.cli.explore", "Show what a model's heads attend to, on real weights."),
     "dashboards": ("llamatel.cli.dashboards", "Grafana dashboards, into a folder or into a Grafana."),
 }
 """Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
