@@ -92,6 +92,7 @@ def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:
     for completion in completions:
         fields = asdict(completion)
         start, end, first = (fields.pop(name) for name in ("started_at", "ended_at", "first_token_at"))
+        fields["in_flight"] = len(completion.in_flight)
         fields["took_us"] = round((end - start) * 1e6 / 5)
         fields["first_token_us"] = None if first is None else round((first - start) * 1e6 / 5)
         fields["queue_s"] = None if completion.queue_s is None else round(completion.queue_s, 4)
@@ -101,7 +102,7 @@ def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:
 
 def tokens(completions: Iterable[Completion]) -> list[dict[str, Any]]:
     """What needs no clock: which task, how it ended, its tokens, llama.cpp's own durations."""
-    left_out = ("server", "started_at", "ended_at", "first_token_at", "queue_s")
+    left_out = ("server", "started_at", "ended_at", "first_token_at", "queue_s", "in_flight")
     return [{key: value for key, value in asdict(c).items() if key not in left_out} for c in completions]
 
 

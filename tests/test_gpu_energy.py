@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,10 @@ from hypothesis import strategies as st
 
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
 from llamatel.gpu.source import GpuSource
-from llamatel.llama.log_reader import LogReader
 from llamatel.records import Completion, DeviceSnapshot, RequestGpu, Snapshot
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, SERVER, completion, server_snapshot
+from tests.test_golden_logs import reading
 
 
 def curve(*points: tuple[float, float]) -> EnergyCurve:
@@ -188,9 +187,7 @@ def test_a_server_on_no_card_takes_nothing_and_hidden_processes_are_assumed() ->
 
 @pytest.mark.parametrize("name", ["llama-server", "queued"])
 def test_requests_of_a_recorded_log_share_all_that_was_taken_while_any_ran(name: str) -> None:
-    log = Path(__file__).parent / "golden" / "logs" / f"{name}.log"
-    reader = LogReader(SERVER)
-    requests = [each for line in log.read_text().splitlines() for each in reader.feed(line, BEGAN)]
+    requests = reading(name).completions
     start, end = min(r.started_at for r in requests), max(r.ended_at for r in requests)
     card = curve((start - 1, 0.0), (end + 1, 200 * (end - start + 2)))
     flight = InFlight()
