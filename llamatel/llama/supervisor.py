@@ -277,7 +277,7 @@ class Supervisor:
         if self.found_port is not None:
             arguments += ("--port", str(self.found_port))
         # Where somebody else answers already, an answer would not be our server's.
-        on_tcp = bool(self._port) and "/" not in self.info.address
+        on_tcp = bool(self._port) and "/" not in (self.info.address or "")
         self._may_ask = on_tcp and not self._asks_healthy()
         child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
         self.learn(pid=child.pid)
