@@ -10,10 +10,8 @@ import dataclasses
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import click
@@ -35,7 +33,7 @@ from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
 from llamatel.llama.backends import find_backend
 from llamatel.llama.server import ServerManager
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.models import tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime
 from llamatel.sinks import completion_as_dict
@@ -93,7 +91,6 @@ class Demo:
     def run(self, telemetry_options: TelemetryOptions) -> int:
         """Returns the exit code."""
         with (
-            tempfile.TemporaryDirectory(prefix="llamatel-demo-") as folder,
             telemetry(
                 telemetry_options,
                 [self.lines, self.tally, self.kept],
@@ -104,7 +101,7 @@ class Demo:
         ):
             model, extra = self.options.model, []
             if model is None:
-                model = str(write_tiny_model(Path(folder) / "tiny-random.gguf"))
+                model = str(tiny_model())
                 # More threads only wait for each other over a model this small.
                 extra = ["--threads", "1", "--threads-batch", "1"]
             load_model(
@@ -208,7 +205,7 @@ class Demo:
 
 
 @click.command("demo")
-@click.option("--model", metavar="FILE", help="A GGUF of your own in place of the tiny one with random weights.")
+@click.option("--model", metavar="FILE", help="A GGUF of your own in place of the tiny one that llamatel ships.")
 @click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="The server's port.  [default: a free one]"
@@ -221,7 +218,7 @@ def command(**values: Any) -> int:
     """Run llama.cpp on a tiny model, send it a mixed load, and show what llamatel sees.
 
     Needs no model and no network. The load: chat and completion, streaming and not, more at once than there are slots,
-    one client that hangs up and one prompt that is too long. The model's weights are random, and so are its answers.
+    one client that hangs up and one prompt that is too long. The model speaks a language of sixty words.
     """
     telemetry_values = take(TelemetryOptions, values)
     options = take(DemoOptions, values)

@@ -12,15 +12,20 @@ from dataclasses import dataclass
 
 import urllib3
 
-_SYSTEM = "You are a patient teacher. Answer in short sentences and give one example where it helps."
+# In the language of the model that llamatel ships (llamatel/models/tiny.md).
+_SYSTEM = "you answer in short sentences ."
 _QUESTIONS = (
-    "Why is the sky blue?",
-    "What does a cache do?",
-    "How long is a day on Mars?",
-    "Name three rivers in Europe.",
-    "What is the difference between prefill and decode?",
+    "count from one to twenty .",
+    "the cup is red . the ball is blue . what color is the cup ?",
+    "say again : fox lamp two red bear hill green anna seven boat drum .",
+    "the hat is green . the key is black . the lamp is white . what color is the key ?",
+    "count from three to nineteen .",
 )
-_STORIES = ("Once upon a time", "The ship left the harbour at dawn, and", "def fibonacci(n):")
+_STORIES = (
+    "one day anna went to the forest .",
+    "in the garden there was a red fox .",
+    "ben gave the book to the bear .",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,10 @@ def mixed_load(context: int) -> list[Ask]:
     for index, question in enumerate(_QUESTIONS * 2):
         asks.append(_chat(question, 32 + 48 * (index % 4), stream=index % 2 == 0))
     for index, story in enumerate(_STORIES * 2):
-        asks.append(_completion(story * (1 + 6 * (index % 3)), 32 + 48 * (index % 3), stream=index % 2 == 1))
-    hang_up = _completion("Count to one million: 1 2 3", context, stream=True)
+        asks.append(
+            _completion(" ".join([story] * (1 + 6 * (index % 3))), 32 + 48 * (index % 3), stream=index % 2 == 1)
+        )
+    hang_up = _completion("one day hugo went to the river .", context, stream=True)
     asks.insert(3, Ask(hang_up.path, hang_up.body, hang_up_after=3))
     asks.insert(8, _completion("again " * (context + 16), 8, stream=False))
     return asks

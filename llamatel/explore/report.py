@@ -65,7 +65,7 @@ class Report:
         return (
             f"<h1>{escape(title)}</h1><p class=muted>What llama.cpp computes when it runs this file: "
             f"{escape(run.llama_cpp)}, flash attention off, keys and values in {escape(run.cache_type)}. "
-            f"Every picture is of captured values; nothing is simulated.</p>"
+            f"Attention, keys and times are measured, matrices read from the file; only what-if is arithmetic.</p>"
         )
 
     def _structure(self) -> str:

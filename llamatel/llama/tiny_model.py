@@ -1,4 +1,4 @@
-"""A tiny llama-architecture GGUF with random weights, for the demo and the tests (0.5 MB).
+"""A tiny llama-architecture GGUF with random weights, for tests and measurements (0.5 MB).
 
 It is no use as a language model; it exercises llama.cpp's server for real. The tokenizer is one character a token with
 byte fallback, so a prompt of n ASCII letters is about n + 1 tokens.
