@@ -253,17 +253,6 @@ class ScrapedReader(PrometheusMetricReader):
             super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
 
 
-def allow_series(reader: MetricReader, number: int) -> None:
-    """Let an instrument have so many series.
-
-    The SDK's newer versions allow 2,000, and put what comes after into one that has no attributes: 200 servers with
-    four busy slots have more. Before the reader's provider is made, as instruments take the limit from there.
-    """
-    limits: dict[type, int] = getattr(reader, "_instrument_class_cardinality_limit", {})
-    for kind in limits:
-        limits[kind] = number
-
-
 def wants_what_prometheus_wants(exporter: MetricExporter) -> bool:
     """Whether an exporter takes what is aggregated for Prometheus: all cumulative, and no other kind of histogram."""
     temporalities = (exporter._preferred_temporality or {}).values()

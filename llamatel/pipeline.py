@@ -1,8 +1,8 @@
 """Providers, exporters and the metrics endpoint, made from Settings.
 
-Only this module, ``exporters`` and ``kept_spans`` touch the OpenTelemetry SDK. What the application has set up already
-is used and left alone; what is made here becomes the process's own (global), so that other instrumentation joins in,
-and is shut down here, within a time that is kept.
+Only this module, ``exporters``, ``attribute_sets`` and ``kept_spans`` touch the OpenTelemetry SDK. What the
+application has set up already is used and left alone; what is made here becomes the process's own (global), so that
+other instrumentation joins in, and is shut down here, within a time that is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
-from llamatel import bounded, exporters
+from llamatel import attribute_sets, bounded, exporters
 from llamatel.bounded import BoundedCall
 from llamatel.errors import PipelineError
 from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
@@ -43,9 +43,6 @@ _log = logging.getLogger(__name__)
 _SCOPE = "llamatel"
 _FAILING_TIMEOUT_S = 1.0
 """How long shutting down waits for an endpoint that did not take the last export either."""
-
-_SERIES = 50_000
-"""Of one instrument: a bound on memory, far above what a fleet of servers has."""
 
 _retired: weakref.WeakSet[object] = weakref.WeakSet()
 """Providers of ours that were shut down. A global provider cannot be replaced, so one of these may still be it."""
@@ -250,8 +247,9 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
     if not readers:
         return metrics.NoOpMeterProvider() if retired else current
     for reader in readers:
-        exporters.allow_series(reader, _SERIES)
+        attribute_sets.raise_limits(reader)
     provider = MeterProvider(readers, resource=about, shutdown_on_exit=False)
+    attribute_sets.forget_the_gone(provider)
     owned.providers.append(provider)
     if settings.metrics_addr is not None:
         owned.endpoint = MetricsEndpoint(*settings.metrics_addr, registry)
