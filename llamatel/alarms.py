@@ -10,9 +10,12 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from llamatel.gpu.offload import fell_back
-from llamatel.records import Completion, Outcome, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
+
+T = TypeVar("T")
 
 HEADROOM = 0.1
 """Of the KV pool: less than this share left for the requests that run is a warning."""
@@ -21,6 +24,8 @@ EXHAUSTED_WITHIN_S = 300.0
 DEFERRED_FOR_S = 60.0
 """Requests that wait for a slot without a break for so long."""
 DOWN_FOR_S = 15.0
+STARTING_FOR_S = 900.0
+"""A model that has not been loaded for so long will perhaps never be."""
 RESTARTS = 3
 """In ``RESTARTS_WITHIN_S``: a restart loop."""
 RESTARTS_WITHIN_S = 600.0
@@ -36,10 +41,6 @@ OBJECTIVE = 0.95
 BURN_RATE = 6.0
 """The share of requests that miss an objective, over the share that may: above this the alert fires."""
 
-_ON_CPU = (
-    "the model is not on the GPU as it was asked to be: is this build of llama.cpp made for the GPU, and is there "
-    "memory for it (llamatel plan)?"
-)
 _TREND_S = 60.0
 """Terminal: the pool's trend is taken over so long; it must cover a quarter of that before it says anything."""
 _STEADY = 0.9
@@ -47,7 +48,7 @@ _STEADY = 0.9
 _QUIET_S = 600.0
 """The same warning about the same server is not repeated for so long."""
 _SERVERS = 1024
-"""Servers remembered at most."""
+"""Beyond so many those are forgotten that are not watched any more."""
 _REQUESTS = 4096
 """Finished requests remembered at most."""
 _RECENT_S = 300.0
@@ -63,6 +64,7 @@ class _History:
     """Tokens of running requests, by time."""
     deferred_since: float | None = None
     down_since: float | None = None
+    starting_since: float | None = None
     restarts: deque[tuple[float, int]] = field(default_factory=deque)
     requests: deque[Completion] = field(default_factory=lambda: deque(maxlen=_REQUESTS))
     said: dict[str, float] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class Alarms:
     """
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str | None, int | None, str | None], _History] = {}
+        self._servers: dict[Place, _History] = {}
         self._ours = _History()
         self._dropped = 0
         self._ended: deque[Completion] = deque(maxlen=_REQUESTS)
@@ -104,6 +106,7 @@ class Alarms:
     def look(self, snapshot: Snapshot) -> list[Alarm]:
         """What is wrong now and was not said lately."""
         now = snapshot.taken_at
+        forget_the_gone(self._servers, snapshot, _SERVERS)
         found: list[Alarm] = []
         failed: dict[_History, int] = {}
         while self._ended:
@@ -117,8 +120,6 @@ class Alarms:
             if count := failed.get(history):
                 found.append(Alarm("context_full", state.server, _context_full(count, state)))
             found += [Alarm(name, state.server, text) for name, text in _conditions(state, history, now)]
-            if fell_back(state, snapshot.devices):
-                found.append(Alarm("on_cpu", state.server, _ON_CPU))
             if fell_back(state, snapshot.devices):
                 found.append(Alarm("on_cpu", state.server, _ON_CPU))
         found += self._about_us(snapshot)
@@ -136,10 +137,7 @@ class Alarms:
         self._dropped = dropped
 
     def _history(self, server: ServerInfo) -> _History:
-        place = (server.address, server.port, server.model)
-        if place not in self._servers and len(self._servers) >= _SERVERS:
-            self._servers.clear()
-        return self._servers.setdefault(place, _History())
+        return self._servers.setdefault(server.place, _History())
 
     def _is_news(self, alarm: Alarm, now: float) -> bool:
         said = (self._ours if alarm.server is None else self._history(alarm.server)).said
@@ -148,6 +146,14 @@ class Alarms:
             return False
         said[alarm.name] = now
         return True
+
+
+def forget_the_gone(remembered: dict[Place, T], snapshot: Snapshot, limit: int) -> None:
+    """Beyond ``limit`` servers, drop what is remembered of those that are not in the snapshot."""
+    if len(remembered) > limit:
+        present = {state.server.place for state in snapshot.servers}
+        for place in remembered.keys() - present:
+            del remembered[place]
 
 
 _ON_CPU = (
@@ -187,6 +193,13 @@ def _conditions(state: ServerSnapshot, history: _History, now: float) -> Iterato
 
 
 def _down(state: ServerSnapshot, history: _History, now: float) -> Iterator[tuple[str, str]]:
+    if state.state != "starting":
+        history.starting_since = None
+    elif history.starting_since is None:
+        history.starting_since = now
+    elif now - history.starting_since >= STARTING_FOR_S:
+        minutes = (now - history.starting_since) / 60
+        yield "server_starting", f"the server has been loading its model for {minutes:.0f} minutes: see its log"
     if state.up is not False or state.state == "starting":
         history.down_since = None
         return

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llamatel.alarms import Alarm, Alarms
-from llamatel.records import Completion, DeviceSnapshot, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.alarms import Alarm, Alarms, forget_the_gone
+from llamatel.records import Completion, DeviceSnapshot, Place, ServerInfo, ServerSnapshot, Snapshot
 from llamatel.tally import Tally
 
 VERSION = 1
@@ -23,11 +23,10 @@ _SPACING_S = 1.0
 """Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
 _REQUESTS = 100
 _ALARMS = 20
-_SERVERS = 1024
+_SERVERS = 256
+"""Beyond so many those are forgotten that are not watched any more."""
 _KEPT = 2000
 """Requests that a server's percentiles are taken of."""
-
-Place = tuple["str | None", "int | None", "str | None"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,14 +73,15 @@ class Live:
         self._tally(completion)
         with self._lock:
             self._requests.append((completion, trace_id))
-            past = self._of(place_of(completion.server))
+            past = self._of(completion.server.place)
         past.tally(completion)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Take note of the state; one snapshot at a time."""
         with self._lock:
+            forget_the_gone(self._past, snapshot, _SERVERS)
             for state in snapshot.servers:
-                points = self._of(place_of(state.server)).points
+                points = self._of(state.server.place).points
                 if not state.stale and (not points or snapshot.taken_at - points[-1].at >= _SPACING_S):
                     points.append(_point(snapshot.taken_at, state))
         for alarm in self._alarms.look(snapshot):
@@ -99,7 +99,7 @@ class Live:
         chosen = keys.index(focus) if focus in keys else 0
         with self._lock:
             requests = [_request(completion, trace_id) for completion, trace_id in self._requests]
-            past = self._of(place_of(snapshot.servers[chosen].server)) if keys else None
+            past = self._of(snapshot.servers[chosen].server.place) if keys else None
             points = list(past.points) if past is not None else []
             said = [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said]
         return {
@@ -120,14 +120,7 @@ class Live:
         }
 
     def _of(self, place: Place) -> _Past:
-        if place not in self._past and len(self._past) >= _SERVERS:
-            self._past.clear()
         return self._past.setdefault(place, _Past())
-
-
-def place_of(server: ServerInfo) -> Place:
-    """What tells servers apart."""
-    return server.address, server.port, server.model
 
 
 def key_of(server: ServerInfo) -> str:

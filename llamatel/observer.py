@@ -247,7 +247,7 @@ class Observer:
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
         # One server has one place: where a manager was replaced by another on its port, the last word counts.
-        states = {_place(state): state for server in servers for state in self._states(server)}
+        states = {state.server.place: state for server in servers for state in self._states(server)}
         dropped = dict(self._dropped_elsewhere())
         with self._lock:
             for reason, count in self._dropped.items():
@@ -274,11 +274,6 @@ class Observer:
     def _drop(self, reason: str) -> None:
         with self._lock:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
-
-
-def _place(state: ServerSnapshot) -> tuple[str | None, int | None, str | None]:
-    """What tells servers apart in metrics."""
-    return state.server.address, state.server.port, state.server.model
 
 
 class _Guard:

@@ -24,6 +24,10 @@ class Outcome(str, Enum):
     CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
 
 
+Place = tuple["str | None", "int | None", "str | None"]
+"""Address, port and model of a server."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
     """Who a record is about. One per server; a restart keeps address and port and may change the rest."""
@@ -39,6 +43,11 @@ class ServerInfo:
     backend: str | None = None
     """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that we did not start."""
     pid: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """What tells servers, and a router's models, apart in metrics."""
+        return self.address, self.port, self.model
 
 
 @dataclass(frozen=True, slots=True)

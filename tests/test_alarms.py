@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,3 +136,28 @@ def test_our_own_losses() -> None:
     assert watch.look(0, dropped={"queue_full": 2})[0].server is None
     assert not watch.look(2, dropped={"queue_full": 2})
     assert watch.names(4, log=LogCounts(understood=False)) == ["log_not_understood"]
+
+
+def test_a_model_that_loads_is_not_down_until_that_takes_too_long() -> None:
+    watch = Watch()
+    for at in range(0, 900, 2):
+        assert watch.names(at, up=False, state="starting") == [], at
+    [alarm] = watch.look(900, up=False, state="starting")
+    assert (alarm.name, alarm.text) == (
+        "server_starting",
+        "the server has been loading its model for 15 minutes: see its log",
+    )
+    assert watch.names(902, state="ready") == []
+    assert watch.names(2000, up=False, state="starting") == []
+
+
+def test_many_servers_are_told_of_once_each_and_those_that_left_are_forgotten() -> None:
+    alarms = Alarms()
+
+    def look(at: float, ports: range) -> int:
+        servers = (ServerSnapshot(replace(SERVER, port=port), up=True, kv_cache=pool(950)) for port in ports)
+        return len(alarms.look(Snapshot(at, tuple(servers))))
+
+    assert [look(at, range(1500)) for at in (0, 2, 4)] == [1500, 0, 0]
+    assert [look(at, range(1490, 1500)) for at in (6, 8)] == [0, 0]
+    assert len(alarms._servers) == 10

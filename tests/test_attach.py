@@ -18,9 +18,11 @@ import pytest
 
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.fleet import Access
-from llamatel.llama.http import read_headers, trust
-from llamatel.llama.targets import Target, parse_file, target
-from llamatel.records import ObservedRequest
+from llamatel.llama.http import ServerClient, read_headers, trust
+from llamatel.llama.instance import Instance
+from llamatel.llama.props import ServerProps
+from llamatel.llama.targets import Target, TargetFiles, parse_file, target
+from llamatel.records import ObservedRequest, ServerInfo
 from tests.attached import Unmanaged, attached, unmanaged
 from tests.parts import MissingPart, wait_until
 from tests.parts.forwarder import Forwarder
@@ -146,6 +148,45 @@ def test_a_sleeping_server_stays_asleep_and_one_that_is_awake_falls_asleep(start
         # Nor is it overlooked when somebody else wakes it.
         server.complete(4)
         assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == 8 and state.slots).state == "ready"
+
+
+def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics", "--sleep-idle-seconds", "1")
+    with attached(server.url, interval_s=600) as fleet:
+        [poller] = fleet.fleet.pollers
+        wait_until(poller.snapshots, 20, "the first poll")
+        thread = threading.Thread(target=server.complete, args=(1500,))
+        thread.start()
+
+        def seen_at_work() -> bool:
+            poller.poll()
+            return any(slot.busy for state in poller.snapshots() for slot in state.slots or ())
+
+        wait_until(seen_at_work, 20, "it works")
+        thread.join()
+        wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
+        poller.poll()
+        assert [state.state for state in poller.snapshots()] == ["sleeping"]
+        assert "exiting sleeping" not in server.child.output()
+
+
+class Unanswered(ServerClient):
+    """A client that does not wait for what ``/props`` says."""
+
+    def props(self, timeout_s: float | None = None) -> ServerProps:
+        return super().props(1e-6)
+
+
+def test_who_does_not_say_whether_it_sleeps_is_not_asked_for_its_slots(start: Callable[..., Unmanaged]) -> None:
+    server = start("--metrics", "--sleep-idle-seconds", "1")
+    wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
+    instance = Instance(Unanswered(server.url), "it")
+    instance.poll()
+    assert instance.snapshot(ServerInfo("it"), up=True, state="ready").slots is None
+    instance.use(ServerClient(server.url))
+    instance.poll()
+    assert instance.sleeping
+    assert "exiting sleeping" not in server.child.output()
 
 
 def test_without_metrics_a_server_is_seldom_looked_at_and_falls_asleep(
@@ -362,3 +403,15 @@ def test_addresses() -> None:
     assert [(entry.address, entry.port) for entry in map(target, ("h", "https://h", "h:81", "http://[::1]:8080/"))] == [
         ("h", 80), ("h", 443), ("h", 81), ("::1", 8080),
     ]  # fmt: skip
+
+
+def test_of_two_servers_behind_one_host_and_port_the_second_is_left_out_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    addresses = [target(url) for url in ("http://h:81/a", "http://h:81/b", "http://h:81/a", "http://h:82/b")]
+    files = TargetFiles((), addresses)
+    for _ in range(2):
+        assert [entry.url for entry in files.targets()] == ["http://h:81/a", "http://h:82/b"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "http://h:81/b is left out: it has the host and port of http://h:81/a"
+    ]

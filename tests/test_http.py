@@ -94,7 +94,7 @@ def test_a_server_that_hangs_and_one_that_is_gone(server: Running) -> None:
         assert asking.healthy()
         os.kill(server.child.pid, signal.SIGSTOP)
         begun = time.monotonic()
-        with pytest.raises(ServerUnreachable, match="does not answer") as caught:
+        with pytest.raises(ServerUnreachable, match=r"/metrics does not answer: it took too long$") as caught:
             asking.counters()
         assert (caught.value.status, caught.value.busy) == (None, True)
         assert not asking.healthy(0.2)
@@ -104,9 +104,9 @@ def test_a_server_that_hangs_and_one_that_is_gone(server: Running) -> None:
         os.kill(server.child.pid, signal.SIGCONT)
         assert asking.healthy(20)
         server.child.kill()
-        with pytest.raises(ServerUnreachable, match="does not answer") as caught:
+        with pytest.raises(ServerUnreachable, match=r"/metrics does not answer: connection refused$") as caught:
             asking.counters()
-        assert (caught.value.busy, "\n" in str(caught.value)) == (False, False)
+        assert not caught.value.busy
         assert not asking.healthy()
 
 

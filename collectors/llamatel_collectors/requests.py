@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.conventions import PROVIDER, error_type, operation
-from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.records import Completion, Outcome, Place, ServerInfo
 
 _SERVERS = 4096
 """Places remembered at most; beyond that an outcome's count begins with its first request."""
@@ -22,7 +22,7 @@ class RequestsCollector(Collector):
     name = "requests"
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str | None, int | None, str | None]] = set()
+        self._seen: set[Place] = set()
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log does not have gives none."""
@@ -50,7 +50,7 @@ class RequestsCollector(Collector):
 
     def _begun(self, server: ServerInfo) -> Iterator[Sample]:
         """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""
-        place = (server.address, server.port, server.model)
+        place = server.place
         if place not in self._seen and len(self._seen) < _SERVERS:
             self._seen.add(place)
             for outcome in Outcome:

@@ -69,10 +69,18 @@ def alerts() -> Iterator[Alert]:
     where = "{{ $labels.server_address }}:{{ $labels.server_port }}"
     yield Alert(
         "LlamacppServerDown",
-        "llamacpp_server_up == 0",
+        # A large model takes minutes to load; one that dies while it loads makes a restart loop.
+        f'llamacpp_server_up == 0 unless on ({SERVER}) llamacpp_server_state{{state="starting"}}',
         "critical",
         f"{where} does not answer. Its log says why; llamatel serve --restart on-failure restarts it.",
         wait="1m",
+    )
+    yield Alert(
+        "LlamacppServerStarting",
+        'llamacpp_server_state{state="starting"} == 1',
+        "warning",
+        f"{where} has been loading its model for {alarms.STARTING_FOR_S / 60:.0f} minutes. Its log says what it does.",
+        wait=f"{alarms.STARTING_FOR_S / 60:.0f}m",
     )
     yield Alert(
         "LlamacppRestartLoop",
@@ -92,7 +100,7 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "LlamacppKvExhaustionPredicted",
         f"predict_linear(llamacpp_kv_cache_headroom[5m], {alarms.EXHAUSTED_WITHIN_S:.0f}) < 0"
-        " and on (job, instance, server_address, server_port, gen_ai_request_model)"
+        f" and on ({SERVER})"
         ' llamacpp_kv_cache_usage{state="active"} > 0.5',
         "warning",
         f"{where}: the KV pool will be full within {alarms.EXHAUSTED_WITHIN_S / 60:.0f} minutes at the rate of the "

@@ -92,6 +92,25 @@ class Scrape:
     header's name says otherwise). It survives sleep."""
 
 
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What a person wants to know of it; the library's own text has its objects' names and their causes in it."""
+    if isinstance(error, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ConnectTimeoutError)) and (
+        not isinstance(error, urllib3.exceptions.NewConnectionError)
+    ):
+        return "it took too long"
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "its name is not known"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "it closed the connection"
+    cause = error.__cause__
+    if isinstance(error, urllib3.exceptions.NewConnectionError) and isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return f"{reason} (a certificate of your own: --ca-file)"
+    return reason
+
+
 class ServerClient:
     """A small client of one server, or of one of a router's models. Thread-safe."""
 
@@ -133,12 +152,8 @@ class ServerClient:
                 # llama.cpp closes a kept connection after some answers: this request crossed the close.
                 return self._request(path, timeout_s)
         except urllib3.exceptions.HTTPError as error:
-            # The library's text repeats its pool and a traceback's worth of causes; the first line is enough.
-            reason = str(error).splitlines()[0]
             busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
-            if isinstance(error, urllib3.exceptions.SSLError):
-                reason += " (a certificate of your own: --ca-file)"
-            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {reason}", busy=busy) from error
+            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {_reason(error)}", busy=busy) from error
 
     def _request(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
         return self._pool.request(

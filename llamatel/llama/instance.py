@@ -19,6 +19,7 @@ from dataclasses import replace
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import Scrape, ServerClient
+from llamatel.llama.props import ServerProps
 from llamatel.llama.slot_trace import SlotTrace
 from llamatel.llama.slots import DecodeRate
 from llamatel.records import KvCacheState, ObservedRequest, ServerInfo, ServerSnapshot, SlotState
@@ -75,9 +76,12 @@ class Instance:
     @property
     def busy(self) -> bool:
         """Whether requests ran, or waited, at the last look."""
-        return any(slot.busy for slot in self._slots or ()) or any(
-            self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred")
-        )
+        return self._works or any(slot.busy for slot in self._slots or ())
+
+    @property
+    def _works(self) -> bool:
+        """Whether its gauges say so."""
+        return any(self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred"))
 
     @property
     def slots(self) -> tuple[SlotState, ...] | None:
@@ -107,12 +111,11 @@ class Instance:
         now = self._clock()
         if not self._values.get("requests_processing", 1):
             self._trace.idle(time.time())
-        if self.busy:
+        if self._works:
             self._unseen, self.sleeping = True, False
             self._look(now)
-        elif self._unseen:
-            self._ask_sleeping(now)
-            if not self.sleeping:
+        elif self._unseen or self.busy:  # its slots worked when they were looked at, which may be long ago
+            if self._ask_sleeping(now):
                 self._look(now)
                 self._unseen = False
         elif now - self._props_at > _PROPS_S:
@@ -178,12 +181,16 @@ class Instance:
         self._values = values
         return restarted
 
-    def _ask_sleeping(self, now: float) -> None:
+    def _ask_sleeping(self, now: float) -> bool:
+        """Ask whether it sleeps; True if it may be asked for its slots: it answered, and does not (or never sleeps)."""
         self._props_at = now
-        sleeping = self._client.props().sleeping
-        if sleeping:
+        props = self._client.props()
+        if props == ServerProps():
+            return False
+        if props.sleeping:
             self.asleep()
-        self.sleeping = sleeping
+        self.sleeping = props.sleeping
+        return not props.sleeping
 
     def _look(self, now: float) -> None:
         if "slots" in self._lacks:
@@ -211,10 +218,10 @@ class Instance:
         if not due and now - self._props_at <= _PROPS_S:
             return
         slept = self.sleeping
-        self._ask_sleeping(now)
-        if slept and not self.sleeping:
+        awake = self._ask_sleeping(now)
+        if slept and awake:
             self._pause_s, due = self._interval_s, "slots" not in self._lacks
-        if due and not self.sleeping:
+        if due and awake:
             before = self._slots
             self._look(now)
             quiet = self._slots == before and not self.busy

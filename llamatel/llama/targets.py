@@ -129,7 +129,7 @@ class TargetFiles:
         self._seen: dict[Path, tuple[int, ...]] = {}
         self._targets: dict[Path, list[Target]] = {}
         self._bad: set[Path] = set()
-        self._too_many = False
+        self._said: set[str] = set()
         for path in self._files():
             self._seen[path] = self._stamp(path)
             self._targets[path] = self._read(path)
@@ -162,14 +162,24 @@ class TargetFiles:
         return changed
 
     def targets(self) -> tuple[Target, ...]:
-        """All targets, each once, in their order; the first mention of an address counts."""
+        """All targets, each once, in their order; the first mention of an address counts.
+
+        Address and port tell servers apart in the metrics: of two behind paths of one, only the first can be there.
+        """
         found: dict[tuple[str, int], Target] = {}
         for entry in (*self._addresses, *(entry for path in sorted(self._targets) for entry in self._targets[path])):
-            found.setdefault((entry.address, entry.port), entry)
-        if len(found) > _MAX_TARGETS and not self._too_many:
-            self._too_many = True
-            _log.warning("%d targets: only the first %d are attached to", len(found), _MAX_TARGETS)
+            first = found.setdefault((entry.address, entry.port), entry)
+            if first.url != entry.url:
+                self._say(f"{entry.url} is left out: it has the host and port of {first.url}")
+        if len(found) > _MAX_TARGETS:
+            self._say(f"more than {_MAX_TARGETS} targets: the others are left out")
         return tuple(found.values())[:_MAX_TARGETS]
+
+    def _say(self, sentence: str) -> None:
+        """Once; a discovery that goes wild is not repeated for ever."""
+        if sentence not in self._said and len(self._said) < _MAX_TARGETS:
+            self._said.add(sentence)
+            _log.warning("%s", sentence)
 
     def _files(self) -> Iterator[Path]:
         for pattern in self._patterns:
