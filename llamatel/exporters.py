@@ -25,9 +25,9 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from prometheus_client import CollectorRegistry
 
 from llamatel.errors import PipelineError
+from llamatel.metrics_endpoint import ScrapeRegistry
 from llamatel.settings import OtlpTarget
 
 _log = logging.getLogger(__name__)
@@ -227,9 +227,10 @@ class ScrapedReader(PrometheusMetricReader):
     buckets of the metric table, one aggregation serves both, and a request costs a seventh less.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: ScrapeRegistry) -> None:
         # No scope labels: there is one scope, and it would be on every series. Resource attributes are in target_info.
         super().__init__(scope_info_enabled=False, registry=registry)
+        self._exemplars = registry.exemplars
         self._reading = threading.local()
 
     def feed(self, pushing: PeriodicExportingMetricReader) -> None:
@@ -247,6 +248,7 @@ class ScrapedReader(PrometheusMetricReader):
             self._reading.kept = None
 
     def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        self._exemplars.take(metrics_data)
         if getattr(self._reading, "now", False):
             self._reading.kept = metrics_data
         else:

@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 
 from llamatel.errors import PipelineError
+from llamatel.exemplars import Exemplars
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -32,11 +33,13 @@ class ScrapeRegistry(CollectorRegistry):
     def __init__(self) -> None:
         super().__init__()
         self._scrape = Lock()
+        self.exemplars = Exemplars()
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
         with self._scrape:
             families = tuple(super().collect())
+            self.exemplars.attach(families)
         return iter(families)
 
 

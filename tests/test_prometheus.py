@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from llamatel import pipeline
@@ -20,16 +22,18 @@ from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS, Kind, Metric
 from llamatel.records import Outcome, ServerInfo
 from llamatel.settings import Settings
-from tests.parts import Prometheus, accepts, free_port, scrape_config
+from tests.parts import OtlpSink, Prometheus, accepts, free_port, scrape_config, wait_until
 from tests.samples import SERVER, completion, cut_short, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.telemetry import Telemetry, telemetry
 
 ANY_PORT = "127.0.0.1:0"
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def scrape(running: Telemetry) -> str:
+def scrape(running: Telemetry, accept: str = "*/*") -> str:
     assert running.pipeline.metrics_url is not None
-    with urllib.request.urlopen(running.pipeline.metrics_url, timeout=10) as answer:
+    request = urllib.request.Request(running.pipeline.metrics_url, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as answer:
         return str(answer.read().decode())
 
 
@@ -122,6 +126,53 @@ def test_prometheus_scrapes_and_answers_a_quantile_of_ttft(
         running.state = snapshot().__class__(taken_at=0.0)
         server.wait_for("absent(llamacpp_server_up)")
         assert [target["health"] for target in server.targets()] == ["up"]
+
+
+def test_prometheus_leads_from_a_bucket_to_the_trace(
+    otlp_sink: OtlpSink, prometheus: Callable[[Mapping[str, Any]], Prometheus]
+) -> None:
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp_sink.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    with telemetry(env, metrics_addr=ANY_PORT) as running:
+        assert running.pipeline.metrics_url is not None
+        running.send(completion())
+        # Neither an export over OTLP nor who asks first takes the exemplar away from the others.
+        assert running.pipeline.flush()
+        assert " # {" not in scrape(running)
+        first, second = scrape(running, OPEN_METRICS), scrape(running, OPEN_METRICS)
+        assert first.count(" # {") == second.count(" # {") > 0
+        families = open_metrics_families(first)  # type: ignore[no-untyped-call]
+        assert series(families) == series(text_string_to_metric_families(scrape(running)))
+
+        server = prometheus(scrape_config(running.pipeline.metrics_url.split("/")[2]))
+        name = "gen_ai_server_time_to_first_token_seconds_bucket"
+        now = time.time()
+        [found] = wait_until(
+            lambda: server.api("query_exemplars", query=name, start=now - 60, end=now + 60), 20, "an exemplar"
+        )
+    span = next(span for span in otlp_sink.spans() if span.kind == "SERVER")
+    assert found["seriesLabels"]["le"] == "0.75"
+    [exemplar] = found["exemplars"]
+    assert exemplar["labels"] == {"trace_id": span.trace_id, "span_id": span.span_id}
+    assert float(exemplar["value"]) == completion().time_to_first_token_s
+
+
+def series(families: Iterable[Any]) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Names and labels of all that is shown."""
+    return {(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples}
+
+
+def test_an_exemplar_goes_with_its_series_and_stays_in_its_bucket() -> None:
+    with telemetry({"OTEL_TRACES_EXPORTER": "console"}, metrics_addr=ANY_PORT) as running:
+        for end in (0.1, 0.2):
+            running.send(completion(first_token_at=completion().started_at + end))
+        lines = [line for line in scrape(running, OPEN_METRICS).splitlines() if " # {" in line]
+    told = [line for line in lines if line.startswith("gen_ai_server_time_to_first_token_seconds_bucket")]
+    assert told
+    for line in told:
+        found = re.search(r'le="([^"]+)".* # \{[^}]*\} ([\d.]+) ', line)
+        assert found is not None, line
+        assert float(found[2]) <= float(found[1])
+    assert all(line.startswith("gen_ai_") for line in lines)
 
 
 def test_scrapes_at_the_same_time_all_get_everything_once() -> None:

@@ -65,6 +65,7 @@ class Prometheus:
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={self.url.removeprefix('http://')}",
+                "--enable-feature=exemplar-storage",
             ],
             folder / "prometheus.log",
         )
