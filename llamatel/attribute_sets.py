@@ -17,6 +17,8 @@ LIMIT = 1 << 16
 """Of one instrument: 4,096 servers with 16 slots each. Beyond that the SDK sums up what is new."""
 _SPARE = 1000
 """So many are kept though nothing is told of them: a server that is down for a while keeps its counters' start."""
+_NEEDED = ("_instrument_view_instrument_matches", "_instrument_class_temporality")
+"""Where the SDK of 2025 and 2026 keeps them."""
 _OBSERVED = (ObservableCounter, ObservableGauge, ObservableUpDownCounter)
 
 
@@ -27,9 +29,14 @@ def raise_limits(reader: MetricReader) -> None:
 
 
 def forget_the_gone(provider: MeterProvider) -> None:
-    """Have a provider forget, as it collects, what is not observed any more, once that is most of what it keeps."""
-    for storage in provider._measurement_consumer._reader_storages.values():
-        storage.collect = partial(_collect, storage, storage.collect)  # type: ignore[method-assign]
+    """Have a provider forget, as it collects, what is not observed any more, once that is most of what it keeps.
+
+    An SDK that keeps it elsewhere is left as it is.
+    """
+    storages = getattr(getattr(provider, "_measurement_consumer", None), "_reader_storages", {})
+    for storage in storages.values():
+        if all(hasattr(storage, name) for name in _NEEDED):
+            storage.collect = partial(_collect, storage, storage.collect)
 
 
 def _collect(storage: Any, collect: Callable[[], Any]) -> Any:
@@ -44,7 +51,7 @@ def _collect(storage: Any, collect: Callable[[], Any]) -> Any:
 
 
 def _forget(match: Any) -> None:
-    kept = match._attributes_aggregation
+    kept = getattr(match, "_attributes_aggregation", {})
     if len(kept) <= _SPARE:
         return
     with match._lock:
