@@ -14,8 +14,9 @@ import pyte
 import pytest
 
 from llamatel.top.keys import split
-from llamatel.top.screen import Choices, one_line, screen
+from llamatel.top.screen import Choices, plain_lines, screen
 from llamatel.view.glyphs import ASCII
+from tests.attached import unmanaged
 from tests.load import Clients, completion, endless
 from tests.parts import wait_until
 from tests.parts.terminal import Terminal
@@ -143,9 +144,45 @@ def test_wrong_usage_is_one_line(arguments: tuple[str, ...], status: int, says: 
     assert wrong.stderr.count("\n") == 1
 
 
+def test_two_servers_and_one_of_them_dies(
+    serving: Serving,
+    show: Callable[..., Shown],
+    llama_server_binary: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics") as other:
+        lines = run(serving.url, other.url, "--once").stdout.splitlines()
+        assert [line.split()[1] for line in lines] == [url.removeprefix("http://") for url in (serving.url, other.url)]
+        shown = show(serving.url, other.url)
+        shown.until(lambda text: text.count("ready") >= 3)
+        other.child.kill()
+        text = shown.until(lambda text: "! " in text)
+        # In full, where it does not disturb the picture.
+        assert f"! {other.url}/" in text
+        assert re.search(r"does not answer: (connection refused|it closed the connection)", text)
+        assert "WARNING" not in shown.terminal.text
+        shown.until(lambda text: re.search(rf"{other.url.removeprefix('http://')} \S+ +down ", text))
+
+
+def test_a_warning_is_shown_with_the_flag_that_helps() -> None:
+    said = "127.0.0.1:8090: the KV pool has 194 of 2,048 tokens left for what runs: raise -c, or lower -np"
+    lines = screen({**document(), "alarms": [{"at": 0.0, "text": said}]}, Choices(), 60, 24).plain.split("\n")
+    begin = next(index for index, line in enumerate(lines) if line.startswith("! "))
+    assert f"{lines[begin][2:].rstrip()} {lines[begin + 1].strip()}" == said
+
+
+def test_a_router_has_models_that_have_caches() -> None:
+    shown = document(key="h:1", model=None)
+    shown = {**shown, "servers": [*shown["servers"], *document(key="h:1 m", up=None)["servers"]], "focus": "h:1"}
+    assert "a router: its models have slots and caches" in screen(shown, Choices(), 80, 24).plain
+    assert "a router" not in screen({**shown, "focus": "h:1 m"}, Choices(), 80, 24).plain
+
+
 def document(**server: Any) -> dict[str, Any]:
     one = {
-        "key": "h:1 m", "up": True, "state": "ready", "stale": False, "started_at": None, "deferred": None,
+        "key": "h:1 m", "address": "h", "port": 1, "model": "m", "up": True, "state": "ready",
+        "stale": False, "started_at": None, "deferred": None,
         "decode_rate": None, "counters": {}, "slots": None, "kv_cache": None, **server,
     }  # fmt: skip
     return {
@@ -165,7 +202,7 @@ def test_what_is_not_known_is_no_zero_and_it_fits(size: tuple[int, int], glyphs:
     if size[0] >= 80:
         assert "KV  not known" in text
         assert "- tok/s" in text
-    assert "busy" not in one_line(document())
+    assert "busy" not in "".join(plain_lines(document()))
 
 
 def test_a_gpu_has_its_line() -> None:
@@ -184,7 +221,7 @@ def test_a_gpu_has_its_line() -> None:
 def test_a_name_cannot_move_the_cursor() -> None:
     hostile = document(key="h:1 \x1b[2J\x07evil") | {"focus": "h:1 \x1b[2J\x07evil"}
     assert "\x1b" not in screen(hostile, Choices(), 80, 24).plain
-    assert "\x1b" not in one_line(hostile)
+    assert "\x1b" not in "".join(plain_lines(hostile))
 
 
 def test_keys_are_told_apart() -> None:

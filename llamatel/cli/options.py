@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +25,31 @@ def set_verbosity(number: int) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(_LEVELS[min(number, 2)])
+
+
+class _Kept(logging.Handler):
+    """Keeps the last warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: deque[logging.LogRecord] = deque(maxlen=8)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def warnings_kept() -> Iterator[deque[logging.LogRecord]]:
+    """For a block that draws on the whole terminal: nothing is logged to it, the last warnings are here to be shown."""
+    kept = _Kept()
+    before = {name: logging.getLogger(name).handlers for name in _LOGGERS}
+    for name in _LOGGERS:
+        logging.getLogger(name).handlers = [kept]
+    try:
+        yield kept.records
+    finally:
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers = handlers
 
 
 def verbosity() -> int:

@@ -1,4 +1,4 @@
-"""``llamatel top``: what runs now, on a terminal; a line a second in a pipe.
+"""``llamatel top``: what runs now, on a terminal; in a pipe a line a second for each server.
 
 Ends with 0 after q, Ctrl-C or SIGTERM, and when nobody reads its lines any more.
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live as Screen
 
 from llamatel.cli.console import output_console
-from llamatel.cli.options import verbose_option
+from llamatel.cli.options import verbose_option, warnings_kept
 from llamatel.cli.session import read_token
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import ServerUnreachable, UsageError
@@ -27,7 +27,7 @@ from llamatel.llama.http import read_headers, trust
 from llamatel.llama.targets import target
 from llamatel.settings import DEFAULT_METRICS_ADDR
 from llamatel.top.keys import Keys, keyboard
-from llamatel.top.screen import Choices, one_line, screen
+from llamatel.top.screen import Choices, plain_lines, screen
 from llamatel.top.source import LlamatelSource, ServersSource, Source, is_llamatel
 from llamatel.view.glyphs import glyphs_for
 
@@ -114,7 +114,8 @@ def _print(source: Source, console: Console, interval: float, *, once: bool, as_
             glyphs = glyphs_for(console.encoding)
             console.print(screen(document, Choices(), console.width, console.height - 1, glyphs=glyphs), soft_wrap=True)
         else:
-            console.print(one_line(document), soft_wrap=True)
+            for line in plain_lines(document):
+                console.print(line, soft_wrap=True)
         if once:
             return
         time.sleep(interval)
@@ -125,10 +126,13 @@ def _show(source: Source, console: Console, interval: float) -> None:
     glyphs = glyphs_for(console.encoding)
     document = source.document(None)
     trouble: str | None = None
-    with keyboard() as keys, Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as shown:
+    live = Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
+    with warnings_kept() as warnings, keyboard() as keys, live as shown:
         while True:
             width, height = console.size
-            shown.update(screen(document, choices, width, height, glyphs=glyphs, trouble=trouble), refresh=True)
+            kept = [{"at": record.created, "text": record.getMessage()} for record in tuple(warnings)]
+            said = {**document, "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"])}
+            shown.update(screen(said, choices, width, height, glyphs=glyphs, trouble=trouble), refresh=True)
             if not _wait(keys, interval, choices, document):
                 return
             if not choices.paused:

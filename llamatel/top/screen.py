@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -124,7 +125,7 @@ def screen(
     lines = [_title(document, server, choices)]
     if trouble:
         lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
-    lines += _alarms(document)
+    lines += _alarms(document, width)
     if choices.help:
         lines += [Text(f"  {keys:18}{meaning}") for keys, meaning in HELP]
     elif server is None:
@@ -165,9 +166,14 @@ def _state(server: Mapping[str, Any]) -> Text:
     return Text(state, "green" if server["up"] else "red")
 
 
-def _alarms(document: Document) -> list[Text]:
+def _alarms(document: Document, width: int) -> list[Text]:
+    """The last two; in full, as what helps stands at the end."""
     recent = [alarm for alarm in document["alarms"] if document["taken_at"] - alarm["at"] < 60]
-    return [Text("! ", "bold yellow").append(printable(alarm["text"]), "yellow") for alarm in recent[-2:]]
+    lines = []
+    for alarm in recent[-2:]:
+        for number, part in enumerate(textwrap.wrap(printable(alarm["text"], 400), max(width - 2, 20))):
+            lines.append(Text("  " if number else "! ", "bold yellow").append(part, "yellow"))
+    return lines
 
 
 def _servers(document: Document, width: int, glyphs: Glyphs) -> list[Text]:
@@ -186,7 +192,7 @@ def _servers(document: Document, width: int, glyphs: Glyphs) -> list[Text]:
             used = f"{100 * cache['active'] / cache['capacity']:.0f} %"
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
         line.append(f"{printable(server['key'])[:name_width]:{name_width}} ", "bold" if here else "default")
-        state = _state(server)
+        state = Text("stale", "yellow") if server["stale"] else _state(server)
         state.truncate(8, pad=True)
         line.append_text(state).append(f"{busy:>5}{count(server['deferred'], glyphs):>6}{used:>9}")
         lines.append(line.append(f"{rate(server['decode_rate'], glyphs):>7}"))
@@ -196,7 +202,11 @@ def _servers(document: Document, width: int, glyphs: Glyphs) -> list[Text]:
 def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
     slots, summary, history = server["slots"], document["summary"], document["history"]
     cells = max(10, min(width - 52, 60))
-    lines = [_pool(server, cells, glyphs)]
+    lines = [
+        Text("a router: its models have slots and caches", "dim")
+        if _is_router(document, server)
+        else _pool(server, cells, glyphs)
+    ]
     busy = None if slots is None else sum(slot["busy"] for slot in slots)
     of = "" if slots is None else f" of {len(slots)}"
     line = Text("decode  ", "bold").append(_spark(history["decode_rate"], 20, glyphs), "green")
@@ -244,6 +254,14 @@ def _hits(server: Mapping[str, Any]) -> Text:
     if computed is None or not cached:
         return Text()
     return Text(f"prompt tokens from cache {100 * cached / (computed + cached):.0f} %", "dim")
+
+
+def _is_router(document: Document, server: Mapping[str, Any]) -> bool:
+    """It has no model itself, and others have its place."""
+    place = (server["address"], server["port"])
+    return server["model"] is None and any(
+        one["model"] is not None and (one["address"], one["port"]) == place for one in document["servers"]
+    )
 
 
 def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
@@ -331,11 +349,12 @@ def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
     return drawn.rjust(cells)
 
 
-def one_line(document: Document) -> str:
-    """The server in focus in one line without colours, for a pipe."""
-    server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
-    if server is None:
-        return "no server is watched yet"
+def plain_lines(document: Document) -> list[str]:
+    """A line without colours for each server, for a pipe; with figures of requests for the one in focus."""
+    return [_plain_line(document, server) for server in document["servers"]] or ["no server is watched yet"]
+
+
+def _plain_line(document: Document, server: Mapping[str, Any]) -> str:
     slots, cache, summary = server["slots"], server["kv_cache"], document["summary"]
     parts = [
         time.strftime("%H:%M:%S", time.localtime(document["taken_at"])),
@@ -351,7 +370,7 @@ def one_line(document: Document) -> str:
         parts.append(f"kv {cache['active']}{of} active {cache['cached'] or 0} cached")
     if server["decode_rate"] is not None:
         parts.append(f"{rate(server['decode_rate'])} tok/s")
-    if summary["requests"]["total"]:
+    if summary["requests"]["total"] and server["key"] == document["focus"]:
         parts.append(f"{summary['requests']['total']} requests")
         parts.append(f"first token p95 {seconds(summary['time_to_first_token_s']['p95'])}")
     return "  ".join(parts)
