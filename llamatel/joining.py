@@ -9,7 +9,8 @@ llama.cpp's log does not say who asked, so a request becomes the child of a call
 Where several would fit, the requests get links to the calls that they may be. A call that was cancelled or failed has
 no figures: it is linked if times leave one request to it and one call to that. Everything else is nobody's.
 
-Requests wait here for calls that may be theirs, at most a second; without a call under way none waits.
+Requests wait here for calls that may be theirs, at most a second; without a call under way none waits. Calls of other
+processes (``llamatel.call_news``) are held to the same, and only so many of them are looked at.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _CLOCK_S = 0.25
 """How far a log's time and the clock on the wall may be apart; far more than they are."""
 _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and what floating point adds."""
+_LOOKS_S = 0.3
+"""From one look for a call's request to the next."""
 _DECIDED_AFTER_S = (0.15, 0.4)
 """From a call's end until the log has told all that came before it: for calls with timings, and for those without."""
 _LATE_S = 0.9
@@ -39,8 +42,13 @@ _HELD_FOR_STREAM_S = 5.0
 _NOTICED_S = 1.5
 """llama.cpp looks once a second whether its client is still there."""
 _REMEMBERED = 1024
+_ELSEWHERE = 64
+"""Calls of other processes that wait for their requests at most: each costs up to 1,024 comparisons a look."""
+_MOST_FITTING = 64
+"""Where more fit than that, nothing can be told."""
 _MOST_LINKS = 8
-_HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - recognised, not bound
+HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - recognised, not bound
+"""Names of this machine."""
 
 
 class Underway(Protocol):
@@ -75,6 +83,7 @@ class _Held:
 class _Ended:
     call: ClientCall
     arrived_at: float
+    looked_at: float = 0.0
 
 
 Place = tuple["str | None", "int | None"]
@@ -83,19 +92,20 @@ Place = tuple["str | None", "int | None"]
 def place(server: ServerInfo) -> Place:
     """What tells servers apart for both sides; the names of this machine are one."""
     address = None if server.address is None else server.address.lower()
-    return ("127.0.0.1" if address in _HERE else address, server.port)
+    return ("127.0.0.1" if address in HERE else address, server.port)
 
 
 class Joiner:
     """Takes calls and requests as they end, and gives the requests back with their origin.
 
-    ``began`` may be called by any thread; all else by one.
+    ``began``, ``gone`` and ``expect`` may be called by any thread; all else by one.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = Lock()
         self._underway: dict[object, Underway] = {}
+        self._expected: dict[Place, float] = {}
         self._ended: list[_Ended] = []
         self._held: list[_Held] = []
         self._recent: deque[_Held] = deque(maxlen=_REMEMBERED)
@@ -112,10 +122,18 @@ class Joiner:
         with self._lock:
             self._underway.pop(key, None)
 
-    def ended(self, call: ClientCall) -> None:
-        """How it ended."""
+    def expect(self, where: Place, seconds: float) -> None:
+        """Another process calls this server: for so long requests may be its own."""
+        with self._lock:
+            self._expected[where] = self._clock() + seconds
+
+    def ended(self, call: ClientCall) -> bool:
+        """How it ended; False if too many wait."""
         self.gone(call.key)
+        if call.elsewhere and sum(ended.call.elsewhere for ended in self._ended) >= _ELSEWHERE:
+            return False
         self._ended.append(_Ended(call, self._clock()))
+        return True
 
     def completed(self, completion: Completion) -> None:
         """A request has ended."""
@@ -124,10 +142,10 @@ class Joiner:
         if completion.call is not None:  # in this process: it says itself who asked
             held.origin = Origin()
             return
-        if self._underway or self._ended:
-            if len(self._recent) == _REMEMBERED:
-                self._forgotten_at = self._recent[0].arrived_at
-            self._recent.append(held)
+        # Always: news of another process's call may come when its request has ended.
+        if len(self._recent) == _REMEMBERED:
+            self._forgotten_at = self._recent[0].arrived_at
+        self._recent.append(held)
 
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
         """The requests whose origin is known, or need not be waited for any longer."""
@@ -162,15 +180,18 @@ class Joiner:
             return False
         if call.outcome is not Outcome.OK:
             return waited >= _NOTICED_S / 2
+        if waited < _LATE_S and now < ended.looked_at + _LOOKS_S:
+            return False
+        ended.looked_at = now
         return waited >= _LATE_S or bool(self._fitting(call))
 
     def _decide(self, call: ClientCall, others: list[ClientCall]) -> None:
         found = self._fitting(call)
-        if not found or len(found) < call.tasks:
+        if not call.tasks <= len(found) <= _MOST_FITTING + call.tasks or not found:
             return
         sure = call.outcome is Outcome.OK and len(found) == call.tasks
         for held in found:
-            rivals = [other for other in others if other is not call and _agree(other, held.completion)]
+            rivals = any(other is not call and _agree(other, held.completion) for other in others)
             certain = sure and (call.tasks > 1 or not rivals)
             if certain and (call.has_timings or call.sent_at - _CLOCK_S > self._forgotten_at):
                 held.origin = Origin(parent=call)
@@ -185,6 +206,8 @@ class Joiner:
                 break
             if held.origin is None and _agree(call, held.completion):
                 found.append(held)
+                if len(found) > _MOST_FITTING + call.tasks:
+                    break
         return found
 
     def _patience(self, completion: Completion) -> float:
@@ -194,6 +217,8 @@ class Joiner:
             patience = _HELD_S + _NOTICED_S / 2
         with self._lock:
             underway = list(self._underway.values())
+            if self._expected.get(here, 0.0) > self._clock():
+                patience = max(patience, _HELD_S)
         for call in underway:
             if place(call.server) != here or completion.ended_at < call.started_at - _CLOCK_S:
                 continue
@@ -207,35 +232,34 @@ class Joiner:
 
 def _may_be(call: ClientCall, completion: Completion) -> bool:
     """Whether places and times allow it."""
-    if place(call.server) != place(completion.server):
-        return False
     late = _CLOCK_S if call.outcome is Outcome.OK else _NOTICED_S + _CLOCK_S
-    return completion.started_at >= call.sent_at - _CLOCK_S and completion.ended_at <= call.ended_at + late
+    in_time = completion.started_at >= call.sent_at - _CLOCK_S and completion.ended_at <= call.ended_at + late
+    return in_time and place(call.server) == place(completion.server)
 
 
 def _agree(call: ClientCall, completion: Completion) -> bool:
     """Whether a request may be a call: in place and time, in how it ended, and in all figures that both have."""
-    if not _may_be(call, completion):
-        return False
     if call.outcome is not Outcome.OK:
-        return _broke_off(call, completion)
+        return _may_be(call, completion) and _broke_off(call, completion)
+    # The figures first: they are quick to compare, and tell most apart.
+    if call.tasks == 1 and (
+        completion.is_child
+        or _differ(call.slot, completion.slot)
+        or _differ(call.output_tokens, completion.generated)
+        or _differ(call.prompt_computed, completion.prompt_computed)
+        or _differ(call.cached_tokens, completion.prompt_cached)
+        or _differ(call.prefill_s, completion.prefill_s, _ROUNDED_S)
+        or _differ(call.decode_s, completion.decode_s, _ROUNDED_S)
+        or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
+    ):
+        return False
     if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
         return False
-    if call.tasks > 1:
-        return True
-    if completion.is_child:
-        return False
-    pairs = (
-        (call.slot, completion.slot),
-        (call.prompt_computed, completion.prompt_computed),
-        (call.cached_tokens, completion.prompt_cached),
-        (call.output_tokens, completion.generated),
-        (call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens),
-    )
-    if any(ours is not None and theirs is not None and ours != theirs for ours, theirs in pairs):
-        return False
-    times = ((call.prefill_s, completion.prefill_s), (call.decode_s, completion.decode_s))
-    return all(ours is None or theirs is None or abs(ours - theirs) <= _ROUNDED_S for ours, theirs in times)
+    return _may_be(call, completion)
+
+
+def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:
+    return ours is not None and theirs is not None and abs(ours - theirs) > by
 
 
 def _broke_off(call: ClientCall, completion: Completion) -> bool:

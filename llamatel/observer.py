@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
-from llamatel.joining import Joiner, Origin, Underway
+from llamatel.joining import Joiner, Origin, Place, Underway
 from llamatel.records import ClientCall, Completion, ObservedRequest, ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -121,6 +121,9 @@ class Observer:
         if self._closed:
             self._drop("observer_closed")
             return
+        if isinstance(finished, ClientCall) and finished.elsewhere and self._queue.qsize() > self._queue.maxsize // 4:
+            self._drop("call_elsewhere")  # others' calls must not cost our requests
+            return
         try:
             self._queue.put_nowait(finished)
         except queue.Full:
@@ -130,6 +133,10 @@ class Observer:
         """A call of our client is about to be sent: requests that may be its own wait a little for its end."""
         if not self._closed:
             self._joiner.began(key, call)
+
+    def expect_calls(self, where: Place, seconds: float) -> None:
+        """Another process calls this server: requests may be its own, and wait a little for its news."""
+        self._joiner.expect(where, seconds)
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
         """The state of all watched servers: the last one, if it is no older than that, else a new one.
@@ -184,6 +191,7 @@ class Observer:
 
     def _run(self, record: Record) -> None:
         ended = False
+        look_at = 0.0
         while not ended:
             try:
                 finished = self._queue.get(timeout=_LOOK_AGAIN_S if self._joiner.waits else None)
@@ -198,15 +206,20 @@ class Observer:
                     self._queue.task_done()
                 else:
                     if finished is not None:
-                        self._joiner.ended(finished)
-                        self._count(finished, record)
+                        if not self._joiner.ended(finished):
+                            self._drop("call_elsewhere")
+                        if not finished.elsewhere:
+                            self._count(finished, record)
                     self._queue.task_done()
+            if not ended and time.monotonic() < look_at and not self._queue.empty():
+                continue  # looking costs the more the more wait
             hurry = ended or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
                 try:
                     self._write(completion, origin, record)
                 finally:
                     self._queue.task_done()
+            look_at = time.monotonic() + _LOOK_AGAIN_S
 
     def _write_observed(self, request: ObservedRequest) -> None:
         """A span, and nothing that counts or measures: it is neither complete nor exact."""

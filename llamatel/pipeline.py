@@ -86,6 +86,8 @@ class Pipeline:
         self.otlp_endpoint = None if target is None else target.shown
         """Where telemetry goes over OTLP, to be shown; None if nothing of ours does."""
         self.otlp_protocol = None if target is None else target.protocol
+        self.spans_leave = not owned.kept or owned.spans is not None or settings.traces_console
+        """Whether spans, if there are any, go anywhere beyond this process."""
         self.kept_spans = owned.kept
         """The last spans; None where none are kept, or the application has a tracer provider of its own."""
         self._owned = owned

@@ -244,6 +244,8 @@ class ClientCall:
     """What its tokens stand for: ``text``, or ``unknown`` where images or sound are among them."""
     tasks: int = 1
     """Requests that llama.cpp makes of it: one for each choice, text or document."""
+    elsewhere: bool = False
+    """Another process made it, and measures it."""
 
     @property
     def generates(self) -> bool:

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,13 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
 from llamatel import collectors, message_content, pipeline, tracing
+from llamatel.call_news.receiver import CallReceiver
+from llamatel.call_news.sender import CallSender
 from llamatel.client_spans import ClientSpans
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
 from llamatel.instruments import Instruments
-from llamatel.joining import Origin
+from llamatel.joining import Origin, Underway
 from llamatel.live import Live
 from llamatel.llama import server
 from llamatel.llama.client import call
@@ -30,7 +33,7 @@ from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
 from llamatel.page import Page
 from llamatel.pipeline import Pipeline
-from llamatel.records import Completion, Snapshot
+from llamatel.records import ClientCall, Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans
 
@@ -49,6 +52,8 @@ class Runtime:
     """What runs now and what was just there."""
     forget_servers: tuple[Callable[[], None], ...]
     """Ends the watch for servers that are started, and for models that are loaded."""
+    calls: CallSender | None
+    """Tells another process's llamatel of the calls that are made here; None where it is not to."""
 
 
 _LAST_LINES_S = 0.1
@@ -182,23 +187,48 @@ def connect(
 def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
     about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about)
+    instance = uuid.uuid4().hex
+    told = None
+    if built.spans_leave and not settings.disabled and settings.llamatel_url != "none":
+        told = CallSender(settings.llamatel_url, instance, token=settings.page_token)
+
+    def dropped() -> Mapping[str, int]:
+        return {**built.dropped(), **(told.losses() if told is not None else {})}
+
     observer, instruments = connect(
-        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=built.dropped
+        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=dropped
     )
     if settings.metrics_addr is not None:
         host = settings.metrics_addr[0]
         document = partial(_document, observer, live)
-        built.show(Page(document, host=host, token=settings.page_token))
+        receiver = CallReceiver(observer, instance)
+        built.show(Page(document, receiver, host=host, token=settings.page_token))
     if not settings.disabled:
         content = message_content.wanted(os.environ)
-        call.listen(ClientSpans(built.tracer, began=observer.call_began, ended=observer.submit, content=content))
+        call.listen(_client_spans(built.tracer, observer, told, content=content))
         tracing.use(built.tracer)
     forget = [server.on_start(observer.watch), model.on_load(observer.watch)]
     if settings.keep_spans:
         from llamatel.notebook import Watcher
 
         forget.append(Watcher(observer).stop)
-    return Runtime(settings, built, observer, instruments, live, tuple(forget))
+    return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
+
+
+def _client_spans(tracer: trace.Tracer, observer: Observer, told: CallSender | None, *, content: bool) -> ClientSpans:
+    """What listens to calls, and hands them on to the observer and to a llamatel elsewhere."""
+    if told is None:
+        return ClientSpans(tracer, began=observer.call_began, ended=observer.submit, content=content)
+
+    def began(key: object, underway: Underway) -> None:
+        observer.call_began(key, underway)
+        told.began(key, underway)
+
+    def ended(record: ClientCall) -> None:
+        observer.submit(record)
+        told.ended(record)
+
+    return ClientSpans(tracer, began=began, ended=ended, content=content)
 
 
 def _document(observer: Observer, live: Live, focus: str | None) -> dict[str, Any]:
@@ -211,6 +241,8 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     call.listen(None)
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
+    if running.calls is not None:
+        running.calls.close(allowed / 4)
     if running.observer.watching:
         # A client has its answer a moment before the server's log says so.
         time.sleep(min(_LAST_LINES_S, allowed / 4))

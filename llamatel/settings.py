@@ -7,6 +7,7 @@ temporality, histogram aggregation, exemplar filter, resource attributes) the Op
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from llamatel.errors import UsageError
 
 PAGE_TOKEN_VARIABLE = "LLAMATEL_PAGE_TOKEN"  # noqa: S105 - a variable's name
+URL_VARIABLE = "LLAMATEL_URL"
 DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
 """OpenTelemetry's own default for a Prometheus endpoint."""
 
@@ -57,6 +59,9 @@ class Settings:
     """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
     page_token: str | None = field(default=None, repr=False)
     """What the web page beside /metrics asks for; without it the page is shown on loopback only."""
+    llamatel_url: str | None = None
+    """``LLAMATEL_URL``: the page of the llamatel that watches the servers which are called from here; ``none`` is none.
+    Without it the default address is asked, of servers of this machine."""
     keep_spans: int = 0
     """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
     span_queue_size: int = 2048
@@ -125,6 +130,7 @@ class Settings:
             metrics_console="console" in metrics,
             metrics_addr=addr,
             page_token=page_token or env.get(PAGE_TOKEN_VARIABLE) or None,
+            llamatel_url=_here(env.get(URL_VARIABLE) or None),
             keep_spans=keep_spans,
             span_queue_size=queue_size,
             span_batch_size=min(queue_size, _positive(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
@@ -201,6 +207,28 @@ def _address(text: str, origin: str) -> tuple[str, int] | None:
     if not bare or (":" in bare and bare == host) or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{origin}: '{text}' is no address: write it like {DEFAULT_METRICS_ADDR}, or none")
     return bare, int(port)
+
+
+def _here(url: str | None) -> str | None:
+    """The URL of a llamatel of this machine, without what follows its port: its clock must be ours."""
+    if url is None or url.lower() == "none":
+        return url and "none"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # a port that is no number, or a broken IPv6 address
+        parts, host, port = urlsplit(""), "", None
+    if parts.scheme != "http" or not is_loopback(host) or parts.username is not None or not port:
+        raise UsageError(f"{URL_VARIABLE} must be http://127.0.0.1:PORT, a llamatel of this machine, or none")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or host name leads nowhere but to this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _positive(env: Mapping[str, str], variable: str, default: int) -> int:

@@ -11,9 +11,9 @@ from urllib.error import HTTPError
 import pytest
 
 import llamatel
-from llamatel.page import is_loopback
 from llamatel.records import Outcome
 from llamatel.runtime import Runtime, init
+from llamatel.settings import is_loopback
 from tests.samples import completion
 
 

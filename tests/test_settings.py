@@ -121,3 +121,18 @@ def test_nonsense_is_refused_in_one_line(env: dict[str, str], arguments: dict[st
         Settings.from_env(env, **arguments)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("http://127.0.0.1:9464", "http://127.0.0.1:9464"), ("http://localhost:1/metrics", "http://localhost:1"),
+     ("http://[::1]:9464/", "http://[::1]:9464"), ("none", "none"), ("", None)],
+)  # fmt: skip
+def test_a_llamatel_to_be_told_is_on_this_machine(url: str, expected: str | None) -> None:
+    assert Settings.from_env({"LLAMATEL_URL": url}).llamatel_url == expected
+    for wrong in ("10.0.0.1:9464", "http://10.0.0.1:9464", "https://127.0.0.1:1", "http://127.0.0.1", "http://[", "x"):
+        with pytest.raises(UsageError, match="LLAMATEL_URL must be"):
+            Settings.from_env({"LLAMATEL_URL": wrong})
+    with pytest.raises(UsageError) as refused:
+        Settings.from_env({"LLAMATEL_URL": "http://me:s3cret@127.0.0.1:9464"})
+    assert "s3cret" not in str(refused.value)

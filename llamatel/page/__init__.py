@@ -1,7 +1,8 @@
 """The web page beside /metrics: what runs now, with nothing to install.
 
 Self-contained: three files of ours and one JSON document that the page asks for once a second. Nothing comes from
-elsewhere (Content-Security-Policy), text is only ever set as text, and no prompt or answer is in it.
+elsewhere (Content-Security-Policy), text is only ever set as text, and no prompt or answer is in it. Scripts on this
+machine may tell of their calls here, too (``llamatel.call_news``).
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import ipaddress
 import json
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
+
+from llamatel.call_news import CALLS_PATH, LARGEST, SERVERS_PATH, BadNews
+from llamatel.call_news.receiver import CallReceiver
+from llamatel.settings import is_loopback
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -27,6 +31,7 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
+_DOCUMENTS = ("/live.json", SERVERS_PATH)
 _HEADERS = [
     ("Cache-Control", "no-store"),
     (
@@ -44,27 +49,54 @@ _HEADERS = [
 class Page:
     """A WSGI application for everything that is not /metrics."""
 
-    def __init__(self, document: Document, *, host: str, token: str | None = None) -> None:
+    def __init__(self, document: Document, calls: CallReceiver, *, host: str, token: str | None = None) -> None:
         """``host``: the address that is listened on; beyond loopback only who has the ``token`` sees the page."""
         self._document = document
+        self._calls = calls
         self._loopback = is_loopback(host)
         self._token = token
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         path = environ.get("PATH_INFO", "")
-        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"} or (path not in _FILES and path != "/live.json"):
+        told = environ.get("REQUEST_METHOD") == "POST" and path == CALLS_PATH
+        asked = environ.get("REQUEST_METHOD") in {"GET", "HEAD"} and (path in _FILES or path in _DOCUMENTS)
+        if not told and not asked:
             return _say(start_response, "404 Not Found", "there are / and /metrics here")
         refusal = self._refusal(environ)
         if refusal is not None:
             status, text, more = refusal
             return _say(start_response, status, text, more)
-        if path == "/live.json":
+        if told:
+            return self._take(environ, start_response)
+        if path in _DOCUMENTS:
             focus = parse_qs(environ.get("QUERY_STRING", "")).get("server", [None])[0]
-            body = json.dumps(self._document(focus), allow_nan=False).encode()
+            document = self._document(focus) if path == "/live.json" else self._calls.servers()
+            body = json.dumps(document, allow_nan=False).encode()
             return _answer(start_response, "200 OK", "application/json", body)
         name, kind = _FILES[path]
         return _answer(start_response, "200 OK", kind, files(__name__).joinpath(name).read_bytes())
+
+    def _take(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """News of calls. A web site can send no JSON here without asking first, and says where it is from."""
+        length = environ.get("CONTENT_LENGTH", "")
+        if "HTTP_ORIGIN" in environ or not is_loopback(environ.get("REMOTE_ADDR", "")):
+            return _say(start_response, "403 Forbidden", "calls are told by programs of this machine")
+        if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
+            return _say(start_response, "415 Unsupported Media Type", "calls are told as application/json")
+        if not (length.isascii() and length.isdecimal()):
+            return _say(start_response, "411 Length Required", "how long is it?")
+        if len(length) > len(str(LARGEST)) or int(length) > LARGEST:
+            return _say(start_response, "413 Content Too Large", f"at most {LARGEST} bytes")
+        try:
+            taken = self._calls.take(environ["wsgi.input"].read(int(length)))
+        except BadNews as error:
+            return _say(start_response, "400 Bad Request", str(error))
+        except OSError:  # it did not come
+            return _say(start_response, "408 Request Timeout", "it is incomplete")
+        if not taken:
+            return _say(start_response, "429 Too Many Requests", "that is more than can be looked at")
+        return _answer(start_response, "204 No Content", "text/plain", b"")
 
     def _refusal(self, environ: WSGIEnvironment) -> tuple[str, str, list[tuple[str, str]]] | None:
         """Status, text and headers for a request that must not see the page; None for one that may."""
@@ -80,14 +112,6 @@ class Page:
         if not is_loopback(_host_of(environ.get("HTTP_HOST", ""))):
             return "403 Forbidden", "the page answers to localhost and 127.0.0.1 only", []
         return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or host name leads nowhere but to this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _host_of(header: str) -> str:

@@ -1,0 +1,403 @@
+"""Calls told from one process to another: one trace of both, never a wrong one, and nobody held up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
+
+from llamatel.call_news import LARGEST, MOST, BadNews, read, write
+from llamatel.call_news.sender import CallSender
+from llamatel.joining import Joiner, Origin
+from llamatel.records import ClientCall, Outcome, ServerInfo
+from tests.parts import OtlpSink, free_port
+from tests.parts.otlp import SinkSpan
+from tests.parts.processes import wait_until
+from tests.samples import BEGAN, completion
+from tests.serving import Serving
+
+SCRIPT = """
+import dataclasses, sys
+from concurrent.futures import ThreadPoolExecutor
+import llamatel
+from llamatel import runtime
+from llamatel.llama import LlamaCppClient, ServerManager
+
+def ask(client, streamed=False):
+    answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)
+    if streamed:
+        list(answer)
+
+llamatel.init(service_name="script")
+told = runtime.current().calls
+{body}
+assert told.dropped == 0
+llamatel.shutdown()
+"""
+ONE_BY_ONE = """
+client = LlamaCppClient(sys.argv[1])
+with llamatel.span("before"):
+    ask(client)  # nobody may have heard of us in time
+with llamatel.span("asks"):
+    ask(client)
+"""
+FIFTY = """
+client = LlamaCppClient(sys.argv[1])
+ask(client)
+give = told.ended
+told.ended = lambda call: give(dataclasses.replace(call, slot=None))
+with ThreadPoolExecutor(50) as threads:
+    list(threads.map(lambda number: ask(client, number % 2 == 0), range(50)))
+"""
+OUR_OWN = """
+with ServerManager() as server:
+    server.start_server(sys.argv[1], port=0).wait_until_ready(60)
+    client = LlamaCppClient(server.base_url)
+    with llamatel.span("asks"):
+        ask(client)
+"""
+
+
+HERE = ServerInfo("localhost", 8090)
+
+
+class Underway:
+    """A call that has not ended."""
+
+    def __init__(self, server: ServerInfo = HERE) -> None:
+        self.server = server
+        self.started_at = BEGAN - 0.3
+        self.headers_at: float | None = None
+
+
+def call(number: int, **changes: Any) -> ClientCall:
+    about = SpanContext(7, number + 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    made = ClientCall(
+        key=number, span=set_span_in_context(NonRecordingSpan(about), Context()), server=HERE,
+        operation="chat", started_at=BEGAN - 0.3, sent_at=BEGAN - 0.29, ended_at=BEGAN + 1.5, outcome=Outcome.OK,
+        input_tokens=40, output_tokens=21, cached_tokens=10, prompt_computed=30, prefill_s=0.500004, decode_s=1.0,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[OtlpSink]:
+    with OtlpSink() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serving(sink: OtlpSink, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    running = Serving(tmp_path_factory.mktemp("watching"), tiny_model, slots=4, context=2048, **exporting(sink))
+    yield running
+    running.child.stop()
+
+
+def exporting(sink: OtlpSink) -> dict[str, Any]:
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
+    }
+
+
+def run_script(body: str, argument: str, sink: OtlpSink, llamatel_url: str, servers: int, **env: str) -> list[SinkSpan]:
+    """What a script and the llamatel beside it wrote, once there are so many spans of servers."""
+    sink.clear()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT.format(body=body), argument],
+        env={**os.environ, **exporting(sink), "LLAMATEL_URL": llamatel_url, **env},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= servers, what="spans of the server")
+    return sink.spans()
+
+
+def of_kind(spans: list[SinkSpan], kind: str) -> list[SinkSpan]:
+    return [span for span in spans if span.kind == kind]
+
+
+# -- one trace of two processes ---------------------------------------------------------------------------------------
+
+
+def test_a_scripts_call_and_the_servers_request_are_one_trace(serving: Serving, sink: OtlpSink) -> None:
+    spans = run_script(ONE_BY_ONE, serving.url, sink, serving.page_url, 2)
+    [outer] = [span for span in spans if span.name == "asks"]
+    [call] = [span for span in spans if span.parent_id == outer.span_id]
+    [request] = [span for span in spans if span.parent_id == call.span_id and span.kind == "SERVER"]
+    assert {outer.trace_id} == {call.trace_id} == {request.trace_id}
+    assert call.resource["process.pid"] != request.resource["process.pid"] == serving.pid
+    assert {"prefill", "decode"} <= {span.name for span in spans if span.parent_id == request.span_id}
+    for name in ("llamacpp.slot.id", "gen_ai.usage.output_tokens", "llamacpp.prompt.computed_tokens"):
+        assert call.attributes[name] == request.attributes[name]
+
+
+def test_fifty_identical_calls_at_once_are_never_joined_wrongly(serving: Serving, sink: OtlpSink) -> None:
+    """llama.cpp's own form tells the slot, which is kept from the joining and then compared."""
+    spans = run_script(FIFTY, serving.url, sink, serving.page_url, 51)
+    calls = {span.span_id: span for span in of_kind(spans, "CLIENT")}
+    requests = of_kind(spans, "SERVER")
+    assert (len(calls), len(requests)) == (51, 51)
+    joined = [span for span in requests if span.parent_id]
+    assert len({span.parent_id for span in joined}) == len(joined)
+    for request in joined:
+        call = calls[request.parent_id]
+        assert call.attributes["llamacpp.slot.id"] == request.attributes["llamacpp.slot.id"]
+        assert call.trace_id == request.trace_id
+    alone = [span for span in requests if not span.parent_id and not span.links]
+    assert len(alone) <= 1  # the very first
+    assert len(joined) >= 25  # were nothing ever joined, nothing would be wrong either
+
+
+def test_who_watches_other_servers_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = CallSender(serving.page_url, "we")
+    told: list[Any] = []
+
+    def keep(places: list[Any], calls: list[ClientCall]) -> bool:
+        told.append((places, calls))
+        return True
+
+    monkeypatch.setattr(sender, "_post", keep)
+    ours = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
+    for number, where in enumerate((HERE, ours, ServerInfo("10.0.0.1", ours.port))):
+        sender.began(number, Underway(where))
+        sender.ended(call(number, server=where))
+    sender.close(10.0)
+    place = ("127.0.0.1", ours.port)
+    assert [places for places, _ in told if places] in ([], [[place]])  # it may have ended before that was said
+    assert [one.key for _, calls in told for one in calls] == [1]
+    assert sender.losses() == {}
+
+
+def test_a_script_that_watches_its_own_server_does_not_tell_itself(sink: OtlpSink, tiny_model: Path) -> None:
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    spans = run_script(OUR_OWN, str(tiny_model), sink, url, 1, OTEL_EXPORTER_PROMETHEUS_PORT=port)
+    [call], [request] = of_kind(spans, "CLIENT"), of_kind(spans, "SERVER")
+    assert (request.parent_id, request.trace_id) == (call.span_id, call.trace_id)
+
+
+# -- nobody there, or somebody who does not answer --------------------------------------------------------------------
+
+
+def test_without_a_llamatel_a_script_goes_on(serving: Serving, sink: OtlpSink) -> None:
+    spans = run_script(ONE_BY_ONE, serving.url, sink, f"http://127.0.0.1:{free_port()}", 2)
+    assert [span.parent_id for span in of_kind(spans, "SERVER")] == ["", ""]
+
+
+def test_what_is_no_llamatel_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = CallSender(serving.url, "we")  # a llama.cpp
+    monkeypatch.setattr(sender, "_post", lambda *_: pytest.fail("it was told"))
+    sender.began(1, Underway())
+    sender.ended(call(1))
+    sender.close(10.0)
+    assert sender.losses() == {}
+
+
+def test_one_that_never_answers_holds_nobody_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sender = CallSender(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
+        begun = time.monotonic()
+        for number in range(1000):
+            told = call(number)
+            sender.began(told.key, Underway())
+            sender.ended(told)
+        sender.close(0.2)
+        assert time.monotonic() - begun < 5.0  # each answer is waited for a second
+        assert sender.losses() == {"call_not_told": 1000 - 512}
+
+
+def test_one_that_goes_away_is_not_asked_for_each_call(serving: Serving) -> None:
+    sender = CallSender(serving.page_url, "we")
+    where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
+    first = call(1, server=where)
+    sender.began(first.key, Underway(where))
+    wait_until(lambda: sender._watched, 10, "the servers that it watches")
+    sender._url = f"http://127.0.0.1:{free_port()}"
+    sender.ended(first)
+    wait_until(lambda: sender.losses() == {"call_not_told": 1}, 10, "its loss")
+    second = call(2, server=where)
+    sender.began(second.key, Underway(where))
+    sender.ended(second)
+    sender.close(5.0)
+    assert sender.losses() == {"call_not_told": 1}
+
+
+# -- who is listened to -----------------------------------------------------------------------------------------------
+
+
+def post(serving: Serving, body: bytes, **headers: str) -> int:
+    """The status of the answer; 0 where it hung up on what it would not read."""
+    connection = http.client.HTTPConnection(urlsplit(serving.page_url).netloc, timeout=10)
+    sent = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    with contextlib.closing(connection):
+        try:
+            connection.request("POST", "/calls.json", body, sent)
+            return connection.getresponse().status
+        except ConnectionError:
+            return 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 204),
+        ({"Content_Type": "application/json; charset=utf-8"}, 204),
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content_Length": "-1"}, 411),
+        ({"Content_Length": "x"}, 411),
+        ({"Content_Length": "9" * 5000}, 413),
+        ({"Content_Length": str(LARGEST + 1)}, 413),
+    ],
+)
+def test_web_sites_and_the_too_long_are_refused(serving: Serving, headers: dict[str, str], status: int) -> None:
+    assert post(serving, write([], []), **headers) in ({status} if status < 400 else {status, 0})
+
+
+def document(**changes: Any) -> bytes:
+    message = json.loads(write([], [call(1)]))
+    message["calls"][0].update(changes)
+    return json.dumps(message).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\xff", b"[]", b"{}", b"null", b"[" * 30000, b"9" * 30000, b'{"servers":[],"calls":{}}',
+        b'{"servers":[["x"]],"calls":[]}', b'{"servers":[[1,1]],"calls":[]}', b'{"servers":[["",1]],"calls":[]}',
+        b'{"servers":[["x",1.5]],"calls":[]}', json.dumps({"servers": [["x", 1]] * (MOST + 1), "calls": []}).encode(),
+        document(more=1), document(outcome="fine"), document(outcome=[]), document(operation=[]), document(slot=True),
+        document(started_at=float("nan")), document(ended_at=float("inf")), document(ended_at=0), document(tasks=0),
+        document(tasks=2**80), document(prefill_s=-1), document(span="0" * 16), document(span="G" * 16),
+        document(trace="1"), document(trace=None), document(server=["x" * 300, 1]), document(server="x"),
+    ],
+)  # fmt: skip
+def test_what_is_no_news_is_refused(serving: Serving, body: bytes) -> None:
+    assert post(serving, body) == 400
+
+
+def test_a_flood_costs_nobody_his_spans(serving: Serving, sink: OtlpSink) -> None:
+    """The most expensive calls that we know, as many as are taken."""
+    where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
+    before = serving.resident_mib()
+    rows = len(serving.records())
+    statuses: set[int] = set()
+    flood = [call(number, server=where, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MOST)]
+    body = write([("127.0.0.1", where.port)], flood)
+    end = time.monotonic() + 3.0
+    asked = [
+        subprocess.Popen(
+            ["curl", "-s", "-o", "/dev/null", "-d", '{"prompt":"x","n_predict":4}', f"{serving.url}/completion"]
+        )
+        for _ in range(4)
+    ]
+    while time.monotonic() < end:
+        statuses.add(post(serving, body))
+    assert statuses == {204, 429}
+    assert [process.wait(20) for process in asked] == [0] * 4
+    wait_until(lambda: len(serving.records()) == rows + 4, 10, "the requests' rows")
+    assert serving.resident_mib() < before + 64
+    time.sleep(1.1)  # what is taken is counted by the second
+    test_a_scripts_call_and_the_servers_request_are_one_trace(serving, sink)
+
+
+# -- the message, and the joiner --------------------------------------------------------------------------------------
+
+
+def test_a_message_holds_what_tells_calls_apart_and_no_text() -> None:
+    told = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=BEGAN)
+    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [told] * MOST)
+    assert b"secret" not in body
+    assert len(body) < LARGEST
+    places, calls = read(body)
+    assert places == [("127.0.0.1", 8090), ("/a/socket", None)]
+    assert len(calls) == MOST
+    about = get_current_span(calls[0].span).get_span_context()  # type: ignore[arg-type]
+    assert (about.trace_id, about.span_id, about.is_remote, about.trace_flags.sampled) == (7, 4, True, True)
+    same: dict[str, Any] = {
+        "key": 0,
+        "span": 0,
+        "response_model": None,
+        "error_type": None,
+        "chunk_gaps": (),
+        "elsewhere": True,
+    }
+    same |= {"server": ServerInfo("127.0.0.1", 8090)}
+    assert dataclasses.replace(calls[0], key=0, span=0) == dataclasses.replace(told, **same)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([*json.loads(document())["calls"][0]]), JSON)
+def test_no_value_breaks_the_reader(field: str, value: Any) -> None:
+    with contextlib.suppress(BadNews):
+        for read_call in read(document(**{field: value}))[1]:
+            assert isinstance(read_call, ClientCall)
+
+
+def test_requests_wait_a_second_for_calls_that_are_expected_and_only_at_their_server() -> None:
+    now = BEGAN + 1.51
+    joiner = Joiner(lambda: now)
+    joiner.expect(("127.0.0.1", 8090), 10.0)
+    joiner.completed(completion(task=1))
+    joiner.completed(completion(task=2, server=ServerInfo("127.0.0.1", 8091)))
+    assert [done.task for done, _ in joiner.due()] == [2]
+    now += 0.5
+    told = call(1, elsewhere=True)
+    joiner.ended(told)
+    now += 0.2
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=told))]
+    joiner.completed(completion(task=3))
+    now += 1.1
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(3, Origin())]
+    now += 10.0
+    joiner.completed(completion(task=4))
+    assert [done.task for done, _ in joiner.due()] == [4]
+
+
+def test_late_news_takes_no_other_request_for_its_own() -> None:
+    """Its own was written before anybody said that calls are to be expected."""
+    now = BEGAN + 1.51
+    joiner = Joiner(lambda: now)
+    joiner.completed(completion(task=1))
+    assert len(list(joiner.due())) == 1
+    joiner.expect(("127.0.0.1", 8090), 10.0)
+    joiner.completed(completion(task=2, slot=3))
+    told = call(1, elsewhere=True)
+    joiner.ended(told)
+    now += 2.0
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(2, Origin(candidates=(told,)))]
+
+
+def test_only_so_many_calls_of_others_wait() -> None:
+    joiner = Joiner()
+    taken = [joiner.ended(call(number, elsewhere=True)) for number in range(100)]
+    assert taken.count(True) == 64
+    assert joiner.ended(call(1))
