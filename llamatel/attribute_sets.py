@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReade
 
 LIMIT = 1 << 16
 """Of one instrument: 4,096 servers with 16 slots each. Beyond that the SDK sums up what is new."""
-_SPARE = 1000
+_SPARE = 200
 """So many are kept though nothing is told of them: a server that is down for a while keeps its counters' start."""
 _NEEDED = ("_instrument_view_instrument_matches", "_instrument_class_temporality")
 """Where the SDK of 2025 and 2026 keeps them."""

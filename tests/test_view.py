@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
+from llamatel.cli.session import columns
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.tally import Distribution, Tally
 from llamatel.view import (
@@ -222,3 +223,17 @@ def test_percentiles() -> None:
 )
 def test_glyphs_fit_the_encoding(encoding: str | None, glyphs: Glyphs) -> None:
     assert glyphs_for(encoding) is glyphs
+
+
+def test_what_strangers_name_cannot_move_the_cursor() -> None:
+    hostile = dataclasses.replace(
+        OK,
+        server=ServerInfo("h", 1, "\x1b[2Jm"),
+        outcome=Outcome.ERROR,
+        prompt_computed=None,
+        error="\x1b]0;x\x07 broken",
+    )
+    shown = (waterfall(hostile), request_line(hostile, cut=False), *columns({"server": "http://h:1 \x1b[2J"}))
+    assert not [text.plain for text in shown if "\x1b" in text.plain or "\x07" in text.plain]
+    assert "broken" in shown[0].plain
+    assert "broken" in shown[1].plain

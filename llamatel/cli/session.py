@@ -23,10 +23,13 @@ from llamatel.runtime import Runtime
 from llamatel.settings import Settings
 from llamatel.sinks import JsonLines, Sink
 from llamatel.view import glyphs_for, request_header, request_line
+from llamatel.view.page import printable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LONGEST_VALUE = 2000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,5 +149,9 @@ def otlp_line(settings: Settings) -> str:
 
 
 def columns(lines: Mapping[str, str | None]) -> list[Text]:
-    """Names and values in two columns; a value of None is left out."""
-    return [Text().append(f"  {name:12}", "dim").append(value) for name, value in lines.items() if value is not None]
+    """Names and values in two columns; a value of None is left out. Values may be a stranger's: a model's name."""
+    return [
+        Text().append(f"  {name:12}", "dim").append(printable(value, _LONGEST_VALUE))
+        for name, value in lines.items()
+        if value is not None
+    ]

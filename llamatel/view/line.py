@@ -10,11 +10,13 @@ from llamatel.records import Completion, Outcome
 from llamatel.view.bar import phase_bar
 from llamatel.view.figures import count, rate, seconds
 from llamatel.view.glyphs import OUTCOME_STYLES, STYLES, UNICODE, Glyphs
+from llamatel.view.page import printable
 
 # time 8, outcome 12, took 7, in 5, (cached) 7, arrow 1, out 4, tok/s 5, and a space behind each
 _COLUMNS = 57
 _BAR_AT_LEAST = 8
 _BAR_AT_MOST = 48
+_LONGEST_ERROR = 2000
 _OUTCOME = max(len(outcome.value) for outcome in Outcome)
 
 
@@ -46,7 +48,7 @@ def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICO
     line.append(f" {seconds(completion.duration_s, glyphs):>7} ", "default")
     if completion.error is not None and completion.prompt_computed is None:
         room = max(width - line.cell_len, _BAR_AT_LEAST)
-        text = " ".join(completion.error.split())
+        text = printable(" ".join(completion.error.split()), _LONGEST_ERROR)
         if cut and len(text) > room:
             text = text[: room - 1] + glyphs.ellipsis
         return line.append(text, OUTCOME_STYLES[outcome])

@@ -9,9 +9,11 @@ from rich.text import Text
 from llamatel.records import Completion
 from llamatel.view.figures import exact, plural, rate, seconds
 from llamatel.view.glyphs import OUTCOME_STYLES, STYLES, UNICODE, Glyphs
+from llamatel.view.page import printable
 
 _NAME = 16
 _TOOK = 8
+_LONGEST_ERROR = 2000
 
 
 def _spans(completion: Completion) -> list[tuple[str, float, float]]:
@@ -71,7 +73,7 @@ def waterfall(
         for line in textwrap.wrap(content, width):
             text.append(f"\n{line}", style)
 
-    row("span", completion.server.model or "request", 0.0, total)
+    row("span", printable(completion.server.model or "request"), 0.0, total)
     for name, start, end in _spans(completion):
         row(name, f"  {name}", start, end)
 
@@ -79,5 +81,5 @@ def waterfall(
     if facts:
         wrapped(", ".join(facts), "dim")
     if completion.error is not None:
-        wrapped(completion.error, OUTCOME_STYLES[completion.outcome.value])
+        wrapped(printable(completion.error, _LONGEST_ERROR), OUTCOME_STYLES[completion.outcome.value])
     return text
