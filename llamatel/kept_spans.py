@@ -23,6 +23,8 @@ class KeptSpan:
     ended_at: float
     failed: bool
     attributes: Mapping[str, object]
+    linked: frozenset[str] = frozenset()
+    """Other traces that its links name."""
 
 
 class KeptSpans(SpanProcessor):
@@ -38,12 +40,17 @@ class KeptSpans(SpanProcessor):
             self._spans.append(span)
 
     def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
-        """The spans of a trace by their start, or of the one that ended last; empty if none is there."""
+        """The spans of a trace by their start, or of the one that ended last; empty if none is there.
+
+        What links to a trace that is kept, as a server's request does to the call that it may belong to, is never it.
+        """
         with self._lock:
             spans = list(self._spans)
         kept = [_kept(span) for span in spans]
         if trace_id is None and kept:
-            trace_id = max(kept, key=lambda span: span.ended_at).trace_id
+            known = {span.trace_id for span in kept}
+            follows = {span.trace_id for span in kept if span.linked & known}
+            trace_id = max(kept, key=lambda span: (span.trace_id not in follows, span.ended_at)).trace_id
         return tuple(sorted((span for span in kept if span.trace_id == trace_id), key=_place))
 
 
@@ -53,8 +60,9 @@ def _place(span: KeptSpan) -> tuple[float, float]:
 
 def _kept(span: ReadableSpan) -> KeptSpan:
     context = span.get_span_context()
+    trace_id = f"{context.trace_id:032x}" if context is not None else ""
     return KeptSpan(
-        trace_id=f"{context.trace_id:032x}" if context is not None else "",
+        trace_id=trace_id,
         span_id=context.span_id if context is not None else 0,
         parent_id=span.parent.span_id if span.parent is not None else None,
         name=span.name,
@@ -63,6 +71,7 @@ def _kept(span: ReadableSpan) -> KeptSpan:
         ended_at=(span.end_time or 0) / 1e9,
         failed=not span.status.is_ok,
         attributes=dict(span.attributes or {}),
+        linked=frozenset(f"{link.context.trace_id:032x}" for link in span.links) - {trace_id},
     )
 
 

@@ -134,7 +134,11 @@ def last_trace() -> Trace:
     running = _running()
     kept = running.pipeline.kept_spans
     if kept is None:
-        raise UsageError("no spans are kept: say so to llamatel.init(keep_traces=True)")
+        raise UsageError(
+            "no spans are kept: say so to llamatel.init(keep_traces=True)"
+            if not running.settings.keep_spans
+            else "no spans are kept: they go to the tracer provider that this process had before llamatel.init()"
+        )
     spans = kept.trace()
     if not spans:
         raise UsageError("no trace has ended yet")

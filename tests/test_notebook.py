@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import llamatel
 from llamatel import notebook, runtime
 from llamatel.errors import UsageError
 from llamatel.kept_spans import KeptSpans, in_order
-from llamatel.llama import ServerManager, parse_gguf_header
+from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.results import Usage
 from llamatel.model import shape_from_gguf
 from llamatel.plan import ServerSettings, cache_plan
@@ -36,22 +35,26 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model: Path) -> Iterator[dict[str, Any]]:
-    """A run of three requests below a workflow with a hostile name: its trace, its report."""
-    patch = pytest.MonkeyPatch()
-    without_settings(patch)
-    llamatel.init(service_name=HOSTILE, keep_traces=True, metrics_addr="none")
+def run(tiny_model: Path) -> dict[str, Any]:
+    """A run of three requests below a workflow with a hostile name: its trace, its report. It is over."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_settings(patch)
+        running = llamatel.init(service_name=HOSTILE, keep_traces=True, metrics_addr="none")
+        try:
+            return run_three_requests(tiny_model, running)
+        finally:
+            llamatel.shutdown()
+
+
+def run_three_requests(model: Path, running: runtime.Runtime) -> dict[str, Any]:
+    @llamatel.workflow(name=HOSTILE)
+    def work() -> None:
+        with llamatel.span("inner"):
+            pass
+
     with ServerManager(backend="xllamacpp") as server:
-        server.start_server(tiny_model, ctx_size=1024, n_parallel=2, port=0, alias=HOSTILE, extra_args=["-t", "1"])
+        server.start_server(model, ctx_size=1024, n_parallel=2, port=0, alias=HOSTILE, extra_args=["-t", "1"])
         server.wait_until_ready(120)
-        running = runtime.current()
-        assert running is not None
-
-        @llamatel.workflow(name=HOSTILE)
-        def work() -> None:
-            with llamatel.span("inner"):
-                pass
-
         for tokens in (2, 30, 8):
             assert ask(server.base_url, tokens) == 200
             running.observer.snapshot()
@@ -59,9 +62,46 @@ def run(tiny_model: Path) -> Iterator[dict[str, Any]]:
         served = llamatel.report()
         work()
         trace = llamatel.last_trace()
-        yield {"report": served, "trace": trace, "later": llamatel.report()}
-    llamatel.shutdown()
-    patch.undo()
+        with LlamaCppClient(server.base_url) as client:
+            with llamatel.span("asks"):
+                client.complete("x", n_predict=5, ignore_eos=True)
+            asked = llamatel.last_trace()
+            with llamatel.span("leaves"), client.complete("x", n_predict=900, ignore_eos=True, stream=True) as stream:
+                next(stream)
+            return {"report": served, "trace": trace, "asked": asked, "left": until_linked(running)}
+
+
+def until_linked(running: runtime.Runtime) -> notebook.Trace:
+    """The last trace, once the server's side of a stream that was left is there too."""
+    kept = running.pipeline.kept_spans
+    assert kept is not None
+    end = time.monotonic() + 10
+    while not any(span.links for span in list(kept._spans)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return llamatel.last_trace()
+
+
+def test_a_call_and_its_server_are_drawn_once(run: dict[str, Any]) -> None:
+    names = [(row.name, row.depth) for row in bars(run["asked"].spans) if row.name != "queue"]
+    server = f"generate_content {HOSTILE}"
+    assert names == [("asks", 0), ("text_completion", 1), (server, 2), ("prefill", 3), ("decode", 3)]
+    # The spans themselves are all there.
+    assert [span.name for span in run["asked"].spans].count("decode") == 2
+
+
+def test_what_was_asked_and_left_is_the_last_trace_and_not_the_request_at_the_server(run: dict[str, Any]) -> None:
+    assert [row.name for row in bars(run["left"].spans)][:2] == ["leaves", "text_completion"]
+
+
+def test_an_applications_own_provider_keeps_its_spans_and_that_is_said() -> None:
+    program = (
+        "import llamatel; from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider\n"
+        "trace.set_tracer_provider(TracerProvider()); llamatel.init(metrics_addr='none', keep_traces=True)\n"
+        "try:\n    llamatel.last_trace()\nexcept llamatel.LlamatelError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "the tracer provider that this process had" in done.stdout, done.stderr
 
 
 def test_the_last_trace_is_the_one_that_ended_last(run: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ _ROWS = 200
 """Spans that are drawn at most."""
 _NAME = 34
 _TOOK = 8
+_PARTS = ("queue", "prefill", "decode")
 COLOURS = {"queue": "#d6a100", "prefill": "#1f9aa8", "decode": "#2e9e4f", "span": "#6b7a90", "failed": "#c8372d"}
 """Of bars, in HTML and pictures; readable on white and on black."""
 
@@ -34,10 +35,18 @@ class Bar:
     facts: str
 
 
+def _once(spans: Sequence[KeptSpan]) -> list[KeptSpan]:
+    """Without the parts of a call that its server's span has, too: what the server says of them is exact."""
+    servers = {span.span_id: span.parent_id for span in spans if span.kind == "SERVER"}
+    known = {(servers[span.parent_id], span.name) for span in spans if span.parent_id in servers}
+    return [span for span in spans if span.name not in _PARTS or (span.parent_id, span.name) not in known]
+
+
 def bars(spans: Sequence[KeptSpan]) -> list[Bar]:
-    """The rows of a trace, parents before their children."""
+    """The rows of a trace, parents before their children; each part of a request once."""
     if not spans:
         return []
+    spans = _once(spans)
     begin = min(span.started_at for span in spans)
     return [
         Bar(
