@@ -23,11 +23,11 @@ def running(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     llamatel.shutdown()
 
 
-def get(running: Runtime, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
+def get(running: Runtime, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], str]:
     assert running.pipeline.metrics_url is not None
     url = running.pipeline.metrics_url.replace("0.0.0.0", "127.0.0.1").removesuffix("/metrics") + path  # noqa: S104
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.read().decode()
     except HTTPError as error:
         return error.code, dict(error.headers), error.read().decode()
@@ -116,3 +116,18 @@ def test_with_a_token_it_is_shown_to_who_has_it(running: Runtime) -> None:
 )
 def test_what_loopback_is(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("running", [{"page_token": "s3cret é"}, {"metrics_addr": "0.0.0.0:0"}], indirect=True)
+def test_calls_are_told_under_the_pages_own_rules(running: Runtime) -> None:
+    refused = 401 if running.settings.page_token else 403
+    assert get(running, "/servers.json")[0] == refused
+    told = {"Content-Type": "application/json"}
+    assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **told)[0] == refused
+    if running.settings.page_token:
+        token = base64.b64encode(b"any:" + "s3cret é".encode()).decode()
+        assert json.loads(get(running, "/servers.json", Authorization=f"Basic {token}")[2])["servers"] == []
+        told["Authorization"] = f"Basic {token}"
+        assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **told)[0] == 204
+    assert get(running, "/calls.json")[0] == 404
+    assert get(running, "/servers.json", b"{}")[0] == 404
