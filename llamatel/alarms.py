@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llamatel.gpu.offload import fell_back
-from llamatel.records import Completion, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, KvCacheState, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Alarms:
             completion = self._ended.popleft()
             history = self._history(completion.server)
             history.requests.append(completion)
-            if completion.outcome is Outcome.CONTEXT_FULL:
+            if completion.outcome is Outcome.CONTEXT_FULL and not completion.is_child:
                 failed[history] = failed.get(history, 0) + 1
         for state in snapshot.servers:
             history = self._history(state.server)
@@ -167,10 +167,13 @@ def _context_full(count: int, state: ServerSnapshot) -> str:
     pool = f" of {cache.capacity:,} tokens" if cache is not None and cache.capacity is not None else ""
     shared = f" that {len(state.slots)} slots share" if cache is not None and cache.unified and state.slots else ""
     what = "request" if count == 1 else "requests"
-    return (
-        f"{count} {what} failed as the KV pool{pool}{shared} was full: "
-        "raise -c, lower -np, or give each slot its own share with --no-kv-unified"
+    split = cache is not None and cache.unified is False
+    help_ = (
+        "raise -c, or lower -np"
+        if split
+        else "raise -c, lower -np, or give each slot its own share with --no-kv-unified"
     )
+    return f"{count} {what} failed as the KV pool{pool}{shared} was full: {help_}"
 
 
 def _conditions(state: ServerSnapshot, history: _History, now: float) -> Iterator[tuple[str, str]]:
@@ -237,7 +240,7 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
     while len(trend) > 1 and now - trend[0][0] > _TREND_S:
         trend.popleft()
     left = cache.capacity - cache.active
-    help_ = "raise -c, or lower -np" + (" or the requests' lengths" if cache.unified else "")
+    help_ = _room(state, cache)
     if left < HEADROOM * cache.capacity:
         yield "kv_headroom", f"the KV pool has {left:,} of {cache.capacity:,} tokens left for what runs: {help_}"
         return
@@ -250,6 +253,13 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
                 f"tokens left): {help_}"
             ),
         )
+
+
+def _room(state: ServerSnapshot, cache: KvCacheState) -> str:
+    """What makes room in the pool."""
+    if state.slots is not None and len(state.slots) == 1:
+        return "raise -c, or shorten prompts and answers"
+    return "raise -c, or lower -np" + (" or the requests' lengths" if cache.unified else "")
 
 
 def _growth(trend: deque[tuple[float, int]]) -> float:

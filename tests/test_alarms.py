@@ -75,9 +75,19 @@ def test_requests_that_a_full_pool_killed_are_counted() -> None:
     watch = Watch()
     for _ in range(4):
         watch.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL))
+    watch.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL, is_child=True))  # a further choice of one of them
     [alarm] = watch.look(0, kv_cache=pool(0, capacity=2048), slots=FOUR_SLOTS)
     assert alarm.text.startswith("4 requests failed as the KV pool of 2,048 tokens that 4 slots share was full")
     assert "--no-kv-unified" in alarm.text
+
+
+def test_the_flag_that_is_named_would_help() -> None:
+    [one_slot] = Watch().look(0, kv_cache=pool(950), slots=FOUR_SLOTS[:1])
+    assert one_slot.text.endswith("raise -c, or shorten prompts and answers")
+    split = Watch()
+    split.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL))
+    [alarm] = split.look(0, kv_cache=KvCacheState(capacity=2048, active=0, unified=False), slots=FOUR_SLOTS)
+    assert alarm.text == "1 request failed as the KV pool of 2,048 tokens was full: raise -c, or lower -np"
 
 
 def test_a_queue_that_stays() -> None:
