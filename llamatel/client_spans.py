@@ -21,6 +21,7 @@ from llamatel.llama.client.call import Call
 from llamatel.records import ClientCall, Outcome, ServerInfo
 from llamatel.spans import rate, unix_ns
 
+_NO_CONTENT = message_content.Wanted()
 _SHORTEST_S = 0.0001
 """Less is nothing that anyone waits for."""
 _SAME_MOMENT_S = 0.005
@@ -66,9 +67,9 @@ class ClientSpans:
         *,
         began: Callable[[object, Any], None],
         ended: Callable[[ClientCall], None],
-        content: bool = False,
+        content: message_content.Wanted = _NO_CONTENT,
     ) -> None:
-        """``content``: prompts and answers are written, too."""
+        """``content``: where prompts and answers are written, too."""
         self._tracer = tracer
         self._began = began
         self._ended = ended
@@ -87,9 +88,10 @@ class ClientSpans:
             start_time=unix_ns(call.started_at),
         )
         call.told = _Told(call, span, server)
-        if self._content and span.is_recording():
+        if self._content.on_events or (self._content.on_spans and span.is_recording()):
             call.output = []
-            span.set_attributes(message_content.asked(body))
+        if self._content.on_spans and span.is_recording():
+            span.set_attributes(message_content.as_text(message_content.asked(body)))
         self._began(call, call.told)
         headers: dict[str, str] = {}
         inject(headers, set_span_in_context(span))
@@ -104,13 +106,22 @@ class ClientSpans:
             self._write(call, record, told.span, context)
         told.span.end(unix_ns(record.ended_at))
         self._ended(record)
+        if self._content.on_events and record.generates:
+            self._tell(call, record, context)
+
+    def _tell(self, call: Call, record: ClientCall, context: Context) -> None:
+        body = call.request.body if isinstance(call.request.body, Mapping) else {}
+        about = {**_asked(record.operation, record.server), **_parameters(body), **_answered(call, record)}
+        told = {key: value for key, value in about.items() if value is not None and not key.startswith("llamacpp.")}
+        content = {**message_content.asked(body), **message_content.answered(call.output or ())}
+        message_content.emit({**told, **content}, context, unix_ns(record.ended_at))
 
     def _write(self, call: Call, record: ClientCall, span: Span, context: Context) -> None:
         span.set_attributes({key: value for key, value in _answered(call, record).items() if value is not None})
         if record.error_type is not None:
             span.set_status(Status(StatusCode.ERROR, _said(call.error)))
-        if call.output is not None:
-            span.set_attributes(message_content.answered(call.output))
+        if self._content.on_spans and call.output is not None:
+            span.set_attributes(message_content.as_text(message_content.answered(call.output)))
         for name, start, end, attributes in _phases(call, record):
             child = self._tracer.start_span(name, context=context, attributes=attributes, start_time=unix_ns(start))
             child.end(unix_ns(end))

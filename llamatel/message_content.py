@@ -1,7 +1,8 @@
 """Prompts and answers as the GenAI conventions write them; only where the environment asks for them (``VARIABLE``).
 
-Attributes are JSON text (docs/gen-ai/gen-ai-input-messages.json, gen-ai-output-messages.json). Each piece of text is
-cut to 8,192 characters, so that the JSON stays whole; images and audio are named, never written.
+On spans they are JSON text, on events the same structure as it is (docs/gen-ai/gen-ai-input-messages.json,
+gen-ai-output-messages.json). Each piece of text is cut to 8,192 characters, so that the JSON stays whole; images and
+audio are named, never written.
 """
 
 from __future__ import annotations
@@ -9,45 +10,87 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from opentelemetry import _logs
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.context import Context
 
 _log = logging.getLogger(__name__)
 
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 LONGEST = 8192
+EVENT = "gen_ai.client.inference.operation.details"
 _MOST_MESSAGES = 64
 
 
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Whether content goes on spans. Events are not written: what asks for them alone gets nothing, and is told so."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where content goes."""
+
+    on_spans: bool = False
+    on_events: bool = False
+
+
+_VALUES = {
+    "": Wanted(),
+    "NO_CONTENT": Wanted(),
+    "SPAN_ONLY": Wanted(on_spans=True),
+    "EVENT_ONLY": Wanted(on_events=True),
+    "SPAN_AND_EVENT": Wanted(on_spans=True, on_events=True),
+}
+
+
+def wanted(environ: Mapping[str, str]) -> Wanted:
+    """Where the environment wants content; nowhere, and a warning, for a value that is none."""
     value = environ.get(VARIABLE, "").strip().upper()
-    if value in ("SPAN_ONLY", "SPAN_AND_EVENT"):
-        return True
-    if value not in ("", "NO_CONTENT"):
-        _log.warning("%s=%s writes no content here: SPAN_ONLY does", VARIABLE, value)
-    return False
+    if value not in _VALUES:
+        _log.warning("%s=%s writes no content: SPAN_ONLY, EVENT_ONLY and SPAN_AND_EVENT do", VARIABLE, value)
+    found = _VALUES.get(value, Wanted())
+    if found.on_events and type(_logs.get_logger_provider()).__name__ == "ProxyLoggerProvider":
+        _log.warning("%s=%s: events go nowhere until the application sets a logger provider", VARIABLE, value)
+    return found
 
 
-def asked(body: Mapping[str, Any]) -> dict[str, str]:
+def emit(attributes: Mapping[str, Any], context: Context, at_ns: int) -> None:
+    """Write the event of a call, below its span, to the process's logger provider."""
+    _logs.get_logger("llamatel").emit(
+        LogRecord(
+            timestamp=at_ns,
+            context=context,
+            severity_number=SeverityNumber.DEBUG,  # as the conventions have it
+            event_name=EVENT,
+            attributes=dict(attributes),
+        )
+    )
+
+
+def as_text(content: Mapping[str, Any]) -> dict[str, str]:
+    """Content as a span has it."""
+    return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in content.items()}
+
+
+def asked(body: Mapping[str, Any]) -> dict[str, Any]:
     """What a request holds: messages, or its prompt as one; instructions that are given apart; tools."""
-    attributes: dict[str, str] = {}
+    attributes: dict[str, Any] = {}
     apart = body.get("system", body.get("instructions"))
     if apart:
-        attributes["gen_ai.system_instructions"] = _json(list(_parts(apart)))
+        attributes["gen_ai.system_instructions"] = list(_parts(apart))
     given = body.get("messages", body.get("input", body.get("prompt", body.get("query"))))
     if isinstance(given, list) and all(isinstance(one, Mapping) for one in given):
         messages = [_message(one) for one in given[-_MOST_MESSAGES:]]
     else:
         messages = [] if given is None else [{"role": "user", "parts": list(_parts(given))}]
     if messages:
-        attributes["gen_ai.input.messages"] = _json(messages)
+        attributes["gen_ai.input.messages"] = messages
     tools = body.get("tools")
     if isinstance(tools, (list, tuple)) and tools:
-        attributes["gen_ai.tool.definitions"] = _json([_tool(one) for one in tools if isinstance(one, Mapping)])
+        attributes["gen_ai.tool.definitions"] = [_tool(one) for one in tools if isinstance(one, Mapping)]
     return attributes
 
 
-def answered(documents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def answered(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the model said: one message for each choice."""
     said: dict[int, _Said] = {}
     for document in documents:
@@ -56,7 +99,7 @@ def answered(documents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             one.add(piece)
             one.reason = reason or one.reason
     messages = [one.message() for _, one in sorted(said.items()) if not one.empty]
-    return {"gen_ai.output.messages": _json(messages)} if messages else {}
+    return {"gen_ai.output.messages": messages} if messages else {}
 
 
 class _Said:
@@ -87,7 +130,7 @@ class _Said:
             {"type": kind, "content": _cut(text)} for kind, text in self._text.items() if text
         ]
         for _, call in sorted(self._calls.items()):
-            told = {**call, "arguments": _cut(call["arguments"])}
+            told = {**call, "arguments": _arguments(call["arguments"])}
             parts.append({"type": "tool_call", **{key: value for key, value in told.items() if value}})
         return {"role": "assistant", "parts": parts, "finish_reason": self.reason or "unknown"}
 
@@ -132,7 +175,7 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     for call in given.get("tool_calls") or ():
         function = call.get("function") or {}
         part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
-        parts.append({**part, "arguments": _cut(function.get("arguments"))})
+        parts.append({**part, "arguments": _arguments(function.get("arguments"))})
     return {"role": role, "parts": parts}
 
 
@@ -164,5 +207,11 @@ def _cut(value: Any) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _arguments(given: Any) -> Any:
+    """Of a call of a tool: an object, as the conventions want it, where they are one that is complete and not cut."""
+    text = _cut(given)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text

@@ -215,7 +215,9 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
     return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
 
 
-def _client_spans(tracer: trace.Tracer, observer: Observer, told: CallSender | None, *, content: bool) -> ClientSpans:
+def _client_spans(
+    tracer: trace.Tracer, observer: Observer, told: CallSender | None, *, content: message_content.Wanted
+) -> ClientSpans:
     """What listens to calls, and hands them on to the observer and to a llamatel elsewhere."""
     if told is None:
         return ClientSpans(tracer, began=observer.call_began, ended=observer.submit, content=content)

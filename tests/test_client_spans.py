@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import _logs
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -25,6 +28,7 @@ from llamatel.instruments import Instruments
 from llamatel.joining import Origin
 from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
 from llamatel.llama.client import call as calls
+from llamatel.message_content import Wanted
 from llamatel.metrics import METRICS, table
 from llamatel.observer import Observer
 from llamatel.records import ClientCall, Outcome
@@ -42,7 +46,7 @@ FLAGS = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
 class Joined(Recording):
     """A client's and a server's telemetry, put together as ``init`` does, with spans and samples kept."""
 
-    def __init__(self, server: ServerManager | None, *, content: bool = False, latest: bool = False) -> None:
+    def __init__(self, server: ServerManager | None, *, content: Wanted = Wanted(), latest: bool = False) -> None:  # noqa: B008
         super().__init__()
         self.calls: list[ClientCall] = []
         self.samples: list[Any] = []
@@ -215,7 +219,7 @@ def test_a_call_is_one_trace_from_the_task_to_the_servers_decode(
 def test_names_and_types_are_those_of_the_conventions(
     server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool
 ) -> None:
-    joined = listen(server, content=True, latest=latest)
+    joined = listen(server, content=Wanted(on_spans=True), latest=latest)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     everything: dict[str, Any] = {
         "model": "m", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "frequency_penalty": 0.1,
@@ -357,11 +361,20 @@ def test_telemetry_that_fails_does_not_end_a_call(client: LlamaCppClient, caplog
 
 @pytest.mark.parametrize(
     ("value", "wanted", "warned"),
-    [("", False, 0), ("NO_CONTENT", False, 0), ("span_only", True, 0), ("SPAN_AND_EVENT", True, 0), ("true", False, 1),
-     ("EVENT_ONLY", False, 1)],
-)  # fmt: skip
-def test_content_is_for_those_who_ask(value: str, wanted: bool, warned: int, caplog: pytest.LogCaptureFixture) -> None:
-    assert message_content.wanted({message_content.VARIABLE: value}) is wanted
+    [
+        ("", Wanted(), 0),
+        ("NO_CONTENT", Wanted(), 0),
+        ("span_only", Wanted(on_spans=True), 0),
+        ("true", Wanted(), 1),
+        # Without a logger provider events go nowhere, and that is said.
+        ("SPAN_AND_EVENT", Wanted(on_spans=True, on_events=True), 1),
+        ("EVENT_ONLY", Wanted(on_events=True), 1),
+    ],
+)
+def test_content_is_for_those_who_ask(
+    value: str, wanted: Wanted, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert message_content.wanted({message_content.VARIABLE: value}) == wanted
     assert len(caplog.records) == warned
 
 
@@ -375,7 +388,7 @@ def test_without_being_asked_no_text_is_written(client: LlamaCppClient, listen: 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_content_is_json_by_the_conventions(client: LlamaCppClient, listen: Listen, streamed: bool) -> None:
-    joined = listen(None, content=True)
+    joined = listen(None, content=Wanted(on_spans=True))
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "w" * 20}]},
@@ -397,9 +410,9 @@ def test_content_is_json_by_the_conventions(client: LlamaCppClient, listen: List
 
 def test_long_content_is_cut_and_still_json() -> None:
     told = message_content.asked({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
-    [message] = json.loads(told["gen_ai.input.messages"])
+    [message] = json.loads(message_content.as_text(told)["gen_ai.input.messages"])
     assert len(message["parts"][0]["content"]) == message_content.LONGEST
-    assert len(json.loads(told["gen_ai.system_instructions"])[0]["content"]) == message_content.LONGEST
+    assert len(told["gen_ai.system_instructions"][0]["content"]) == message_content.LONGEST
 
 
 def test_tool_calls_and_images_in_content() -> None:
@@ -410,18 +423,49 @@ def test_tool_calls_and_images_in_content() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
     ]
-    given = json.loads(message_content.asked({"messages": messages})["gen_ai.input.messages"])
+    given = message_content.asked({"messages": messages})["gen_ai.input.messages"]
     assert "AAAA" not in str(given)
     assert given[0]["parts"] == [{"type": "blob", "modality": "image", "content": ""}]
-    assert given[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": '{"a":1}'}]
+    assert given[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
     assert given[2]["parts"] == [{"type": "tool_call_response", "id": "c1", "response": "42"}]
     pieces = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": part}} for part in ('{"a"', ":1}")]
     pieces[1].pop("id")
     pieces[1]["function"] = {"arguments": ":1}"}
     documents = [{"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]} for piece in pieces]
     documents.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
-    [answer] = json.loads(message_content.answered(documents)["gen_ai.output.messages"])
-    assert answer["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": '{"a":1}'}]
+    [answer] = message_content.answered(documents)["gen_ai.output.messages"]
+    assert answer["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
+    # What is no object, or not a whole one, stays the text that it is.
+    call["function"] = {"name": "f", "arguments": '{"a":'}
+    given = message_content.asked({"messages": messages})["gen_ai.input.messages"]
+    assert given[1]["parts"][0]["arguments"] == '{"a":'
+
+
+def test_content_as_an_event_below_the_calls_span(
+    client: LlamaCppClient, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    monkeypatch.setattr(_logs, "get_logger", provider.get_logger)
+    joined = listen(None, content=Wanted(on_events=True))
+    said = client.chat.completions.create(HELLO, max_tokens=5, ignore_eos=True, temperature=0)
+    with pytest.raises(RequestError):
+        client.embeddings.create("x")
+    provider.shutdown()
+    [record] = [one.log_record for one in exporter.get_finished_logs()]
+    span = joined.of_kind(SpanKind.CLIENT)[0]
+    assert span.context is not None
+    assert (record.event_name, record.span_id) == (message_content.EVENT, span.context.span_id)
+    told = dict(record.attributes or {})
+    content = said.choices[0].message.content
+    assert [dict(message) for message in told.pop("gen_ai.output.messages")] == [  # type: ignore[union-attr,arg-type]
+        {"role": "assistant", "parts": ({"type": "text", "content": content},), "finish_reason": "length"}
+    ]
+    assert "Hello" in str(told.pop("gen_ai.input.messages"))
+    # Its other attributes are the span's; the span itself has no content.
+    assert told == {name: value for name, value in attributes(span).items() if name in genai_conventions.ATTRIBUTES}
+    assert "messages" not in str(attributes(span).keys())
 
 
 # -- one trace, and never a wrong one ---------------------------------------------------------------------------------
