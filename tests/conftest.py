@@ -88,9 +88,9 @@ def promtool(request: pytest.FixtureRequest) -> Path:
     return _get(request, lambda: prometheus_program("promtool"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """A headless Chromium."""
+    """A headless Chromium. While it is there, this thread has a running event loop: for no longer than a module."""
     from playwright.sync_api import sync_playwright
 
     path = _get(request, chromium_program)

@@ -33,11 +33,11 @@ def environment() -> dict[str, str]:
 class Running:
     """A verb that runs, with its output in files."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*LLAMATEL, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment()
+                [*LLAMATEL, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment() | variables
             )
 
     def wait_for(self, pattern: str) -> str:
@@ -286,8 +286,9 @@ def test_attach_watches_several_servers_and_traces_what_it_sees_of_them(
         unmanaged(llama_server_binary, tmp_path, *model) as second,
     ):
         watching = Running(
-            tmp_path, "attach", first.url, second.url, "--interval", "0.05", "--otlp-endpoint", otlp_sink.endpoint
-        )
+            tmp_path, "attach", first.url, second.url, "--interval", "0.05", "--otlp-endpoint", otlp_sink.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+        )  # fmt: skip
         started.append(watching)
         metrics = watching.wait_for(r"metrics +(http://\S+)")
         watching.wait_for(r"(polling 2 servers)")

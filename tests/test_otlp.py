@@ -77,10 +77,8 @@ def test_requests_arrive_whole_at_a_real_collector(rotel: RotelAgent, otlp_sink:
     assert (ttft.kind, ttft.unit, ttft.temporality) == ("histogram", "s", "CUMULATIVE")
     [point] = ttft.points
     assert (point.count, point.sum, point.bounds) == (300, 225.0, table()["gen_ai.server.time_to_first_token"].buckets)
-    assert {p.attributes["outcome"]: p.value for p in metrics["llamacpp.requests"].points} == {
-        "ok": 300,
-        "context_full": 1,
-    }
+    outcomes = {p.attributes["outcome"]: p.value for p in metrics["llamacpp.requests"].points}
+    assert outcomes == {"ok": 300, "context_full": 1, "cancelled": 0, "error": 0}
     assert {p.attributes["type"]: p.value for p in metrics["llamacpp.tokens"].points} == {
         "input_computed": 300,
         "input_cached": 100,
