@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
 from llamatel.prometheus_names import prometheus_label, prometheus_name
-from llamatel.span_table import ATTRIBUTES, IN_PROCESS, OBSERVED, SPANS
+from llamatel.span_table import ATTRIBUTES, CLIENT, DECORATED, IN_PROCESS, OBSERVED, SPANS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _MADE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -65,15 +65,16 @@ def _buckets() -> str:
 def spans_page() -> str:
     """docs/spans.md."""
     spans = "\n".join(f"| `{row.name}` | {row.kind} | {_cell(row.help)} |" for row in SPANS)
-    attributes, in_process, observed = (
+    attributes, in_process, client, decorated, observed = (
         "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in rows)
-        for rows in (ATTRIBUTES, IN_PROCESS, OBSERVED)
+        for rows in (ATTRIBUTES, IN_PROCESS, CLIENT, DECORATED, OBSERVED)
     )
     return f"""# Spans
 
 {_MADE}
 Made from the table in [llamatel/span_table.py](../llamatel/span_table.py). The names are those of OpenTelemetry's GenAI
-conventions; what they have none for begins with `llamacpp.`. No text of prompts or answers is read or sent.
+conventions; what they have none for begins with `llamacpp.`. No text of prompts or answers is on them, unless you
+ask for it.
 
 | span | kind | what |
 | --- | --- | --- |
@@ -96,6 +97,24 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 | attribute | type, unit | what |
 | --- | --- | --- |
 {in_process}
+
+## And of a call of `LlamaCppClient`
+
+Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and `decode` of
+its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{client}
+
+## And of your own code
+
+`@llamatel.task` and `llamatel.span` write INTERNAL spans of the name you give, `@llamatel.workflow`
+`invoke_workflow NAME`.
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{decorated}
 
 ## And of a request that was only observed
 

@@ -16,7 +16,7 @@ class SpanRow:
 
 @dataclass(frozen=True, slots=True)
 class AttributeRow:
-    """One attribute of a request's SERVER span."""
+    """One attribute of a span."""
 
     name: str
     type: str
@@ -111,6 +111,67 @@ IN_PROCESS = (
     AttributeRow("llamacpp.model.context_length", "int, tokens", "What the model was made for."),
 )
 """What a call of llama-cpp-python has beside ``ATTRIBUTES``; it has no address, slot, task and queue."""
+
+CLIENT = (
+    AttributeRow("gen_ai.operation.name", "string", "chat, text_completion, embeddings or rerank."),
+    AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
+    AttributeRow("gen_ai.request.model", "string", "As given; absent where none was."),
+    AttributeRow("server.address", "string", "As the client was told."),
+    AttributeRow("server.port", "int", "The same."),
+    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "What is asked for is told where it was given."),
+    AttributeRow("gen_ai.request.temperature", "double", ""),
+    AttributeRow("gen_ai.request.top_p", "double", ""),
+    AttributeRow("gen_ai.request.top_k", "int", ""),
+    AttributeRow("gen_ai.request.frequency_penalty", "double", ""),
+    AttributeRow("gen_ai.request.presence_penalty", "double", ""),
+    AttributeRow("gen_ai.request.seed", "int", ""),
+    AttributeRow("gen_ai.request.stop_sequences", "string[]", ""),
+    AttributeRow("gen_ai.request.choice.count", "int", "Where it is not 1."),
+    AttributeRow("gen_ai.request.stream", "boolean", "True for a stream, else absent."),
+    AttributeRow("gen_ai.request.encoding_formats", "string[]", "Of embeddings."),
+    AttributeRow("gen_ai.embeddings.dimension.count", "int", "Of embeddings."),
+    AttributeRow("gen_ai.output.type", "string", "text or json, where a response format was given."),
+    AttributeRow("gen_ai.response.id", "string", "The response's own."),
+    AttributeRow("gen_ai.response.model", "string", "The model that answered."),
+    AttributeRow("gen_ai.response.finish_reasons", "string[]", "In the server's words: stop, length, tool_calls …"),
+    AttributeRow(
+        "gen_ai.response.time_to_first_chunk", "double, s", "Of a stream: to the first chunk that brings a token."
+    ),
+    AttributeRow("gen_ai.usage.input_tokens", "int, tokens", "Prompt, cached tokens included."),
+    AttributeRow("gen_ai.usage.output_tokens", "int, tokens", "Generated; absent for several choices at once."),
+    AttributeRow("gen_ai.usage.cache_read.input_tokens", "int, tokens", "Of the prompt, taken from the KV cache."),
+    AttributeRow(
+        "error.type",
+        "string",
+        "The server's own type of error (exceed_context_size_error …), connection_refused, connection_closed, "
+        "connection_timeout, broken_stream, timeout, bad_answer, or an exception's name; absent where nothing failed.",
+    ),
+    AttributeRow("llamacpp.outcome", "string", "ok, cancelled, error."),
+    AttributeRow("llamacpp.slot.id", "int", "The slot that served it, where the answer tells."),
+    AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "By the answer's timings, as the next four."),
+    AttributeRow("llamacpp.prefill.tokens_per_second", "double, tokens/s", ""),
+    AttributeRow("llamacpp.decode.tokens_per_second", "double, tokens/s", ""),
+    AttributeRow("llamacpp.draft.tokens", "int, tokens", "With speculative decoding."),
+    AttributeRow("llamacpp.draft.accepted_tokens", "int, tokens", "The same."),
+    AttributeRow("llamacpp.truncated", "boolean", "Whether llama.cpp cut the prompt or the answer."),
+    AttributeRow("gen_ai.input.messages", "string, JSON", "Only if asked for, as the next three."),
+    AttributeRow("gen_ai.output.messages", "string, JSON", ""),
+    AttributeRow("gen_ai.system_instructions", "string, JSON", ""),
+    AttributeRow("gen_ai.tool.definitions", "string, JSON", ""),
+)
+"""What a call of our client has."""
+
+DECORATED = (
+    AttributeRow("code.function.name", "string", "Module and name of the function; not of `span()`."),
+    AttributeRow("gen_ai.operation.name", "string", "invoke_workflow; of a workflow only."),
+    AttributeRow("gen_ai.workflow.name", "string", "Of a workflow only."),
+    AttributeRow("error.type", "string", "The exception's name; absent where none was raised."),
+    AttributeRow(
+        "llamatel.argument.NAME", "string, or as it is", "Only if asked for; numbers and truth stay what they are."
+    ),
+    AttributeRow("llamatel.result", "string, or as it is", "The same."),
+)
+"""What ``task``, ``workflow`` and ``span`` write, beside what they are given."""
 
 OBSERVED = (
     AttributeRow("llamacpp.observed", "string", "polling: nothing about this span's times is exact."),

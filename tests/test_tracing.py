@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import llamatel
 from llamatel import tracing
 from llamatel.errors import UsageError
+from llamatel.span_table import DECORATED
 from tests.recording import Recording
 
 
@@ -333,6 +334,23 @@ def test_arguments_and_results_only_when_asked_for(recorded: Recording) -> None:
     assert "llamatel.argument.prompt" not in two
     assert len(str(two["llamatel.result"])) < 200
     assert list(three) == ["code.function.name"]
+
+
+def test_the_table_names_what_spans_have(recorded: Recording) -> None:
+    @llamatel.workflow(arguments=True, result=True)
+    def whole(prompt: str, *, fails: bool = False) -> str:
+        if fails:
+            raise KeyError
+        return prompt
+
+    whole("p")
+    with pytest.raises(KeyError):
+        whole("p", fails=True)
+    found = {name for span in recorded.spans for name in span.attributes or {}}
+    arguments = {name for name in found if name.startswith("llamatel.argument.")}
+    assert arguments == {"llamatel.argument.prompt", "llamatel.argument.fails"}
+    assert found - arguments | {"llamatel.argument.NAME"} == {row.name for row in DECORATED}
+    assert {span.kind.name for span in recorded.spans} == {"INTERNAL"}
 
 
 def test_a_redaction_that_fails_costs_the_value_and_not_the_call(
