@@ -100,8 +100,8 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 
 ## And of a call of `LlamaCppClient`
 
-Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and `decode` of
-its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
+Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and
+`decode` of its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
 
 | attribute | type, unit | what |
 | --- | --- | --- |

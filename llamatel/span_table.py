@@ -166,9 +166,7 @@ DECORATED = (
     AttributeRow("gen_ai.operation.name", "string", "invoke_workflow; of a workflow only."),
     AttributeRow("gen_ai.workflow.name", "string", "Of a workflow only."),
     AttributeRow("error.type", "string", "The exception's name; absent where none was raised."),
-    AttributeRow(
-        "llamatel.argument.NAME", "string, or as it is", "Only if asked for; numbers and truth stay what they are."
-    ),
+    AttributeRow("llamatel.argument.NAME", "string, or as it is", "Only if asked for; numbers stay numbers."),
     AttributeRow("llamatel.result", "string, or as it is", "The same."),
 )
 """What ``task``, ``workflow`` and ``span`` write, beside what they are given."""

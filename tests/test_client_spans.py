@@ -247,10 +247,12 @@ def test_names_and_types_are_those_of_the_conventions(
     assert set(genai_conventions.ATTRIBUTES) - seen == set()
     types = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
     documented = {row.name: types[row.type.partition(",")[0]] for row in CLIENT}
-    found = {name: type(value) for span in joined.of_kind(SpanKind.CLIENT) for name, value in attributes(span).items()}
-    assert found.items() <= documented.items()
+    written = {
+        name: type(value) for span in joined.of_kind(SpanKind.CLIENT) for name, value in attributes(span).items()
+    }
+    assert written.items() <= documented.items()
     # This server drafts nothing.
-    assert documented.keys() - found.keys() == {"llamacpp.draft.tokens", "llamacpp.draft.accepted_tokens"}
+    assert documented.keys() - written.keys() == {"llamacpp.draft.tokens", "llamacpp.draft.accepted_tokens"}
     new = {name for name in seen if name.startswith("gen_ai.")} - genai_conventions.SHIPPED_ATTRIBUTES
     assert new == set()
     for span in clients:
