@@ -15,7 +15,7 @@ from llamatel.alarms import Alarm, Alarms, forget_the_gone
 from llamatel.records import Completion, DeviceSnapshot, Place, ServerInfo, ServerSnapshot, Snapshot
 from llamatel.tally import Tally
 
-VERSION = 1
+VERSION = 2
 """Of the document; a change that a reader has to know of counts it up."""
 
 _POINTS = 600
@@ -214,4 +214,5 @@ def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:
         "generated": completion.generated,
         "context_tokens": completion.context_tokens,
         "truncated": completion.truncated,
+        "bandwidth_utilization": None if completion.gpu is None else completion.gpu.bandwidth_utilization,
     }

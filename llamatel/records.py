@@ -293,6 +293,8 @@ class SlotState:
     prompt_cached: int | None = None
     decoded: int | None = None
     """Tokens generated so far by the request that it works on; None while it is idle."""
+    decode_rate: float | None = None
+    """Tokens a second of that request since the look before."""
 
 
 @dataclass(frozen=True, slots=True)

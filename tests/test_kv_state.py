@@ -261,6 +261,22 @@ def test_the_rate_of_requests_that_run_begin_and_end() -> None:
     assert rate.observe([SlotState(0, busy=False)], 50.0, 105.0) == 0.0
 
 
+def test_each_slot_has_the_rate_of_its_own_request() -> None:
+    rate = DecodeRate()
+
+    def paces(at: float, counted: float, *slots: SlotState) -> list[float | None]:
+        rate.observe(slots, counted, at)
+        return [slot.decode_rate for slot in rate.paced(slots)]
+
+    first, second = busy(1, 10), replace(busy(2, 5), id=1)
+    assert paces(100.0, 0.0, first, second) == [None, None]
+    assert paces(102.0, 0.0, replace(first, decoded=30), replace(second, decoded=6)) == [10.0, 0.5]
+    # Another request in a slot has no rate yet, an idle slot none at all.
+    assert paces(103.0, 30.0, busy(3, 7), SlotState(1, busy=False)) == [None, None]
+    # Nor is there one across another process's start, though its numbers begin anew.
+    assert paces(104.0, 1.0, busy(3, 9)) == [None]
+
+
 def test_a_request_that_ends_between_the_two_questions_counts_later_and_once() -> None:
     rate = DecodeRate()
     rate.observe([busy(1, 10)], 0.0, 1.0)

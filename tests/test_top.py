@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
 
+from llamatel.live import _request
+from llamatel.records import RequestGpu
+from llamatel.tally import Tally
 from llamatel.top.keys import split
-from llamatel.top.screen import Choices, plain_lines, screen
+from llamatel.top.screen import Choices, ordered, plain_lines, screen
 from llamatel.view.glyphs import ASCII
 from tests.attached import unmanaged
 from tests.load import Clients, completion, endless
 from tests.parts import wait_until
 from tests.parts.terminal import Terminal
+from tests.samples import completion as completion_record
 from tests.servers import without_settings
 from tests.serving import Serving
 
@@ -58,6 +67,11 @@ class Shown:
             self._stream.feed(self.terminal.text[self._fed :])
             self._fed = len(self.terminal.text)
         return list(self._screen.display)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.lines()
+        self.terminal.resize(columns, rows)
+        self._screen.resize(rows, columns)
 
     def until(self, found: Callable[[str], object]) -> str:
         return wait_until(lambda: text if found(text := "\n".join(self.lines())) else "", 30, "the screen")
@@ -101,12 +115,87 @@ def test_it_shows_slots_pool_and_requests_in_80_columns(serving: Serving, show: 
     assert shown.terminal.text.rindex("\x1b[?25h") > shown.terminal.text.rindex("\x1b[?25l")
 
 
-def test_ctrl_c_ends_it_tidily(serving: Serving, show: Callable[..., Shown]) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 128 + signal.SIGHUP)]
+)
+def test_a_signal_leaves_the_terminal_clean(
+    serving: Serving, show: Callable[..., Shown], number: signal.Signals, status: int
+) -> None:
     shown = show(serving.page_url)
+    before = shown.terminal.modes()
     shown.until(lambda text: "q quit" in text)
-    shown.terminal.press("\x03")
-    assert shown.terminal.wait() == 0
+    assert shown.terminal.modes() != before
+    if number is signal.SIGINT:
+        shown.terminal.press("\x03")
+    else:
+        shown.terminal.process.send_signal(number)
+    assert shown.terminal.wait() == status
     assert shown.terminal.text.rindex("\x1b[?1049l") > shown.terminal.text.rindex("\x1b[?1049h")
+    assert shown.terminal.text.rindex("\x1b[?25h") > shown.terminal.text.rindex("\x1b[?25l")
+    assert shown.terminal.modes() == before
+
+
+def test_it_follows_the_window(serving: Serving, show: Callable[..., Shown]) -> None:
+    shown = show(serving.page_url, "--interval", "60")
+    shown.until(lambda text: "waterfall  h help" in text)
+    shown.resize(40, 12)
+    shown.until(lambda text: "llamatel top" in text.splitlines()[0] and text.splitlines()[-1].startswith("q quit"))
+    shown.resize(120, 40)
+    shown.until(lambda text: "waterfall  h help" in text)
+    shown.terminal.press("q")
+    assert shown.terminal.wait() == 0
+
+
+def test_keys_are_answered_while_a_llamatel_is_not(serving: Serving, show: Callable[..., Shown]) -> None:
+    """Every answer but the first comes only when the test lets it."""
+    with Held(serving.page_url) as held:
+        shown = show(held.url, "--interval", "0.1")
+        shown.until(lambda text: "ok " in text)
+        wait_until(lambda: held.waiting, 20, "a question that waits")
+        shown.terminal.press("h")
+        shown.until(lambda text: "order of servers" in text)
+        shown.terminal.press("q")
+        assert shown.terminal.wait() == 0
+
+
+class Held:
+    """In front of a llamatel: lets its answers to ``top``'s start through, and holds back those that follow."""
+
+    def __init__(self, behind: str) -> None:
+        held = self
+        self.waiting = False
+        self._go_on = threading.Event()
+        answered = iter(range(2))  # is it a llamatel, and the first screen
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if next(answered, None) is None:
+                    held.waiting = True
+                    held._go_on.wait(60)
+                with urllib.request.urlopen(behind + self.path, timeout=10) as answer:
+                    body = answer.read()
+                with contextlib.suppress(OSError):  # top has gone
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Held:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._go_on.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 def test_bare_servers_are_polled(serving: Serving, show: Callable[..., Shown]) -> None:
@@ -222,6 +311,51 @@ def test_a_name_cannot_move_the_cursor() -> None:
     hostile = document(key="h:1 \x1b[2J\x07evil") | {"focus": "h:1 \x1b[2J\x07evil"}
     assert "\x1b" not in screen(hostile, Choices(), 80, 24).plain
     assert "\x1b" not in "".join(plain_lines(hostile))
+
+
+def fleet(count: int) -> dict[str, Any]:
+    """Servers of which the last is the busiest, the fullest and the fastest, and the middle one is down."""
+    [one] = document()["servers"]
+    servers = [
+        {**one, "key": f"h:{n} m", "up": n != count // 2, "state": None, "deferred": n, "decode_rate": float(n),
+         "kv_cache": {"active": n, "cached": 0, "capacity": count, "used_bytes": {}}}
+        for n in range(count)
+    ]  # fmt: skip
+    return {**document(), "servers": servers, "focus": "h:0 m"}
+
+
+def test_many_servers_are_sorted_and_gone_through_in_that_order() -> None:
+    many = fleet(200)
+    choices = Choices()
+
+    def first_shown() -> str:
+        lines = screen(many | {"focus": ordered(many, choices)[0]["key"]}, choices, 80, 24).plain
+        return next(line for line in lines.split("\n")[2:] if " h:" in line).split()[1]
+
+    assert first_shown() == "h:0"
+    for order in ("busiest", "fullest", "fastest"):
+        choices.press("o", many)
+        assert first_shown() == "h:199"
+        assert f"{order} first" in screen(many, choices, 80, 24).plain
+    choices.press("o", many)
+    assert first_shown() == "h:100"
+    # Faster than documents come: each press counts.
+    choices = Choices()
+    for _ in range(3):
+        choices.press("tab", many)
+    assert choices.focus == "h:3 m"
+    assert max(map(len, screen(many, choices, 80, 24).plain.split("\n"))) <= 80
+
+
+def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -> None:
+    requests = [
+        {**_request(completion_record(gpu=gpu), None), "server": "h:1 m"}
+        for gpu in (RequestGpu(bandwidth_utilization=0.5), RequestGpu(bandwidth_utilization=0.624), None)
+    ]
+    summary: dict[str, Any] = Tally(keep=10).summary().as_dict()
+    summary["requests"]["total"] = 3
+    text = screen({**document(), "requests": requests, "summary": summary}, Choices(), 100, 24).plain
+    assert "last at 62 % of the GPU's bandwidth" in text
 
 
 def test_keys_are_told_apart() -> None:

@@ -28,13 +28,19 @@ from llamatel.llama.targets import target
 from llamatel.settings import DEFAULT_METRICS_ADDR
 from llamatel.top.keys import Keys, keyboard
 from llamatel.top.screen import Choices, plain_lines, screen
-from llamatel.top.source import LlamatelSource, ServersSource, Source, is_llamatel
+from llamatel.top.source import Asking, LlamatelSource, ServersSource, Source, is_llamatel
 from llamatel.view.glyphs import glyphs_for
 
 _GUESSES = (f"http://{DEFAULT_METRICS_ADDR}", "http://127.0.0.1:8090", "http://127.0.0.1:8080")
 """Where to look if no address is given: a llamatel, then llama.cpp where we, and where it itself, put it."""
 _SETTLE_S = 2.0
 """``--once`` waits so long for a first poll, and a second one for rates."""
+_ASKED_FOR_S = 5.0
+"""An address that was given may take so long to say whether it is a llamatel."""
+_GLANCE_S = 0.05
+"""How often it is looked for an answer that is under way."""
+_RESIZED_S = 0.5
+"""How often the terminal's size is looked at."""
 
 
 @click.command("top")
@@ -81,7 +87,9 @@ def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> S
         trust(values["ca_file"]) if values["ca_file"] else None,
     )
     targets = [target(url) for url in urls or _GUESSES]
-    llamatels = [one.url for one in targets if (not urls or len(urls) <= _PROBED) and is_llamatel(one.url, token)]
+    patience = {"timeout_s": _ASKED_FOR_S} if urls else {}
+    probed = targets if len(urls) <= _PROBED else []
+    llamatels = [one.url for one in probed if is_llamatel(one.url, token, **patience)]
     if not urls:
         if llamatels:
             return LlamatelSource(llamatels[0], token)
@@ -126,25 +134,37 @@ def _show(source: Source, console: Console, interval: float) -> None:
     glyphs = glyphs_for(console.encoding)
     document = source.document(None)
     trouble: str | None = None
+    asking, due, wanted = Asking(source), time.monotonic() + interval, False
+    size = None
     live = Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
     with warnings_kept() as warnings, keyboard() as keys, live as shown:
         while True:
-            width, height = console.size
-            kept = [{"at": record.created, "text": record.getMessage()} for record in tuple(warnings)]
-            said = {**document, "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"])}
-            shown.update(screen(said, choices, width, height, glyphs=glyphs, trouble=trouble), refresh=True)
-            if not _wait(keys, interval, choices, document):
-                return
-            if not choices.paused:
-                try:
-                    document, trouble = source.document(choices.focus), None
-                except ServerUnreachable as error:
-                    trouble = str(error)
+            if size != console.size:
+                size = console.size
+                kept = [{"at": record.created, "text": record.getMessage()} for record in tuple(warnings)]
+                said = {**document, "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"])}
+                shown.update(screen(said, choices, *size, glyphs=glyphs, trouble=trouble), refresh=True)
+            focus = choices.focus
+            for key in _pressed(keys, _GLANCE_S if asking.under_way else min(_RESIZED_S, due - time.monotonic())):
+                if not choices.press(key, document):
+                    return
+                size = None
+            wanted |= choices.focus != focus
+            try:
+                answer = asking.take()
+            except ServerUnreachable as error:
+                trouble, size = str(error), None
+            else:
+                if answer is not None:
+                    document, trouble, size = answer, None, None
+            if not asking.under_way and (wanted or (time.monotonic() >= due and not choices.paused)):
+                asking.ask(choices.focus)
+                due, wanted = time.monotonic() + interval, False
 
 
-def _wait(keys: Keys | None, interval: float, choices: Choices, document: dict[str, Any]) -> bool:
-    """Until a key was pressed or the time is over; False if it meant to end."""
-    if keys is None:
-        time.sleep(interval)
-        return True
-    return all(choices.press(key, document) for key in keys.wait(interval))
+def _pressed(keys: Keys | None, timeout_s: float) -> list[str]:
+    """The keys pressed until then, as soon as there is one."""
+    if keys is not None:
+        return keys.wait(timeout_s)
+    time.sleep(max(timeout_s, 0.0))
+    return []

@@ -208,6 +208,8 @@ class Instance:
 
     def _observe_rate(self, now: float) -> None:
         self._decode_rate = self._rate.observe(self._slots or (), self._values.get("tokens_predicted_total"), now)
+        if self._slots is not None:
+            self._slots = self._rate.paced(self._slots)
 
     def _poll_without_metrics(self) -> None:
         status = self._client.health()

@@ -91,7 +91,8 @@ class SlotWatch:
                     self._lines = None
                     return SlotsNow(self._slots, stale=self._slots is not None) if error.busy else SlotsNow()
             slots = self._slots or ()
-            return SlotsNow(slots, self._rate.observe(slots, generated_total, now), asked=asked)
+            rate = self._rate.observe(slots, generated_total, now)
+            return SlotsNow(self._rate.paced(slots), rate, asked=asked)
 
     def _about_to_sleep(self, activity: Activity) -> bool:
         if self._sleeps_after_s is None or activity.busy:

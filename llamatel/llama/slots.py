@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from llamatel.records import SlotState
 
@@ -62,6 +63,11 @@ class DecodeRate:
         self._running: dict[tuple[int, int | None], int] = {}
         self._counted: float | None = None
         self._owed = 0.0
+        self._by_slot: dict[int, float] = {}
+
+    def paced(self, slots: Iterable[SlotState]) -> tuple[SlotState, ...]:
+        """The slots of the last ``observe``, each with its own rate where the request was there before already."""
+        return tuple(replace(slot, decode_rate=self._by_slot.get(slot.id)) for slot in slots)
 
     def observe(self, slots: Iterable[SlotState], generated_total: float | None, at: float) -> float | None:
         """The rate, from ``/slots`` and ``tokens_predicted_total`` (asked for first) at ``at`` (monotonic, seconds).
@@ -75,13 +81,16 @@ class DecodeRate:
         before, self._at = self._at, at
         was, self._running = self._running, running
         counted, self._counted = self._counted, generated_total
+        self._by_slot = {}
         if before is None or at <= before or not known:
             self._owed = 0.0
             return None
+        self._by_slot = {key[0]: max(0, now - was[key]) / (at - before) for key, now in running.items() if key in was}
         tokens = float(sum(max(0, now - was.get(key, 0)) for key, now in running.items()))
         if generated_total is not None and counted is not None:
             if generated_total < counted:  # another process
                 self._owed = 0.0
+                self._by_slot = {}
                 return None
             ended = sum(seen for key, seen in was.items() if key not in running)
             rest = generated_total - counted - ended + self._owed

@@ -205,6 +205,7 @@ function showSlots(server) {
       String(slot.id), slot.busy ? "busy" : "idle",
       size && held !== null ? bar([[slot.busy ? "active" : "cached", held]], size, `${number(held)} of ${number(size)} tokens`) : UNKNOWN,
       size ? `${number(held)} / ${number(size)}` : number(held), prompt, slot.busy ? number(slot.decoded) : UNKNOWN,
+      slot.busy ? rate(slot.decode_rate) : UNKNOWN,
     ];
   }));
   byId("h-slots").parentElement.hidden = !server.slots;

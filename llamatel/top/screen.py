@@ -21,8 +21,10 @@ Document = Mapping[str, Any]
 
 SORTS = ("newest", "slowest", "first token", "tokens")
 FILTERS = ("all", "failed", "ok")
+ORDERS = ("as given", "busiest", "fullest", "fastest", "in trouble")
 HELP = (
     ("tab, left, right", "another server"),
+    ("o", f"order of servers: {', '.join(ORDERS)}"),
     ("up, down", "choose a request; enter shows its waterfall, escape goes back"),
     ("s", f"sort requests: {', '.join(SORTS)}"),
     ("f", f"filter requests: {', '.join(FILTERS)}"),
@@ -34,6 +36,13 @@ _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "slowest": lambda request: request.duration_s,
     "first token": lambda request: request.time_to_first_token_s or -1.0,
     "tokens": lambda request: request.generated or -1,
+}
+_ORDER_KEYS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "as given": lambda _: 0.0,
+    "busiest": lambda server: (server["deferred"] or 0) + sum(slot["busy"] for slot in server["slots"] or ()),
+    "fullest": lambda server: _share_used(server) or 0.0,
+    "fastest": lambda server: server["decode_rate"] or 0.0,
+    "in trouble": lambda server: 2.0 * (server["up"] is False) + server["stale"],
 }
 _SERVERS_SHOWN = 8
 _SLOTS_SHOWN = 16
@@ -47,6 +56,7 @@ class Choices:
     """What the keys have chosen."""
 
     focus: str | None = None
+    order: int = 0
     sort: int = 0
     filter: int = 0
     selected: int = 0
@@ -60,7 +70,7 @@ class Choices:
         if key == "q":
             return False
         if key in {"tab", "right", "left"}:
-            self.focus = _neighbour(document, -1 if key == "left" else 1)
+            self.focus = _neighbour(document, self, -1 if key == "left" else 1)
             self.selected, self.waterfall = 0, False
         elif key in {"up", "down"}:
             self.selected = max(0, min(self.selected + (1 if key == "down" else -1), len(requests) - 1))
@@ -70,6 +80,8 @@ class Choices:
             self.waterfall = self.help = False
         elif key == "s":
             self.sort = (self.sort + 1) % len(SORTS)
+        elif key == "o":
+            self.order = (self.order + 1) % len(ORDERS)
         elif key == "f":
             self.filter, self.selected = (self.filter + 1) % len(FILTERS), 0
         elif key in {"p", " "}:
@@ -79,12 +91,24 @@ class Choices:
         return True
 
 
-def _neighbour(document: Document, step: int) -> str | None:
-    keys = [server["key"] for server in document["servers"]]
+def _neighbour(document: Document, choices: Choices, step: int) -> str | None:
+    keys = [server["key"] for server in ordered(document, choices)]
     if not keys:
         return None
-    now = keys.index(document["focus"]) if document["focus"] in keys else 0
+    # The document is of before, if tab is pressed faster than it comes.
+    now = next((keys.index(key) for key in (choices.focus, document["focus"]) if key in keys), 0)
     return str(keys[(now + step) % len(keys)])
+
+
+def ordered(document: Document, choices: Choices) -> list[Mapping[str, Any]]:
+    """The servers in the order that was chosen; those that are equal in it stay as given."""
+    return sorted(document["servers"], key=_ORDER_KEYS[ORDERS[choices.order]], reverse=choices.order > 0)
+
+
+def _share_used(server: Mapping[str, Any]) -> float | None:
+    """Of the KV cache, by running requests."""
+    cache = server["kv_cache"]
+    return cache["active"] / cache["capacity"] if cache and cache["capacity"] and cache["active"] is not None else None
 
 
 def completion_of(request: Mapping[str, Any]) -> Completion:
@@ -132,7 +156,7 @@ def screen(
         lines.append(Text("no server is watched yet", "dim"))
     else:
         if len(document["servers"]) > 1:
-            lines += _servers(document, width, glyphs)
+            lines += _servers(document, choices, width, glyphs)
         lines += _server(document, server, width, glyphs)
         lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
     footer = Text("q quit  p pause  s sort  f filter  tab server  enter waterfall  h help", "dim")
@@ -176,20 +200,20 @@ def _alarms(document: Document, width: int) -> list[Text]:
     return lines
 
 
-def _servers(document: Document, width: int, glyphs: Glyphs) -> list[Text]:
-    keys = [server["key"] for server in document["servers"]]
+def _servers(document: Document, choices: Choices, width: int, glyphs: Glyphs) -> list[Text]:
+    servers = ordered(document, choices)
+    keys = [server["key"] for server in servers]
     first = max(0, min(keys.index(document["focus"]) - _SERVERS_SHOWN // 2, len(keys) - _SERVERS_SHOWN))
     name_width = max(20, width - 46)
-    lines = [
-        Text(f"  {f'server (1 of {len(keys)} in focus)':{name_width}} state    busy  wait  kv used  tok/s", "bold")
-    ]
-    for server in document["servers"][first : first + _SERVERS_SHOWN]:
+    heading = f"server ({keys.index(document['focus']) + 1} of {len(keys)})"
+    if choices.order:
+        heading += f", {ORDERS[choices.order]} first"
+    lines = [Text(f"  {heading[:name_width]:{name_width}} state    busy  wait  kv used  tok/s", "bold")]
+    for server in servers[first : first + _SERVERS_SHOWN]:
         here = server["key"] == document["focus"]
-        slots, cache = server["slots"], server["kv_cache"]
+        slots, share = server["slots"], _share_used(server)
         busy = glyphs.unknown if slots is None else f"{sum(slot['busy'] for slot in slots)}/{len(slots)}"
-        used = glyphs.unknown
-        if cache and cache["capacity"] and cache["active"] is not None:
-            used = f"{100 * cache['active'] / cache['capacity']:.0f} %"
+        used = glyphs.unknown if share is None else f"{100 * share:.0f} %"
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
         line.append(f"{printable(server['key'])[:name_width]:{name_width}} ", "bold" if here else "default")
         state = Text("stale", "yellow") if server["stale"] else _state(server)
@@ -226,7 +250,7 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
             if name == "total" or number:
                 style = "default" if name == "total" else OUTCOME_STYLES[name]
                 line.append(f"{number:,} {name.replace('_', ' ')}  ", style)
-        lines.append(line.append_text(_hits(server)))
+        lines.append(line.append_text(_hits(server)).append_text(_bandwidth(document)))
     lines += [_gpu(device, glyphs) for device in document["devices"][:_GPUS_SHOWN]]
     lines += _slots(server, width, glyphs)
     return lines
@@ -264,6 +288,13 @@ def _is_router(document: Document, server: Mapping[str, Any]) -> bool:
     )
 
 
+def _bandwidth(document: Document) -> Text:
+    """How close the last request whose share is known came to what the GPUs' memory can deliver."""
+    shares = (one["bandwidth_utilization"] for one in document["requests"] if one["server"] == document["focus"])
+    known = [share for share in shares if share is not None]
+    return Text(f"  last at {100 * known[-1]:.0f} % of the GPU's bandwidth", "dim") if known else Text()
+
+
 def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
     cache = server["kv_cache"]
     line = Text("KV  ", "bold")
@@ -291,10 +322,9 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
     slots = server["slots"]
     if not slots:
         return []
-    cells = max(8, min(width - 52, 48))
-    lines = [
-        Text(f"slot state  {'context':{cells + 2}} {'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5}", "bold")
-    ]
+    cells = max(8, min(width - 58, 48))
+    work = f"{'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5} {'tok/s':>5}"
+    lines = [Text(f"slot state  {'context':{cells + 2}} {work}", "bold")]
     # Those that work come first: a server may have more slots than a screen has lines.
     for slot in sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]:
         held, room = slot["context_tokens"], slot["context_size"]
@@ -306,7 +336,7 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
         line.append(f"{count(held, glyphs)}/{count(room, glyphs)}".rjust(13))
         if busy:
             line.append(f"  {count(slot['prompt_computed'], glyphs):>6} {count(slot['prompt_cached'], glyphs):>6}")
-            line.append(f" {count(slot['decoded'], glyphs):>5}")
+            line.append(f" {count(slot['decoded'], glyphs):>5} {rate(slot['decode_rate'], glyphs):>5}")
         lines.append(line)
     if len(slots) > _SLOTS_SHOWN:
         lines.append(Text(f"     and {len(slots) - _SLOTS_SHOWN} more slots", "dim"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ from llamatel.llama.fleet import Access, Fleet
 from llamatel.llama.targets import Target, TargetFiles
 from llamatel.records import Snapshot
 
-_TIMEOUT_S = 3.0
+_TIMEOUT_S = 10.0
+"""A llamatel that watches a busy server may take a server's whole time-out to answer."""
 _PROBE_S = 1.0
 
 
@@ -27,6 +29,43 @@ class Source(Protocol):
 
     def close(self) -> None:
         """End."""
+
+
+class Asking:
+    """Asks a source on a thread of its own, so that keys are answered while it takes its time."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._thread: threading.Thread | None = None
+        self._answer: dict[str, Any] | ServerUnreachable | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an answer is still to come, or to be taken."""
+        return self._thread is not None
+
+    def ask(self, focus: str | None) -> None:
+        """Ask now, unless that is being done."""
+        if self._thread is None:
+            # A daemon: who quits does not wait for a server.
+            self._thread = threading.Thread(target=self._run, args=(focus,), name="llamatel-top", daemon=True)
+            self._thread.start()
+
+    def take(self) -> dict[str, Any] | None:
+        """The answer, if it has come. Raises ServerUnreachable."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread = None
+        answer, self._answer = self._answer, None
+        if isinstance(answer, ServerUnreachable):
+            raise answer
+        return answer
+
+    def _run(self, focus: str | None) -> None:
+        try:
+            self._answer = self._source.document(focus)
+        except ServerUnreachable as error:
+            self._answer = error
 
 
 class LlamatelSource:
@@ -79,11 +118,11 @@ class ServersSource:
         self._fleet.stop()
 
 
-def is_llamatel(url: str, token: str | None) -> bool:
+def is_llamatel(url: str, token: str | None, timeout_s: float = _PROBE_S) -> bool:
     """Whether a llamatel's page answers there; one that refuses us is one, too."""
     source = LlamatelSource(url, token)
     try:
-        source.document(None, _PROBE_S)
+        source.document(None, timeout_s)
     except ServerUnreachable as error:
         return error.status == 401 and "llamatel" in str(error).removeprefix(source.url)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -33,6 +34,7 @@ class Terminal:
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, columns: int = 80, rows: int = 24
     ) -> None:
         self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end inside of a letter
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         clean = {
@@ -57,6 +59,14 @@ class Terminal:
         self.process.wait()
         self.hang_up()
 
+    def resize(self, columns: int, rows: int) -> None:
+        """As a person who drags the window's corner."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def modes(self) -> list[object]:
+        """How the terminal treats keys and lines."""
+        return termios.tcgetattr(self._master)
+
     def hang_up(self) -> None:
         """Close the terminal, as a person closes a window."""
         if self._master >= 0:
@@ -70,7 +80,7 @@ class Terminal:
                 data = os.read(self._master, 65536)
             except OSError:  # EIO: the last process has left the terminal
                 return False
-            self.text += data.decode(errors="replace")
+            self.text += self._decoder.decode(data)
             return bool(data)
         return True
 
