@@ -468,6 +468,19 @@ def test_health_of_a_server_that_loads_is_an_answer() -> None:
     assert health.status == "loading"
 
 
+def test_an_address_may_have_a_path_and_end_as_the_openai_packages_do() -> None:
+    for path, asked in (("", b""), ("/v1", b""), ("/v1/", b""), ("/llama", b"/llama"), ("/llama/v1", b"/llama")):
+        speaker = Speaker(http(b'{"content": "x"}'), http(b'{"choices": []}'))
+        client = LlamaCppClient(speaker.url + path, retries=0, timeout=5)
+        client.complete("x")
+        client.chat.completions.create(HELLO)
+        lines = [request.split(b"\r\n")[0] for request in speaker.asked]
+        assert lines == [
+            b"POST " + asked + b"/completion HTTP/1.1",
+            b"POST " + asked + b"/v1/chat/completions HTTP/1.1",
+        ]
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8090", "ftp://x", "http://", "http://u:p@h", "unix://", "http://h:x"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError) as caught:

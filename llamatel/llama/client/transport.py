@@ -117,7 +117,8 @@ class Transport:
             port = parts.port
         except ValueError as error:
             raise UsageError(f"'{base_url}' has no port that is one") from error
-        self._prefix = parts.path.rstrip("/")
+        # The openai package's addresses end in /v1, which is part of every path here that has it.
+        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         if parts.scheme == "unix" and parts.path:
             self.address, self.port = parts.path, None
             self._prefix = ""
