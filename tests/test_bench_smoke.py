@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attach, decorators, header
+from benchmarks import attach, decorators, header, in_process
 from benchmarks.__main__ import main
 from benchmarks.pieces import read_log
 from benchmarks.report import Report
@@ -65,3 +65,11 @@ def test_decorators_are_measured_beside_a_bare_span() -> None:
     assert all(spent >= 0 for spent in found.us.values())
     assert found.ratio > 0
     assert len(found.lines()) == len(found.us)
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_calls_inside_of_a_process_are_measured() -> None:
+    found = in_process.measure(rounds=1, calls=5)
+    assert found.process >= found.thread > 0
+    assert found.plain > 0
+    assert found.token > 0
