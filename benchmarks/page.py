@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from benchmarks import procfs
 from llamatel.llama.tiny_model import write_tiny_model
@@ -71,7 +73,10 @@ def _measure(serving: Serving, rounds: int, seconds: float) -> PageCost:
             with _page_open(serving):
                 opened.append(procfs.cores(serving.pid, seconds))
         sent = len(load.answers) / (time.monotonic() - begun)
-        document = len(_get(serving, "/live.json"))
+        following = _Following(serving)
+        following.look()
+        time.sleep(1.0)
+        document = following.look()
     return PageCost(sum(sizes.values()), document, statistics.median(without), statistics.median(opened), sent)
 
 
@@ -80,9 +85,11 @@ def _page_open(serving: Serving) -> Iterator[None]:
     """Ask for what an open page asks for, as often."""
     end = threading.Event()
 
+    following = _Following(serving)
+
     def look() -> None:
         while not end.wait(1.0):
-            _get(serving, "/live.json")
+            following.look()
 
     for path in _FILES:
         _get(serving, path)
@@ -93,6 +100,21 @@ def _page_open(serving: Serving) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
+
+
+class _Following:
+    """Asks as the page does: for all of it first, then for what is new."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._query = ""
+
+    def look(self) -> int:
+        """Bytes of the answer."""
+        body = _get(self._serving, f"/live.json{self._query}")
+        document = json.loads(body)
+        self._query = f"?server={quote(document['focus'])}&after={document['cursor']}"
+        return len(body)
 
 
 def _get(serving: Serving, path: str) -> bytes:

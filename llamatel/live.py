@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ class _Past:
     """What is remembered of one server."""
 
     def __init__(self) -> None:
-        self.points: deque[Point] = deque(maxlen=_POINTS)
+        self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
         self.tally = Tally(keep=_KEPT)
 
 
@@ -59,7 +60,9 @@ class Live:
         self._alarms = Alarms()
         self._said: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
         self._listeners: tuple[Callable[[Alarm], None], ...] = ()
-        self._requests: deque[tuple[Completion, str | None]] = deque(maxlen=_REQUESTS)
+        self._requests: deque[tuple[int, Completion, str | None]] = deque(maxlen=_REQUESTS)
+        # Counts what is remembered; from where no process before this one can have come.
+        self._first = self._number = int(time.time() * 1000)
         self._past: dict[Place, _Past] = {}
         self._tally = Tally(keep=_KEPT)
 
@@ -72,7 +75,7 @@ class Live:
         self._alarms.ended(completion)
         self._tally(completion)
         with self._lock:
-            self._requests.append((completion, trace_id))
+            self._requests.append((self._next(), completion, trace_id))
             past = self._of(completion.server.place)
         past.tally(completion)
 
@@ -82,31 +85,45 @@ class Live:
             forget_the_gone(self._past, snapshot, _SERVERS)
             for state in snapshot.servers:
                 points = self._of(state.server.place).points
-                if not state.stale and (not points or snapshot.taken_at - points[-1].at >= _SPACING_S):
-                    points.append(_point(snapshot.taken_at, state))
+                if not state.stale and (not points or snapshot.taken_at - points[-1][1].at >= _SPACING_S):
+                    points.append((self._next(), _point(snapshot.taken_at, state)))
         for alarm in self._alarms.look(snapshot):
             self._said.append((snapshot.taken_at, alarm))
             for listener in self._listeners:
                 listener(alarm)
 
-    def document(self, snapshot: Snapshot, focus: str | None = None) -> dict[str, Any]:
+    def document(self, snapshot: Snapshot, focus: str | None = None, after: int | None = None) -> dict[str, Any]:
         """All of it, with the state now, as JSON-ready data.
 
         Unknown is null, times are Unix time or durations in seconds. The history and percentiles of one server: the
-        one whose key ``focus`` is, else the first.
+        one whose key ``focus`` is, else the first. Who had a document about that server before gives its ``cursor`` as
+        ``after``, and gets what is new: points and requests since then, and of other servers no more than their keys.
+        ``whole`` says that it is not so, because there is no such server or another process had counted.
         """
         keys = [key_of(state.server) for state in snapshot.servers]
         chosen = keys.index(focus) if focus in keys else 0
         with self._lock:
-            requests = [_request(completion, trace_id) for completion, trace_id in self._requests]
+            whole = after is None or focus not in keys or not self._first <= after <= self._number
+            since = 0 if whole or after is None else after
+            cursor = self._number
+            requests = [
+                _request(completion, trace_id)
+                for number, completion, trace_id in self._requests
+                if number > since and (whole or key_of(completion.server) == focus)
+            ]
             past = self._of(snapshot.servers[chosen].server.place) if keys else None
-            points = list(past.points) if past is not None else []
+            points = [point for number, point in past.points if number > since] if past is not None else []
             said = [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said]
         return {
             "version": VERSION,
             "taken_at": snapshot.taken_at,
             "about": self._about,
-            "servers": [_server(state) for state in snapshot.servers],
+            "cursor": cursor,
+            "whole": whole,
+            "servers": [
+                _server(state) if whole or key == focus else {"key": key}
+                for key, state in zip(keys, snapshot.servers, strict=True)
+            ],
             "focus": keys[chosen] if keys else None,
             "history": {
                 field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
@@ -118,6 +135,10 @@ class Live:
             "devices": [_device(device) for device in snapshot.devices],
             "dropped": dict(snapshot.records_dropped),
         }
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
 
     def _of(self, place: Place) -> _Past:
         return self._past.setdefault(place, _Past())

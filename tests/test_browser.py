@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from tests.load import Clients, completion, endless
 from tests.parts import wait_until
@@ -143,6 +144,41 @@ def test_a_keyboard_is_enough(opened: Opened) -> None:
         "[...document.querySelectorAll('svg, .bar')].filter((one) => !one.getAttribute('aria-label') && !one.hidden)"
     )
     assert page.evaluate(f"{unlabelled}.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_no_barrier(browser: Browser, serving: Serving, scheme: Any, width: int) -> None:
+    with Clients(serving.url) as clients:
+        clients.send_all([completion("Hello", 4)], at_once=1)
+    # The page's policy would keep axe out, which evaluates text as code.
+    tab = Opened(
+        browser, serving.page_url, color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True
+    )
+    try:
+        tab.until(lambda: tab.page.locator("#requests tr").count())
+        found = Axe().run(tab.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]})
+        assert len(found.response["passes"]) > 20
+        assert found.violations_count == 0, found.generate_report()
+    finally:
+        tab.context.close()
+
+
+def test_it_asks_for_what_is_new_and_shows_the_same(serving: Serving, opened: Opened) -> None:
+    page = opened.page
+    with Clients(serving.url) as clients:
+        for number in range(3):
+            clients.send_all([completion(f"More {number}", 4)], at_once=1)
+            page.wait_for_timeout(1100)
+    assert opened.asked[-1].partition("&after=")[2].isdigit()
+    shown = min(24, len(live(serving)["requests"]))
+    opened.until(lambda: page.locator("#requests tr").count() == shown)
+    # All that was known at first is still drawn: the chart goes back as far as llamatel does.
+    history = live(serving)["history"]["at"]
+    points = page.get_attribute("#kv-chart polygon", "points")
+    assert points is not None
+    assert len(points.split()) >= 2 * (len(history) - 3)
+    assert opened.complaints == []
 
 
 def test_a_hostile_name_is_only_text(browser: Browser, tiny_model: Path, tmp_path: Path) -> None:

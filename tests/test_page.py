@@ -6,15 +6,18 @@ import base64
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.error import HTTPError
+from urllib.parse import quote
 
 import pytest
 
 import llamatel
-from llamatel.records import Outcome
+from llamatel.live import Live
+from llamatel.records import Outcome, ServerInfo, Snapshot
 from llamatel.runtime import Runtime, init
 from llamatel.settings import is_loopback
-from tests.samples import completion
+from tests.samples import completion, server_snapshot
 
 
 @pytest.fixture
@@ -59,6 +62,43 @@ def test_the_document_has_the_requests_and_no_more_of_them_than_it_should(runnin
         "total": 150, "ok": 149, "cancelled": 1, "error": 0, "context_full": 0,
     }  # fmt: skip
     assert document["servers"] == []
+
+
+def test_who_follows_gets_what_is_new_once() -> None:
+    def state(at: float) -> Snapshot:
+        servers = [ServerInfo("127.0.0.1", port, "m") for port in (1, 2)]
+        return Snapshot(at, tuple(server_snapshot(server=server) for server in servers))
+
+    live = Live()
+    first, second = "127.0.0.1:1 m", "127.0.0.1:2 m"
+    requests = [completion(server=ServerInfo("127.0.0.1", port, "m"), task=port * 10) for port in (1, 2)]
+    live.observe(state(1.0))
+    live(requests[0])
+    before = live.document(state(1.0), first)
+    assert before["whole"]
+    live.observe(state(2.0))
+    live(requests[1])
+    live(replace(requests[0], task=11))
+    after = live.document(state(2.0), first, before["cursor"])
+    assert not after["whole"]
+    assert (before["history"]["at"], after["history"]["at"]) == ([1.0], [2.0])
+    assert [request["task"] for request in before["requests"]] == [10]
+    assert [request["task"] for request in after["requests"]] == [11]
+    assert after["servers"][1] == {"key": second}
+    assert after["servers"][0] == before["servers"][0]
+    again = live.document(state(2.0), first, after["cursor"])
+    assert (again["history"]["at"], again["requests"], again["cursor"]) == ([], [], after["cursor"])
+    # A server that is gone, and a cursor of another process: all of it.
+    for focus, cursor in (("gone", after["cursor"]), (first, 0), (first, after["cursor"] + 1)):
+        whole = live.document(state(2.0), focus, cursor)
+        assert whole["whole"]
+        assert whole["history"]["at"] == [1.0, 2.0]
+        assert len(whole["requests"]) == 3
+
+
+@pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])
+def test_a_cursor_that_is_none_gets_all_of_it(running: Runtime, after: str) -> None:
+    assert json.loads(get(running, f"/live.json?server=a&after={quote(after)}")[2])["whole"]
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/page/../pyproject.toml", "/..%2fpage.js", "/live.json/"])

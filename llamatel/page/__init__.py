@@ -11,6 +11,7 @@ import base64
 import binascii
 import hmac
 import json
+import re
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from llamatel.settings import is_loopback
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-Document = Callable[["str | None"], Any]
-"""The live document, with the history of the server that is named."""
+Document = Callable[["str | None", "int | None"], Any]
+"""The live document, with the history of the server that is named, after the cursor of a document before."""
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -70,8 +71,10 @@ class Page:
         if told:
             return self._take(environ, start_response)
         if path in _DOCUMENTS:
-            focus = parse_qs(environ.get("QUERY_STRING", "")).get("server", [None])[0]
-            document = self._document(focus) if path == "/live.json" else self._calls.servers()
+            query = parse_qs(environ.get("QUERY_STRING", ""))
+            focus, after = query.get("server", [None])[0], query.get("after", [""])[0]
+            known = int(after) if re.fullmatch("[0-9]{1,18}", after) else None
+            document = self._document(focus, known) if path == "/live.json" else self._calls.servers()
             body = json.dumps(document, allow_nan=False).encode()
             return _answer(start_response, "200 OK", "application/json", body)
         name, kind = _FILES[path]

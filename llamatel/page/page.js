@@ -3,10 +3,12 @@
 
 const EVERY_MS = 1000;
 const SHOWN_REQUESTS = 24;
+const KEPT_POINTS = 600;
 const SVG = "http://www.w3.org/2000/svg";
 const UNKNOWN = "–";
 const byId = (id) => document.getElementById(id);
-let focus = null;
+let focus = null;  // the server that was chosen
+let known = null;  // the last document: what comes after it is asked for
 let paused = false;
 let drawnRequests = null;
 
@@ -312,13 +314,26 @@ function show(data) {
   showGpus(data.devices);
 }
 
+// A document that says only what is new, with what was known before.
+function joined(before, data) {
+  if (data.whole) return data;
+  for (const [name, values] of Object.entries(before.history)) {
+    data.history[name] = [...values, ...data.history[name]].slice(-KEPT_POINTS);
+  }
+  data.requests = [...before.requests, ...data.requests].slice(-SHOWN_REQUESTS);
+  return data;
+}
+
 async function look() {
   if (!paused && !document.hidden) {
     const trouble = byId("trouble");
     try {
-      const answer = await fetch(focus ? `live.json?server=${encodeURIComponent(focus)}` : "live.json");
+      const server = focus ?? known?.focus;
+      const after = known && server === known.focus ? `&after=${known.cursor}` : "";
+      const answer = await fetch(server ? `live.json?server=${encodeURIComponent(server)}${after}` : "live.json");
       if (!answer.ok) throw new Error(await answer.text());
-      show(await answer.json());
+      known = joined(known, await answer.json());
+      show(known);
       trouble.hidden = true;
     } catch (error) {
       trouble.textContent = `No answer from llamatel (${error.message}). The figures below are old; it is asked again every second.`;
