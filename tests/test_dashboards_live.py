@@ -327,7 +327,8 @@ def test_a_quantile_lies_between_what_llama_cpp_worked_and_what_clients_waited(o
     # A wait that nobody can tell, beside requests that fail, is not in llamatel's figure.
     worked = [(each["prompt_ms"] + each["predicted_ms"]) / 1e3 for each in _timings(observed)]
     worked += [0.0] * (len(answers) - len(worked))
-    least, most = (sorted(times)[int(len(times) * 0.95)] for times in (worked, [answer.seconds for answer in answers]))
+    # The servers' buckets weigh a little more or less by extrapolation: the 95th percentile is not to the request.
+    least, most = sorted(worked)[int(len(worked) * 0.9)], max(answer.seconds for answer in answers)
     [told] = observed.panel("overview", "Request duration", "p95").values()
     assert max((bound for bound in buckets if bound < least), default=0.0) <= told
     assert told <= min((bound for bound in buckets if bound > most), default=math.inf)
