@@ -1,9 +1,11 @@
-"""The client with what only some models can do: fill in the middle, LoRA adapters, reranking."""
+"""The client with what only some models can do: fill in the middle, LoRA adapters, reranking, tools."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from llamatel.client_spans import ClientSpans
 from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.client import call as calls
+from llamatel.message_content import Wanted
 from llamatel.records import ClientCall
 from tests.recording import Recording
 from tests.servers import BACKENDS, choose_backend
@@ -19,6 +22,22 @@ from tests.servers import BACKENDS, choose_backend
 FLAGS = ("-t", "1", "-c", "1024")
 MIDDLE = {"pre": 270, "suf": 271, "mid": 272}
 """Tokens of the tiny model that are told to mark what is before a gap, behind it, and in it."""
+
+TEMPLATE = """
+{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Answer with <tool_call>
+{"name": NAME, "arguments": ARGUMENTS}
+</tool_call>
+{% endif -%}
+{%- for message in messages -%}
+<|{{ message.role }}|>{{ message.content or "" }}
+{%- if message.tool_calls %}{% for call in message.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}
+{% endfor -%}
+{%- if add_generation_prompt %}<|assistant|>{% endif -%}"""
+"""A chat template that knows of tools; llama.cpp makes a grammar of it."""
 
 
 def write_adapter(path: Path) -> Path:
@@ -43,10 +62,22 @@ def write_adapter(path: Path) -> Path:
 def client(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LlamaCppClient]:
-    adapter = write_adapter(tmp_path_factory.mktemp("lora") / "adapter.gguf")
+    folder = tmp_path_factory.mktemp("client")
+    adapter = write_adapter(folder / "adapter.gguf")
+    template = folder / "tools.jinja"
+    template.write_text(TEMPLATE)
     marks = ",".join(f"tokenizer.ggml.fim_{name}_token_id=int:{token}" for name, token in MIDDLE.items())
     with ServerManager(backend=choose_backend(request)) as server:
-        extra = (*FLAGS, "--override-kv", marks, "--lora", str(adapter))
+        extra = (
+            *FLAGS,
+            "--override-kv",
+            marks,
+            "--lora",
+            str(adapter),
+            "--jinja",
+            "--chat-template-file",
+            str(template),
+        )
         server.start_server(tiny_model, port=0, extra_args=extra).wait_until_ready(60)
         with LlamaCppClient(server.base_url) as made:
             yield made
@@ -80,6 +111,41 @@ def test_an_adapter_weighs_what_it_is_told_to(client: LlamaCppClient) -> None:
     finally:
         client.lora.set({0: 1.0})
     assert says() == with_it
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_tool_is_called(client: LlamaCppClient, streamed: bool) -> None:
+    """Random weights call no tool by themselves: the answer is begun for them, and the grammar does the rest."""
+    city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Oslo"]}}, "required": ["city"]}
+    begun = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "<tool_call>\n"}]
+    asked: dict[str, Any] = {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": city}}], "tool_choice": "required",
+        "max_tokens": 120, "temperature": 0, "logit_bias": [[" ", -20], ["\n", -20]],
+    }  # fmt: skip
+    recording = Recording()
+    content = Wanted(on_spans=True)
+    calls.listen(ClientSpans(recording.tracer, began=lambda *_: None, ended=lambda _: None, content=content))
+    try:
+        if streamed:
+            chunks = list(client.chat.completions.create(begun, stream=True, **asked))
+            pieces = [piece for chunk in chunks if chunk.choices for piece in chunk.choices[0].delta.tool_calls]
+            first = [piece.function for piece in pieces if piece.index == 0 and piece.function is not None]
+            name, arguments = first[0].name, "".join(piece.arguments or "" for piece in first)
+        else:
+            call = client.chat.completions.create(begun, **asked).choices[0].message.tool_calls[0]
+            assert call.id
+            assert call.function is not None
+            name, arguments = call.function.name, call.function.arguments or ""
+    finally:
+        calls.listen(None)
+    assert name == "weather"
+    assert json.loads(arguments)["city"] in ("Paris", "Oslo")
+    found = next(dict(span.attributes or {}) for span in recording.spans if span.name == "chat")
+    [answer] = json.loads(str(found["gen_ai.output.messages"]))
+    [part, *_] = answer["parts"]
+    assert (part["type"], part["name"], part["arguments"]) == ("tool_call", "weather", json.loads(arguments))
+    [definition] = json.loads(str(found["gen_ai.tool.definitions"]))
+    assert definition == {"type": "function", "name": "weather", "parameters": city}
 
 
 def test_documents_are_ranked_and_the_span_says_so(tiny_model: Path) -> None:
