@@ -23,6 +23,8 @@ _POINTS = 600
 _SPACING_S = 1.0
 """Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
 _REQUESTS = 100
+_FOLLOWED = 24
+"""Of them, as many go at a time to who asks for new ones: the page shows no more."""
 _ALARMS = 20
 _SERVERS = 256
 """Beyond so many those are forgotten that are not watched any more."""
@@ -106,11 +108,12 @@ class Live:
             whole = after is None or focus not in keys or not self._first <= after <= self._number
             since = 0 if whole or after is None else after
             cursor = self._number
-            requests = [
-                _request(completion, trace_id)
+            new = [
+                (completion, trace_id)
                 for number, completion, trace_id in self._requests
                 if number > since and (whole or key_of(completion.server) == focus)
             ]
+            requests = [_request(*one) for one in (new if whole else new[-_FOLLOWED:])]
             past = self._of(snapshot.servers[chosen].server.place) if keys else None
             points = [point for number, point in past.points if number > since] if past is not None else []
             said = [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said]

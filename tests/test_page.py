@@ -88,12 +88,16 @@ def test_who_follows_gets_what_is_new_once() -> None:
     assert after["servers"][0] == before["servers"][0]
     again = live.document(state(2.0), first, after["cursor"])
     assert (again["history"]["at"], again["requests"], again["cursor"]) == ([], [], after["cursor"])
+    for task in range(100, 200):
+        live(replace(requests[0], task=task))
+    burst = live.document(state(2.0), first, after["cursor"])
+    assert [request["task"] for request in burst["requests"]] == list(range(176, 200))
     # A server that is gone, and a cursor of another process: all of it.
-    for focus, cursor in (("gone", after["cursor"]), (first, 0), (first, after["cursor"] + 1)):
+    for focus, cursor in (("gone", after["cursor"]), (first, 0), (first, after["cursor"] + 1000)):
         whole = live.document(state(2.0), focus, cursor)
         assert whole["whole"]
         assert whole["history"]["at"] == [1.0, 2.0]
-        assert len(whole["requests"]) == 3
+        assert len(whole["requests"]) == 100
 
 
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])
