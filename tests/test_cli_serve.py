@@ -89,6 +89,8 @@ def test_serve_shows_requests_and_ends_with_0(
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)  mine\n")
     metrics = serve.wait_for(r"metrics +(http://\S+)")
+    with urllib.request.urlopen(serve.wait_for(r"page +(http://\S+)"), timeout=30) as answer:
+        assert "<title>llamatel</title>" in answer.read().decode()
     assert [ask(url), ask(url, "x" * 4000)] == [200, 400]
     serve.wait_for(r"because +(the wheel is installed|it was asked for|.* names it|it is on PATH)")
     with urllib.request.urlopen(metrics, timeout=30) as answer:

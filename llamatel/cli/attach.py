@@ -17,7 +17,16 @@ import click
 from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
-from llamatel.cli.session import RequestLines, TelemetryOptions, columns, otlp_line, request_lines, take, telemetry
+from llamatel.cli.session import (
+    RequestLines,
+    TelemetryOptions,
+    columns,
+    otlp_line,
+    page_line,
+    request_lines,
+    take,
+    telemetry,
+)
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
 from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
@@ -107,6 +116,7 @@ def command(**values: Any) -> int:
             about = {
                 "server": _servers(fleet, what),
                 "metrics": running.pipeline.metrics_url or "off",
+                "page": page_line(running),
                 "OTLP": otlp_line(running.settings),
             }
             for row in columns(about):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llamatel.cli.options import verbosity
-from llamatel.cli.session import otlp_line
+from llamatel.cli.session import otlp_line, page_line
 from llamatel.errors import ServerError
 from llamatel.llama.server import ServerManager
 from llamatel.runtime import Runtime
@@ -57,5 +57,6 @@ def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | Non
         "because": "; ".join((backend.why, *backend.rejected)) if backend and verbosity() else None,
         "KV cache": kv_cache_of(server),
         "metrics": running.pipeline.metrics_url or "off",
+        "page": page_line(running),
         "OTLP": otlp_line(running.settings),
     }

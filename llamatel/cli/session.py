@@ -20,7 +20,7 @@ from llamatel.errors import UsageError
 from llamatel.llama.backends import Backend, build_of
 from llamatel.records import Completion
 from llamatel.runtime import Runtime
-from llamatel.settings import Settings
+from llamatel.settings import Settings, is_loopback
 from llamatel.sinks import JsonLines, Sink
 from llamatel.view import glyphs_for, request_header, request_line
 from llamatel.view.page import printable
@@ -140,6 +140,14 @@ def read_token(path: str | None) -> str | None:
     if not token:
         raise UsageError(f"{path} has no token in its first line")
     return token
+
+
+def page_line(running: Runtime) -> str | None:
+    """Where the web page is; None where nobody would be shown it."""
+    url, address = running.pipeline.metrics_url, running.settings.metrics_addr
+    if url is None or address is None or not (running.settings.page_token or is_loopback(address[0])):
+        return None
+    return url.removesuffix("metrics")
 
 
 def otlp_line(settings: Settings) -> str:
