@@ -125,6 +125,19 @@ def test_without_llamatel_it_says_so_and_comes_back(serving: Serving, opened: Op
     opened.page.wait_for_selector("#trouble", state="hidden")
 
 
+def test_the_last_server_goes_and_nothing_is_said_of_it(serving: Serving, opened: Opened) -> None:
+    assert opened.page.is_visible("#state")
+    none = json.dumps({**live(serving), "servers": [], "focus": None})
+    opened.page.route("**/live.json*", lambda route: route.fulfill(body=none, content_type="application/json"))
+    opened.page.wait_for_selector("#empty:not([hidden])")
+    assert opened.text("header") == "llamatel Pause"
+    assert opened.page.title() == "llamatel"
+    opened.page.unroute("**/live.json*")
+    opened.page.wait_for_selector("#content:not([hidden])")
+    assert "tiny" in opened.text("#name")
+    assert opened.page.is_visible("#state")
+
+
 def test_it_fits_a_phone_and_a_dark_room(browser: Browser, serving: Serving) -> None:
     tab = Opened(browser, serving.page_url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     try:

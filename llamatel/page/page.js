@@ -301,7 +301,12 @@ function show(data) {
   byId("empty").hidden = Boolean(server);
   byId("content").hidden = !server;
   showAround(data);
-  if (!server) return;
+  for (const id of ["name", "state"]) byId(id).hidden = !server;
+  if (!server) {
+    byId("chooser").hidden = true;
+    document.title = "llamatel";
+    return;
+  }
   choose(data);
   byId("name").textContent = server.key;
   document.title = `${server.model || server.key} · llamatel`;
