@@ -32,9 +32,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large enough that a full pool takes seconds to come about."""
+    """Large enough that the last tenth of the pool takes a second and more, which is several scrapes."""
     return write_tiny_model(
-        tmp_path_factory.mktemp("slow") / "slow.gguf", embedding=512, layers=6, heads=8, feed_forward=2048
+        tmp_path_factory.mktemp("slow") / "slow.gguf", embedding=512, layers=12, heads=8, feed_forward=2048
     )
 
 
