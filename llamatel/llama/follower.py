@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from llamatel.errors import LlamatelError
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
+from llamatel.llama.listeners import Listeners
 from llamatel.llama.log_clock import LogClock
 from llamatel.llama.log_line import split_line
 from llamatel.llama.log_reader import LogReader
@@ -46,7 +47,7 @@ class LogFollower:
         self.info = ServerInfo("unknown") if poller is None else poller.info
         self._reader = LogReader(self.info, LogClock())
         self._lock = threading.Lock()
-        self._listeners: tuple[Callable[[Completion], None], ...] = ()
+        self._listeners = Listeners[Completion]()
         self._failure: LlamatelError | None = None
         self._said_not_understood = False
         self._ended = threading.Event()
@@ -75,12 +76,7 @@ class LogFollower:
 
     def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
         """Have ``listener`` called for each request that ends; returns what ends that."""
-        self._listeners = (*self._listeners, listener)
-
-        def unsubscribe() -> None:
-            self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
-
-        return unsubscribe
+        return self._listeners.add(listener)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What is known now; without an address there are no counters, and whether the server is up is unknown."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.http import ServerClient
 from llamatel.llama.instance import Instance
+from llamatel.llama.listeners import Listeners
 from llamatel.llama.props import ServerProps
 from llamatel.llama.router import Router
 from llamatel.llama.targets import Target
@@ -65,16 +66,11 @@ class ServerPoller:
         self._refused: int | None = None
         self._down_said = False
         self._snapshots: tuple[ServerSnapshot, ...] = ()
-        self._listeners: tuple[Callable[[ObservedRequest], None], ...] = ()
+        self._listeners = Listeners[ObservedRequest]()
 
     def subscribe(self, listener: Callable[[ObservedRequest], None]) -> Callable[[], None]:
         """Have ``listener`` called for requests as polling sees them, once they are gone; returns what ends that."""
-        self._listeners = (*self._listeners, listener)
-
-        def unsubscribe() -> None:
-            self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
-
-        return unsubscribe
+        return self._listeners.add(listener)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""

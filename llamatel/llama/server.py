@@ -24,6 +24,7 @@ from llamatel.llama.command_line import CommandLine
 from llamatel.llama.counters import CarriedCounters
 from llamatel.llama.http import ServerClient, base_url
 from llamatel.llama.launched import Details, LaunchedServer
+from llamatel.llama.listeners import Listeners
 from llamatel.llama.log_copy import LogCopy
 from llamatel.llama.log_reader import LogReader
 from llamatel.llama.process_state import ProcessClock
@@ -80,7 +81,7 @@ class ServerManager:
         self._counters = CarriedCounters()
         self._process = ProcessClock()
         self._launched: LaunchedServer | None = None
-        self._listeners: dict[object, CompletionListener] = {}
+        self._listeners = Listeners[Completion]()
         self._router: Router | None = None
         self._router_lock = threading.Lock()
         self.listener_failures = 0
@@ -175,15 +176,7 @@ class ServerManager:
 
         Returns what ends the subscription.
         """
-        subscription = object()
-        with self._lock:
-            self._listeners = {**self._listeners, subscription: listener}
-
-        def unsubscribe() -> None:
-            with self._lock:
-                self._listeners = {key: kept for key, kept in self._listeners.items() if key is not subscription}
-
-        return unsubscribe
+        return self._listeners.add(listener)
 
     def snapshot(self) -> ServerSnapshot | None:
         """The server's state and llama.cpp's counters now, and what is in its KV cache; None if it was never started.
@@ -352,7 +345,7 @@ class ServerManager:
 
     def _hand_out(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
-            for listener in self._listeners.values():
+            for listener in self._listeners:
                 try:
                     listener(completion)
                 except Exception:  # noqa: BLE001 - the boundary to listeners, which are anybody's: our thread must live

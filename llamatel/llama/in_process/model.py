@@ -18,6 +18,7 @@ from llamatel.errors import LlamatelError
 from llamatel.llama.gguf import parse_gguf_header
 from llamatel.llama.gguf.types import TENSOR_TYPES
 from llamatel.llama.kv_state import parts_of, used_of
+from llamatel.llama.listeners import Listeners
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePlan, cache_plan
@@ -119,7 +120,7 @@ class ModelSource:
         self._loaded: weakref.WeakKeyDictionary[Any, LoadedModel] = weakref.WeakKeyDictionary()
         self._busy: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._listeners: tuple[Callable[[Completion], None], ...] = ()
+        self._listeners = Listeners[Completion]()
         self._totals: dict[str, float] = {}
 
     def add(self, llama: Any, model: LoadedModel) -> None:
@@ -134,14 +135,7 @@ class ModelSource:
 
     def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
         """Have ``listener`` called for each call that ends, on the thread that made it; returns what ends that."""
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
-
-        return unsubscribe
+        return self._listeners.add(listener)
 
     def ended(self, completion: Completion) -> None:
         """Count a call and hand it out."""

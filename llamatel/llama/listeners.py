@@ -1,0 +1,33 @@
+"""Who wants to be told when something ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Listeners(Generic[T]):
+    """Callables, in the order in which they came. Thread-safe: one may come or go while others are being called."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[object, Callable[[T], None]] = {}
+        """Replaced, never changed: who goes through it is not disturbed."""
+
+    def add(self, listener: Callable[[T], None]) -> Callable[[], None]:
+        """Keep ``listener``, once for each time it is added; returns what ends that."""
+        subscription = object()
+        with self._lock:
+            self._kept = {**self._kept, subscription: listener}
+
+        def remove() -> None:
+            with self._lock:
+                self._kept = {key: kept for key, kept in self._kept.items() if key is not subscription}
+
+        return remove
+
+    def __iter__(self) -> Iterator[Callable[[T], None]]:
+        return iter(self._kept.values())
