@@ -7,13 +7,13 @@ Ends with 0 when the log ends (standard input), after Ctrl-C or SIGTERM, and whe
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import time
 from typing import Any
 
 import click
 
+from llamatel.cli.access import AccessOptions, access_options
 from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
@@ -29,10 +29,8 @@ from llamatel.cli.session import (
 )
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
-from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
-from llamatel.llama.fleet import Access, Fleet
+from llamatel.llama.fleet import Fleet
 from llamatel.llama.follower import LogFollower
-from llamatel.llama.http import read_headers, trust
 from llamatel.llama.log_source import FileSource, StreamSource
 from llamatel.llama.targets import TargetFiles, target
 from llamatel.tally import Tally
@@ -50,9 +48,6 @@ class AttachOptions:
     log: str | None = None
     from_start: bool = False
     interval: float = 1.0
-    api_key_file: str | None = None
-    ca_file: str | None = None
-    header_file: str | None = None
 
 
 @click.command("attach")
@@ -68,9 +63,7 @@ class AttachOptions:
     show_default=True,
     help="How often each server is polled.",
 )
-@click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]")
-@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's.")
-@click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line.")
+@access_options
 @telemetry_options
 @requests_option
 @verbose_option
@@ -92,11 +85,7 @@ def command(**values: Any) -> int:
     if source is None and (options.requests or options.jsonl):
         raise UsageError("--requests and --jsonl show requests, which only a log tells: add --log FILE")
     targets = TargetFiles(what.targets, [target(url) for url in what.urls])
-    access = Access(
-        read_api_key(what.api_key_file) if what.api_key_file else os.environ.get(API_KEY_VARIABLE),
-        read_headers(what.header_file) if what.header_file else {},
-        trust(what.ca_file) if what.ca_file else None,
-    )
+    access = take(AccessOptions, values).access()
     lines = None if source is None else request_lines(options)
     tally = Tally()
     notes = note_console()

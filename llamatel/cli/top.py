@@ -6,7 +6,6 @@ Ends with 0 after q, Ctrl-C or SIGTERM, and when nobody reads its lines any more
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -16,14 +15,12 @@ import click
 from rich.console import Console
 from rich.live import Live as Screen
 
+from llamatel.cli.access import AccessOptions, access_options
 from llamatel.cli.console import output_console
 from llamatel.cli.options import verbose_option, warnings_kept
-from llamatel.cli.session import read_token
+from llamatel.cli.session import read_token, take
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
-from llamatel.llama.fleet import Access
-from llamatel.llama.http import read_headers, trust
 from llamatel.llama.targets import target
 from llamatel.settings import DEFAULT_METRICS_ADDR
 from llamatel.top.keys import Keys, keyboard
@@ -50,9 +47,7 @@ _RESIZED_S = 0.5
 )
 @click.option("--once", is_flag=True, help="Show it once and end.")
 @click.option("--json", "as_json", is_flag=True, help="The live document as JSON, one a line.")
-@click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]")
-@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's.")
-@click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line.")
+@access_options
 @click.option("--page-token-file", metavar="FILE", help="The token of a llamatel's page that is not on loopback.")
 @verbose_option
 def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
@@ -80,12 +75,7 @@ def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, *
 
 def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
     token = read_token(values["page_token_file"])
-    key = read_api_key(values["api_key_file"]) if values["api_key_file"] else os.environ.get(API_KEY_VARIABLE)
-    access = Access(
-        key,
-        read_headers(values["header_file"]) if values["header_file"] else {},
-        trust(values["ca_file"]) if values["ca_file"] else None,
-    )
+    access = take(AccessOptions, values).access()
     targets = [target(url) for url in urls or _GUESSES]
     patience = {"timeout_s": _ASKED_FOR_S} if urls else {}
     probed = targets if len(urls) <= _PROBED else []
