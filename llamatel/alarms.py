@@ -83,8 +83,7 @@ class Alarm:
         """``127.0.0.1:8090: …``; without a server, about llamatel itself."""
         if self.server is None:
             return self.text
-        port = "" if self.server.port is None else f":{self.server.port}"
-        return f"{self.server.address}{port}: {self.text}"
+        return f"{self.server.shown_address}: {self.text}"
 
 
 class Alarms:

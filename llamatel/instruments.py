@@ -71,10 +71,6 @@ class Instruments:
             raise ValueError(f"{sample.metric} is observed, not recorded")
         recorder(sample.value, attributes, context if sample.metric.startswith(_WITH_EXEMPLARS) else None)
 
-    def check(self, sample: Sample) -> None:
-        """Raise ValueError for a sample that does not fit the metric table."""
-        self._attributes(sample)
-
     def _create(self, meter: Meter, row: Metric) -> None:
         if row.kind is Kind.HISTOGRAM:
             histogram: Histogram = meter.create_histogram(

@@ -148,9 +148,8 @@ class Live:
 
 
 def key_of(server: ServerInfo) -> str:
-    """The same as text: ``127.0.0.1:8090 model.gguf``."""
-    port = "" if server.port is None else f":{server.port}"
-    return f"{server.address or 'in-process'}{port} {server.model or ''}".rstrip()
+    """A server's place as text: ``127.0.0.1:8090 model.gguf``."""
+    return f"{server.shown_address} {server.model or ''}".rstrip()
 
 
 def _point(at: float, state: ServerSnapshot) -> Point:

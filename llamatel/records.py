@@ -49,6 +49,12 @@ class ServerInfo:
         """What tells servers, and a router's models, apart in metrics."""
         return self.address, self.port, self.model
 
+    @property
+    def shown_address(self) -> str:
+        """``127.0.0.1:8090``; ``in-process`` for one that has no address."""
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.address or 'in-process'}{port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:

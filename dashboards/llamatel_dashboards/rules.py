@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llamatel import alarms
+from llamatel_dashboards.queries import BY_SERVER
 
 FOLDER = Path(__file__).parent / "rules"
 RUNBOOK = "docs/alerts.md"
-
-SERVER = "job, instance, server_address, server_port, gen_ai_request_model"
-"""The labels that tell one server from another."""
 
 _WINDOWS = ("5m", "30m", "1h", "6h")
 _OBJECTIVES = {
@@ -58,8 +56,8 @@ def recording() -> Iterator[dict[str, Any]]:
     """Rules that others build on: how many requests miss an objective, over several windows."""
     for name, (metric, objective) in _OBJECTIVES.items():
         for window in _WINDOWS:
-            kept = f'sum by ({SERVER}) (rate({metric}_bucket{{le="{objective}"}}[{window}]))'
-            every = f"sum by ({SERVER}) (rate({metric}_count[{window}]))"
+            kept = f'sum by ({BY_SERVER}) (rate({metric}_bucket{{le="{objective}"}}[{window}]))'
+            every = f"sum by ({BY_SERVER}) (rate({metric}_count[{window}]))"
             # Where nothing was asked there is no share: 0 / 0 is no miss.
             yield {"record": f"llamacpp:{name}_missed:ratio_rate{window}", "expr": f"1 - {kept} / ({every} > 0)"}
 
@@ -70,7 +68,7 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "LlamacppServerDown",
         # A large model takes minutes to load; one that dies while it loads makes a restart loop.
-        f'llamacpp_server_up == 0 unless on ({SERVER}) llamacpp_server_state{{state="starting"}}',
+        f'llamacpp_server_up == 0 unless on ({BY_SERVER}) llamacpp_server_state{{state="starting"}}',
         "critical",
         f"{where} does not answer. Its log says why; llamatel serve --restart on-failure restarts it.",
         wait="1m",
@@ -100,7 +98,7 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         "LlamacppKvExhaustionPredicted",
         f"predict_linear(llamacpp_kv_cache_headroom[5m], {alarms.EXHAUSTED_WITHIN_S:.0f}) < 0"
-        f" and on ({SERVER})"
+        f" and on ({BY_SERVER})"
         ' llamacpp_kv_cache_usage{state="active"} > 0.5',
         "warning",
         f"{where}: the KV pool will be full within {alarms.EXHAUSTED_WITHIN_S / 60:.0f} minutes at the rate of the "
@@ -125,7 +123,8 @@ def alerts() -> Iterator[Alert]:
     )
     yield from _burning(where)
     planned, reported = (
-        f'sum by ({SERVER}) (llamacpp_kv_cache_size_bytes{{source="{source}"}})' for source in ("planned", "reported")
+        f'sum by ({BY_SERVER}) (llamacpp_kv_cache_size_bytes{{source="{source}"}})'
+        for source in ("planned", "reported")
     )
     yield Alert(
         "LlamacppKvSizeDisagrees",
