@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,21 @@ class Serving:
 
     def exit_within(self, seconds: float) -> int:
         return self.child.process.wait(seconds)
+
+
+Start = Callable[..., Serving]
+
+
+@contextlib.contextmanager
+def servings(folder: Path, model: Path, **always: Any) -> Iterator[Start]:
+    """Starts what a test asks for, with ``always`` beside; all end with the block, and none may leave a traceback."""
+    started: list[Serving] = []
+
+    def start(*arguments: str, **more: Any) -> Serving:
+        started.append(Serving(folder, model, *arguments, **always, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.stop()
+        assert "Traceback" not in one.child.output()

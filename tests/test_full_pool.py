@@ -18,14 +18,12 @@ from llamatel_dashboards import rules
 from tests.load import Answer, Clients, completion
 from tests.parts import Prometheus, scrape_config, wait_until
 from tests.servers import without_settings
-from tests.serving import Serving
+from tests.serving import Serving, Start, servings
 
 SLOTS = 4
 POOL = 2048
 LONG = 900
 """Tokens that each client wants: more than its quarter of the pool, less than all of it."""
-
-Start = Callable[..., Serving]
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +39,8 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(slow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     without_settings(monkeypatch)
-    started: list[Serving] = []
-
-    def start(*flags: str, **more: Any) -> Serving:
-        started.append(Serving(tmp_path, slow_model, *flags, slots=SLOTS, context=POOL // SLOTS, **more))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.child.stop()
-        assert "Traceback" not in one.child.output()
+    with servings(tmp_path, slow_model, slots=SLOTS, context=POOL // SLOTS) as start:
+        yield start
 
 
 def fill(serving: Serving) -> list[Answer]:

@@ -11,39 +11,27 @@ import signal
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.load import Answer, Ask, Clients, completion, endless
 from tests.parts import OtlpSink, RotelAgent, SinkSpan, wait_until
 from tests.servers import BACKENDS, gone, without_settings
-from tests.serving import CONTEXT, SLOTS, Serving
+from tests.serving import CONTEXT, SLOTS, Serving, Start, servings
 
 GONE_S = 2.0
 """llama.cpp is gone that long after we are, at the latest."""
 Protocol = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 
 
-Start = Callable[..., Serving]
-
-
 @pytest.fixture
 def serve(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     without_settings(monkeypatch)
-    started: list[Serving] = []
-
-    def start(*arguments: str, **more: Any) -> Serving:
-        started.append(Serving(tmp_path, tiny_model, *arguments, **more))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.child.stop()
-        assert "Traceback" not in one.child.output()
+    with servings(tmp_path, tiny_model) as start:
+        yield start
 
 
 def endless_load(number: int) -> list[Ask]:
