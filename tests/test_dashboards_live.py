@@ -133,6 +133,11 @@ def _ready(server: Child) -> bool:
     return "ready after" in server.output()
 
 
+SCRAPE_S = 1
+QUIET_S = 3
+"""So long nothing is counted before and behind what is: an increase misses nothing, also where scrapes are late."""
+
+
 def _made_up(running: Telemetry, ending: threading.Event, shape: ModelShape) -> None:
     """Go on counting what no server here counts. The GPU is one that was recorded."""
     driver = Nvml(Recorded(H100["idle"], {"nvmlDeviceGetComputeRunningProcesses(0)": RUNNING}))
@@ -176,7 +181,7 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
             other = made_up.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
             targets = {REAL: [f"127.0.0.1:{port}" for port in metrics], MADE_UP: [other]}
             config = {
-                "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+                "global": {"scrape_interval": f"{SCRAPE_S}s", "scrape_timeout": f"{SCRAPE_S}s"},
                 "scrape_configs": [
                     {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
                 ],
@@ -184,28 +189,23 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
             for server in servers:
                 server.wait_ready(partial(_ready, server), 60)
             with Prometheus(config, folder / "prometheus") as prometheus:
-                yield _under_load(prometheus, ports)
-            ending.set()
-            counting.join()
+                began, answers = _under_load(prometheus, ports)
+                ending.set()
+                counting.join()
+                yield _settled(prometheus, ports, answers, began)
     finally:
         ending.set()
         for server in servers:
             server.stop()
 
 
-def _under_load(prometheus: Prometheus, ports: list[int]) -> Observed:
-    ended = [0.0]
-
-    def settled() -> bool:
-        counts = prometheus.query(f'sum(llamacpp_requests_total{{job="{REAL}"}}) == {expected}')
-        return bool(counts) and time.time() > ended[0] + 3
-
+def _under_load(prometheus: Prometheus, ports: list[int]) -> tuple[float, list[list[Answer]]]:
+    """Send the load. Gives when that began, and the answers of each server."""
     clients = [Clients(f"http://127.0.0.1:{port}") for port in ports]
     for each in clients:
         # Prometheus sees an increase only of what it has seen before.
         assert each.send(completion("Hello", 4)).outcome == "ok"
-    expected = len(ports)
-    wait_until(settled, 30, "the first requests are scraped")
+    _scraped(prometheus, len(ports))
     began = time.time()
     # One choice each: of several llama.cpp tells only one's figures to its client.
     loads = [
@@ -221,12 +221,31 @@ def _under_load(prometheus: Prometheus, ports: list[int]) -> Observed:
         thread.start()
     for thread in threads:
         thread.join()
-    ended[0] = time.time()
-    expected += sum(map(len, loads))
-    wait_until(settled, 30, "the last requests are scraped")
     for each in clients:
         each.close()
-    return Observed(prometheus, answers, ports, began - 1, time.time())
+    return began, answers
+
+
+def _settled(prometheus: Prometheus, ports: list[int], answers: list[list[Answer]], began: float) -> Observed:
+    ended = _scraped(prometheus, len(ports) + sum(map(len, answers)))
+    return Observed(prometheus, answers, ports, began - QUIET_S, ended)
+
+
+def _scraped(prometheus: Prometheus, requests: int) -> float:
+    """Wait until Prometheus has seen so many requests of the real servers for a while; a time of which it knows all."""
+    counted = f'sum(llamacpp_requests_total{{job="{REAL}"}}) == {requests}'
+    wait_until(lambda: bool(prometheus.query(counted)), 30, "the requests are scraped")
+    time.sleep(QUIET_S)
+    known: list[float] = []
+
+    def whole() -> bool:
+        """A scrape that began before and fails would still take its target's series away."""
+        known.append(time.time() - SCRAPE_S)
+        up = prometheus.api("query", query=f"sum(up) == 3 and {counted}", time=known[-1])
+        return bool(up["result"])
+
+    wait_until(whole, 30, "every target answers a scrape")
+    return known[-1]
 
 
 def _metrics(query: PanelQuery) -> set[str]:
@@ -357,7 +376,8 @@ def test_the_pool_is_what_was_asked_for(observed: Observed) -> None:
 
 def test_drafts_energy_and_routers_as_made_up(observed: Observed) -> None:
     [energy] = [query for query in QUERIES if query.where == "gpu: Energy a token"]
-    [(_, values)] = observed.range(energy.sent(job=MADE_UP, __range="10s"))
+    # At the first scrape one of the two may be a turn ahead; at the last both stand still.
+    [(_, values)] = observed.range(energy.sent(job=MADE_UP, __range=observed.window))
     assert values[-1] == pytest.approx(30 / 20, rel=0.1)
     [accepted] = [query for query in QUERIES if query.panel == "Draft tokens accepted"]
     [(_, values)] = observed.range(accepted.sent(job=MADE_UP, __rate_interval="5s"))
