@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process import LineBuffer
+from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.reader import LogReader
 from llamatel.records import ServerInfo
 
 _PIPE_BYTES = 4096

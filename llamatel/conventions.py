@@ -11,7 +11,7 @@ PROVIDER = "llama.cpp"
 """``gen_ai.provider.name``; the conventions have no value for llama.cpp and allow one's own."""
 
 # llama.cpp's error texts, by what they hold (tools/server/server-context.cpp, the callers of send_error), and ours
-# (llama/supervisor.py, llama/log_reader.py).
+# (llama/launch/supervisor.py, llama/log/reader.py).
 _ERROR_TYPES = (
     ("exceeds the available context size", "exceed_context_size_error"),
     ("larger than the max context size", "exceed_context_size_error"),

@@ -130,7 +130,7 @@ class Completion:
     error: str | None = None
     """llama.cpp's own error text; it holds counts, never prompt text."""
     queue_s: float | None = None
-    """Time between arrival and slot. From the log it is an estimate (see ``llama/queue_clock.py``)."""
+    """Time between arrival and slot. From the log it is an estimate (see ``llama/log/queue_clock.py``)."""
     prefill_s: float | None = None
     decode_s: float | None = None
     first_token_at: float | None = None

@@ -26,9 +26,9 @@ from llamatel.errors import PipelineError, UsageError
 from llamatel.instruments import Instruments
 from llamatel.joining import Origin, Underway
 from llamatel.live import Live
-from llamatel.llama import server
 from llamatel.llama.client import call
 from llamatel.llama.in_process import model
+from llamatel.llama.launch import manager as server
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
 from llamatel.page import Page

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.llama.command_line import CommandLine, build, read_api_key
+from llamatel.llama.access import read_api_key
+from llamatel.llama.launch.command_line import CommandLine, build
 from tests.servers import without_settings
 
 KEY = "sk-very-secret-0123456789"

@@ -21,10 +21,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llamatel.llama.log_clock import LogClock
-from llamatel.llama.log_line import split_line
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process import LineBuffer
+from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.line import split_line
+from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.reader import LogReader
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
 LOGS = Path(__file__).parent / "golden" / "logs"

@@ -23,7 +23,7 @@ from llamatel.gpu.memory import memory_parts
 from llamatel.gpu.offload import devices_of, fell_back
 from llamatel.llama import ServerManager
 from llamatel.llama.gguf import parse_gguf_header
-from llamatel.llama.log_reader import LogReader
+from llamatel.llama.log.reader import LogReader
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.model import LayerShape, ModelShape, shape_from_gguf
 from llamatel.model.shape import Weights

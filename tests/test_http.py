@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.http import ServerClient, base_url, parse_counters
+from llamatel.llama.poll.http import ServerClient, base_url, parse_counters
 from tests.parts import Child, free_port
 from tests.servers import ask, without_settings
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llamatel.llama.http import Scrape, ServerClient
-from llamatel.llama.instance import Instance
-from llamatel.llama.slot_trace import SlotTrace
+from llamatel.llama.poll.http import Scrape, ServerClient
+from llamatel.llama.poll.instance import Instance
+from llamatel.llama.poll.slot_trace import SlotTrace
 from llamatel.records import KvCacheState, ServerInfo, SlotState
 
 SERVER = ServerInfo("127.0.0.1", 8080, "tiny")

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from llamatel.llama import ServerManager
-from llamatel.llama.http import ServerClient
 from llamatel.llama.kv_state import LoadedModel, pool_capacity
-from llamatel.llama.server_facts import ServerFacts
-from llamatel.llama.slots import DecodeRate
+from llamatel.llama.log.facts import ServerFacts
+from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.poll.slots import DecodeRate
 from llamatel.records import Completion, Outcome, ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state, pool_capacity
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process_state import ProcessClock, parse_stat
-from llamatel.llama.server_facts import ServerFacts, learn
-from llamatel.llama.slots import DecodeRate, parse_slots
+from llamatel.llama.launch.process_state import ProcessClock, parse_stat
+from llamatel.llama.log.facts import ServerFacts, learn
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.poll.slots import DecodeRate, parse_slots
 from llamatel.model import shape_from_metadata
 from llamatel.plan import cache_plan
 from llamatel.plan.settings import given_settings, parse_server_flags

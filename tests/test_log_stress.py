@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from llamatel.llama.log_clock import LogClock
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process import LineBuffer
+from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.reader import LogReader
 from llamatel.records import Completion, Outcome, ServerInfo
 
 ZERO = 1_790_000_000.0

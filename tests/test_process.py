@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.llama import process
-from llamatel.llama.process import Child, LineBuffer
+from llamatel.llama.launch.process import Child
+from llamatel.llama.log.line_buffer import LineBuffer
 from tests.parts import wait_until
 from tests.servers import descriptors, gone
 
@@ -63,7 +63,7 @@ def test_a_line_without_end_is_cut_and_the_next_one_is_whole(chunk: int) -> None
     lines = []
     for start in range(0, len(text), chunk):
         lines += buffer.feed(text[start : start + chunk])
-        assert len(buffer._rest) <= process._MAX_LINE
+        assert len(buffer._rest) <= 65536
     lines += buffer.flush()
     assert [(line[0], len(line)) for line in lines] == [("x", 65536), ("n", 4), ("y", 65536)]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.llama.follower import LogFollower
-from llamatel.llama.log_source import FileSource
-from llamatel.llama.router import parse_models
-from llamatel.llama.server import ServerManager
+from llamatel.llama.attach.follower import LogFollower
+from llamatel.llama.launch.manager import ServerManager
+from llamatel.llama.log.source import FileSource
+from llamatel.llama.poll.router import parse_models
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome, RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached

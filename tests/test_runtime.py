@@ -21,7 +21,7 @@ import llamatel
 from llamatel import runtime
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
-from llamatel.llama.server import ServerManager
+from llamatel.llama.launch.manager import ServerManager
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, Outcome
 from llamatel.settings import Settings

@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import llamatel
-from llamatel.llama.http import parse_counters
-from llamatel.llama.server import ServerManager
+from llamatel.llama.launch.manager import ServerManager
+from llamatel.llama.poll.http import parse_counters
 from llamatel.records import Completion, Outcome, ServerSnapshot
 from tests.load import Answer, Clients, endless, mixed_load
 from tests.parts import OtlpSink, SinkSpan, wait_until

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
-from llamatel.llama.fleet import Access
-from llamatel.llama.http import read_headers, trust
+from llamatel.llama.access import read_api_key, read_headers, trust
+from llamatel.llama.attach.fleet import Access
+from llamatel.llama.launch.command_line import API_KEY_VARIABLE
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 

@@ -29,10 +29,10 @@ from llamatel.cli.session import (
 )
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
-from llamatel.llama.fleet import Fleet
-from llamatel.llama.follower import LogFollower
-from llamatel.llama.log_source import FileSource, StreamSource
-from llamatel.llama.targets import TargetFiles, target
+from llamatel.llama.attach.fleet import Fleet
+from llamatel.llama.attach.follower import LogFollower
+from llamatel.llama.attach.targets import TargetFiles, target
+from llamatel.llama.log.source import FileSource, StreamSource
 from llamatel.tally import Tally
 from llamatel.view import summary_sentence
 

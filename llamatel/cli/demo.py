@@ -31,8 +31,8 @@ from llamatel.cli.session import (
 )
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
-from llamatel.llama.backends import find_backend
-from llamatel.llama.server import ServerManager
+from llamatel.llama.launch.backends import find_backend
+from llamatel.llama.launch.manager import ServerManager
 from llamatel.models import tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime

@@ -24,8 +24,8 @@ from llamatel.cli.session import (
     telemetry,
 )
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.llama.backends import find_backend
-from llamatel.llama.server import ServerManager
+from llamatel.llama.launch.backends import find_backend
+from llamatel.llama.launch.manager import ServerManager
 from llamatel.tally import Tally
 from llamatel.view import summary_sentence
 

@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from llamatel.cli.options import verbosity
 from llamatel.cli.session import otlp_line, page_line
 from llamatel.errors import ServerError
-from llamatel.llama.server import ServerManager
+from llamatel.llama.launch.manager import ServerManager
 from llamatel.runtime import Runtime
 from llamatel.view import kv_cache_line
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from llamatel import runtime
 from llamatel.cli.console import output_console
 from llamatel.errors import UsageError
-from llamatel.llama.backends import Backend, build_of
+from llamatel.llama.launch.backends import Backend, build_of
 from llamatel.records import Completion
 from llamatel.runtime import Runtime
 from llamatel.settings import Settings, is_loopback

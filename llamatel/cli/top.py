@@ -21,7 +21,7 @@ from llamatel.cli.options import verbose_option, warnings_kept
 from llamatel.cli.session import read_token, take
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.targets import target
+from llamatel.llama.attach.targets import target
 from llamatel.settings import DEFAULT_METRICS_ADDR
 from llamatel.top.keys import Keys, keyboard
 from llamatel.top.screen import Choices, plain_lines, screen

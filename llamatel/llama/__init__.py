@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from llamatel.llama.client import LlamaCppClient as LlamaCppClient
     from llamatel.llama.gguf import GGUFHeader as GGUFHeader
     from llamatel.llama.gguf import parse_gguf_header as parse_gguf_header
-    from llamatel.llama.server import ServerManager as ServerManager
-    from llamatel.llama.supervisor import ServerState as ServerState
+    from llamatel.llama.launch.manager import ServerManager as ServerManager
+    from llamatel.llama.launch.supervisor import ServerState as ServerState
 
 __all__ = [
     "AsyncLlamaCppClient",
@@ -26,8 +26,8 @@ _MODULES = {
     "AsyncLlamaCppClient": "client",
     "LlamaCppClient": "client",
     "GGUFHeader": "gguf",
-    "ServerManager": "server",
-    "ServerState": "supervisor",
+    "ServerManager": "launch.manager",
+    "ServerState": "launch.supervisor",
     "parse_gguf_header": "gguf",
 }
 

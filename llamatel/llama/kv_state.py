@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llamatel.llama.server_facts import ServerFacts
+from llamatel.llama.log.facts import ServerFacts
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePart, CachePlan
 from llamatel.plan.settings import ServerSettings

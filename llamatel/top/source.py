@@ -12,8 +12,8 @@ import urllib3
 
 from llamatel.errors import ServerUnreachable
 from llamatel.live import VERSION, Live
-from llamatel.llama.fleet import Access, Fleet
-from llamatel.llama.targets import Target, TargetFiles
+from llamatel.llama.attach.fleet import Access, Fleet
+from llamatel.llama.attach.targets import Target, TargetFiles
 from llamatel.records import Snapshot
 
 _TIMEOUT_S = 10.0

@@ -131,7 +131,7 @@ def main() -> None:
     command = (
         [str(Path(options.server).resolve())]
         if options.server
-        else [str(Path(options.python).absolute()), "-m", "llamatel.llama.xllamacpp_server"]
+        else [str(Path(options.python).absolute()), "-m", "llamatel.llama.launch.xllamacpp_server"]
     )
     truth = record(command, options.name, options.out, options.scenario, options.extra, plain=options.plain)
     outcomes = [row["outcome"] for row in truth["requests"]]

@@ -154,7 +154,7 @@ def models(timeout: float | None) -> Request[state.Models]:
 
 def metrics(timeout: float | None) -> Request[Mapping[str, float]]:
     """llama.cpp's own counters and gauges."""
-    from llamatel.llama.http import parse_counters
+    from llamatel.llama.poll.http import parse_counters
 
     return Request("GET", "/metrics", parse_counters, text=True, timeout_s=timeout)
 

@@ -26,8 +26,8 @@ from llamatel.errors import (
     ServerFailure,
     UsageError,
 )
+from llamatel.llama.access import check_api_key
 from llamatel.llama.client.call import Call
-from llamatel.llama.http import check_api_key
 
 CONNECT_S = 5.0
 _MAX_CONNECTIONS = 256

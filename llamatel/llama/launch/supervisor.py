@@ -19,14 +19,14 @@ from enum import Enum
 from pathlib import Path
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
-from llamatel.llama.backends import XLLAMACPP, Backend
-from llamatel.llama.command_line import CommandLine
-from llamatel.llama.failure import failure_line
-from llamatel.llama.http import ServerClient, base_url
-from llamatel.llama.log_copy import LogCopy
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process import Child
-from llamatel.llama.slot_watch import Activity
+from llamatel.llama.launch.backends import XLLAMACPP, Backend
+from llamatel.llama.launch.command_line import CommandLine
+from llamatel.llama.launch.log_copy import LogCopy
+from llamatel.llama.launch.process import Child
+from llamatel.llama.log.failure import failure_line
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.poll.http import ServerClient, base_url
+from llamatel.llama.poll.slot_watch import Activity
 from llamatel.records import Completion, ServerInfo
 
 _log = logging.getLogger(__name__)

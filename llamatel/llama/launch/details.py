@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llamatel.llama.command_line import CommandLine
-from llamatel.llama.http import ServerClient
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
-from llamatel.llama.loaded_model import read_loaded_model
-from llamatel.llama.server_facts import ServerFacts
-from llamatel.llama.slot_watch import Activity, SlotsNow, SlotWatch
+from llamatel.llama.launch.command_line import CommandLine
+from llamatel.llama.launch.loaded_model import read_loaded_model
+from llamatel.llama.log.facts import ServerFacts
+from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.poll.slot_watch import Activity, SlotsNow, SlotWatch
 from llamatel.model.shape import ModelShape
 from llamatel.plan.settings import given_settings
 from llamatel.records import KvCacheState, SlotState

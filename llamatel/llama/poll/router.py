@@ -5,7 +5,7 @@
 and gives no model up while it answers one, so idle models are asked seldom; unloaded and sleeping ones not at all.
 
 What happens between two looks is seen late or not at all: loads and failures are counted as far as they were seen, and
-why a model was unloaded cannot be told. The router's log says all of it (see ``router_log``).
+why a model was unloaded cannot be told. The router's log says all of it (see ``log.router``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functools import partial
 from itertools import pairwise
 
 from llamatel.errors import ServerUnreachable
-from llamatel.llama.http import ServerClient
-from llamatel.llama.instance import Instance
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
-from llamatel.llama.props import ModelCard, parse_model_card
-from llamatel.llama.router_log import RouterLog
+from llamatel.llama.log.router import RouterLog
+from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.poll.instance import Instance
+from llamatel.llama.poll.props import ModelCard, parse_model_card
 from llamatel.records import ObservedRequest, RouterModel, ServerInfo, ServerSnapshot
 
 _IDLE_S = 5.0

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import urllib3
 
-from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.props import ModelCard, ServerProps, parse_model_card, parse_props
-from llamatel.llama.slots import parse_slots
+from llamatel.errors import ServerUnreachable
+from llamatel.llama.access import check_api_key
+from llamatel.llama.poll.props import ModelCard, ServerProps, parse_model_card, parse_props
+from llamatel.llama.poll.slots import parse_slots
 from llamatel.records import SlotState
 
 _SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
 
 
@@ -47,39 +45,6 @@ def base_url(address: str | None, port: int | None) -> str:
     """Where clients on this machine reach a server that listens on ``address``."""
     host = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, str(address))  # noqa: S104 - recognised, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def check_api_key(key: str) -> None:
-    """Raise UsageError, which does not show the key, for one that fits into no header."""
-    if not key.isprintable():
-        raise UsageError("the API key holds a line end or another control character")
-
-
-def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Headers out of a file with one ``Name: value`` a line. Raises UsageError, which never shows what is in it."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the header file {os.fspath(path)}: {reason}") from None
-    headers = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, colon, value = (part.strip() for part in line.partition(":"))
-        if not colon or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            raise UsageError(f"line {number} of the header file {os.fspath(path)} is no header: write it Name: value")
-        headers[name] = value
-    return headers
-
-
-def trust(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
-    """TLS that trusts the certificates in a PEM file and no others. Raises UsageError."""
-    try:
-        return ssl.create_default_context(cafile=Path(ca_file).expanduser())
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or "it holds no certificate"
-        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: {reason}") from None
 
 
 @dataclass(frozen=True, slots=True)

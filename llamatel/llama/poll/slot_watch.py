@@ -13,8 +13,8 @@ import threading
 from dataclasses import dataclass
 
 from llamatel.errors import ServerUnreachable
-from llamatel.llama.http import ServerClient
-from llamatel.llama.slots import DecodeRate
+from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.poll.slots import DecodeRate
 from llamatel.records import SlotState
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from llamatel.errors import UsageError
-from llamatel.llama.http import check_api_key
+from llamatel.llama.access import check_api_key, read_api_key
 
 # Python name -> llama-server flag (common/arg.cpp).
 _VALUES: Mapping[str, str] = {
@@ -134,22 +134,6 @@ def _own_key(arguments: Sequence[str], environment: Mapping[str, str]) -> str | 
         check_api_key(keys)
         key = next((key for row in csv.reader([keys]) for key in row if key), None)
     check_api_key(key or "")
-    return key
-
-
-def read_api_key(path: str | os.PathLike[str]) -> str:
-    """The first key of a file with one key a line, ``#`` before a comment, as llama.cpp reads it.
-
-    Raises UsageError, which never shows the file's content.
-    """
-    try:
-        with Path(path).open(encoding="utf-8", newline="\n") as file:
-            key = next((line.rstrip("\n") for line in file if line[0] not in "\n#"), "")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the API key file {os.fspath(path)}: {reason}") from None
-    if not key:
-        raise UsageError(f"the API key file {os.fspath(path)} holds no key")
     return key
 
 

@@ -18,18 +18,19 @@ from pathlib import Path
 from types import TracebackType
 
 from llamatel.errors import ServerStateError, ServerTimeout, ServerUnreachable, UsageError
-from llamatel.llama import command_line, llama_cpp_flags
-from llamatel.llama.backends import LLAMA_CPP_PYTHON, Backend, find_backend
-from llamatel.llama.command_line import CommandLine
-from llamatel.llama.counters import CarriedCounters
-from llamatel.llama.http import ServerClient, base_url
-from llamatel.llama.launched import Details, LaunchedServer
+from llamatel.llama.launch import command_line, llama_cpp_flags
+from llamatel.llama.launch.backends import Backend, find_backend
+from llamatel.llama.launch.command_line import CommandLine
+from llamatel.llama.launch.details import Details, LaunchedServer
+from llamatel.llama.launch.log_copy import LogCopy
+from llamatel.llama.launch.process_state import ProcessClock
+from llamatel.llama.launch.supervisor import ServerState, Supervisor
 from llamatel.llama.listeners import Listeners
-from llamatel.llama.log_copy import LogCopy
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.process_state import ProcessClock
-from llamatel.llama.router import Router, with_log
-from llamatel.llama.supervisor import ServerState, Supervisor
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.poll.counters import CarriedCounters
+from llamatel.llama.poll.http import ServerClient, base_url
+from llamatel.llama.poll.router import Router, with_log
 from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)

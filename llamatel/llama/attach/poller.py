@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
-from llamatel.llama.http import ServerClient
-from llamatel.llama.instance import Instance
+from llamatel.llama.attach.targets import Target
 from llamatel.llama.listeners import Listeners
-from llamatel.llama.props import ServerProps
-from llamatel.llama.router import Router
-from llamatel.llama.targets import Target
+from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.poll.instance import Instance
+from llamatel.llama.poll.props import ServerProps
+from llamatel.llama.poll.router import Router
 from llamatel.records import ObservedRequest, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)

@@ -18,42 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from llamatel.llama.log.line_buffer import LineBuffer
+
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _READ_BYTES = 65536
-_MAX_LINE = 65536
-"""A longer line is cut: nothing llama.cpp says of a request comes near."""
 _PIPE_BYTES = 1 << 20
 _READS_AT_ONCE = 32
 """A child that writes without end must not keep its reader from looking at anything else."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
 """How long a pipe that somebody else still holds is read after the child's end."""
-
-
-class LineBuffer:
-    """Bytes cut anywhere become whole lines. Memory is bounded by the longest line allowed."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-
-    def feed(self, data: bytes) -> list[str]:
-        """The lines that ended in ``data``, without their ends; what is no UTF-8 is replaced."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        lines = [line[:_MAX_LINE].rstrip(b"\r").decode("utf-8", "replace") for line in whole]
-        if self._skipping and lines:
-            del lines[0]
-            self._skipping = False
-        if len(self._rest) > _MAX_LINE:
-            if not self._skipping:
-                lines.append(self._rest[:_MAX_LINE].decode("utf-8", "replace"))
-            self._rest, self._skipping = b"", True
-        return lines
-
-    def flush(self) -> list[str]:
-        """The last line, where the stream ended without a line end."""
-        rest, self._rest = self._rest, b""
-        return [rest.rstrip(b"\r").decode("utf-8", "replace")] if rest and not self._skipping else []
 
 
 def _pidfd(pid: int) -> int | None:

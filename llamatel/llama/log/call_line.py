@@ -10,6 +10,8 @@ import json
 
 from llamatel.records import Call, Completion, Outcome, Phase, ServerInfo
 
+LLAMA_CPP_PYTHON = "llama-cpp-python"
+"""The backend whose log has such lines."""
 MARK = "llamatel: {"
 """How such a line begins."""
 _ELSEWHERE = ("server", "call")

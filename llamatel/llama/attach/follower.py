@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llamatel.errors import LlamatelError
+from llamatel.llama.attach.poller import ServerPoller
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.listeners import Listeners
-from llamatel.llama.log_clock import LogClock
-from llamatel.llama.log_line import split_line
-from llamatel.llama.log_reader import LogReader
-from llamatel.llama.log_source import Batch, FileSource, StreamSource
-from llamatel.llama.poller import ServerPoller
-from llamatel.llama.router import with_log
+from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.line import split_line
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.log.source import Batch, FileSource, StreamSource
+from llamatel.llama.poll.router import with_log
 from llamatel.records import Completion, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)

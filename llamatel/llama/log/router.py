@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llamatel.records import RouterModel, ServerInfo
 
 if TYPE_CHECKING:
-    from llamatel.llama.log_reader import LogReader
+    from llamatel.llama.log.reader import LogReader
 
 _ROUTER = "starting server in router mode"
 _KNOWN = re.compile(r"\[ *(?:models_dir|cache|preset)\] (.+?)(?: \(aliases: .*\))?(?: \[tags: .*\])?$")

@@ -19,13 +19,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from llamatel.llama.backends import LLAMA_CPP_PYTHON
-from llamatel.llama.call_line import MARK, read_call_line
-from llamatel.llama.log_clock import LogClock
-from llamatel.llama.log_line import LogLine, split_line
-from llamatel.llama.queue_clock import DEFAULT_BATCH, QueueClock
-from llamatel.llama.router_log import RouterLog
-from llamatel.llama.server_facts import ServerFacts, learn
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON, MARK, read_call_line
+from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.facts import ServerFacts, learn
+from llamatel.llama.log.line import LogLine, split_line
+from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
+from llamatel.llama.log.router import RouterLog
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
 _SLOT = re.compile(r"slot +(\S+): id +(-?\d+) \| task (-?\d+) \| (.*)", re.DOTALL)

@@ -1,7 +1,7 @@
 """Runs llama-cpp-python's own server, instrumented, with llama-server's command line.
 
-Started by the server manager as a process of its own: ``python -m llamatel.llama.llama_cpp_server FLAGS...``. What the
-manager reads of other servers it finds here, too: ``listening on`` in the log, ``/health``, ``/metrics`` with
+Started by the server manager as a process of its own: ``python -m llamatel.llama.launch.llama_cpp_server FLAGS...``.
+What the manager reads of other servers it finds here, too: ``listening on`` in the log, ``/health``, ``/metrics`` with
 llama.cpp's names. A request that ended is one line of JSON in the log (``call_line``).
 """
 
@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from llamatel.errors import UsageError
-from llamatel.llama.call_line import call_line
-from llamatel.llama.command_line import API_KEY_VARIABLE, read_api_key
+from llamatel.llama.access import read_api_key
 from llamatel.llama.in_process import LlamaCppInstrumentor, model
-from llamatel.llama.llama_cpp_flags import ServerOptions, parse
+from llamatel.llama.launch.command_line import API_KEY_VARIABLE
+from llamatel.llama.launch.llama_cpp_flags import ServerOptions, parse
+from llamatel.llama.log.call_line import call_line
 
 _Scope = MutableMapping[str, Any]
 _App = Callable[[_Scope, Any, Any], Awaitable[None]]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamatel.errors import LogSourceError
-from llamatel.llama.process import LineBuffer
+from llamatel.llama.log.line_buffer import LineBuffer
 
 _READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 64 << 20

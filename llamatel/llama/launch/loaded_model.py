@@ -10,7 +10,7 @@ from pathlib import Path
 from llamatel.errors import LlamatelError
 from llamatel.llama.gguf.splits import parse_gguf_header
 from llamatel.llama.kv_state import LoadedModel, pool_capacity
-from llamatel.llama.server_facts import ServerFacts
+from llamatel.llama.log.facts import ServerFacts
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import cache_plan

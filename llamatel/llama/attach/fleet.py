@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from llamatel.errors import LlamatelError
-from llamatel.llama.command_line import read_api_key
-from llamatel.llama.http import ServerClient
-from llamatel.llama.poller import ServerPoller
-from llamatel.llama.targets import Target, TargetFiles
+from llamatel.llama.access import read_api_key
+from llamatel.llama.attach.poller import ServerPoller
+from llamatel.llama.attach.targets import Target, TargetFiles
+from llamatel.llama.poll.http import ServerClient
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from llamatel.llama.placement import learn_placement
+from llamatel.llama.log.placement import learn_placement
 from llamatel.records import Placement, PromptCacheState
 
 _LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")

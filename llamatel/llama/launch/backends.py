@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 
 from llamatel.errors import BackendNotFound
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
 
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
 XLLAMACPP = "xllamacpp"
-LLAMA_CPP_PYTHON = "llama-cpp-python"
 _VERSION_S = 5.0
 _VERSION = re.compile(r"version: (?:\S+ \(build )?(\d+)(?:, commit | \()(\w+)\)")
 
@@ -50,7 +50,7 @@ def _binary(path: str, environ: Mapping[str, str]) -> str | None:
 def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
     if importlib.util.find_spec(XLLAMACPP) is None:
         return None
-    return _module(XLLAMACPP, "llamatel.llama.xllamacpp_server", why, rejected)
+    return _module(XLLAMACPP, "llamatel.llama.launch.xllamacpp_server", why, rejected)
 
 
 def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) -> Backend:
@@ -67,7 +67,7 @@ def _llama_cpp_python() -> Backend:
     if lacking:
         install = f"{Path(sys.executable).name} -m pip install 'llamatel[llama]'"
         raise BackendNotFound(f"{LLAMA_CPP_PYTHON}'s server lacks {', '.join(lacking)}; install it with: {install}")
-    return _module(LLAMA_CPP_PYTHON, "llamatel.llama.llama_cpp_server", "it was asked for")
+    return _module(LLAMA_CPP_PYTHON, "llamatel.llama.launch.llama_cpp_server", "it was asked for")
 
 
 def build_of(backend: Backend) -> str | None:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
-from llamatel.llama.counters import CarriedCounters
-from llamatel.llama.http import Scrape, ServerClient
-from llamatel.llama.props import ServerProps
-from llamatel.llama.slot_trace import SlotTrace
-from llamatel.llama.slots import DecodeRate
+from llamatel.llama.poll.counters import CarriedCounters
+from llamatel.llama.poll.http import Scrape, ServerClient
+from llamatel.llama.poll.props import ServerProps
+from llamatel.llama.poll.slot_trace import SlotTrace
+from llamatel.llama.poll.slots import DecodeRate
 from llamatel.records import KvCacheState, ObservedRequest, ServerInfo, ServerSnapshot, SlotState
 
 _log = logging.getLogger(__name__)

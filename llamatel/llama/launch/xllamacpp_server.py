@@ -1,6 +1,6 @@
 """Runs the xllamacpp wheel's llama.cpp server with llama-server's own command line.
 
-Started by the server manager as a process of its own: ``python -m llamatel.llama.xllamacpp_server FLAGS...``.
+Started by the server manager as a process of its own: ``python -m llamatel.llama.launch.xllamacpp_server FLAGS...``.
 
 The wheel's Python API takes a parameter object and no flags. llama.cpp's parser (``common_params_parse``,
 common/arg.cpp) is exported by the wheel's extension module, so it fills that object for us: flags, their errors and the

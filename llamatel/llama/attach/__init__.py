@@ -1,0 +1,1 @@
+"""Servers that others run: which they are, and how they are followed."""
