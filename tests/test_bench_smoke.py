@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import attach, decorators, header, in_process
 from benchmarks.__main__ import main
+from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.pieces import read_log
 from benchmarks.report import Report
 
@@ -57,6 +58,18 @@ def test_a_small_run_tells_all_it_should(
     shown = capsys.readouterr().out
     assert all(item["target"] in shown for item in found["targets"])
     assert len(found["targets"]) == 5
+
+
+@pytest.mark.slow
+def test_the_run_for_a_gpu_goes_through_without_one(llama_server_binary: Path) -> None:
+    flags = ["--tiny", "--rounds", "1", "--seconds", "0.2", "--connections", "2", "--tokens", "8", "--context", "2048"]
+    found = gpu([*flags, "--backend", str(llama_server_binary)])
+    for row in found["memory"]:
+        sizes = row["seen"]["llamacpp_kv_cache_size_bytes"]
+        assert row["planned"]["kv_bytes"] == sum(one["value"] for one in sizes if one["source"] == "reported") > 0
+    assert {"prefill", "decode"} <= {span["name"] for span in found["traces"]}
+    assert [row["variant"] for row in found["overhead"]] == ["plain", "plain again", "Prometheus"]
+    assert all(row["failed"] == 0 and row["tokens_per_second"] > 0 for row in found["overhead"])
 
 
 def test_decorators_are_measured_beside_a_bare_span() -> None:
