@@ -301,6 +301,8 @@ class SlotState:
     """Tokens generated so far by the request that it works on; None while it is idle."""
     decode_rate: float | None = None
     """Tokens a second of that request since the look before."""
+    speculative: bool | None = None
+    """Whether speculative decoding was set up for it."""
 
 
 @dataclass(frozen=True, slots=True)

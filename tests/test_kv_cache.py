@@ -20,6 +20,7 @@ from llamatel.llama.kv_state import LoadedModel, pool_capacity
 from llamatel.llama.log.facts import ServerFacts
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slots import DecodeRate
+from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome, ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
@@ -225,6 +226,75 @@ def test_bytes_reported_are_bytes_planned(start: Start, tmp_path: Path, name: st
     assert "recurrent" in cache.planned_bytes or cache.planned_bytes["k"] > 100 * ROUNDING
     assert set(cache.used_bytes.values()) == {0}
     assert not any("prompt cache update" in line for line in server.log_tail)
+
+
+DRAFTING = (
+    (("--spec-type", "draft-simple"), True),
+    (("--spec-type", "draft-simple", "-np", "2", "-ctkd", "q8_0"), True),
+    (("--spec-type", "ngram-simple"), False),
+    ((), False),
+)
+
+
+@pytest.mark.parametrize(("flags", "drafts"), DRAFTING, ids=[" ".join(flags) for flags, _ in DRAFTING])
+def test_a_model_that_drafts_has_a_cache_of_its_own(
+    start: Start, backend: str, tmp_path: Path, flags: tuple[str, ...], drafts: bool
+) -> None:
+    """llama.cpp allocates it in any case, and fills it only if something drafts with it."""
+    draft = write_tiny_model(tmp_path / "draft.gguf", embedding=128, layers=1, kv_heads=1, context=2048, seed=3)
+    # Only llama-server has to be told to say what it allocates.
+    words = () if backend == "xllamacpp" else ("-lv", "4")
+    server = start(backend, "-c", "4096", "--no-warmup", "-md", str(draft), *flags, *words)
+    cache = state_of(server).kv_cache
+    assert cache is not None
+    assert cache.capacity == 4096
+    slots, cells = (2, 2048) if "-np" in flags else (1, 4096)
+    of_draft = {"k": 34 if "-ctkd" in flags else 64, "v": 64}  # a head of 32 values
+    own = {"k": 2 * 2 * 2 * 16, "v": 2 * 2 * 2 * 16}  # 2 layers of 2 heads of 16 values of 2 bytes
+    assert cache.planned_bytes == {part: slots * cells * (own[part] + of_draft[part]) for part in ("k", "v")}
+    assert set(cache.reported_bytes) == {"k", "v"}
+    for part, size in cache.reported_bytes.items():
+        assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING
+    ended: list[Completion] = []
+    server.subscribe(ended.append)
+    assert ask(server.base_url, 20) == 200
+    wait_for(lambda: bool(ended), "the request ended")
+    held = tokens_in(slots_of(server))
+    used = state_of(server).kv_cache
+    assert held > 20
+    assert used is not None
+    assert used.used_bytes == {part: held * (own[part] + of_draft[part] * drafts) for part in ("k", "v")}
+
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_a_model_from_a_hub_is_found_where_llama_cpp_keeps_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_server_binary: Path, by: str
+) -> None:
+    """Its log names the repository, ``/props`` the file; here it was downloaded before."""
+    kept = tmp_path / "models--org--tiny-GGUF"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(SHA)
+    (kept / "snapshots" / SHA).mkdir(parents=True)
+    (kept / "snapshots" / SHA / "tiny-F32.gguf").write_bytes(tiny_model.read_bytes())
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
+    words = ["--offline", "-c", "1024", "-t", "1"]
+    if by == "variable":
+        monkeypatch.setenv("LLAMA_ARG_HF_REPO", "org/tiny-GGUF:F32")
+    else:
+        words += ["-hf", "org/tiny-GGUF:F32"]
+    with ServerManager(backend=str(llama_server_binary)) as server:
+        server.start_server(None, port=0, extra_args=words).wait_until_ready(60)
+        assert facts_of(server).model_path == "org/tiny-GGUF:F32"
+        for _ in range(2):
+            state = state_of(server)
+            assert state.model is not None
+            assert state.model.name == "llamatel tiny"
+            assert state.kv_cache is not None
+            assert state.kv_cache.planned_bytes == {"k": 1024 * 128, "v": 1024 * 128}
+            server.restart(60)
 
 
 def test_a_full_pool_is_seen_coming_and_counted(start: Start, llama_server_binary: Path) -> None:

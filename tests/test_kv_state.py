@@ -220,8 +220,8 @@ def test_slots_of_several_builds() -> None:
         "id": 0, "n_ctx": 2048, "speculative": False, "is_processing": True, "id_task": 7, "n_prompt_tokens": 30,
         "n_prompt_tokens_processed": 10, "n_prompt_tokens_cache": 5, "params": {}, "next_token": [{"n_decoded": 15}],
     }  # fmt: skip
-    assert parse_slots([now]) == (SlotState(0, True, 2048, 30, 7, 10, 5, 15),)
-    assert parse_slots([now | {"is_processing": False}]) == (SlotState(0, False, 2048, 30, 7),)
+    assert parse_slots([now]) == (SlotState(0, True, 2048, 30, 7, 10, 5, 15, speculative=False),)
+    assert parse_slots([now | {"is_processing": False}]) == (SlotState(0, False, 2048, 30, 7, speculative=False),)
     assert parse_slots([{"id": 1, "n_ctx": 2048, "is_processing": False}]) == (SlotState(1, False, 2048, 0),)
     winter_2025 = {"id": 0, "id_task": 3, "n_ctx": 2048, "is_processing": True, "next_token": {"n_decoded": 4}}
     assert parse_slots([winter_2025]) == (SlotState(0, True, 2048, None, 3, decoded=4),)

@@ -427,7 +427,7 @@ def test_a_log_that_shows_no_requests_is_said_once(
     server.snapshot()
     assert ask(server.base_url) == 200
     understood = [snapshot.log.understood for _ in range(3) if (snapshot := server.snapshot()) and snapshot.log]
-    assert understood == [False, False, False]
+    assert understood == [None, False, False]  # at the first look, lines could be on their way
     assert [record.getMessage()[:29] for record in caplog.records if record.levelno >= logging.WARNING] == [
         "this server generates tokens,"
     ]

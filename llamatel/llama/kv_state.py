@@ -25,6 +25,13 @@ class LoadedModel:
         """The plan, if it is what llama.cpp allocates, to the byte."""
         return self.plan if self.plan is not None and self.plan.exact and self.plan.refused is None else None
 
+    @property
+    def drafts(self) -> bool:
+        """Whether a kind of speculative decoding is asked for that has a context of its own."""
+        own = self.shape.draft.drafts_as if self.shape is not None and self.shape.draft is not None else ()
+        asked = self.settings.spec_types if self.settings is not None else ()
+        return any(kind.startswith("draft-") for kind in asked or own)
+
 
 def kv_cache_state(facts: ServerFacts, slots: Sequence[SlotState] | None, model: LoadedModel) -> KvCacheState:
     """The state now; a server that sleeps has freed its memory, and its slots with it."""
@@ -48,9 +55,7 @@ def kv_cache_state(facts: ServerFacts, slots: Sequence[SlotState] | None, model:
         cached=_tokens(slots, busy=False),
         planned_bytes=planned,
         reported_bytes=facts.reported,
-        used_bytes={}
-        if model.sure is None or slots is None
-        else used_of(model.sure.parts, [slot.context_tokens for slot in slots]),
+        used_bytes={} if slots is None else _used(slots, model),
     )
 
 
@@ -109,6 +114,20 @@ def _tokens(slots: Sequence[SlotState] | None, *, busy: bool) -> int | None:
         return None
     held = [slot.context_tokens for slot in slots if slot.busy is busy]
     return sum(tokens for tokens in held if tokens is not None) if None not in held else None
+
+
+def _used(slots: Sequence[SlotState], model: LoadedModel) -> Mapping[str, int]:
+    """Bytes that the slots' tokens take. The context that drafts mirrors them, if anything drafts with it."""
+    if model.sure is None:
+        return {}
+    parts = model.sure.parts
+    if any(part.drafting for part in parts):
+        speculate = {slot.speculative for slot in slots}
+        if len(speculate) != 1 or None in speculate:
+            return {}
+        if not (speculate == {True} and model.drafts):
+            parts = tuple(part for part in parts if not part.drafting)
+    return used_of(parts, [slot.context_tokens for slot in slots])
 
 
 def used_of(parts: Iterable[CachePart], held: Sequence[int | None]) -> Mapping[str, int]:

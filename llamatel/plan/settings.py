@@ -207,7 +207,7 @@ _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ..
         "SPEC_DRAFT_CACHE_TYPE_V",
     ),
     (("-md", "--model-draft", "--spec-draft-model"), "draft_model", str, "SPEC_DRAFT_MODEL"),
-    (("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"), "draft_model", str, None),
+    (("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"), "draft_model", str, "SPEC_DRAFT_HF_REPO"),
     (
         ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"),
         "draft_gpu_layers",

@@ -1,6 +1,7 @@
 """What a snapshot tells of a launched server beside its state and its counters: slots, KV cache, model, settings.
 
-Asked for is only ``/slots``, and that seldom (``slot_watch``); the rest is in its log, its flags and its model's file.
+Asked for is only ``/slots``, and that seldom (``slot_watch``), and where it found its model, if its log has another
+name for it; the rest is in its log, its flags and its model's file.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.launch.command_line import CommandLine
-from llamatel.llama.launch.loaded_model import read_loaded_model
+from llamatel.llama.launch.loaded_model import read_loaded_model, read_settings
 from llamatel.llama.log.facts import ServerFacts
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slot_watch import Activity, SlotsNow, SlotWatch
 from llamatel.model.shape import ModelShape
 from llamatel.plan.settings import given_settings
 from llamatel.records import KvCacheState, SlotState
+
+_PROPS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +44,17 @@ class LaunchedServer:
     """Follows one server over the lives of its process. Thread-safe."""
 
     def __init__(self, command: CommandLine) -> None:
-        self._words = command.arguments
-        self._environ = {**os.environ, **command.environment}
-        self._given = given_settings(self._words, self._environ)
+        environ = {**os.environ, **command.environment}
+        self._given = given_settings(command.arguments, environ)
+        self._read = read_settings(command.arguments, environ)
         self._slots = SlotWatch(
             sleeps_after_s=_seconds(self._given.get("sleep-idle-seconds")), always="slot-save-path" in self._given
         )
         self._lock = threading.Lock()
         self._model = LoadedModel()
         self._model_of: tuple[object, ...] | None = None
+        self._told: tuple[str | None, str] | None = None
+        """A model's name in the log, and the path of its file as the server told it."""
 
     def restarted(self) -> None:
         """The server's process was replaced."""
@@ -61,7 +67,7 @@ class LaunchedServer:
         now = SlotsNow()
         if client is not None:
             now = self._slots.look(client, activity, generated_total, time.monotonic())
-        model = self._loaded(facts)
+        model = self._loaded(facts, client)
         return Details(
             now.slots,
             now.decode_rate,
@@ -72,14 +78,28 @@ class LaunchedServer:
             now.asked,
         )
 
-    def _loaded(self, facts: ServerFacts) -> LoadedModel:
+    def _loaded(self, facts: ServerFacts, client: ServerClient | None) -> LoadedModel:
         """Read anew only when the server has loaded something else."""
-        loaded = (facts.model_path, facts.slots, facts.slot_context, facts.kv_unified, facts.pool)
         with self._lock:
+            path = self._file(facts, client)
+            loaded = (path, facts.draft_path, facts.slots, facts.slot_context, facts.kv_unified, facts.pool)
             if self._model_of != loaded:
-                self._model = read_loaded_model(facts, self._words, self._environ)
+                self._model = read_loaded_model(facts, self._read, path)
                 self._model_of = loaded
             return self._model
+
+    def _file(self, facts: ServerFacts, client: ServerClient | None) -> str | None:
+        """The model's file. One from a hub goes by its name there in the log, and its path is in ``/props``."""
+        named = None if self._read is None else self._read.model
+        for path in (facts.model_path, named):
+            if path is not None and Path(path).is_file():
+                return path
+        if self._told is not None and self._told[0] == facts.model_path:
+            return self._told[1]
+        path = None if client is None else client.props(_PROPS_S).model_path
+        if path is not None:
+            self._told = facts.model_path, path
+        return path
 
     def _settings(self, facts: ServerFacts) -> dict[str, str]:
         """As given; slots and pool as the log has them, where llama.cpp chose them itself."""

@@ -19,16 +19,24 @@ from llamatel.plan.settings import ServerSettings, parse_server_flags
 _log = logging.getLogger(__name__)
 
 
-def read_loaded_model(facts: ServerFacts, words: Sequence[str], environ: Mapping[str, str]) -> LoadedModel:
-    """What the file and the flags say; what cannot be read stays None. Reads the file's header (some milliseconds)."""
+def read_settings(words: Sequence[str], environ: Mapping[str, str]) -> ServerSettings | None:
+    """The server's settings; None where its flags are not understood, though llama.cpp may take them."""
     try:
-        settings = parse_server_flags(words, environ=environ)
-    except LlamatelError as error:  # llama.cpp took what we do not understand
+        return parse_server_flags(words, environ=environ)
+    except LlamatelError as error:
         _log.debug("the server's flags are not understood: %s", error)
-        settings = None
-    shape = _shape(facts.model_path, None if settings is None else settings.model)
+        return None
+
+
+def read_loaded_model(facts: ServerFacts, settings: ServerSettings | None, path: str | None) -> LoadedModel:
+    """What the model's file and the settings say; what cannot be read stays None. Reads headers (some milliseconds)."""
+    shape = _shape(path)
     if shape is None or settings is None:
         return LoadedModel(shape, settings)
+    if facts.draft_path is not None:
+        # A repository's own draft may come with its model, unasked for: the log tells that, and its file.
+        settings = replace(settings, draft_model=facts.draft_path)
+        shape = replace(shape, draft=_shape(facts.draft_path))
     return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
 
 
@@ -41,12 +49,11 @@ def _as_fitted(settings: ServerSettings, facts: ServerFacts, shape: ModelShape) 
     return replace(settings, ctx_size=pool) if pool is not None and pool >= settings.batch_size else settings
 
 
-def _shape(*paths: str | None) -> ModelShape | None:
-    """Of the first that is a file: a model from a hub goes by another name in the log."""
-    for path in paths:
-        if path and Path(path).is_file():
-            try:
-                return shape_from_gguf(parse_gguf_header(path, read_tensors=True))
-            except (LlamatelError, OSError) as error:
-                _log.debug("the model's header cannot be read: %s", error)
-    return None
+def _shape(path: str | None) -> ModelShape | None:
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        return shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+    except (LlamatelError, OSError) as error:
+        _log.debug("the model's header cannot be read: %s", error)
+        return None

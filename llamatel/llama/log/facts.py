@@ -12,6 +12,7 @@ from llamatel.records import Placement, PromptCacheState
 _LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
 _LOADING = re.compile(r"load_model: loading model '(.*)'")
 _SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = (\d+), kv_unified = '(\w+)')?")
+_DRAFT = re.compile(r"common_speculative_init_result: loading draft model '(.*)'")
 _PATH = re.compile(r"load_model: local path '(.*)'")
 _POOL = re.compile(r"llama_context: n_ctx += (\d+)")
 _SEQUENCE = re.compile(
@@ -35,6 +36,10 @@ class ServerFacts:
     host: str | None = None
     port: int | None = None
     model_path: str | None = None
+    """Its file, or its name on a hub."""
+    draft_path: str | None = None
+    """The file of a second model, which drafts; older builds, which gave it a cache for each slot, word this in another
+    way."""
     build: str | None = None
     slots: int | None = None
     slot_context: int | None = None
@@ -117,9 +122,12 @@ def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
     if "loading model '" in text and (found := _LOADING.search(text)):
         # Also after it has slept; then the library may have nothing to say on what it said the first time.
         return replace(
-            facts, model_path=found.group(1), pool=None, sequence_context=None, loading_anew=bool(facts.reported),
+            facts, model_path=found.group(1), draft_path=None, pool=None, sequence_context=None,
+            loading_anew=bool(facts.reported),
             placed_anew=facts.placement is not None and bool(facts.placement.buffers),
         )  # fmt: skip
+    if "draft model '" in text and (found := _DRAFT.match(text)):
+        return replace(facts, draft_path=found.group(1))
     if "local path '" in text and (found := _PATH.search(text)):
         return replace(facts, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.search(text)):

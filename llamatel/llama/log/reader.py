@@ -94,6 +94,8 @@ class LogReader:
         self.router = RouterLog(lambda: LogReader(self.server, tally=self._tally))
         """What the log says of a router's models, if it is one's."""
         self._counted_from: float | None = None
+        self._generated_before = 0.0
+        """llama.cpp's count at the look before."""
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -416,7 +418,8 @@ class LogReader:
         """What was read so far; ``generated_total`` is llama.cpp's own token counter, where it can be had.
 
         The log counts as not understood once llama.cpp generated tokens while we read and the log showed no request,
-        or showed requests end well without a single timing.
+        or showed requests end well without a single timing. Tokens count from the second look on: the lines of those
+        that are new may be on their way.
         """
         tally = self._tally
         understood: bool | None = True if tally.timed else None
@@ -425,7 +428,9 @@ class LogReader:
                 self._counted_from = 0.0 if tally.started else generated_total
             elif generated_total < self._counted_from:
                 self._counted_from = 0.0
-            if generated_total > self._counted_from and not tally.timed and (not tally.started or tally.untimed):
+            seen_before = min(generated_total, self._generated_before)
+            self._generated_before = generated_total
+            if seen_before > self._counted_from and not tally.timed and (not tally.started or tally.untimed):
                 understood = False
         return LogCounts(
             lines=dict(tally.lines), requests_started=tally.started, requests_lost=tally.lost, understood=understood

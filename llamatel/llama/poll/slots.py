@@ -31,7 +31,7 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
         return None
     task = _count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now
     tokens = _count(entry.get("n_prompt_tokens"))
-    progress = entry.get("next_token")
+    progress, speculative = entry.get("next_token"), entry.get("speculative")
     if isinstance(progress, list) and progress:  # an object in builds before 2026
         progress = progress[0]
     return SlotState(
@@ -43,6 +43,7 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
         prompt_computed=_count(entry.get("n_prompt_tokens_processed")) if busy else None,
         prompt_cached=_count(entry.get("n_prompt_tokens_cache")) if busy else None,
         decoded=_count(progress.get("n_decoded")) if busy and isinstance(progress, dict) else None,
+        speculative=speculative if isinstance(speculative, bool) else None,
     )
 
 
