@@ -14,7 +14,7 @@ from llamatel import runtime
 from llamatel.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamatel.kept_spans import KeptSpan
+    from llamatel.export.kept_spans import KeptSpan
     from llamatel.observer import Observer
 
 KEPT = 5000

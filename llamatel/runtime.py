@@ -17,12 +17,14 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
-from llamatel import collectors, message_content, pipeline, tracing
+from llamatel import collectors, message_content, tracing
 from llamatel.call_news.receiver import CallReceiver
 from llamatel.call_news.sender import CallSender
 from llamatel.client_spans import ClientSpans
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
+from llamatel.export import pipeline
+from llamatel.export.pipeline import Pipeline
 from llamatel.instruments import Instruments
 from llamatel.joining import Origin, Underway
 from llamatel.live import Live
@@ -32,7 +34,6 @@ from llamatel.llama.launch import manager as server
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
 from llamatel.page import Page
-from llamatel.pipeline import Pipeline
 from llamatel.records import ClientCall, Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamatel import collectors, pipeline
+from llamatel import collectors
 from llamatel.collectors import Sample
+from llamatel.export import pipeline
+from llamatel.export.pipeline import Pipeline
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS
-from llamatel.pipeline import Pipeline
 from llamatel.records import ClientCall, Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans

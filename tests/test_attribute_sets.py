@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
-from llamatel import attribute_sets
+from llamatel.export import attribute_sets
 from llamatel.records import SlotState
 from tests.samples import SERVER, server_snapshot, snapshot
 from tests.telemetry import telemetry

@@ -15,7 +15,7 @@ import pytest
 import llamatel
 from llamatel import notebook, runtime
 from llamatel.errors import UsageError
-from llamatel.kept_spans import KeptSpans, in_order
+from llamatel.export.kept_spans import KeptSpans, in_order
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.results import Usage
 from llamatel.model import shape_from_gguf

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llamatel import pipeline
 from llamatel.errors import PipelineError
+from llamatel.export import pipeline
 from llamatel.settings import Settings
 from tests.parts import OtlpSink, free_port
 from tests.samples import completion
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PREFACE = """
 import os, sys, time
 from opentelemetry import metrics, trace
-from llamatel import pipeline
+from llamatel.export import pipeline
 from llamatel.settings import Settings
 from tests.samples import completion
 from tests.telemetry import Telemetry

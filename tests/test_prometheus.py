@@ -15,9 +15,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from llamatel import pipeline
 from llamatel.collectors import Sample
 from llamatel.errors import PipelineError
+from llamatel.export import pipeline
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS, Kind, Metric
 from llamatel.records import Outcome, ServerInfo

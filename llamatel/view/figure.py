@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from llamatel.errors import UsageError
-from llamatel.kept_spans import KeptSpan
+from llamatel.export.kept_spans import KeptSpan
 from llamatel.view.figures import seconds
 from llamatel.view.report import slowest
 from llamatel.view.trace import COLOURS, bars, total

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from llamatel.kept_spans import KeptSpan
+from llamatel.export.kept_spans import KeptSpan
 from llamatel.view.charts import dots, stacked_areas
 from llamatel.view.figures import exact, plural, seconds
 from llamatel.view.page import printable, size

@@ -8,7 +8,7 @@ from html import escape
 
 from rich.text import Text
 
-from llamatel.kept_spans import KeptSpan, in_order
+from llamatel.export.kept_spans import KeptSpan, in_order
 from llamatel.view.figures import rate, seconds
 from llamatel.view.glyphs import STYLES, UNICODE, Glyphs
 from llamatel.view.page import printable

@@ -91,6 +91,6 @@ def _initialised() -> bool:
 
 def _set_up(provider: object) -> bool:
     """Whether somebody set the process's tracer provider: not nobody, and not an ``init()`` that is over."""
-    pipeline = sys.modules.get("llamatel.pipeline")
+    pipeline = sys.modules.get("llamatel.export.pipeline")
     over = pipeline is not None and pipeline.is_over(provider)
     return not over and not isinstance(provider, trace.ProxyTracerProvider)

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from llamatel.errors import PipelineError
-from llamatel.metrics_endpoint import ScrapeRegistry
+from llamatel.export.metrics_endpoint import ScrapeRegistry
 from llamatel.settings import OtlpTarget
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 
 from llamatel.errors import PipelineError
-from llamatel.exemplars import Exemplars
+from llamatel.export.exemplars import Exemplars
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

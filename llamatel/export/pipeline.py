@@ -27,12 +27,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
-from llamatel import attribute_sets, bounded, exporters
-from llamatel.bounded import BoundedCall
 from llamatel.errors import PipelineError
-from llamatel.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
-from llamatel.kept_spans import KeptSpans
-from llamatel.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
+from llamatel.export import attribute_sets, bounded, exporters
+from llamatel.export.bounded import BoundedCall
+from llamatel.export.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
+from llamatel.export.kept_spans import KeptSpans
+from llamatel.export.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.settings import Settings
 
 if TYPE_CHECKING:
