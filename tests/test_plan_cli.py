@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from llamatel.cli.main import main
 from llamatel.errors import UsageError
+from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.gguf import parse_gguf_header
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.model import LayerShape, ModelShape, shape_from_gguf
@@ -20,6 +23,7 @@ from llamatel.plan.gpus import GB, GPUS, gpu_named
 from llamatel.plan.measure import parse_measured
 from llamatel.plan.memory import largest_context, memory_plan
 from llamatel.plan.report import make_report
+from llamatel.plan.server_flags import NOT_COUNTED, PAIRED, SWITCHES, VALUED, Overlooked, overlooked
 from tests.parts import MissingPart, in_ci, llama_server
 
 GIB = 1 << 30
@@ -97,6 +101,66 @@ def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsy
     assert main(["plan", *words]) == 0
     assert "draft model" in capsys.readouterr().out
     assert main(["plan", *words[:-1], str(tmp_path / "nowhere.gguf")]) == 1
+
+
+def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--", "-c", "1024", "--jinja", "--temp", "-1", "-ncmoe", "4", "--ctxsize", "2048", "--mmproj=eyes.gguf")
+    found = plan(capsys, str(tiny), "--device", "none", *words)
+    assert found["kv_cache"]["cells"] == 1024
+    assert found["flags_not_counted"] == ["-ncmoe", "--mmproj"]
+    assert found["flags_unknown"] == ["--ctxsize"]
+    assert main(["plan", str(tiny), "--device", "none", *words]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "what -ncmoe, --mmproj changes" in page
+    assert "--ctxsize: llama-server of October 2026 has no such flag; --ctx-size?" in page
+    assert overlooked(["-m", "x.gguf", "--host", "127.0.0.1", "-fa", "on", "-v"]) == Overlooked()
+
+
+def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "other.gguf"]) == 2
+    assert "'other.gguf' belongs to no flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-ngl", "some"], "a number of layers, auto or all"),
+        (["-fa", "maybe"], "one of on, off, auto"),
+        (["-ts", "a,b"], "shares, as in 3,1"),
+        (["-c", "99999999999"], "a whole number below 2^31"),
+        (["--device", "t4x0"], "unknown device 't4x0'"),
+    ],
+)
+def test_a_value_that_cannot_be(tiny: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_flags_are_those_of_llama_server(llama_server_binary: Path) -> None:
+    told = subprocess.run([llama_server_binary, "--help"], capture_output=True, text=True, check=True).stdout
+    switches, valued, paired = set[str](), set[str](), set[str]()
+    for line in told.splitlines():
+        found = re.match(r"((?:--?[A-Za-z][\w.-]*(?:,\s+)?)+)( \S+)?( [A-Z]{3,}$)?", line)
+        if found is not None:
+            flags = re.findall(r"--?[A-Za-z][\w.-]*", found[1])
+            (switches if found[2] is None else valued if found[3] is None else paired).update(flags)
+    assert [switches, valued, paired] == [set(SWITCHES), set(VALUED), set(PAIRED)]
+    assert NOT_COUNTED <= SWITCHES | VALUED | PAIRED
+
+
+def test_a_slot_is_no_longer_than_training(
+    tiny: Path, llama_server_binary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = plan(capsys, str(tiny), "--device", "none")["trained_context"]
+    words = ["-c", str(4 * trained), "-np", "2"]
+    assert main(["plan", str(tiny), *words]) == 0
+    assert f"a slot uses {trained:,} at most" in capsys.readouterr().out
+    assert main(["plan", str(tiny), "-c", str(2 * trained), "-np", "2"]) == 0
+    assert "at most: the model" not in capsys.readouterr().out
+    with ServerManager(backend=str(llama_server_binary)) as server:
+        server.start_server(tiny, extra_args=words, port=0).wait_until_ready(timeout=60)
+        with LlamaCppClient(server.base_url) as client:
+            assert client.props().n_ctx == trained
 
 
 def test_what_llama_server_refuses(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

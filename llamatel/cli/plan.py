@@ -21,6 +21,7 @@ from llamatel.model.shape import ModelShape
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
 from llamatel.plan.measure import find_program, measure
 from llamatel.plan.report import PlanReport, make_report
+from llamatel.plan.server_flags import overlooked
 from llamatel.plan.settings import parse_server_flags
 
 _FLAGS = {
@@ -96,13 +97,15 @@ def command(
 ) -> None:
     """What a llama-server on MODEL takes: KV cache to the byte, weights, what fits, the speed that memory allows.
 
-    MODEL is what `llamatel inspect` takes. A command line that one has can be pasted behind --, as it is:
+    MODEL is what `llamatel inspect` takes. A command line that one has can be pasted behind --, as it is (MODEL goes
+    before its -m):
 
     llamatel plan -- -m model.gguf -c 32768 -np 4 -ctk q8_0 -ctv q8_0
     """
     if model is not None and model.startswith("-"):  # all of it stood behind --
         server_args, model = (model, *server_args), None
     settings = parse_server_flags([*flag_words(values), *server_args])
+    left_out = overlooked(server_args)
     reference = model or settings.model
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
@@ -110,7 +113,7 @@ def command(
     if settings.draft_model is not None:
         shape = replace(shape, draft=_shape(settings.draft_model)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
-    report = make_report(name, shape, settings, _devices(device), lines)
+    report = make_report(name, shape, settings, _devices(device), measured=lines, overlooked=left_out)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:

@@ -68,7 +68,7 @@ def parse_devices(text: str) -> list[Device]:
     """``t4x2``, ``rtx4090``, ``t4x2+a100``, ``m4-max:64G``, ``other:24G,900``. Raises UsageError."""
     devices: list[Device] = []
     for part in text.lower().replace(" ", "").split("+"):
-        found = re.fullmatch(r"([a-z0-9_-]+?)(?::([\d.]+)g?b?(?:,([\d.]+))?)?(?:x(\d{1,2}))?", part)
+        found = re.fullmatch(r"([a-z0-9_-]+?)(?::([\d.]+)g?b?(?:,([\d.]+))?)?(?:x([1-9]\d?))?", part)
         if found is None:
             raise UsageError(f"'{part}' is no device: say t4x2, rtx4090, m4-max:64G or other:24G,900")
         name, size, bandwidth, number = found.groups()

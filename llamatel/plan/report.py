@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llamatel.model.shape import ModelShape
@@ -22,6 +22,7 @@ from llamatel.plan.memory import (
     memory_plan,
     most_slots,
 )
+from llamatel.plan.server_flags import Overlooked
 from llamatel.plan.settings import ServerSettings, describe
 
 TABLE_TYPES = ("f16", "q8_0", "q4_0")
@@ -46,6 +47,8 @@ class PlanReport:
     """By context: the caches with each of ``TABLE_TYPES`` for K and V."""
     advice: tuple[str, ...]
     measured: tuple[Measured, ...] | None = None
+    overlooked: Overlooked = field(default_factory=Overlooked)
+    """What of a pasted command line is not in these figures."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,7 +58,10 @@ class PlanReport:
             "model": self.name,
             "architecture": self.shape.architecture,
             "attention": self.shape.attention,
+            "trained_context": self.shape.context_length,
             "settings": asdict(self.settings),
+            "flags_not_counted": list(self.overlooked.not_counted),
+            "flags_unknown": list(self.overlooked.unknown),
             "kv_cache": {
                 **{
                     f"{column}_bytes": cache.bytes_of(column) if known else None
@@ -156,7 +162,9 @@ def make_report(
     shape: ModelShape,
     settings: ServerSettings,
     devices: Sequence[Device] = (),
+    *,
     measured: Sequence[Measured] | None = None,
+    overlooked: Overlooked | None = None,
 ) -> PlanReport:
     """Work everything out."""
     cache = cache_plan(shape, settings)
@@ -182,6 +190,7 @@ def make_report(
         tuple(table),
         tuple(advise(Facts(shape, settings, tuple(devices), cache, memory, longest))),
         None if measured is None else tuple(measured),
+        overlooked or Overlooked(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -143,15 +143,25 @@ def _cache_type(text: str) -> str:
     return text
 
 
-def _slots(text: str) -> int | None:
+def _number(text: str) -> int:
     number = int(text)
+    if not -(2**31) <= number < 2**31:  # llama-server reads an int
+        raise ValueError
+    return number
+
+
+def _slots(text: str) -> int | None:
+    number = _number(text)
     if number == 0:
         raise ValueError
     return number if number > 0 else None
 
 
 def _layers(text: str) -> int | None:
-    return {"auto": None, "all": 1 << 20}[text] if text in ("auto", "all") else (int(text) if int(text) >= 0 else None)
+    if text in ("auto", "all"):
+        return 1 << 20 if text == "all" else None
+    number = _number(text)
+    return number if number >= 0 else None
 
 
 def _split(text: str) -> tuple[float, ...]:
@@ -179,21 +189,22 @@ def _split_mode(text: str) -> str:
 _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ...] = (
     (("-m", "--model"), "model", str, "MODEL"),
     (("-hf", "-hfr", "--hf-repo"), "model", str, "HF_REPO"),
-    (("-c", "--ctx-size"), "ctx_size", int, "CTX_SIZE"),
+    (("-mu", "--model-url"), "model", str, "MODEL_URL"),
+    (("-c", "--ctx-size"), "ctx_size", _number, "CTX_SIZE"),
     (("-np", "--parallel"), "parallel", _slots, "N_PARALLEL"),
-    (("--kv-unified-per-slot",), "kv_unified_per_slot", int, "KV_UNIFIED_PER_SLOT"),
-    (("-b", "--batch-size"), "batch_size", int, "BATCH"),
-    (("-ub", "--ubatch-size"), "ubatch_size", int, "UBATCH"),
+    (("--kv-unified-per-slot",), "kv_unified_per_slot", _number, "KV_UNIFIED_PER_SLOT"),
+    (("-b", "--batch-size"), "batch_size", _number, "BATCH"),
+    (("-ub", "--ubatch-size"), "ubatch_size", _number, "UBATCH"),
     (("-ctk", "--cache-type-k"), "cache_type_k", _cache_type, "CACHE_TYPE_K"),
     (("-ctv", "--cache-type-v"), "cache_type_v", _cache_type, "CACHE_TYPE_V"),
     (("-fa", "--flash-attn"), "flash_attn", _flash, "FLASH_ATTN"),
     (("-ngl", "--gpu-layers", "--n-gpu-layers"), "gpu_layers", _layers, "N_GPU_LAYERS"),
     (("-ts", "--tensor-split"), "tensor_split", _split, "TENSOR_SPLIT"),
     (("-sm", "--split-mode"), "split_mode", _split_mode, "SPLIT_MODE"),
-    (("-mg", "--main-gpu"), "main_gpu", int, "MAIN_GPU"),
+    (("-mg", "--main-gpu"), "main_gpu", _number, "MAIN_GPU"),
     (("-fit", "--fit"), "fit", _on_off, "FIT"),
     (("--spec-type",), "spec_types", _speculative, "SPEC_TYPE"),
-    (("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", int, "SPEC_DRAFT_N_MAX"),
+    (("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", _number, "SPEC_DRAFT_N_MAX"),
     (
         ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
         "draft_cache_type_k",
@@ -214,8 +225,8 @@ _VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ..
         _layers,
         "N_GPU_LAYERS_DRAFT",
     ),
-    (("-cram", "--cache-ram"), "cache_ram_mib", int, "CACHE_RAM"),
-    (("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "ctx_checkpoints", int, "CTX_CHECKPOINTS"),
+    (("-cram", "--cache-ram"), "cache_ram_mib", _number, "CACHE_RAM"),
+    (("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "ctx_checkpoints", _number, "CTX_CHECKPOINTS"),
 )
 # Flags without one: our field and what it becomes.
 _SWITCHES: tuple[tuple[tuple[str, ...], str, bool, str | None], ...] = (
@@ -234,10 +245,16 @@ _BEHAVIOUR: tuple[tuple[tuple[str, ...], bool, str | None], ...] = (
     (("--sleep-idle-seconds",), True, None),
     (("--slot-save-path",), True, None),
 )
-_NAMES: dict[Callable[[str], Any], Collection[str]] = {
-    _cache_type: CACHE_TYPES,
-    _speculative: SPEC_TYPES,
-    _split_mode: SPLIT_MODES,
+_TAKES: dict[Callable[[str], Any], str] = {
+    _number: "a whole number below 2^31",
+    _slots: "a number of slots",
+    _flash: "one of on, off, auto",
+    _on_off: "on or off",
+    _layers: "a number of layers, auto or all",
+    _split: "shares, as in 3,1",
+    _cache_type: f"one of {', '.join(CACHE_TYPES)}",
+    _speculative: f"one of {', '.join(SPEC_TYPES)}",
+    _split_mode: f"one of {', '.join(SPLIT_MODES)}",
 }
 _BY_FLAG = {flag: (field, read) for flags, field, read, _ in _VALUES for flag in flags}
 _SWITCH_BY_FLAG = {flag: (field, value) for flags, field, value, _ in _SWITCHES for flag in flags}
@@ -247,13 +264,7 @@ def _read(name: str, field: str, read: Callable[[str], Any], text: str) -> dict[
     try:
         return {field: read(text)}
     except ValueError:
-        names = {
-            _cache_type: list(CACHE_TYPES),
-            _speculative: SPEC_TYPES,
-            _split_mode: ["none", "layer", "row", "tensor"],
-        }
-        known = f" (one of {', '.join(names[read])})" if read in names else ""
-        raise UsageError(f"{name} does not take '{text}'{known}") from None
+        raise UsageError(f"{name} does not take '{text}' ({_TAKES[read]})") from None
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -277,7 +288,7 @@ def parse_server_flags(
     base: ServerSettings | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> ServerSettings:
-    """Settings from llama-server's own command line; its other flags are passed over.
+    """Settings from llama-server's own command line; its other flags are passed over (``server_flags`` names them).
 
     ``LLAMA_ARG_*`` variables count as they do there. Raises UsageError for a value that the server would not take.
     """

@@ -8,6 +8,8 @@ from llamatel.plan.advice import devices_in_words
 from llamatel.plan.cache import CachePart, CachePlan
 from llamatel.plan.memory import DeviceUse
 from llamatel.plan.report import TABLE_TYPES, PlanReport, settings_in_words
+from llamatel.plan.server_flags import BUILD, Overlooked
+from llamatel.plan.settings import padded
 from llamatel.view.figures import plural, rate
 from llamatel.view.glyphs import UNICODE, Glyphs
 from llamatel.view.page import Page, Row, printable, row_text, size, table_text
@@ -58,14 +60,25 @@ def _settings(page: Page, report: PlanReport) -> None:
     if report.shape.draft is not None:
         page.row("draft model", f"{printable(report.settings.draft_model or '')}: {report.shape.draft.attention}")
     page.row("server", settings_in_words(report.settings))
+    _overlooked(page, report.overlooked)
     cells = report.cache.cells
     if cells is not None:
         slots = f"{cells.slots} slot{'s' * (cells.slots > 1)}"
         if cells.slots > 1:
             slots += " sharing one pool" if cells.streams == 1 else f" of {cells.per_stream:,} tokens each"
         page.row("context", f"{cells.context:,} tokens, {slots}")
+        if (trained := report.shape.context_length) is not None and cells.per_stream > padded(trained):
+            page.row("", f"a slot uses {trained:,} at most: the model was trained on no more")
     for line in report.advice if report.cache.refused is None else ():
         page.row("answer" if line == report.advice[0] else "", line)
+
+
+def _overlooked(page: Page, overlooked: Overlooked) -> None:
+    if overlooked.not_counted:
+        page.row("not counted", f"what {', '.join(overlooked.not_counted)} changes")
+    if overlooked.unknown:
+        names, hint = ", ".join(printable(flag) for flag in overlooked.unknown), overlooked.hint()
+        page.row("unknown", f"{names}: {BUILD} has no such flag" + (f"; {hint}?" if hint else ""))
 
 
 def _part(part: CachePart) -> tuple[str, ...]:
