@@ -20,7 +20,7 @@ from tests.load import Clients, completion
 from tests.serving import Serving
 
 _CLIENTS = 4
-_FILES = ("/", "/page.css", "/page.js")
+_FILES = ("/", "/page.css", "/page.js", "/draw.js", "/figures.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PageCost:
     """One llamatel under a steady load."""
 
     page_bytes: int
-    """The page's three files."""
+    """The page's files."""
     document_bytes: int
     """What it asks for once a second."""
     without_cores: float

@@ -277,7 +277,8 @@ def _waiting(state: ServerSnapshot, history: _History, now: float) -> Iterator[t
     if history.deferred_since is None:
         history.deferred_since = now
     if now - history.deferred_since >= DEFERRED_FOR_S:
-        yield "deferred", f"{state.deferred} requests wait for a slot: raise -np (and -c with it), or add a server"
+        waits = "1 request waits" if state.deferred == 1 else f"{state.deferred} requests wait"
+        yield "deferred", f"{waits} for a slot: raise -np (and -c with it), or add a server"
 
 
 def _late(history: _History, now: float) -> Iterator[tuple[str, str]]:

@@ -13,23 +13,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatel.alarms import Alarm, Alarms, forget_the_gone
-from llamatel.records import Completion, DeviceSnapshot, Place, ServerInfo, ServerSnapshot, Snapshot
-from llamatel.tally import Tally
+from llamatel.records import Completion, DeviceSnapshot, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.tally import Summary, Tally
 
-VERSION = 2
+VERSION = 3
 """Of the document; a change that a reader has to know of counts it up."""
 
 _POINTS = 600
 _SPACING_S = 1.0
 """Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
 _REQUESTS = 100
+"""Of all servers together; beside them each has the last ``_OWN`` of its own, which a busy one cannot push out."""
+_OWN = 50
 _FOLLOWED = 24
-"""Of them, as many go at a time to who asks for new ones: the page shows no more."""
+"""As many go at a time to who asks for new ones: the page shows no more."""
 _ALARMS = 20
 _SERVERS = 256
 """Beyond so many those are forgotten that are not watched any more."""
 _KEPT = 2000
 """Requests that a server's percentiles are taken of."""
+_WARNED_S = 600.0
+"""A server that was warned of is in trouble for so long."""
+FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
+"""What a client that goes away does not count to."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,12 +50,27 @@ class Point:
     decode_rate: float | None
 
 
+_Request = tuple[int, Completion, "str | None"]
+"""The number under which it is remembered, and its trace's id."""
+
+
 class _Past:
     """What is remembered of one server."""
 
     def __init__(self) -> None:
         self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
+        self.requests: deque[_Request] = deque(maxlen=_OWN)
         self.tally = Tally(keep=_KEPT)
+        self._summary = self.tally.summary()
+        self.row: dict[str, Any] | None = None
+        """Its line of the overview as it was last made, and the number of the last change."""
+        self.row_number = 0
+
+    def summary(self) -> Summary:
+        """Of its requests; made anew only if one has ended since."""
+        if self._summary.requests != self.tally.requests:
+            self._summary = self.tally.summary()
+        return self._summary
 
 
 class Live:
@@ -62,10 +83,12 @@ class Live:
         self._alarms = Alarms()
         self._said: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
         self._listeners: tuple[Callable[[Alarm], None], ...] = ()
-        self._requests: deque[tuple[int, Completion, str | None]] = deque(maxlen=_REQUESTS)
+        self._requests: deque[_Request] = deque(maxlen=_REQUESTS)
         # Counts what is remembered; from where no process before this one can have come.
         self._first = self._number = int(time.time() * 1000)
         self._past: dict[Place, _Past] = {}
+        self._keys: list[str] = []
+        self._keys_number = 0
         self._tally = Tally(keep=_KEPT)
 
     def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
@@ -77,8 +100,10 @@ class Live:
         self._alarms.ended(completion)
         self._tally(completion)
         with self._lock:
-            self._requests.append((self._next(), completion, trace_id))
+            remembered = (self._next(), completion, trace_id)
             past = self._of(completion.server.place)
+            self._requests.append(remembered)
+            past.requests.append(remembered)
         past.tally(completion)
 
     def observe(self, snapshot: Snapshot) -> None:
@@ -94,50 +119,76 @@ class Live:
             for listener in self._listeners:
                 listener(alarm)
 
-    def document(self, snapshot: Snapshot, focus: str | None = None, after: int | None = None) -> dict[str, Any]:
+    def document(
+        self, snapshot: Snapshot, focus: str | None = None, after: int | None = None, *, anew: bool = False
+    ) -> dict[str, Any]:
         """All of it, with the state now, as JSON-ready data.
 
-        Unknown is null, times are Unix time or durations in seconds. The history and percentiles of one server: the
-        one whose key ``focus`` is, else the first. Who had a document about that server before gives its ``cursor`` as
-        ``after``, and gets what is new: points and requests since then, and of other servers no more than their keys.
-        ``whole`` says that it is not so, because there is no such server or another process had counted.
+        Unknown is null, times are Unix time or durations in seconds. The history, percentiles and requests of one
+        server: the one whose key ``focus`` is, else the first. ``overview`` has a line for each server.
+
+        Who had a document before gives its ``cursor`` as ``after``, and gets what is new: the state of the server in
+        focus, its points and requests since then (all of them if ``anew``, as it was not in focus before), the lines of
+        the overview that are others now, and the keys if there are others. ``whole`` says that it is not so, because
+        there is no such server or another process had counted.
         """
         keys = [key_of(state.server) for state in snapshot.servers]
         chosen = keys.index(focus) if focus in keys else 0
         with self._lock:
+            changed = self._overview(snapshot, keys)
             whole = after is None or focus not in keys or not self._first <= after <= self._number
-            since = 0 if whole or after is None else after
-            cursor = self._number
-            new = [
-                (completion, trace_id)
-                for number, completion, trace_id in self._requests
-                if number > since and (whole or key_of(completion.server) == focus)
-            ]
-            requests = [_request(*one) for one in (new if whole else new[-_FOLLOWED:])]
+            known = 0 if whole or after is None else after
+            since = 0 if anew else known
             past = self._of(snapshot.servers[chosen].server.place) if keys else None
+            own = [one for one in (past.requests if past is not None else ()) if one[0] > since]
+            shared = {one[0]: one for one in self._requests} if whole else {}
+            requests = sorted({**shared, **{one[0]: one for one in own}}.values(), key=lambda one: one[0])
             points = [point for number, point in past.points if number > since] if past is not None else []
-            said = [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said]
+            summary = (self._tally if past is None else past).summary()
+            document = {
+                "version": VERSION,
+                "taken_at": snapshot.taken_at,
+                "about": self._about,
+                "cursor": self._number,
+                "whole": whole,
+                "keys": keys if whole or self._keys_number > known else None,
+                "overview": [row for number, row in changed if number > known],
+                "alarms": [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said],
+            }
         return {
-            "version": VERSION,
-            "taken_at": snapshot.taken_at,
-            "about": self._about,
-            "cursor": cursor,
-            "whole": whole,
-            "servers": [
-                _server(state) if whole or key == focus else {"key": key}
-                for key, state in zip(keys, snapshot.servers, strict=True)
-            ],
+            **document,
+            "servers": [_server(state) for index, state in enumerate(snapshot.servers) if whole or index == chosen],
             "focus": keys[chosen] if keys else None,
             "history": {
                 field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
             },
-            "summary": (past.tally if past is not None else self._tally).summary().as_dict(),
+            "summary": summary.as_dict(),
             "summary_of_all": self._tally.summary().as_dict(),
-            "requests": requests,
-            "alarms": said,
+            "requests": [_request(*one[1:]) for one in (requests if whole else requests[-_FOLLOWED:])],
             "devices": [_device(device) for device in snapshot.devices],
             "dropped": dict(snapshot.records_dropped),
         }
+
+    def _overview(self, snapshot: Snapshot, keys: list[str]) -> list[tuple[int, dict[str, Any]]]:
+        """A line for each server, with the number of its last change."""
+        if keys != self._keys:
+            self._keys, self._keys_number = keys, self._next()
+        logged = {state.server.place[:2] for state in snapshot.servers if state.log is not None}
+        warned = {
+            alarm.server.place
+            for at, alarm in self._said
+            if alarm.server is not None and snapshot.taken_at - at < _WARNED_S
+        }
+        lines = []
+        for key, state in zip(keys, snapshot.servers, strict=True):
+            place = state.server.place
+            past = self._of(place)
+            seen = place[0] is None or place[:2] in logged or past.tally.requests > 0
+            row = _row(key, state, past.summary() if seen else None, warned=place in warned)
+            if row != past.row:
+                past.row, past.row_number = row, self._next()
+            lines.append((past.row_number, row))
+        return lines
 
     def _next(self) -> int:
         self._number += 1
@@ -162,6 +213,35 @@ def _point(at: float, state: ServerSnapshot) -> Point:
         state.deferred,
         state.decode_rate,
     )
+
+
+def _row(key: str, state: ServerSnapshot, summary: Summary | None, *, warned: bool) -> dict[str, Any]:
+    """A server's line of the overview. ``summary``: None where its requests are not seen."""
+    cache = state.kv_cache
+    share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
+    late = None if summary is None else summary.time_to_first_token.p95
+    down = state.up is False and state.state != "starting"
+    return {
+        "key": key,
+        "up": state.up,
+        "state": state.state,
+        "stale": state.stale,
+        "trouble": "down" if down or state.state == "failed" else "warned" if warned else None,
+        "busy": None if state.slots is None else sum(slot.busy for slot in state.slots),
+        "slots": None if state.slots is None else len(state.slots),
+        "deferred": state.deferred,
+        "decode_rate": _short(state.decode_rate),
+        "headroom": _short(share),
+        "ttft_p95_s": _short(late),
+        "requests": None if summary is None else summary.requests,
+        "failed": None if summary is None else sum(summary.outcomes[one.value] for one in FAILED),
+        "restarts": state.restarts,
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits: more are not shown, and a change of them is none."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _server(state: ServerSnapshot) -> dict[str, Any]:

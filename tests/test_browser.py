@@ -6,17 +6,19 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.load import Clients, completion, endless
-from tests.parts import wait_until
+from tests.parts import Child, wait_until
 from tests.servers import without_settings
 from tests.serving import Serving
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SLOTS = 2
 CONTEXT = 1024
+_RULES = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,28 @@ def serving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield running
     running.child.stop()
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def fleet(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of a llamatel that watches twelve servers by polling, of which only the one named last runs."""
+    folder = tmp_path_factory.mktemp("fleet")
+    urls = [*(f"http://127.0.0.1:{port}" for port in range(1, 12)), serving.url]
+    (folder / "targets.txt").write_text("\n".join(urls))
+    argv = [sys.executable, "-m", "llamatel.cli.main", "attach", "--targets", str(folder / "targets.txt")]
+    child = Child([*argv, "--metrics-addr", "127.0.0.1:0"], folder / "attach.log")
+    child.wait_ready(lambda: "OTLP" in child.output(), 60)
+    found = re.search(r"page +(http://\S+)", child.output())
+    assert found is not None
+    url = found[1].rstrip("/")
+
+    def known() -> bool:
+        rows = live(url)["overview"]
+        return sum(row["trouble"] == "down" for row in rows) == 11 and rows[-1]["decode_rate"] is not None
+
+    wait_until(known, 30)
+    yield url
+    child.stop()
 
 
 class Opened:
@@ -70,8 +95,9 @@ def opened(browser: Browser, serving: Serving) -> Iterator[Opened]:
     tab.context.close()
 
 
-def live(serving: Serving) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{serving.page_url}/live.json", timeout=10) as answer:
+def live(serving: Serving | str) -> dict[str, Any]:
+    url = serving if isinstance(serving, str) else serving.page_url
+    with urllib.request.urlopen(f"{url}/live.json", timeout=10) as answer:
         document: dict[str, Any] = json.load(answer)
         return document
 
@@ -85,9 +111,10 @@ def test_it_shows_the_load_that_runs_and_what_was(serving: Serving, opened: Open
         ended = before + len(answers)
         opened.until(lambda: f"Requests {ended}" in opened.text("#tiles"))
         opened.until(lambda: page.locator("#requests tr").count() == min(24, ended))
-        # Each was generated 12 tokens; prompts as the clients were told.
-        shown = [row.split("\t") for row in page.inner_text("#requests").splitlines() if row.strip()]
-        assert {row[-2] for row in [row for row in shown if len(row) > 4][:5]} == {"12"}
+        # Each was generated 12 tokens.
+        headings = page.locator("#requests-table th:visible").all_inner_texts()
+        column = headings.index("Out") + 1
+        assert set(page.locator(f"#requests tr > :nth-child({column})").all_inner_texts()[:5]) == {"12"}
         running = [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(SLOTS)]
         with clients.keep_sending(running, at_once=SLOTS):
             opened.until(lambda: f"{SLOTS} of {SLOTS}" in opened.text("#tiles"))
@@ -104,7 +131,7 @@ def test_it_shows_the_load_that_runs_and_what_was(serving: Serving, opened: Open
     assert "tiny" in page.title()
     assert opened.complaints == []
     assert {url.removeprefix(serving.page_url).partition("?")[0] for url in opened.asked} <= {
-        "/", "/page.css", "/page.js", "/live.json",
+        "/", "/page.css", "/page.js", "/draw.js", "/figures.js", "/live.json",
     }  # fmt: skip
 
 
@@ -161,22 +188,95 @@ def test_a_keyboard_is_enough(opened: Opened) -> None:
     assert page.evaluate(f"{unlabelled}.length") == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_axe_finds_no_barrier(browser: Browser, serving: Serving, scheme: Any, width: int) -> None:
-    with Clients(serving.url) as clients:
-        clients.send_all([completion("Hello", 4)], at_once=1)
-    # The page's policy would keep axe out, which evaluates text as code.
-    tab = Opened(
-        browser, serving.page_url, color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True
-    )
+def test_of_many_servers_those_in_trouble_come_first_and_one_is_chosen(
+    browser: Browser, serving: Serving, fleet: str
+) -> None:
+    tab = Opened(browser, fleet)
+    page, running = tab.page, serving.url.removeprefix("http://")
+
+    def addresses() -> list[str]:
+        return page.locator("#servers .address").all_inner_texts()
+
     try:
-        tab.until(lambda: tab.page.locator("#requests tr").count())
-        found = Axe().run(tab.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]})
-        assert len(found.response["passes"]) > 20
-        assert found.violations_count == 0, found.generate_report()
+        assert tab.text("#fleet-text").startswith(f"12 watched, 11 down, 0 of {SLOTS} slots busy")
+        assert page.locator("#servers tr").count() == 12
+        assert page.locator("#servers td.bad").all_inner_texts() == ["down"] * 11
+        assert addresses()[-1] == running
+        assert page.title().startswith("(11!) ")
+        # Nothing is known of requests or of the pool's size: there is no column of dashes.
+        assert page.locator("#fleet th[scope=col]:visible").all_inner_texts() == [
+            "Server", "State", "Running", "Waiting", "tok/s", "Restarts",
+        ]  # fmt: skip
+        page.locator("#servers a", has_text=running).press("Enter")
+        tab.until(lambda: tab.text("#name") == f"{running} tiny")
+        assert tab.text("#state") == "ready"
+        assert "Polling shows slots only" in tab.text("#requests-text")
+        assert page.locator("#servers tr:has([aria-current])").count() == 1
+        # It stays chosen, and the focus where it is, while figures come and go.
+        asked = len(tab.asked)
+        tab.until(lambda: len(tab.asked) > asked + 2)
+        assert running in page.evaluate("document.activeElement.title")
+        assert tab.text("#name") == f"{running} tiny"
+        page.get_by_role("button", name="tok/s").click()
+        assert addresses()[0] == running
+        page.locator("#servers tr", has_text="127.0.0.1:7").click()
+        tab.until(lambda: tab.text("#name") == "127.0.0.1:7")
+        assert tab.text("#kv-text") == "The server is down: nothing is known of its cache."
+        page.go_back()
+        tab.until(lambda: tab.text("#name") == f"{running} tiny")
+        page.reload()
+        tab.until(lambda: tab.text("#name") == f"{running} tiny")
+        assert tab.complaints == []
     finally:
         tab.context.close()
+
+
+def test_an_update_is_small_however_many_servers_there_are(fleet: str) -> None:
+    whole = live(fleet)
+    assert [len(whole[name]) for name in ("servers", "overview", "keys")] == [12, 12, 12]
+    query = f"server={quote(whole['focus'])}&after={whole['cursor']}"
+    with urllib.request.urlopen(f"{fleet}/live.json?{query}", timeout=10) as answer:
+        body = answer.read()
+    after = json.loads(body)
+    assert (after["whole"], after["keys"], len(after["servers"])) == (False, None, 1)
+    # Nothing happens at eleven of them.
+    assert len(after["overview"]) <= 1
+    assert all("down" not in row.values() for row in after["overview"])
+
+
+def test_requests_that_were_cut_off_or_failed_say_why(serving: Serving, opened: Opened) -> None:
+    with Clients(serving.url) as clients:
+        clients.send_all([completion("Go on", 4 * CONTEXT), completion("again " * CONTEXT, 4)], at_once=1)
+    opened.until(lambda: "ok, cut off" in opened.text("#requests"))
+    opened.until(lambda: "exceeds the available context size" in opened.text("#requests .why"))
+    assert opened.page.get_attribute("#requests .warn span", "title") == "Its slot's share of the context was full"
+
+
+def test_the_pointer_reads_a_chart(serving: Serving, opened: Opened) -> None:
+    opened.page.wait_for_selector("#busy-chart .plot")
+    opened.page.hover("#busy-chart .plot", position={"x": 3, "y": 30})
+    figures = r"\d running, \d waiting"
+    opened.until(lambda: re.search(rf"Requests \d\d:\d\d:\d\d: {figures}", opened.text("#busy-chart .head")))
+    opened.page.hover("h1")
+    opened.until(lambda: re.search(rf"Requests {figures}", opened.text("#busy-chart .head")))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_no_barrier(browser: Browser, serving: Serving, fleet: str, scheme: Any, width: int) -> None:
+    with Clients(serving.url) as clients:
+        clients.send_all([completion("Hello", 4)], at_once=1)
+    for url, rows in ((serving.page_url, "#requests tr"), (fleet, "#servers tr")):
+        # The page's policy would keep axe out, which evaluates text as code.
+        tab = Opened(browser, url, color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
+        try:
+            tab.until(tab.page.locator(rows).count)
+            assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+            found = Axe().run(tab.page, options={"runOnly": _RULES})
+            assert len(found.response["passes"]) > 20
+            assert found.violations_count == 0, found.generate_report()
+        finally:
+            tab.context.close()
 
 
 def test_it_asks_for_what_is_new_and_shows_the_same(serving: Serving, opened: Opened) -> None:

@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import pytest
 
 import llamatel
 from llamatel.live import Live
-from llamatel.records import Outcome, ServerInfo, Snapshot
+from llamatel.records import KvCacheState, Outcome, ServerInfo, SlotState, Snapshot
 from llamatel.runtime import Runtime, init
 from llamatel.settings import is_loopback
 from tests.samples import completion, server_snapshot
@@ -41,7 +42,8 @@ def test_everything_comes_from_here(running: Runtime) -> None:
     assert status == 200
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
-    for path, kind in (("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/live.json", "application/json")):
+    scripts = [(f"/{name}.js", "text/javascript") for name in ("page", "draw", "figures")]
+    for path, kind in (*scripts, ("/page.css", "text/css"), ("/live.json", "application/json")):
         status, headers, body = get(running, path)
         assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind)
         assert headers["Cache-Control"] == "no-store"
@@ -84,10 +86,19 @@ def test_who_follows_gets_what_is_new_once() -> None:
     assert (before["history"]["at"], after["history"]["at"]) == ([1.0], [2.0])
     assert [request["task"] for request in before["requests"]] == [10]
     assert [request["task"] for request in after["requests"]] == [11]
-    assert after["servers"][1] == {"key": second}
-    assert after["servers"][0] == before["servers"][0]
+    assert after["servers"] == before["servers"][:1]
+    assert (before["keys"], after["keys"]) == ([first, second], None)
+    # Both servers had a request since: only their lines of the overview are new, and then none.
+    assert [(row["key"], row["requests"]) for row in before["overview"]] == [(first, 1), (second, 0)]
+    assert [(row["key"], row["requests"]) for row in after["overview"]] == [(first, 2), (second, 1)]
     again = live.document(state(2.0), first, after["cursor"])
     assert (again["history"]["at"], again["requests"], again["cursor"]) == ([], [], after["cursor"])
+    assert (again["keys"], again["overview"]) == (None, [])
+    # Another server is chosen: all of that one, and nothing more of the first.
+    other = live.document(state(2.0), second, after["cursor"], anew=True)
+    assert (other["whole"], other["focus"], other["history"]["at"]) == (False, second, [1.0, 2.0])
+    assert [request["task"] for request in other["requests"]] == [20]
+    assert [server["port"] for server in other["servers"]] == [2]
     for task in range(100, 200):
         live(replace(requests[0], task=task))
     burst = live.document(state(2.0), first, after["cursor"])
@@ -98,6 +109,50 @@ def test_who_follows_gets_what_is_new_once() -> None:
         assert whole["whole"]
         assert whole["history"]["at"] == [1.0, 2.0]
         assert len(whole["requests"]) == 100
+    # The busy one pushed the quiet one's request out of what they share, not out of its own.
+    quiet = live.document(state(2.0), second)["requests"]
+    assert [request["task"] for request in quiet if request["server"] == second] == [20]
+
+
+def test_the_overview_says_what_is_wrong_and_not_what_is_unknown() -> None:
+    def row(**changes: Any) -> dict[str, Any]:
+        state = server_snapshot(**changes)
+        [row] = Live().document(Snapshot(1.0, (state,)))["overview"]
+        return dict(row)
+
+    slots = (SlotState(0, True), SlotState(1, False))
+    cache = KvCacheState(capacity=1000, active=950, cached=10)
+    full = row(slots=slots, kv_cache=cache, deferred=3, decode_rate=12.34567)
+    assert (full["busy"], full["slots"], full["deferred"], full["headroom"]) == (1, 2, 3, 0.05)
+    assert (full["decode_rate"], full["trouble"], full["requests"], full["failed"]) == (12.35, None, 0, 0)
+    unknown = row(log=None, restarts=None)
+    assert {name for name, value in unknown.items() if value is None} == {
+        "state", "trouble", "busy", "slots", "deferred", "decode_rate", "headroom", "ttft_p95_s", "requests", "failed",
+        "restarts",
+    }  # fmt: skip
+    assert row(up=False)["trouble"] == "down"
+    assert row(up=False, state="starting")["trouble"] is None
+    assert row(up=None, state="failed")["trouble"] == "down"
+
+
+def test_a_warning_is_trouble_for_ten_minutes() -> None:
+    live = Live()
+    full = server_snapshot(kv_cache=KvCacheState(capacity=1000, active=950, cached=0))
+    well = server_snapshot(kv_cache=KvCacheState(capacity=1000, active=0, cached=0))
+    live.observe(Snapshot(1.0, (full,)))
+
+    def trouble(at: float) -> object:
+        return live.document(Snapshot(at, (well,)))["overview"][0]["trouble"]
+
+    assert [trouble(at) for at in (2.0, 600.0, 602.0)] == ["warned", "warned", None]
+
+
+def test_failures_are_what_failed_and_not_who_went_away() -> None:
+    live = Live()
+    for outcome in Outcome:
+        live(completion(outcome=outcome))
+    [row] = live.document(Snapshot(1.0, (server_snapshot(),)))["overview"]
+    assert (row["requests"], row["failed"], row["ttft_p95_s"]) == (4, 2, 0.75)
 
 
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])

@@ -1,6 +1,6 @@
 """The web page beside /metrics: what runs now, with nothing to install.
 
-Self-contained: three files of ours and one JSON document that the page asks for once a second. Nothing comes from
+Self-contained: a few files of ours and one JSON document that the page asks for once a second. Nothing comes from
 elsewhere (Content-Security-Policy), text is only ever set as text, and no prompt or answer is in it. Scripts on this
 machine may tell of their calls here, too (``llamatel.call_news``).
 """
@@ -12,9 +12,9 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
 from llamatel.call_news import CALLS_PATH, LARGEST, SERVERS_PATH, BadNews
@@ -24,13 +24,18 @@ from llamatel.settings import is_loopback
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-Document = Callable[["str | None", "int | None"], Any]
-"""The live document, with the history of the server that is named, after the cursor of a document before."""
+
+class Document(Protocol):
+    """``llamatel.live.Live.document``, of the state now."""
+
+    def __call__(self, focus: str | None, after: int | None, *, anew: bool) -> Any:
+        """The history of the server that is named; what is new after the cursor of a document before."""
+
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("page", "draw", "figures")},
 }
 _DOCUMENTS = ("/live.json", SERVERS_PATH)
 _HEADERS = [
@@ -71,11 +76,12 @@ class Page:
         if told:
             return self._take(environ, start_response)
         if path in _DOCUMENTS:
-            query = parse_qs(environ.get("QUERY_STRING", ""))
+            query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
             focus, after = query.get("server", [None])[0], query.get("after", [""])[0]
             known = int(after) if re.fullmatch("[0-9]{1,18}", after) else None
-            document = self._document(focus, known) if path == "/live.json" else self._calls.servers()
-            body = json.dumps(document, allow_nan=False).encode()
+            anew = "anew" in query
+            document = self._document(focus, known, anew=anew) if path == "/live.json" else self._calls.servers()
+            body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
             return _answer(start_response, "200 OK", "application/json", body)
         name, kind = _FILES[path]
         return _answer(start_response, "200 OK", kind, files(__name__).joinpath(name).read_bytes())
