@@ -13,14 +13,15 @@ from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import attach, cost, decorators, header, page, pieces, procfs, ratios, servers
+from benchmarks import attach, cost, decorators, header, instructions, page, pieces, procfs, ratios, servers
 from benchmarks.blocks import Block
+from benchmarks.instructions import Instructions, NotCounted
 from benchmarks.report import Report
 from benchmarks.servers import CONTROL, OTLP_GRPC, OTLP_HTTP, PLAIN, PROMETHEUS, Collector, Running, Variant
 from llamatel.llama.tiny_model import write_tiny_model
 from tests.parts import MissingPart, llama_server
 
-_PARTS = ("header", "decorators", "ratios", "cost", "pieces", "attach", "page")
+_PARTS = ("header", "decorators", "instructions", "ratios", "cost", "pieces", "attach", "page")
 _SHORT = 8
 
 
@@ -89,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         _progress("decorators")
         turns = 10 * options.rounds
         report.decorators = decorators.measure_with_others(turns) if options.others else decorators.measure(turns)
-    if set(wanted) - {"header", "decorators", "attach", "page"}:
+    if "instructions" in wanted:
+        report.instructions = _instructions(options)
+    if set(wanted) - {"header", "decorators", "instructions", "attach", "page"}:
         _measure_load(report, options, wanted)
     if "attach" in wanted:
         report.attached = attach.measure(_llama_server(options), seconds=options.seconds * 10, progress=_progress)
@@ -100,6 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
     return report
+
+
+def _instructions(options: argparse.Namespace) -> Instructions | None:
+    with tempfile.TemporaryDirectory(prefix="llamatel-bench-") as temporary:
+        log = Path(temporary) / "server.log"
+        _progress("a log of requests, to count what reading them takes")
+        instructions.record(options.backend or _backend(), write_tiny_model(Path(temporary) / "tiny.gguf"), log)
+        try:
+            return instructions.measure(log, _progress)
+        except NotCounted as error:
+            _progress(f"{error}; instructions are left out")
+            return None
 
 
 def _measure_load(report: Report, options: argparse.Namespace, wanted: Collection[str]) -> None:

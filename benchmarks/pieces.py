@@ -30,16 +30,18 @@ class Pieces:
     """What ``llamatel serve`` imports, beyond Python's own start."""
 
 
+def read_lines(log: bytes) -> list[str]:
+    """The lines of a log that comes in pieces, as a pipe gives them."""
+    buffer = LineBuffer()
+    pieces = (log[start : start + _PIPE_BYTES] for start in range(0, len(log), _PIPE_BYTES))
+    return [line for piece in pieces for line in buffer.feed(piece)]
+
+
 def read_log(log: bytes) -> tuple[int, int]:
-    """Read a log in pieces as a pipe gives them; the lines and the requests in it."""
-    buffer, reader = LineBuffer(), LogReader(ServerInfo("127.0.0.1", 8090, "tiny.gguf"))
-    lines = requests = 0
-    for start in range(0, len(log), _PIPE_BYTES):
-        now = time.time()
-        for line in buffer.feed(log[start : start + _PIPE_BYTES]):
-            lines += 1
-            requests += len(reader.feed(line, now))
-    return lines, requests
+    """Read a log; the lines and the requests in it."""
+    reader = LogReader(ServerInfo("127.0.0.1", 8090, "tiny.gguf"))
+    lines = read_lines(log)
+    return len(lines), sum(len(reader.feed(line, time.time())) for line in lines)
 
 
 def yardstick_us() -> float:

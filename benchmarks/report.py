@@ -11,6 +11,7 @@ from benchmarks.attach import Attached
 from benchmarks.cost import Cost
 from benchmarks.decorators import DecoratorFigures
 from benchmarks.header import HeaderFigures
+from benchmarks.instructions import Instructions
 from benchmarks.page import PageCost
 from benchmarks.pieces import Pieces
 from benchmarks.ratios import Ratios, Spread
@@ -41,6 +42,7 @@ class Report:
     pieces: Pieces | None = None
     header: HeaderFigures | None = None
     decorators: DecoratorFigures | None = None
+    instructions: Instructions | None = None
     attached: Attached | None = None
     page: PageCost | None = None
     foreign: float = 0.0
@@ -113,6 +115,8 @@ class Report:
                 f"Reading the log: {pieces.log_request_us:.0f} us a request of {pieces.log_lines:.1f} lines; "
                 f"import llamatel: {pieces.import_ms:.0f} ms; all that serve imports: {pieces.import_serve_ms:.0f} ms"
             )
+        if self.instructions is not None:
+            parts += ["\nInstructions, thousands (a request; a scrape)", *self.instructions.lines()]
         if self.attached is not None:
             parts += ["\nAttached to many servers", *self.attached.lines()]
         if self.page is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import attach, decorators, header, in_process
+from benchmarks import attach, decorators, header, in_process, stages
 from benchmarks.__main__ import main
 from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.pieces import read_log
@@ -19,6 +21,17 @@ _LOG = Path(__file__).parent / "golden" / "logs" / "llama-server.log"
 def test_log_reading_is_measured_on_whole_requests() -> None:
     lines, requests = read_log(_LOG.read_bytes())
     assert lines > 7 * requests > 0
+
+
+def test_each_stage_runs_again_and_again() -> None:
+    every = (
+        "from benchmarks.stages import COLLECTIONS, STAGES, main\n"
+        f"for stage in (*STAGES, *COLLECTIONS): main([stage, '2', {str(_LOG)!r}])"
+    )
+    ran = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, check=True)
+    lines, requests = read_log(_LOG.read_bytes())
+    told = json.dumps({"lines": lines, "requests": requests})
+    assert ran.stdout == told * len([*stages.STAGES, *stages.COLLECTIONS])
 
 
 def test_header_reading_is_measured_beside_gguf_py(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
@@ -174,7 +175,7 @@ def build(settings: Settings, resource: Mapping[str, str | int] | None = None) -
     owned = _Owned()
     if settings.disabled:
         return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(_SCOPE), settings, owned)
-    about = _resource(settings, resource or {})
+    about = resource_of(settings, resource or {})
     release = installed_version()
     try:
         meters = _meters(settings, about, owned)
@@ -279,7 +280,7 @@ class _Resource(Resource):
         return self._hash
 
 
-def _resource(settings: Settings, extra: Mapping[str, str | int]) -> Resource:
+def resource_of(settings: Settings, extra: Mapping[str, str | int] = MappingProxyType({})) -> Resource:
     """What telemetry is about. The environment wins over what is detected here, arguments win over both.
 
     Never the command line: it may hold an API key.

@@ -1,0 +1,95 @@
+"""Instructions that each stage of a request takes: a figure that other work on the machine does not change.
+
+``perf stat`` counts a process that runs a stage (``stages``) once, and one that runs it some times more; their
+difference is those passes, whatever starting up takes. Alone: ``make bench ARGS="--only instructions"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import load
+from benchmarks.stages import COLLECTIONS, STAGES
+from llamatel.llama import ServerManager
+
+_EVENT = "instructions:u"
+_MORE = 2
+_MORE_COLLECTIONS = 20
+_REQUESTS = 1000
+
+
+class NotCounted(Exception):
+    """This machine does not count instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """Thousands of instructions in user space."""
+
+    log_lines: float
+    """Lines of the log a request."""
+    request: dict[str, float]
+    """A request, by stage."""
+    collection: dict[str, float]
+    """A collection of all metrics and its text for Prometheus, by servers."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        width = max(map(len, (*self.request, *self.collection)))
+        return [f"  {name:<{width}}  {thousands:9,.0f}" for name, thousands in (self.request | self.collection).items()]
+
+
+def record(backend: str | None, model: Path, log: Path, requests: int = _REQUESTS) -> None:
+    """Write the log of a server that is asked by four clients at once for 8 tokens each time."""
+    with ServerManager(backend=backend, server_log=log) as server:
+        server.start_server(model, port=0, n_parallel=4, extra_args=["-t", "1"])
+        server.wait_until_ready(60)
+        port = server.info.port
+        assert port is not None
+        load.run(host="127.0.0.1", port=port, connections=4, count=requests, tokens=8)
+
+
+def measure(log: Path, progress: Callable[[str], None]) -> Instructions:
+    """Count every stage on a recorded log. Raises NotCounted where there is no ``perf``, or it may not count."""
+    found: dict[str, float] = {}
+    about: dict[str, int] = {}
+    for stage in (*STAGES, *COLLECTIONS):
+        progress(stage)
+        more = _MORE if stage in STAGES else _MORE_COLLECTIONS
+        once, often = (_count(stage, passes, log, about) for passes in (1, 1 + more))
+        each = (often - once) / more / 1e3
+        found[stage] = each / about["requests"] if stage in STAGES else each
+    return Instructions(
+        log_lines=about["lines"] / about["requests"],
+        request={stage: found[stage] for stage in STAGES},
+        collection={stage: found[stage] for stage in COLLECTIONS},
+    )
+
+
+def _count(stage: str, passes: int, log: Path, about: dict[str, int]) -> int:
+    perf = shutil.which("perf")
+    if perf is None:
+        raise NotCounted("there is no perf (Debian: linux-perf)")
+    counts = log.with_suffix(".counts")
+    command = [sys.executable, "-m", "benchmarks.stages", stage, str(passes), str(log)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "LLAMA"))}
+    # The order of sets and the addresses of objects must not differ from run to run.
+    done = subprocess.run(
+        [perf, "stat", "-x", ",", "-e", _EVENT, "-o", str(counts), "--", *command],
+        env={**kept, "PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise NotCounted(f"perf could not count: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    about.update(json.loads(done.stdout))
+    [line] = (text for text in counts.read_text().splitlines() if _EVENT in text)
+    counted = line.partition(",")[0]
+    if not counted.isdecimal():
+        raise NotCounted(f"perf says of {_EVENT}: {counted}")
+    return int(counted)

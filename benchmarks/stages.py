@@ -1,0 +1,382 @@
+"""Each stage of a request's way through llamatel on its own, to be counted by ``instructions``.
+
+``python -m benchmarks.stages STAGE PASSES LOG`` runs one stage so many times over the requests of a recorded log and
+prints what a pass has. All that is made beforehand is made once, so it drops out of the difference of two runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import NoOpTracer
+from prometheus_client import generate_latest
+
+from benchmarks.pieces import read_lines
+from llamatel import call_news, collectors, runtime
+from llamatel.export import attribute_sets
+from llamatel.export.exporters import CountedSpanProcessor, ScrapedReader, SpanDelivery
+from llamatel.export.metrics_endpoint import ScrapeRegistry
+from llamatel.export.pipeline import resource_of
+from llamatel.instruments import Instruments
+from llamatel.joining import Joiner, Origin
+from llamatel.live import Live
+from llamatel.llama.log.reader import LogReader
+from llamatel.metrics import METRICS
+from llamatel.observer import Observer
+from llamatel.records import (
+    ClientCall,
+    Completion,
+    KvCacheState,
+    LogCounts,
+    ServerInfo,
+    ServerSnapshot,
+    SlotState,
+)
+from llamatel.settings import OtlpTarget, Settings
+from llamatel.spans import Spans
+
+MANY = 50
+"""Servers of the larger collection."""
+_BATCH = 512
+"""Spans that leave together, as is the SDK's default."""
+_QUEUE = 1 << 16
+_SERVER = ServerInfo("127.0.0.1", 8090, "tiny.gguf")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recording:
+    """What stages work on."""
+
+    log: bytes
+    lines: Sequence[str]
+    completions: Sequence[Completion]
+
+    @classmethod
+    def of(cls, path: Path) -> Recording:
+        """The requests of a log."""
+        log = path.read_bytes()
+        lines = read_lines(log)
+        return cls(log, lines, _completions(lines))
+
+
+def _completions(lines: Sequence[str]) -> list[Completion]:
+    reader = LogReader(_SERVER)
+    return [completion for line in lines for completion in reader.feed(line, 1.8e9)]
+
+
+def _lines(recording: Recording) -> Callable[[], None]:
+    return lambda: read_lines(recording.log).clear()
+
+
+def _log_reader(recording: Recording) -> Callable[[], None]:
+    return lambda: _completions(recording.lines).clear()
+
+
+def _observer(recording: Recording) -> Callable[[], None]:
+    """Queue, joiner and thread, with nothing to be done for a request."""
+    observer = Observer((), emit=_no_spans)
+    observer.connect(lambda _sample, _context: None)
+    return lambda: _through(observer, recording)
+
+
+def _no_spans(_completion: Completion, _origin: Origin) -> tuple[object, str | None]:
+    return None, None
+
+
+def _through(observer: Observer, recording: Recording) -> None:
+    for completion in recording.completions:
+        observer.submit(completion)
+    assert observer.flush(), "the observer hangs"
+
+
+def _samples(recording: Recording) -> Callable[[], None]:
+    loaded = list(collectors.load())
+
+    def all_of_them() -> None:
+        for completion in recording.completions:
+            for collector in loaded:
+                for _ in collector.on_completion(collector.complete(completion)):
+                    pass
+
+    return all_of_them
+
+
+def _measurements(recording: Recording) -> Callable[[], None]:
+    loaded = list(collectors.load())
+    samples = [
+        sample
+        for completion in recording.completions
+        for collector in loaded
+        for sample in collector.on_completion(completion)
+    ]
+    _, provider = _metrics()
+    instruments = Instruments(provider.get_meter("llamatel"), METRICS, tuple)
+    context = Spans(NoOpTracer()).emit(recording.completions[0])
+
+    def record() -> None:
+        for sample in samples:
+            instruments.record(sample, context)
+
+    return record
+
+
+def _metrics() -> tuple[ScrapeRegistry, MeterProvider]:
+    registry = ScrapeRegistry()
+    reader = ScrapedReader(registry)
+    attribute_sets.raise_limits(reader)
+    provider = MeterProvider([reader], resource=resource_of(Settings()), shutdown_on_exit=False)
+    attribute_sets.forget_the_gone(provider)
+    return registry, provider
+
+
+class _Kept(SpanExporter):
+    """Where spans would leave."""
+
+    def __init__(self, *, encode: bool = False) -> None:
+        self.encode = encode
+        self.spans: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self.encode:
+            encode_spans(spans).SerializeToString()
+        else:
+            self.spans.extend(spans)
+        return SpanExportResult.SUCCESS
+
+
+def _tracing(exporter: SpanExporter) -> TracerProvider:
+    provider = TracerProvider(resource=resource_of(Settings()), shutdown_on_exit=False)
+    delivery = SpanDelivery(exporter, OtlpTarget("http://127.0.0.1:4318", "http/protobuf"), _QUEUE)
+    provider.add_span_processor(CountedSpanProcessor(delivery, _QUEUE, _BATCH))
+    return provider
+
+
+def _unseen_spans(recording: Recording) -> Callable[[], None]:
+    return _emitting(Spans(NoOpTracer()), recording)
+
+
+def _spans(recording: Recording) -> Callable[[], None]:
+    kept = _Kept()
+    provider = _tracing(kept)
+    emit = _emitting(Spans(provider.get_tracer("llamatel")), recording)
+
+    def spans() -> None:
+        emit()
+        provider.force_flush()
+        kept.spans.clear()
+
+    return spans
+
+
+def _emitting(spans: Spans, recording: Recording) -> Callable[[], None]:
+    nobody = Origin()
+
+    def emit() -> None:
+        for completion in recording.completions:
+            spans.emit_from(completion, nobody)
+
+    return emit
+
+
+def _encoded(recording: Recording) -> Callable[[], None]:
+    kept = _Kept()
+    provider = _tracing(kept)
+    _emitting(Spans(provider.get_tracer("llamatel")), recording)()
+    provider.force_flush()
+    spans = kept.spans
+
+    def encode() -> None:
+        for start in range(0, len(spans), _BATCH):
+            encode_spans(spans[start : start + _BATCH]).SerializeToString()
+
+    return encode
+
+
+def _live(recording: Recording) -> Callable[[], None]:
+    live = Live()
+
+    def note() -> None:
+        for completion in recording.completions:
+            live(completion, "0" * 32)
+
+    return note
+
+
+def _calls(recording: Recording) -> list[ClientCall]:
+    """The calls that these requests were, by one client."""
+    span = Spans(_tracing(_Kept()).get_tracer("llamatel")).emit(recording.completions[0])
+    return [
+        ClientCall(
+            key=number,
+            span=span,
+            server=completion.server,
+            operation="chat",
+            started_at=completion.arrived_at,
+            sent_at=completion.arrived_at,
+            ended_at=completion.ended_at,
+            outcome=completion.outcome,
+            output_tokens=completion.generated,
+            prompt_computed=completion.prompt_computed,
+            prefill_s=completion.prefill_s,
+            decode_s=completion.decode_s,
+            slot=completion.slot,
+        )
+        for number, completion in enumerate(recording.completions)
+    ]
+
+
+@dataclasses.dataclass
+class _Underway:
+    server: ServerInfo
+    started_at: float
+    headers_at: float | None = None
+
+
+def _joined(recording: Recording) -> Callable[[], None]:
+    """Requests that are each the child of a call: four at a time, as so many slots would have them."""
+    calls = _calls(recording)
+
+    def join() -> None:
+        now = [0.0]
+        joiner = Joiner(clock=lambda: now[0])
+        for start in range(0, len(calls), 4):
+            now[0] = calls[start].sent_at
+            for call in calls[start : start + 4]:
+                joiner.began(call.key, _Underway(call.server, call.started_at))
+            now[0] = max(call.ended_at for call in calls[start : start + 4])
+            for call, completion in zip(
+                calls[start : start + 4], recording.completions[start : start + 4], strict=True
+            ):
+                joiner.completed(completion)
+                joiner.ended(call)
+            now[0] += 0.2
+            for _ in joiner.due():
+                pass
+
+    return join
+
+
+def _news(recording: Recording) -> Callable[[], None]:
+    """Calls told by one process and read by another, sixteen a message."""
+    calls = _calls(recording)
+
+    def tell() -> None:
+        for start in range(0, len(calls), 16):
+            call_news.read(call_news.write((), calls[start : start + 16]))
+
+    return tell
+
+
+def _whole(recording: Recording) -> Callable[[], None]:
+    """From bytes to encoded spans, as ``llamatel serve`` with Prometheus and OTLP; all but the sending."""
+    tracing = _tracing(_Kept(encode=True))
+    _, metering = _metrics()
+    observer, _ = runtime.connect(
+        tracing.get_tracer("llamatel"), metering.get_meter("llamatel"), list(collectors.load()), sinks=(Live(),)
+    )
+
+    def whole() -> None:
+        reader = LogReader(_SERVER)
+        for line in read_lines(recording.log):
+            for completion in reader.feed(line, 1.8e9):
+                observer.submit(completion)
+        observer.flush()
+        tracing.force_flush()
+
+    return whole
+
+
+class _Server:
+    """A server with four slots, in which something is always new."""
+
+    def __init__(self, number: int) -> None:
+        self.about = dataclasses.replace(_SERVER, port=8090 + number)
+        self._tokens = 0
+
+    def subscribe(self, listener: object) -> Callable[[], None]:
+        return lambda: None
+
+    def snapshots(self) -> Sequence[ServerSnapshot]:
+        self._tokens += 100
+        names = ("prompt_tokens_total", "prompt_tokens_cached_total", "tokens_predicted_total")
+        return [
+            ServerSnapshot(
+                self.about, up=True, state="ready", deferred=0, restarts=0, process_started_at=1.8e9,
+                counters=dict.fromkeys(names, float(self._tokens)), log=LogCounts({"request": self._tokens}),
+                slots=tuple(SlotState(slot, busy=slot < 2, context_tokens=self._tokens % 4096) for slot in range(4)),
+                kv_cache=KvCacheState(4096, unified=True, active=self._tokens % 4096, cached=0),
+            )
+        ]  # fmt: skip
+
+
+def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
+    """One collection and its text for Prometheus, after requests of each server."""
+
+    def scrapes(recording: Recording) -> Callable[[], None]:
+        registry, metering = _metrics()
+        live = Live()
+        observer = Observer(collectors.load(), emit=_no_spans, sinks=(live,), watchers=(live.observe,))
+        moments = itertools.count()  # each scrape a second after the one before
+        meter = metering.get_meter("llamatel")
+        instruments = Instruments(meter, METRICS, observer.samples, clock=lambda: float(next(moments)))
+        observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
+        for number in range(servers):
+            server = _Server(number)
+            observer.watch(server)
+            observer.submit(dataclasses.replace(recording.completions[-1], server=server.about))
+        observer.flush()
+
+        def scrape() -> None:
+            generate_latest(registry)
+
+        return scrape
+
+    return scrapes
+
+
+STAGES: dict[str, Callable[[Recording], Callable[[], None]]] = {
+    "bytes to lines": _lines,
+    "log reader": _log_reader,
+    "observer: queue and thread": _observer,
+    "collectors: samples": _samples,
+    "histograms and counters in the SDK": _measurements,
+    "spans, when nobody takes them": _unseen_spans,
+    "spans, to OTLP: made by the SDK": _spans,
+    "spans, to OTLP: encoded by the SDK": _encoded,
+    "live: for the page and top": _live,
+    "all of the above at once": _whole,
+    "a call joined with its request": _joined,
+    "a call told by another process": _news,
+}
+"""By request."""
+COLLECTIONS: dict[str, Callable[[Recording], Callable[[], None]]] = {
+    "a scrape, 1 server": _scrapes(1),
+    f"a scrape, {MANY} servers": _scrapes(MANY),
+}
+"""By pass."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a stage."""
+    name, passes, path = arguments
+    recording = Recording.of(Path(path))
+    one_pass = {**STAGES, **COLLECTIONS}[name](recording)
+    gc.collect()
+    gc.freeze()  # what was made beforehand is no work for the collector
+    for _ in range(int(passes)):
+        one_pass()
+    json.dump({"lines": len(recording.lines), "requests": len(recording.completions)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
