@@ -12,7 +12,10 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
-_STAMPED = re.compile(r"(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) ([A-Z]) (.*)", re.DOTALL)
+_SLOT_OR_OTHER = r"((?:slot +\S+: id +(-?\d+) \| task (-?\d+) \|\s*)?(.*))"
+# One expression for both: a busy server writes thousands of lines a second.
+_STAMPED = re.compile(r"(\d+\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL)
+_TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL)
 _STAMP_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ROUTER_CHILD = re.compile(r"(?:^|\s)\[(\d{1,5})\] ?")
@@ -31,6 +34,12 @@ class LogLine(NamedTuple):
     """Port of the router's child that wrote the line."""
     wall: float | None = None
     """Unix time out of a container runtime's prefix."""
+    slot: int | None = None
+    """The slot that a line is about; None for any other line."""
+    task: int | None = None
+    """The task that it works on."""
+    said: str = ""
+    """What is said of the two: the rest of ``text``."""
 
 
 def _child_and_wall(prefix: str) -> tuple[int | None, float | None]:
@@ -57,11 +66,17 @@ def _from_json(line: str) -> LogLine | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("msg"), str):
         return None
     time = entry.get("time")
-    return LogLine(
-        text=entry["msg"].rstrip("\n"),
+    return _unstamped(entry["msg"].rstrip("\n"))._replace(
         time=time / 1e6 if isinstance(time, (int, float)) and not isinstance(time, bool) else None,
         level=_LEVELS.get(str(entry.get("level"))),
     )
+
+
+def _unstamped(text: str) -> LogLine:
+    match = _TEXT.match(text)
+    if match is None or match.group(2) is None:
+        return LogLine(text)
+    return LogLine(text, slot=int(match.group(2)), task=int(match.group(3)), said=match.group(4))
 
 
 def split_line(line: str) -> LogLine:
@@ -83,11 +98,14 @@ def split_line(line: str) -> LogLine:
             if found is None:
                 return LogLine(line)
             child, wall = _child_and_wall(line[: found.end()])
-            return LogLine(line[found.end() :], child=child, wall=wall)
+            return _unstamped(line[found.end() :])._replace(child=child, wall=wall)
         child, wall = _child_and_wall(line[: found.end()])
         match = _STAMPED.match(line, found.end())
         if match is None:
             return LogLine(line)
-    minutes, seconds, milli, micro, level, text = match.groups()
-    time = int(minutes) * 60 + int(seconds) + int(milli) / 1e3 + int(micro) / 1e6
-    return LogLine(text, time, level, child, wall)
+    stamp, level, text, slot, task, said = match.groups()
+    micros = int(stamp.replace(".", ""))
+    time = micros // 100_000_000 * 60 + micros % 100_000_000 / 1e6
+    if slot is None:
+        return LogLine(text, time, level, child, wall)
+    return LogLine(text, time, level, child, wall, int(slot), int(task), said)

@@ -27,7 +27,6 @@ from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.router import RouterLog
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
-_SLOT = re.compile(r"slot +(\S+): id +(-?\d+) \| task (-?\d+) \| (.*)", re.DOTALL)
 _PREFILL = re.compile(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens")
 _DECODE = re.compile(r"eval time = +([\d.]+) ms / +(\d+) (?:tokens|runs)")
 _DRAFT = re.compile(r"draft acceptance.*\( *(\d+) accepted / +(\d+) generated\)")
@@ -152,12 +151,11 @@ class LogReader:
 
     def _read(self, parts: LogLine, time: float, ended: list[Completion]) -> str:
         """Act on a line; returns its kind."""
-        text = parts.text
-        match = _SLOT.match(text)
-        if match is not None:
+        text, slot, task = parts.text, parts.slot, parts.task
+        if slot is not None and task is not None:
             self._continued = None
             self._tally.activity += 1
-            return self._slot_line(int(match.group(2)), int(match.group(3)), match.group(4), time, ended)
+            return self._slot_line(slot, task, parts.said, time, ended)
         if self._continued is not None and self._continuation(text, time):
             return "request"
         if "task" in text:
@@ -186,11 +184,10 @@ class LogReader:
             if text.startswith("stop processing"):
                 self._queue.left(time)
             return "server"
-        stripped = text.lstrip()
-        reader = _READERS.get(stripped[:5])
+        reader = _READERS.get(text[:5])
         if reader is not None:
-            return reader(self, request, stripped, time, ended)
-        if not stripped:
+            return reader(self, request, text, time, ended)
+        if not text:
             self._continued = slot
         return "server"
 
