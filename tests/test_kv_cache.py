@@ -66,7 +66,7 @@ def state_of(server: ServerManager) -> ServerSnapshot:
 
 
 def facts_of(server: ServerManager) -> ServerFacts:
-    return server._reader.facts
+    return server._watch.reader.facts
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -323,7 +323,7 @@ def test_context_shifts_count(start: Start) -> None:
     server = start("xllamacpp", "-c", "256", "-np", "1", "--context-shift")
     assert state_of(server).context_shifts == 0
     assert ask(server.base_url, 600) == 200
-    wait_for(lambda: not server._reader.busy, "the request ended")
+    wait_for(lambda: not server._watch.reader.busy, "the request ended")
     state = state_of(server)
     assert state.context_shifts is not None
     assert state.context_shifts >= 2
@@ -382,7 +382,7 @@ def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
 def test_a_server_that_dies_leaves_a_gap_and_goes_on_counting(start: Start, backend: str) -> None:
     server = start(backend, "-c", "1024", restart="on-failure")
     assert ask(server.base_url, 20) == 200
-    wait_for(lambda: not server._reader.busy, "the request ended")
+    wait_for(lambda: not server._watch.reader.busy, "the request ended")
     before = state_of(server)
     assert before.process is not None
     assert before.process.cpu_s is not None

@@ -1,7 +1,6 @@
 """The server manager: what a program or the command line uses to run a llama.cpp server.
 
-It holds what outlives a process (listeners, counters carried across restarts, the log reader's tallies); a Supervisor
-does the work in a thread of its own.
+A Supervisor does the work in a thread of its own; a ServerWatch has what is seen of the server, process after process.
 """
 
 from __future__ import annotations
@@ -13,33 +12,26 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from llamatel.errors import ServerStateError, ServerTimeout, ServerUnreachable, UsageError
+from llamatel.errors import ServerStateError, ServerTimeout, UsageError
 from llamatel.llama.launch import command_line, llama_cpp_flags
 from llamatel.llama.launch.backends import Backend, find_backend
 from llamatel.llama.launch.command_line import CommandLine
-from llamatel.llama.launch.details import Details, LaunchedServer
 from llamatel.llama.launch.log_copy import LogCopy
-from llamatel.llama.launch.process_state import ProcessClock
+from llamatel.llama.launch.server_watch import ServerWatch
 from llamatel.llama.launch.supervisor import ServerState, Supervisor
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
-from llamatel.llama.log.reader import LogReader
-from llamatel.llama.poll.counters import CarriedCounters
-from llamatel.llama.poll.http import ServerClient, base_url
-from llamatel.llama.poll.router import Router, with_log
-from llamatel.records import Completion, LogCounts, ServerInfo, ServerSnapshot
+from llamatel.llama.poll.http import base_url
+from llamatel.records import Completion, ServerInfo, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8090
 _STOP_S = 5.0
 """With what telemetry then needs it is less than the 10 s that container runtimes give a program to end."""
-_LAST_POLL_S = 0.5
-_HEALTH_S = 0.5
 _EXIT_S = 1.0
 """What servers get to end in order when the interpreter ends."""
 
@@ -78,16 +70,10 @@ class ServerManager:
         self._backend: Backend | None = None
         self._asked = ServerInfo("127.0.0.1")
         self._supervisor: Supervisor | None = None
-        self._reader = LogReader(self._asked)
-        self._counters = CarriedCounters()
-        self._process = ProcessClock()
-        self._launched: LaunchedServer | None = None
+        self._watch = ServerWatch(self._asked)
         self._listeners = Listeners[Completion]()
-        self._router: Router | None = None
-        self._router_lock = threading.Lock()
         self.listener_failures = 0
         """How often a listener raised."""
-        self._said_not_understood = False
         with _known:
             _managers.add(self)
 
@@ -153,7 +139,7 @@ class ServerManager:
         if supervisor is None:
             return None
         if supervisor.running:
-            self._poll_last(supervisor)
+            self._watch.poll_last(supervisor)
             supervisor.stop(timeout)
         return supervisor.returncode
 
@@ -185,72 +171,13 @@ class ServerManager:
         One GET of /metrics while it is ready, and of /slots if something ran since the last time; where the first
         fails, or the server has ended, the counters are the last ones. Takes 2.5 seconds where nothing answers.
         """
-        supervisor, launched = self._supervisor, self._launched
-        if supervisor is None or launched is None:
-            return None
-        client, state = supervisor.client, supervisor.state
-        up = state is ServerState.READY
-        busy = False
-        deferred: float | None = None
-        with supervisor.reader_lock:
-            router = self._reader.router.seen
-        if up and client is not None and router:
-            up = client.healthy(_HEALTH_S)
-        elif up and client is not None:
-            values, error = self._poll(supervisor, client)
-            busy, deferred = error is not None and error.busy, values.get("requests_deferred")
-            # Counters wait for the batch that is being decoded; health does not.
-            up = error is None or error.status is not None or (busy and client.healthy(_HEALTH_S))
-            if up and supervisor.info.build is None and (build := client.build(_HEALTH_S)) is not None:
-                supervisor.learn(build=build)
-        generated = self._counters.raw("tokens_predicted_total")
-        with supervisor.reader_lock:
-            counts, facts = self._reader.counts(generated), self._reader.facts
-            shifts = self._reader.context_shifts
-        self._say_if_not_understood(counts)
-        alive = state in (ServerState.STARTING, ServerState.READY)
-        details = Details()
-        if up:
-            details = launched.details(None if busy or router else client, facts, supervisor.activity(), generated)
-            if details.asked:
-                supervisor.polled()
-            if router:  # its models have caches, it has none
-                details = Details(settings=details.settings)
-        return ServerSnapshot(
-            server=supervisor.info,
-            up=up,
-            state="sleeping" if up and facts.sleeping else state.value,
-            stale=up and (busy or details.stale),
-            deferred=None if deferred is None else int(deferred),
-            slots=details.slots,
-            decode_rate=details.decode_rate,
-            kv_cache=details.kv_cache,
-            context_shifts=shifts,
-            prompt_cache=facts.prompt_cache if up else None,
-            process=self._process.read(supervisor.info.pid),
-            model=details.model,
-            settings=details.settings,
-            restarts=supervisor.restarts,
-            process_started_at=supervisor.started_at if alive else None,
-            loading_s=supervisor.loading_s if alive else None,
-            counters=self._counters.totals(),
-            placement=self._reader.facts.placement,
-            log=replace(
-                counts, lines={**counts.lines, "malformed": counts.lines["malformed"] + supervisor.unread_lines}
-            ),
-        )
+        supervisor = self._supervisor
+        return None if supervisor is None else self._watch.snapshot(supervisor)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """``snapshot`` for those who watch, and one for each model of a router; none if it was never started."""
-        snapshot, supervisor = self.snapshot(), self._supervisor
-        if snapshot is None or supervisor is None:
-            return ()
-        with supervisor.reader_lock:
-            if not self._reader.router.seen:
-                return (snapshot,)
-        polled = self._poll_models(supervisor) if snapshot.up else ()
-        with supervisor.reader_lock:
-            return (snapshot, *with_log(supervisor.info, polled, self._reader.router))
+        supervisor = self._supervisor
+        return () if supervisor is None else self._watch.snapshots(supervisor)
 
     @property
     def state(self) -> ServerState:
@@ -319,23 +246,16 @@ class ServerManager:
         log = None if self._server_log is None else LogCopy(self._server_log)
         if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
             # Another server to those who look at the figures: what was counted until now is not its own.
-            self._reader, self._counters, self._process = LogReader(asked), CarriedCounters(), ProcessClock()
-            self._router = None
-        launched = self._launched
-        if launched is None or before is None:
-            launched = LaunchedServer(command)
-        counters = self._counters
-
-        def process_replaced() -> None:
-            counters.restarted()
-            launched.restarted()
-
+            self._watch = ServerWatch(asked)
+        watch = self._watch
+        if before is None:
+            watch.launches(command)
         supervisor = Supervisor(
-            backend, command, asked, self._reader,
-            hand_out=self._hand_out, process_replaced=process_replaced,
+            backend, command, asked, watch.reader,
+            hand_out=self._hand_out, process_replaced=watch.process_replaced,
             restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
-        self._backend, self._asked, self._supervisor, self._launched = backend, asked, supervisor, launched
+        self._backend, self._asked, self._supervisor = backend, asked, supervisor
         supervisor.start()
 
     def _announce(self) -> None:
@@ -353,59 +273,6 @@ class ServerManager:
                     if not self.listener_failures:
                         _log.exception("a listener failed; further failures are only counted")
                     self.listener_failures += 1
-
-    def _poll_last(self, supervisor: Supervisor) -> None:
-        """Take up what a server that is about to be stopped has counted since the last time."""
-        client = supervisor.client
-        if client is not None:
-            self._poll(supervisor, client, _LAST_POLL_S)
-
-    def _poll(
-        self, supervisor: Supervisor, client: ServerClient, timeout_s: float | None = None
-    ) -> tuple[Mapping[str, float], ServerUnreachable | None]:
-        """Take up the server's counters; none and the error if they cannot be had."""
-        process = self._counters.process
-        try:
-            values = client.counters(timeout_s)
-        except ServerUnreachable as error:
-            _log.debug("llama.cpp's counters cannot be read: %s", error)
-            return {}, error
-        supervisor.polled()
-        self._counters.observe(values, process)
-        return values, None
-
-    def _poll_models(self, supervisor: Supervisor) -> tuple[ServerSnapshot, ...]:
-        """The models of a router; none if it does not answer."""
-        client = supervisor.client
-        if client is None:
-            return ()
-
-        with self._router_lock:
-            router = self._router = self._router or Router(client, asked=self._polled_model)
-            router.use(client)
-            try:
-                router.poll()
-            except ServerUnreachable as error:
-                _log.debug("the router's models cannot be listed: %s", error)
-                return ()
-            return router.snapshots(supervisor.info)
-
-    def _polled_model(self, name: str) -> None:
-        """One of a router's models was asked something that takes a task number."""
-        with self._started().reader_lock:
-            reader = self._reader.router.reader_of(name)
-            if reader is not None:
-                reader.polled()
-
-    def _say_if_not_understood(self, counts: LogCounts) -> None:
-        if counts.understood is False and not self._said_not_understood:
-            self._said_not_understood = True
-            _log.warning(
-                "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
-                "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "
-                "this llama.cpp build (%s) words its log in a new way",
-                self.info.build or "unknown",
-            )
 
 
 _known = threading.Lock()
@@ -441,7 +308,7 @@ def stop_all(timeout: float = _EXIT_S) -> None:
     for manager in managers:
         supervisor = manager._supervisor
         if supervisor is not None and supervisor.running:
-            manager._poll_last(supervisor)
+            manager._watch.poll_last(supervisor)
             supervisor.ask_to_stop(timeout)
             stopping.append(supervisor)
     for supervisor in stopping:
