@@ -1,8 +1,8 @@
 """From sources to telemetry: takes finished requests off the readers' hands, and snapshots when somebody collects.
 
-The one place where collectors are called, timed and guarded. A reader's thread only puts a record into a bounded queue;
-spans, histograms and sinks are written on the observer's own thread, so a slow one costs records (which are counted),
-never a line of the log.
+The one place where collectors (each behind a guard) and sinks are called. A reader's thread only puts a record into a
+bounded queue; spans, histograms and sinks are written on the observer's own thread, so a slow one costs records (which
+are counted), never a line of the log.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
+from llamatel.guard import Guard, Record
 from llamatel.joining import Joiner, Origin, Place, Underway
 from llamatel.records import ClientCall, Completion, ObservedRequest, ServerSnapshot, Snapshot
 
@@ -39,7 +40,6 @@ class Watched(Protocol):
 Emit = Callable[[Completion, Origin], "tuple[object, str | None]"]
 """Writes the spans of a request below those of the call that it came from, where that is known; returns a context for
 exemplars, and the trace's id."""
-Record = Callable[[Sample, object], None]
 Sink = Callable[[Completion, "str | None"], None]
 
 
@@ -63,7 +63,7 @@ class Observer:
         ``watchers`` are called with each snapshot, one at a time. ``dropped`` tells what others lost on the way out, by
         reason.
         """
-        self._guards = [_Guard(collector) for collector in collectors]
+        self._guards = [Guard(collector) for collector in collectors]
         self._emit = emit
         self._emit_observed = emit_observed
         self._sinks = tuple(sinks)
@@ -287,75 +287,3 @@ class Observer:
     def _drop(self, reason: str) -> None:
         with self._lock:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
-
-
-class _Guard:
-    """One collector, timed, and kept from hurting the others."""
-
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-        self._failed_lately = False
-        """Since the last snapshot."""
-        self._said = False
-
-    def start(self) -> None:
-        try:
-            self.collector.start()
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-
-    def stop(self) -> None:
-        try:
-            self.collector.stop()
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-
-    def complete(self, completion: Completion) -> Completion:
-        try:
-            return self.collector.complete(completion)
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-            return completion
-
-    def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        try:
-            return self.collector.complete_snapshot(snapshot)
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-            return snapshot
-
-    def on_call(self, call: ClientCall, record: Record) -> None:
-        try:
-            for sample in self.collector.on_call(call):
-                record(sample, call.span)
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-
-    def on_completion(self, completion: Completion, record: Record, context: object) -> None:
-        try:
-            for sample in self.collector.on_completion(completion):
-                record(sample, context)
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-
-    def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
-        begun = time.perf_counter()
-        samples: list[Sample] = []
-        try:
-            samples = list(self.collector.on_snapshot(snapshot))
-        except Exception:  # noqa: BLE001 - the boundary to collectors
-            self._failed()
-        name = {"collector": self.collector.name}
-        samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
-        samples.append(Sample("llamatel.collector.success", 0.0 if self._failed_lately else 1.0, None, name))
-        if self._said and not self._failed_lately:
-            self._said = False
-            _log.info("collector '%s' works again", self.collector.name)
-        self._failed_lately = False
-        return samples
-
-    def _failed(self) -> None:
-        self._failed_lately = True
-        if not self._said:
-            self._said = True
-            _log.exception("collector '%s' failed; until it works again this is not repeated", self.collector.name)

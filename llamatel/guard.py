@@ -1,0 +1,90 @@
+"""A collector, timed, and kept from hurting the others: the one boundary to what collectors do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from llamatel.collectors import Collector, Sample
+from llamatel.records import ClientCall, Completion, Snapshot
+
+_log = logging.getLogger(__name__)
+
+Record = Callable[[Sample, object], None]
+
+
+class Guard:
+    """Calls one collector. ``with self`` is the boundary: what fails in there is logged once, and told as a metric."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self._failed_lately = False
+        """Since the last snapshot."""
+        self._said = False
+
+    def start(self) -> None:
+        """Start its source."""
+        with self:
+            self.collector.start()
+
+    def stop(self) -> None:
+        """End its source."""
+        with self:
+            self.collector.stop()
+
+    def complete(self, completion: Completion) -> Completion:
+        """The request with what the collector knows of it."""
+        with self:
+            return self.collector.complete(completion)
+        return completion
+
+    def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with what the collector knows."""
+        with self:
+            return self.collector.complete_snapshot(snapshot)
+        return snapshot
+
+    def on_call(self, call: ClientCall, record: Record) -> None:
+        """Record what it makes of a call of our client."""
+        with self:
+            for sample in self.collector.on_call(call):
+                record(sample, call.span)
+
+    def on_completion(self, completion: Completion, record: Record, context: object) -> None:
+        """Record what it makes of a request."""
+        with self:
+            for sample in self.collector.on_completion(completion):
+                record(sample, context)
+
+    def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
+        """What it makes of a snapshot, how long that took, and whether all went well since the last one."""
+        begun = time.perf_counter()
+        samples: list[Sample] = []
+        with self:
+            samples = list(self.collector.on_snapshot(snapshot))
+        name = {"collector": self.collector.name}
+        samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
+        samples.append(Sample("llamatel.collector.success", 0.0 if self._failed_lately else 1.0, None, name))
+        if self._said and not self._failed_lately:
+            self._said = False
+            _log.info("collector '%s' works again", self.collector.name)
+        self._failed_lately = False
+        return samples
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._failed_lately = True
+        if not self._said:
+            self._said = True
+            _log.error(
+                "collector '%s' failed; until it works again this is not repeated", self.collector.name, exc_info=error
+            )
+        return True
