@@ -11,6 +11,7 @@ from llamatel.cli.console import note_console
 from llamatel.cli.options import verbose_option
 from llamatel.errors import UsageError
 from llamatel.grafana import OLDEST, Grafana
+from llamatel.text_file import read_token
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the variable's name
 
@@ -75,14 +76,8 @@ def _token(token_file: Path | None) -> str | None:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         where = TOKEN_VARIABLE
     else:
-        try:
-            token = token_file.expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise UsageError(f"cannot read the token file {token_file}: {reason}") from error
+        token = read_token(token_file, "the token file")
         where = str(token_file)
-        if not token:
-            raise UsageError(f"the token file {token_file} is empty")
     if any(character.isspace() or not character.isprintable() or ord(character) > 126 for character in token):
         raise UsageError(f"{where} holds more than one token, or characters that no token has")
     return token or None

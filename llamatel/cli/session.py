@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from llamatel.records import Completion
 from llamatel.runtime import Runtime
 from llamatel.settings import Settings, is_loopback
 from llamatel.sinks import JsonLines, Sink
+from llamatel.text_file import read_token
 from llamatel.view import glyphs_for, request_header, request_line
 from llamatel.view.page import printable
 
@@ -115,7 +115,7 @@ def telemetry(
             "service_name": options.service_name,
             "otlp_endpoint": options.otlp_endpoint,
             "metrics_addr": options.metrics_addr,
-            "page_token": read_token(options.page_token_file),
+            "page_token": read_page_token(options.page_token_file),
             "collectors": options.collectors,
             "without": options.no_collectors,
         }
@@ -128,18 +128,9 @@ def telemetry(
         yield running
 
 
-def read_token(path: str | None) -> str | None:
-    """The first line of the file."""
-    if path is None:
-        return None
-    try:
-        token = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the page's token from {path}: {reason}") from None
-    if not token:
-        raise UsageError(f"{path} has no token in its first line")
-    return token
+def read_page_token(path: str | None) -> str | None:
+    """The web page's token; None without a file."""
+    return None if path is None else read_token(path, "the page's token file")
 
 
 def page_line(running: Runtime) -> str | None:

@@ -18,7 +18,7 @@ from rich.live import Live as Screen
 from llamatel.cli.access import AccessOptions, access_options
 from llamatel.cli.console import output_console
 from llamatel.cli.options import verbose_option, warnings_kept
-from llamatel.cli.session import read_token, take
+from llamatel.cli.session import read_page_token, take
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.attach.targets import target
@@ -74,7 +74,7 @@ def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, *
 
 
 def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
-    token = read_token(values["page_token_file"])
+    token = read_page_token(values["page_token_file"])
     access = take(AccessOptions, values).access()
     targets = [target(url) for url in urls or _GUESSES]
     patience = {"timeout_s": _ASKED_FOR_S} if urls else {}

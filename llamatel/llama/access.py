@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 from llamatel.errors import UsageError
+from llamatel.text_file import read_text
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -23,26 +24,17 @@ def read_api_key(path: str | os.PathLike[str]) -> str:
 
     Raises UsageError, which never shows the file's content.
     """
-    try:
-        with Path(path).open(encoding="utf-8", newline="\n") as file:
-            key = next((line.rstrip("\n") for line in file if line[0] not in "\n#"), "")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the API key file {os.fspath(path)}: {reason}") from None
-    if not key:
+    lines = read_text(path, "the API key file").split("\n")
+    key = next((line for line in lines if line and not line.startswith("#")), None)
+    if key is None:
         raise UsageError(f"the API key file {os.fspath(path)} holds no key")
     return key
 
 
 def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
     """Headers out of a file with one ``Name: value`` a line. Raises UsageError, which never shows what is in it."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the header file {os.fspath(path)}: {reason}") from None
     headers = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "the header file").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, colon, value = (part.strip() for part in line.partition(":"))

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llamatel.errors import UsageError
+from llamatel.text_file import read_text
 
 _log = logging.getLogger(__name__)
 
@@ -199,10 +200,8 @@ class TargetFiles:
 
     @staticmethod
     def _read(path: Path) -> list[Target]:
+        text = read_text(path, "the targets in")
         try:
-            return parse_file(path.name, path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise UsageError(f"cannot read the targets in {path}: {reason}") from None
+            return parse_file(path.name, text)
         except UsageError as error:
             raise UsageError(f"cannot read the targets in {path}: {error}") from None

@@ -1,0 +1,42 @@
+"""Files that the user names: tokens, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llamatel.errors import UsageError
+from llamatel.text_file import read_text, read_token
+
+
+@pytest.mark.parametrize("content", ["s3cret é", " s3cret é\n", "\ns3cret é\r\n\n"])
+def test_a_token_is_the_one_line_of_its_file(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_bytes(content.encode())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_token("~/token", "the token file") == "s3cret é"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the token file FILE is empty"),
+        (b" \n\n", "the token file FILE is empty"),
+        (b"s3cret\nother\n", "the token file FILE holds more than one line, or a control character"),
+        (b"s3cret\x00", "the token file FILE holds more than one line, or a control character"),
+        (b"s3cret\xff", "cannot read the token file FILE: it is not text"),
+        (None, "cannot read the token file FILE: No such file or directory"),
+    ],
+)
+def test_a_file_without_a_token_is_named_and_not_shown(content: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_token(path, "the token file")
+    assert str(caught.value) == said.replace("FILE", str(path))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the header file"):
+        read_text(tmp_path, "the header file")
