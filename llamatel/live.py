@@ -317,5 +317,6 @@ def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:
         "generated": completion.generated,
         "context_tokens": completion.context_tokens,
         "truncated": completion.truncated,
+        "context_shifts": completion.context_shifts,
         "bandwidth_utilization": None if completion.gpu is None else completion.gpu.bandwidth_utilization,
     }

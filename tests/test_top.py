@@ -22,7 +22,8 @@ from llamatel.live import _request
 from llamatel.records import RequestGpu
 from llamatel.tally import Tally
 from llamatel.top.keys import split
-from llamatel.top.screen import Choices, ordered, plain_lines, screen
+from llamatel.top.screen import Choices, plain_lines, screen
+from llamatel.top.servers import ordered
 from llamatel.view.glyphs import ASCII
 from tests.attached import unmanaged
 from tests.load import Clients, completion, endless
@@ -139,7 +140,7 @@ def test_it_follows_the_window(serving: Serving, show: Callable[..., Shown]) -> 
     shown = show(serving.page_url, "--interval", "60")
     shown.until(lambda text: "waterfall  h help" in text)
     shown.resize(40, 12)
-    shown.until(lambda text: "llamatel top" in text.splitlines()[0] and text.splitlines()[-1].startswith("q quit"))
+    shown.until(lambda text: "ready" in text.splitlines()[0] and text.splitlines()[-1].startswith("q quit"))
     shown.resize(120, 40)
     shown.until(lambda text: "waterfall  h help" in text)
     shown.terminal.press("q")
@@ -263,7 +264,9 @@ def test_a_warning_is_shown_with_the_flag_that_helps() -> None:
 
 def test_a_router_has_models_that_have_caches() -> None:
     shown = document(key="h:1", model=None)
-    shown = {**shown, "servers": [*shown["servers"], *document(key="h:1 m", up=None)["servers"]], "focus": "h:1"}
+    model = document(key="h:1 m", up=None)
+    both = {name: [*shown[name], *model[name]] for name in ("keys", "servers", "overview")}
+    shown = {**shown, **both, "focus": "h:1"}
     assert "a router: its models have slots and caches" in screen(shown, Choices(), 80, 24).plain
     assert "a router" not in screen({**shown, "focus": "h:1 m"}, Choices(), 80, 24).plain
 
@@ -275,9 +278,19 @@ def document(**server: Any) -> dict[str, Any]:
         "decode_rate": None, "counters": {}, "slots": None, "kv_cache": None, **server,
     }  # fmt: skip
     return {
-        "taken_at": 0.0, "servers": [one], "focus": "h:1 m", "alarms": [], "requests": [], "devices": [],
+        "taken_at": 0.0, "keys": [one["key"]], "servers": [one], "overview": [row(one)], "focus": one["key"],
+        "alarms": [], "requests": [], "devices": [],
         "history": {"decode_rate": [], "busy": []}, "summary": {"requests": {"total": 0}},
     }  # fmt: skip
+
+
+def row(server: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A server's line of the overview; nothing more is known of it."""
+    unknown = dict.fromkeys(
+        ("trouble", "busy", "slots", "headroom", "ttft_p95_s", "requests", "failed", "restarts", "deferred")
+    )
+    known = {name: server[name] for name in ("key", "up", "state", "stale", "decode_rate", "deferred")}
+    return {**unknown, **known, **changes}
 
 
 @pytest.mark.parametrize("glyphs", [ASCII])
@@ -321,7 +334,12 @@ def fleet(count: int) -> dict[str, Any]:
          "kv_cache": {"active": n, "cached": 0, "capacity": count, "used_bytes": {}}}
         for n in range(count)
     ]  # fmt: skip
-    return {**document(), "servers": servers, "focus": "h:0 m"}
+    rows = [
+        row(server, headroom=1 - n / count, trouble="down" if n == count // 2 else None)
+        for n, server in enumerate(servers)
+    ]
+    keys = [server["key"] for server in servers]
+    return {**document(), "keys": keys, "servers": servers, "overview": rows, "focus": "h:0 m"}
 
 
 def test_many_servers_are_sorted_and_gone_through_in_that_order() -> None:
@@ -329,22 +347,50 @@ def test_many_servers_are_sorted_and_gone_through_in_that_order() -> None:
     choices = Choices()
 
     def first_shown() -> str:
-        lines = screen(many | {"focus": ordered(many, choices)[0]["key"]}, choices, 80, 24).plain
+        lines = screen(many | {"focus": ordered(many, choices.order)[0]["key"]}, choices, 80, 24).plain
         return next(line for line in lines.split("\n")[2:] if " h:" in line).split()[1]
 
+    assert first_shown() == "h:100"
+    assert "server (2 of 200), 1 in trouble" in screen(many, choices, 80, 24).plain
+    choices.press("o", many)
     assert first_shown() == "h:0"
     for order in ("busiest", "fullest", "fastest"):
         choices.press("o", many)
         assert first_shown() == "h:199"
         assert f"{order} first" in screen(many, choices, 80, 24).plain
-    choices.press("o", many)
-    assert first_shown() == "h:100"
     # Faster than documents come: each press counts.
-    choices = Choices()
+    choices = Choices(order=1)
     for _ in range(3):
         choices.press("tab", many)
     assert choices.focus == "h:3 m"
     assert max(map(len, screen(many, choices, 80, 24).plain.split("\n"))) <= 80
+
+
+def test_every_server_has_the_same_figures_and_more_where_there_is_room() -> None:
+    many = fleet(3)
+    many["overview"][0] |= {"ttft_p95_s": 1.5, "requests": 20, "failed": 2, "restarts": 1, "slots": 4, "busy": 3}
+    wide = screen(many, Choices(order=1), 120, 24).plain.split("\n")
+    assert wide[1].split()[-5:] == ["tok/s", "first", "p95", "failed", "restarts"]
+    assert wide[2].split()[3:] == ["up", "3/4", "0", "0", "%", "0.00", "1.50", "s", "2", "1"]
+    assert wide[3].split()[2:] == ["down", "–", "1", "33", "%", "1.00", "–", "–", "–"]
+    assert "3/4" in plain_lines(many)[0]
+    assert "20 requests  2 failed  first token p95 1.50 s" in plain_lines(many)[0]
+
+
+def test_what_does_not_fit_is_seen_to_be_cut_and_the_state_is_not() -> None:
+    long = document(key="127.0.0.1:8080 " + "long-" * 30, up=False, state=None)
+    for width in (40, 60, 80):
+        first = screen(long, Choices(), width, 24).plain.split("\n")[0]
+        assert "…  down  " in first
+        assert len(first) <= width
+    assert screen(document(), Choices(), 20, 24, glyphs=ASCII).plain.split("\n")[-1].endswith("~")
+
+
+def test_without_requests_it_says_why() -> None:
+    assert "polling shows slots only" in screen(document(), Choices(), 80, 24).plain
+    none_yet = document()
+    none_yet["overview"][0]["requests"] = 0
+    assert "no requests yet" in screen(none_yet, Choices(), 80, 24).plain
 
 
 def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -> None:
@@ -354,7 +400,8 @@ def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -
     ]
     summary: dict[str, Any] = Tally(keep=10).summary().as_dict()
     summary["requests"]["total"] = 3
-    text = screen({**document(), "requests": requests, "summary": summary}, Choices(), 100, 24).plain
+    shown = {**document(), "requests": requests, "summary": summary}
+    text = screen({**shown, "overview": [row(shown["servers"][0], requests=3)]}, Choices(), 100, 24).plain
     assert "last at 62 % of the GPU's bandwidth" in text
 
 

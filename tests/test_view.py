@@ -146,6 +146,12 @@ def test_a_pipe_gets_the_whole_error() -> None:
     assert request_line(TOO_LONG, 80, cut=False).plain.endswith(TOO_LONG.error)
 
 
+def test_an_answer_that_met_the_contexts_end_is_not_just_ok() -> None:
+    cut = dataclasses.replace(OK, truncated=True)
+    assert request_line(cut).plain[9:21] == "ok, cut off "
+    assert request_line(dataclasses.replace(cut, context_shifts=1)).plain[9:21] == "ok, shifted "
+
+
 def test_unknown_is_a_dash_and_never_zero() -> None:
     assert "0" not in request_line(CANCELLED).plain.split("250 ms")[1]
     assert (seconds(None), count(None), exact(None), rate(None)) == (UNICODE.unknown,) * 4

@@ -181,8 +181,8 @@ function showRequests(data, server, row) {
 
 function outcome(request) {
   if (request.outcome !== "ok" || !request.truncated) return [request.outcome.replace("_", " "), request.outcome];
-  const made = element("span", "ok, cut off");
-  made.title = "Its slot's share of the context was full";
+  const made = element("span", request.context_shifts ? "ok, shifted" : "ok, cut off");
+  made.title = `Its slot's share of the context was full${request.context_shifts ? ": the oldest tokens were dropped" : ""}`;
   return [made, "warn"];
 }
 

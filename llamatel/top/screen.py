@@ -11,17 +11,17 @@ from typing import Any
 from rich.text import Text
 
 from llamatel.records import Completion, Outcome, ServerInfo
-from llamatel.view.figures import count, exact, rate, seconds
+from llamatel.top.servers import ORDERS, Row, ordered, state, table
+from llamatel.view.figures import count, exact, plural, rate, seconds
 from llamatel.view.glyphs import OUTCOME_STYLES, UNICODE, Glyphs
 from llamatel.view.line import request_header, request_line
-from llamatel.view.page import printable, size
+from llamatel.view.page import cut, printable, size
 from llamatel.view.waterfall import waterfall
 
 Document = Mapping[str, Any]
 
 SORTS = ("newest", "slowest", "first token", "tokens")
 FILTERS = ("all", "failed", "ok")
-ORDERS = ("as given", "busiest", "fullest", "fastest", "in trouble")
 HELP = (
     ("tab, left, right", "another server"),
     ("o", f"order of servers: {', '.join(ORDERS)}"),
@@ -37,14 +37,8 @@ _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "first token": lambda request: request.time_to_first_token_s or -1.0,
     "tokens": lambda request: request.generated or -1,
 }
-_ORDER_KEYS: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "as given": lambda _: 0.0,
-    "busiest": lambda server: (server["deferred"] or 0) + sum(slot["busy"] for slot in server["slots"] or ()),
-    "fullest": lambda server: _share_used(server) or 0.0,
-    "fastest": lambda server: server["decode_rate"] or 0.0,
-    "in trouble": lambda server: 2.0 * (server["up"] is False) + server["stale"],
-}
 _SERVERS_SHOWN = 8
+"""At least; more on a high terminal."""
 _SLOTS_SHOWN = 16
 _GPUS_SHOWN = 8
 _SPARKS = " ▁▂▃▄▅▆▇█"
@@ -92,23 +86,12 @@ class Choices:
 
 
 def _neighbour(document: Document, choices: Choices, step: int) -> str | None:
-    keys = [server["key"] for server in ordered(document, choices)]
+    keys = [row["key"] for row in ordered(document, choices.order)]
     if not keys:
         return None
     # The document is of before, if tab is pressed faster than it comes.
     now = next((keys.index(key) for key in (choices.focus, document["focus"]) if key in keys), 0)
     return str(keys[(now + step) % len(keys)])
-
-
-def ordered(document: Document, choices: Choices) -> list[Mapping[str, Any]]:
-    """The servers in the order that was chosen; those that are equal in it stay as given."""
-    return sorted(document["servers"], key=_ORDER_KEYS[ORDERS[choices.order]], reverse=choices.order > 0)
-
-
-def _share_used(server: Mapping[str, Any]) -> float | None:
-    """Of the KV cache, by running requests."""
-    cache = server["kv_cache"]
-    return cache["active"] / cache["capacity"] if cache and cache["capacity"] and cache["active"] is not None else None
 
 
 def completion_of(request: Mapping[str, Any]) -> Completion:
@@ -146,7 +129,7 @@ def screen(
 ) -> Text:
     """All of it in ``height`` lines of at most ``width`` columns; ``trouble``: why the figures are old."""
     server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
-    lines = [_title(document, server, choices)]
+    lines = [_title(document, server, choices, width, glyphs)]
     if trouble:
         lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
     lines += _alarms(document, width)
@@ -156,7 +139,7 @@ def screen(
         lines.append(Text("no server is watched yet", "dim"))
     else:
         if len(document["servers"]) > 1:
-            lines += _servers(document, choices, width, glyphs)
+            lines += table(document, choices.order, width, max(_SERVERS_SHOWN, height // 4), glyphs)
         lines += _server(document, server, width, glyphs)
         lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
     footer = Text("q quit  p pause  s sort  f filter  tab server  enter waterfall  h help", "dim")
@@ -164,30 +147,27 @@ def screen(
     shown += [Text()] * (height - 1 - len(shown))
     for line in (*shown, footer):
         line.no_wrap = True
-        line.truncate(width)
+        if line.cell_len > width:
+            line.truncate(width - 1)
+            line.append(glyphs.ellipsis)
     return Text("\n").join((*shown, footer))
 
 
-def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices) -> Text:
-    line = Text("llamatel top  ", "bold")
+def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices, width: int, glyphs: Glyphs) -> Text:
+    """The name gives way: how the server is must be seen, however long its model's name."""
+    end = Text()
     if server is not None:
-        line.append(printable(server["key"]), "bold cyan").append("  ")
-        line.append_text(_state(server)).append("  ")
+        end.append_text(state(server)).append("  ")
         if server["started_at"] is not None and server["up"]:
-            line.append(f"for {seconds(max(0.0, document['taken_at'] - server['started_at']))}  ", "dim")
-    line.append(time.strftime("%H:%M:%S", time.localtime(document["taken_at"])), "dim")
+            end.append(f"for {seconds(max(0.0, document['taken_at'] - server['started_at']))}  ", "dim")
+    end.append(time.strftime("%H:%M:%S", time.localtime(document["taken_at"])), "dim")
     if choices.paused:
-        line.append("  paused", "yellow")
-    return line
-
-
-def _state(server: Mapping[str, Any]) -> Text:
-    if server["up"] is None:
-        return Text(server["state"] or "log only", "dim")
-    state = server["state"] or ("up" if server["up"] else "down")
-    if server["stale"]:
-        return Text(f"{state}, busy: figures are old", "yellow")
-    return Text(state, "green" if server["up"] else "red")
+        end.append("  paused", "yellow")
+    line = Text("llamatel top  " if width >= 60 else "", "bold")
+    if server is not None:
+        room = max(width - line.cell_len - end.cell_len - 2, 12)
+        line.append(cut(printable(server["key"]), room, glyphs), "bold cyan").append("  ")
+    return line.append_text(end)
 
 
 def _alarms(document: Document, width: int) -> list[Text]:
@@ -197,29 +177,6 @@ def _alarms(document: Document, width: int) -> list[Text]:
     for alarm in recent[-2:]:
         for number, part in enumerate(textwrap.wrap(printable(alarm["text"], 400), max(width - 2, 20))):
             lines.append(Text("  " if number else "! ", "bold yellow").append(part, "yellow"))
-    return lines
-
-
-def _servers(document: Document, choices: Choices, width: int, glyphs: Glyphs) -> list[Text]:
-    servers = ordered(document, choices)
-    keys = [server["key"] for server in servers]
-    first = max(0, min(keys.index(document["focus"]) - _SERVERS_SHOWN // 2, len(keys) - _SERVERS_SHOWN))
-    name_width = max(20, width - 46)
-    heading = f"server ({keys.index(document['focus']) + 1} of {len(keys)})"
-    if choices.order:
-        heading += f", {ORDERS[choices.order]} first"
-    lines = [Text(f"  {heading[:name_width]:{name_width}} state    busy  wait  kv used  tok/s", "bold")]
-    for server in servers[first : first + _SERVERS_SHOWN]:
-        here = server["key"] == document["focus"]
-        slots, share = server["slots"], _share_used(server)
-        busy = glyphs.unknown if slots is None else f"{sum(slot['busy'] for slot in slots)}/{len(slots)}"
-        used = glyphs.unknown if share is None else f"{100 * share:.0f} %"
-        line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
-        line.append(f"{printable(server['key'])[:name_width]:{name_width}} ", "bold" if here else "default")
-        state = Text("stale", "yellow") if server["stale"] else _state(server)
-        state.truncate(8, pad=True)
-        line.append_text(state).append(f"{busy:>5}{count(server['deferred'], glyphs):>6}{used:>9}")
-        lines.append(line.append(f"{rate(server['decode_rate'], glyphs):>7}"))
     return lines
 
 
@@ -234,10 +191,11 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
     busy = None if slots is None else sum(slot["busy"] for slot in slots)
     of = "" if slots is None else f" of {len(slots)}"
     line = Text("decode  ", "bold").append(_spark(history["decode_rate"], 20, glyphs), "green")
-    line.append(f" {rate(server['decode_rate'], glyphs)} tok/s", "default")
-    line.append("   busy  ", "bold").append(_spark(history["busy"], 12, glyphs), "cyan")
+    line.append(f" {rate(server['decode_rate'], glyphs):>5} tok/s", "default")
+    line.append("  busy  ", "bold").append(_spark(history["busy"], 12, glyphs), "cyan")
     line.append(f" {count(busy, glyphs)}{of}", "default")
-    line.append("   waiting  ", "bold").append(count(server["deferred"], glyphs), "default")
+    line.append("  waiting  ", "bold")
+    line.append(count(server["deferred"], glyphs), "yellow" if server["deferred"] else "default")
     lines.append(line)
     if summary["requests"]["total"]:
         line = Text("p50/p95/p99  ", "bold")
@@ -346,8 +304,11 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
 def _requests(document: Document, choices: Choices, width: int, room: int, glyphs: Glyphs) -> list[Text]:
     requests = visible(document, choices)
     choices.selected = max(0, min(choices.selected, len(requests) - 1))
-    if not document["requests"]:
+    seen = next(row["requests"] for row in document["overview"] if row["key"] == document["focus"])
+    if seen is None:
         return [Text("polling shows slots only; requests need llamatel serve, or attach --log", "dim")]
+    if not seen:
+        return [Text("no requests yet", "dim")]
     if not requests:
         return [Text(f"no requests ({FILTERS[choices.filter]})", "dim")]
     if choices.waterfall:
@@ -380,19 +341,22 @@ def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
 
 
 def plain_lines(document: Document) -> list[str]:
-    """A line without colours for each server, for a pipe; with figures of requests for the one in focus."""
-    return [_plain_line(document, server) for server in document["servers"]] or ["no server is watched yet"]
+    """A line without colours for each server, for a pipe."""
+    rows = {row["key"]: row for row in document["overview"]}
+    return [_plain_line(document, server, rows[server["key"]]) for server in document["servers"]] or [
+        "no server is watched yet"
+    ]
 
 
-def _plain_line(document: Document, server: Mapping[str, Any]) -> str:
-    slots, cache, summary = server["slots"], server["kv_cache"], document["summary"]
+def _plain_line(document: Document, server: Mapping[str, Any], row: Row) -> str:
+    cache = server["kv_cache"]
     parts = [
         time.strftime("%H:%M:%S", time.localtime(document["taken_at"])),
         printable(server["key"]),
-        _state(server).plain,
+        state(server).plain,
     ]
-    if slots is not None:
-        parts.append(f"busy {sum(slot['busy'] for slot in slots)}/{len(slots)}")
+    if row["slots"] is not None:
+        parts.append(f"busy {row['busy']}/{row['slots']}")
     if server["deferred"] is not None:
         parts.append(f"waiting {server['deferred']}")
     if cache and cache["active"] is not None:
@@ -400,7 +364,10 @@ def _plain_line(document: Document, server: Mapping[str, Any]) -> str:
         parts.append(f"kv {cache['active']}{of} active {cache['cached'] or 0} cached")
     if server["decode_rate"] is not None:
         parts.append(f"{rate(server['decode_rate'])} tok/s")
-    if summary["requests"]["total"] and server["key"] == document["focus"]:
-        parts.append(f"{summary['requests']['total']} requests")
-        parts.append(f"first token p95 {seconds(summary['time_to_first_token_s']['p95'])}")
+    if row["requests"]:
+        parts.append(plural(row["requests"], "request"))
+        if row["failed"]:
+            parts.append(f"{row['failed']} failed")
+        if row["ttft_p95_s"] is not None:
+            parts.append(f"first token p95 {seconds(row['ttft_p95_s'])}")
     return "  ".join(parts)

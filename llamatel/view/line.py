@@ -44,7 +44,11 @@ def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICO
     """
     outcome = completion.outcome.value
     line = Text(no_wrap=True).append(time.strftime("%H:%M:%S ", time.localtime(completion.ended_at)), "dim")
-    line.append(f"{outcome:{_OUTCOME}}", OUTCOME_STYLES[outcome])
+    if completion.outcome is Outcome.OK and completion.truncated:
+        # Its slot's context was full: the answer ends there, or the oldest tokens were dropped to go on.
+        line.append(f"{'ok, shifted' if completion.context_shifts else 'ok, cut off':{_OUTCOME}}", "yellow")
+    else:
+        line.append(f"{outcome:{_OUTCOME}}", OUTCOME_STYLES[outcome])
     line.append(f" {seconds(completion.duration_s, glyphs):>7} ", "default")
     if completion.error is not None and completion.prompt_computed is None:
         room = max(width - line.cell_len, _BAR_AT_LEAST)

@@ -21,6 +21,11 @@ def printable(text: str, longest: int = 200) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
+def cut(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Text of at most so many characters; that it is not all of it is seen."""
+    return text if len(text) <= width else text[: max(width - 1, 0)] + glyphs.ellipsis
+
+
 def size(n_bytes: float | None, glyphs: Glyphs = UNICODE) -> str:
     """Bytes, with three digits that matter: ``512 B``, ``96.5 KiB``, ``4.58 GiB``."""
     if n_bytes is None:
