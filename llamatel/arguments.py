@@ -10,6 +10,8 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
+from llamatel.errors import UsageError
+
 _log = logging.getLogger(__name__)
 
 LONGEST = 1000
@@ -25,6 +27,11 @@ class Told:
     """What is recorded of one function's calls."""
 
     def __init__(self, arguments: bool | tuple[str, ...], result: bool, redact: Redact | None) -> None:
+        """Raises UsageError."""
+        if isinstance(arguments, str):
+            raise UsageError(f"arguments is True, or a tuple of names: ({arguments!r},)")
+        if redact is not None and not callable(redact):
+            raise UsageError(f"redact is a function of a name and a value, not {redact!r}")
         self.arguments = bool(arguments)
         self.result = result
         self._only = None if isinstance(arguments, bool) else frozenset(arguments)
@@ -33,12 +40,16 @@ class Told:
         self._failed = False
 
     def look_at(self, function: Callable[..., Any]) -> None:
-        """Learn the names of its arguments; called once, when it is decorated."""
-        if self.arguments:
-            try:
-                self._signature = inspect.signature(function)
-            except (TypeError, ValueError):  # a builtin that does not tell
-                self._signature = None
+        """Learn the names of its arguments; called once, when it is decorated. Raises UsageError for one it lacks."""
+        if not self.arguments:
+            return
+        try:
+            self._signature = inspect.signature(function)
+        except (TypeError, ValueError):  # a builtin that does not tell
+            return
+        unknown = (self._only or frozenset()) - self._signature.parameters.keys()
+        if unknown:
+            raise UsageError(f"{getattr(function, '__qualname__', function)} has no argument {min(unknown)!r}")
 
     def write_arguments(self, span: Span, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Arguments as given; those left to their defaults are not told."""

@@ -23,11 +23,6 @@ _LOOK_S = 2.0
 _LAST_LINES_S = 0.1
 
 
-def interactive() -> bool:
-    """Whether somebody sits before this process: a notebook, or Python's own prompt."""
-    return ("IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None) or hasattr(sys, "ps1")
-
-
 class Watcher:
     """Looks at the servers every two seconds, so that a report can show what was there between requests."""
 
@@ -171,7 +166,7 @@ def _running() -> runtime.Runtime:
     """The telemetry that runs, with all of its requests written."""
     running = runtime.current()
     if running is None:
-        raise UsageError("there is nothing to show: llamatel.init() first")
+        raise UsageError("there is nothing to show: llamatel.init() first, and look before llamatel.shutdown()")
     if running.observer.watching:
         time.sleep(_LAST_LINES_S)  # a client has its answer a moment before the server's log says so
     running.observer.flush(2.0)

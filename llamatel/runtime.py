@@ -26,6 +26,7 @@ from llamatel.errors import PipelineError, UsageError
 from llamatel.export import pipeline
 from llamatel.export.pipeline import Pipeline
 from llamatel.instruments import Instruments
+from llamatel.interactive import interactive
 from llamatel.joining import Origin, Underway
 from llamatel.live import Live
 from llamatel.llama.client import call
@@ -41,7 +42,7 @@ from llamatel.spans import Spans
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Runtime:
     """Telemetry that runs."""
 
@@ -55,6 +56,16 @@ class Runtime:
     """Ends the watch for servers that are started, and for models that are loaded."""
     calls: CallSender | None
     """Tells another process's llamatel of the calls that are made here; None where it is not to."""
+
+    def __repr__(self) -> str:
+        # What a notebook shows under a cell that ends with ``init()``.
+        shown = {
+            "spans": self.pipeline.otlp_endpoint,
+            "metrics": self.pipeline.metrics_url,
+            "kept spans": self.settings.keep_spans or None,
+        }
+        parts = ", ".join(f"{name}: {value}" for name, value in shown.items() if value is not None)
+        return f"<llamatel {'off (OTEL_SDK_DISABLED)' if self.settings.disabled else parts or 'without an exporter'}>"
 
 
 _LAST_LINES_S = 0.1
@@ -96,6 +107,11 @@ def init(
     A second call ends the first one's telemetry and begins anew. When the interpreter ends, servers are stopped first
     and telemetry after them, so that what they were doing is told. Raises UsageError and PipelineError.
     """
+    for name, value in (("collectors", collectors), ("without", without)):
+        if isinstance(value, str):
+            raise UsageError(f"{name} is a list of names: [{value!r}]")
+    if isinstance(settings, str):
+        raise UsageError(f"a service's name goes by its own name: llamatel.init(service_name={settings!r})")
     given = settings
     settings = given or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
@@ -119,9 +135,9 @@ def _spans_to_keep(asked: bool | int | None) -> int:
     from llamatel import notebook
 
     if asked is None:
-        asked = notebook.interactive()
-    if asked < 0:
-        raise UsageError(f"keep_traces is {asked}: it must not be negative")
+        asked = interactive()
+    if type(asked) not in (bool, int) or asked < 0:
+        raise UsageError(f"keep_traces is {asked!r}: it is True, False, or how many spans to keep")
     return notebook.KEPT if asked is True else int(asked)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
@@ -176,6 +177,8 @@ def _target(
 
 
 def _with_scheme(endpoint: str) -> str:
+    if "://" not in endpoint and not re.search(r":\d+(?:/|$)", endpoint):
+        raise UsageError(f"'{endpoint}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
     # Without a scheme the gRPC exporter would use TLS; someone who types host:port has a collector without it.
     return endpoint if "://" in endpoint else f"http://{endpoint}"
 

@@ -143,8 +143,9 @@ CLIENT = (
     AttributeRow(
         "error.type",
         "string",
-        "The server's own type of error (exceed_context_size_error …), connection_refused, connection_closed, "
-        "connection_timeout, broken_stream, timeout, bad_answer, or an exception's name; absent where nothing failed.",
+        "The server's own type of error (exceed_context_size_error …), connection_refused, host_not_found, "
+        "connection_closed, connection_timeout, broken_stream, timeout, bad_answer, or an exception's name; absent "
+        "where nothing failed.",
     ),
     AttributeRow("llamacpp.outcome", "string", "ok, cancelled, error."),
     AttributeRow("llamacpp.slot.id", "int", "The slot that served it, where the answer tells."),

@@ -162,7 +162,10 @@ def test_tokens_templates_and_state(client: LlamaCppClient, server: ServerManage
     tokens = client.tokenize("hello there").tokens
     assert len(tokens) == len(client.tokenize("hello there")) > 3
     assert client.detokenize(tokens).content.strip() == "hello there"
-    assert client.tokenize("hi", with_pieces=True).tokens[0]["piece"]
+    assert client.detokenize(client.tokenize("hello there")).content.strip() == "hello there"
+    split = client.tokenize("hello there", with_pieces=True)
+    assert split.tokens == tokens
+    assert "".join(piece for piece in split.pieces if isinstance(piece, str)).strip() == "hello there"
     assert "Hello" in client.apply_template(HELLO).prompt
     assert client.health()
     assert client.health().status == "ok"
@@ -486,6 +489,48 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         LlamaCppClient(url)
     assert "u:p" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [None, 8090, ""])
+def test_what_is_no_address_at_all_is_refused(url: Any) -> None:
+    with pytest.raises(UsageError, match="is no address of a server"):
+        LlamaCppClient(url)
+
+
+def test_arguments_that_cannot_be(client: LlamaCppClient) -> None:
+    create: Any = client.chat.completions.create
+    for messages in ("Hello", HELLO[0]):
+        with pytest.raises(UsageError, match="messages is a list"):
+            create(messages)
+    rerank: Any = client.rerank
+    with pytest.raises(UsageError, match="documents is a list"):
+        rerank("query", "document")
+    for timeout in (0, -1, "5", True, float("inf")):
+        with pytest.raises(UsageError, match="seconds above 0"):
+            client.health(timeout=timeout)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="seconds above 0"):
+            LlamaCppClient(timeout=timeout)  # type: ignore[arg-type]
+
+
+def test_a_client_that_was_closed_says_so(server: ServerManager) -> None:
+    with LlamaCppClient(server.base_url, api_key=KEY) as plain:
+        assert plain.health()
+    with pytest.raises(UsageError, match="was closed"):
+        plain.health()
+
+    async def main() -> None:
+        async with AsyncLlamaCppClient(server.base_url, api_key=KEY) as client:
+            assert await client.health()
+        with pytest.raises(UsageError, match="was closed"):
+            await client.complete("x")
+
+    asyncio.run(main())
+
+
+def test_a_host_that_nobody_knows() -> None:
+    with pytest.raises(NoAnswer, match=r"there is no host 'nowhere\.invalid'") as caught:
+        LlamaCppClient("http://nowhere.invalid").health()
+    assert caught.value.kind == "host_not_found"
 
 
 def test_a_unix_socket(tiny_model: Path, llama_server_binary: Path, tmp_path: Path) -> None:

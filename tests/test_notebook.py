@@ -16,6 +16,7 @@ import llamatel
 from llamatel import notebook, runtime
 from llamatel.errors import UsageError
 from llamatel.export.kept_spans import KeptSpans, in_order
+from llamatel.interactive import interactive
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.results import Usage
 from llamatel.model import shape_from_gguf
@@ -189,7 +190,7 @@ def test_nothing_is_kept_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UsageError, match="keep_traces=True"):
             llamatel.last_trace()
         assert "<h2>Slowest requests</h2><p>none</p>" in llamatel.report().html
-        with pytest.raises(UsageError, match="must not be negative"):
+        with pytest.raises(UsageError, match="how many spans to keep"):
             llamatel.init(keep_traces=-1)
     finally:
         llamatel.shutdown()
@@ -266,5 +267,5 @@ def test_a_script_has_none_unless_it_says_so() -> None:
     program = "import llamatel; r = llamatel.init(metrics_addr='none'); print(r.pipeline.kept_spans)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
-    assert not notebook.interactive()
+    assert not interactive()
     assert re.search("Spans are kept", llamatel.last_trace.__doc__ or "")

@@ -174,6 +174,32 @@ def test_an_init_that_fails_leaves_nothing_behind(fault: str, monkeypatch: pytes
     init(metrics_addr=f"127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize(
+    ("given", "arguments", "said"),
+    [
+        (("my-notebook",), {}, r"llamatel.init\(service_name='my-notebook'\)"),
+        ((), {"collectors": "kv_cache"}, r"collectors is a list of names: \['kv_cache'\]"),
+        ((), {"keep_traces": "yes"}, "how many spans to keep"),
+        ((), {"keep_traces": -1}, "how many spans to keep"),
+    ],
+)
+def test_arguments_that_cannot_be(given: tuple[Any, ...], arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        llamatel.init(*given, **arguments)
+    assert runtime.current() is None
+
+
+def test_what_init_returns_is_short_in_a_notebook() -> None:
+    running = init(otlp_endpoint="http://u:secret@127.0.0.1:1", page_token="t" * 20)
+    shown = repr(running)
+    assert str(running.pipeline.metrics_url) in shown
+    assert "http://127.0.0.1:1" in shown
+    assert "secret" not in shown
+    assert "ttt" not in shown
+    assert len(shown) < 120
+    assert repr(init(metrics_addr="none")) == "<llamatel without an exporter>"
+
+
 def test_telemetry_that_is_switched_off(
     server: ServerManager, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 
 from llamatel.errors import LlamatelError, ServerStartError, ServerStateError, ServerTimeout, UsageError
+from llamatel.llama.launch import manager as launch
 from llamatel.llama.launch.manager import ServerManager
 from llamatel.llama.launch.supervisor import ServerState
+from llamatel.llama.log.failure import failure_line
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome
 from tests.parts import free_port, wait_until
@@ -365,14 +367,51 @@ def test_a_start_that_fails_says_why_at_once(
 def test_a_port_that_is_taken(servers: Servers, backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = servers.start(backend, port=taken.getsockname()[1])
-        with pytest.raises(ServerStartError, match="couldn't bind HTTP server socket, hostname: "):
+        with pytest.raises(
+            ServerStartError, match=r"couldn't bind HTTP server socket, hostname: .*port 0 takes a free"
+        ):
             server.wait_until_ready(60)
+
+
+def test_a_port_that_another_manager_of_this_process_has(
+    servers: Servers, llama_server_binary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = servers.ready(llama_server_binary)
+    port = first.info.port
+    assert port
+    assert repr(first) == f"<ServerManager ready http://127.0.0.1:{port} {servers.model.name}>"
+    with pytest.raises(ServerStateError, match=f"already runs a server at 127.0.0.1:{port}: stop_server"):
+        servers.start(llama_server_binary, port=port)
+    assert first.state is ServerState.READY
+    # A notebook's cell that runs again makes another manager, or starts the same one again.
+    monkeypatch.setattr("llamatel.llama.launch.manager.interactive", lambda: True)
+    second = servers.ready(llama_server_binary, port=port)
+    assert (first.state, first.returncode) == (ServerState.STOPPED, 0)
+    pid = pid_of(second)
+    second.start_server(servers.model, port=port).wait_until_ready(60)
+    assert pid_of(second) != pid
+    assert ask(second.base_url) == 200
+    told = [record.message for record in caplog.records if "another server takes its place" in record.message]
+    assert len(told) == 2
+    assert servers.ready(llama_server_binary).state is second.state is ServerState.READY
+
+
+def test_why_it_failed_stands_before_a_backtrace() -> None:
+    log = """\
+0.00.032.011 E llama_context: something less telling
+/src/llama-context.cpp:2526: GGML_ASSERT(n_outputs >= 1) failed
+[New LWP 9420]
+0x00007f warning: 56 ../sysdeps/unix/sysv/linux/x86_64/clone.S: No such file or directory
+#2  0x000055d53908e508 in ggml_abort ()
+[Inferior 1 (process 9417) detached]"""
+    assert failure_line(log.splitlines()) == "GGML_ASSERT(n_outputs >= 1) failed"
 
 
 def test_another_server_on_the_port_is_not_taken_for_ours(servers: Servers, llama_server_binary: Path) -> None:
     first = servers.ready(llama_server_binary)
     assert first.info.port
     # It says nothing, so its health is asked for; it is in no hurry to find out that the port is taken.
+    launch._managers.discard(first)  # as if another process ran it
     slow = script(Path(servers.model).with_name("slow.sh"), f'sleep 2\nexec {llama_server_binary} "$@"\n')
     second = servers.start(slow, "--log-disable", port=first.info.port)
     with pytest.raises(ServerStartError, match="exit status 1"):

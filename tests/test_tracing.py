@@ -105,6 +105,22 @@ def test_what_cannot_be_called_is_refused() -> None:
         llamatel.task(property(Agent.static))  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"arguments": "prompt"}, r"a tuple of names: \('prompt',\)"),
+        ({"arguments": ("prompt", "tokns")}, "ask has no argument 'tokns'"),
+        ({"arguments": True, "redact": "prompt"}, "redact is a function"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_at_once(asked: dict[str, Any], said: str) -> None:
+    def ask(prompt: str, tokens: int) -> None:
+        """Never called."""
+
+    with pytest.raises(UsageError, match=said):
+        llamatel.task(**asked)(ask)
+
+
 def test_an_exception_is_recorded_and_goes_on_untouched(recorded: Recording) -> None:
     error = ValueError("no")
 

@@ -7,7 +7,7 @@ the generation and the thread is free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -129,7 +129,7 @@ class ChatCompletions(_Namespace):
         """Answer messages; any other field of llama-server's is passed on (``top_k``, ``grammar``, ``id_slot``, …)."""
         asked = request.chat(
             {
-                "messages": list(messages),
+                "messages": messages,
                 "stream": stream or None,
                 "model": model,
                 "max_tokens": max_tokens,
@@ -198,7 +198,7 @@ class AnthropicMessages(_Namespace):
     ) -> AnthropicMessage | AsyncStream[Event]:
         """Answer messages."""
         asked = request.message(
-            {"messages": list(messages), "max_tokens": max_tokens, "stream": stream or None, **fields}, timeout
+            {"messages": messages, "max_tokens": max_tokens, "stream": stream or None, **fields}, timeout
         )
         return await self._client._ask(asked)
 
@@ -274,8 +274,8 @@ class AsyncLlamaCppClient:
     byte has come; of what is not streamed, until the answer is there. ``retries``: how often a call is sent again where
     nobody listens or the model is loading, after 0.2, 0.8, … seconds. ``api_key`` is shown nowhere.
 
-    Every method takes ``timeout`` for itself. What fails raises a ``llamatel.errors.RequestError``. At most
-    ``max_concurrency`` calls run at once; more of them wait for their turn.
+    Every method takes ``timeout`` for itself. What fails raises a ``llamatel.errors.RequestError``, arguments that
+    cannot be a UsageError. At most ``max_concurrency`` calls run at once; more of them wait for their turn.
     """
 
     def __init__(
@@ -385,7 +385,7 @@ class AsyncLlamaCppClient:
         **fields: Any,
     ) -> Ranking:
         """How well documents fit a query; the server runs with ``--reranking``."""
-        asked = {"query": query, "documents": list(documents), "top_n": top_n, **fields}
+        asked = {"query": query, "documents": documents, "top_n": top_n, **fields}
         return await self._ask(request.rerank(asked, timeout))
 
     async def tokenize(
@@ -406,13 +406,13 @@ class AsyncLlamaCppClient:
         }
         return await self._ask(request.tokenize(asked, timeout))
 
-    async def detokenize(self, tokens: Sequence[int], *, timeout: float | None = None) -> Detokenized:
+    async def detokenize(self, tokens: Iterable[int], *, timeout: float | None = None) -> Detokenized:
         """Tokens to text."""
         return await self._ask(request.detokenize(tokens, timeout))
 
     async def apply_template(self, messages: Messages, *, timeout: float | None = None, **fields: Any) -> Prompt:
         """The prompt that the model's chat template makes of messages."""
-        return await self._ask(request.apply_template({"messages": list(messages), **fields}, timeout))
+        return await self._ask(request.apply_template({"messages": messages, **fields}, timeout))
 
     async def health(self, *, timeout: float | None = None) -> Health:
         """Whether it can be asked: true, or false while the model loads. Raises NoAnswer where nobody listens."""
@@ -427,7 +427,7 @@ class AsyncLlamaCppClient:
         return await self._ask(request.metrics(timeout))
 
     async def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use; the client cannot be used any more."""
         self._transport.close()
         self._threads.shutdown(wait=False)
 

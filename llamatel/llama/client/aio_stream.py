@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from llamatel.errors import UsageError
 from llamatel.llama.client.call import Call
 from llamatel.llama.client.results import Timings
 from llamatel.llama.client.stream import Pieces, timings_of
+from llamatel.llama.client.transport import CLOSED
 
 T = TypeVar("T")
 
@@ -61,9 +63,14 @@ class AsyncStream(Generic[T]):
 
 
 async def in_thread(threads: ThreadPoolExecutor, call: Call, function: Callable[..., T], *args: Any) -> T:
-    """Run what may block; if the task is cancelled meanwhile, so is the call."""
+    """Run what may block; if the task is cancelled meanwhile, so is the call. Raises UsageError on a closed client."""
     try:
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        waiting = asyncio.get_running_loop().run_in_executor(threads, function, *args)
+    except RuntimeError as error:
+        call.end(error)
+        raise UsageError(CLOSED) from None
+    try:
+        return await waiting
     except asyncio.CancelledError:
         call.cancel()
         call.end(cancelled=True)

@@ -5,8 +5,9 @@ Source of paths and fields: tools/server/README.md and server.cpp of llama.cpp. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -26,7 +27,8 @@ class Request(Generic[T]):
     method: str
     path: str
     decode: Callable[[Any], T]
-    """Makes the result of the answer's JSON (of its text, if ``text``). Raises TypeError or ValueError for nonsense."""
+    """Makes the result of the answer's JSON (of its text, if ``text``). Raises TypeError, ValueError or KeyError for
+    nonsense."""
     body: Mapping[str, Any] | list[Any] | None = None
     operation: str | None = None
     """``gen_ai.operation.name`` of what asks a model; None for the rest, which is not traced."""
@@ -35,6 +37,16 @@ class Request(Generic[T]):
     accept: tuple[int, ...] = (200,)
     timeout_s: float | None = None
     query: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None:
+            check_timeout(self.timeout_s)
+
+
+def check_timeout(seconds: Any) -> None:
+    """Raises UsageError for what is no time to wait."""
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
+        raise UsageError(f"timeout is {seconds!r}: it is a number of seconds above 0")
 
 
 def _object(kind: type[R], document: Any) -> R:
@@ -47,6 +59,13 @@ def _objects(kind: type[R], document: Any) -> tuple[R, ...]:
     if not isinstance(document, list):
         raise TypeError("no JSON array")
     return tuple(_object(kind, one) for one in document)
+
+
+def _with_messages(fields: Mapping[str, Any]) -> dict[str, Any]:
+    messages = fields["messages"]
+    if isinstance(messages, (str, bytes, Mapping)):
+        raise UsageError('messages is a list, as in [{"role": "user", "content": "Hello"}]')
+    return {**fields, "messages": list(messages)}
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -72,7 +91,7 @@ def _get(path: str, kind: type[R], timeout: float | None) -> Request[R]:
 def chat(fields: Mapping[str, Any], timeout: float | None) -> Request[Any]:
     """A chat, whole or streamed."""
     kind: type[Result] = results.ChatCompletionChunk if fields.get("stream") else results.ChatCompletion
-    return _post("/v1/chat/completions", kind, fields, operation="chat", timeout=timeout)
+    return _post("/v1/chat/completions", kind, _with_messages(fields), operation="chat", timeout=timeout)
 
 
 def openai_completion(fields: Mapping[str, Any], timeout: float | None) -> Request[results.OpenAICompletion]:
@@ -100,7 +119,7 @@ def response(fields: Mapping[str, Any], timeout: float | None) -> Request[Any]:
 def message(fields: Mapping[str, Any], timeout: float | None) -> Request[Any]:
     """Anthropic's Messages."""
     kind: type[Result] = results.Event if fields.get("stream") else results.AnthropicMessage
-    return _post("/v1/messages", kind, fields, operation="chat", timeout=timeout)
+    return _post("/v1/messages", kind, _with_messages(fields), operation="chat", timeout=timeout)
 
 
 def embeddings(fields: Mapping[str, Any], timeout: float | None) -> Request[results.Embeddings]:
@@ -110,6 +129,10 @@ def embeddings(fields: Mapping[str, Any], timeout: float | None) -> Request[resu
 
 def rerank(fields: Mapping[str, Any], timeout: float | None) -> Request[results.Ranking]:
     """How well documents fit a query."""
+    documents = fields["documents"]
+    if isinstance(documents, str):
+        raise UsageError("documents is a list of texts")
+    fields = {**fields, "documents": list(documents)}
     return _post("/v1/rerank", results.Ranking, fields, operation="rerank", timeout=timeout)
 
 
@@ -118,17 +141,26 @@ def rerank(fields: Mapping[str, Any], timeout: float | None) -> Request[results.
 
 def tokenize(fields: Mapping[str, Any], timeout: float | None) -> Request[state.Tokens]:
     """Text to tokens."""
-    return _post("/tokenize", state.Tokens, fields, timeout=timeout)
+    return Request("POST", "/tokenize", _tokens, _given(**fields), timeout_s=timeout)
 
 
-def detokenize(tokens: Sequence[int], timeout: float | None) -> Request[state.Detokenized]:
+def _tokens(document: Any) -> state.Tokens:
+    """With pieces each token is an object of its id and its piece."""
+    found = _object(state.Tokens, document)
+    told = [one for one in found.tokens if isinstance(one, Mapping)]
+    if not told:
+        return found
+    return replace(found, tokens=tuple(one["id"] for one in told), pieces=tuple(one["piece"] for one in told))
+
+
+def detokenize(tokens: Iterable[int], timeout: float | None) -> Request[state.Detokenized]:
     """Tokens to text."""
     return _post("/detokenize", state.Detokenized, {"tokens": list(tokens)}, timeout=timeout)
 
 
 def apply_template(fields: Mapping[str, Any], timeout: float | None) -> Request[state.Prompt]:
     """Messages to a prompt."""
-    return _post("/apply-template", state.Prompt, fields, timeout=timeout)
+    return _post("/apply-template", state.Prompt, _with_messages(fields), timeout=timeout)
 
 
 def health(timeout: float | None) -> Request[state.Health]:

@@ -49,7 +49,8 @@ def _plan(kind: Any) -> tuple[tuple[str, Callable[[Any], Any] | None], ...]:
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
     """What makes a field's value; None where it is taken as it is."""
     if typing.get_origin(hint) in (Union, types.UnionType):
-        [hint] = [one for one in typing.get_args(hint) if one is not type(None)] or [Any]
+        kinds = [one for one in typing.get_args(hint) if one is not type(None)]
+        hint = kinds[0] if len(kinds) == 1 else Any
     if isinstance(hint, type) and issubclass(hint, Result):
         return partial(_one, hint)
     if typing.get_origin(hint) is tuple:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,17 @@ from llamatel.llama.client.result import Result
 
 @dataclass(frozen=True)
 class Tokens(Result):
-    """``tokenize``: ids, or with ``with_pieces`` objects of id and piece."""
+    """``tokenize``: the ids."""
 
-    tokens: tuple[Any, ...] = ()
+    tokens: tuple[int, ...] = ()
+    pieces: tuple[str | list[int], ...] = ()
+    """With ``with_pieces``: the text of each; its bytes where they are no UTF-8."""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tokens)
 
 
 @dataclass(frozen=True)

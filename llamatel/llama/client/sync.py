@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -123,7 +123,7 @@ class ChatCompletions(_Namespace):
         """Answer messages; any other field of llama-server's is passed on (``top_k``, ``grammar``, ``id_slot``, …)."""
         asked = request.chat(
             {
-                "messages": list(messages),
+                "messages": messages,
                 "stream": stream or None,
                 "model": model,
                 "max_tokens": max_tokens,
@@ -192,7 +192,7 @@ class AnthropicMessages(_Namespace):
     ) -> AnthropicMessage | Stream[Event]:
         """Answer messages."""
         asked = request.message(
-            {"messages": list(messages), "max_tokens": max_tokens, "stream": stream or None, **fields}, timeout
+            {"messages": messages, "max_tokens": max_tokens, "stream": stream or None, **fields}, timeout
         )
         return self._client._ask(asked)  # type: ignore[no-any-return]
 
@@ -268,7 +268,8 @@ class LlamaCppClient:
     byte has come; of what is not streamed, until the answer is there. ``retries``: how often a call is sent again where
     nobody listens or the model is loading, after 0.2, 0.8, … seconds. ``api_key`` is shown nowhere.
 
-    Every method takes ``timeout`` for itself. What fails raises a ``llamatel.errors.RequestError``.
+    Every method takes ``timeout`` for itself. What fails raises a ``llamatel.errors.RequestError``, arguments that
+    cannot be a UsageError.
     """
 
     def __init__(
@@ -376,7 +377,7 @@ class LlamaCppClient:
         **fields: Any,
     ) -> Ranking:
         """How well documents fit a query; the server runs with ``--reranking``."""
-        asked = {"query": query, "documents": list(documents), "top_n": top_n, **fields}
+        asked = {"query": query, "documents": documents, "top_n": top_n, **fields}
         return self._ask(request.rerank(asked, timeout))
 
     def tokenize(
@@ -397,13 +398,13 @@ class LlamaCppClient:
         }
         return self._ask(request.tokenize(asked, timeout))
 
-    def detokenize(self, tokens: Sequence[int], *, timeout: float | None = None) -> Detokenized:
+    def detokenize(self, tokens: Iterable[int], *, timeout: float | None = None) -> Detokenized:
         """Tokens to text."""
         return self._ask(request.detokenize(tokens, timeout))
 
     def apply_template(self, messages: Messages, *, timeout: float | None = None, **fields: Any) -> Prompt:
         """The prompt that the model's chat template makes of messages."""
-        return self._ask(request.apply_template({"messages": list(messages), **fields}, timeout))
+        return self._ask(request.apply_template({"messages": messages, **fields}, timeout))
 
     def health(self, *, timeout: float | None = None) -> Health:
         """Whether it can be asked: true, or false while the model loads. Raises NoAnswer where nobody listens."""
@@ -418,7 +419,7 @@ class LlamaCppClient:
         return self._ask(request.metrics(timeout))
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use; the client cannot be used any more."""
         self._transport.close()
 
     def __enter__(self) -> LlamaCppClient:

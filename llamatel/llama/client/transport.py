@@ -11,7 +11,15 @@ from urllib.parse import urlencode, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import (
+    ClosedPoolError,
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 
 from llamatel.errors import (
     BadAnswer,
@@ -28,7 +36,9 @@ from llamatel.errors import (
 )
 from llamatel.llama.access import check_api_key
 from llamatel.llama.client.call import Call
+from llamatel.llama.client.request import check_timeout
 
+CLOSED = "this client was closed: make another"
 CONNECT_S = 5.0
 _MAX_CONNECTIONS = 256
 _KEPT = 2
@@ -110,7 +120,8 @@ class Transport:
         Raises UsageError for what is none, or a key that fits into no header. The key is never shown.
         """
         check_api_key(api_key or "")
-        parts = urlsplit(base_url)
+        check_timeout(timeout_s)
+        parts = urlsplit(str(base_url or ""))
         if "@" in parts.netloc:
             raise UsageError("the address holds a user or a password: give api_key instead")
         try:
@@ -129,7 +140,7 @@ class Transport:
             kind = _Pool if parts.scheme == "http" else _TlsPool
             pool = kind(self.address, self.port, maxsize=_MAX_CONNECTIONS)
         else:
-            raise UsageError(f"'{base_url}' is no address of a server: http://HOST:PORT, https://… or unix:///PATH")
+            raise UsageError(f"{base_url!r} is no address of a server: http://HOST:PORT, https://… or unix:///PATH")
         self._pool = pool
         self.base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
@@ -188,6 +199,8 @@ class Transport:
             return RequestTimeout(f"{where} sent nothing for {waited:g} s", kind="timeout")
         if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
             return NoAnswer(f"{where} did not take the connection within {CONNECT_S:g} s", kind="connection_timeout")
+        if isinstance(error, NameResolutionError):
+            return NoAnswer(f"there is no host {self.address!r}, or no network to find it", kind="host_not_found")
         if isinstance(error, NewConnectionError):
             return NoAnswer(f"nobody listens at {self.base_url}: is the server running?", kind="connection_refused")
         if call.headers_at is not None:
@@ -216,6 +229,8 @@ class Transport:
                 request.method, path, body, headers, retries=False, redirect=False, preload_content=False,
                 timeout=urllib3.Timeout(connect=CONNECT_S, read=request.timeout_s or self._timeout_s),
             )  # fmt: skip
+        except ClosedPoolError:
+            raise UsageError(CLOSED) from None
         except HTTPError as error:
             raise self.broken(call, error) from error
         finally:

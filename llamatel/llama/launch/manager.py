@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llamatel.errors import ServerStateError, ServerTimeout, UsageError
+from llamatel.interactive import interactive
 from llamatel.llama.launch import command_line, llama_cpp_flags
 from llamatel.llama.launch.backends import Backend, find_backend
 from llamatel.llama.launch.command_line import CommandLine
@@ -106,7 +107,9 @@ class ServerManager:
 
         What is None is left to llama-server's own defaults. ``port`` 0 means a free one. ``extra_args`` are passed on
         verbatim, last; ``env`` is added to the environment. An API key travels in the environment or in a file, never
-        in the arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server is already running.
+        in the arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already
+        running, or one of another manager of this process on that port; in a notebook, whose cells run again, that
+        server ends and this one takes its place.
         """
         command = command_line.build(
             model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file, tensor_split=tensor_split,
@@ -120,6 +123,7 @@ class ServerManager:
             if backend.name == LLAMA_CPP_PYTHON:
                 llama_cpp_flags.parse(command.arguments)
             name = command.alias or (Path(model_path).name if model_path is not None else None)
+            self._make_way(host, port)
             self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
         self._announce()
         return self
@@ -224,6 +228,11 @@ class ServerManager:
         """The last lines of its log, oldest first."""
         return () if self._supervisor is None else self._supervisor.log_tail
 
+    def __repr__(self) -> str:
+        info = self.info
+        where = "" if info.port is None else f" {base_url(info.address, info.port)}"
+        return f"<ServerManager {self.state.value}{where}{f' {info.model}' if info.model else ''}>"
+
     def __enter__(self) -> ServerManager:
         return self
 
@@ -236,6 +245,23 @@ class ServerManager:
         if self._supervisor is None:
             raise ServerStateError("the server was not started: start_server() first")
         return self._supervisor
+
+    def _make_way(self, host: str, port: int) -> None:
+        """See that neither this manager has a server nor another one of this process on that port; our lock is held."""
+        with _known:
+            managers = list(_managers)
+        for manager in managers:
+            supervisor = manager._supervisor
+            if supervisor is None or not supervisor.running:
+                continue
+            own, there = manager is self, port != 0 and (host, port) == (supervisor.info.address, supervisor.info.port)
+            if (own or there) and interactive():
+                _log.warning("%s was stopped: another server takes its place", manager)
+                manager.stop_server()
+            elif there and not own:
+                raise ServerStateError(
+                    f"this process already runs a server at {host}:{port}: stop_server() it first, or take port=0"
+                )
 
     def _begin(
         self, backend: Backend, command: CommandLine, asked: ServerInfo, before: Supervisor | None = None

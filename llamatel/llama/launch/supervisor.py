@@ -23,7 +23,7 @@ from llamatel.llama.launch.backends import XLLAMACPP, Backend
 from llamatel.llama.launch.command_line import CommandLine
 from llamatel.llama.launch.log_copy import LogCopy
 from llamatel.llama.launch.process import Child
-from llamatel.llama.log.failure import failure_line
+from llamatel.llama.log.failure import failure_line, hint
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.poll.http import ServerClient, base_url
 from llamatel.llama.poll.slot_watch import Activity
@@ -382,4 +382,5 @@ class Supervisor:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         if was_ready:
             return f"the server ended with {how}"
-        return f"the server did not start ({how}): {failure_line(self.log_tail) or 'it printed nothing'}"
+        said = failure_line(self.log_tail)
+        return f"the server did not start ({how}): {said or 'it printed nothing'}{hint(said)}"

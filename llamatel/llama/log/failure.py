@@ -14,12 +14,22 @@ _CAUSES = tuple(
         r"(?:couldn't|could not|failed to|cannot) bind.*",
         r"(?i:(?:failed|unable) to allocate|out of memory|cudaMalloc failed|not enough memory).*",
         r"(?:[\w ]+: )?std::bad_alloc.*",
+        r"GGML_ASSERT\(.*\) failed|CUDA error.*",  # before a backtrace
         r"(?<=error loading model: ).*",
         r"(?<=error: ).*",
     )
 )
 _PREFIX = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
 _ERROR = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} E ")
+
+
+_PORT_TAKEN = re.compile(r"(?:couldn't|could not|failed to|cannot) bind")
+
+
+def hint(failure: str | None) -> str:
+    """What to do about it, where its own words do not say."""
+    taken = failure is not None and _PORT_TAKEN.search(failure)
+    return "; does another server listen there? port 0 takes a free one" if taken else ""
 
 
 def failure_line(lines: Sequence[str]) -> str | None:
