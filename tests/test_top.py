@@ -138,11 +138,11 @@ def test_a_signal_leaves_the_terminal_clean(
 
 def test_it_follows_the_window(serving: Serving, show: Callable[..., Shown]) -> None:
     shown = show(serving.page_url, "--interval", "60")
-    shown.until(lambda text: "waterfall  h help" in text)
+    shown.until(lambda text: text.rstrip().endswith("enter waterfall"))
     shown.resize(40, 12)
     shown.until(lambda text: "ready" in text.splitlines()[0] and text.splitlines()[-1].startswith("q quit"))
     shown.resize(120, 40)
-    shown.until(lambda text: "waterfall  h help" in text)
+    shown.until(lambda text: text.rstrip().endswith("enter waterfall"))
     shown.terminal.press("q")
     assert shown.terminal.wait() == 0
 
@@ -371,7 +371,7 @@ def test_every_server_has_the_same_figures_and_more_where_there_is_room() -> Non
     many["overview"][0] |= {"ttft_p95_s": 1.5, "requests": 20, "failed": 2, "restarts": 1, "slots": 4, "busy": 3}
     wide = screen(many, Choices(order=1), 120, 24).plain.split("\n")
     assert wide[1].split()[-5:] == ["tok/s", "first", "p95", "failed", "restarts"]
-    assert wide[2].split()[3:] == ["up", "3/4", "0", "0", "%", "0.00", "1.50", "s", "2", "1"]
+    assert wide[2].split()[3:] == ["up", "3/4", "0", "0", "%", "0", "1.50", "s", "2", "1"]
     assert wide[3].split()[2:] == ["down", "–", "1", "33", "%", "1.00", "–", "–", "–"]
     assert "3/4" in plain_lines(many)[0]
     assert "20 requests  2 failed  first token p95 1.50 s" in plain_lines(many)[0]
@@ -384,6 +384,31 @@ def test_what_does_not_fit_is_seen_to_be_cut_and_the_state_is_not() -> None:
         assert "…  down  " in first
         assert len(first) <= width
     assert screen(document(), Choices(), 20, 24, glyphs=ASCII).plain.split("\n")[-1].endswith("~")
+
+
+def test_servers_of_one_host_are_told_apart_where_names_are_long() -> None:
+    many = fleet(3)
+    for one in (*many["servers"], *many["overview"]):
+        one["key"] = one["key"].replace("h:", "127.0.0.1:80").replace(" m", " a-model-with-a-long-name")
+    many |= {"keys": [one["key"] for one in many["servers"]], "focus": many["servers"][0]["key"]}
+    lines = screen(many, Choices(order=1), 60, 24).plain.split("\n")
+    assert [line[2:22] for line in lines[2:5]] == [f":80{n} a-model-with-a…" for n in range(3)]
+
+
+def test_slots_stay_in_their_order_and_none_that_works_is_left_out() -> None:
+    slot = {
+        "busy": False, "context_size": 512, "context_tokens": 0, "prompt_computed": None, "prompt_cached": None,
+        "decoded": None, "decode_rate": None,
+    }  # fmt: skip
+    slots = [{**slot, "id": n, "busy": n in (3, 19)} for n in range(20)]
+    for width in (80, 60):
+        lines = screen(document(slots=slots), Choices(), width, 40).plain.split("\n")
+        shown = [line.split()[:2] for line in lines if " idle " in line or " busy " in line]
+        shown = [words for words in shown if words[0].isdigit()]
+        assert [int(words[0]) for words in shown] == [*range(15), 19]
+        assert [words[0] for words in shown if words[1] == "busy"] == ["3", "19"]
+        assert any("and 4 more slots" in line for line in lines)
+        assert not any(line.endswith("…") for line in lines if line[:4].strip().isdigit())
 
 
 def test_without_requests_it_says_why() -> None:

@@ -36,7 +36,8 @@ function levelOf(server) {
   return server.stale ? "warn" : server.up ? "good" : "";
 }
 
-const isRouter = (data, server) => server.model === null && data.keys.some((key) => key.startsWith(`${server.key} `));
+// It has no model itself, and others have its address.
+const isRouter = (data, key) => !key.includes(" ") && data.keys.some((other) => other.startsWith(`${key} `));
 
 function showServers(data) {
   const all = data.keys.map((key) => data.overview.get(key)).filter(Boolean);
@@ -61,7 +62,7 @@ function showServers(data) {
   for (const button of document.querySelectorAll("[data-order]")) button.parentElement.hidden = !named.has(button.dataset.order);
   rows(byId("servers"), all.sort((a, b) => value(a) - value(b) || 0).map((row) => {
     const cells = {
-      server: serverLink(row, data.focus),
+      server: serverLink(data, row.key),
       state: [row.stale ? "busy, old figures" : stateOf(row), row.trouble === "warned" && levelOf(row) === "good" ? "warn" : levelOf(row)],
       running: row.slots === null ? UNKNOWN : `${row.busy} / ${row.slots}`,
       waiting: [number(row.deferred), row.deferred ? "warn" : ""],
@@ -75,13 +76,13 @@ function showServers(data) {
   }));
 }
 
-function serverLink(row, chosen) {
-  const [address, ...model] = row.key.split(" ");
+function serverLink(data, key) {
+  const [address, ...model] = key.split(" ");
   const made = element("a");
-  made.href = `${CHOSEN}${encodeURIComponent(row.key)}`;
-  made.title = row.key;
-  if (row.key === chosen) made.setAttribute("aria-current", "true");
-  made.append(element("span", address, "address"), model.length ? ` ${model.join(" ")}` : "");
+  made.href = `${CHOSEN}${encodeURIComponent(key)}`;
+  made.title = key;
+  if (key === data.focus) made.setAttribute("aria-current", "true");
+  made.append(element("span", address, "address"), model.length ? ` ${model.join(" ")}` : isRouter(data, key) ? " (router)" : "");
   return made;
 }
 
@@ -286,7 +287,7 @@ function show(data) {
     document.title = "llamatel";
     return;
   }
-  const row = data.overview.get(server.key), router = isRouter(data, server);
+  const row = data.overview.get(server.key), router = isRouter(data, server.key);
   put(byId("name"), server.key);
   showState(server);
   showTiles(data, server, row);

@@ -41,6 +41,8 @@ _SERVERS_SHOWN = 8
 """At least; more on a high terminal."""
 _SLOTS_SHOWN = 16
 _GPUS_SHOWN = 8
+_WIDE_ENOUGH = 72
+"""Columns from which on slots have bars and percentiles are three."""
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _ASCII_SPARKS = " .:-=+*#@"
 
@@ -142,7 +144,7 @@ def screen(
             lines += table(document, choices.order, width, max(_SERVERS_SHOWN, height // 4), glyphs)
         lines += _server(document, server, width, glyphs)
         lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
-    footer = Text("q quit  p pause  s sort  f filter  tab server  enter waterfall  h help", "dim")
+    footer = Text("q quit  h help  p pause  s sort  f filter  tab server  enter waterfall", "dim")
     shown = lines[: height - 1]
     shown += [Text()] * (height - 1 - len(shown))
     for line in (*shown, footer):
@@ -190,17 +192,19 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
     ]
     busy = None if slots is None else sum(slot["busy"] for slot in slots)
     of = "" if slots is None else f" of {len(slots)}"
-    line = Text("decode  ", "bold").append(_spark(history["decode_rate"], 20, glyphs), "green")
+    room = max(width - 48, 0)  # beside the figures
+    line = Text("decode  ", "bold").append(_spark(history["decode_rate"], min(20, room * 5 // 8), glyphs), "green")
     line.append(f" {rate(server['decode_rate'], glyphs):>5} tok/s", "default")
-    line.append("  busy  ", "bold").append(_spark(history["busy"], 12, glyphs), "cyan")
+    line.append("  busy  ", "bold").append(_spark(history["busy"], min(12, room * 3 // 8), glyphs), "cyan")
     line.append(f" {count(busy, glyphs)}{of}", "default")
     line.append("  waiting  ", "bold")
     line.append(count(server["deferred"], glyphs), "yellow" if server["deferred"] else "default")
     lines.append(line)
     if summary["requests"]["total"]:
-        line = Text("p50/p95/p99  ", "bold")
+        quantiles = ("p50", "p95", "p99") if width >= _WIDE_ENOUGH else ("p50", "p95")
+        line = Text(f"{'/'.join(quantiles)}  ", "bold")
         for name, key in (("first", "time_to_first_token_s"), ("per token", "time_per_output_token_s")):
-            parts = "/".join(seconds(summary[key][each], glyphs) for each in ("p50", "p95", "p99"))
+            parts = "/".join(seconds(summary[key][each], glyphs) for each in quantiles)
             line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
         lines.append(line)
         line = Text("requests  ", "bold")
@@ -280,17 +284,20 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
     slots = server["slots"]
     if not slots:
         return []
-    cells = max(8, min(width - 58, 48))
+    cells = min(width - 58, 48) if width >= _WIDE_ENOUGH else 0
     work = f"{'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5} {'tok/s':>5}"
-    lines = [Text(f"slot state  {'context':{cells + 2}} {work}", "bold")]
-    # Those that work come first: a server may have more slots than a screen has lines.
-    for slot in sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]:
+    bar = f"{'context':{cells + 2}} " if cells else ""
+    lines = [Text(f"slot state  {bar}{work}", "bold")]
+    # Those that work are shown if it is not all: a server may have more slots than a screen has lines.
+    shown = sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]
+    for slot in sorted(shown, key=lambda slot: slot["id"]):
         held, room = slot["context_tokens"], slot["context_size"]
         busy = slot["busy"]
         line = Text(f"{slot['id']:>4} ", "default").append("busy   " if busy else "idle   ", "green" if busy else "dim")
         used = round(cells * min(held, room) / room) if room and held is not None else 0
-        line.append("[").append((glyphs.decode if busy else glyphs.prefill) * used, "blue" if busy else "cyan")
-        line.append(" " * (cells - used) + "] ")
+        if cells:
+            line.append("[").append((glyphs.decode if busy else glyphs.prefill) * used, "blue" if busy else "cyan")
+            line.append(" " * (cells - used) + "] ")
         line.append(f"{count(held, glyphs)}/{count(room, glyphs)}".rjust(13))
         if busy:
             line.append(f"  {count(slot['prompt_computed'], glyphs):>6} {count(slot['prompt_cached'], glyphs):>6}")
@@ -331,7 +338,7 @@ def _requests(document: Document, choices: Choices, width: int, room: int, glyph
 def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
     """The last values as a line of blocks; one that is not known is a gap."""
     sparks = _SPARKS if glyphs is UNICODE else _ASCII_SPARKS
-    last = list(values[-cells:])
+    last = list(values[-cells:]) if cells else []
     top = max((value for value in last if value is not None), default=0) or 1
     drawn = "".join(
         " " if value is None else sparks[max(1, round((len(sparks) - 1) * value / top))] if value else sparks[1]

@@ -56,16 +56,26 @@ def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyph
     wide = width >= _WIDE
     name_width = max(20, width - _NARROW - _MORE * wide)
     troubled = sum(row["trouble"] is not None for row in rows)
-    heading = f"server ({place + 1} of {len(rows)}), " + (f"{troubled} " if troubled and not order else "")
-    heading = cut(f"{heading}{ORDERS[order]}{' first' if order > 1 else ''}", name_width, glyphs)
+    by = f"{ORDERS[order]} first" if order > 1 else ORDERS[order]
+    if order == 0:
+        by = f"{troubled} {by}" if troubled else ""
+    heading = cut(f"server ({place + 1} of {len(rows)}){', ' if by else ''}{by}", name_width, glyphs)
     titles = f"  {heading:{name_width}} state    busy  wait  kv used  tok/s"
+    host = _common_host(rows) if any(len(row["key"]) > name_width for row in rows) else ""
     shown = [Text(titles + ("  first p95  failed  restarts" if wide else ""), "bold")]
     for row in rows[first : first + lines]:
         here = row["key"] == document["focus"]
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
-        line.append(f"{cut(printable(row['key']), name_width, glyphs):{name_width}} ", "bold" if here else "default")
+        name = cut(printable(row["key"].removeprefix(host)), name_width, glyphs)
+        line.append(f"{name:{name_width}} ", "bold" if here else "default")
         shown.append(line.append_text(_figures(row, glyphs, wide=wide)))
     return shown
+
+
+def _common_host(rows: Sequence[Row]) -> str:
+    """What all addresses have before the port; it tells none from another."""
+    hosts = {row["key"].partition(" ")[0].rpartition(":")[0] for row in rows}
+    return hosts.pop() if len(hosts) == 1 else ""
 
 
 def _figures(row: Row, glyphs: Glyphs, *, wide: bool) -> Text:

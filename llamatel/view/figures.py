@@ -50,6 +50,8 @@ def rate(value: float | None, glyphs: Glyphs = UNICODE) -> str:
     """Tokens a second, in at most 5 columns."""
     if value is None:
         return glyphs.unknown
+    if value == 0:
+        return "0"
     return _three_digits(value) if value < 99.95 else count(round(value), glyphs)
 
 
