@@ -6,6 +6,7 @@ The token goes into a header and nowhere else: not into messages, not over a red
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,7 +63,7 @@ class Grafana:
         try:
             answer = self._http.request(method, self.url + path, body=data, headers=self._headers, redirect=False)
         except urllib3.exceptions.HTTPError as error:
-            reason = str(error).rpartition(": ")[2]
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error).rpartition(": ")[2])
             raise GrafanaError(f"cannot reach Grafana at {self.url}: {reason}") from error
         try:
             said = json.loads(answer.data)

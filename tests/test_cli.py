@@ -93,6 +93,19 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: 
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("dashboards",)], ids=" ".join)
+def test_nothing_said_is_answered_with_the_help(arguments: tuple[str, ...]) -> None:
+    done = llamatel(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == llamatel(*arguments, "--help").stdout
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    done = llamatel("serve", str(tmp_path), "--metrics-addr", "none")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"llamatel: error: {tmp_path} is a folder: name the model's file in it"
+
+
 def test_a_model_that_is_missing_is_one_line() -> None:
     done = llamatel("serve", "/nowhere/model.gguf", "--metrics-addr", "none")
     assert done.returncode in (1, 2)
@@ -143,6 +156,30 @@ def test_a_pipe_that_closes_early_is_no_error(arguments: str, tmp_path: Path) ->
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "0"
     assert errors.read_text() == ""
+
+
+def in_shell(command: str) -> tuple[int, str]:
+    """Exit code and what was said on stderr; ``llamatel`` is ours."""
+    line = command.replace("llamatel", f"{sys.executable} -m llamatel.cli.main")
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("arguments", ["--help", "--version", "dashboards --help"])
+def test_an_output_that_is_full(arguments: str) -> None:
+    full = "llamatel: error: cannot write the output: No space left on device\n"
+    assert in_shell(f"llamatel {arguments} >/dev/full") == (1, full)
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(closed: str, tmp_path: Path) -> None:
+    assert in_shell(f"llamatel --version {closed}") == (0, "")
+    # What is opened takes the place of none of them.
+    export = tmp_path / "exported"
+    assert in_shell(f"llamatel dashboards export {export} {closed}") == (0, "")
+    assert all(path.stat().st_size for path in export.rglob("*.json"))
+    assert in_shell(f"llamatel frobnicate {closed}")[0] == 2
 
 
 def test_an_output_without_unicode_gets_question_marks_and_no_traceback() -> None:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from llamatel.export.exporters import Delivery, listen
 from llamatel.metrics import table
 from llamatel.records import Outcome
-from tests.parts import OtlpSink, RotelAgent, free_port
+from llamatel.settings import OtlpTarget
+from tests.parts import OtlpSink, RotelAgent, free_port, wait_until
 from tests.samples import BEGAN, completion, cut_short
 from tests.telemetry import Telemetry, telemetry
 
@@ -154,6 +156,47 @@ def test_a_collector_that_is_killed_and_comes_back(
     said = [record.getMessage() for record in ours(caplog) if "spans" in record.getMessage()]
     assert [message.split(" to ")[0].split(" at ")[0] for message in said] == ["cannot send spans", "spans arrive"]
     assert endpoint(rotel, protocol) in said[0]
+
+
+@PROTOCOLS
+def test_nobody_listens(protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said is why, and nothing more."""
+    # What the SDK said in an earlier test it would not say again for some seconds.
+    monkeypatch.setattr(logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter"), "filters", [])
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10")  # in a second it does not always try again
+    address = f"http://127.0.0.1:{free_port()}"
+    with telemetry(otlp_endpoint=address, otlp_protocol=protocol) as running:
+        running.send(completion())
+        wait_until(lambda: any("spans" in record.getMessage() for record in ours(caplog)), 30, "trouble is said")
+        assert not running.pipeline.shutdown(0.5)
+    said = next(record.getMessage() for record in ours(caplog) if "spans" in record.getMessage())
+    assert said.startswith(f"cannot send spans to {address}: ")
+    assert said.endswith("Connection refused")
+    assert "Transient" not in said
+    assert "HTTPConnection" not in said
+
+
+def test_a_reason_that_was_just_given_holds_for_the_other_signal(caplog: pytest.LogCaptureFixture) -> None:
+    target = OtlpTarget(f"http://127.0.0.1:{free_port()}", "grpc")
+    exporter = logging.getLogger("opentelemetry.exporter.of_a_test")
+    listen()
+
+    def fails() -> bool:
+        exporter.warning("Transient error %s encountered while exporting x, Error details: %s", "14", "it is away")
+        return False
+
+    metrics, spans = Delivery("metrics", target), Delivery("spans", target)
+    for _ in range(2):
+        assert not metrics.attempt(fails)
+        assert not spans.attempt(lambda: False)
+    assert spans.attempt(lambda: True)
+    where = target.shown
+    assert [record.getMessage() for record in ours(caplog)] == [
+        f"cannot send metrics to {where}: it is away",
+        f"cannot send spans to {where}: it is away",
+        f"spans arrive at {where} again",
+    ]
+    assert (metrics.failing, spans.failing) == (True, False)
 
 
 def test_an_application_that_configured_logging_still_hears_the_sdk(

@@ -7,12 +7,14 @@ and only with ``-v``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import importlib
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,7 +26,7 @@ from llamatel.errors import LlamatelError
 VERBS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show what llamatel sees."),
     "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
-    "attach": ("llamatel.cli.attach", "Trace a llama.cpp server that runs already, from its log."),
+    "attach": ("llamatel.cli.attach", "Watch servers that run already, by polling them and from a log."),
     "top": ("llamatel.cli.top", "Show what runs now: slots, KV cache, requests."),
     "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, cache, weights."),
     "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
@@ -32,6 +34,8 @@ VERBS = {
     "dashboards": ("llamatel.cli.dashboards", "Grafana dashboards, into a folder or into a Grafana."),
 }
 """Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Verbs(click.Group):
@@ -67,7 +71,7 @@ def _complain(message: str) -> None:
 
 
 def _drop_stdout() -> None:
-    """The reader of our output has gone: what is still buffered goes nowhere, so that the exit is silent."""
+    """Our output cannot be written any more: what is still buffered goes nowhere, so that the exit is silent."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
@@ -75,6 +79,9 @@ def _drop_stdout() -> None:
 
 def _exit_code(error: BaseException) -> int:
     """Say what went wrong, in one line; the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "llamatel"
         _complain(f"{error.format_message()} (see {where} --help)")
@@ -91,6 +98,10 @@ def _exit_code(error: BaseException) -> int:
         return 128 + error.signum
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return 130
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _complain(f"cannot write the output: {error.strerror}")
+        _drop_stdout()
+        return 1
     if verbosity() > 0:
         traceback.print_exception(error)
     _complain(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
@@ -112,14 +123,34 @@ def main(arguments: list[str] | None = None) -> int:
         code = _exit_code(error)
     try:
         sys.stdout.flush()
-    except OSError:
+    except BrokenPipeError:
         _drop_stdout()
+    except OSError as error:
+        code = _exit_code(error)
     return code
 
 
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
+def _open_what_is_closed() -> None:
+    """Standard streams that whoever started us has closed: what is opened next would take their places."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def run() -> NoReturn:
+    """The console script.
+
+    All that we began has ended when ``main`` returns. Taking the interpreter's objects apart one by one would come on
+    top: a tenth of a second, and many where the processor is taken, so that a container runtime loses its patience.
+    """
+    _open_what_is_closed()
+    code = main()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":

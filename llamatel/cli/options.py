@@ -21,6 +21,8 @@ def set_verbosity(number: int) -> None:
     """0: warnings; 1: what was chosen and why; 2 and more: everything. To stderr, one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("llamatel: %(levelname)s: %(message)s"))
+    # Of an exporter's trouble we say ourselves when it begins and ends; its own words come at every try.
+    handler.addFilter(lambda record: number > 0 or not hasattr(record, "llamatel_told"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -8,6 +8,7 @@ tried any more.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,34 +34,54 @@ from llamatel.settings import OtlpTarget
 _log = logging.getLogger(__name__)
 
 _LONGEST_REASON = 300
+_WORDS_AROUND = (
+    re.compile(r"^Failed to export .* error details: (.+)"),
+    re.compile(r"^Transient error .* Error details: (.+)"),
+    re.compile(r"^Transient error (.+) encountered while exporting"),
+    re.compile(r"Caused by \w+\([\"'](?:HTTPS?Connection\(.*?\): )?(.+)[\"']\)"),
+)
 
 
 class _Overheard(logging.Handler):
-    """Keeps the first thing an exporter logs during an export, as the reason that we give.
+    """Hears what an exporter logs while it exports, and tells the delivery that waits for it.
 
     That it is attached also keeps Python from printing the SDK's warnings, one a batch, where no logging is set up;
-    an application's own handlers get them as before.
+    an application's own handlers get them as before. Records that a delivery was told carry ``llamatel_told``: who
+    shows what we say of it need not show them too.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._said = threading.local()
+        self._told = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(self._said, "first", None) is None:
-            self._said.first = record.getMessage()
+        tell = getattr(self._told, "tell", None)
+        if tell is not None:
+            record.llamatel_told = True
+            tell(in_short(record.getMessage()))
 
-    def forget(self) -> None:
-        self._said.first = None
+    @contextmanager
+    def telling(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """For the time of the block, call ``tell`` with what this thread's exporter says."""
+        self._told.tell = tell
+        try:
+            yield
+        finally:
+            self._told.tell = None
 
-    @property
-    def reason(self) -> str | None:
-        """What this thread's exporter said since ``forget``, on one line."""
-        said = getattr(self._said, "first", None)
-        return None if said is None else " ".join(said.split())[:_LONGEST_REASON]
+
+def in_short(said: str) -> str:
+    """The reason in what an exporter says of its trouble, on one line."""
+    reason = " ".join(said.split())
+    for pattern in _WORDS_AROUND:
+        if found := pattern.search(reason):
+            reason = found.group(1)
+    return reason[:_LONGEST_REASON]
 
 
 _overheard = _Overheard()
+_reasons: dict[str, str] = {}
+"""The last trouble with each endpoint."""
 
 
 def listen() -> None:
@@ -80,27 +101,35 @@ class Delivery:
         self._what = what
         self._where = target.shown
         self.failing = False
+        self._said = False
         self._abandoned = False
 
     def attempt(self, export: Callable[[], bool]) -> bool:
         """Run one export; True if it succeeded. Logs when trouble starts and when it is over."""
         if self._abandoned:
             return False
-        _overheard.forget()
-        try:
-            delivered = export()
-            reason = _overheard.reason
-        except Exception as error:  # noqa: BLE001  (the boundary to exporters: said below, counted by the caller)
-            delivered = False
-            reason = f"{type(error).__name__}: {error}"
-        if self._abandoned:
-            return delivered
-        if not delivered and not self.failing:
-            _log.warning("cannot send %s to %s: %s", self._what, self._where, reason or "no reason given")
-        elif delivered and self.failing:
+        with _overheard.telling(self._say_why):
+            try:
+                delivered = export()
+            except Exception as error:  # noqa: BLE001  (the boundary to exporters: said, and counted by the caller)
+                delivered = False
+                self._say_why(f"{type(error).__name__}: {error}")
+        if not delivered:
+            # The SDK says the same thing once in 20 seconds: spans fail for what metrics have just failed for.
+            self._say_why(_reasons.get(self._where, "no reason given"))
+        elif self._said and not self._abandoned:
+            self._said = False
             _log.warning("%s arrive at %s again", self._what, self._where)
-        self.failing = not delivered
+        if not self._abandoned:
+            self.failing = not delivered
         return delivered
+
+    def _say_why(self, reason: str) -> None:
+        """Said with the first try that fails: the exporter may go on trying for ten seconds."""
+        if not self._said and not self._abandoned:
+            self._said = True
+            _reasons[self._where] = reason
+            _log.warning("cannot send %s to %s: %s", self._what, self._where, reason)
 
     def abandon(self) -> None:
         """The time is up: every further export fails at once."""

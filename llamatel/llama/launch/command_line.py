@@ -69,6 +69,8 @@ def build(
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535")
+    if model_path is not None and Path(model_path).expanduser().is_dir():
+        raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
     arguments = [] if model_path is None else ["--model", str(Path(model_path).expanduser())]
     arguments += ["--host", host, "--port", str(port), "--metrics", *_LOG_FLAGS]
     for name, value in values.items():
