@@ -15,6 +15,7 @@ from llamatel.llama.gguf.metadata import SkippedArray
 from llamatel.llama.gguf.types import TENSOR_TYPES_BY_NAME
 from llamatel.model.attention import TokenBytes, attention_kind, group_sizes, meaning, state_bytes, token_bytes
 from llamatel.model.comparison import Variant, compare_shape
+from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import LayerShape, ModelShape
 
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
@@ -198,8 +199,6 @@ class ModelReport:
 
 def report_of(header: GGUFHeader, name: str | None = None) -> ModelReport:
     """The report on a GGUF, called by its path unless it has a better ``name``; without a shape if it is no model."""
-    from llamatel.model.from_gguf import shape_from_gguf
-
     name = name or header.path
     try:
         return ModelReport(name, shape_from_gguf(header), header)
