@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,30 +14,9 @@ from llamatel.errors import UsageError
 
 if TYPE_CHECKING:
     from llamatel.export.kept_spans import KeptSpan
-    from llamatel.observer import Observer
 
-KEPT = 5000
-"""Spans that are kept where none said how many: some 10 MiB at most."""
-_LOOK_S = 2.0
+_FRESH_S = 1.0
 _LAST_LINES_S = 0.1
-
-
-class Watcher:
-    """Looks at the servers every two seconds, so that a report can show what was there between requests."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._over = threading.Event()
-        threading.Thread(target=self._run, name="llamatel-watcher", daemon=True).start()
-
-    def _run(self) -> None:
-        while not self._over.wait(_LOOK_S):
-            if self._observer.watching:
-                self._observer.snapshot(_LOOK_S / 2)
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._over.set()
 
 
 class Trace:
@@ -150,7 +128,7 @@ def report(path: str | Path | None = None, *, title: str | None = None) -> Repor
     from llamatel.view.report import slowest
 
     running = _running()
-    state = running.observer.snapshot(_LOOK_S / 2)
+    state = running.observer.snapshot(_FRESH_S)
     document = running.live.document(state)
     histories = [running.live.document(state, server["key"]) for server in document["servers"]]
     kept = running.pipeline.kept_spans

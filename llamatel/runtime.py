@@ -24,6 +24,7 @@ from llamatel.client_spans import ClientSpans
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
 from llamatel.export import pipeline
+from llamatel.export.kept_spans import KEPT
 from llamatel.export.pipeline import Pipeline
 from llamatel.instruments import Instruments
 from llamatel.interactive import interactive
@@ -38,6 +39,7 @@ from llamatel.page import Page
 from llamatel.records import ClientCall, Completion, Snapshot
 from llamatel.settings import Settings
 from llamatel.spans import Spans
+from llamatel.watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -132,13 +134,11 @@ def init(
 
 
 def _spans_to_keep(asked: bool | int | None) -> int:
-    from llamatel import notebook
-
     if asked is None:
         asked = interactive()
     if type(asked) not in (bool, int) or asked < 0:
         raise UsageError(f"keep_traces is {asked!r}: it is True, False, or how many spans to keep")
-    return notebook.KEPT if asked is True else int(asked)
+    return KEPT if asked is True else int(asked)
 
 
 def shutdown(timeout_s: float | None = None) -> bool:
@@ -226,8 +226,6 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         tracing.use(built.tracer)
     forget = [server.on_start(observer.watch), model.on_load(observer.watch)]
     if settings.keep_spans:
-        from llamatel.notebook import Watcher
-
         forget.append(Watcher(observer).stop)
     return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
 

@@ -12,8 +12,9 @@ import pytest
 
 from llamatel.errors import GGUFError, UsageError
 from llamatel.llama.gguf import GGUFHeader, Metadata
+from llamatel.llama.gguf.found import Choices, Model, ModelConfig, quant_of
 from llamatel.llama.gguf.hub import Hub
-from llamatel.llama.gguf.reference import Choices, Model, ModelConfig, quant_of, read_reference
+from llamatel.llama.gguf.reference import read_reference
 from llamatel.llama.gguf.remote import FIRST_CHUNK, LAST_CHUNK, UrlSource
 from tests.gguf_files import ARRAY, STRING, U32, Writer, sample
 from tests.hub_server import TOKEN, HubServer, Repository, serve_hub

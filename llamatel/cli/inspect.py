@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from llamatel.cli.options import verbose_option
+from llamatel.llama.gguf.found import Choices, ModelConfig
 from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import Choices, ModelConfig, read_reference
+from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.from_config import shape_from_config
 from llamatel.model.report import ModelReport, report_of
 

@@ -13,8 +13,9 @@ import click
 from llamatel.cli.inspect import fetching
 from llamatel.cli.options import verbose_option
 from llamatel.errors import UsageError
+from llamatel.llama.gguf.found import Choices
 from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import Choices, read_reference
+from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.from_config import shape_from_config
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape

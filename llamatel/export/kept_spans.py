@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
+KEPT = 5000
+"""Spans that are kept where none said how many: some 10 MiB at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeptSpan:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
+from llamatel.llama.gguf.found import Choices
 from llamatel.llama.gguf.header import TensorInfo
-from llamatel.llama.gguf.reference import Choices
 from llamatel.model.attention import attention_kind, meaning, state_bytes
 from llamatel.model.report import ModelReport
 from llamatel.model.shape import LayerShape, ModelShape, Rope

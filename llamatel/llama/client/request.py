@@ -15,6 +15,7 @@ from urllib.parse import quote
 from llamatel.errors import UsageError
 from llamatel.llama.client import results, state
 from llamatel.llama.client.result import Result, decode
+from llamatel.llama.poll.http import parse_counters
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -186,8 +187,6 @@ def models(timeout: float | None) -> Request[state.Models]:
 
 def metrics(timeout: float | None) -> Request[Mapping[str, float]]:
     """llama.cpp's own counters and gauges."""
-    from llamatel.llama.poll.http import parse_counters
-
     return Request("GET", "/metrics", parse_counters, text=True, timeout_s=timeout)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamatel.errors import GGUFError
+from llamatel.llama.gguf.found import MAX_CONFIG, Choice, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import MAX_CONFIG, Choice, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.llama.gguf.remote import UrlSource
 from llamatel.llama.gguf.source import ByteSource, FileSource
 from llamatel.llama.gguf.splits import read_model
