@@ -24,6 +24,10 @@ class Guard:
         """Since the last snapshot."""
         self._said = False
 
+    def has(self, method: str) -> bool:
+        """Whether its collector does anything there: most have no business with most requests."""
+        return getattr(getattr(self.collector, method), "__func__", None) is not getattr(Collector, method)
+
     def start(self) -> None:
         """Start its source."""
         with self:

@@ -31,6 +31,8 @@ _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and what floating point adds."""
 _LOOKS_S = 0.3
 """From one look for a call's request to the next."""
+_WEIGHED_S = 0.1
+"""And from one look whether a request has to wait to the next: it costs a comparison with each call."""
 _DECIDED_AFTER_S = (0.15, 0.4)
 """From a call's end until the log has told all that came before it: for calls with timings, and for those without."""
 _LATE_S = 0.9
@@ -74,6 +76,8 @@ class Origin:
 class _Held:
     completion: Completion
     arrived_at: float
+    look_at: float = 0.0
+    """Until then it waits, if it is nobody's."""
     written: bool = False
     origin: Origin | None = None
     candidates: list[ClientCall] = field(default_factory=list)
@@ -150,16 +154,22 @@ class Joiner:
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
         """The requests whose origin is known, or need not be waited for any longer."""
         now = self._clock()
-        decided = {id(ended) for ended in self._ended if all_of_them or self._time_is_up(ended, now)}
+        decided = [
+            (ended, found)
+            for ended in self._ended
+            if (found := self._fitting(ended.call) if all_of_them else self._found(ended, now)) is not None
+        ]
         # All at once: two calls that fit the same request must both be seen.
         every = [ended.call for ended in self._ended]
-        for ended in self._ended:
-            if id(ended) in decided:
-                self._decide(ended.call, every)
-        self._ended = [ended for ended in self._ended if id(ended) not in decided]
+        for ended, found in decided:
+            self._decide(ended.call, found, every)
+        over = {id(ended) for ended, _ in decided}
+        self._ended = [ended for ended in self._ended if id(ended) not in over]
+        with self._lock:
+            underway = [(place(call.server), call) for call in self._underway.values()]
         kept = []
         for held in self._held:
-            if held.origin is None and not all_of_them and now < held.arrived_at + self._patience(held.completion):
+            if held.origin is None and not all_of_them and self._has_to_wait(held, underway, now):
                 kept.append(held)
             else:
                 held.written = True
@@ -174,20 +184,23 @@ class Joiner:
 
     # -- what belongs together ----------------------------------------------------------------------------------------
 
-    def _time_is_up(self, ended: _Ended, now: float) -> bool:
+    def _found(self, ended: _Ended, now: float) -> list[_Held] | None:
+        """The requests that fit a call, once it can be decided; None before."""
         call, waited = ended.call, now - ended.arrived_at
         if waited < _DECIDED_AFTER_S[not call.has_timings]:
-            return False
+            return None
         if call.outcome is not Outcome.OK:
-            return waited >= _NOTICED_S / 2
-        if waited < _LATE_S and now < ended.looked_at + _LOOKS_S:
-            return False
+            return self._fitting(call) if waited >= _NOTICED_S / 2 else None
+        if waited >= _LATE_S:
+            return self._fitting(call)
+        if now < ended.looked_at + _LOOKS_S:
+            return None
         ended.looked_at = now
-        return waited >= _LATE_S or bool(self._fitting(call))
+        return self._fitting(call) or None
 
-    def _decide(self, call: ClientCall, others: list[ClientCall]) -> None:
-        found = self._fitting(call)
-        if not call.tasks <= len(found) <= _MOST_FITTING + call.tasks or not found:
+    def _decide(self, call: ClientCall, fitting: list[_Held], others: list[ClientCall]) -> None:
+        found = [held for held in fitting if held.origin is None]
+        if not found or len(found) < call.tasks or len(fitting) > _MOST_FITTING + call.tasks:
             return
         sure = call.outcome is Outcome.OK and len(found) == call.tasks
         for held in found:
@@ -210,17 +223,22 @@ class Joiner:
                     break
         return found
 
-    def _patience(self, completion: Completion) -> float:
+    def _has_to_wait(self, held: _Held, underway: list[tuple[Place, Underway]], now: float) -> bool:
+        """Whether a call may still turn out to be its own."""
+        if now >= held.look_at:
+            until = held.arrived_at + self._patience(held.completion, underway, now)
+            held.look_at = min(until, now + _WEIGHED_S)
+        return now < held.look_at
+
+    def _patience(self, completion: Completion, underway: list[tuple[Place, Underway]], now: float) -> float:
         """How long a request may wait for a call that is its own; 0 where there is none that may be."""
         here, patience = place(completion.server), 0.0
         if any(_may_be(ended.call, completion) for ended in self._ended):
             patience = _HELD_S + _NOTICED_S / 2
-        with self._lock:
-            underway = list(self._underway.values())
-            if self._expected.get(here, 0.0) > self._clock():
-                patience = max(patience, _HELD_S)
-        for call in underway:
-            if place(call.server) != here or completion.ended_at < call.started_at - _CLOCK_S:
+        if self._expected.get(here, 0.0) > now:
+            patience = max(patience, _HELD_S)
+        for where, call in underway:
+            if where != here or completion.ended_at < call.started_at - _CLOCK_S:
                 continue
             began = call.headers_at
             if began is None:

@@ -195,7 +195,10 @@ class Live:
         return self._number
 
     def _of(self, place: Place) -> _Past:
-        return self._past.setdefault(place, _Past())
+        past = self._past.get(place)
+        if past is None:
+            past = self._past[place] = _Past()
+        return past
 
 
 def key_of(server: ServerInfo) -> str:

@@ -64,6 +64,8 @@ class Observer:
         reason.
         """
         self._guards = [Guard(collector) for collector in collectors]
+        self._completing = [guard for guard in self._guards if guard.has("complete")]
+        self._measuring = [guard for guard in self._guards if guard.has("on_completion")]
         self._emit = emit
         self._emit_observed = emit_observed
         self._sinks = tuple(sinks)
@@ -190,11 +192,12 @@ class Observer:
         return done
 
     def _run(self, record: Record) -> None:
-        ended = False
+        ended = waited = False
         look_at = 0.0
         while not ended:
             try:
-                finished = self._queue.get(timeout=_LOOK_AGAIN_S if self._joiner.waits else None)
+                left = max(0.0, look_at - time.monotonic())
+                finished = self._queue.get(timeout=left if self._joiner.waits else None)
             except queue.Empty:
                 pass
             else:
@@ -211,7 +214,7 @@ class Observer:
                         if not finished.elsewhere:
                             self._count(finished, record)
                     self._queue.task_done()
-            if not ended and time.monotonic() < look_at and not self._queue.empty():
+            if not ended and time.monotonic() < look_at and (waited or not self._queue.empty()):
                 continue  # looking costs the more the more wait
             hurry = ended or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
@@ -219,6 +222,7 @@ class Observer:
                     self._write(completion, origin, record)
                 finally:
                     self._queue.task_done()
+            waited = self._joiner.waits
             look_at = time.monotonic() + _LOOK_AGAIN_S
 
     def _write_observed(self, request: ObservedRequest) -> None:
@@ -235,13 +239,13 @@ class Observer:
     def _write(self, completion: Completion, origin: Origin, record: Record) -> None:
         context: object = None
         trace_id = None
-        for guard in self._guards:
+        for guard in self._completing:
             completion = guard.complete(completion)
         try:
             context, trace_id = self._emit(completion, origin)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
             self._failed("span_failed", "the spans of a request could not be written")
-        for guard in self._guards:
+        for guard in self._measuring:
             guard.on_completion(completion, record, context)
         for index, sink in enumerate(self._sinks):
             try:

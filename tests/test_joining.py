@@ -112,6 +112,29 @@ def test_a_stranger_is_nobodys_and_waits_a_second_at_most() -> None:
     assert bench.after(0.2) == {1: NOBODY}
 
 
+def test_once_no_call_is_under_way_a_stranger_waits_no_longer() -> None:
+    bench = Bench()
+    bench.joiner.began(1, Underway())
+    bench.joiner.completed(completion(task=1))
+    assert bench.after(0.0) == {}
+    bench.joiner.gone(1)
+    assert bench.after(0.11) == {1: NOBODY}
+
+
+def test_a_call_waits_for_its_request_beside_many_others() -> None:
+    bench = Bench()
+    calls = [bench.call(slot=number, prefill_s=0.5 + number / 1000) for number in range(40)]
+    for call in calls:
+        bench.joiner.began(call.key, Underway())
+    for number in range(40):
+        bench.joiner.completed(completion(task=number, slot=number, prefill_s=0.5 + number / 1000))
+        assert bench.after(0.02) == {}
+    for call in calls:
+        bench.joiner.ended(call)
+    assert bench.after(0.2) == {number: Origin(parent=call) for number, call in enumerate(calls)}
+    assert not bench.joiner.waits
+
+
 def test_a_stream_that_is_read_slowly_is_waited_for_and_strangers_meanwhile_are_not() -> None:
     bench = Bench()
     call = bench.call(headers_at=BEGAN + 0.001, ended_at=BEGAN + 5.0)

@@ -122,6 +122,20 @@ def test_a_request_goes_to_spans_then_collectors_then_sinks(bench: Make) -> None
     assert [collector.name for collector in running.observer.collectors] == ["counting", "other"]
 
 
+def test_a_collector_takes_part_where_it_has_a_method_of_its_own(bench: Make) -> None:
+    class Grandchild(Other):
+        name = "grandchild"
+
+    set_later = Collector()
+    setattr(set_later, "complete", lambda request: dataclasses.replace(request, generated=7))  # noqa: B010 - as a person may
+    seen: list[int | None] = []
+    running = bench(Collector(), Grandchild(), set_later, sinks=[lambda request, _: seen.append(request.generated)])
+    running.connect().observer.submit(completion(generated=1))
+    assert running.observer.flush()
+    assert running.recorded == [("others", "context")]
+    assert seen == [7]
+
+
 def test_what_waits_is_bounded_and_what_is_lost_is_counted(bench: Make) -> None:
     collector = Counting()
     running = bench(collector, capacity=3, dropped=lambda: {"queue_full": 2, "observer_full": 10})
