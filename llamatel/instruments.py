@@ -26,6 +26,9 @@ _SAME_MOMENT_S = 0.5
 _ATTRIBUTE_SETS = 1 << 16
 """Attribute sets that are kept ready; their number is bounded by servers and outcomes: 200 servers have some 10,000."""
 
+_LARGEST = 2**63 - 1
+"""A larger integer costs OTLP the whole export."""
+
 _WITH_EXEMPLARS = "gen_ai."
 """The metrics from which people go to a trace; an exemplar on each of the others would double what they cost."""
 
@@ -87,6 +90,8 @@ class Instruments:
 
     def _attributes(self, sample: Sample) -> dict[str, str | int]:
         """The sample's attributes with its server's, made once for each set that occurs."""
+        if not -_LARGEST <= sample.value <= _LARGEST:  # also refuses NaN
+            raise ValueError(f"{sample.metric} has a value that is no figure")
         key = (sample.metric, sample.server, frozenset(sample.attributes.items()))
         ready = self._ready.get(key)
         if ready is None:

@@ -44,6 +44,13 @@ class ServerInfo:
     """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that we did not start."""
     pid: int | None = None
 
+    def __post_init__(self) -> None:
+        """A file's name, or what a server says of itself, may hold bytes that are no text: no exporter takes those."""
+        for name in ("address", "model", "build"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.isascii():
+                object.__setattr__(self, name, value.encode("utf-8", "replace").decode())
+
     @property
     def place(self) -> Place:
         """What tells servers, and a router's models, apart in metrics."""

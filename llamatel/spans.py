@@ -29,6 +29,8 @@ from llamatel.records import Call, Completion, ObservedRequest, RequestGpu
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
+_LATEST = 2**33
+"""Unix time: the year 2242."""
 _ROOT = Context()
 _CANDIDATE = {"llamacpp.join": "candidate"}
 """On a link to a call that the request may have been."""
@@ -205,7 +207,9 @@ def rate(tokens: int | None, seconds: float | None) -> float | None:
 
 
 def unix_ns(seconds: float) -> int:
-    """Unix seconds in nanoseconds."""
+    """Unix seconds in nanoseconds. Raises ValueError for what is no time that a span can have."""
     # In two parts: a product of this size is only exact to 256 ns.
+    if not 0 <= seconds < _LATEST:  # one time that does not fit into OTLP costs all spans of an export
+        raise ValueError(f"{seconds} is no Unix time")
     whole = int(seconds)
     return whole * 1_000_000_000 + round((seconds - whole) * 1e9)

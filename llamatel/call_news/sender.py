@@ -14,6 +14,7 @@ from typing import Any
 
 import urllib3
 
+from llamatel.answers import Asker
 from llamatel.call_news import CALLS_PATH, MOST, RENEWED_S, SERVERS_PATH, BadNews, is_told, read_place, write
 from llamatel.joining import HERE, Place, Underway, place
 from llamatel.records import ClientCall, ServerInfo
@@ -47,7 +48,7 @@ class CallSender:
         self._headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
             self._headers["Authorization"] = f"Bearer {token}".encode().decode("latin-1")
-        self._pool = urllib3.PoolManager(maxsize=1, retries=False)
+        self._asker = Asker()
         self._underway: dict[object, Place] = {}
         self._ended: deque[ClientCall] = deque()
         self._quiet_until: dict[Place, float] = {}
@@ -112,7 +113,7 @@ class CallSender:
                 time.sleep(max(0.0, told_at + _TOGETHER_S - time.monotonic()))
             self._tell_calls()
             told_at = time.monotonic()
-        self._pool.clear()
+        self._asker.close()
 
     def _tell_places(self) -> None:
         """Name the servers that are being called and have not been named lately."""
@@ -140,7 +141,7 @@ class CallSender:
     def _ask(self) -> frozenset[Place]:
         """The servers that the llamatel watches; none where there is no llamatel, or it is our own."""
         try:
-            answer = self._pool.request("GET", self._url + SERVERS_PATH, headers=self._headers, timeout=_TIMEOUT_S)
+            answer = self._asker.ask(self._url + SERVERS_PATH, headers=self._headers, timeout_s=_TIMEOUT_S)
             document: Any = answer.json() if answer.status == 200 else None
             if not isinstance(document, dict) or document.get("instance") == self._instance:
                 return frozenset()
@@ -153,9 +154,7 @@ class CallSender:
         """Whether it was taken. If nobody answers, nobody listens until we ask again."""
         try:
             body = write(places, calls)
-            answer = self._pool.request(
-                "POST", self._url + CALLS_PATH, body=body, headers=self._headers, timeout=_TIMEOUT_S
-            )
+            answer = self._asker.ask(self._url + CALLS_PATH, body=body, headers=self._headers, timeout_s=_TIMEOUT_S)
         except urllib3.exceptions.HTTPError:
             self._watched = frozenset()
             self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _ASK_AGAIN_S)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+import logging
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from socketserver import ThreadingMixIn
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 
+from llamatel.deadline import within
 from llamatel.errors import PipelineError
 from llamatel.export.exemplars import Exemplars
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_log = logging.getLogger(__name__)
 
 _STOP_WITHIN_S = 0.1
 """How often the server looks whether it shall stop."""
 _SCRAPER_TIMEOUT_S = 10.0
+_MOST_CONNECTIONS = 64
 
 
 class ScrapeRegistry(CollectorRegistry):
@@ -95,7 +104,39 @@ def _nothing(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterab
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, and only so many: where one more comes, the oldest gives way."""
+
     daemon_threads = True
+    request_queue_size = _MOST_CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[socket.socket, None] = {}
+        self._changing = Lock()
+        self._failed = False
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changing:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > _MOST_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # it has gone already
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        with self._changing:
+            self._open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who goes away, or sends nothing, is not worth a traceback on the terminal; a defect of ours is said once."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, (OSError, ValueError)) and not self._failed:
+            self._failed = True
+            _log.exception("a request of %s could not be answered", client_address[0])
 
     def server_bind(self) -> None:
         # As HTTPServer.server_bind, less its look-up of the host's name in the DNS, which can take seconds.
@@ -106,8 +147,32 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
 
+class _Writer(io.BufferedIOBase):
+    """An answer on its way. Who does not take it in time has gone away, to wsgiref, which shows other errors."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            self._connection.sendall(data)
+        except TimeoutError as error:
+            raise BrokenPipeError from error
+        return memoryview(data).nbytes
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _SCRAPER_TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        # A request that comes a byte at a time is given as long as any other.
+        self.rfile = within(_SCRAPER_TIMEOUT_S, cast(io.BufferedReader, self.rfile), self.connection)
+        self.wfile = _Writer(self.connection)
 
     def address_string(self) -> str:
         return str(self.client_address[0])

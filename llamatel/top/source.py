@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from llamatel.answers import Asker
 from llamatel.errors import ServerUnreachable
 from llamatel.live import VERSION, Live
 from llamatel.llama.attach.fleet import Access, Fleet
@@ -74,13 +75,13 @@ class LlamatelSource:
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/metrics")
         self._headers = {"Authorization": f"Bearer {token}".encode().decode("latin-1")} if token else {}
-        self._pool = urllib3.PoolManager(maxsize=1, retries=False)
+        self._asker = Asker()
 
     def document(self, focus: str | None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
         """The state now. Raises ServerUnreachable where no llamatel of our kind answers."""
         query = "" if focus is None else f"?server={quote(focus, safe='')}"
         try:
-            answer = self._pool.request("GET", f"{self.url}/live.json{query}", headers=self._headers, timeout=timeout_s)
+            answer = self._asker.ask(f"{self.url}/live.json{query}", headers=self._headers, timeout_s=timeout_s)
             document = answer.json() if answer.status == 200 else None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise ServerUnreachable(f"{self.url} does not answer as llamatel does: {_first_line(error)}") from error
@@ -92,7 +93,7 @@ class LlamatelSource:
 
     def close(self) -> None:
         """Close the connection."""
-        self._pool.clear()
+        self._asker.close()
 
 
 class ServersSource:

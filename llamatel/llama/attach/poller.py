@@ -199,6 +199,7 @@ class ServerPoller:
 
     def _refusal(self, status: int) -> str:
         hints = {
+            200: "with something that llama.cpp does not say",
             401: "the API key is missing or wrong: use --api-key-file",
             403: "what stands in front of it forbids it",
             404: "no llama.cpp server, or one behind another path",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.launch.command_line import CommandLine
@@ -90,7 +90,6 @@ class ServerWatch:
             if router:  # its models have caches, it has none
                 details = Details(settings=details.settings)
         alive = state in (ServerState.STARTING, ServerState.READY)
-        unread = counts.lines["malformed"] + supervisor.unread_lines
         return ServerSnapshot(
             server=supervisor.info,
             up=answer.up,
@@ -110,7 +109,7 @@ class ServerWatch:
             loading_s=supervisor.loading_s if alive else None,
             counters=self._counters.totals(),
             placement=facts.placement,
-            log=replace(counts, lines={**counts.lines, "malformed": unread}),
+            log=counts,
         )
 
     def snapshots(self, supervisor: Supervisor) -> tuple[ServerSnapshot, ...]:

@@ -106,8 +106,6 @@ class Supervisor:
         """To ask the server; None unless it is ready, and on a TCP port."""
         self._active_at = time.monotonic()
         """When the log last told of something done to slots."""
-        self.unread_lines = 0
-        """Lines that the log reader failed on."""
         self.reader_lock = threading.Lock()
         """Held while the log reader is read or fed, and while ``info`` changes."""
         self.backend, self.command, self._reader = backend, command, reader
@@ -340,12 +338,7 @@ class Supervisor:
             self._tail.extend(lines)
             before = self._reader.activity
             for line in lines:
-                try:
-                    ended.extend(self._reader.feed(line, now))
-                except Exception:  # noqa: BLE001 - the boundary to text that anybody may have written
-                    if not self.unread_lines:
-                        _log.exception("a line of the server's log could not be read; further ones are only counted")
-                    self.unread_lines += 1
+                ended.extend(self._reader.feed(line, now))
             if self._reader.activity != before:
                 self._active_at = time.monotonic()
         if self._log is not None:

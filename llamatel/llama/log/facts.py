@@ -9,22 +9,25 @@ from dataclasses import dataclass, field, replace
 from llamatel.llama.log.placement import learn_placement
 from llamatel.records import Placement, PromptCacheState
 
-_LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d+)|unix://(\S+))")
+_SIZE = r"\d{1,9}(?:\.\d{1,6})?"
+_LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d{1,5})\b|unix://(\S+))")
 _LOADING = re.compile(r"load_model: loading model '(.*)'")
-_SLOTS = re.compile(r"initializing(?: slots)?, n_slots = (\d+)(?:, n_ctx_slot = (\d+), kv_unified = '(\w+)')?")
+_SLOTS = re.compile(
+    r"initializing(?: slots)?, n_slots = (\d{1,12})(?:, n_ctx_slot = (\d{1,12}), kv_unified = '(\w+)')?"
+)
 _DRAFT = re.compile(r"common_speculative_init_result: loading draft model '(.*)'")
 _PATH = re.compile(r"load_model: local path '(.*)'")
-_POOL = re.compile(r"llama_context: n_ctx += (\d+)")
+_POOL = re.compile(r"llama_context: n_ctx += (\d{1,12})\b")
 _SEQUENCE = re.compile(
-    r"srv +\w+: (?:capping per-slot context \((\d+)\)|"
-    r"--kv-unified-per-slot \(\d+\) exceeds the per-slot pool capacity \((\d+)\)|"
-    r"the slot context \((\d+)\) exceeds the training context)"
+    r"srv +\w+: (?:capping per-slot context \((\d{1,12})\)|"
+    r"--kv-unified-per-slot \(\d+\) exceeds the per-slot pool capacity \((\d{1,12})\)|"
+    r"the slot context \((\d{1,12})\) exceeds the training context)"
 )
-_KEYS_AND_VALUES = re.compile(r"llama_kv_cache\w*: size = .*, K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
-_STATES = re.compile(r"llama_memory_recurrent: size = .*MiB \(.*\), ((?:[RSP] \(\w+\): +[\d.]+ MiB(?:, )?)+)")
-_STATE = re.compile(r": +([\d.]+) MiB")
-_COMPRESSED = re.compile(r"\S+: \S+ ratio = .*, state = .*, size = +([\d.]+) MiB")
-_PROMPTS = re.compile(r"srv +update: +- cache state: (\d+) prompts, ([\d.]+) MiB")
+_KEYS_AND_VALUES = re.compile(rf"llama_kv_cache\w*: size = .*, K \(\w+\): +({_SIZE}) MiB, V \(\w+\): +({_SIZE}) MiB")
+_STATES = re.compile(rf"llama_memory_recurrent: size = .*MiB \(.*\), ((?:[RSP] \(\w+\): +{_SIZE} MiB(?:, )?)+)")
+_STATE = re.compile(rf": +({_SIZE}) MiB")
+_COMPRESSED = re.compile(rf"\S+: \S+ ratio = .*, state = .*, size = +({_SIZE}) MiB")
+_PROMPTS = re.compile(rf"srv +update: +- cache state: (\d{{1,12}}) prompts, ({_SIZE}) MiB")
 _MIB = 1 << 20
 _BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
 

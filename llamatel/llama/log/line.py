@@ -12,15 +12,20 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
-_SLOT_OR_OTHER = r"((?:slot +\S+: id +(-?\d+) \| task (-?\d+) \|\s*)?(.*))"
-# One expression for both: a busy server writes thousands of lines a second.
-_STAMPED = re.compile(r"(\d+\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL)
+_SLOT_OR_OTHER = r"((?:slot +\S+: id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)?(.*))"
+# One expression for both: a busy server writes thousands of lines a second. A slot's number has three digits at most
+# (LLAMA_MAX_SEQ).
+_STAMPED = re.compile(r"(\d{1,7}\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL)
 _TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL)
-_STAMP_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )")
+_STAMP_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] )")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ROUTER_CHILD = re.compile(r"(?:^|\s)\[(\d{1,5})\] ?")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)")
 _TEXT_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=(?:slot|srv|que) {1,}\S+: |(?:prompt eval|eval|total) time = )")
+_LATEST = 2**33
+"""Unix time: the year 2242."""
+_LONGEST_RUN_US = 6e14
+"""Microseconds: no process runs for twenty years."""
 _LEVELS = {"info": "I", "warn": "W", "warning": "W", "error": "E", "debug": "D", "trace": "T", "cont": "I"}
 
 
@@ -53,21 +58,25 @@ def _child_and_wall(prefix: str) -> tuple[int | None, float | None]:
         text = re.sub(r"\.(\d{1,5})(?=[+-])", lambda m: "." + m.group(1).ljust(6, "0"), text)
         try:
             wall = datetime.fromisoformat(text).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             wall = None  # looked like a date and is none: the line's own time serves
+        if wall is not None and not 0 < wall < _LATEST:
+            wall = None
     return (int(child.group(1)) if child else None), wall
 
 
 def _from_json(line: str) -> LogLine | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("msg"), str):
         return None
     time = entry.get("time")
-    return _unstamped(entry["msg"].rstrip("\n"))._replace(
-        time=time / 1e6 if isinstance(time, (int, float)) and not isinstance(time, bool) else None,
+    if not isinstance(time, (int, float)) or isinstance(time, bool) or not 0 <= time < _LONGEST_RUN_US:
+        time = None
+    return _unstamped(entry["msg"].rstrip("\n").encode("utf-8", "replace").decode())._replace(
+        time=None if time is None else time / 1e6,
         level=_LEVELS.get(str(entry.get("level"))),
     )
 

@@ -13,10 +13,11 @@ from dataclasses import replace
 from llamatel.records import Placement
 
 _NO_GPU = re.compile(r"no usable GPU found|failed to initialize (?:CUDA|ROCm|MUSA)")
-_LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute) buffer size = +([\d.]+) MiB")
+_LAYERS = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
+_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute) buffer size = +(\d{1,9}(?:\.\d{1,6})?) MiB")
 _PARTS = {"model": "weights", "KV": "kv_cache", "RS": "kv_cache", "compute": "compute"}
 _MIB = 1 << 20
+_MOST_BUFFERS = 256
 
 
 def learn_placement(known: Placement | None, text: str) -> Placement | None:
@@ -27,6 +28,8 @@ def learn_placement(known: Placement | None, text: str) -> Placement | None:
     if "buffer size" in text and (found := _BUFFER.search(text)):
         placement = known or Placement()
         key = found.group(1), _PARTS[found.group(2)]
+        if key not in placement.buffers and len(placement.buffers) >= _MOST_BUFFERS:
+            return placement
         size = round(float(found.group(3)) * _MIB)
         return replace(placement, buffers={**placement.buffers, key: placement.buffers.get(key, 0) + size})
     if "offloaded" in text and (found := _LAYERS.search(text)):

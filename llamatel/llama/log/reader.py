@@ -15,6 +15,7 @@ timings. Cached tokens follow from the release line: n_tokens = cached + compute
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +28,18 @@ from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.router import RouterLog
 from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
 
-_PREFILL = re.compile(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens")
-_DECODE = re.compile(r"eval time = +([\d.]+) ms / +(\d+) (?:tokens|runs)")
-_DRAFT = re.compile(r"draft acceptance.*\( *(\d+) accepted / +(\d+) generated\)")
-_RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d+), truncated = (\d)")
-_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d+)")
-_ERROR = re.compile(r"send_error: task id = (\d+), error: (.*)", re.DOTALL)
-_CANCEL = re.compile(r"stop: cancel task, id_task = (\d+)")
+_log = logging.getLogger(__name__)
+
+# Numbers have no more digits than llama.cpp's can have: a log may hold anybody's text.
+_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens")
+_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)")
+_DRAFT = re.compile(r"draft acceptance.*\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
+_RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d{1,12}), truncated = (\d)")
+_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
+_ERROR = re.compile(r"send_error: task id = (\d{1,12}), error: (.*)", re.DOTALL)
+_CANCEL = re.compile(r"stop: cancel task, id_task = (\d{1,12})\b")
+_LONGEST = 8192
+"""Characters of a line that are looked at: some patterns take the square of it."""
 _CONTEXT_FULL = "Context size has been exceeded"
 _TOO_LONG = "exceeds the available context size"
 _OURS = ("srv ", "slot ", "que ", "cmn ")
@@ -90,6 +96,7 @@ class LogReader:
         """Whether llama.cpp's lines carry times; then one without is a continuation or comes from elsewhere."""
         self._continued: int | None = None
         self._tally = tally or _Tally()
+        self._failed = False
         self.router = RouterLog(lambda: LogReader(self.server, tally=self._tally))
         """What the log says of a router's models, if it is one's."""
         self._counted_from: float | None = None
@@ -102,10 +109,17 @@ class LogReader:
         """Read one line (without its line end) at Unix time ``now``; the requests that ended with it, mostly none."""
         if line.startswith(MARK) and self.server.backend == LLAMA_CPP_PYTHON:
             return self._call(line, now)
-        parts = split_line(line)
-        if parts.child is not None:
-            return self._feed_child(parts, now)
-        return self._feed(parts, now)
+        try:
+            parts = split_line(line[:_LONGEST])
+            if parts.child is not None:
+                return self._feed_child(parts, now)
+            return self._feed(parts, now)
+        except Exception:  # noqa: BLE001 - the boundary to text that anybody may have written
+            if not self._failed:
+                _log.exception("a line of the server's log could not be read; further ones are only counted")
+            self._failed = True
+            self._tally.lines["malformed"] += 1
+            return ()
 
     def _call(self, line: str, now: float) -> Sequence[Completion]:
         completion = read_call_line(line, self.server)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from llamatel.llama.log.reader import LogReader
 
 _ROUTER = "starting server in router mode"
-_KNOWN = re.compile(r"\[ *(?:models_dir|cache|preset)\] (.+?)(?: \(aliases: .*\))?(?: \[tags: .*\])?$")
-_SPAWNING = re.compile(r"spawning server instance with name=(.+) on port (\d+)")
+_KNOWN = re.compile(r"\[ *(?:models_dir|cache|preset)\] (.+?)(?: \(aliases: [^)]*\))?(?: \[tags: [^\]]*\])?$")
+_SPAWNING = re.compile(r"spawning server instance with name=(.{1,512}) on port (\d{1,5})\b")
 _EVICTING = re.compile(r"(?:evicting idle LRU|limit reached, removing LRU) name=(.+?)(?: for a queued request)?$")
 _STOPPING = re.compile(
     r"(?:stopping model instance|unloading model|force-killing model instance) name=(.+?)(?: \(source| after timeout|$)"
 )
-_EXITED = re.compile(r"instance name=(.+) exited with status (-?\d+)")
+_EXITED = re.compile(r"instance name=(.+) exited with status (-?\d{1,10})\b")
 _MAX_MODELS = 512
 
 
@@ -79,6 +79,8 @@ class RouterLog:
             reader = self._make_reader() if entry is None else entry[0]
             name = self._names.get(port)
             reader.server = replace(router, model=name) if name else router
+            if entry is None and len(self._readers) >= _MAX_MODELS:  # none has so many: ports out of anybody's text
+                del self._readers[next(iter(self._readers))]
             self._readers[port] = entry = (reader, router)
             self.seen = True
         return entry[0]

@@ -10,34 +10,39 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import urllib3
 
+from llamatel.answers import Answer, Asker
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.access import check_api_key
 from llamatel.llama.poll.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.poll.slots import parse_slots
 from llamatel.records import SlotState
 
-_SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]?Inf)[ \r]*$", re.MULTILINE)
-_LABELLED = re.compile(rb"^llamacpp:\w+\{", re.MULTILINE)
+_SAMPLE = re.compile(rb"^llamacpp:(\w{1,100}) ([-+0-9.eE]{1,40})[ \r]*$", re.MULTILINE)
+_MOST_VALUES = 256
+_LARGEST_VALUE = 2.0**62
+"""No counter comes near."""
 
 
 def parse_counters(text: bytes) -> dict[str, float]:
     """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix; labelled series are left out.
 
     Source: tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are passed over:
-    the exposition has been broken in some builds.
+    the exposition has been broken in some builds. So are values that no count can have, such as NaN.
     """
     values: dict[str, float] = {}
     for match in _SAMPLE.finditer(text):
-        if _LABELLED.match(match.group()):
-            continue
         try:
-            values[match.group(1).decode()] = float(match.group(2))
+            value = float(match.group(2))
         except ValueError:  # made of a number's characters and none
             continue
+        if abs(value) < _LARGEST_VALUE:
+            values[match.group(1).decode()] = value
+        if len(values) == _MOST_VALUES:
+            break
     return values
 
 
@@ -99,9 +104,7 @@ class ServerClient:
         self._headers = {name: value.encode().decode("latin-1") for name, value in sent.items()}
         self._timeout_s = timeout_s
         self._query = ""
-        self._prefix = urlsplit(self.base_url).path
-        more = {"ssl_context": tls} if tls is not None and self.base_url.startswith("https:") else {}
-        self._pool = urllib3.connection_from_url(self.base_url, maxsize=2, **more)
+        self._asker = Asker(connections=2, tls=tls)
 
     def of_model(self, name: str) -> ServerClient:
         """A client for one of a router's models, over the same connections; it never makes the router load it."""
@@ -109,7 +112,7 @@ class ServerClient:
         client._query = f"?model={quote(name, safe='')}&autoload=false"
         return client
 
-    def _get(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
+    def _get(self, path: str, timeout_s: float | None) -> Answer:
         try:
             try:
                 return self._request(path, timeout_s)
@@ -120,14 +123,9 @@ class ServerClient:
             busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
             raise ServerUnreachable(f"{self.base_url}{path} does not answer: {_reason(error)}", busy=busy) from error
 
-    def _request(self, path: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
-        return self._pool.request(
-            "GET",
-            self._prefix + path + self._query,
-            headers=self._headers,
-            timeout=timeout_s or self._timeout_s,
-            retries=False,
-        )
+    def _request(self, path: str, timeout_s: float | None) -> Answer:
+        url = self.base_url + path + self._query
+        return self._asker.ask(url, headers=self._headers, timeout_s=timeout_s or self._timeout_s)
 
     def health(self, timeout_s: float | None = None) -> int:
         """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
@@ -171,7 +169,7 @@ class ServerClient:
         """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
         return self.props(timeout_s).build
 
-    def _answer(self, path: str, missing: str, timeout_s: float | None) -> urllib3.BaseHTTPResponse:
+    def _answer(self, path: str, missing: str, timeout_s: float | None) -> Answer:
         """An answer of status 200. ``missing``: how a server was started that has no such path."""
         response = self._get(path, timeout_s)
         if response.status != 200:
@@ -213,4 +211,4 @@ class ServerClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.close()
+        self._asker.close()

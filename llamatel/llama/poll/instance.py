@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from llamatel.answers import count
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.poll.counters import CarriedCounters
 from llamatel.llama.poll.http import Scrape, ServerClient
@@ -262,14 +263,15 @@ class Instance:
         own, a single slot, or the flag that sized the pool.
         """
         ratio, tokens = self._values.get("kv_cache_usage_ratio"), self._values.get("kv_cache_tokens")
-        if ratio and tokens:  # llama.cpp's until May 2025, and proposed anew
-            return KvCacheState(capacity=round(tokens / ratio))
+        if ratio and tokens and 1e-9 < ratio <= 1:  # llama.cpp's until May 2025, and proposed anew
+            return KvCacheState(capacity=count(round(tokens / ratio)))
         sizes = {slot.context_size for slot in slots}
         size = sizes.pop() if len(sizes) == 1 else None
         if size is None:
             return KvCacheState()
         number = len(slots)
-        asked = int(text) if (text := self.flags.get("ctx-size", "")).isdecimal() else 0
+        text = self.flags.get("ctx-size", "")
+        asked = int(text) if text.isdecimal() and len(text) <= 10 else 0
         pool = _padded(asked)
         if number > 1 and asked:
             if size == pool:

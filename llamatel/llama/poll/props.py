@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llamatel.answers import count, text
+
 
 @dataclass(frozen=True, slots=True)
 class ServerProps:
@@ -26,13 +28,13 @@ def parse_props(document: Mapping[str, object]) -> ServerProps:
     defaults = document.get("default_generation_settings")
     sleeping = document.get("is_sleeping")
     return ServerProps(
-        build=_text(document.get("build_info")),
-        model_path=_text(document.get("model_path")),
-        alias=_text(document.get("model_alias")),
-        slots=_number(document.get("total_slots")),
-        slot_context=_number(defaults.get("n_ctx")) if isinstance(defaults, dict) else None,
+        build=text(document.get("build_info")),
+        model_path=text(document.get("model_path")),
+        alias=text(document.get("model_alias")),
+        slots=count(document.get("total_slots"), 1),
+        slot_context=count(defaults.get("n_ctx"), 1) if isinstance(defaults, dict) else None,
         sleeping=sleeping if isinstance(sleeping, bool) else None,
-        role=_text(document.get("role")),
+        role=text(document.get("role")),
     )
 
 
@@ -50,17 +52,9 @@ def parse_model_card(entry: object) -> ModelCard:
     """One entry of the list of models."""
     if not isinstance(entry, dict):
         return ModelCard()
-    name = _text(entry.get("id"))
+    name = text(entry.get("id"))
     if name is not None and name.endswith(".gguf"):
         # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
         name = name.rpartition("/")[2]
     meta = entry.get("meta")
-    return ModelCard(name, _number(meta.get("n_ctx_train")) if isinstance(meta, dict) else None)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return ModelCard(name, count(meta.get("n_ctx_train"), 1) if isinstance(meta, dict) else None)

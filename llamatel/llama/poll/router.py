@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
+from llamatel.answers import text
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.log.router import RouterLog
@@ -52,17 +53,19 @@ class ModelEntry:
 
 def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
     """The entries of a router's list; what is none is passed over."""
-    entries = []
+    entries: list[ModelEntry] = []
     for model in models:
-        name, status = model.get("id"), model.get("status")
-        if not isinstance(name, str) or not isinstance(status, dict):
+        if len(entries) == _MAX_MODELS:
+            break
+        name, status = text(model.get("id")), model.get("status")
+        if name is None or not isinstance(status, dict):
             continue
-        value = status.get("value")
-        state = value if value in _STATES else None
+        value, given = status.get("value"), status.get("args")
+        state = value if isinstance(value, str) and value in _STATES else None
         exit_code = status.get("exit_code")
         if state == "unloaded" and status.get("failed"):
             state = "failed"
-        args = [word for word in status.get("args") or () if isinstance(word, str)]
+        args = [word for word in given if isinstance(word, str)] if isinstance(given, list) else []
         values = {flag[2:]: word for flag, word in pairwise(args) if flag[2:] in _FLAGS}
         port = next((word for flag, word in pairwise(args) if flag == "--port"), "0")
         if "--kv-unified" in args:
@@ -71,13 +74,13 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
             ModelEntry(
                 name,
                 state,
-                port=int(port) if port.isdecimal() and port != "0" else None,
+                port=int(port) if port.isdecimal() and len(port) <= 5 and port != "0" else None,
                 exit_code=exit_code if isinstance(exit_code, int) else None,
                 card=parse_model_card(model),
                 flags=values,
             )
         )
-    return entries[:_MAX_MODELS]
+    return entries
 
 
 class _Model:

@@ -8,48 +8,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from llamatel.answers import count
 from llamatel.records import SlotState
+
+_MOST_SLOTS = 1024
+"""llama.cpp has no more than 256 (LLAMA_MAX_SEQ in src/llama-cparams.h)."""
 
 
 def parse_slots(document: object) -> tuple[SlotState, ...] | None:
     """The slots of an answer, in its order; None if it is none. What an entry lacks is None in the record.
+
+    Nor is a list with more slots, or higher numbers, than llama.cpp can have.
 
     Source: ``server_slot::to_json``, tools/server/server-context.cpp. ``n_prompt_tokens`` are the tokens in the slot's
     part of the KV cache: of the old prompt until the new one begins to be processed, then those kept and those
     processed, a running batch included, then the generated ones too, drafted ones while they are verified; they stay
     after the request. A slot that never had a task does not say how many: then it has none.
     """
-    if not isinstance(document, list):
+    if not isinstance(document, list) or len(document) > _MOST_SLOTS:
         return None
-    slots = [_slot(entry) for entry in document if isinstance(entry, dict)]
-    return tuple(slot for slot in slots if slot is not None)
+    found = [_slot(entry) for entry in document if isinstance(entry, dict)]
+    slots = tuple(slot for slot in found if slot is not None)
+    return slots if all(slot.id < _MOST_SLOTS for slot in slots) else None
 
 
 def _slot(entry: Mapping[str, object]) -> SlotState | None:
-    number, busy = _count(entry.get("id")), entry.get("is_processing")
+    number, busy = count(entry.get("id")), entry.get("is_processing")
     if number is None or not isinstance(busy, bool):
         return None
-    task = _count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now
-    tokens = _count(entry.get("n_prompt_tokens"))
+    task = count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now
+    tokens = count(entry.get("n_prompt_tokens"))
     progress, speculative = entry.get("next_token"), entry.get("speculative")
     if isinstance(progress, list) and progress:  # an object in builds before 2026
         progress = progress[0]
     return SlotState(
         id=number,
         busy=busy,
-        context_size=_count(entry.get("n_ctx")),
+        context_size=count(entry.get("n_ctx")),
         context_tokens=0 if tokens is None and task is None and not busy else tokens,
         task=task,
-        prompt_computed=_count(entry.get("n_prompt_tokens_processed")) if busy else None,
-        prompt_cached=_count(entry.get("n_prompt_tokens_cache")) if busy else None,
-        decoded=_count(progress.get("n_decoded")) if busy and isinstance(progress, dict) else None,
+        prompt_computed=count(entry.get("n_prompt_tokens_processed")) if busy else None,
+        prompt_cached=count(entry.get("n_prompt_tokens_cache")) if busy else None,
+        decoded=count(progress.get("n_decoded")) if busy and isinstance(progress, dict) else None,
         speculative=speculative if isinstance(speculative, bool) else None,
     )
-
-
-def _count(value: object) -> int | None:
-    """A number of things; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 class DecodeRate:

@@ -1,0 +1,394 @@
+"""Servers, logs and clients that mean harm: bounded memory and time, typed errors, and nobody else's figures lost."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from llamatel.answers import LARGEST, Asker
+from llamatel.call_news.sender import CallSender
+from llamatel.collectors import Sample
+from llamatel.errors import ServerUnreachable
+from llamatel.export.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
+from llamatel.instruments import Instruments
+from llamatel.llama.attach.follower import LogFollower
+from llamatel.llama.attach.poller import ServerPoller
+from llamatel.llama.attach.targets import target
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.log.source import FileSource
+from llamatel.llama.poll.http import ServerClient
+from llamatel.metrics import METRICS
+from llamatel.records import Completion, ServerInfo, ServerSnapshot
+from llamatel.spans import Spans
+from llamatel.top.source import LlamatelSource
+from tests.hostile_server import Bytes, HostileServer, http, usual
+from tests.samples import completion
+
+NINES = "9" * 5000
+LAUNCH = "slot launch_slot_: id  0 | task 0 | processing task, is_child = 0"
+RELEASE = "slot      release: id  0 | task 0 | stop processing: n_tokens = 32, truncated = 0"
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    made = HostileServer(usual())
+    yield made
+    made.close()
+
+
+def poll(server: HostileServer, *, times: int = 2) -> tuple[ServerSnapshot, ...]:
+    client = ServerClient(server.url, api_key="sk-secret", timeout_s=0.5)
+    poller = ServerPoller(target(server.url), client)
+    for _ in range(times):
+        poller.poll()
+    poller.close()
+    return poller.snapshots()
+
+
+def endless() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    while True:
+        yield b"10000\r\n" + b"llamacpp:x_total 1\n" * 3449 + b"#####\r\n"
+
+
+def router(**entry: object) -> dict[str, Bytes]:
+    models = [{"id": "a", **entry}, {"id": "good", "status": {"value": "unloaded"}}]
+    return usual(props=http({"role": "router", "build_info": "b1"}), models=http({"data": models}))
+
+
+def test_what_is_usual_is_understood(server: HostileServer) -> None:
+    (state,) = poll(server)
+    assert (state.up, state.server.model, state.counters) == (True, "m.gguf", {"prompt_tokens_total": 7.0})
+    assert state.kv_cache is not None
+    assert state.kv_cache.active == 3
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        usual(slots=http(b"[" * 200_000)),
+        usual(props=http(b'{"a":' * 200_000)),
+        usual(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":' + NINES.encode() + b"}]")),
+        usual(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":1e400,"n_prompt_tokens":NaN}]')),
+        usual(slots=http([{"id": 10**30, "is_processing": True}])),
+        usual(slots=http([{"id": number, "is_processing": True} for number in range(5000)])),
+        usual(metrics=http(b"llamacpp:requests_deferred NaN\nllamacpp:requests_processing Inf\n")),
+        usual(metrics=http(b"llamacpp:kv_cache_usage_ratio 1e-300\nllamacpp:kv_cache_tokens 1e18\n")),
+        usual(metrics=http(b"llamacpp:x{" * 100_000)),
+        usual(metrics=http(b"", "302 Found", "Location: http://127.0.0.1:9/\r\n")),
+        usual(**{"v1/models": http({"data": [{"id": "m" * 100_000}]})}),
+        usual(health=b"\x00\xff\x1b]0;x\x07\r\n\r\n"),
+        router(status={"value": [1]}),
+        router(status={"value": "loaded", "args": 5}),
+        router(status={"value": "loaded", "args": ["--port", NINES, "--ctx-size", NINES]}),
+        router(status=[]),
+    ],
+)
+def test_no_answer_raises_or_gives_figures_that_cannot_be(server: HostileServer, answers: dict[str, Bytes]) -> None:
+    server.answers = answers
+    states = poll(server)
+    assert states[0].up is not None
+    for state in states:
+        cache = state.kv_cache
+        numbers = [state.deferred, *state.counters.values(), *((cache.active, cache.capacity) if cache else ())]
+        for slot in state.slots or ():
+            numbers += [slot.id, slot.context_size, slot.context_tokens]
+        assert all(number is None or 0 <= number < 2**62 for number in numbers)
+        assert len(state.slots or ()) <= 1024
+        assert len(state.server.model or "") <= 4096
+
+
+def test_a_broken_entry_costs_a_router_no_other(server: HostileServer) -> None:
+    server.answers = router(status={"value": [1], "args": 5, "exit_code": "x"})
+    assert [(state.server.model, state.state) for state in poll(server)][-1] == ("good", "unloaded")
+
+
+def test_names_that_change_with_each_scrape_are_not_all_kept(server: HostileServer) -> None:
+    server.answers = usual(metrics=http(b"".join(b"llamacpp:x%d_total 1\n" % number for number in range(100_000))))
+    (state,) = poll(server)
+    assert len(state.counters) <= 256
+
+
+def test_an_answer_without_end_is_cut_off(server: HostileServer) -> None:
+    server.answers = usual(metrics=endless)
+    with pytest.raises(ServerUnreachable, match="it sent more than 8192 KiB"):
+        ServerClient(server.url, timeout_s=60).counters()
+    assert server.sent < LARGEST + (32 << 20)  # what lies in the socket's buffers
+    assert poll(server, times=1)[0].up is False
+
+
+def test_a_bomb_stays_packed(server: HostileServer) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(64)) + packer.flush()
+    server.answers = usual(metrics=http(bomb, more="Content-Encoding: gzip\r\n"))
+    answer = Asker().ask(f"{server.url}/metrics", timeout_s=60, headers={})
+    assert answer.data == bomb
+    assert ServerClient(server.url, timeout_s=60).counters() == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_who_drips_takes_no_longer_than_who_is_silent(server: HostileServer, first: bytes, piece: bytes) -> None:
+    server.answers = usual(metrics=server.drip(first, piece))
+    with pytest.raises(ServerUnreachable, match="it took too long") as caught:
+        ServerClient(server.url, timeout_s=0.5).counters()
+    assert caught.value.busy
+
+
+def test_a_key_goes_to_the_server_that_it_is_for_and_no_further(server: HostileServer) -> None:
+    other = HostileServer(usual())
+    for status in ("301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
+        away = {path: http(b"", status, f"Location: {other.url}{path}\r\n") for path in usual()}
+        server.answers = dict(away)
+        poll(server)
+    assert all(b"sk-secret" in head for head in server.asked)
+    assert other.asked == []
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [http(b"[" * 200_000), endless, http({"version": 2}, "302 Found", "Location: /live.json\r\n"), http([1]), b"\xff"],
+)
+def test_what_is_no_llamatel_is_refused_by_top(server: HostileServer, answer: Bytes) -> None:
+    server.answers = {"/live.json": answer}
+    source = LlamatelSource(server.url, "secret")
+    with pytest.raises(ServerUnreachable):
+        source.document(None)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [http(b'{"servers":' + b"[" * 200_000), endless, http({"instance": "x", "servers": [[1]]}), b"\0\r\n\r\n"]
+)
+def test_who_only_looks_like_the_llamatel_of_this_machine(server: HostileServer, answer: Bytes) -> None:
+    server.answers = {"/servers.json": answer}
+    sender = CallSender(server.url, "me")
+    assert sender._ask() == frozenset()
+    sender.close()
+
+
+# -- what exporters take ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_text_costs_no_export(server: HostileServer) -> None:
+    server.answers = usual(**{"v1/models": http(b'{"data":[{"id":"\\ud800-caf\\u00e9"}]}')})
+    (state,) = poll(server)
+    assert state.server.model == "?-caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    Spans(provider.get_tracer("tests")).emit(completion(server=ServerInfo("127.0.0.1", 1, "m\udcff.gguf")))
+    assert b"m?.gguf" in encode_spans(exporter.get_finished_spans()).SerializeToString()
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), float("nan"), float("inf")])
+def test_a_figure_that_no_exporter_takes_costs_the_others_nothing(
+    value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = ServerInfo("127.0.0.1", 1, "m")
+    samples = [Sample("llamacpp.requests.deferred", value, info), Sample("llamacpp.server.restarts", 3, info)]
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    instruments = Instruments(provider.get_meter("tests"), METRICS, lambda: samples)
+    with pytest.raises(ValueError, match="no figure"):
+        instruments.record(Sample("llamacpp.request.queue.duration", value, info))
+    data = reader.get_metrics_data()
+    assert data is not None
+    encoded = encode_metrics(data).SerializeToString()
+    assert b"llamacpp.server.restarts" in encoded
+    assert b"llamacpp.requests.deferred" not in encoded
+    assert caplog.text.count("a sample was left out") == 1
+
+
+@pytest.mark.parametrize("at", [-1.0, 1e300, float("nan")])
+def test_a_time_that_no_span_can_have_is_refused(at: float) -> None:
+    spans = Spans(TracerProvider(shutdown_on_exit=False).get_tracer("tests"))
+    with pytest.raises(ValueError, match="no Unix time"):
+        spans.emit(completion(started_at=at, ended_at=at))
+
+
+# -- logs -------------------------------------------------------------------------------------------------------------
+
+HOSTILE_LINES = [
+    "slot print_timing: id  0 | task 0 | prompt eval time = 1.2.3 ms / 13 tokens",
+    f"slot print_timing: id  0 | task 0 | prompt eval time = 1.2 ms / {NINES} tokens",
+    f"slot print_timing: id  0 | task 0 | prompt eval time = {'9' * 400} ms / 3 tokens",
+    "slot print_timing: id  0 | task 0 |        eval time = . ms / 3 tokens",
+    f"slot launch_slot_: id  {NINES} | task 0 | processing task, is_child = 0",
+    f"srv stop: cancel task, id_task = {NINES}",
+    f"srv send_error: task id = {NINES}, error: x",
+    f"main: server is listening on http://a:{NINES}",
+    "srv update:  - cache state: 3 prompts, 1.2.3 MiB",
+    f"srv update:  - cache state: 1 prompts, {'9' * 400} MiB",
+    f"llama_kv_cache: size = 1, K (f16): {'9' * 400} MiB, V (f16): 3 MiB",
+    f"llama_context: n_ctx = {NINES}",
+    f"srv load_model: initializing slots, n_slots = {NINES}",
+    f"{NINES}.12.345.678 I slot x",
+    f"spawning server instance with name=x on port {NINES}",
+    f"instance name=x exited with status {NINES}",
+    '{"type":"x","msg":' + "[" * 100_000,
+    '{"type":"x","time":1e400,"msg":"hello"}',
+    '{"type":"x","time":' + NINES + ',"msg":"hello"}',
+    "0001-01-01T00:00:00Z 0.00.000.000 I x",
+    "\0\x1b[31m\ud800",
+    "[cache] " + " (aliases: ) [tags: ]" * 3000,
+    "llama_memory_recurrent: size = " + "MiB (), " * 8000,
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES)
+def test_a_hostile_line_is_read_over(line: str, caplog: pytest.LogCaptureFixture) -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    ended: list[Completion] = []
+    for each in (LAUNCH, line, RELEASE):
+        ended.extend(reader.feed(each, time.time()))
+    assert [(request.slot, request.task) for request in ended] == [(0, 0)]
+    numbers = (ended[0].prefill_s, ended[0].decode_s, ended[0].prompt_computed, ended[0].generated)
+    assert all(number is None or number < 1e12 for number in numbers)
+    assert "Traceback" not in caplog.text
+
+
+@given(st.lists(st.text("0123456789. |=:,[]()'\"{}\\idtaskslnpromevMBTZ-\n", max_size=60), max_size=5))
+def test_no_mixture_of_words_raises(pieces: list[str]) -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    for line in (LAUNCH, *(f"{shape}{piece}" for shape in HOSTILE_SHAPES for piece in pieces), RELEASE):
+        reader.feed(line, 1_790_000_000.0)
+    assert not reader._failed
+
+
+HOSTILE_SHAPES = (
+    "",
+    "slot print_timing: id  0 | task 0 | prompt eval time = ",
+    "slot release: id  0 | task 0 | stop processing: n_tokens = ",
+    "srv update:  - cache state: ",
+    "1.02.003.004 I ",
+    '{"type":"x","time":1,"msg":"',
+)
+
+
+def test_what_a_log_can_make_us_remember_is_bounded() -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    for number in range(2000):
+        for line in (
+            f"slot launch_slot_: id  {number} | task {number} | processing task, is_child = 0",
+            f"slot x: id  {number} | task {number} | selected slot by LRU",
+            f"[{number}] slot x: id  0 | task {number} | processing task, is_child = 0",
+            f"llama_model: dev{number} model buffer size = 1.0 MiB",
+        ):
+            reader.feed(line, 1.0)
+    assert len(reader._active) <= 1000
+    assert len(reader._chosen) <= 1000
+    assert len(list(reader.router)) <= 512
+    assert reader.facts.placement is not None
+    assert len(reader.facts.placement.buffers) <= 256
+
+
+def test_a_defect_of_the_reader_ends_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever we have not thought of: the line is counted, the next ones are read."""
+    log = tmp_path / "server.log"
+    log.write_text(f"{LAUNCH}\nboom\nboom\n{RELEASE}\n")
+    taken: list[object] = []
+    really = LogReader._read
+
+    def read(self: LogReader, *arguments: object) -> str:
+        if "boom" in str(arguments[0]):
+            raise ZeroDivisionError
+        return really(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LogReader, "_read", read)
+    follower = LogFollower(FileSource(log, from_start=True))
+    ended = threading.Event()
+    follower.subscribe(lambda request: (taken.append(request), ended.set())[0])  # type: ignore[func-returns-value]
+    follower.start()
+    assert ended.wait(60)
+    counts = follower.snapshots()[0].log
+    follower.stop()
+    assert len(taken) == 1
+    assert counts is not None
+    assert counts.lines["malformed"] == 2
+    assert caplog.text.count("could not be read; further ones are only counted") == 1
+
+
+# -- who asks us ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    monkeypatch.setattr("llamatel.export.metrics_endpoint._SCRAPER_TIMEOUT_S", 1.0)
+    made = MetricsEndpoint("127.0.0.1", 0, ScrapeRegistry())
+    port = re.search(r":(\d+)/", made.url)
+    assert port is not None
+    yield made.url, int(port.group(1))
+    made.close()
+
+
+def serving() -> int:
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def test_many_connections_that_say_nothing_shut_nobody_out(endpoint: tuple[str, int]) -> None:
+    url, port = endpoint
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
+    for each in idle:
+        each.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+    assert urllib3.PoolManager().request("GET", url, timeout=60, retries=False).status == 200
+    # The oldest have given way: they are closed, without an answer.
+    assert idle[0].recv(100) == b""
+    for each in idle:
+        each.close()
+
+
+def test_a_request_that_drips_is_ended(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=0.1) as dripping:
+        dripping.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+        until = time.monotonic() + 60
+        over = False
+        while not over and time.monotonic() < until:
+            try:
+                dripping.sendall(b"x")
+                over = dripping.recv(100) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                over = True
+        assert over
+    assert capfd.readouterr().err == ""
+
+
+def test_who_hangs_up_leaves_no_traceback(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (b"", b"GET", b"GET /metrics HTTP/1.0\r\n", b"\x00\xff\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=10) as rude:
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+            rude.sendall(words)
+    until = time.monotonic() + 60
+    while serving() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not serving()
+    assert capfd.readouterr().err == ""
