@@ -28,6 +28,7 @@ from tests.parts import (
 )
 from tests.parts.processes import SESSION_MARK
 from tests.recording import Recording
+from tests.servers import BACKENDS, choose_backend, without_settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -80,6 +81,18 @@ def llama_server_binary(request: pytest.FixtureRequest) -> Path:
 def llama_cpp(request: pytest.FixtureRequest) -> None:
     """llama-cpp-python: ``import llama_cpp`` works in the test, and in programs that this Python runs."""
     _get(request, llama_cpp_python)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """What ServerManager takes: one llama.cpp server after the other."""
+    return choose_backend(request)
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``without_settings``, for the time of a test."""
+    without_settings(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import promql_parser as promql
+
 from llamatel_dashboards.published import dashboards
 
 WINDOW = "1m"
@@ -79,3 +81,10 @@ def variable_queries() -> Iterator[tuple[str, str, str]]:
                 found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
                 assert found is not None, variable
                 yield variable["name"], found[1], found[2]
+
+
+def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
+    """Name and matched labels of each selector in a query; raises ValueError if it is no PromQL."""
+    promql.parse(expr)
+    for name, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expr):
+        yield name, set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers))

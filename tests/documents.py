@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from llamatel.cli.main import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = ("sh", "bash", "console", "shell", "python")
@@ -135,3 +139,25 @@ def llamatel_commands(block: Block) -> Iterator[list[str]]:
                 command = []
             else:
                 command.append(word)
+
+
+def complaint(words: list[str]) -> str | None:
+    """What is wrong with a llamatel command line; None if nothing is."""
+    command: click.Command = cli
+    words = words[: words.index("--")] if "--" in words else words
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None:
+            return f"there is no {words[0]}"
+        command, words = found, words[1:]
+    unknown = [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in _flags(command)]
+    return f"{command.name} has no {', '.join(unknown)}" if unknown else None
+
+
+def _flags(command: click.Command) -> set[str]:
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)} | {
+        "-h",
+        "--help",
+        "--version",
+    }

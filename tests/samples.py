@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from llamatel.collectors import Collector
+from llamatel.metrics import Kind, table
 from llamatel.model.shape import LayerShape, ModelShape, Weights
 from llamatel.records import (
     Completion,
@@ -128,3 +131,16 @@ def model_snapshot(**changes: Any) -> ServerSnapshot:
 def snapshot(*servers: ServerSnapshot, **changes: Any) -> Snapshot:
     """A snapshot of these servers, or of one that is up."""
     return dataclasses.replace(Snapshot(BEGAN, servers or (server_snapshot(),)), **changes)
+
+
+def samples_of(collector: Collector, record: Completion | Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Value and attributes of each sample, by metric; checked against the table. A count's beginning is left out."""
+    rows = table()
+    found: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    made = collector.on_completion(record) if isinstance(record, Completion) else collector.on_snapshot(record)
+    for sample in made:
+        assert set(sample.attributes) <= set(rows[sample.metric].attributes)
+        if rows[sample.metric].kind is Kind.COUNTER and sample.value == 0:
+            continue
+        found.setdefault(sample.metric, []).append((sample.value, sample.attributes))
+    return found

@@ -27,14 +27,10 @@ from llamatel.records import ObservedRequest, ServerInfo
 from tests.attached import Unmanaged, attached, unmanaged
 from tests.parts import MissingPart, wait_until
 from tests.parts.forwarder import Forwarder
-from tests.servers import without_settings
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 KEY = "sk-very-secret-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 @pytest.fixture

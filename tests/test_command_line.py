@@ -10,15 +10,11 @@ import pytest
 from llamatel.errors import UsageError
 from llamatel.llama.access import read_api_key
 from llamatel.llama.launch.command_line import CommandLine, build
-from tests.servers import without_settings
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 KEY = "sk-very-secret-0123456789"
 ALWAYS = ("--host", "127.0.0.1", "--port", "8090", "--metrics", "--log-prefix", "--log-timestamps")
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 def line(model: str | Path | None = None, **arguments: Any) -> CommandLine:

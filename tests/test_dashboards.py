@@ -6,16 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-import promql_parser as promql
 import pytest
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
 from llamatel.prometheus_names import prometheus_label, prometheus_series
 from llamatel_dashboards.published import dashboards
-from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, variable_queries
+from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
 
 VARIABLES = ["datasource", "job", "instance", "server", "port", "model", "ttft_objective", "tpot_objective"]
 OFF_PANEL = {
@@ -31,13 +29,6 @@ SERIES = prometheus_series()
 def labels_of(row: Metric) -> set[str]:
     """Labels that a series of a metric may have in Prometheus."""
     return {"job", "instance", "le", *map(prometheus_label, (*SERVER_ATTRIBUTES, *row.attributes))}
-
-
-def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
-    """Name and matched labels of each selector in a query; raises ValueError if it is no PromQL."""
-    promql.parse(expr)
-    for name, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expr):
-        yield name, set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers))
 
 
 def test_the_json_is_fresh() -> None:

@@ -27,7 +27,7 @@ from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.prometheus_names import prometheus_series
 from llamatel.records import ClientCall, Outcome, Placement, RequestGpu
-from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, variable_queries
+from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, selectors, variable_queries
 from tests.load import Answer, Clients, completion, mixed_load
 from tests.nvml import Recorded
 from tests.parts import Prometheus, free_port, wait_until
@@ -35,7 +35,6 @@ from tests.parts.processes import Child
 from tests.samples import BEGAN, SERVER, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.samples import completion as record
 from tests.telemetry import Telemetry, telemetry
-from tests.test_dashboards import selectors
 
 pytestmark = pytest.mark.slow
 

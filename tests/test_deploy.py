@@ -19,11 +19,10 @@ import yaml
 
 from llamatel.prometheus_names import prometheus_series
 from llamatel_dashboards import published
-from tests.documents import ROOT
+from tests.documents import ROOT, complaint
 from tests.load import Clients, completion
 from tests.parts import free_port, wait_until
 from tests.parts.processes import Child
-from tests.test_docs import complaint
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from llamatel.cli.main import VERBS, cli
-from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, documents, llamatel_commands, script
+from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, complaint, documents, llamatel_commands, script
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in documents()]
 UNMARKED = ("README.md", "CONTRIBUTING.md")
@@ -68,28 +68,6 @@ def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path, r
         timeout=240,
     )
     assert done.returncode == 0, f"{page}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-
-
-def _flags(command: click.Command) -> set[str]:
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)} | {
-        "-h",
-        "--help",
-        "--version",
-    }
-
-
-def complaint(words: list[str]) -> str | None:
-    """What is wrong with a llamatel command line; None if nothing is."""
-    command: click.Command = cli
-    words = words[: words.index("--")] if "--" in words else words
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(click.Context(command), words[0])
-        if found is None:
-            return f"there is no {words[0]}"
-        command, words = found, words[1:]
-    unknown = [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in _flags(command)]
-    return f"{command.name} has no {', '.join(unknown)}" if unknown else None
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,24 +14,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llamatel.llama.log.clock import LogClock
 from llamatel.llama.log.line import split_line
 from llamatel.llama.log.line_buffer import LineBuffer
-from llamatel.llama.log.reader import LogReader
-from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
+from llamatel.records import Completion, Outcome
+from tests.golden.reading import LOGS, ZERO, log_lines, read, reading, timed
 
-LOGS = Path(__file__).parent / "golden" / "logs"
 NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
 MIXED = [name for name in NAMES if json.loads((LOGS / f"{name}.json").read_text())["scenario"] == "mixed"]
-ZERO = 1_790_000_000.0
-SERVER = ServerInfo("127.0.0.1", 8090, model="tiny")
 ROUNDING_MS = 0.005 + 1e-9
 
 # What a client cannot see in its one answer: it asked for several things at once, or the server never knew it left.
@@ -43,47 +38,10 @@ IN_LOG: dict[str, list[str]] = {
 }
 
 
-class Reading(NamedTuple):
-    completions: list[Completion]
-    counts: LogCounts
-    reader: LogReader
-
-
 @cache
 def truth(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((LOGS / f"{name}.json").read_text())
     return found
-
-
-@cache
-def log_lines(name: str) -> tuple[str, ...]:
-    buffer = LineBuffer()
-    return tuple(buffer.feed((LOGS / f"{name}.log").read_bytes()) + buffer.flush())
-
-
-def timed(lines: Iterable[str]) -> list[tuple[str, float]]:
-    """Each line with the Unix time at which a reader that is always in time reads it."""
-    at, out = 0.0, []
-    for line in lines:
-        stamp = split_line(line).time
-        at = at + 1e-4 if stamp is None else stamp
-        out.append((line, ZERO + at))
-    return out
-
-
-def read(lines: Iterable[tuple[str, float]]) -> Reading:
-    reader = LogReader(SERVER, LogClock())
-    completions: list[Completion] = []
-    now = ZERO
-    for line, now in lines:
-        completions.extend(reader.feed(line, now))
-    completions.extend(reader.abort(now, "the server is gone"))
-    return Reading(completions, reader.counts(), reader)
-
-
-@cache
-def reading(name: str) -> Reading:
-    return read(timed(log_lines(name)))
 
 
 def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
 from llamatel.gpu.source import GpuSource
 from llamatel.records import Completion, DeviceSnapshot, RequestGpu, Snapshot
+from tests.golden.reading import reading
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, SERVER, completion, server_snapshot
-from tests.test_golden_logs import reading
 
 
 def curve(*points: tuple[float, float]) -> EnergyCurve:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.poll.http import ServerClient, base_url, parse_counters
 from tests.parts import Child, free_port
-from tests.servers import ask, without_settings
+from tests.servers import ask
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 KEY = "sk-very-secret-0123456789"
 
@@ -29,11 +31,6 @@ class Running:
         argv: list[str | Path] = [program, "-m", model, "--port", str(self.port), "-t", "1", *flags]
         self.child = Child(argv, folder / "server.log", {} if key is None else {"LLAMA_API_KEY": key})
         self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +17,14 @@ from opentelemetry.sdk.metrics.export import (
     Metric as SdkMetric,
 )
 
-from llamatel.collectors import Collector, Sample
+from llamatel.collectors import Sample
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS, Kind, table
-from llamatel.records import Completion, Outcome, ServerInfo, Snapshot
+from llamatel.records import Outcome, ServerInfo
 from llamatel_collectors.requests import RequestsCollector
 from llamatel_collectors.server import ServerCollector
 from llamatel_collectors.tokens import TokensCollector
-from tests.samples import SERVER, completion, cut_short, server_snapshot, snapshot
+from tests.samples import SERVER, completion, cut_short, samples_of, server_snapshot, snapshot
 
 ABOUT_SERVER = {"server.address": "127.0.0.1", "server.port": 8090, "gen_ai.request.model": "tiny"}
 Points = dict[str, list[tuple[dict[str, Any], float]]]
@@ -185,19 +185,6 @@ def test_a_snapshot_that_fails_is_not_tried_for_every_instrument(
     assert measured.points() == {}
     assert measured.taken == 1
     assert len(caplog.records) == 1
-
-
-def samples_of(collector: Collector, record: Completion | Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-    """Value and attributes of each sample, by metric; checked against the table. A count's beginning is left out."""
-    rows = table()
-    found: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
-    made = collector.on_completion(record) if isinstance(record, Completion) else collector.on_snapshot(record)
-    for sample in made:
-        assert set(sample.attributes) <= set(rows[sample.metric].attributes)
-        if rows[sample.metric].kind is Kind.COUNTER and sample.value == 0:
-            continue
-        found.setdefault(sample.metric, []).append((sample.value, sample.attributes))
-    return found
 
 
 GEN_AI = {"gen_ai.operation.name": "generate_content", "gen_ai.provider.name": "llama.cpp"}

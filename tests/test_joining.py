@@ -190,6 +190,24 @@ def test_a_cancelled_call_is_linked_if_times_leave_one() -> None:
     assert bench.run(completion(task=1), calls=(call,)) == {1: NOBODY}
 
 
+def test_a_request_that_was_cancelled_long_before_the_call_is_anothers() -> None:
+    bench = Bench()
+    call = bench.call(outcome=Outcome.CANCELLED, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
+    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: NOBODY}
+
+
+def test_a_failed_call_may_end_long_after_its_request() -> None:
+    bench = Bench()
+    call = bench.call(outcome=Outcome.ERROR, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
+    assert bench.run(cut_short(Outcome.ERROR, task=1), calls=(call,)) == {1: Origin(candidates=(call,))}
+
+
+def test_a_call_for_vectors_is_no_request_that_generated() -> None:
+    bench = Bench()
+    call = bench.call(operation="embeddings", output_tokens=None, **UNTIMED)
+    assert bench.run(completion(task=1), calls=(call,)) == {1: NOBODY}
+
+
 def test_a_failed_call_is_linked_to_what_failed() -> None:
     bench = Bench()
     call = bench.call(outcome=Outcome.ERROR, error_type="server_error", output_tokens=None, **UNTIMED)

@@ -24,23 +24,15 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome, ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
-from tests.servers import BACKENDS, ask, ask_at_once, choose_backend, without_settings
+from tests.servers import ask, ask_at_once
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 ROUNDING = 5243
 """Half of 0.01 MiB: what a figure of the log may be off."""
 WAIT_S = 30.0
 
 Start = Callable[..., ServerManager]
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return choose_backend(request)
 
 
 @pytest.fixture

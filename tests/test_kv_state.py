@@ -23,8 +23,7 @@ from llamatel_collectors.kv_cache import KvCacheCollector
 from llamatel_collectors.model import ModelCollector
 from llamatel_collectors.prompt_cache import PromptCacheCollector
 from llamatel_collectors.slots import SlotsCollector
-from tests.samples import known_snapshot, server_snapshot, snapshot
-from tests.test_instruments import samples_of
+from tests.samples import known_snapshot, samples_of, server_snapshot, snapshot
 
 LOGS = Path(__file__).parent / "golden" / "logs"
 MIB = 1 << 20
@@ -202,6 +201,37 @@ def test_a_window_is_never_more_than_full() -> None:
     assert used(100) == 100 * per_token
     assert used(4096) == dense.total_bytes + window.total_bytes
     assert used(2048) == dense.total_bytes // 2 + window.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("kinds", "speculative", "times"),
+    [
+        (("draft-mtp",), (True, True), 2),
+        (("draft-mtp",), (False, False), 1),
+        (("ngram-simple",), (True, True), 1),
+        (("draft-mtp",), (True, False), None),
+        (("draft-mtp",), (None, None), None),
+        (("draft-mtp",), (True, None), None),
+    ],
+)
+def test_the_cache_that_drafts_is_filled_only_where_something_drafts(
+    kinds: tuple[str, ...], speculative: tuple[bool | None, ...], times: int | None
+) -> None:
+    loaded = model("-c 1024 -np 2")
+    assert loaded.plan is not None
+    assert loaded.settings is not None
+    own = loaded.plan.parts
+    plan = replace(loaded.plan, parts=(*own, *(replace(part, drafting=True) for part in own)))
+    drafting = replace(loaded, plan=plan, settings=replace(loaded.settings, spec_types=kinds))
+    facts = facts_of("initializing, n_slots = 2, n_ctx_slot = 512, kv_unified = 'false'")
+    slots = [
+        SlotState(0, True, 512, 100, speculative=speculative[0]),
+        SlotState(1, False, 512, 28, speculative=speculative[1]),
+    ]
+    alone = kv_cache_state(facts, slots, loaded).used_bytes
+    used = {} if times is None else {part: times * size for part, size in alone.items()}
+    assert alone
+    assert kv_cache_state(facts, slots, drafting).used_bytes == used
 
 
 def test_what_is_not_known_is_absent() -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.parts import wait_until
-from tests.servers import BACKENDS, choose_backend, gone, without_settings
+from tests.servers import gone
 
 START = """
 import os, signal, sys, threading, time
 from llamatel.llama import ServerManager
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 backend, model = sys.argv[1:3]
 server = ServerManager(backend=backend, restart="on-failure").start_server(model, port=0, extra_args=["-t", "1"])
 server.wait_until_ready(60)
@@ -28,16 +30,6 @@ print(server.info.pid, flush=True)
 WAIT = "while True: time.sleep(1)\n"
 SOON = 10.0
 """Two seconds are promised; a busy machine gets more."""
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return choose_backend(request)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 class Owner:

@@ -21,15 +21,12 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome, RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
-from tests.servers import LONG, ask, without_settings
+from tests.servers import LONG, ask
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 FLAGS = ("-np", "2", "-c", "8192", "-t", "1")
 MODELS = {"a", "b", "c"}
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 @pytest.fixture(scope="session")

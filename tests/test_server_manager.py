@@ -27,21 +27,13 @@ from llamatel.llama.log.failure import failure_line
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.records import Completion, Outcome
 from tests.parts import free_port, wait_until
-from tests.servers import BACKENDS, ask, ask_at_once, choose_backend, descriptors, gone, script, without_settings
+from tests.servers import ask, ask_at_once, descriptors, gone, script
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 ENDED = (0, -signal.SIGTERM)
 """Exit status of one that was asked to end; by the signal where it was not quite ready to handle it (the wheel's)."""
 KEY = "sk-very-secret-0123456789"
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return choose_backend(request)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_settings(monkeypatch)
 
 
 class Servers:

@@ -1,0 +1,55 @@
+"""The recorded logs, as the log reader reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.line import split_line
+from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.reader import LogReader
+from llamatel.records import Completion, LogCounts, ServerInfo
+
+LOGS = Path(__file__).parent / "logs"
+ZERO = 1_790_000_000.0
+SERVER = ServerInfo("127.0.0.1", 8090, model="tiny")
+
+
+class Reading(NamedTuple):
+    completions: list[Completion]
+    counts: LogCounts
+    reader: LogReader
+
+
+@cache
+def log_lines(name: str) -> tuple[str, ...]:
+    buffer = LineBuffer()
+    return tuple(buffer.feed((LOGS / f"{name}.log").read_bytes()) + buffer.flush())
+
+
+def timed(lines: Iterable[str]) -> list[tuple[str, float]]:
+    """Each line with the Unix time at which a reader that is always in time reads it."""
+    at, out = 0.0, []
+    for line in lines:
+        stamp = split_line(line).time
+        at = at + 1e-4 if stamp is None else stamp
+        out.append((line, ZERO + at))
+    return out
+
+
+def read(lines: Iterable[tuple[str, float]]) -> Reading:
+    reader = LogReader(SERVER, LogClock())
+    completions: list[Completion] = []
+    now = ZERO
+    for line, now in lines:
+        completions.extend(reader.feed(line, now))
+    completions.extend(reader.abort(now, "the server is gone"))
+    return Reading(completions, reader.counts(), reader)
+
+
+@cache
+def reading(name: str) -> Reading:
+    return read(timed(log_lines(name)))
