@@ -18,7 +18,7 @@ from llamatel.gpu.ceilings import decode_bytes
 from llamatel.llama.gguf import parse_gguf_header
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.plan.cache import cache_plan
-from llamatel.plan.settings import parse_server_flags
+from llamatel.plan.command_line import parse_server_flags
 
 _MIB = 1 << 20
 

@@ -19,11 +19,11 @@ from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.from_config import shape_from_config
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
+from llamatel.plan.command_line import parse_server_flags
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
 from llamatel.plan.measure import find_program, measure
 from llamatel.plan.report import PlanReport, make_report
 from llamatel.plan.server_flags import overlooked
-from llamatel.plan.settings import parse_server_flags
 
 _FLAGS = {
     "ctx_size": "-c",

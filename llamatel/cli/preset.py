@@ -11,8 +11,8 @@ from llamatel.errors import UsageError
 from llamatel.llama.gguf import parse_gguf_header
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.plan.advice import devices_in_words
+from llamatel.plan.command_line import given_settings, parse_server_flags
 from llamatel.plan.presets import PRESETS, choose
-from llamatel.plan.settings import given_settings, parse_server_flags
 
 _FIELDS = {"cache-type-k": "cache_type_k", "cache-type-v": "cache_type_v", "flash-attn": "flash_attn"}
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from llamatel.errors import UsageError
 from llamatel.plan.cache import cache_plan
+from llamatel.plan.command_line import parse_server_flags
 from llamatel.plan.devices import CONTEXT_MIB, Device
 from llamatel.plan.memory import memory_plan
-from llamatel.plan.settings import ServerSettings, parse_server_flags
+from llamatel.plan.settings import ServerSettings
 from llamatel.records import DeviceSnapshot, ServerSnapshot
 
 _CONTEXT = CONTEXT_MIB << 20

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePlan
+from llamatel.plan.command_line import describe
 from llamatel.plan.devices import Device
 from llamatel.plan.memory import MemoryPlan, balanced, largest_context, memory_plan
-from llamatel.plan.settings import ServerSettings, describe
+from llamatel.plan.settings import ServerSettings
 
 
 def devices_in_words(devices: Sequence[Device]) -> str:

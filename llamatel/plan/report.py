@@ -9,6 +9,7 @@ from typing import Any
 from llamatel.model.shape import ModelShape
 from llamatel.plan.advice import Facts, advise
 from llamatel.plan.cache import CachePlan, cache_plan
+from llamatel.plan.command_line import describe
 from llamatel.plan.devices import Device
 from llamatel.plan.estimates import COMPUTE_ERROR
 from llamatel.plan.measure import Measured
@@ -23,7 +24,7 @@ from llamatel.plan.memory import (
     most_slots,
 )
 from llamatel.plan.server_flags import Overlooked
-from llamatel.plan.settings import ServerSettings, describe
+from llamatel.plan.settings import ServerSettings
 
 TABLE_TYPES = ("f16", "q8_0", "q4_0")
 _TABLE_CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)

@@ -1,7 +1,7 @@
 """llama-server's flags, as its ``--help`` of October 2026 has them: which of them a plan leaves out of account.
 
-What a plan counts stands in ``settings``. Most other flags allocate nothing, and are passed over in silence; some do,
-and a misspelt one would leave a plan for other settings than meant: those are named.
+What a plan counts stands in ``command_line``. Most other flags allocate nothing, and are passed over in silence; some
+do, and a misspelt one would leave a plan for other settings than meant: those are named.
 """
 
 from __future__ import annotations

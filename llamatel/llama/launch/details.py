@@ -20,7 +20,7 @@ from llamatel.llama.log.facts import ServerFacts
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slot_watch import Activity, SlotsNow, SlotWatch
 from llamatel.model.shape import ModelShape
-from llamatel.plan.settings import given_settings
+from llamatel.plan.command_line import given_settings
 from llamatel.records import KvCacheState, SlotState
 
 _PROPS_S = 0.5

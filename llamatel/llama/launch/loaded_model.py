@@ -14,7 +14,8 @@ from llamatel.llama.log.facts import ServerFacts
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import cache_plan
-from llamatel.plan.settings import ServerSettings, parse_server_flags
+from llamatel.plan.command_line import parse_server_flags
+from llamatel.plan.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
