@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,33 @@ def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[...,
         assert (state.up, state.counters["tokens_predicted_total"]) == (True, 6)
         os.kill(server.child.pid, signal.SIGCONT)
         assert fleet.wait(lambda state: not state.stale).up
+
+
+@pytest.mark.parametrize(
+    ("status", "up", "line"),
+    [
+        (404, None, "no llama.cpp server, or one behind another path"),
+        (500, None, "see its log"),
+        (502, False, "what stands in front of it finds no server"),
+    ],
+)
+def test_somebody_else_answers(status: int, up: bool | None, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A web server, or a proxy without a server behind it: neither is a llama.cpp that is up."""
+    refusing = type("Refusing", (BaseHTTPRequestHandler,), {})
+    refusing.do_GET = lambda self: self.send_error(status)  # type: ignore[attr-defined]
+    refusing.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), refusing) as web:
+        serving = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02})
+        serving.start()
+        url = f"http://127.0.0.1:{web.server_address[1]}"
+        try:
+            with attached(url) as fleet:
+                state = fleet.wait(lambda _: True)
+        finally:
+            web.shutdown()
+            serving.join()
+    assert (state.up, state.state, state.counters, state.slots) == (up, None, {}, None)
+    assert [record.getMessage() for record in caplog.records] == [f"{url} answered {status}: {line}"]
 
 
 def test_a_wrong_key_is_one_clear_line(

@@ -28,6 +28,8 @@ _SLOW_S = 1.0
 _AFAR_S = 10.0
 """Pause for a server that is down and takes longer than ``_SLOW_S`` to say so: it must not hold up the others."""
 _LATE_S = 10.0
+_NOBODY_BEHIND = (502, 504)
+_NOBODY = "what stands in front of it finds no server"
 
 
 class ServerPoller:
@@ -155,11 +157,12 @@ class ServerPoller:
             self._gone()
             self._publish(up=False, state="starting")
         elif error.status is not None:
-            # It answers, and refuses: up, and nothing more is known.
+            # Only 401 is llama.cpp's own; else somebody answers of whom nothing is known, or who finds nobody.
             self._refused = error.status
             self._say_refusal(error.status)
             self._gone()
-            self._publish(up=True, state=None)
+            up = {401: True}.get(error.status, False if error.status in _NOBODY_BEHIND else None)
+            self._publish(up=up, state=None)
         elif error.busy and self._breathes(now):
             self._publish(up=True, state="ready", stale=True)
         else:
@@ -187,7 +190,7 @@ class ServerPoller:
         if self._router is not None:
             self._router.gone()
 
-    def _publish(self, *, up: bool, state: str | None, stale: bool = False) -> None:
+    def _publish(self, *, up: bool | None, state: str | None, stale: bool = False) -> None:
         if self._router is not None:
             own = ServerSnapshot(self.info, up=up, state=state, stale=stale)
             self._snapshots = (
@@ -203,6 +206,8 @@ class ServerPoller:
             401: "the API key is missing or wrong: use --api-key-file",
             403: "what stands in front of it forbids it",
             404: "no llama.cpp server, or one behind another path",
+            502: _NOBODY,
+            504: _NOBODY,
         }
         return f"{self._client.base_url} answered {status}: {hints.get(status, 'see its log')}"
 
