@@ -18,6 +18,7 @@ from llamatel.explore.matrices import matrices
 from llamatel.llama.gguf.header import GGUFHeader
 from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.report import ModelReport, report_of
+from llamatel.models import tiny_model
 from tests.explored import write_strong
 
 pytestmark = pytest.mark.usefixtures("llama_cpp")
@@ -156,6 +157,7 @@ def test_a_model_of_another_kind_is_reported_with_what_it_lacks(here: Path, caps
     ("arguments", "message"),
     [
         (["nowhere.gguf"], "there is no such file"),
+        (["models"], "models holds several models; name one of: models/a.gguf, models/b.gguf"),
         (["tiny", "heads", "--layers", "7"], "has layers 0 to 2, not 7"),
         (["tiny", "heads", "--layers", "x"], "--layers takes numbers and ranges"),
         (["tiny", "attention", "--rows", "5"], "--rows takes FROM-TO"),
@@ -169,8 +171,20 @@ def test_a_model_of_another_kind_is_reported_with_what_it_lacks(here: Path, caps
 def test_mistakes_end_with_one_line(
     arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (here / "models").mkdir()
+    for name in ("a", "b"):
+        (here / "models" / f"{name}.gguf").write_bytes(tiny_model().read_bytes())
     assert main(["explore", *arguments]) == 2
     said = capsys.readouterr()
     assert re.search(message, said.err)
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+def test_an_incomplete_file_is_said_to_be_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "cut.gguf").write_bytes(tiny_model().read_bytes()[:200_000])
+    assert main(["explore", "cut.gguf", "heads"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"llamatel: error: cut.gguf: [\d,]+ bytes of the tensors' data are missing: .*\n", said)
+    assert main(["explore", "cut.gguf", "structure", "--out", "."]) == 0
+    assert "cut_grouping.png" in capsys.readouterr().out

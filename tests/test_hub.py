@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.errors import GGUFError, UsageError
+from llamatel.errors import GGUFError, HubUnreachable, UsageError
 from llamatel.llama.gguf import GGUFHeader, Metadata
 from llamatel.llama.gguf.found import Choices, Model, ModelConfig, quant_of
 from llamatel.llama.gguf.hub import Hub
@@ -242,7 +242,7 @@ def test_a_hub_that_refuses(hub: HubServer, status: int, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_server_that_refuses_or_is_not_there(hub: HubServer) -> None:
+def test_a_server_that_refuses_or_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.refuse = 403
     with pytest.raises(GGUFError, match="the server does not give it to us"):
         read_reference(f"{hub.files}/org/many/model-Q4_K_M.gguf")
@@ -254,8 +254,11 @@ def test_a_server_that_refuses_or_is_not_there(hub: HubServer) -> None:
         port = unused.getsockname()[1]
         with pytest.raises(GGUFError, match=r"cannot be fetched: .*refused"):
             read_reference(f"http://127.0.0.1:{port}/x.gguf")
-        with pytest.raises(GGUFError, match="the Hub cannot be asked: "):
+        with pytest.raises(HubUnreachable, match="the Hub cannot be asked: "):
             Hub(f"http://127.0.0.1:{port}").choose("org/many")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+        with pytest.raises(HubUnreachable, match="models/gone: there is no such file here, and the Hub cannot"):
+            read_reference("models/gone")
     with pytest.raises(UsageError, match="is no address"):
         read_reference("http://[::1/x.gguf")
     with pytest.raises(GGUFError, match="cannot be fetched"):

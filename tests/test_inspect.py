@@ -234,6 +234,17 @@ def test_errors_are_a_line(arguments: list[str], code: int, message: str, capsys
     assert shown.out == ""
 
 
+def test_the_model_that_we_ship_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["inspect"], ["plan", "--device", "none"]):
+        assert main([*verb, "tiny"]) == 0
+        assert "GQA, 4 query heads to a KV head" in capsys.readouterr().out
+
+
+def test_no_name_is_not_this_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", ""]) == 2
+    assert "'' names no model" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_model_still_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.gguf"
     write = Writer()

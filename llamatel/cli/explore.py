@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamatel.cli.options import verbose_option
-from llamatel.errors import UsageError
+from llamatel.errors import GGUFError, UsageError
+from llamatel.llama.gguf.found import Choices
 from llamatel.llama.gguf.header import GGUFHeader
 from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.report import ModelReport, report_of
@@ -82,7 +83,9 @@ class Explore:
 
             _show(self.report, layers=True, tensors=False)
         if self.out is not None:
-            self._save(grouping_picture(self.report.shape, (self.request.layers or (None,))[0]))
+            self._save(
+                grouping_picture(self.report.shape, (self.request.layers or (None,))[0], Path(self.request.model).stem)
+            )
 
     def _heads(self) -> None:
         from llamatel.explore import head_scores
@@ -233,18 +236,20 @@ def _telling() -> Iterator[Callable[[str, int, int], None] | None]:
         yield lambda what, done, total: status.update(f"{what} {done}/{total}" if total > 1 else what)
 
 
-def _model(name: str) -> tuple[str, ModelReport, bool]:
+def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
     """The file, what its header says, whether it is the one that llamatel ships."""
-    from llamatel.models import tiny_model
-
-    shipped = name == "tiny" and not Path(name).exists()
-    path = str(tiny_model()) if shipped else name
-    if not Path(path).is_file():
+    there = Path(name).expanduser().exists()
+    if not there and name != "tiny":
         raise UsageError(f"{name}: there is no such file; give a GGUF on this machine, or tiny for the one we ship")
-    header = read_reference(path)
+    header = read_reference(name)
+    if isinstance(header, Choices):
+        raise UsageError(header.question)
     if not isinstance(header, GGUFHeader):
         raise UsageError(f"{name} is no GGUF: llama.cpp has to run it")
-    return path, report_of(header, path), shipped
+    if header.missing_bytes and part not in ("structure", "what-if"):
+        missing = f"{header.missing_bytes:,} bytes of the tensors' data are missing: a download that broke off?"
+        raise GGUFError(missing, path=header.path)
+    return str(header.path), report_of(header, str(header.path)), not there
 
 
 @click.command("explore")
@@ -278,7 +283,7 @@ def command(model: str, part: str, **values: Any) -> None:
     """
     from llamatel.explore import CaptureRequest
 
-    path, report, shipped = _model(model)
+    path, report, shipped = _model(model, part)
     prompt, repeat, chat, generate = (values[name] for name in ("prompt", "repeat", "chat", "generate"))
     if prompt is not None and repeat is not None:
         raise UsageError("give --prompt or --repeat, not both")

@@ -81,7 +81,7 @@ def command(model: str, layers: bool, tensors: bool, as_json: bool) -> None:
     """What a model is: attention, KV cache, parameters, tokenizer. Reads its header only.
 
     MODEL is a GGUF file, a folder, an address (https://.../x.gguf), or on the Hugging Face Hub org/repo,
-    org/repo:Q4_K_M or hf://org/repo/file.gguf; or a config.json.
+    org/repo:Q4_K_M or hf://org/repo/file.gguf; a config.json; or tiny: the model that llamatel ships.
     """
     with fetching(model) as progress:
         found = read_reference(model, progress=progress)

@@ -55,8 +55,7 @@ def _shape(reference: str) -> tuple[str, ModelShape]:
     with fetching(reference) as progress:
         found = read_reference(reference, progress=progress)
     if isinstance(found, Choices):
-        names = ", ".join(found.reference(choice) for choice in found.choices) or "none"
-        raise UsageError(f"{reference} holds several models; name one of: {names}")
+        raise UsageError(found.question)
     if isinstance(found, GGUFHeader):
         return Path(found.path).name, shape_from_gguf(found)
     return found.name, shape_from_config(found.config)

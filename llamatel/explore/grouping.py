@@ -13,8 +13,11 @@ _DIMENSIONS = 20
 _WIDEST = 64
 
 
-def grouping_picture(shape: ModelShape, layer: int | None = None) -> Picture:
-    """Query heads above, KV heads below, joined: for one layer, by default the first that attends."""
+def grouping_picture(shape: ModelShape, layer: int | None = None, name: str | None = None) -> Picture:
+    """Query heads above, KV heads below, joined: for one layer, by default the first that attends.
+
+    ``name`` is the file's, in the picture's own file name; by default the architecture's.
+    """
     attending = [each for each in shape.trunk if each.attends and each.heads and each.kv_heads]
     chosen = [each for each in attending if layer is None or each.index == layer]
     if not chosen:
@@ -44,7 +47,7 @@ def grouping_picture(shape: ModelShape, layer: int | None = None) -> Picture:
     quiet(axes)
     axes.spines[:].set_visible(False)
     axes.set_title(f"{shape.name or shape.architecture}, layer {found.index}: {shape.attention}", fontsize=9, color=INK)
-    return Picture(figure, "Which query heads read which KV head", f"{shape.architecture}_grouping")
+    return Picture(figure, "Which query heads read which KV head", f"{name or shape.architecture}_grouping")
 
 
 def keys_picture(

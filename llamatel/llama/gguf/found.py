@@ -51,6 +51,12 @@ class Choices:
             return f"{self.name}:{choice.quant}"
         return f"hf://{self.name}/{choice.path}"
 
+    @property
+    def question(self) -> str:
+        """One line that says what there is to choose from."""
+        names = ", ".join(self.reference(choice) for choice in self.choices)
+        return f"{self.name} holds several models; name one of: {names}"
+
 
 Model = GGUFHeader | ModelConfig | Choices
 """What a reference leads to."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llamatel.errors import GGUFError, UsageError
+from llamatel.errors import GGUFError, HubUnreachable, UsageError
 from llamatel.llama.gguf.found import MAX_CONFIG, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.llama.gguf.splits import parse_gguf_header, read_model
+from llamatel.models import tiny_model
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB = re.compile(
@@ -21,23 +22,29 @@ _HUB_PAGE = re.compile(rf"/(?P<repo>{_NAME}/{_NAME})/(?:blob|resolve)/(?P<revisi
 def read_reference(reference: str, *, progress: Callable[[int], None] | None = None) -> Model:
     """The header, tensors included, or the configuration that ``reference`` names; or what there is to choose from.
 
-    A file (``.gguf``, ``config.json``) or folder; ``org/repo``, ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with
-    ``@revision`` behind the repository; ``https://.../x.gguf``. ``progress`` is called with the bytes of each step that
-    come over the network. Raises GGUFError, and UsageError for what is none of these.
+    A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
+    ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` behind the repository; ``https://.../x.gguf``.
+    ``progress`` is called with the bytes of each step that come over the network. Raises GGUFError, and UsageError for
+    what is none of these.
     """
     if reference.startswith(("http://", "https://")):
         return _address(reference, progress)
     if reference.startswith("hf://"):
         return _hub(reference.removeprefix("hf://"), reference, progress)
     path = Path(reference).expanduser()
-    if path.is_dir():
+    if reference == "tiny" and not path.exists():
+        path = tiny_model()
+    if reference and path.is_dir():
         return _folder(path)
     if path.suffix == ".json":
         return ModelConfig(str(path), parse_config(_read_text(path), str(path)))
     # Two plain words may name a repository, but a file that is there, or must be one by its name, comes first.
-    if path.exists() or reference.startswith((".", "/", "~")) or reference.endswith(".gguf"):
+    if (reference and path.exists()) or reference.startswith((".", "/", "~")) or reference.endswith(".gguf"):
         return parse_gguf_header(path, read_tensors=True)
-    return _hub(reference, reference, progress)
+    try:
+        return _hub(reference, reference, progress)
+    except HubUnreachable as error:
+        raise HubUnreachable(f"there is no such file here, and {error.message}", path=error.path) from error
 
 
 def _address(url: str, progress: Callable[[int], None] | None) -> Model:
@@ -63,7 +70,8 @@ def _hub(name: str, reference: str, progress: Callable[[int], None] | None) -> M
     found = _HUB.fullmatch(name)
     if found is None:
         raise UsageError(
-            f"{reference!r} names no model: a file, org/repo, org/repo:Q4_K_M, hf://org/repo/file.gguf, or an address"
+            f"{reference!r} names no model: a file, org/repo, org/repo:Q4_K_M, hf://org/repo/file.gguf, an address, "
+            "or tiny"
         )
     hub = Hub(progress=progress)
     if found["file"] is not None:
