@@ -17,11 +17,11 @@ import pytest
 from tests.parts import wait_until
 from tests.servers import gone
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 START = """
 import os, signal, sys, threading, time
 from llamatel.llama import ServerManager
-
-pytestmark = pytest.mark.usefixtures("no_settings")
 backend, model = sys.argv[1:3]
 server = ServerManager(backend=backend, restart="on-failure").start_server(model, port=0, extra_args=["-t", "1"])
 server.wait_until_ready(60)
