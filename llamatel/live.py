@@ -32,9 +32,11 @@ _SERVERS = 256
 """Beyond so many those are forgotten that are not watched any more."""
 _KEPT = 2000
 """Requests that a server's percentiles are taken of."""
+_FRESH_S = 5.0
+"""Percentiles in the overview may be so old: they are what costs most where many servers are busy."""
 _WARNED_S = 600.0
 """A server that was warned of is in trouble for so long."""
-FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
+_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
 """What a client that goes away does not count to."""
 
 
@@ -61,15 +63,15 @@ class _Past:
         self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
         self.requests: deque[_Request] = deque(maxlen=_OWN)
         self.tally = Tally(keep=_KEPT)
-        self._summary = self.tally.summary()
+        self._summary, self._summary_at = self.tally.summary(), float("-inf")
         self.row: dict[str, Any] | None = None
         """Its line of the overview as it was last made, and the number of the last change."""
         self.row_number = 0
 
-    def summary(self) -> Summary:
-        """Of its requests; made anew only if one has ended since."""
-        if self._summary.requests != self.tally.requests:
-            self._summary = self.tally.summary()
+    def summary(self, at: float, *, fresh_s: float = 0.0) -> Summary:
+        """Of its requests; made anew only if one has ended since, and not so long after the last."""
+        if self._summary.requests != self.tally.requests and not 0 <= at - self._summary_at < fresh_s:
+            self._summary, self._summary_at = self.tally.summary(), at
         return self._summary
 
 
@@ -144,7 +146,7 @@ class Live:
             shared = {one[0]: one for one in self._requests} if whole else {}
             requests = sorted({**shared, **{one[0]: one for one in own}}.values(), key=lambda one: one[0])
             points = [point for number, point in past.points if number > since] if past is not None else []
-            summary = (self._tally if past is None else past).summary()
+            summary = self._tally.summary() if past is None else past.summary(snapshot.taken_at)
             document = {
                 "version": VERSION,
                 "taken_at": snapshot.taken_at,
@@ -184,7 +186,7 @@ class Live:
             place = state.server.place
             past = self._of(place)
             seen = place[0] is None or place[:2] in logged or past.tally.requests > 0
-            row = _row(key, state, past.summary() if seen else None, warned=place in warned)
+            row = _row(key, state, past if seen else None, snapshot.taken_at, warned=place in warned)
             if row != past.row:
                 past.row, past.row_number = row, self._next()
             lines.append((past.row_number, row))
@@ -218,11 +220,12 @@ def _point(at: float, state: ServerSnapshot) -> Point:
     )
 
 
-def _row(key: str, state: ServerSnapshot, summary: Summary | None, *, warned: bool) -> dict[str, Any]:
-    """A server's line of the overview. ``summary``: None where its requests are not seen."""
+def _row(key: str, state: ServerSnapshot, past: _Past | None, at: float, *, warned: bool) -> dict[str, Any]:
+    """A server's line of the overview. ``past``: None where its requests are not seen."""
     cache = state.kv_cache
     share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
-    late = None if summary is None else summary.time_to_first_token.p95
+    late = None if past is None else past.summary(at, fresh_s=_FRESH_S).time_to_first_token.p95
+    outcomes = None if past is None else past.tally.outcomes()
     down = state.up is False and state.state != "starting"
     return {
         "key": key,
@@ -236,8 +239,8 @@ def _row(key: str, state: ServerSnapshot, summary: Summary | None, *, warned: bo
         "decode_rate": _short(state.decode_rate),
         "headroom": _short(share),
         "ttft_p95_s": _short(late),
-        "requests": None if summary is None else summary.requests,
-        "failed": None if summary is None else sum(summary.outcomes[one.value] for one in FAILED),
+        "requests": None if outcomes is None else sum(outcomes.values()),
+        "failed": None if outcomes is None else sum(outcomes[one.value] for one in _FAILED),
         "restarts": state.restarts,
     }
 

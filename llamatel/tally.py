@@ -117,6 +117,11 @@ class Tally:
         with self._lock:
             return self._outcomes.total()
 
+    def outcomes(self) -> dict[str, int]:
+        """How many ended how; each outcome is there."""
+        with self._lock:
+            return {outcome.value: self._outcomes[outcome.value] for outcome in Outcome}
+
     def summary(self) -> Summary:
         """The figures so far."""
         with self._lock:

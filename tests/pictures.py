@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
+import llamatel
+from llamatel.llama import ServerManager
 from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.top.screen import Choices, screen
 from tests.load import Ask, Clients, chat
@@ -18,6 +23,7 @@ from tests.serving import Serving
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _SECONDS = 40
+_ARGS = ["--no-sandbox", "--disable-gpu"]
 _PROMPTS = ("What is a slot?", "Why is the KV cache full? " * 6, "Tell me a story about a llama. " * 12, "Hello")
 _LENGTHS = (60, 220, 400, 900, 140)
 
@@ -41,11 +47,42 @@ def main() -> None:
                 _take(serving)
         finally:
             serving.child.stop()
+        _take_many(folder)
+
+
+def _take_many(folder: Path) -> None:
+    """Of several servers in one process; one of them dies."""
+    running = llamatel.init(service_name="pictures", metrics_addr="127.0.0.1:0")
+    model = write_tiny_model(folder / "tiny.gguf", embedding=256, layers=4, heads=8, kv_heads=2, feed_forward=1024)
+    with contextlib.ExitStack() as ending:
+        ending.callback(llamatel.shutdown)
+        for name, at_once in (("summaries", 2), ("chat", 6), ("code", 1), ("translation", 0), ("drafts", 1)):
+            server = ending.enter_context(ServerManager())
+            extra = ("-t", "1")
+            server.start_server(model, ctx_size=6144, n_parallel=4, alias=name, port=0, extra_args=extra)
+            server.wait_until_ready(60)
+            if at_once:
+                clients = ending.enter_context(Clients(server.base_url))
+                ending.enter_context(clients.keep_sending(_asks(), at_once=at_once))
+        pid = server.info.pid
+        assert pid is not None
+        url = str(running.pipeline.metrics_url).removesuffix("/metrics")
+        with sync_playwright() as driver:
+            chromium = driver.chromium.launch(
+                executable_path=chromium_program(), args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = chromium.new_page(viewport={"width": 1200, "height": 700})
+            page.goto(url)
+            page.wait_for_timeout(_SECONDS * 500)
+            os.kill(pid, signal.SIGKILL)
+            page.wait_for_timeout(_SECONDS * 500)
+            page.screenshot(path=IMAGES / "page-servers.png")
+            chromium.close()
 
 
 def _take(serving: Serving) -> None:
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=chromium_program(), args=["--no-sandbox", "--disable-gpu"])
+        chromium = driver.chromium.launch(executable_path=chromium_program(), args=_ARGS)
         for scheme, width, height in (("light", 1200, 1120), ("dark", 400, 860)):
             tab = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
             page = tab.new_page()

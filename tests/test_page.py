@@ -155,6 +155,33 @@ def test_failures_are_what_failed_and_not_who_went_away() -> None:
     assert (row["requests"], row["failed"], row["ttft_p95_s"]) == (4, 2, 0.75)
 
 
+def test_percentiles_of_the_overview_are_a_few_seconds_old_at_most() -> None:
+    live, place = Live(), server_snapshot()
+
+    def late(at: float, focus: str | None = None) -> tuple[int, float]:
+        [row] = live.document(Snapshot(at, (place,)), focus)["overview"]
+        return row["requests"], row["ttft_p95_s"]
+
+    live(completion())
+    assert late(10.0) == (1, 0.75)
+    for _ in range(30):
+        live(completion(queue_s=9.25))
+    # Of the server in focus they are those of now, and so they are in its line the next time.
+    assert live.document(Snapshot(11.0, (place,)))["summary"]["time_to_first_token_s"]["p95"] == pytest.approx(9.75)
+    assert late(12.0) == (31, 9.75)
+    live.document(Snapshot(13.0, (place,)))
+    other = server_snapshot(server=ServerInfo("127.0.0.1", 1, "m"))
+    for _ in range(900):
+        live(completion(queue_s=0.25))
+
+    def beside(at: float) -> tuple[int, float]:
+        row = live.document(Snapshot(at, (other, place)))["overview"][1]
+        return row["requests"], row["ttft_p95_s"]
+
+    assert beside(14.0) == (931, 9.75)
+    assert beside(20.0) == (931, 0.75)
+
+
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])
 def test_a_cursor_that_is_none_gets_all_of_it(running: Runtime, after: str) -> None:
     assert json.loads(get(running, f"/live.json?server=a&after={quote(after)}")[2])["whole"]

@@ -411,6 +411,13 @@ def test_slots_stay_in_their_order_and_none_that_works_is_left_out() -> None:
         assert not any(line.endswith("…") for line in lines if line[:4].strip().isdigit())
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_help_is_told_in_full(width: int) -> None:
+    words = " ".join(screen(document(), Choices(help=True), width, 40).plain.split())
+    for meaning in ("busiest, fullest, fastest", "escape goes back", "requests fail", "its figures are old"):
+        assert meaning in words
+
+
 def test_without_requests_it_says_why() -> None:
     assert "polling shows slots only" in screen(document(), Choices(), 80, 24).plain
     none_yet = document()

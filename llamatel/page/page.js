@@ -293,6 +293,7 @@ function show(data) {
   showTiles(data, server, row);
   byId("router").hidden = !router;
   byId("tiles").hidden = router;
+  byId("words").hidden = false;
   for (const id of ["h-kv", "h-rate", "h-requests"]) byId(id).parentElement.hidden = router;
   showCache(data, server);
   showSlots(server);

@@ -30,6 +30,13 @@ HELP = (
     ("f", f"filter requests: {', '.join(FILTERS)}"),
     ("p", "pause"),
     ("q", "quit"),
+    ("", ""),
+    ("KV active", "tokens of requests that run; when they fill the pool, requests fail"),
+    ("KV cached", "tokens that idle slots still hold; they give way to what runs"),
+    ("first", "time to the first token: the wait for a slot, and prefill"),
+    ("per token", "time for each token after the first"),
+    ("cut off", "the answer ended because its slot's context was full"),
+    ("stale", "the server was too busy to answer: its figures are old"),
 )
 _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "newest": lambda request: request.ended_at,
@@ -136,7 +143,7 @@ def screen(
         lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
     lines += _alarms(document, width)
     if choices.help:
-        lines += [Text(f"  {keys:18}{meaning}") for keys, meaning in HELP]
+        lines += _help(width)
     elif server is None:
         lines.append(Text("no server is watched yet", "dim"))
     else:
@@ -153,6 +160,15 @@ def screen(
             line.truncate(width - 1)
             line.append(glyphs.ellipsis)
     return Text("\n").join((*shown, footer))
+
+
+def _help(width: int) -> list[Text]:
+    lines = []
+    for name, meaning in HELP:
+        for part in textwrap.wrap(meaning, max(width - 20, 20)) or [""]:
+            lines.append(Text(f"  {name:18}", "bold").append(part, "default"))
+            name = ""  # noqa: PLW2901 - its meaning goes on in a line of its own
+    return lines
 
 
 def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices, width: int, glyphs: Glyphs) -> Text:
