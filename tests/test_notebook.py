@@ -224,6 +224,15 @@ def test_a_trace_is_shown_to_scale(run: dict[str, Any]) -> None:
     assert bars(()) == []
 
 
+def test_where_nothing_is_known_nothing_is_drawn() -> None:
+    times = (0.0, 2.0, 4.0, 6.0, 8.0, 600.0, 602.0)
+    values = (1.0, 2.0, None, 3.0, 4.0, 5.0, 6.0)
+    drawn = stacked_areas("cache", [("red", list(zip(times, values, strict=True)))], 10.0)
+    shapes = [points.split() for points in re.findall(r'points="([^"]*)"', drawn)]
+    # Down at 4 s, and nobody looked from 8 s to 600 s: three stretches of two looks, each there and back.
+    assert [len(points) for points in shapes] == [4, 4, 4]
+
+
 def test_charts_take_what_comes() -> None:
     for points in ([(1.0, 0.0)], [(1.0, 5.0), (1.0, 5.0)], [(0.0, 1e-9), (1e9, 1e12)]):
         assert "nan" not in dots("speed", points, "red").lower()

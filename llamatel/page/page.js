@@ -106,7 +106,7 @@ function showTiles(data, server, row) {
     ["First token, p95", seconds(summary.time_to_first_token_s.p95), of(summary.time_to_first_token_s), "", !seen],
     ["Per token, p95", seconds(summary.time_per_output_token_s.p95), of(summary.time_per_output_token_s), "", !seen],
     ["Requests", number(row.requests), row.failed ? `${number(row.failed)} failed` : "none failed", row.failed ? "bad" : "", !seen],
-    ["Prompt from cache", asked ? percent(cached / asked) : UNKNOWN, asked ? `of ${number(asked)} tokens` : "no prompt yet"],
+    ["Prompt cached", asked ? percent(cached / asked) : UNKNOWN, asked ? `of ${number(asked)} tokens` : "no prompt yet"],
   ];
   put(byId("tiles"), ...tiles.filter((tile) => !tile[4]).map(([name, value, small, level]) => {
     const made = element("div", null, level);

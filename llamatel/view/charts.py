@@ -9,7 +9,12 @@ from html import escape
 _WIDTH, _HEIGHT = 760, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 24
 
+_GAP_S = 75.0
+"""Exports and scrapes look once a minute; of a longer pause nothing is known."""
+
 Points = Sequence[tuple[float, float]]
+Gaps = Sequence[tuple[float, float | None]]
+"""Values that may be unknown."""
 
 
 def _ceiling(value: float) -> float:
@@ -63,23 +68,46 @@ def _svg(title: str, body: str) -> str:
     )
 
 
-def stacked_areas(title: str, series: Sequence[tuple[str, Points]], limit: float | None = None) -> str:
-    """Series on top of each other, with the same times; ``limit`` is drawn as a dashed line."""
+def stacked_areas(title: str, series: Sequence[tuple[str, Gaps]], limit: float | None = None) -> str:
+    """Series on top of each other, with the same times; ``limit`` is drawn as a dashed line.
+
+    Nothing is drawn where a value is None, and where nobody looked for more than a minute.
+    """
     times = [at for at, _ in series[0][1]]
-    sums = [sum(points[index][1] for _, points in series) for index in range(len(times))]
+    columns = [[points[index][1] for _, points in series] for index in range(len(times))]
+    sums = [sum(value for value in column if value is not None) for column in columns]
     frame = _Frame(times, _ceiling(max([*sums, limit or 0.0])))
-    below = [0.0] * len(times)
     parts = [frame.axes()]
-    for colour, points in series:
-        above = [base + value for base, (_, value) in zip(below, points, strict=True)]
-        edge = [f"{frame.x(at):.1f},{frame.y(value):.1f}" for at, value in zip(times, above, strict=True)]
-        back = [f"{frame.x(at):.1f},{frame.y(value):.1f}" for at, value in zip(times, below, strict=True)][::-1]
-        parts.append(f'<polygon points="{" ".join(edge + back)}" fill="{colour}" fill-opacity=".7" stroke="{colour}"/>')
-        below = above
+    for run in _stretches(times, [None not in column for column in columns]):
+        below = [0.0] * len(run)
+        for number, (colour, _) in enumerate(series):
+            above = [base + (columns[index][number] or 0.0) for base, index in zip(below, run, strict=True)]
+            edge = [
+                f"{frame.x(times[index]):.1f},{frame.y(value):.1f}" for index, value in zip(run, above, strict=True)
+            ]
+            back = [
+                f"{frame.x(times[index]):.1f},{frame.y(value):.1f}" for index, value in zip(run, below, strict=True)
+            ]
+            points = " ".join(edge + back[::-1])
+            parts.append(f'<polygon points="{points}" fill="{colour}" fill-opacity=".7" stroke="{colour}"/>')
+            below = above
     if limit:
         y = frame.y(limit)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>')
     return _svg(title, "".join(parts))
+
+
+def _stretches(times: Sequence[float], known: Sequence[bool]) -> list[list[int]]:
+    """Indices of neighbours that are known and not far from each other."""
+    found: list[list[int]] = []
+    for index, is_known in enumerate(known):
+        if not is_known:
+            continue
+        if found and found[-1][-1] == index - 1 and times[index] - times[index - 1] < _GAP_S:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
 
 
 def dots(title: str, points: Points, colour: str) -> str:

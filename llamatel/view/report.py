@@ -95,11 +95,8 @@ def _percentiles(summary: Mapping[str, Any]) -> str:
 def _kv_cache(document: Mapping[str, Any]) -> str:
     """Tokens over time; of a server whose KV cache nobody looked at, nothing."""
     history = document["history"]
-    known = [
-        (at, active, cached)
-        for at, active, cached in zip(history["at"], history["active"], history["cached"], strict=True)
-        if active is not None and cached is not None
-    ]
+    looks = list(zip(history["at"], history["active"], history["cached"], strict=True))
+    known = [active + cached for _, active, cached in looks if active is not None and cached is not None]
     if len(known) < 2:
         return ""
     server = next(each for each in document["servers"] if each["key"] == document["focus"])
@@ -108,14 +105,13 @@ def _kv_cache(document: Mapping[str, Any]) -> str:
     chart = stacked_areas(
         "tokens in the KV cache",
         [
-            (COLOURS["decode"], [(at, float(active)) for at, active, _ in known]),
-            (COLOURS["span"], [(at, float(cached)) for at, _, cached in known]),
+            (COLOURS["decode"], [(at, active) for at, active, _ in looks]),
+            (COLOURS["span"], [(at, cached) for at, _, cached in looks]),
         ],
         None if capacity is None else float(capacity),
     )
-    most = max(active + cached for _, active, cached in known)
     words = [
-        f"tokens in the KV cache, {most:,} at most",
+        f"tokens in the KV cache, {max(known):,} at most",
         _key("decode", "of running requests"),
         _key("span", "kept for the next one"),
     ]
