@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import hypothesis
 import pytest
 
 from llamatel import tracing
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# How long one example takes says something about the machine alone.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
 
 def missing(error: MissingPart) -> NoReturn:
     """Skip with the command that mends it; in CI a missing part fails the test."""
@@ -53,6 +59,17 @@ def processes() -> Iterator[None]:
     yield
     left = kill_survivors()
     assert not left, f"processes that tests left running: {left}"
+
+
+@pytest.fixture(autouse=True)
+def log_handlers() -> Iterator[None]:
+    """A command that runs inside of a test logs to that test's stderr, which ends with it."""
+    loggers = [logging.getLogger(name) for name in ("llamatel", "llamatel_collectors", "opentelemetry")]
+    before = [(logger.handlers, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

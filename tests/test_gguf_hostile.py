@@ -197,7 +197,7 @@ def _read_or_refuse(data: bytes, arrays: bool) -> GGUFHeader | None:
         return None
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(_mutated(), st.booleans())
 def test_mutated_files_are_read_or_refused(data: bytes, arrays: bool) -> None:
     tracemalloc.start()
@@ -210,7 +210,7 @@ def test_mutated_files_are_read_or_refused(data: bytes, arrays: bool) -> None:
     assert peak < 24 * len(data) + (1 << 17)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_noise_behind_a_valid_start(noise: bytes) -> None:
     for start in (b"", b"GGUF\3\0\0\0", b"GGUF\3\0\0\0" + bytes(8) + b"\2" + bytes(7)):

@@ -120,7 +120,7 @@ def _compare(header: GGUFHeader, reader: gguf.GGUFReader) -> None:
     ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     pairs=_pairs(),
     tensors=_tensors(),

@@ -215,7 +215,7 @@ def test_records_are_as_before(name: str) -> None:
 
 # -- however it comes ------------------------------------------------------------------------------------------------
 
-many = settings(max_examples=25, deadline=None)
+many = settings(max_examples=25)
 FOREIGN = st.sampled_from(
     [
         "",
@@ -388,7 +388,7 @@ def test_lines_may_be_missing_or_mangled(name: str, seed: int, share: float) -> 
     assert all((c.slot, c.task) in known for c in found.completions if c.outcome is Outcome.OK)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.one_of(

@@ -33,7 +33,7 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 def scrape(running: Telemetry, accept: str = "*/*") -> str:
     assert running.pipeline.metrics_url is not None
     request = urllib.request.Request(running.pipeline.metrics_url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return str(answer.read().decode())
 
 

@@ -223,8 +223,8 @@ def test_a_sink_that_hangs_does_not_keep_shutdown(server: ServerManager, otlp_si
     assert [ask(server.base_url) for _ in range(3)] == [200] * 3
     assert hangs.wait(20)
     begun = time.monotonic()
-    assert not llamatel.shutdown(1.0)
-    assert time.monotonic() - begun < 20
+    assert not llamatel.shutdown(5.0)
+    assert time.monotonic() - begun < 30
     let_go.set()
     assert otlp_sink.spans()  # what was written before it is delivered
 

@@ -81,7 +81,7 @@ class Prometheus:
     def api(self, path: str, **parameters: str | float) -> Any:
         """``data`` of an answer of its HTTP API; raises urllib's HTTPError for a query that it refuses."""
         query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=60) as answer:
             return json.load(answer)["data"]
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
