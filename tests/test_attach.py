@@ -82,8 +82,8 @@ def test_a_servers_slots_and_counters_agree_with_its_own_answers(server: Unmanag
         assert slots != before
         assert state.kv_cache is not None
         assert (state.kv_cache.active, state.kv_cache.cached) == (0, held)
-        # Two slots of half the context, or of a shared pool: they do not say.
-        assert (state.kv_cache.capacity, state.kv_cache.unified) == (None, None)
+        # They do not say whether the pool is shared: its command line has -c, which two slots of half of it fit.
+        assert (state.kv_cache.capacity, state.kv_cache.unified) == (4096, False)
         assert (state.server.model, state.server.port, state.state) == ("tiny.gguf", server.port, "ready")
         assert state.server.build
         assert not [name for name in state.counters if name.endswith("_tokens_seconds")]
@@ -267,6 +267,43 @@ def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[...,
         assert (state.up, state.counters["tokens_predicted_total"]) == (True, 6)
         os.kill(server.child.pid, signal.SIGCONT)
         assert fleet.wait(lambda state: not state.stale).up
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "pool"),
+    [
+        (("-c", "2048"), {}, (2048, True)),
+        (("-c", "2048", "-np", "4"), {}, (2048, False)),
+        (("-c", "65536", "-np", "2", "-kvu"), {}, (65536, True)),  # a slot is capped to what the model was made for
+        ((), {"LLAMA_ARG_CTX_SIZE": "3072"}, (3072, True)),
+        ((), {}, (None, None)),
+    ],
+)
+def test_the_pool_of_a_server_on_this_machine(
+    llama_server_binary: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    flags: tuple[str, ...],
+    environ: dict[str, str],
+    pool: tuple[int | None, bool | None],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    words = ("-m", str(tiny_model), "-lv", "4", "--metrics", *flags)
+    with unmanaged(llama_server_binary, tmp_path, *words) as server, attached(server.url) as fleet:
+        cache = fleet.wait(lambda state: state.kv_cache).kv_cache
+        assert cache is not None
+        assert (cache.capacity, cache.unified) == pool
+        said = re.search(r"llama_context: n_ctx +=+ +(\d+)", server.child.output())
+        assert said is not None
+        assert cache.capacity in (None, int(said.group(1)))
+        # Behind a port that somebody only forwards, it is not known.
+        with Forwarder(server.port) as forwarder, attached(f"127.0.0.1:{forwarder.ports[0]}") as behind:
+            cache = behind.wait(lambda state: state.kv_cache).kv_cache
+            assert cache is not None
+            assert cache.capacity is None
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def instance() -> Instance:
         (4, 1024, {"ctx-size": "4096"}, (4096, False)),
         (4, 4096, {"ctx-size": "65536"}, (None, None)),
         (4, 4096, {"ctx-size": "65536", "kv-unified": "true"}, (65536, True)),
+        (4, 4096, {"ctx-size": "65536", "kv-unified": "false"}, (None, None)),
         (4, 1024, {"ctx-size": "0"}, (None, None)),
         (4, 768, {"ctx-size": "4096"}, (None, None)),
     ],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
+from llamatel.llama.attach.local import local_flags
 from llamatel.llama.attach.targets import Target
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.poll.http import ServerClient
@@ -146,6 +147,7 @@ class ServerPoller:
                 self._instance = self._new_instance()
             self._router = None
             self._instance.trained_context = card.trained_context
+            self._instance.flags = local_flags(self.info.address, self.info.port)
             self.info = replace(self.info, model=card.name or self.info.model, build=props.build)
         self._props = props
         self._unknown = False

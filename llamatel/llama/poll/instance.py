@@ -72,7 +72,7 @@ class Instance:
         """Times another process was found in its place."""
         self.trained_context: int | None = None
         self.flags: Mapping[str, str] = {}
-        """Of llama-server's flags those that are known for certain, without dashes: ctx-size, kv-unified."""
+        """llama-server's flags that are known for certain, without dashes; used are ctx-size and kv-unified."""
 
     @property
     def busy(self) -> bool:
@@ -278,7 +278,7 @@ class Instance:
                 return KvCacheState(capacity=pool, unified=True)
             if size == _padded(-(-pool // number)):
                 return KvCacheState(capacity=size * number, unified=False)
-            if size == self.trained_context and size < pool and "kv-unified" in self.flags:
+            if size == self.trained_context and size < pool and self.flags.get("kv-unified") == "true":
                 return KvCacheState(capacity=pool, unified=True)
         if number == 1 and self.trained_context is not None and size < self.trained_context:
             return KvCacheState(capacity=size)
