@@ -58,3 +58,8 @@ def __getattr__(name: str) -> object:
 
         return version("llamatel")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What a prompt completes: also what is not loaded yet.
+    return sorted({*globals(), *__all__})

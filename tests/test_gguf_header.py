@@ -76,8 +76,13 @@ def test_metadata_is_a_mapping_and_has_short_attributes(tiny: Path) -> None:
     assert dict(data)["llama.block_count"] == data["llama.block_count"] == 2
     assert {"embedding_length", "head_count"} <= set(dir(data))
     assert "llama: " in repr(data)
-    with pytest.raises(AttributeError, match="has no 'sliding_window'; it has: architecture, "):
+    assert repr(parse_gguf_header(tiny, read_tensors=True)) == (
+        f"<GGUFHeader of {tiny.name}: llama, {len(data)} keys, {info.tensor_count} tensors>"
+    )
+    with pytest.raises(AttributeError, match=r"has no 'sliding_window'; its keys are list\(metadata\)"):
         _ = data.sliding_window
+    with pytest.raises(AttributeError, match="has no 'embeding_length'; it has embedding_length"):
+        _ = data.embeding_length
     assert not hasattr(data, "sliding_window")
     with pytest.raises(KeyError):
         _ = data["llama.attention.sliding_window"]

@@ -36,3 +36,8 @@ def __getattr__(name: str) -> object:
     if name in _MODULES:
         return getattr(import_module(f"llamatel.llama.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What a prompt completes: also what is not loaded yet.
+    return sorted({*globals(), *__all__})

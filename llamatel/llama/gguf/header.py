@@ -147,6 +147,11 @@ class GGUFHeader:
             ends[tensor.shard] = max(ends[tensor.shard], end)
         return sum(max(0, end - size) for end, size in zip(ends, self.file_sizes, strict=True))
 
+    def __repr__(self) -> str:
+        # Of hundreds of tensors, their number.
+        said = self.architecture or "an unnamed architecture"
+        return f"<GGUFHeader of {self.file}: {said}, {len(self.metadata)} keys, {self.tensor_count} tensors>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from llamatel.model.report import report_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -86,7 +87,9 @@ class Metadata(Mapping[str, "Value"]):
             raise AttributeError(name)
         names = self._attributes()
         if name not in names:
-            raise AttributeError(f"this file's metadata has no {name!r}; it has: {', '.join(sorted(names))}")
+            near = difflib.get_close_matches(name, names, 3)
+            advice = f"it has {' and '.join(near)}" if near else "its keys are list(metadata)"
+            raise AttributeError(f"this file's metadata has no {name!r}; {advice}")
         return self._values[names[name]]
 
     def __dir__(self) -> list[str]:
