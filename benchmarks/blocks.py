@@ -38,7 +38,6 @@ class Block:
     llamatel_cpu: float
     server_cpu: float
     collector_cpu: float
-    clients_cpu: float
     foreign_cpu: float
     """What anything else on the machine used meanwhile."""
 
@@ -86,6 +85,5 @@ def run(
         llamatel_cpu=used.get("llamatel", 0.0),
         server_cpu=used["server"],
         collector_cpu=used.get("collector", 0.0),
-        clients_cpu=result["cpu_s"],
         foreign_cpu=max(0.0, procfs.machine_busy_s() - busy - known),
     )

@@ -248,7 +248,6 @@ class ClientCall:
     """Cached ones included."""
     output_tokens: int | None = None
     cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
     prompt_computed: int | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

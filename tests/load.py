@@ -158,8 +158,6 @@ class Clients:
         self._url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._http = urllib3.PoolManager(maxsize=256, retries=False)
-        self.stop = threading.Event()
-        """Set: nothing further is sent by ``send_all`` and ``keep_sending``."""
 
     def send_all(self, asks: Sequence[Ask], *, at_once: int) -> list[Answer]:
         """Send them, at most ``at_once`` together; their answers in the order of the requests."""
@@ -224,7 +222,6 @@ class Clients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop.set()
         self.close()
 
 

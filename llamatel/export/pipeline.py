@@ -1,8 +1,7 @@
 """Providers, exporters and the metrics endpoint, made from Settings.
 
-Only this module, ``exporters``, ``attribute_sets`` and ``kept_spans`` touch the OpenTelemetry SDK. What the
-application has set up already is used and left alone; what is made here becomes the process's own (global), so that
-other instrumentation joins in, and is shut down here, within a time that is kept.
+What the application has set up already is used and left alone; what is made here becomes the process's own (global),
+so that other instrumentation joins in, and is shut down here, within a time that is kept.
 """
 
 from __future__ import annotations

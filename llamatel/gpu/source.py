@@ -69,8 +69,6 @@ class GpuSource:
         self._thread: threading.Thread | None = None
         self._servers: dict[ServerInfo, ServerSnapshot] = {}
         self._in_flight: dict[tuple[str, ...], InFlight] = {}
-        self.why_not: str | None = None
-        """Why there is nothing to read."""
 
     def start(self) -> None:
         """Begin to read; returns at once."""
@@ -170,20 +168,17 @@ class GpuSource:
             try:
                 driver = self._open()
             except NoGpu as error:
-                self.why_not = str(error)
                 if not was_there:
                     _log.info("no GPU to measure: %s", error)
                     return
                 self._ending.wait(_AGAIN_S)
                 continue
-            self.why_not = None
             if was_there:
                 _log.info("the GPU driver answers again")
             was_there = True
             try:
                 self._watch(driver)
             except DriverGone as error:
-                self.why_not = str(error)
                 _log.warning("the GPU driver has gone away (%s); it is looked for again", error)
                 with self._changed:
                     self._devices, self._curves = (), {}

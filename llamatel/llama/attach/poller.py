@@ -60,7 +60,6 @@ class ServerPoller:
         self._clock = clock
         self._instance = self._new_instance()
         self._router: Router | None = None
-        self._props = ServerProps()
         self._unknown = True
         self._answered_at: float | None = None
         self._polled_at = clock()
@@ -149,7 +148,6 @@ class ServerPoller:
             self._instance.trained_context = card.trained_context
             self._instance.flags = local_flags(self.info.address, self.info.port)
             self.info = replace(self.info, model=card.name or self.info.model, build=props.build)
-        self._props = props
         self._unknown = False
 
     def _failed(self, error: ServerUnreachable, begun: float) -> None:
