@@ -102,7 +102,7 @@ function showTiles(data, server, row) {
     ["Running", number(row.busy), row.slots === null ? "requests" : `of ${row.slots} slots`],
     ["Waiting", number(server.deferred), "for a slot", server.deferred ? "warn" : ""],
     ["Decoding", rate(server.decode_rate), "tok/s"],
-    ["KV headroom", percent(share), share === null ? "pool's size not known" : `${number(cache.headroom)} tokens`, share !== null && share < 0.1 ? "bad" : ""],
+    ["KV headroom", percent(share), share === null ? (cache && cache.active !== null ? "pool's size not known" : "not known") : `${number(cache.headroom)} tokens`, share !== null && share < 0.1 ? "bad" : ""],
     ["First token, p95", seconds(summary.time_to_first_token_s.p95), of(summary.time_to_first_token_s), "", !seen],
     ["Per token, p95", seconds(summary.time_per_output_token_s.p95), of(summary.time_per_output_token_s), "", !seen],
     ["Requests", number(row.requests), row.failed ? `${number(row.failed)} failed` : "none failed", row.failed ? "bad" : "", !seen],
@@ -117,7 +117,7 @@ function showTiles(data, server, row) {
 
 function whyNoCache(server) {
   if (server.state === "sleeping") return "The server sleeps; it is left alone.";
-  if (server.up === false) return `The server is ${stateOf(server)}: nothing is known of its cache.`;
+  if (server.up === false) return `The server is ${server.state === "starting" ? "starting" : "down"}: nothing is known of its cache.`;
   return "Not known for this server.";
 }
 
