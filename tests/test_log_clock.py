@@ -40,6 +40,14 @@ def test_a_stall_of_ours_moves_nothing(stall: float) -> None:
     assert clock.wall(0.0) == START
 
 
+def test_a_first_line_that_was_read_long_after_it_was_written() -> None:
+    clock = LogClock(slept=Machine())
+    clock.observe(1.0, START + 61.0)
+    assert clock.wall(0.0) == START + 60.0
+    clock.observe(62.0, START + 62.0)
+    assert clock.wall(0.0) == START
+
+
 def test_this_machine_sleeps() -> None:
     machine = Machine()
     clock = LogClock(slept=machine)
