@@ -15,7 +15,7 @@ import pytest
 import llamatel
 from llamatel import notebook, runtime
 from llamatel.errors import UsageError
-from llamatel.export.kept_spans import KeptSpans, in_order
+from llamatel.export.kept_spans import KeptSpan, KeptSpans, in_order
 from llamatel.interactive import interactive
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.results import Usage
@@ -23,6 +23,7 @@ from llamatel.model import shape_from_gguf
 from llamatel.plan import ServerSettings, cache_plan
 from llamatel.tally import Tally
 from llamatel.view.charts import dots, stacked_areas
+from llamatel.view.report import report_html
 from llamatel.view.trace import bars
 from tests.notebooks import cells, run_notebook
 from tests.samples import completion
@@ -115,6 +116,20 @@ def test_the_last_trace_is_the_one_that_ended_last(run: dict[str, Any]) -> None:
     assert text[0] == f"trace {trace.trace_id}"
     assert [line.split()[0] for line in text[1:]] == ["invoke_workflow", "inner"]
     assert repr(trace) == str(trace)
+
+
+def test_a_trace_of_many_slow_requests_is_drawn_once(run: dict[str, Any]) -> None:
+    trace_id = "a" * 32
+    document = dict(run["report"].document)
+    document["requests"] = [{**one, "trace_id": trace_id} for one in document["requests"]]
+    spans = [KeptSpan(trace_id, 1, None, "whole", "INTERNAL", 0.0, 9.0, False, {})]
+    spans += [KeptSpan(trace_id, n, 1, f"part {n}", "INTERNAL", 1.0 * n, 1.0 * n, False, {}) for n in range(2, 250)]
+    html = report_html(document, [], lambda _: spans, "run")
+    assert (html.count(">whole<"), html.count(f"in trace {trace_id}, above")) == (1, 2)
+    # What is too much to draw is counted.
+    assert html.count(">part ") == 199
+    assert "and 49 more spans" in html
+    assert str(notebook.Trace(spans)).endswith("and 49 more spans")
 
 
 def test_a_report_has_the_figures_of_the_run(run: dict[str, Any]) -> None:

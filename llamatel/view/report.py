@@ -144,10 +144,18 @@ def slowest(requests: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _slowest(requests: Sequence[Mapping[str, Any]], spans: Spans) -> str:
     parts = []
+    drawn: set[str] = set()
     for one in slowest(requests):
-        trace = spans(one["trace_id"]) if one["trace_id"] else ()
+        trace_id = one["trace_id"]
+        trace = spans(trace_id) if trace_id else ()
         about = f"{seconds(one['ended_at'] - one['arrived_at'])}, {one['outcome']}, {printable(str(one['server']))}"
         tokens = f"{exact(one['prompt_tokens'])} tokens in, {exact(one['generated'])} out"
-        shown = trace_html(trace) if trace else f"<p>trace {escape(str(one['trace_id'] or 'not kept'))}</p>"
+        if not trace:
+            shown = f"<p>trace {escape(str(trace_id or 'not kept'))}</p>"
+        elif trace_id in drawn:  # those of one workflow are often the slowest together
+            shown = f"<p>in trace {escape(trace_id)}, above</p>"
+        else:
+            drawn.add(trace_id)
+            shown = trace_html(trace)
         parts.append(f'<div class="trace"><b>{escape(about)}</b> <span>{tokens}</span>{shown}</div>')
     return f"<h2>Slowest requests</h2>{''.join(parts) or '<p>none</p>'}"

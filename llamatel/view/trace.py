@@ -9,7 +9,7 @@ from html import escape
 from rich.text import Text
 
 from llamatel.export.kept_spans import KeptSpan, in_order
-from llamatel.view.figures import rate, seconds
+from llamatel.view.figures import plural, rate, seconds
 from llamatel.view.glyphs import STYLES, UNICODE, Glyphs
 from llamatel.view.page import printable
 
@@ -61,6 +61,12 @@ def bars(spans: Sequence[KeptSpan]) -> list[Bar]:
     ]
 
 
+def _left_out(spans: Sequence[KeptSpan], rows: Sequence[Bar]) -> str | None:
+    """What is said below the rows of a trace that has more."""
+    more = len(_once(spans)) - len(rows)
+    return f"and {plural(more, 'more span')}" if more else None
+
+
 def _facts(span: KeptSpan) -> str:
     told = span.attributes
     parts = []
@@ -107,6 +113,8 @@ def trace_text(spans: Sequence[KeptSpan], width: int = 80, glyphs: Glyphs = UNIC
         text.append(" " * left).append(glyph * length, style)
         if bar.facts:
             text.append(f"\n{'  ' * min(bar.depth, 8)}{bar.facts}", "dim")
+    if (more := _left_out(spans, rows)) is not None:
+        text.append(f"\n{more}", "dim")
     return text
 
 
@@ -126,9 +134,10 @@ def trace_html(spans: Sequence[KeptSpan]) -> str:
             f'<td style="{_CELL}white-space:nowrap;opacity:.75">{escape(bar.facts)}</td></tr>'
         )
     about = f"trace {escape(spans[0].trace_id)}" if spans else "no trace yet"
+    more = _left_out(spans, rows)
     return (
         f'<div style="font:13px system-ui,sans-serif"><div style="opacity:.75;padding:2px 4px">{about}</div>'
-        f'<table style="border-collapse:collapse;width:100%">{"".join(lines)}</table></div>'
+        f'<table style="border-collapse:collapse;width:100%">{"".join(lines)}</table>{more or ""}</div>'
     )
 
 
