@@ -211,7 +211,9 @@ def test_a_server_without_slots_has_all_but_them(start: Callable[..., Unmanaged]
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(start: Callable[..., Unmanaged]) -> None:
+def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(
+    start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture
+) -> None:
     server = start("--metrics")
     with attached(server.url) as fleet:
         server.complete(7)
@@ -240,6 +242,9 @@ def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(start: Callabl
         wait_until(total, 30, "its counters")
         assert min(seen) >= 7
         assert fleet.states()[0].restarts == 1
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith(server.url)]
+    assert ["does not answer" in message for message in said] == [True, False]
+    assert said[1] == f"{server.url} answers now"
 
 
 def test_a_restart_between_two_polls_is_told_though_no_counter_fell(start: Callable[..., Unmanaged]) -> None:
@@ -330,7 +335,8 @@ def test_somebody_else_answers(status: int, up: bool | None, line: str, caplog: 
             web.shutdown()
             serving.join()
     assert (state.up, state.state, state.counters, state.slots) == (up, None, {}, None)
-    assert [record.getMessage() for record in caplog.records] == [f"{url} answered {status}: {line}"]
+    said = [record.getMessage() for record in caplog.records if url in record.getMessage()]
+    assert said == [f"{url} answered {status}: {line}"]
 
 
 def test_a_wrong_key_is_one_clear_line(

@@ -111,7 +111,9 @@ class ServerPoller:
         except ServerUnreachable as error:
             self._failed(error, begun)
         else:
-            self._down_said = False
+            if self._down_said:
+                self._down_said = False
+                _log.warning("%s answers now", self._client.base_url)
             self._answered_at = self._clock()
             self._publish(up=True, state="sleeping" if self._instance.sleeping else "ready")
         source = self._router or self._instance
