@@ -203,6 +203,7 @@ def test_of_many_servers_those_in_trouble_come_first_and_one_is_chosen(
         assert page.locator("#servers td.bad").all_inner_texts() == ["down"] * 11
         assert addresses()[-1] == running
         assert page.title().startswith("(11!) ")
+        tab.until(lambda: "--restart" in page.locator("#alarms code").all_inner_texts())
         # Nothing is known of requests or of the pool's size: there is no column of dashes.
         assert page.locator("#fleet th[scope=col]:visible").all_inner_texts() == [
             "Server", "State", "Running", "Waiting", "tok/s", "Restarts",

@@ -435,6 +435,8 @@ def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -
     shown = {**document(), "requests": requests, "summary": summary}
     text = screen({**shown, "overview": [row(shown["servers"][0], requests=3)]}, Choices(), 100, 24).plain
     assert "last at 62 % of the GPU's bandwidth" in text
+    # None of them completed: there is no line of percentiles that says nothing.
+    assert "p50" not in text
 
 
 def test_keys_are_told_apart() -> None:

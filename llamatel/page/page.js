@@ -261,7 +261,9 @@ function showAround(data) {
   const recent = data.alarms.filter((alarm) => data.taken_at - alarm.at < 600).reverse();
   const shown = recent.slice(0, SHOWN_ALARMS).map((alarm) => {
     const made = element("li");
-    made.append(element("time", clock(alarm.at)), alarm.text);
+    // A flag stays in one piece, as it is to be typed.
+    const text = alarm.text.split(/(?<=\s)(--?[a-z][\w-]*)/).map((part, index) => index % 2 ? element("code", part) : part);
+    made.append(element("time", clock(alarm.at)), ...text);
     return made;
   });
   if (recent.length > SHOWN_ALARMS) shown.push(element("li", `and ${recent.length - SHOWN_ALARMS} more in the last ten minutes`));

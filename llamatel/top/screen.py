@@ -218,11 +218,14 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
     lines.append(line)
     if summary["requests"]["total"]:
         quantiles = ("p50", "p95", "p99") if width >= _WIDE_ENOUGH else ("p50", "p95")
-        line = Text(f"{'/'.join(quantiles)}  ", "bold")
-        for name, key in (("first", "time_to_first_token_s"), ("per token", "time_per_output_token_s")):
-            parts = "/".join(seconds(summary[key][each], glyphs) for each in quantiles)
-            line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
-        lines.append(line)
+        times = (("first", "time_to_first_token_s"), ("per token", "time_per_output_token_s"))
+        known = [(name, summary[key]) for name, key in times if summary[key]["n"]]
+        if known:
+            line = Text(f"{'/'.join(quantiles)}  ", "bold")
+            for name, values in known:
+                parts = "/".join(seconds(values[each], glyphs) for each in quantiles)
+                line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
+            lines.append(line)
         line = Text("requests  ", "bold")
         for name, number in summary["requests"].items():
             if name == "total" or number:
