@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -71,6 +71,16 @@ def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
         # A key as short as a word of the log must not take the log apart.
         clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
     return clean
+
+
+@dataclass(slots=True)
+class _Stop:
+    """A child that was asked to end."""
+
+    again_at: float | None
+    """When to ask once more (monotonic); None: not at all."""
+    ends: bool = False
+    """It has said that it ends."""
 
 
 class Supervisor:
@@ -269,8 +279,40 @@ class Supervisor:
         self.started_at = time.time()
         begun = time.monotonic()
         ready_at: float | None = None
-        again_at: float | None = None
-        ends = False
+        stop: _Stop | None = None
+        child = self._start()
+        try:
+            while not child.finished:
+                # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
+                serving = ready_at is not None and stop is None
+                lines = child.read(
+                    None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
+                )
+                self._take(lines)
+                if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
+                    ready_at = time.monotonic()
+                    self.loading_s = ready_at - begun
+                    self._set(ServerState.READY)
+                if stop is not None:
+                    self._press(child, stop, lines)
+                elif self._stop_by is not None:
+                    self._set(ServerState.STOPPING)
+                    child.terminate()
+                    # llama.cpp says that it listens a moment before its loop begins; what asks it to end in between
+                    # is forgotten. Later, a second request would cut its tidying short.
+                    now = time.monotonic()
+                    stop = _Stop(now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None)
+        finally:
+            self._close(child)
+        ended_at = time.monotonic()
+        self.failure = None if self._stop_by is not None else self._why(was_ready=ready_at is not None)
+        with self.reader_lock:
+            cut_off = self._reader.abort(time.time(), self.failure or "the server was stopped")
+        self._hand_out(cut_off)
+        self.learn(pid=None)
+        return None if ready_at is None else ended_at - ready_at
+
+    def _start(self) -> Child:
         arguments = self.command.arguments
         if self.found_port is not None:
             arguments += ("--port", str(self.found_port))
@@ -279,54 +321,33 @@ class Supervisor:
         self._may_ask = on_tcp and not self._asks_healthy()
         child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
         self.learn(pid=child.pid)
-        try:
-            while not child.finished:
-                # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
-                stopping = self.state is ServerState.STOPPING
-                serving = ready_at is not None and not stopping
-                lines = child.read(
-                    None if serving else _LOOK_S, wakeful=not stopping, gather_s=_GATHER_S if serving else 0.0
-                )
-                self._take(lines)
-                if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
-                    ready_at = time.monotonic()
-                    self.loading_s = ready_at - begun
-                    self._set(ServerState.READY)
-                if self._stop_by is not None and not stopping:
-                    self._set(ServerState.STOPPING)
-                    child.terminate()
-                    # llama.cpp says that it listens a moment before its loop begins; what asks it to end in between
-                    # is forgotten. Later, a second request would cut its tidying short.
-                    now = time.monotonic()
-                    again_at = now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None
-                elif stopping and not ends and any(_ENDING in line for line in lines):
-                    ends = True
-                    self.ask_to_stop(_TIDY_S)
-                elif stopping and self._stop_by is not None and time.monotonic() >= self._stop_by:
-                    child.kill()
-                elif again_at is not None and time.monotonic() >= again_at:
-                    again_at = None
-                    # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
-                    if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self._tail):
-                        child.terminate()
-        finally:
-            if child.returncode is None:
-                child.kill()
-            self.returncode = child.close()
-            client, self.client = self.client, None
-            if client is not None:
-                client.close()
-            facts = self._reader.facts
-            if facts.host is not None and facts.port is None:
-                # llama.cpp leaves its Unix socket behind, and cannot listen where one lies.
-                Path(facts.host).unlink(missing_ok=True)
-        ended_at = time.monotonic()
-        self.failure = None if self._stop_by is not None else self._why(was_ready=ready_at is not None)
-        with self.reader_lock:
-            cut_off = self._reader.abort(time.time(), self.failure or "the server was stopped")
-        self._hand_out(cut_off)
-        self.learn(pid=None)
-        return None if ready_at is None else ended_at - ready_at
+        return child
+
+    def _press(self, child: Child, stop: _Stop, lines: Sequence[str]) -> None:
+        """Look after a child that was asked to end; ``lines`` are its newest."""
+        if not stop.ends and any(_ENDING in line for line in lines):
+            stop.ends = True
+            self.ask_to_stop(_TIDY_S)
+        elif self._stop_by is not None and time.monotonic() >= self._stop_by:
+            child.kill()
+        elif stop.again_at is not None and time.monotonic() >= stop.again_at:
+            stop.again_at = None
+            # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
+            if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self._tail):
+                child.terminate()
+
+    def _close(self, child: Child) -> None:
+        """Leave nothing of a child behind."""
+        if child.returncode is None:
+            child.kill()
+        self.returncode = child.close()
+        client, self.client = self.client, None
+        if client is not None:
+            client.close()
+        facts = self._reader.facts
+        if facts.host is not None and facts.port is None:
+            # llama.cpp leaves its Unix socket behind, and cannot listen where one lies.
+            Path(facts.host).unlink(missing_ok=True)
 
     def _take(self, lines: Sequence[str]) -> None:
         if not lines:
