@@ -89,8 +89,10 @@ class Report:
         return _save(Path(path), self.html, self.png)
 
     def __repr__(self) -> str:
+        from llamatel.view.figures import plural
+
         total = self.document["summary_of_all"]["requests"]["total"]
-        return f"<llamatel report of {total} requests: .save('report.html')>"
+        return f"<llamatel report of {plural(total, 'request')}: .save('report.html')>"
 
     def _repr_html_(self) -> str:
         # In a frame of its own, so that its styles and the notebook's do not meet.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import inspect
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextvars import Token
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, TypeVar, cast, overload
 
 from opentelemetry.context import Context, attach, detach, get_current
@@ -114,7 +114,8 @@ def task(
     both cut to 1,000 characters, and first given to ``redact(name, value)``, whose answer is recorded instead (None:
     nothing). The result of a generator is not recorded.
 
-    The span of a generator begins with its first step and ends with its last, or when it is dropped.
+    The span of a generator begins with its first step and ends with its last, or when it is dropped; that of a function
+    that returns a coroutine, as another decorator may make of an ``async def``, ends with the coroutine.
     """
 
     def decorate(wrapped: F) -> F:
@@ -194,7 +195,9 @@ def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], to
     if isinstance(function, (classmethod, staticmethod)):
         return cast("F", type(function)(_decorated(function.__func__, name, attributes, told)))
     if inspect.isclass(function) or not callable(function):
-        raise UsageError(f"a task or workflow is a function or method, not {function!r}")
+        given: object = function
+        advice = f"; its name goes by name={given!r}" if isinstance(given, str) else ""
+        raise UsageError(f"a task or workflow is a function or method, not {function!r}{advice}")
     told.look_at(function)
     kind = (
         _async_generator if inspect.isasyncgenfunction(function)
@@ -216,20 +219,40 @@ def _plain(function: Callable[..., Any], name: str, attributes: dict[str, Attrib
         if wants_arguments:
             told.write_arguments(span, args, kwargs)
         token = attach(set_span_in_context(span))
+        goes_on = False
         try:
             result = function(*args, **kwargs)
-            if wants_result:
+            goes_on = isinstance(result, CoroutineType)
+            if wants_result and not goes_on:
                 told.write_result(span, result)
         except BaseException as error:
             record_error(span, error)
             raise
         else:
-            return result
+            return _awaited(result, span, told) if goes_on else result
         finally:
             detach(token)
-            span.end()
+            if not goes_on:
+                span.end()
 
     return call
+
+
+async def _awaited(body: Coroutine[Any, Any, Any], span: Span, told: Told) -> Any:
+    """A coroutine inside of its span, which ends with it."""
+    token = attach(set_span_in_context(span))
+    try:
+        result = await body
+        if told.result:
+            told.write_result(span, result)
+    except BaseException as error:
+        record_error(span, error)
+        raise
+    else:
+        return result
+    finally:
+        detach(token)
+        span.end()
 
 
 def _coroutine(function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: Told) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -101,6 +101,8 @@ def test_methods_of_all_kinds(recorded: Recording) -> None:
 def test_what_cannot_be_called_is_refused() -> None:
     with pytest.raises(UsageError, match="not <class"):
         llamatel.task(Agent)
+    with pytest.raises(UsageError, match="its name goes by name='search'"):
+        llamatel.task("search")  # type: ignore[call-overload]
     with pytest.raises(UsageError):
         llamatel.task(property(Agent.static))  # type: ignore[call-overload]
 
@@ -174,6 +176,41 @@ def test_coroutines_nest_through_gather(recorded: Recording) -> None:
     ids = {span.context.span_id for span in leaves if span.context is not None}
     insides = [span for span in recorded.spans if span.name.startswith("inside")]
     assert {span.parent.span_id for span in insides if span.parent is not None} == ids
+
+
+def test_a_span_lasts_as_long_as_the_coroutine_that_a_call_returns(recorded: Recording) -> None:
+    async def answer(fails: bool) -> str:
+        await asyncio.sleep(0.01)
+        with llamatel.span("inner"):
+            if fails:
+                raise ValueError("no")
+        return "yes"
+
+    @llamatel.task(result=True)
+    def wrapped(fails: bool = False) -> Coroutine[Any, Any, str]:  # what other decorators make of an async def
+        return answer(fails)
+
+    class Agent:
+        async def __call__(self) -> str:
+            return await answer(False)
+
+    async def main() -> None:
+        assert await wrapped() == "yes"
+        with pytest.raises(ValueError, match="no"):
+            await wrapped(fails=True)
+        assert await llamatel.task(Agent())() == "yes"
+
+    asyncio.run(main())
+    for inner, outer in zip(recorded.spans[::2], recorded.spans[1::2], strict=True):
+        assert inner.name == "inner"
+        assert inner.parent is not None
+        assert inner.parent.span_id == outer.context.span_id
+        assert (outer.end_time or 0) >= (inner.end_time or 0)
+    first, second, third = recorded.spans[1::2]
+    assert (first.attributes or {})["llamatel.result"] == "yes"
+    assert (second.attributes or {})["error.type"] == "ValueError"
+    assert third.name == "Agent"
+    assert current() == 0
 
 
 def test_a_cancelled_coroutine_is_no_error_of_its_own(recorded: Recording) -> None:
