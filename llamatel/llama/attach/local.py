@@ -28,7 +28,7 @@ def local_flags(address: str | None, port: int | None, proc: Path = _PROC) -> Ma
     if len(owners) != 1:
         return {}
     words = _strings(owners[0] / "cmdline")
-    if not words or "llama" not in Path(words[0]).name:
+    if not words or "llama-server" not in Path(words[0]).name:
         return {}
     environ = dict(entry.split("=", 1) for entry in _strings(owners[0] / "environ") if "=" in entry)
     return given_settings(words[1:], environ)
