@@ -14,7 +14,7 @@ import pytest
 from llamatel.collectors import Collector, Sample
 from llamatel.joining import Origin
 from llamatel.observer import Observer
-from llamatel.records import Completion, ServerSnapshot, Snapshot
+from llamatel.records import ClientCall, Completion, Outcome, ServerSnapshot, Snapshot
 from tests.parts import wait_until
 from tests.samples import SERVER, completion, server_snapshot
 
@@ -165,6 +165,42 @@ def test_a_collector_that_fails_costs_the_others_nothing(bench: Make, caplog: py
         assert ("servers", None) not in values  # half a snapshot is none
     assert errors(caplog) == ["collector 'counting' failed; until it works again this is not repeated"]
     assert caplog.records[0].exc_info
+
+
+def test_what_a_collector_fails_to_add_to_is_left_as_it_was(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+    class Adding(Collector):
+        name = "adding"
+
+        def start(self) -> None:
+            raise ZeroDivisionError("start")
+
+        def stop(self) -> None:
+            raise ZeroDivisionError("stop")
+
+        def complete(self, completion: Completion) -> Completion:
+            raise ZeroDivisionError("completion")
+
+        def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
+            raise ZeroDivisionError("snapshot")
+
+        def on_call(self, call: ClientCall) -> Iterable[Sample]:
+            raise ZeroDivisionError("call")
+
+    done, seen, counting = completion(), [], Counting()
+    sinks = [lambda request, _: seen.append(request)]
+    running = bench(Adding(), counting, sinks=sinks).connect()
+    running.observer.submit(done)
+    call = ClientCall(
+        key=object(), span=None, server=done.server, operation="chat", started_at=0.0, sent_at=0.0, ended_at=1.0,
+        outcome=Outcome.ERROR,
+    )  # fmt: skip
+    running.observer.submit(call)
+    assert running.observer.flush()
+    assert seen == [done]
+    assert running.values()["servers", None] == 0
+    assert len(counting.snapshots) == 1
+    assert running.observer.close()
+    assert errors(caplog) == ["collector 'adding' failed; until it works again this is not repeated"]
 
 
 def test_a_collector_that_recovers_is_believed_and_a_relapse_is_said(
