@@ -121,8 +121,9 @@ class Report:
             parts += ["\nAttached to many servers", *self.attached.lines()]
         if self.page is not None:
             parts += ["\nThe web page, with four clients at work", *self.page.lines()]
-        parts.append("\nTargets (the worst variant)")
-        parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in self.targets()]
+        if targets := self.targets():
+            parts.append("\nTargets (the worst variant)")
+            parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in targets]
         if self.foreign > _QUIET:
             parts.append(
                 f"\nOther work took {self.foreign:.0%} of this machine's CPU time meanwhile: repeat on a quiet one"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from dataclasses import dataclass
 
 import pytest
+from opentelemetry.metrics import NoOpMeter
+from opentelemetry.trace import NoOpTracer
 
+from llamatel import collectors, runtime
+from llamatel.live import Live
 from llamatel.llama.log.clock import LogClock
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.reader import LogReader
@@ -106,3 +111,24 @@ def test_thousands_of_requests_in_many_slots_are_kept_apart(slots: int) -> None:
             assert record.decode_s == pytest.approx(one.decode_ms / 1e3)
     # 0.1 ms on an idle machine: hundreds of requests a second are a few percent of one core.
     assert spent / len(said) < 0.002
+
+
+def test_a_long_run_holds_no_more_than_a_short_one() -> None:
+    """Once all that remembers the last so many requests is full, a request leaves nothing behind."""
+    lines, _ = made_up_log(9000, 8)
+    live = Live()
+    observer, _ = runtime.connect(NoOpTracer(), NoOpMeter("llamatel"), list(collectors.load()), sinks=(live,))
+    reader = LogReader(ServerInfo("x"), LogClock())
+
+    def held_after(some: list[str]) -> int:
+        for line in some:
+            for completion in reader.feed(line, ZERO):
+                observer.submit(completion)
+        assert observer.flush(60)
+        gc.collect()
+        return len(gc.get_objects())
+
+    two_thirds = len(lines) * 2 // 3
+    filled = held_after(lines[:two_thirds])
+    assert held_after(lines[two_thirds:]) - filled < 500  # 3,000 requests on
+    observer.close()
