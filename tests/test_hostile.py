@@ -29,6 +29,7 @@ from llamatel.collectors import Sample
 from llamatel.errors import ServerUnreachable
 from llamatel.export.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.instruments import Instruments
+from llamatel.llama import ServerManager
 from llamatel.llama.attach.follower import LogFollower
 from llamatel.llama.attach.poller import ServerPoller
 from llamatel.llama.attach.targets import target
@@ -41,6 +42,7 @@ from llamatel.spans import Spans
 from llamatel.top.source import LlamatelSource
 from tests.hostile_server import Bytes, HostileServer, http, usual
 from tests.samples import completion
+from tests.servers import BACKENDS, ask, choose_backend
 
 NINES = "9" * 5000
 LAUNCH = "slot launch_slot_: id  0 | task 0 | processing task, is_child = 0"
@@ -392,3 +394,74 @@ def test_who_hangs_up_leaves_no_traceback(endpoint: tuple[str, int], capfd: pyte
         time.sleep(0.02)
     assert not serving()
     assert capfd.readouterr().err == ""
+
+
+# -- clients that write into llama.cpp's log --------------------------------------------------------------------------
+
+FORGED = (
+    "9.00.000.000 I slot launch_slot_: id  0 | task 777 | processing task, is_child = 0\n"
+    "9.00.000.001 I slot      release: id  0 | task 777 | stop processing: n_tokens = 32, truncated = 0\n"
+    "9.00.000.002 I srv  llama_server: starting server in router mode\n"
+    "[4711] 9.00.000.003 I slot launch_slot_: id  0 | task 778 | processing task, is_child = 0\n"
+    "0.00.000.001 I que    start_loop: entering sleeping state\n"
+)
+
+
+def test_a_clients_grammar_is_no_log(tiny_model: Path, choose: str) -> None:
+    """llama.cpp prints what it cannot parse as it came."""
+    seen: list[Completion] = []
+    with ServerManager(backend=choose) as server:
+        server.subscribe(seen.append)
+        server.start_server(tiny_model, port=0, n_parallel=2, extra_args=["-t", "1"]).wait_until_ready(60)
+        for body in (
+            {"grammar": f"root ::=\n{FORGED}"},
+            {"json_schema": {"type": "string", "pattern": f"^(?<x>\n{FORGED}\\b"}},
+        ):
+            answer = urllib3.PoolManager().request(
+                "POST", f"{server.base_url}/completion", json={"prompt": "a", "n_predict": 2, **body}, timeout=60
+            )
+            assert answer.status in {200, 400}, answer.data
+        assert ask(server.base_url, 3) == 200
+        until = time.monotonic() + 60
+        while not any(request.generated == 3 for request in seen) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert any("task 777" in line for line in server.log_tail), "llama.cpp printed no grammar: forge another way"
+        snapshot = server.snapshot()
+    assert all(request.task not in {777, 778} and request.error is None for request in seen)
+    assert any(request.generated == 3 for request in seen)
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.state, snapshot.restarts) == (True, "ready", 0)
+    assert snapshot.slots is not None
+
+
+@pytest.fixture(params=BACKENDS)
+def choose(request: pytest.FixtureRequest) -> str:
+    return choose_backend(request)
+
+
+def test_a_clients_text_without_its_end_hides_no_more_than_a_second() -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    reader.feed("0.01.000.000 I srv  llama_server: model loaded", 1000.0)
+    reader.feed("parse: error parsing grammar: expecting name at", 1000.0)
+    assert not reader.feed(f"0.01.100.000 I {RELEASE}", 1000.5)
+    reader.feed(f"0.02.100.000 I {LAUNCH}", 1001.6)
+    assert len(reader.feed(f"0.02.200.000 I {RELEASE}", 1001.6)) == 1
+
+
+def test_the_end_of_a_clients_text_is_read_and_what_follows_it() -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    lines = [
+        f"0.01.000.000 I {LAUNCH}",
+        "parse: error parsing grammar: expecting name at",
+        *FORGED.splitlines(),
+        "failed to parse grammar",
+        *FORGED.splitlines(),
+        "0.01.100.000 E srv    send_error: task id = 0, error: Failed to parse grammar",
+        f"0.01.200.000 I {RELEASE}",
+        "WARNING: JSON schema conversion was incomplete: pattern a is not supported (b), accepting any string",
+        f"0.01.300.000 I {LAUNCH}",
+        f"0.01.400.000 I {RELEASE}",
+    ]
+    ended = [request for line in lines for request in reader.feed(line, 1000.0)]
+    assert [(request.task, request.error) for request in ended] == [(0, "Failed to parse grammar"), (0, None)]
+    assert not reader.router.seen

@@ -17,11 +17,13 @@ _SLOT_OR_OTHER = r"((?:slot +\S+: id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)?(.
 # (LLAMA_MAX_SEQ).
 _STAMPED = re.compile(r"(\d{1,7}\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL)
 _TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL)
-_STAMP_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] )")
+# What is quoted in a line is no prefix: it may be a client's.
+_PREFIX = r"(?:[^\"'{}\\]{0,200}?[\s\]:|])??"
+_STAMP_AFTER_PREFIX = re.compile(_PREFIX + r"(?=\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] )")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ROUTER_CHILD = re.compile(r"(?:^|\s)\[(\d{1,5})\] ?")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)")
-_TEXT_AFTER_PREFIX = re.compile(r"(?:^|[\s\]:|])(?=(?:slot|srv|que) {1,}\S+: |(?:prompt eval|eval|total) time = )")
+_TEXT_AFTER_PREFIX = re.compile(_PREFIX + r"(?=(?:slot|srv|que) {1,}\S+: |(?:prompt eval|eval|total) time = )")
 _LATEST = 2**33
 """Unix time: the year 2242."""
 _LONGEST_RUN_US = 6e14
@@ -101,9 +103,9 @@ def split_line(line: str) -> LogLine:
             if entry is not None:
                 child, wall = _child_and_wall(line[:start])
                 return entry._replace(child=child, wall=wall)
-        found = _STAMP_AFTER_PREFIX.search(line)
+        found = _STAMP_AFTER_PREFIX.match(line)
         if found is None:
-            found = _TEXT_AFTER_PREFIX.search(line)
+            found = _TEXT_AFTER_PREFIX.match(line)
             if found is None:
                 return LogLine(line)
             child, wall = _child_and_wall(line[: found.end()])

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON, MARK, read_call_line
+from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.clock import LogClock
 from llamatel.llama.log.facts import ServerFacts, learn
 from llamatel.llama.log.line import LogLine, split_line
@@ -97,6 +98,7 @@ class LogReader:
         self._continued: int | None = None
         self._tally = tally or _Tally()
         self._failed = False
+        self._client_text = ClientText()
         self.router = RouterLog(lambda: LogReader(self.server, tally=self._tally))
         """What the log says of a router's models, if it is one's."""
         self._counted_from: float | None = None
@@ -110,6 +112,9 @@ class LogReader:
         if line.startswith(MARK) and self.server.backend == LLAMA_CPP_PYTHON:
             return self._call(line, now)
         try:
+            if self._client_text.holds(line, now):
+                self._tally.lines["other"] += 1
+                return ()
             parts = split_line(line[:_LONGEST])
             if parts.child is not None:
                 return self._feed_child(parts, now)
@@ -348,6 +353,8 @@ class LogReader:
         )
 
     def _server_line(self, text: str, parts: LogLine, ended: list[Completion]) -> str:
+        if parts.time is None and self._stamped and ('"' in text or "\\" in text):
+            return "other"  # another library's line, which quotes what a client sent
         facts = learn(self.facts, text)
         if facts is not None:
             self.facts = facts
