@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from llamatel.answers import Asker
 from llamatel.errors import GrafanaError, UsageError
 
 OLDEST = 11
 """Grafana's oldest major version that the dashboards are made for."""
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
+_TIMEOUT_S = 20.0
 
 
 class Grafana:
@@ -34,39 +35,46 @@ class Grafana:
         self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._http = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+        self._asker = Asker()
 
     def version(self) -> str | None:
         """Its version; None where it does not tell strangers. Raises GrafanaError."""
-        version = self._call("GET", "/api/health").get("version")
+        version = self._object("/api/health").get("version")
         return version if isinstance(version, str) else None
 
     def ensure_folder(self, title: str, uid: str) -> str:
         """The uid of the folder of this title, made with ``uid`` if there is none. Raises GrafanaError."""
-        found = self._call("GET", "/api/folders?limit=1000")
+        found = self._call("/api/folders?limit=1000")
         for folder in found if isinstance(found, list) else []:
-            if folder.get("title") == title:
-                return str(folder["uid"])
-        return str(self._call("POST", "/api/folders", {"title": title, "uid": uid})["uid"])
+            if isinstance(folder, dict) and folder.get("title") == title:
+                return str(folder.get("uid"))
+        return str(self._object("/api/folders", {"title": title, "uid": uid}).get("uid"))
 
     def put_dashboard(self, model: Mapping[str, Any], folder_uid: str | None) -> str:
         """Create or replace a dashboard (by its uid); returns its address. Raises GrafanaError."""
         body = {"dashboard": {**model, "id": None}, "overwrite": True, "message": "llamatel dashboards push"}
         if folder_uid is not None:
             body["folderUid"] = folder_uid
-        answer = self._call("POST", "/api/dashboards/db", body)
+        answer = self._object("/api/dashboards/db", body)
         parts = urlsplit(self.url)  # what Grafana says begins with its own sub-path
         return f"{parts.scheme}://{parts.netloc}{answer.get('url', '')}"
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _object(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        said = self._call(path, body)
+        if not isinstance(said, dict):
+            raise GrafanaError(self._refusal(200, None))
+        return said
+
+    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What Grafana answers to a GET, or to a POST with a ``body``."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._http.request(method, self.url + path, body=data, headers=self._headers, redirect=False)
+            answer = self._asker.ask(self.url + path, body=data, headers=self._headers, timeout_s=_TIMEOUT_S)
         except urllib3.exceptions.HTTPError as error:
             reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error).rpartition(": ")[2])
             raise GrafanaError(f"cannot reach Grafana at {self.url}: {reason}") from error
         try:
-            said = json.loads(answer.data)
+            said: Any = answer.json()
         except ValueError:
             said = None
         if answer.status != 200 or not isinstance(said, (dict, list)):
@@ -81,5 +89,7 @@ class Grafana:
         if status == 403:
             return f"{self.url} does not allow this token to do that{told}: it needs the role Editor"
         if said is None:
-            return f"{self.url} answers with status {status} and no JSON: is this where a Grafana's start page is?"
+            return (
+                f"{self.url} answers with status {status} and no JSON object: is this where a Grafana's start page is?"
+            )
         return f"{self.url} refuses with status {status}{told}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import struct
@@ -25,11 +26,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from llamatel.answers import LARGEST, Asker
 from llamatel.call_news.sender import CallSender
+from llamatel.cli.main import main
 from llamatel.collectors import Sample
-from llamatel.errors import ServerUnreachable
+from llamatel.errors import RequestError, ServerUnreachable
 from llamatel.export.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.instruments import Instruments
-from llamatel.llama import ServerManager
+from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.attach.follower import LogFollower
 from llamatel.llama.attach.poller import ServerPoller
 from llamatel.llama.attach.targets import target
@@ -107,7 +109,7 @@ def test_what_is_usual_is_understood(server: HostileServer) -> None:
 def test_no_answer_raises_or_gives_figures_that_cannot_be(server: HostileServer, answers: dict[str, Bytes]) -> None:
     server.answers = answers
     states = poll(server)
-    assert states[0].up is not None
+    assert states[0].server.port == int(server.url.rpartition(":")[2])
     for state in states:
         cache = state.kv_cache
         numbers = [state.deferred, *state.counters.values(), *((cache.active, cache.capacity) if cache else ())]
@@ -465,3 +467,70 @@ def test_the_end_of_a_clients_text_is_read_and_what_follows_it() -> None:
     ended = [request for line in lines for request in reader.feed(line, 1000.0)]
     assert [(request.task, request.error) for request in ended] == [(0, "Failed to parse grammar"), (0, None)]
     assert not reader.router.seen
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+ESCAPES = "no\x1b]0;pwned\x07\u202e\r\nllamatel: error: fake"
+
+
+def test_what_strangers_say_is_one_line_that_no_terminal_obeys(
+    server: HostileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = {"/api/health": http({"message": ESCAPES}, "500 Internal Server Error")}
+    assert main(["dashboards", "push", server.url]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.rstrip("\n").isprintable()
+    logging.getLogger("llamatel").warning("%s was started without --metrics", ESCAPES)
+    said = capsys.readouterr().err
+    assert said == "llamatel: WARNING: no?]0;pwned??  llamatel: error: fake was started without --metrics\n"
+
+
+@pytest.mark.parametrize("answer", [http([1]), http({"version": "9" * 5000}), http(b"[" * 200_000), endless])
+def test_what_is_no_grafana_is_a_line(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers = {"/api/health": answer, "/api/folders": http([1, {"title": "llamatel"}])}
+    assert main(["dashboards", "push", server.url]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "defect" not in said
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nGGUF",
+        http(b"GGUF", "206 Partial Content", f"Content-Range: bytes 0-3/{NINES}\r\n"),
+        http(b"GGUF", "206 Partial Content", "Content-Range: bytes 0-3/\r\n"),
+        http(b"", "302 Found", "Location: file:///etc/passwd\r\n"),
+    ],
+)
+def test_what_is_no_file_is_a_line(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers = {"/model.gguf": answer}
+    assert main(["inspect", f"{server.url}/model.gguf"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "defect" not in said
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+def test_our_client_is_not_drowned(server: HostileServer, status: str) -> None:
+    client = LlamaCppClient(server.url, retries=0, timeout=60)
+    server.answers = {"/props": http(b"[" * 200_000, status)}
+    with pytest.raises(RequestError):
+        client.props()
+    server.answers = {"/completion": http(b"data: " + b"[" * 200_000 + b"\n\n", status)}
+    with pytest.raises(RequestError):
+        list(client.complete("x", stream=True))
+
+
+def test_of_a_refusal_without_end_the_beginning_is_read(server: HostileServer) -> None:
+    def refusing() -> Iterator[bytes]:
+        yield b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n"
+        while True:
+            yield b"10000\r\n" + b"x" * 65536 + b"\r\n"
+
+    server.answers = {"/props": refusing}
+    with pytest.raises(RequestError, match="xxx"):
+        LlamaCppClient(server.url, retries=0, timeout=60).props()
+    assert server.sent < 32 << 20

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import click
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import verbose_option
+from llamatel.cli.options import one_line, verbose_option
 from llamatel.errors import UsageError
 from llamatel.grafana import OLDEST, Grafana
 from llamatel.text_file import read_token
@@ -63,11 +64,11 @@ def push(url: str, folder: str, token_file: Path | None) -> None:
     grafana = Grafana(url, _token(token_file))
     version = grafana.version()
     major = (version or "").partition(".")[0]
-    if major.isdigit() and int(major) < OLDEST:
+    if re.fullmatch("[0-9]{1,4}", major) and int(major) < OLDEST:
         note_console().print(f"llamatel: these dashboards are made for Grafana {OLDEST} and newer; this is {version}")
     folder_uid = grafana.ensure_folder(folder, published.GRAFANA_FOLDER) if folder else None
     for model in published.dashboards().values():
-        print(f"{model['title']}: {grafana.put_dashboard(model, folder_uid)}", flush=True)
+        print(one_line(f"{model['title']}: {grafana.put_dashboard(model, folder_uid)}"), flush=True)
 
 
 def _token(token_file: Path | None) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from llamatel import __version__
-from llamatel.cli.options import set_verbosity, verbose_option, verbosity
+from llamatel.cli.options import one_line, set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
 from llamatel.errors import LlamatelError
 
@@ -67,7 +67,7 @@ def cli() -> None:
 
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError):  # the terminal was closed: there is nobody to tell
-        print(f"llamatel: error: {message}", file=sys.stderr, flush=True)
+        print(f"llamatel: error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:

@@ -17,10 +17,23 @@ _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
 
 
+def one_line(text: str) -> str:
+    """Text that a stranger may have had a say in, without what a terminal obeys, or what looks like a line of ours."""
+    return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "?" for letter in text)
+
+
+class _OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
+        return "\n".join(map(one_line, super().formatException(ei).splitlines()))
+
+
 def set_verbosity(number: int) -> None:
     """0: warnings; 1: what was chosen and why; 2 and more: everything. To stderr, one line each."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("llamatel: %(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("llamatel: %(levelname)s: %(message)s"))
     # Of an exporter's trouble we say ourselves when it begins and ends; its own words come at every try.
     handler.addFilter(lambda record: number > 0 or not hasattr(record, "llamatel_told"))
     for name in _LOGGERS:

@@ -55,5 +55,5 @@ def _result(call: Call, request: Request[T], data: bytes, where: str) -> T:
             if call.output is not None:
                 call.output.append(document)
         return request.decode(document)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadAnswer(f"{where}{request.path} answered what llama.cpp does not send", kind="bad_answer") from error

@@ -87,7 +87,7 @@ class Pieces(Generic[T]):
         now = time.time()
         try:
             pieces = [self._piece(line, now) for line in self._lines.feed(data)]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BadAnswer(
                 f"an event of the stream is not what llama.cpp sends: {error}", kind="bad_answer"
             ) from error

@@ -47,6 +47,7 @@ answer; were more kept, a burst of requests would make others wait for them."""
 _BACKOFF_S = 0.2
 _STALE_S = 0.25
 """A kept connection that the server had closed says so at once; later the server may have begun to work."""
+_LONGEST_FAILURE = 1 << 16
 _SHOWN = 200
 
 _KINDS: dict[int, type[RequestError]] = {
@@ -237,12 +238,16 @@ class Transport:
             _thread.call = None
 
     def _failure(self, call: Call, response: urllib3.BaseHTTPResponse) -> RequestError:
-        data = self.read(call, response)
+        try:
+            data = response.read(_LONGEST_FAILURE, decode_content=False)
+        except HTTPError as error:
+            raise self.broken(call, error) from error
+        (response.drain_conn if len(data) < _LONGEST_FAILURE else response.close)()
         response.release_conn()
         try:
             document = json.loads(data)
             found = document["error"] if isinstance(document["error"], dict) else {"message": document["error"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             found = {"message": data[:_SHOWN].decode(errors="replace").strip() or "it says nothing"}
         return failure(found, response.status, f"{self.base_url}{call.request.path}")
 

@@ -22,7 +22,7 @@ FIRST_CHUNK = 256 << 10
 
 LAST_CHUNK = 4 << 20
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 Explain = Callable[[int, Mapping[str, str]], "str | None"]
 """From status and headers of an answer that is no success: what it means, or None for the plain text."""
@@ -139,7 +139,7 @@ class UrlSource:
     def _start_stream(self, response: BaseHTTPResponse) -> tuple[bytes, int]:
         """The server sends all of it: take the first chunk, leave the rest in its pipe."""
         length = response.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", length):
             response.close()
             raise GGUFError("the server tells no size and does no ranges", path=self.name)
         self._stream = response
