@@ -189,8 +189,11 @@ def test_an_exit_with_nobody_at_the_endpoint_says_in_a_line_what_was_lost(protoc
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     )
-    [line] = ran.stderr.splitlines()
+    *troubles, line = ran.stderr.splitlines()
     assert "4 spans could not be sent" in line
+    what = [trouble.partition(" to ")[0] for trouble in troubles]
+    assert len(what) == len(set(what)), "trouble is said once"
+    assert set(what) <= {"cannot send spans", "cannot send metrics"}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
