@@ -36,7 +36,7 @@ from llamatel.llama.attach.follower import LogFollower
 from llamatel.llama.attach.poller import ServerPoller
 from llamatel.llama.attach.targets import target
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.log.source import FileSource
+from llamatel.llama.log.source import FileSource, StreamSource
 from llamatel.llama.poll.http import ServerClient
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, ServerInfo, ServerSnapshot
@@ -338,6 +338,19 @@ def test_a_defect_of_the_reader_ends_no_log(
     assert counts is not None
     assert counts.lines["malformed"] == 2
     assert caplog.text.count("could not be read; further ones are only counted") == 1
+
+
+def test_a_backlog_of_lines_without_end_is_the_newest_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamatel.llama.log.source._BACKLOG_LINES", 100)
+    log = tmp_path / "server.log"
+    log.write_text("".join(f"{number}\n" for number in range(1000)))
+    batches = FileSource(log, from_start=True).batches()
+    assert next(batches).lines == [str(number) for number in range(900, 1000)]
+    with log.open() as stream:
+        source = StreamSource(stream.fileno(), "a pipe")
+        first = next(source.batches())
+    assert first.backlog
+    assert first.lines[0] == "0"
 
 
 # -- who asks us ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from llamatel.llama.log.line_buffer import LineBuffer
 _READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 64 << 20
 """More of what was there before is not read: the newest part is taken."""
+_BACKLOG_LINES = 1 << 20
+"""The same, for lines: an empty one costs memory, too."""
 _LOOK_S = 0.2
 _SILENCE_S = 0.3
 """A stream's backlog is over when nothing came for that long."""
@@ -93,10 +96,10 @@ class FileSource:
             os.lseek(descriptor, 0, os.SEEK_END)
             return
         os.lseek(descriptor, max(0, state.st_size - _BACKLOG_BYTES), os.SEEK_SET)
-        lines: list[str] = []
+        lines: deque[str] = deque(maxlen=_BACKLOG_LINES)
         while data := os.read(descriptor, _READ_BYTES):
             lines += buffer.feed(data)
-        yield Batch(lines, state.st_mtime, backlog=True)
+        yield Batch(list(lines), state.st_mtime, backlog=True)
 
     def _replaced(self, descriptor: int) -> bool:
         """Whether the path is another file now, or this one was cut short."""
@@ -145,7 +148,8 @@ class StreamSource:
                     if lines:
                         last = now
                     # Over after a silence; a busy server's log never is silent, so not later than after some seconds.
-                    if ended or (backlog and (not data or now - begun > _BACKLOG_S or size > _BACKLOG_BYTES)):
+                    much = size > _BACKLOG_BYTES or len(backlog) > _BACKLOG_LINES
+                    if ended or (backlog and (not data or much or now - begun > _BACKLOG_S)):
                         yield Batch(backlog, last, backlog=True)
                         backlog = None
                 if ended:
