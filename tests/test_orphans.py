@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from llamatel.llama import ServerManager
 from tests.parts import wait_until
 from tests.servers import gone
 
@@ -223,3 +224,24 @@ def test_an_owner_that_loses_its_own_parent_keeps_its_server(
     os.kill(owner, signal.SIGKILL)
     assert alive
     wait_until(lambda: gone(server), SOON)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_script_that_starts_the_server_leaves_none(
+    llama_server_binary: Path, tiny_model: Path, tmp_path: Path, how: str
+) -> None:
+    """Without ``exec`` the script is our child, and ends by a signal alone."""
+    script, said = tmp_path / "llama-server", tmp_path / "pid"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{llama_server_binary} "$@" &\necho $! >{said}\nwait\n')
+    script.chmod(0o755)
+    with ServerManager(backend=str(script)) as server:
+        server.start_server(tiny_model, port=0, extra_args=["-t", "1"]).wait_until_ready(60)
+        child = int(said.read_text())
+        assert not gone(child)
+        assert server.info.pid not in (None, child)
+        if how == "stopped":
+            server.stop_server()
+        else:
+            os.kill(server.info.pid or 0, signal.SIGKILL)
+            server.wait(30)
+        wait_until(lambda: gone(child), SOON, "llama.cpp is gone")

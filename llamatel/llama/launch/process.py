@@ -143,8 +143,15 @@ class Child:
             self._process.kill()
 
     def close(self) -> int:
-        """Wait for its end and free what it held; its exit status."""
+        """Wait for its end and free what it held; its exit status.
+
+        Who still holds its output then is a server that a script has started without ``exec``: it ends here.
+        """
         code = self._process.wait()
+        if self._open:
+            # A group keeps its number as long as somebody is in it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._selector.close()
         self._pipe.close()
         if self._pidfd is not None:
