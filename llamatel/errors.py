@@ -21,7 +21,7 @@
     ├── LogSourceError          a log file or stream cannot be read
     ├── ExploreError            llama.cpp cannot be observed: not installed, not understood, or it died
     ├── GGUFError               a model file's header cannot be read
-    │   └── HubUnreachable      the Hub that it is on cannot be asked
+    │   └── ModelUnreachable    the Hub or the address that it is at cannot be asked
     ├── GrafanaError            a Grafana cannot be reached, or refuses
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
 
@@ -169,8 +169,8 @@ class GGUFError(LlamatelError):
         self.path = path
 
 
-class HubUnreachable(GGUFError):
-    """The Hugging Face Hub, or what HF_ENDPOINT names, cannot be asked: no network, or nobody there."""
+class ModelUnreachable(GGUFError):
+    """The Hugging Face Hub, what HF_ENDPOINT names, or an address cannot be asked: no network, or nobody there."""
 
 
 class ExploreError(LlamatelError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.errors import GGUFError, HubUnreachable, UsageError
+from llamatel.errors import GGUFError, ModelUnreachable, UsageError
 from llamatel.llama.gguf import GGUFHeader, Metadata
 from llamatel.llama.gguf.found import Choices, Model, ModelConfig, quant_of
 from llamatel.llama.gguf.hub import Hub
@@ -254,10 +254,12 @@ def test_a_server_that_refuses_or_is_not_there(hub: HubServer, monkeypatch: pyte
         port = unused.getsockname()[1]
         with pytest.raises(GGUFError, match=r"cannot be fetched: .*refused"):
             read_reference(f"http://127.0.0.1:{port}/x.gguf")
-        with pytest.raises(HubUnreachable, match="the Hub cannot be asked: "):
+        with pytest.raises(ModelUnreachable, match="the Hub cannot be asked: "):
             Hub(f"http://127.0.0.1:{port}").choose("org/many")
+        with pytest.raises(ModelUnreachable, match="cannot be fetched: "):
+            Hub(f"http://127.0.0.1:{port}").read("org/many", "x.gguf")
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-        with pytest.raises(HubUnreachable, match="models/gone: there is no such file here, and the Hub cannot"):
+        with pytest.raises(ModelUnreachable, match="models/gone: there is no such file here; on the Hub: the Hub"):
             read_reference("models/gone")
     with pytest.raises(UsageError, match="is no address"):
         read_reference("http://[::1/x.gguf")

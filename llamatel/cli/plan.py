@@ -19,6 +19,7 @@ from llamatel.llama.gguf.reference import read_reference
 from llamatel.model.from_config import shape_from_config
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
+from llamatel.models import tiny_model
 from llamatel.plan.command_line import parse_server_flags
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
 from llamatel.plan.measure import find_program, measure
@@ -122,6 +123,8 @@ def command(
 
 def _local(reference: str) -> Path:
     path = Path(reference).expanduser()
+    if reference == "tiny" and not path.exists():
+        return tiny_model()
     if not path.is_file():
         raise UsageError("--measure needs the model's file on this machine")
     return path

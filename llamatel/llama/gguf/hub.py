@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamatel.errors import GGUFError, HubUnreachable
+from llamatel.errors import GGUFError, ModelUnreachable
 from llamatel.llama.gguf.found import MAX_CONFIG, Choice, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.llama.gguf.header import GGUFHeader
 from llamatel.llama.gguf.remote import UrlSource
@@ -92,7 +92,7 @@ class Hub:
             words = self._words(repo, None, revision, answer.status_code, answer.headers)
             raise GGUFError(words or f"the Hub answered {answer.status_code}", path=repo) from error
         except network as error:
-            raise HubUnreachable(f"the Hub cannot be asked: {_one_line(error)}", path=repo) from error
+            raise ModelUnreachable(f"the Hub cannot be asked: {_one_line(error)}", path=repo) from error
         except (ValueError, TypeError, KeyError) as error:  # no JSON, or not what the Hub's looks like
             raise GGUFError(f"{self.endpoint} does not answer as a Hub", path=repo) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llamatel.errors import GGUFError, HubUnreachable, UsageError
+from llamatel.errors import GGUFError, ModelUnreachable, UsageError
 from llamatel.llama.gguf.found import MAX_CONFIG, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.llama.gguf.splits import parse_gguf_header, read_model
 from llamatel.models import tiny_model
@@ -43,8 +43,8 @@ def read_reference(reference: str, *, progress: Callable[[int], None] | None = N
         return parse_gguf_header(path, read_tensors=True)
     try:
         return _hub(reference, reference, progress)
-    except HubUnreachable as error:
-        raise HubUnreachable(f"there is no such file here, and {error.message}", path=error.path) from error
+    except ModelUnreachable as error:
+        raise ModelUnreachable(f"there is no such file here; on the Hub: {error.message}", path=error.path) from error
 
 
 def _address(url: str, progress: Callable[[int], None] | None) -> Model:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from llamatel.errors import GGUFError
+from llamatel.errors import GGUFError, ModelUnreachable
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -107,7 +107,7 @@ class UrlSource:
                 return self._start_stream(response)
             return self._partial(response, offset, n_bytes)
         except (HTTPError, LocationParseError, OSError) as error:
-            raise GGUFError(f"cannot be fetched: {_reason(error)}", path=self.name) from error
+            raise ModelUnreachable(f"cannot be fetched: {_reason(error)}", path=self.name) from error
 
     def _partial(self, response: BaseHTTPResponse, offset: int, n_bytes: int) -> tuple[bytes, int]:
         try:
