@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -374,10 +375,11 @@ def test_many_connections_that_say_nothing_shut_nobody_out(endpoint: tuple[str, 
     url, port = endpoint
     idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
     for each in idle:
-        each.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+        with contextlib.suppress(ConnectionError):  # the oldest have given way already
+            each.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
     assert urllib3.PoolManager().request("GET", url, timeout=60, retries=False).status == 200
-    # The oldest have given way: they are closed, without an answer.
-    assert idle[0].recv(100) == b""
+    with contextlib.suppress(ConnectionError):
+        assert idle[0].recv(100) == b""
     for each in idle:
         each.close()
 
