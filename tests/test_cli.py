@@ -50,6 +50,21 @@ def test_help_names_every_verb_and_imports_none() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_ctrl_c_while_python_still_imports_is_silent() -> None:
+    program = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from llamatel.cli.start import run\n"
+        "run()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_verbs_have_their_names_and_a_help_of_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.get_command(click.Context(cli), verb)

@@ -62,7 +62,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
     assert (said["Name"], said["License-Expression"], said["Requires-Python"]) == ("llamatel", "Apache-2.0", ">=3.10")
     assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "proxy", "plot", "explore", "dev"}
-    assert points["console_scripts"]["llamatel"] == "llamatel.cli.main:run"
+    assert points["console_scripts"]["llamatel"] == "llamatel.cli.start:run"
     assert {"requests", "tokens", "server"} <= set(points["llamatel.collectors"])
 
 
