@@ -33,16 +33,9 @@ from llamatel.live import Live
 from llamatel.llama.log.reader import LogReader
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer
-from llamatel.records import (
-    ClientCall,
-    Completion,
-    KvCacheState,
-    LogCounts,
-    ServerInfo,
-    ServerSnapshot,
-    SlotState,
-)
+from llamatel.records import ClientCall, Completion, ServerInfo
 from llamatel.settings import OtlpTarget, Settings
+from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState
 from llamatel.spans import Spans
 
 MANY = 50

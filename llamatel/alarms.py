@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llamatel.gpu.offload import fell_back
-from llamatel.records import Completion, KvCacheState, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.snapshots import KvCacheState, ServerSnapshot, Snapshot
 
 T = TypeVar("T")
 

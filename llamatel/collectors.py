@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from llamatel.errors import PipelineError, UsageError
 from llamatel.metrics import Metric
-from llamatel.records import ClientCall, Completion, ServerInfo, Snapshot
+from llamatel.records import ClientCall, Completion, ServerInfo
+from llamatel.snapshots import Snapshot
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import ClientCall, Completion, Snapshot
+from llamatel.records import ClientCall, Completion
+from llamatel.snapshots import Snapshot
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatel.alarms import Alarm, Alarms, forget_the_gone
-from llamatel.records import Completion, DeviceSnapshot, Outcome, Place, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.tally import Summary, Tally
 
 VERSION = 3

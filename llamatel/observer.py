@@ -17,7 +17,8 @@ from typing import Protocol
 from llamatel.collectors import Collector, Sample
 from llamatel.guard import Guard, Record
 from llamatel.joining import Joiner, Origin, Place, Underway
-from llamatel.records import ClientCall, Completion, ObservedRequest, ServerSnapshot, Snapshot
+from llamatel.records import ClientCall, Completion, ObservedRequest
+from llamatel.snapshots import ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
 

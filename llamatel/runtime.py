@@ -36,8 +36,9 @@ from llamatel.llama.launch import manager as server
 from llamatel.metrics import METRICS
 from llamatel.observer import Observer, Sink
 from llamatel.page import Page
-from llamatel.records import ClientCall, Completion, Snapshot
+from llamatel.records import ClientCall, Completion
 from llamatel.settings import Settings
+from llamatel.snapshots import Snapshot
 from llamatel.spans import Spans
 from llamatel.watcher import Watcher
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llamatel.llama.attach.fleet import Access, Fleet
 from llamatel.llama.attach.targets import TargetFiles, target
-from llamatel.records import ServerSnapshot
+from llamatel.snapshots import ServerSnapshot
 from tests.parts import Child, free_port, wait_until
 
 INTERVAL_S = 0.1

@@ -9,15 +9,13 @@ from typing import Any
 from llamatel.collectors import Collector
 from llamatel.metrics import Kind, table
 from llamatel.model.shape import LayerShape, ModelShape, Weights
-from llamatel.records import (
-    Completion,
+from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.snapshots import (
     KvCacheState,
     LogCounts,
-    Outcome,
     ProcessState,
     PromptCacheState,
     RouterModel,
-    ServerInfo,
     ServerSnapshot,
     SlotState,
     Snapshot,

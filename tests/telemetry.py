@@ -12,8 +12,9 @@ from llamatel.export import pipeline
 from llamatel.export.pipeline import Pipeline
 from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS
-from llamatel.records import ClientCall, Completion, Snapshot
+from llamatel.records import ClientCall, Completion
 from llamatel.settings import Settings
+from llamatel.snapshots import Snapshot
 from llamatel.spans import Spans
 from llamatel_collectors.requests import RequestsCollector
 from tests.samples import snapshot

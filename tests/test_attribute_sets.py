@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from llamatel.export import attribute_sets
-from llamatel.records import SlotState
+from llamatel.snapshots import SlotState
 from tests.samples import SERVER, server_snapshot, snapshot
 from tests.telemetry import telemetry
 

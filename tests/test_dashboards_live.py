@@ -26,7 +26,8 @@ from llamatel.metrics import METRICS
 from llamatel.model.from_gguf import shape_from_gguf
 from llamatel.model.shape import ModelShape
 from llamatel.prometheus_names import prometheus_series
-from llamatel.records import ClientCall, Outcome, Placement, RequestGpu
+from llamatel.records import ClientCall, Outcome, RequestGpu
+from llamatel.snapshots import Placement
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, selectors, variable_queries
 from tests.load import Answer, Clients, completion, mixed_load
 from tests.nvml import Recorded

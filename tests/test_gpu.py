@@ -28,7 +28,8 @@ from llamatel.llama.tiny_model import write_tiny_model
 from llamatel.model import LayerShape, ModelShape, shape_from_gguf
 from llamatel.model.shape import Weights
 from llamatel.plan import ServerSettings, cache_plan, parse_server_flags
-from llamatel.records import DeviceSnapshot, Placement, RequestGpu, ServerSnapshot
+from llamatel.records import RequestGpu
+from llamatel.snapshots import DeviceSnapshot, Placement, ServerSnapshot
 from llamatel_collectors.gpu import GpuCollector
 from llamatel_collectors.model import ModelCollector
 from tests.samples import SERVER, completion, server_snapshot, snapshot

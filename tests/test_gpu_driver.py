@@ -15,7 +15,7 @@ import pytest
 
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
 from llamatel.gpu.source import GpuSource
-from llamatel.records import DeviceSnapshot
+from llamatel.snapshots import DeviceSnapshot
 from tests.nvml import Recorded, record
 from tests.parts.processes import wait_until
 from tests.samples import completion, snapshot

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
 from llamatel.gpu.source import GpuSource
-from llamatel.records import Completion, DeviceSnapshot, RequestGpu, Snapshot
+from llamatel.records import Completion, RequestGpu
+from llamatel.snapshots import DeviceSnapshot, Snapshot
 from tests.golden.reading import reading
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, SERVER, completion, server_snapshot

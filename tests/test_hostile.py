@@ -40,7 +40,8 @@ from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.source import FileSource, StreamSource
 from llamatel.llama.poll.http import ServerClient
 from llamatel.metrics import METRICS
-from llamatel.records import Completion, ServerInfo, ServerSnapshot
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import ServerSnapshot
 from llamatel.spans import Spans
 from llamatel.top.source import LlamatelSource
 from tests.hostile_server import Bytes, HostileServer, http, usual

@@ -7,7 +7,8 @@ import pytest
 from llamatel.llama.poll.http import Scrape, ServerClient
 from llamatel.llama.poll.instance import Instance
 from llamatel.llama.poll.slot_trace import SlotTrace
-from llamatel.records import KvCacheState, ServerInfo, SlotState
+from llamatel.records import ServerInfo
+from llamatel.snapshots import KvCacheState, SlotState
 
 SERVER = ServerInfo("127.0.0.1", 8080, "tiny")
 

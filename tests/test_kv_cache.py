@@ -21,7 +21,8 @@ from llamatel.llama.log.facts import ServerFacts
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slots import DecodeRate
 from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.records import Completion, Outcome, ServerSnapshot
+from llamatel.records import Completion, Outcome
+from llamatel.snapshots import ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
 from tests.servers import ask, ask_at_once

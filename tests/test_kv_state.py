@@ -17,7 +17,8 @@ from llamatel.llama.poll.slots import DecodeRate, parse_slots
 from llamatel.model import shape_from_metadata
 from llamatel.plan import cache_plan
 from llamatel.plan.command_line import given_settings, parse_server_flags
-from llamatel.records import ServerInfo, SlotState
+from llamatel.records import ServerInfo
+from llamatel.snapshots import SlotState
 from llamatel.view import kv_cache_line
 from llamatel_collectors.kv_cache import KvCacheCollector
 from llamatel_collectors.model import ModelCollector

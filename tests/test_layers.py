@@ -64,7 +64,10 @@ FORBIDDEN = [
     (("llamatel.llama.poll",), ("llamatel.llama.launch", "llamatel.llama.attach")),
     (("llamatel.llama.launch",), ("llamatel.llama.attach",)),
     (("llamatel.llama.attach",), ("llamatel.llama.launch",)),
-    (("llamatel.records", "llamatel.metrics", "llamatel.model", "llamatel.plan"), ("opentelemetry",)),
+    (
+        ("llamatel.records", "llamatel.snapshots", "llamatel.metrics", "llamatel.model", "llamatel.plan"),
+        ("opentelemetry",),
+    ),
     (("llamatel.llama.client", "llamatel.llama.log", "llamatel.llama.poll", "llamatel.view"), ("opentelemetry",)),
     (("llamatel.llama", "llamatel.model", "llamatel.plan"), ("llamatel.cli", "llamatel.page", "llamatel.top")),
     (("llamatel_collectors",), ("opentelemetry", "llamatel.runtime", "llamatel.cli", "llamatel.llama")),

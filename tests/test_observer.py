@@ -14,7 +14,8 @@ import pytest
 from llamatel.collectors import Collector, Sample
 from llamatel.joining import Origin
 from llamatel.observer import Observer
-from llamatel.records import ClientCall, Completion, Outcome, ServerSnapshot, Snapshot
+from llamatel.records import ClientCall, Completion, Outcome
+from llamatel.snapshots import ServerSnapshot, Snapshot
 from tests.parts import wait_until
 from tests.samples import SERVER, completion, server_snapshot
 

@@ -15,9 +15,10 @@ import pytest
 
 import llamatel
 from llamatel.live import Live
-from llamatel.records import KvCacheState, Outcome, ServerInfo, SlotState, Snapshot
+from llamatel.records import Outcome, ServerInfo
 from llamatel.runtime import Runtime, init
 from llamatel.settings import is_loopback
+from llamatel.snapshots import KvCacheState, SlotState, Snapshot
 from tests.samples import completion, server_snapshot
 
 

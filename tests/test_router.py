@@ -18,7 +18,8 @@ from llamatel.llama.launch.manager import ServerManager
 from llamatel.llama.log.source import FileSource
 from llamatel.llama.poll.router import parse_models
 from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.records import Completion, Outcome, RouterModel, ServerSnapshot
+from llamatel.records import Completion, Outcome
+from llamatel.snapshots import RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
 from tests.servers import LONG, ask

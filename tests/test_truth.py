@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import llamatel
 from llamatel.llama.launch.manager import ServerManager
 from llamatel.llama.poll.http import parse_counters
-from llamatel.records import Completion, Outcome, ServerSnapshot
+from llamatel.records import Completion, Outcome
+from llamatel.snapshots import ServerSnapshot
 from tests.load import Answer, Clients, endless, mixed_load
 from tests.parts import OtlpSink, SinkSpan, wait_until
 from tests.servers import BACKENDS, choose_backend, without_settings

@@ -16,7 +16,8 @@ from llamatel.gpu.nvml import THROTTLES
 from llamatel.gpu.offload import devices_of, fell_back, process_bytes
 from llamatel.gpu.source import GpuSource
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import Completion, DeviceSnapshot, ServerSnapshot, Snapshot
+from llamatel.records import Completion
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 
 PRICE_VARIABLE = "LLAMATEL_PRICE_PER_KWH"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import KvCacheState, ServerInfo, Snapshot
+from llamatel.records import ServerInfo
+from llamatel.snapshots import KvCacheState, Snapshot
 
 
 class KvCacheCollector(Collector):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.model.shape import ModelShape
-from llamatel.records import Placement, Snapshot
+from llamatel.snapshots import Placement, Snapshot
 
 
 class ModelCollector(Collector):

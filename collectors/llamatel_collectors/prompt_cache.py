@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import Snapshot
+from llamatel.snapshots import Snapshot
 
 
 class PromptCacheCollector(Collector):

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.metrics import SETTINGS
-from llamatel.records import LogCounts, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import ServerInfo
+from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
 
 
 class ServerCollector(Collector):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import ServerInfo, SlotState, Snapshot
+from llamatel.records import ServerInfo
+from llamatel.snapshots import SlotState, Snapshot
 
 
 class SlotsCollector(Collector):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import Snapshot
+from llamatel.snapshots import Snapshot
 
 # llama.cpp's /metrics (tools/server/server-task.cpp), metric, its ``type``.
 _COUNTERS = (

@@ -12,7 +12,8 @@ from dataclasses import replace
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import cache_plan
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import Completion, DeviceSnapshot
+from llamatel.records import Completion
+from llamatel.snapshots import DeviceSnapshot
 
 _PARALLEL_SPLITS = ("row", "tensor")
 """Split modes in which all cards work on one layer at once; else one card works after another."""

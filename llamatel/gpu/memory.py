@@ -10,7 +10,7 @@ from llamatel.plan.command_line import parse_server_flags
 from llamatel.plan.devices import CONTEXT_MIB, Device
 from llamatel.plan.memory import memory_plan
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import DeviceSnapshot, ServerSnapshot
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _CONTEXT = CONTEXT_MIB << 20
 _ON_HOST = ("CPU", "CUDA_Host")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llamatel.plan.gpus import gpu_named
-from llamatel.records import DeviceSnapshot
+from llamatel.snapshots import DeviceSnapshot
 
 THROTTLES: dict[int, str] = {
     0x0000000000000002: "application_clocks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamatel.model.shape import ModelShape
-from llamatel.records import DeviceSnapshot, ServerSnapshot
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _IN_USE_BYTES = 200 << 20
 """A card with less than that in use holds no model: a CUDA context alone takes more than 100 MiB."""

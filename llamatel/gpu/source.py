@@ -15,7 +15,8 @@ from llamatel.gpu.memory import settings_of
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, layers_asked
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import Completion, DeviceSnapshot, RequestGpu, ServerInfo, ServerSnapshot, Snapshot
+from llamatel.records import Completion, RequestGpu, ServerInfo
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from llamatel.llama.log.facts import ServerFacts
 from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePart, CachePlan
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import KvCacheState, SlotState
+from llamatel.snapshots import KvCacheState, SlotState
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from llamatel.errors import ServerUnreachable
 from llamatel.live import VERSION, Live
 from llamatel.llama.attach.fleet import Access, Fleet
 from llamatel.llama.attach.targets import Target, TargetFiles
-from llamatel.records import Snapshot
+from llamatel.snapshots import Snapshot
 
 _TIMEOUT_S = 10.0
 """A llamatel that watches a busy server may take a server's whole time-out to answer."""

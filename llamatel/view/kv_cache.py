@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamatel.records import KvCacheState, ServerSnapshot
+from llamatel.snapshots import KvCacheState, ServerSnapshot
 from llamatel.view.figures import exact
 from llamatel.view.glyphs import UNICODE, Glyphs
 from llamatel.view.page import size

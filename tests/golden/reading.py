@@ -11,7 +11,8 @@ from llamatel.llama.log.clock import LogClock
 from llamatel.llama.log.line import split_line
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.reader import LogReader
-from llamatel.records import Completion, LogCounts, ServerInfo
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import LogCounts
 
 LOGS = Path(__file__).parent / "logs"
 ZERO = 1_790_000_000.0

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.metrics import Kind, Metric
-from llamatel.records import Completion, Snapshot
+from llamatel.records import Completion
+from llamatel.snapshots import Snapshot
 
 
 class PatienceCollector(Collector):

@@ -16,7 +16,8 @@ from llamatel.llama.log.line import split_line
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.source import Batch, FileSource, StreamSource
 from llamatel.llama.poll.router import with_log
-from llamatel.records import Completion, ServerInfo, ServerSnapshot
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import ServerSnapshot
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.instance import Instance
 from llamatel.llama.poll.props import ServerProps
 from llamatel.llama.poll.router import Router
-from llamatel.records import ObservedRequest, ServerInfo, ServerSnapshot
+from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.snapshots import ServerSnapshot
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from llamatel.model.shape import ModelShape
 from llamatel.plan.cache import CachePlan, cache_plan
 from llamatel.plan.cache_types import CACHE_TYPES
 from llamatel.plan.settings import ServerSettings
-from llamatel.records import Completion, KvCacheState, ServerInfo, ServerSnapshot
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import KvCacheState, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from llamatel.llama.in_process import model
 
 if TYPE_CHECKING:
     from llamatel.observer import Observer
-    from llamatel.records import Completion, ServerSnapshot
+    from llamatel.records import Completion
+    from llamatel.snapshots import ServerSnapshot
 
 _LAST_S = 5.0
 

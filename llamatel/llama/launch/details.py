@@ -21,7 +21,7 @@ from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slot_watch import Activity, SlotsNow, SlotWatch
 from llamatel.model.shape import ModelShape
 from llamatel.plan.command_line import given_settings
-from llamatel.records import KvCacheState, SlotState
+from llamatel.snapshots import KvCacheState, SlotState
 
 _PROPS_S = 0.5
 

@@ -26,7 +26,8 @@ from llamatel.llama.launch.supervisor import ServerState, Supervisor
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
 from llamatel.llama.poll.http import base_url
-from llamatel.records import Completion, ServerInfo, ServerSnapshot
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import ServerSnapshot
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from llamatel.records import ProcessState
+from llamatel.snapshots import ProcessState
 
 
 def parse_stat(text: str) -> tuple[int, int]:

@@ -19,7 +19,8 @@ from llamatel.llama.log.reader import LogReader
 from llamatel.llama.poll.counters import CarriedCounters
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.router import Router, with_log
-from llamatel.records import LogCounts, ServerInfo, ServerSnapshot
+from llamatel.records import ServerInfo
+from llamatel.snapshots import LogCounts, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llamatel.llama.log.placement import learn_placement
-from llamatel.records import Placement, PromptCacheState
+from llamatel.snapshots import Placement, PromptCacheState
 
 _SIZE = r"\d{1,9}(?:\.\d{1,6})?"
 _LISTENING = re.compile(r"listening on (?:https?://(\S+):(\d{1,5})\b|unix://(\S+))")

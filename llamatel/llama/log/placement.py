@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from llamatel.records import Placement
+from llamatel.snapshots import Placement
 
 _NO_GPU = re.compile(r"no usable GPU found|failed to initialize (?:CUDA|ROCm|MUSA)")
 _LAYERS = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")

@@ -27,7 +27,8 @@ from llamatel.llama.log.facts import ServerFacts, learn
 from llamatel.llama.log.line import LogLine, split_line
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.router import RouterLog
-from llamatel.records import Completion, LogCounts, Outcome, ServerInfo
+from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.snapshots import LogCounts
 
 _log = logging.getLogger(__name__)
 

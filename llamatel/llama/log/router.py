@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llamatel.records import RouterModel, ServerInfo
+from llamatel.records import ServerInfo
+from llamatel.snapshots import RouterModel
 
 if TYPE_CHECKING:
     from llamatel.llama.log.reader import LogReader

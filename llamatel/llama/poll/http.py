@@ -19,7 +19,7 @@ from llamatel.errors import ServerUnreachable
 from llamatel.llama.access import check_api_key
 from llamatel.llama.poll.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.poll.slots import parse_slots
-from llamatel.records import SlotState
+from llamatel.snapshots import SlotState
 
 _SAMPLE = re.compile(rb"^llamacpp:(\w{1,100}) ([-+0-9.eE]{1,40})[ \r]*$", re.MULTILINE)
 _MOST_VALUES = 256

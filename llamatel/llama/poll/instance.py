@@ -23,7 +23,8 @@ from llamatel.llama.poll.http import Scrape, ServerClient
 from llamatel.llama.poll.props import ServerProps
 from llamatel.llama.poll.slot_trace import SlotTrace
 from llamatel.llama.poll.slots import DecodeRate
-from llamatel.records import KvCacheState, ObservedRequest, ServerInfo, ServerSnapshot, SlotState
+from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.snapshots import KvCacheState, ServerSnapshot, SlotState
 
 _log = logging.getLogger(__name__)
 

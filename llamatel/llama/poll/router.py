@@ -23,7 +23,8 @@ from llamatel.llama.log.router import RouterLog
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.instance import Instance
 from llamatel.llama.poll.props import ModelCard, parse_model_card
-from llamatel.records import ObservedRequest, RouterModel, ServerInfo, ServerSnapshot
+from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.snapshots import RouterModel, ServerSnapshot
 
 _IDLE_S = 5.0
 """How often a loaded model is asked while nothing happens in it."""

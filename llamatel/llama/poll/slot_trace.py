@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from llamatel.records import ObservedRequest, ServerInfo, SlotState
+from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.snapshots import SlotState
 
 
 class SlotTrace:

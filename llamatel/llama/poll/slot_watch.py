@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.poll.http import ServerClient
 from llamatel.llama.poll.slots import DecodeRate
-from llamatel.records import SlotState
+from llamatel.snapshots import SlotState
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from llamatel.answers import count
-from llamatel.records import SlotState
+from llamatel.snapshots import SlotState
 
 _MOST_SLOTS = 1024
 """llama.cpp has no more than 256 (LLAMA_MAX_SEQ in src/llama-cparams.h)."""
