@@ -10,14 +10,14 @@ the lines are those of llama.cpp from November 2025 to October 2026 (tools/serve
     slot      release: id  3 | task 0 | stop processing: n_tokens = 32, truncated = 0
 
 A cancelled or failed one prints ``stop: cancel task, id_task = 0`` or ``send_error: task id = 0, error: ...`` and no
-timings. Cached tokens follow from the release line: n_tokens = cached + computed + generated - 1.
+timings.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON, MARK, read_call_line
@@ -25,6 +25,7 @@ from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.clock import LogClock
 from llamatel.llama.log.facts import ServerFacts, learn
 from llamatel.llama.log.line import LogLine, split_line
+from llamatel.llama.log.logged_request import LoggedRequest
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.router import RouterLog
 from llamatel.records import Completion, Outcome, ServerInfo
@@ -33,40 +34,13 @@ from llamatel.snapshots import LogCounts
 _log = logging.getLogger(__name__)
 
 # Numbers have no more digits than llama.cpp's can have: a log may hold anybody's text.
-_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens")
-_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)")
-_DRAFT = re.compile(r"draft acceptance.*\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
 _RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d{1,12}), truncated = (\d)")
-_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
 _ERROR = re.compile(r"send_error: task id = (\d{1,12}), error: (.*)", re.DOTALL)
 _CANCEL = re.compile(r"stop: cancel task, id_task = (\d{1,12})\b")
 _LONGEST = 8192
 """Characters of a line that are looked at: some patterns take the square of it."""
-_CONTEXT_FULL = "Context size has been exceeded"
 _TOO_LONG = "exceeds the available context size"
 _OURS = ("srv ", "slot ", "que ", "cmn ")
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request that holds a slot. Times are log times."""
-
-    slot: int
-    task: int
-    started: float
-    is_child: bool = False
-    queue_s: float | None = None
-    prompt: int | None = None
-    prefill_s: float | None = None
-    computed: int | None = None
-    decode_s: float | None = None
-    generated: int | None = None
-    timed_at: float | None = None
-    draft_generated: int | None = None
-    draft_accepted: int | None = None
-    shifts: int = 0
-    cancelled: bool = False
-    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +64,7 @@ class LogReader:
         self._clock = clock or LogClock()
         self._batch = DEFAULT_BATCH
         self._queue = QueueClock()
-        self._active: dict[int, _Request] = {}
+        self._active: dict[int, LoggedRequest] = {}
         self._chosen: dict[int, float] = {}
         """When each slot was last chosen for a task."""
         self._last_time = 0.0
@@ -204,12 +178,14 @@ class LogReader:
             if text.startswith("stop processing"):
                 self._queue.left(time)
             return "server"
-        reader = _READERS.get(text[:5])
-        if reader is not None:
-            return reader(self, request, text, time, ended)
+        if text.startswith("stop processing"):
+            return self._release(request, text, time, ended)
+        shifts = request.shifts
+        kind = request.read(text, time)
+        self._tally.shifts += request.shifts - shifts
         if not text:
             self._continued = slot
-        return "server"
+        return kind
 
     def _continuation(self, text: str, time: float) -> bool:
         """Until spring 2026 the timings followed their heading on lines of their own; foreign lines may lie between."""
@@ -217,7 +193,7 @@ class LogReader:
         stripped = text.lstrip()
         if request is None or not stripped.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
             return False
-        self._timing(request, stripped, time, [])
+        request.read(stripped, time)
         return True
 
     # -- what lines mean --------------------------------------------------------------------------------------------
@@ -229,48 +205,10 @@ class LogReader:
             self._queue.broken_off(lost.task, time, 0)
         chosen = self._chosen.pop(slot, time)
         self._queue.launched(task, time, chosen=chosen, idle=not self._active)
-        self._active[slot] = _Request(slot, task, time, is_child=is_child)
+        self._active[slot] = LoggedRequest(slot, task, time, is_child=is_child)
         self._tally.started += 1
 
-    def _timing(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
-        found = _PREFILL.match(text)
-        if found is not None:
-            request.prefill_s = float(found.group(1)) / 1e3
-            request.computed = int(found.group(2))
-            request.timed_at = time
-            return "request"
-        found = _DECODE.match(text)
-        if found is not None:
-            request.decode_s = float(found.group(1)) / 1e3
-            request.generated = int(found.group(2))
-            return "request"
-        found = _DRAFT.match(text)
-        if found is not None:
-            request.draft_accepted, request.draft_generated = int(found.group(1)), int(found.group(2))
-            return "request"
-        # Progress notes and totals begin alike; only figures that cannot be read are malformed.
-        return "malformed" if text.startswith(("prompt eval time", "eval time")) else "request"
-
-    def _prompt(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
-        found = _PROMPT.match(text)
-        if found is None:
-            return "malformed"
-        request.prompt = int(found.group(1))
-        return "request"
-
-    def _progress(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
-        return "request"
-
-    def _shift(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
-        if not text.startswith("slot context shift"):
-            return "server"
-        request.shifts += 1
-        self._tally.shifts += 1
-        return "request"
-
-    def _release(self, request: _Request, text: str, time: float, ended: list[Completion]) -> str:
-        if not text.startswith("stop processing"):
-            return "server"
+    def _release(self, request: LoggedRequest, text: str, time: float, ended: list[Completion]) -> str:
         found = _RELEASE.match(text)
         del self._active[request.slot]
         request.queue_s = self._waited(request, time, int(found.group(1)) if found is not None else 0)
@@ -280,7 +218,7 @@ class LogReader:
         ended.append(self._completion(request, time, tokens=int(found.group(1)), truncated=found.group(2) != "0"))
         return "request"
 
-    def _waited(self, request: _Request, time: float, tokens: int) -> float | None:
+    def _waited(self, request: LoggedRequest, time: float, tokens: int) -> float | None:
         """How long a request that releases its slot had waited for it."""
         if request.timed_at is not None and request.decode_s is not None and request.generated is not None:
             return self._queue.completed(
@@ -302,56 +240,26 @@ class LogReader:
         else:
             self._queue.seen(task)
 
-    def _by_task(self, task: int) -> _Request | None:
+    def _by_task(self, task: int) -> LoggedRequest | None:
         return next((request for request in self._active.values() if request.task == task), None)
 
     def _completion(
-        self, request: _Request, time: float, *, tokens: int | None = None, truncated: bool | None = None
+        self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
     ) -> Completion:
-        outcome = Outcome.OK
-        if request.error is not None:
-            outcome = Outcome.CONTEXT_FULL if _CONTEXT_FULL in request.error else Outcome.ERROR
-        elif request.prefill_s is not None:
-            self._tally.timed += 1
-        elif request.cancelled:
-            outcome = Outcome.CANCELLED
-        else:
-            self._tally.untimed += 1
-        started, first_token = request.started, None
-        if request.timed_at is not None and request.prefill_s is not None:
-            first_token = request.timed_at - (request.decode_s or 0.0)
-        cached = None
-        if request.computed is not None:
-            if request.prompt is not None:
-                cached = request.prompt - request.computed
-            elif tokens is not None and request.generated is not None and not truncated and not request.shifts:
-                cached = tokens - request.computed - max(0, request.generated - 1)
-            if cached is not None and cached < 0:
-                cached = None
-        wall = self._clock.wall
-        return Completion(
-            server=self.server,
-            slot=request.slot,
-            task=request.task,
-            started_at=wall(started),
-            ended_at=wall(max(time, started)),
-            outcome=outcome,
-            error=request.error,
-            queue_s=request.queue_s,
-            prefill_s=request.prefill_s,
-            decode_s=request.decode_s,
-            first_token_at=None if first_token is None else wall(max(first_token, started)),
-            prompt_computed=request.computed,
-            prompt_cached=cached,
-            generated=request.generated,
-            draft_generated=request.draft_generated,
-            draft_accepted=request.draft_accepted,
-            context_tokens=tokens,
+        completion = request.completion(
+            self.server,
+            time,
+            wall=self._clock.wall,
+            tokens=tokens,
             truncated=truncated,
-            context_shifts=request.shifts,
-            is_child=request.is_child,
-            in_flight=tuple(wall(other.started) for other in self._active.values() if other is not request),
+            others=[other for other in self._active.values() if other is not request],
         )
+        if completion.outcome is Outcome.OK:
+            if completion.prefill_s is None:
+                self._tally.untimed += 1
+            else:
+                self._tally.timed += 1
+        return completion
 
     def _server_line(self, text: str, parts: LogLine, ended: list[Completion]) -> str:
         if parts.time is None and self._stamped and ('"' in text or "\\" in text):
@@ -454,19 +362,3 @@ class LogReader:
         return LogCounts(
             lines=dict(tally.lines), requests_started=tally.started, requests_lost=tally.lost, understood=understood
         )
-
-
-_LineReader = Callable[[LogReader, _Request, str, float, list[Completion]], str]
-# By the first five characters of a slot's text: one dictionary look-up a line.
-_READERS: dict[str, _LineReader] = {
-    "promp": LogReader._timing,
-    "eval ": LogReader._timing,
-    "total": LogReader._progress,
-    "graph": LogReader._progress,
-    "draft": LogReader._timing,
-    "new p": LogReader._prompt,
-    "n_gen": LogReader._progress,
-    "n_dec": LogReader._progress,  # its name until summer 2026
-    "slot ": LogReader._shift,
-    "stop ": LogReader._release,
-}

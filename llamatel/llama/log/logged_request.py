@@ -1,0 +1,148 @@
+"""One request that holds a slot, as the lines of that slot tell it. Times are log times, in seconds.
+
+Cached tokens follow from the prompt's length, where a build prints it, or from the release line: n_tokens = cached +
+computed + generated - 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llamatel.records import Completion, Outcome, ServerInfo
+
+# Numbers have no more digits than llama.cpp's can have: a log may hold anybody's text.
+_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens")
+_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)")
+_DRAFT = re.compile(r"draft acceptance.*\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
+_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
+_CONTEXT_FULL = "Context size has been exceeded"
+
+
+@dataclass(slots=True)
+class LoggedRequest:
+    """What is known of it so far."""
+
+    slot: int
+    task: int
+    started: float
+    is_child: bool = False
+    queue_s: float | None = None
+    prompt: int | None = None
+    prefill_s: float | None = None
+    computed: int | None = None
+    decode_s: float | None = None
+    generated: int | None = None
+    timed_at: float | None = None
+    draft_generated: int | None = None
+    draft_accepted: int | None = None
+    shifts: int = 0
+    cancelled: bool = False
+    error: str | None = None
+
+    def read(self, text: str, time: float) -> str:
+        """Take in what its slot says; the kind of the line: request, malformed, or server for what is no figure."""
+        reader = _READERS.get(text[:5])
+        return "server" if reader is None else reader(self, text, time)
+
+    def _timing(self, text: str, time: float) -> str:
+        found = _PREFILL.match(text)
+        if found is not None:
+            self.prefill_s = float(found.group(1)) / 1e3
+            self.computed = int(found.group(2))
+            self.timed_at = time
+            return "request"
+        found = _DECODE.match(text)
+        if found is not None:
+            self.decode_s = float(found.group(1)) / 1e3
+            self.generated = int(found.group(2))
+            return "request"
+        found = _DRAFT.match(text)
+        if found is not None:
+            self.draft_accepted, self.draft_generated = int(found.group(1)), int(found.group(2))
+            return "request"
+        # Progress notes and totals begin alike; only figures that cannot be read are malformed.
+        return "malformed" if text.startswith(("prompt eval time", "eval time")) else "request"
+
+    def _prompt(self, text: str, time: float) -> str:
+        found = _PROMPT.match(text)
+        if found is None:
+            return "malformed"
+        self.prompt = int(found.group(1))
+        return "request"
+
+    def _progress(self, text: str, time: float) -> str:
+        return "request"
+
+    def _shift(self, text: str, time: float) -> str:
+        if not text.startswith("slot context shift"):
+            return "server"
+        self.shifts += 1
+        return "request"
+
+    def completion(
+        self,
+        server: ServerInfo,
+        time: float,
+        *,
+        wall: Callable[[float], float],
+        tokens: int | None,
+        truncated: bool | None,
+        others: Sequence[LoggedRequest],
+    ) -> Completion:
+        """It ended at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run."""
+        first_token = None
+        if self.timed_at is not None and self.prefill_s is not None:
+            first_token = self.timed_at - (self.decode_s or 0.0)
+        return Completion(
+            server=server,
+            slot=self.slot,
+            task=self.task,
+            started_at=wall(self.started),
+            ended_at=wall(max(time, self.started)),
+            outcome=self._outcome(),
+            error=self.error,
+            queue_s=self.queue_s,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            first_token_at=None if first_token is None else wall(max(first_token, self.started)),
+            prompt_computed=self.computed,
+            prompt_cached=self._cached(tokens, truncated),
+            generated=self.generated,
+            draft_generated=self.draft_generated,
+            draft_accepted=self.draft_accepted,
+            context_tokens=tokens,
+            truncated=truncated,
+            context_shifts=self.shifts,
+            is_child=self.is_child,
+            in_flight=tuple(wall(other.started) for other in others),
+        )
+
+    def _outcome(self) -> Outcome:
+        if self.error is not None:
+            return Outcome.CONTEXT_FULL if _CONTEXT_FULL in self.error else Outcome.ERROR
+        return Outcome.CANCELLED if self.cancelled and self.prefill_s is None else Outcome.OK
+
+    def _cached(self, tokens: int | None, truncated: bool | None) -> int | None:
+        cached = None
+        if self.computed is not None:
+            if self.prompt is not None:
+                cached = self.prompt - self.computed
+            elif tokens is not None and self.generated is not None and not truncated and not self.shifts:
+                cached = tokens - self.computed - max(0, self.generated - 1)
+        return None if cached is not None and cached < 0 else cached
+
+
+# By the first five characters of what a slot says: one dictionary look-up a line.
+_READERS: dict[str, Callable[[LoggedRequest, str, float], str]] = {
+    "promp": LoggedRequest._timing,
+    "eval ": LoggedRequest._timing,
+    "total": LoggedRequest._progress,
+    "graph": LoggedRequest._progress,
+    "draft": LoggedRequest._timing,
+    "new p": LoggedRequest._prompt,
+    "n_gen": LoggedRequest._progress,
+    "n_dec": LoggedRequest._progress,  # its name until summer 2026
+    "slot ": LoggedRequest._shift,
+}
