@@ -368,10 +368,6 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     made.close()
 
 
-def serving() -> int:
-    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
-
-
 def test_many_connections_that_say_nothing_shut_nobody_out(endpoint: tuple[str, int]) -> None:
     url, port = endpoint
     idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
@@ -403,6 +399,11 @@ def test_a_request_that_drips_is_ended(endpoint: tuple[str, int], capfd: pytest.
 
 
 def test_who_hangs_up_leaves_no_traceback(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
+    of_others = set(threading.enumerate())
+
+    def serving() -> set[threading.Thread]:
+        return set(threading.enumerate()) - of_others
+
     for words in (b"", b"GET", b"GET /metrics HTTP/1.0\r\n", b"\x00\xff\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=10) as rude:
             rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
