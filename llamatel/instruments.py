@@ -35,6 +35,21 @@ _WITH_EXEMPLARS = "gen_ai."
 Attributes = Mapping[str, str | int]
 
 
+class Asked:
+    """Who answers for the totals and gauges on a meter.
+
+    OpenTelemetry keeps the callbacks that an instrument was made with first, and drops those of whoever makes it again.
+    On a meter that outlives its Instruments, one ``Asked`` for all of them lets the last ones answer.
+    """
+
+    def __init__(self) -> None:
+        self.instruments: Instruments | None = None
+
+    def observe(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
+        """What the SDK calls for one instrument."""
+        return () if self.instruments is None else self.instruments.observe(name)
+
+
 class Instruments:
     """All instruments of a metric table on one meter.
 
@@ -49,7 +64,11 @@ class Instruments:
         samples: Callable[[], Iterable[Sample]],
         *,
         clock: Callable[[], float] = time.monotonic,
+        asked: Asked | None = None,
     ) -> None:
+        """``asked``: for a meter on which others of the same instruments were made, or will be."""
+        self._asked = asked or Asked()
+        self._asked.instruments = self
         self._rows = table(metrics)
         self._samples = samples
         self._clock = clock
@@ -84,9 +103,9 @@ class Instruments:
             counter: Counter = meter.create_counter(row.name, row.unit, row.help)
             self._recorders[row.name] = counter.add
         elif row.kind is Kind.TOTAL:
-            meter.create_observable_counter(row.name, [partial(self._observe, row.name)], row.unit, row.help)
+            meter.create_observable_counter(row.name, [partial(self._asked.observe, row.name)], row.unit, row.help)
         else:
-            meter.create_observable_gauge(row.name, [partial(self._observe, row.name)], row.unit, row.help)
+            meter.create_observable_gauge(row.name, [partial(self._asked.observe, row.name)], row.unit, row.help)
 
     def _attributes(self, sample: Sample) -> dict[str, str | int]:
         """The sample's attributes with its server's, made once for each set that occurs."""
@@ -114,8 +133,8 @@ class Instruments:
             merged.update({k: v for k, v in zip(SERVER_ATTRIBUTES, values, strict=True) if v is not None})
         return merged
 
-    def _observe(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
-        """Called by the SDK for one instrument after another while a reader collects.
+    def observe(self, name: str) -> Iterable[Observation]:
+        """What a total or gauge is now; the SDK asks for one instrument after another while a reader collects.
 
         A collection has begun when an instrument is asked again; only then may the snapshot change, so that all
         instruments of one collection answer from the same one. (The SDK lets one reader collect at a time.)

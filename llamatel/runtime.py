@@ -26,7 +26,7 @@ from llamatel.errors import PipelineError, UsageError
 from llamatel.export import pipeline
 from llamatel.export.kept_spans import KEPT
 from llamatel.export.pipeline import Pipeline
-from llamatel.instruments import Instruments
+from llamatel.instruments import Asked, Instruments
 from llamatel.interactive import interactive
 from llamatel.joining import Origin, Underway
 from llamatel.live import Live
@@ -71,6 +71,8 @@ class Runtime:
         return f"<llamatel {'off (OTEL_SDK_DISABLED)' if self.settings.disabled else parts or 'without an exporter'}>"
 
 
+_ASKED = Asked()
+"""On a meter that is not ours, or nobody's yet."""
 _LAST_LINES_S = 0.1
 _FRESH_S = 0.9
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
@@ -184,8 +186,9 @@ def connect(
     sinks: Sequence[Sink] = (),
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
+    asked: Asked | None = None,
 ) -> tuple[Observer, Instruments]:
-    """An observer that runs, with collectors, on a tracer and a meter."""
+    """An observer that runs, with collectors, on a tracer and a meter; ``asked`` as Instruments have it."""
     spans = Spans(tracer)
 
     def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
@@ -197,7 +200,7 @@ def connect(
         chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
-    instruments = Instruments(meter, rows, observer.samples)
+    instruments = Instruments(meter, rows, observer.samples, asked=asked)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     return observer, instruments
 
@@ -213,9 +216,11 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(told.losses() if told is not None else {})}
 
+    asked = None if built.measures_alone else _ASKED
     observer, instruments = connect(
-        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=dropped
+        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=dropped, asked=asked
     )
+    built.publish()
     if settings.metrics_addr is not None:
         host = settings.metrics_addr[0]
         document = partial(_document, observer, live)

@@ -80,7 +80,8 @@ class Serving:
         return sum(found) if found else None
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.rows.read_text().splitlines()]
+        *whole, _ = self.rows.read_text().split("\n")  # the last line may be on its way
+        return [json.loads(line) for line in whole]
 
     def resident_mib(self) -> float:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())

@@ -30,6 +30,7 @@ class Telemetry:
         self._requests = RequestsCollector()
         self._others = tuple(collectors.load(without=("requests",)))
         self._instruments = Instruments(pipeline.meter, METRICS, self._samples)
+        pipeline.publish()
 
     def _samples(self) -> Iterator[Sample]:
         for collector in self._others:

@@ -89,8 +89,8 @@ def test_the_middle_is_filled_in(client: LlamaCppClient) -> None:
     texts = len(client.tokenize("def f(").tokens) + len(client.tokenize("return x").tokens)
     assert answer.tokens_evaluated is not None
     assert answer.tokens_evaluated >= texts + len(MIDDLE)
-    with client.infill("def f(", "return x", n_predict=5, ignore_eos=True, stream=True) as stream:
-        assert len(list(stream)) >= 5
+    with client.infill("def f(", "return x", n_predict=5, ignore_eos=True, seed=1, stream=True) as stream:
+        assert len(list(stream)) > 1  # tokens that are parts of one character come together
     assert stream.timings is not None
     assert stream.timings.predicted_n == 5
 

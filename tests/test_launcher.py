@@ -57,7 +57,8 @@ def test_signals_reach_the_command(way: list[str], signum: signal.Signals) -> No
     code = (
         "import signal, sys, time\n"
         "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda n, _: sys.exit(n))\n"
-        "print('ready', flush=True); time.sleep(60)\n"
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(0.05)\n"  # a signal just before a sleep is seen behind it
     )
     with launch(way, *PYTHON, code) as process:
         assert process.stdout is not None

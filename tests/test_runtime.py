@@ -324,3 +324,41 @@ def test_a_forked_child_leaves_its_parents_telemetry_alone(
     said = run(program, llama_server_binary, tiny_model, otlp_sink.endpoint, "telemetry first", status=7)
     assert said == ""
     assert len([span for span in otlp_sink.spans() if span.kind == "SERVER"]) == 1
+
+
+@pytest.mark.parametrize("providers", ["none", "set later", "set before"])
+def test_totals_and_gauges_are_there_again_after_a_second_init(providers: str) -> None:
+    """OpenTelemetry keeps the callbacks of whoever made an instrument first, also beyond their end."""
+    program = f"""
+import urllib.request
+import llamatel
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+reader = InMemoryMetricReader()
+def told():
+    # which collectors tell of themselves
+    metrics = [m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics]
+    [success] = [metric for metric in metrics if metric.name == "llamatel.collector.success"]
+    return {{point.attributes["collector"] for point in success.data.data_points}}
+
+if {providers!r} == "set before":
+    metrics.set_meter_provider(MeterProvider([reader]))
+llamatel.init(metrics_addr="none")
+if {providers!r} == "set before":
+    assert "slots" in told()
+assert llamatel.shutdown()
+if {providers!r} == "set later":
+    metrics.set_meter_provider(MeterProvider([reader]))
+running = llamatel.init(metrics_addr="127.0.0.1:0", without=["slots"])
+if {providers!r} == "none":
+    text = urllib.request.urlopen(running.pipeline.metrics_url).read().decode()
+    assert 'llamatel_collector_success{{collector="kv_cache"}}' in text, text
+    assert '{{collector="slots"}}' not in text
+else:
+    assert told() >= {{"kv_cache"}} and "slots" not in told()
+llamatel.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -100,6 +100,23 @@ class Pipeline:
                 this = weakref.ref(self)
                 os.register_at_fork(after_in_child=lambda: _after_fork(this()))
 
+    @property
+    def measures_alone(self) -> bool:
+        """Whether the meter is of a provider of ours, and new; else others have used it, or will."""
+        return any(isinstance(provider, MeterProvider) for provider in self._owned.providers)
+
+    def publish(self) -> None:
+        """Make our providers the process's, where it has none; that cannot be taken back.
+
+        Only once our instruments are made: what was made without a provider before is made on ours now, and the SDK
+        keeps the callbacks of whoever comes first.
+        """
+        for provider in self._owned.providers:
+            if isinstance(provider, MeterProvider) and _is_unset(metrics.get_meter_provider()):
+                metrics.set_meter_provider(provider)
+            elif isinstance(provider, TracerProvider) and _is_unset(trace.get_tracer_provider()):
+                trace.set_tracer_provider(provider)
+
     def show(self, page: WSGIApplication) -> None:
         """Answer with ``page`` beside /metrics; nothing happens without an endpoint of ours."""
         if self._owned.endpoint is not None:
@@ -185,12 +202,6 @@ def build(settings: Settings, resource: Mapping[str, str | int] | None = None) -
             raise
         # The SDK raises ValueError for nonsense in its environment variables.
         raise PipelineError(f"cannot set up OpenTelemetry: {error}") from error
-    # Only now that nothing can fail any more: a global provider cannot be taken back.
-    for provider in owned.providers:
-        if isinstance(provider, MeterProvider) and _is_unset(metrics.get_meter_provider()):
-            metrics.set_meter_provider(provider)
-        elif isinstance(provider, TracerProvider) and _is_unset(trace.get_tracer_provider()):
-            trace.set_tracer_provider(provider)
     return Pipeline(tracers.get_tracer(_SCOPE, release), meters.get_meter(_SCOPE, release), settings, owned)
 
 
