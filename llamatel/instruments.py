@@ -68,7 +68,6 @@ class Instruments:
     ) -> None:
         """``asked``: for a meter on which others of the same instruments were made, or will be."""
         self._asked = asked or Asked()
-        self._asked.instruments = self
         self._rows = table(metrics)
         self._samples = samples
         self._clock = clock
@@ -81,6 +80,7 @@ class Instruments:
         self._complained: set[str] = set()
         for row in self._rows.values():
             self._create(meter, row)
+        self._asked.instruments = self
 
     def record(self, sample: Sample, context: Context | None = None) -> None:
         """Record a value of a histogram or counter; ``context`` holds the span for an exemplar.
