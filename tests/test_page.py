@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,9 @@ from tests.samples import completion, server_snapshot
 
 
 @pytest.fixture
-def running(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    # A server that failed is shown for as long as somebody has its manager, here whoever tested that.
+    monkeypatch.setattr("llamatel.llama.launch.manager._managers", weakref.WeakSet())
     yield init(**{"metrics_addr": "127.0.0.1:0", **getattr(request, "param", {})})
     llamatel.shutdown()
 
