@@ -229,7 +229,7 @@ def _plain(function: Callable[..., Any], name: str, attributes: dict[str, Attrib
             record_error(span, error)
             raise
         else:
-            return _awaited(result, span, told) if goes_on else result
+            return _awaited(lambda: result, span, told) if goes_on else result
         finally:
             detach(token)
             if not goes_on:
@@ -238,11 +238,11 @@ def _plain(function: Callable[..., Any], name: str, attributes: dict[str, Attrib
     return call
 
 
-async def _awaited(body: Coroutine[Any, Any, Any], span: Span, told: Told) -> Any:
-    """A coroutine inside of its span, which ends with it."""
+async def _awaited(begin: Callable[[], Coroutine[Any, Any, Any]], span: Span, told: Told) -> Any:
+    """The coroutine that ``begin`` gives, inside of its span, which ends with it."""
     token = attach(set_span_in_context(span))
     try:
-        result = await body
+        result = await begin()
         if told.result:
             told.write_result(span, result)
     except BaseException as error:
@@ -263,19 +263,7 @@ def _coroutine(function: Callable[..., Any], name: str, attributes: dict[str, At
         span = tracer.start_span(name, attributes=attributes)
         if told.arguments:
             told.write_arguments(span, args, kwargs)
-        token = attach(set_span_in_context(span))
-        try:
-            result = await function(*args, **kwargs)
-            if told.result:
-                told.write_result(span, result)
-        except BaseException as error:
-            record_error(span, error)
-            raise
-        else:
-            return result
-        finally:
-            detach(token)
-            span.end()
+        return await _awaited(lambda: function(*args, **kwargs), span, told)
 
     return call
 
