@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
 from llamatel.llama.launch.backends import XLLAMACPP, Backend
@@ -344,10 +343,6 @@ class Supervisor:
         client, self.client = self.client, None
         if client is not None:
             client.close()
-        facts = self._reader.facts
-        if facts.host is not None and facts.port is None:
-            # llama.cpp leaves its Unix socket behind, and cannot listen where one lies.
-            Path(facts.host).unlink(missing_ok=True)
 
     def _take(self, lines: Sequence[str]) -> None:
         if not lines:
