@@ -44,7 +44,7 @@ fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
 	$(BIN)/ruff format
 
 docs: $(VENV)/.installed-dev ## Write docs/metrics.md and docs/spans.md from their tables
-	$(BIN)/python -m llamatel.reference
+	$(BIN)/python -m llamatel.telemetry.reference
 
 dashboards: $(VENV)/.installed-dev ## Write the Grafana dashboards and the Prometheus rules from their code
 	$(BIN)/python -m llamatel_dashboards.build

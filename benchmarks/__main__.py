@@ -18,8 +18,8 @@ from benchmarks.blocks import Block
 from benchmarks.instructions import Instructions, NotCounted
 from benchmarks.report import Report
 from benchmarks.servers import CONTROL, OTLP_GRPC, OTLP_HTTP, PLAIN, PROMETHEUS, Collector, Running, Variant
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.parts import MissingPart, llama_server
+from tests.tiny_gguf import write_tiny_model
 
 _PARTS = ("header", "decorators", "instructions", "ratios", "cost", "pieces", "attach", "page")
 _SHORT = 8

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import procfs
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.attached import Unmanaged, unmanaged
 from tests.parts import Child, free_port
 from tests.servers import LONG, ask
+from tests.tiny_gguf import write_tiny_model
 
 _SCRAPES = 5
 _SETTLE_S = 3.0

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Tracer
 
 import llamatel
-from llamatel import tracing
+from llamatel.tracing import decorators as tracing
 
 BARE = "start_as_current_span"
 OURS = "@llamatel.task"

@@ -45,8 +45,8 @@ def _block(call: Callable[[], object], calls: int) -> tuple[float, float]:
 
 
 def _per_token(llama: Any) -> float:
-    from llamatel.llama.in_process.call import RunningCall
-    from llamatel.llama.in_process.model import known
+    from llamatel.llama.in_process.in_process_call import RunningCall
+    from llamatel.llama.in_process.loaded_llama import known
 
     source = known(llama)
     assert source is not None
@@ -66,7 +66,7 @@ def measure(rounds: int, calls: int = 100) -> InProcessFigures:
 
     import llamatel
     from llamatel.llama.in_process import LlamaCppInstrumentor
-    from llamatel.llama.tiny_model import write_tiny_model
+    from tests.tiny_gguf import write_tiny_model
 
     llamatel.init(metrics_addr="127.0.0.1:0", keep_traces=100)
     instrumentor = LlamaCppInstrumentor()

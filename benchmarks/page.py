@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from benchmarks import procfs
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.load import Clients, completion
 from tests.serving import Serving
+from tests.tiny_gguf import write_tiny_model
 
 _CLIENTS = 4
 _FILES = ("/", "/page.css", "/page.js", "/draw.js", "/figures.js")

@@ -22,21 +22,22 @@ from opentelemetry.trace import NoOpTracer
 from prometheus_client import generate_latest
 
 from benchmarks.pieces import read_lines
-from llamatel import call_news, collectors, runtime
-from llamatel.export import attribute_sets
-from llamatel.export.exporters import CountedSpanProcessor, ScrapedReader, SpanDelivery
-from llamatel.export.metrics_endpoint import ScrapeRegistry
-from llamatel.export.pipeline import resource_of
-from llamatel.instruments import Instruments
-from llamatel.joining import Joiner, Origin
-from llamatel.live import Live
+from llamatel import collectors
 from llamatel.llama.log.reader import LogReader
 from llamatel.metrics import METRICS
-from llamatel.observer import Observer
 from llamatel.records import ClientCall, Completion, ServerInfo
-from llamatel.settings import OtlpTarget, Settings
 from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState
-from llamatel.spans import Spans
+from llamatel.telemetry import attribute_sets, connect
+from llamatel.telemetry.exporters import CountedSpanProcessor, ScrapedReader, SpanDelivery
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.metrics_endpoint import ScrapeRegistry
+from llamatel.telemetry.observer import Observer
+from llamatel.telemetry.pipeline import resource_of
+from llamatel.telemetry.request_spans import Spans
+from llamatel.telemetry.settings import OtlpTarget, Settings
+from llamatel.tracing import call_reports as call_news
+from llamatel.tracing.joining import Joiner, Origin
+from llamatel.ui.live import Live
 
 MANY = 50
 """Servers of the larger collection."""
@@ -274,7 +275,7 @@ def _whole(recording: Recording) -> Callable[[], None]:
     """From bytes to encoded spans, as ``llamatel serve`` with Prometheus and OTLP; all but the sending."""
     tracing = _tracing(_Kept(encode=True))
     _, metering = _metrics()
-    observer, _ = runtime.connect(
+    observer, _ = connect.connect(
         tracing.get_tracer("llamatel"), metering.get_meter("llamatel"), list(collectors.load()), sinks=(Live(),)
     )
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llamatel import providers
 from llamatel.errors import LlamatelError as LlamatelError
 
 if TYPE_CHECKING:
-    from llamatel.notebook import last_trace as last_trace
-    from llamatel.notebook import report as report
     from llamatel.runtime import init as init
+    from llamatel.runtime import last_trace as last_trace
+    from llamatel.runtime import report as report
     from llamatel.runtime import shutdown as shutdown
-    from llamatel.tracing import carry_context as carry_context
-    from llamatel.tracing import span as span
-    from llamatel.tracing import task as task
-    from llamatel.tracing import workflow as workflow
+    from llamatel.tracing.decorators import carry_context as carry_context
+    from llamatel.tracing.decorators import span as span
+    from llamatel.tracing.decorators import task as task
+    from llamatel.tracing.decorators import workflow as workflow
 
     __version__: str
 
@@ -37,22 +38,26 @@ __all__ = [
 ]
 
 _MODULES = {
-    "carry_context": "tracing",
-    "init": "runtime",
-    "last_trace": "notebook",
-    "report": "notebook",
-    "shutdown": "runtime",
-    "span": "tracing",
-    "task": "tracing",
-    "workflow": "tracing",
+    "carry_context": "llamatel.tracing.decorators",
+    "init": "llamatel.runtime",
+    "last_trace": "llamatel.runtime",
+    "report": "llamatel.runtime",
+    "shutdown": "llamatel.runtime",
+    "span": "llamatel.tracing.decorators",
+    "task": "llamatel.tracing.decorators",
+    "workflow": "llamatel.tracing.decorators",
 }
+
+
+providers.register("html", "llamatel.ui.view.html:html_of")
+providers.register("zero_code", "llamatel.telemetry.zero_code:ZeroCode")
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"llamatel.{_MODULES[name]}"), name)
+        return getattr(import_module(_MODULES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
+"""Where metrics are served by default: OpenTelemetry's default for a Prometheus endpoint."""
+
 
 class Kind(str, Enum):
     """What a metric is."""

@@ -12,35 +12,36 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from opentelemetry import metrics, trace
-from opentelemetry.context import Context
+from opentelemetry import trace
 
-from llamatel import collectors, message_content, tracing
-from llamatel.call_news.receiver import CallReceiver
-from llamatel.call_news.sender import CallSender
-from llamatel.client_spans import ClientSpans
+from llamatel import collectors
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
-from llamatel.export import pipeline
-from llamatel.export.kept_spans import KEPT
-from llamatel.export.pipeline import Pipeline
-from llamatel.instruments import Asked, Instruments
-from llamatel.interactive import interactive
-from llamatel.joining import Origin, Underway
-from llamatel.live import Live
-from llamatel.llama.client import call
-from llamatel.llama.in_process import model
-from llamatel.llama.launch import manager as server
-from llamatel.metrics import METRICS
-from llamatel.observer import Observer, Sink
-from llamatel.page import Page
-from llamatel.records import ClientCall, Completion
-from llamatel.settings import Settings
-from llamatel.snapshots import Snapshot
-from llamatel.spans import Spans
-from llamatel.watcher import Watcher
+from llamatel.llama.client import client_call as call
+from llamatel.llama.in_process import loaded_llama as model
+from llamatel.llama.interactive import interactive
+from llamatel.llama.server import manager as server
+from llamatel.records import ClientCall
+from llamatel.telemetry import pipeline, zero_code
+from llamatel.telemetry.call_report_receiver import CallReceiver
+from llamatel.telemetry.connect import connect
+from llamatel.telemetry.instruments import Asked, Instruments
+from llamatel.telemetry.kept_spans import KEPT
+from llamatel.telemetry.observer import Observer, Sink
+from llamatel.telemetry.pipeline import Pipeline
+from llamatel.telemetry.settings import Settings
+from llamatel.telemetry.snapshot_timer import Watcher
+from llamatel.tracing import decorators as tracing
+from llamatel.tracing import message_content
+from llamatel.tracing.call_reporter import CallSender
+from llamatel.tracing.client_spans import ClientSpans
+from llamatel.tracing.joining import Underway
+from llamatel.ui.live import Live
+from llamatel.ui.notebook import Report, Trace
+from llamatel.ui.web import Page
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ _ASKED = Asked()
 """On a meter that is not ours, or nobody's yet."""
 _LAST_LINES_S = 0.1
 _FRESH_S = 0.9
+_REPORT_FRESH_S = 1.0
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
@@ -130,6 +132,7 @@ def init(
         named = metrics_addr is not None or any(os.environ.get(variable) for variable in _METRICS_ADDRESS)
         may_move = given is None and not named
         _Process.runtime = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
+        zero_code.init_is_active(active=True)
         # Anew each time: what is registered last is called first, and the pipeline has registered its own end.
         atexit.unregister(_leave)
         atexit.register(_leave, os.getpid())
@@ -151,6 +154,7 @@ def shutdown(timeout_s: float | None = None) -> bool:
     """
     with _Process.lock:
         running, _Process.runtime = _Process.runtime, None
+        zero_code.init_is_active(active=False)
         return _end(running, timeout_s) if running is not None else True
 
 
@@ -176,33 +180,6 @@ def _begin(
     except BaseException:
         built.shutdown(0.0)
         raise
-
-
-def connect(
-    tracer: trace.Tracer,
-    meter: metrics.Meter,
-    chosen: Sequence[Collector],
-    *,
-    sinks: Sequence[Sink] = (),
-    watchers: Sequence[Callable[[Snapshot], None]] = (),
-    dropped: Callable[[], Mapping[str, int]] = dict,
-    asked: Asked | None = None,
-) -> tuple[Observer, Instruments]:
-    """An observer that runs, with collectors, on a tracer and a meter; ``asked`` as Instruments have it."""
-    spans = Spans(tracer)
-
-    def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
-        context = spans.emit_from(completion, origin)
-        span = trace.get_current_span(context).get_span_context()
-        return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
-
-    observer = Observer(
-        chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
-    )
-    rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
-    instruments = Instruments(meter, rows, observer.samples, asked=asked)
-    observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
-    return observer, instruments
 
 
 def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
@@ -280,3 +257,56 @@ def _leave(pid: int) -> None:
     if pid == os.getpid():
         server.stop_all()
         shutdown()
+
+
+def last_trace() -> Trace:
+    """The trace that ended last: your own spans, the calls in them, their prefill and decode.
+
+    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or was told so (``keep_traces=True``).
+    Raises UsageError where none are kept, or there is no trace yet.
+    """
+    running = _running()
+    kept = running.pipeline.kept_spans
+    if kept is None:
+        raise UsageError(
+            "no spans are kept: say so to llamatel.init(keep_traces=True)"
+            if not running.settings.keep_spans
+            else "no spans are kept: they go to the tracer provider that this process had before llamatel.init()"
+        )
+    spans = kept.trace()
+    if not spans:
+        raise UsageError("no trace has ended yet")
+    return Trace(spans)
+
+
+def report(path: str | Path | None = None, *, title: str | None = None) -> Report:
+    """What ran since ``init()``: requests, percentiles, KV cache over time, decoding speed, the slowest traces.
+
+    With a ``path`` it is written there, too (``.html`` or ``.png``). Counts are of all requests, percentiles of the
+    last 2,000; charts and traces show the last 100 requests, and the last 600 looks at each server. Raises UsageError
+    before ``init()``.
+    """
+    from llamatel.ui.view.run_report import slowest
+
+    running = _running()
+    state = running.observer.snapshot(_REPORT_FRESH_S)
+    document = running.live.document(state)
+    histories = [running.live.document(state, server["key"]) for server in document["servers"]]
+    kept = running.pipeline.kept_spans
+    wanted = [one["trace_id"] for one in slowest(document["requests"]) if one["trace_id"]]
+    traces = {} if kept is None else {trace_id: kept.trace(trace_id) for trace_id in wanted}
+    made = Report(document, histories, traces, title or f"Report of {running.settings.service_name or 'llamatel'}")
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def _running() -> Runtime:
+    """The telemetry that runs, with all of its requests written."""
+    running = current()
+    if running is None:
+        raise UsageError("there is nothing to show: llamatel.init() first, and look before llamatel.shutdown()")
+    if running.observer.watching:
+        time.sleep(_LAST_LINES_S)  # a client has its answer a moment before the server's log says so
+    running.observer.flush(2.0)
+    return running

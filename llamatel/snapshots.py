@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llamatel.records import ServerInfo
 
 if TYPE_CHECKING:
-    from llamatel.model.shape import ModelShape
+    from llamatel.plan.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

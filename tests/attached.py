@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llamatel.llama.attach.fleet import Access, Fleet
-from llamatel.llama.attach.targets import TargetFiles, target
+from llamatel.llama.watch.fleet import Access, Fleet
+from llamatel.llama.watch.targets import TargetFiles, target
 from llamatel.snapshots import ServerSnapshot
 from tests.parts import Child, free_port, wait_until
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hypothesis
 import pytest
 
-from llamatel import tracing
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.tracing import decorators as tracing
 from tests.parts import (
     MissingPart,
     OtlpSink,
@@ -31,6 +30,7 @@ from tests.parts import (
 from tests.parts.processes import SESSION_MARK
 from tests.recording import Recording
 from tests.servers import BACKENDS, choose_backend, without_settings
+from tests.tiny_gguf import write_tiny_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamatel.explore import Capture, CaptureRequest, LayerAttention
-from llamatel.explore.session import capture_here
+from llamatel.explore.explore_session import capture_here
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
 

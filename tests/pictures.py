@@ -15,11 +15,11 @@ from rich.console import Console
 
 import llamatel
 from llamatel.llama import ServerManager
-from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.top.screen import Choices, screen
+from llamatel.ui.top.screen import Choices, screen
 from tests.load import Ask, Clients, chat
 from tests.parts import chromium_program
 from tests.serving import Serving
+from tests.tiny_gguf import write_tiny_model
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _SECONDS = 40

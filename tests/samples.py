@@ -8,7 +8,7 @@ from typing import Any
 
 from llamatel.collectors import Collector
 from llamatel.metrics import Kind, table
-from llamatel.model.shape import LayerShape, ModelShape, Weights
+from llamatel.plan.model_shape import LayerShape, ModelShape, Weights
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import (
     KvCacheState,

@@ -8,14 +8,14 @@ from typing import Any
 
 from llamatel import collectors
 from llamatel.collectors import Sample
-from llamatel.export import pipeline
-from llamatel.export.pipeline import Pipeline
-from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS
 from llamatel.records import ClientCall, Completion
-from llamatel.settings import Settings
 from llamatel.snapshots import Snapshot
-from llamatel.spans import Spans
+from llamatel.telemetry import pipeline
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.pipeline import Pipeline
+from llamatel.telemetry.request_spans import Spans
+from llamatel.telemetry.settings import Settings
 from llamatel_collectors.requests import RequestsCollector
 from tests.samples import snapshot
 

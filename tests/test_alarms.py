@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llamatel.alarms import Alarm, Alarms
 from llamatel.records import Outcome
 from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState, Snapshot
+from llamatel.ui.alarms import Alarm, Alarms
 from tests.samples import SERVER, completion
 
 FOUR_SLOTS = tuple(SlotState(number, busy=True) for number in range(4))

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.access import read_headers, trust
-from llamatel.llama.attach.fleet import Access
-from llamatel.llama.attach.targets import Target, TargetFiles, parse_file, target
-from llamatel.llama.poll.http import ServerClient
-from llamatel.llama.poll.instance import Instance
-from llamatel.llama.poll.props import ServerProps
+from llamatel.inputs.credentials import read_headers, trust
+from llamatel.llama.http.props import ServerProps
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.watch.fleet import Access
+from llamatel.llama.watch.instance import Instance
+from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, target
 from llamatel.records import ObservedRequest, ServerInfo
 from tests.attached import Unmanaged, attached, unmanaged
 from tests.parts import MissingPart, wait_until

@@ -12,8 +12,8 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
-from llamatel.export import attribute_sets
 from llamatel.snapshots import SlotState
+from llamatel.telemetry import attribute_sets
 from tests.samples import SERVER, server_snapshot, snapshot
 from tests.telemetry import telemetry
 
@@ -22,7 +22,7 @@ SLOTS = tuple(SlotState(number, busy=True, context_tokens=1, task=1, decoded=1) 
 
 
 def test_every_server_has_its_series_however_many_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamatel.instruments._SAME_MOMENT_S", 0.0)
+    monkeypatch.setattr("llamatel.telemetry.instruments._SAME_MOMENT_S", 0.0)
     with telemetry(metrics_addr="127.0.0.1:0") as running:
         url = running.pipeline.metrics_url
         assert url is not None

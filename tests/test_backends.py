@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import BackendNotFound
-from llamatel.llama.launch import backends
-from llamatel.llama.launch.backends import Backend, find_backend
-from llamatel.llama.launch.manager import ServerManager
+from llamatel.llama.server import backends
+from llamatel.llama.server.backends import Backend, find_backend
+from llamatel.llama.server.manager import ServerManager
 from tests.servers import ask, script, without_settings
 
 PIP = r"python[\d.]* -m pip install 'llamatel\[server\]'"
@@ -69,7 +69,7 @@ def test_then_the_one_on_path(program: Callable[[str], Path]) -> None:
 def test_then_the_wheel(tmp_path: Path) -> None:
     backend = find_backend(None, {"PATH": str(tmp_path)})
     assert (backend.name, backend.why) == ("xllamacpp", "the wheel is installed")
-    assert backend.command == (sys.executable, "-m", "llamatel.llama.launch.xllamacpp_server")
+    assert backend.command == (sys.executable, "-m", "llamatel.llama.server.xllamacpp_server")
     assert backend.version == metadata.version("xllamacpp")
     assert backend.rejected == ("LLAMATEL_LLAMA_SERVER is not set", "no llama-server on PATH")
 

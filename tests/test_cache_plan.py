@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from llamatel.model import ModelShape, shape_from_metadata
-from llamatel.plan import CachePlan, ServerSettings, cache_plan, parse_server_flags
-from llamatel.plan.settings import resolve
+from llamatel.flags.server_settings import resolve
+from llamatel.plan import CachePlan, ModelShape, ServerSettings, cache_plan, parse_server_flags, shape_from_metadata
 from tests.exact.compare import shape_of
 from tests.exact.grid import GRID, settings_for
 from tests.exact.models import MODELS

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 
-from llamatel.call_news import LARGEST, MOST, BadNews, read, write
-from llamatel.call_news.sender import CallSender
-from llamatel.joining import Joiner, Origin
 from llamatel.records import ClientCall, Outcome, ServerInfo
+from llamatel.tracing.call_reporter import CallSender
+from llamatel.tracing.call_reports import LARGEST, MOST, BadNews, read, write
+from llamatel.tracing.joining import Joiner, Origin
 from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
 from tests.parts.processes import wait_until

@@ -12,7 +12,7 @@ import pytest
 
 from llamatel.errors import UsageError
 from llamatel.records import Completion, Outcome, ServerInfo
-from llamatel.sinks import JsonLines, completion_as_dict
+from llamatel.telemetry.jsonl import JsonLines, completion_as_dict
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 DONE = Completion(
@@ -71,7 +71,7 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_costs_lines_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     lines = JsonLines.open("/dev/full")
-    with caplog.at_level(logging.WARNING, logger="llamatel.sinks"):
+    with caplog.at_level(logging.WARNING, logger="llamatel.telemetry.jsonl"):
         for _ in range(3):
             lines(DONE, TRACE)
     lines.close()

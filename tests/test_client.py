@@ -30,7 +30,7 @@ from llamatel.errors import (
 )
 from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
 from llamatel.llama.client import Stream
-from llamatel.llama.client.request import Request
+from llamatel.llama.client.endpoints import Request
 from llamatel.llama.client.stream import EventLines
 from llamatel.records import Outcome
 from tests.parts import free_port
@@ -197,8 +197,8 @@ def test_vectors(vectors: LlamaCppClient) -> None:
 
 
 def test_an_answer_with_more_and_less_than_is_known_is_still_one() -> None:
+    from llamatel.llama.client.model_results import ChatCompletion
     from llamatel.llama.client.result import decode
-    from llamatel.llama.client.results import ChatCompletion
 
     made = decode(ChatCompletion, {"id": None, "new": 1, "choices": [{"index": 3}, 7], "usage": "none"})
     assert (made.raw["new"], made.usage, made.id) == (1, None, None)
@@ -542,7 +542,7 @@ def test_a_unix_socket(tiny_model: Path, llama_server_binary: Path, tmp_path: Pa
 
 
 def test_what_is_not_given_is_not_sent() -> None:
-    from llamatel.llama.client import request
+    from llamatel.llama.client import endpoints as request
 
     asked: Request[Any] = request.chat({"messages": HELLO, "max_tokens": None, "stream": None, "top_k": 0}, None)
     assert asked.body == {"messages": HELLO, "top_k": 0}

@@ -11,11 +11,11 @@ import gguf
 import numpy as np
 import pytest
 
-from llamatel.client_spans import ClientSpans
 from llamatel.llama import LlamaCppClient, ServerManager
-from llamatel.llama.client import call as calls
-from llamatel.message_content import Wanted
+from llamatel.llama.client import client_call as calls
 from llamatel.records import ClientCall
+from llamatel.tracing.client_spans import ClientSpans
+from llamatel.tracing.message_content import Wanted
 from tests.recording import Recording
 from tests.servers import BACKENDS, choose_backend
 

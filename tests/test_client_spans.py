@@ -21,19 +21,20 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
-from llamatel import message_content, tracing
-from llamatel.client_spans import ClientSpans
 from llamatel.errors import ContextTooLong, NoAnswer, RequestError
-from llamatel.instruments import Instruments
-from llamatel.joining import Origin
 from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
-from llamatel.llama.client import call as calls
-from llamatel.message_content import Wanted
+from llamatel.llama.client import client_call as calls
 from llamatel.metrics import METRICS, table
-from llamatel.observer import Observer
 from llamatel.records import ClientCall, Outcome
-from llamatel.span_table import CLIENT
-from llamatel.spans import Spans
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.observer import Observer
+from llamatel.telemetry.request_spans import Spans
+from llamatel.telemetry.span_table import CLIENT
+from llamatel.tracing import decorators as tracing
+from llamatel.tracing import message_content
+from llamatel.tracing.client_spans import ClientSpans
+from llamatel.tracing.joining import Origin
+from llamatel.tracing.message_content import Wanted
 from llamatel_collectors.client import ClientCollector
 from tests import genai_conventions
 from tests.parts import free_port

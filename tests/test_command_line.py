@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.llama.access import read_api_key
-from llamatel.llama.launch.command_line import CommandLine, build
+from llamatel.inputs.credentials import read_api_key
+from llamatel.llama.server.server_command import CommandLine, build
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 

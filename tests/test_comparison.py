@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from llamatel.model import ModelShape, shape_from_metadata
-from llamatel.model.attention import attention_kind, group_sizes, meaning, state_bytes, token_bytes
-from llamatel.model.comparison import AttentionLayer, Variant, compare, compare_shape
-from llamatel.plan import cache_plan, parse_server_flags
-from llamatel.plan.cache_types import CACHE_TYPES
+from llamatel.flags.cache_types import CACHE_TYPES
+from llamatel.plan import ModelShape, cache_plan, parse_server_flags, shape_from_metadata
+from llamatel.plan.attention_comparison import AttentionLayer, Variant, compare, compare_shape
+from llamatel.plan.attention_kind import attention_kind, group_sizes, meaning, state_bytes, token_bytes
 from tests.exact.compare import shape_of
 from tests.exact.models import MODELS, TinyModel
 from tests.exact.writer import read_table

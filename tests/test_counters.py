@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.llama.poll.counters import CarriedCounters
+from llamatel.llama.http.carried_counters import CarriedCounters
 
 
 def test_before_anything_was_seen() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
-from llamatel.prometheus_names import prometheus_label, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_series
 from llamatel_dashboards.published import dashboards
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
 

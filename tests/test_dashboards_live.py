@@ -23,11 +23,11 @@ import pytest
 from llamatel.gpu.nvml import Nvml
 from llamatel.llama import parse_gguf_header
 from llamatel.metrics import METRICS
-from llamatel.model.from_gguf import shape_from_gguf
-from llamatel.model.shape import ModelShape
-from llamatel.prometheus_names import prometheus_series
+from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.shape_from_gguf import shape_from_gguf
 from llamatel.records import ClientCall, Outcome, RequestGpu
 from llamatel.snapshots import Placement
+from llamatel.telemetry.prometheus_names import prometheus_series
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, selectors, variable_queries
 from tests.load import Answer, Clients, completion, mixed_load
 from tests.nvml import Recorded

@@ -17,7 +17,7 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from llamatel.prometheus_names import prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_series
 from llamatel_dashboards import published
 from tests.documents import ROOT, complaint
 from tests.load import Clients, completion

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.plan.estimates import COMPUTE_ERROR
+from llamatel.plan.compute_buffers import COMPUTE_ERROR
 from tests.exact.estimates import SETTINGS, real_models
 from tests.exact.real import REAL
 from tests.parts import MissingPart, in_ci

@@ -15,11 +15,11 @@ import pytest
 from llamatel import explore
 from llamatel.errors import ExploreError, UsageError
 from llamatel.explore import ggml
-from llamatel.explore.observer import Observer
-from llamatel.explore.request import bytes_needed
-from llamatel.explore.session import Session, bindings
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.explore.explore_request import bytes_needed
+from llamatel.explore.explore_session import Session, bindings
+from llamatel.explore.tensor_observer import Observer
 from tests.explored import TEXT, captured, write_strong
+from tests.tiny_gguf import write_tiny_model
 from training import language
 
 pytestmark = pytest.mark.usefixtures("llama_cpp")
@@ -202,7 +202,7 @@ def test_a_child_that_dies_is_an_error_and_one_that_refuses_too(tmp_path: Path) 
     def abort(*_: object) -> None:
         for child in Path("/proc/self/task").glob("*/children"):
             for number in child.read_text().split():
-                if b"llamatel.explore.child" in Path(f"/proc/{number}/cmdline").read_bytes():
+                if b"llamatel.explore.explore_child" in Path(f"/proc/{number}/cmdline").read_bytes():
                     os.kill(int(number), signal.SIGABRT)
 
     with pytest.raises(ExploreError, match=r"llama.cpp ended by itself \(signal 6\): "):

@@ -15,10 +15,10 @@ from llamatel import explore
 from llamatel.cli.main import main
 from llamatel.errors import UsageError
 from llamatel.explore.matrices import matrices
-from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import read_reference
-from llamatel.model.report import ModelReport, report_of
+from llamatel.gguf.header import GGUFHeader
+from llamatel.gguf.model_reference import read_reference
 from llamatel.models import tiny_model
+from llamatel.plan.model_report import ModelReport, report_of
 from tests.explored import write_strong
 
 pytestmark = pytest.mark.usefixtures("llama_cpp")

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from llamatel.llama.tiny_model import write_tiny_model
 from llamatel_dashboards import rules
 from tests.load import Answer, Clients, completion
 from tests.parts import Prometheus, scrape_config, wait_until
 from tests.servers import without_settings
 from tests.serving import Serving, Start, servings
+from tests.tiny_gguf import write_tiny_model
 
 SLOTS = 4
 POOL = 2048

@@ -13,12 +13,12 @@ import gguf
 import pytest
 
 from llamatel.errors import GGUFError
+from llamatel.gguf import FILE_TYPES, TENSOR_TYPES, SkippedArray
+from llamatel.gguf.byte_source import BytesSource, FileSource
+from llamatel.gguf.header import read_header
 from llamatel.llama import parse_gguf_header
-from llamatel.llama.gguf import FILE_TYPES, TENSOR_TYPES, SkippedArray
-from llamatel.llama.gguf.header import read_header
-from llamatel.llama.gguf.source import BytesSource, FileSource
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.gguf_files import ARRAY, STRING, U32, Writer, sample, vocabularies
+from tests.tiny_gguf import write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamatel.gguf import GGUFHeader, SkippedArray
 from llamatel.llama import parse_gguf_header
-from llamatel.llama.gguf import GGUFHeader, SkippedArray
 from tests.gguf_files import vocabularies
 
 _TYPE = gguf.GGUFValueType

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llamatel.llama.log.line import split_line
 from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.log_line import split_line
 from llamatel.records import Completion, Outcome
 from tests.golden.reading import LOGS, ZERO, log_lines, read, reading, timed
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llamatel.alarms import Alarms
 from llamatel.errors import UsageError
+from llamatel.gguf import parse_gguf_header
 from llamatel.gpu.ceilings import (
     bandwidth_utilization,
     decode_bytes,
@@ -19,20 +19,19 @@ from llamatel.gpu.ceilings import (
     flops_utilization,
     prefill_operations,
 )
-from llamatel.gpu.memory import memory_parts
+from llamatel.gpu.gpu_memory import memory_parts
 from llamatel.gpu.offload import devices_of, fell_back
 from llamatel.llama import ServerManager
-from llamatel.llama.gguf import parse_gguf_header
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.model import LayerShape, ModelShape, shape_from_gguf
-from llamatel.model.shape import Weights
-from llamatel.plan import ServerSettings, cache_plan, parse_server_flags
+from llamatel.plan import LayerShape, ModelShape, ServerSettings, cache_plan, parse_server_flags, shape_from_gguf
+from llamatel.plan.model_shape import Weights
 from llamatel.records import RequestGpu
 from llamatel.snapshots import DeviceSnapshot, Placement, ServerSnapshot
+from llamatel.ui.alarms import Alarms
 from llamatel_collectors.gpu import GpuCollector
 from llamatel_collectors.model import ModelCollector
 from tests.samples import SERVER, completion, server_snapshot, snapshot
+from tests.tiny_gguf import write_tiny_model
 
 MIB = 1 << 20
 H100 = json.loads((Path(__file__).parent / "data" / "h100_placement.json").read_text())["runs"]

@@ -13,8 +13,8 @@ from typing import Any
 import pynvml
 import pytest
 
+from llamatel.gpu.gpu_source import GpuSource
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
-from llamatel.gpu.source import GpuSource
 from llamatel.snapshots import DeviceSnapshot
 from tests.nvml import Recorded, record
 from tests.parts.processes import wait_until
@@ -206,7 +206,7 @@ def test_a_driver_that_hangs_blocks_nobody_and_its_figures_go_away(source: Any) 
 def test_a_driver_that_vanishes_takes_its_figures_along_and_is_looked_for(
     source: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamatel.gpu.source._AGAIN_S", 0.05)
+    monkeypatch.setattr("llamatel.gpu.gpu_source._AGAIN_S", 0.05)
     library = h100()
     running = source(lambda: Nvml(library))
     wait_until(running.devices)

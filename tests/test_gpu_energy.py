@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
-from llamatel.gpu.source import GpuSource
+from llamatel.gpu.gpu_source import GpuSource
 from llamatel.records import Completion, RequestGpu
 from llamatel.snapshots import DeviceSnapshot, Snapshot
 from tests.golden.reading import reading
@@ -122,7 +122,7 @@ class Steady:
 @pytest.fixture(autouse=True)
 def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The card's clock runs fast: half a second a reading."""
-    monkeypatch.setattr("llamatel.gpu.source.DEVICES_EVERY_S", 0.0)
+    monkeypatch.setattr("llamatel.gpu.gpu_source.DEVICES_EVERY_S", 0.0)
 
 
 def told(card: Steady, *requests: Completion, price: float | None = None, **state: Any) -> list[RequestGpu | None]:

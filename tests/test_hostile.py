@@ -25,25 +25,25 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from llamatel.answers import LARGEST, Asker
-from llamatel.call_news.sender import CallSender
 from llamatel.cli.main import main
 from llamatel.collectors import Sample
 from llamatel.errors import RequestError, ServerUnreachable
-from llamatel.export.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
-from llamatel.instruments import Instruments
+from llamatel.inputs.json_http import LARGEST, Asker
 from llamatel.llama import LlamaCppClient, ServerManager
-from llamatel.llama.attach.follower import LogFollower
-from llamatel.llama.attach.poller import ServerPoller
-from llamatel.llama.attach.targets import target
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.log.log_source import FileSource, StreamSource
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.log.source import FileSource, StreamSource
-from llamatel.llama.poll.http import ServerClient
+from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.server_poller import ServerPoller
+from llamatel.llama.watch.targets import target
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import ServerSnapshot
-from llamatel.spans import Spans
-from llamatel.top.source import LlamatelSource
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
+from llamatel.telemetry.request_spans import Spans
+from llamatel.tracing.call_reporter import CallSender
+from llamatel.ui.top.live_source import LlamatelSource
 from tests.hostile_server import Bytes, HostileServer, http, usual
 from tests.samples import completion
 from tests.servers import BACKENDS, ask, choose_backend
@@ -343,7 +343,7 @@ def test_a_defect_of_the_reader_ends_no_log(
 
 
 def test_a_backlog_of_lines_without_end_is_the_newest_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamatel.llama.log.source._BACKLOG_LINES", 100)
+    monkeypatch.setattr("llamatel.llama.log.log_source._BACKLOG_LINES", 100)
     log = tmp_path / "server.log"
     log.write_text("".join(f"{number}\n" for number in range(1000)))
     batches = FileSource(log, from_start=True).batches()
@@ -360,7 +360,7 @@ def test_a_backlog_of_lines_without_end_is_the_newest_of_them(tmp_path: Path, mo
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    monkeypatch.setattr("llamatel.export.metrics_endpoint._SCRAPER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("llamatel.telemetry.metrics_endpoint._SCRAPER_TIMEOUT_S", 1.0)
     made = MetricsEndpoint("127.0.0.1", 0, ScrapeRegistry())
     port = re.search(r":(\d+)/", made.url)
     assert port is not None

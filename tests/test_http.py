@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.poll.http import ServerClient, base_url, parse_counters
+from llamatel.llama.http.server_client import ServerClient, base_url, parse_counters
 from tests.parts import Child, free_port
 from tests.servers import ask
 

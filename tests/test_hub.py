@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import GGUFError, ModelUnreachable, UsageError
-from llamatel.llama.gguf import GGUFHeader, Metadata
-from llamatel.llama.gguf.found import Choices, Model, ModelConfig, quant_of
-from llamatel.llama.gguf.hub import Hub
-from llamatel.llama.gguf.reference import read_reference
-from llamatel.llama.gguf.remote import FIRST_CHUNK, LAST_CHUNK, UrlSource
+from llamatel.gguf import GGUFHeader, Metadata
+from llamatel.gguf.http_source import FIRST_CHUNK, LAST_CHUNK, UrlSource
+from llamatel.gguf.hub import Hub
+from llamatel.gguf.model_choices import Choices, Model, ModelConfig, quant_of
+from llamatel.gguf.model_reference import read_reference
 from tests.gguf_files import ARRAY, STRING, U32, Writer, sample
 from tests.hub_server import TOKEN, HubServer, Repository, serve_hub
 

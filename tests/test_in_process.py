@@ -19,9 +19,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
-from llamatel.llama.in_process import LlamaCppInstrumentor, counters
+from llamatel.llama.in_process import LlamaCppInstrumentor
+from llamatel.llama.in_process import perf_counters as counters
 from llamatel.records import Completion
-from llamatel.span_table import ATTRIBUTES, IN_PROCESS
+from llamatel.telemetry.span_table import ATTRIBUTES, IN_PROCESS
 from tests.parts import OtlpSink
 from tests.recording import Recording
 from tests.servers import without_settings

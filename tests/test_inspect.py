@@ -18,23 +18,23 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from llamatel.cli.main import main
+from llamatel.gguf import GGUFHeader, Metadata, SkippedArray, TensorInfo
+from llamatel.gguf.byte_source import BytesSource
+from llamatel.gguf.header import read_header
 from llamatel.llama import parse_gguf_header
-from llamatel.llama.gguf import GGUFHeader, Metadata, SkippedArray, TensorInfo
-from llamatel.llama.gguf.header import read_header
-from llamatel.llama.gguf.source import BytesSource
-from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.model import shape_from_config
-from llamatel.model.architectures import ARCHITECTURES
-from llamatel.model.report import report_of
-from llamatel.view import ASCII, UNICODE
-from llamatel.view.html import model_html
-from llamatel.view.model import layers_text, model_text, tensors_text
-from llamatel.view.page import parameters, printable, size
+from llamatel.plan import shape_from_config
+from llamatel.plan.architectures import ARCHITECTURES
+from llamatel.plan.model_report import report_of
+from llamatel.ui.view import ASCII, UNICODE
+from llamatel.ui.view.html import model_html
+from llamatel.ui.view.model_page import layers_text, model_text, tensors_text
+from llamatel.ui.view.text_page import parameters, printable, size
 from tests.exact.models import MODELS, TinyModel
 from tests.exact.writer import full_key, read_table
 from tests.gguf_files import STRING, U32, Writer, sample
 from tests.hub_server import TOKEN, Repository, serve_hub
 from tests.parts.terminal import Terminal, plain
+from tests.tiny_gguf import write_tiny_model
 
 _TENSORS = read_table()
 

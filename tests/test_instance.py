@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llamatel.llama.poll.http import Scrape, ServerClient
-from llamatel.llama.poll.instance import Instance
-from llamatel.llama.poll.slot_trace import SlotTrace
+from llamatel.llama.http.server_client import Scrape, ServerClient
+from llamatel.llama.watch.instance import Instance
+from llamatel.llama.watch.observed_requests import SlotTrace
 from llamatel.records import ServerInfo
 from llamatel.snapshots import KvCacheState, SlotState
 

@@ -18,9 +18,9 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from llamatel.collectors import Sample
-from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS, Kind, table
 from llamatel.records import Outcome, ServerInfo
+from llamatel.telemetry.instruments import Instruments
 from llamatel_collectors.requests import RequestsCollector
 from llamatel_collectors.server import ServerCollector
 from llamatel_collectors.tokens import TokensCollector

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llamatel.joining import Joiner, Origin
 from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
+from llamatel.tracing.joining import Joiner, Origin
 from tests.samples import BEGAN, completion, cut_short
 
 HERE = ServerInfo("localhost", 8090)

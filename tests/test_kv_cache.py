@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from llamatel.llama import ServerManager
-from llamatel.llama.kv_state import LoadedModel, pool_capacity
-from llamatel.llama.log.facts import ServerFacts
-from llamatel.llama.poll.http import ServerClient
-from llamatel.llama.poll.slots import DecodeRate
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.http.slots_endpoint import DecodeRate
+from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.watch.kv_state import LoadedModel, pool_capacity
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
 from tests.servers import ask, ask_at_once
+from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 

@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.llama.kv_state import LoadedModel, kv_cache_state, pool_capacity
-from llamatel.llama.launch.process_state import ProcessClock, parse_stat
-from llamatel.llama.log.facts import ServerFacts, learn
+from llamatel.flags.parse import given_settings, parse_server_flags
+from llamatel.llama.http.slots_endpoint import DecodeRate, parse_slots
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.poll.slots import DecodeRate, parse_slots
-from llamatel.model import shape_from_metadata
-from llamatel.plan import cache_plan
-from llamatel.plan.command_line import given_settings, parse_server_flags
+from llamatel.llama.log.server_facts import ServerFacts, learn
+from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state, pool_capacity
+from llamatel.llama.watch.process_usage import ProcessClock, parse_stat
+from llamatel.plan import cache_plan, shape_from_metadata
 from llamatel.records import ServerInfo
 from llamatel.snapshots import SlotState
-from llamatel.view import kv_cache_line
+from llamatel.ui.view import kv_cache_line
 from llamatel_collectors.kv_cache import KvCacheCollector
 from llamatel_collectors.model import ModelCollector
 from llamatel_collectors.prompt_cache import PromptCacheCollector

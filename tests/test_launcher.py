@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.llama.launch import launcher
+from llamatel.llama.server import launcher
 from tests.parts import wait_until
 from tests.servers import gone
 

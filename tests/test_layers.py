@@ -1,8 +1,9 @@
-"""Which part of llamatel may import which: what the layout promises, read out of the code's own imports."""
+"""The import order of the packages and what each may use, read from the code's imports (inside functions, too)."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,91 +11,123 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("llamatel", "collectors/llamatel_collectors", "dashboards/llamatel_dashboards")
+FOLDERS = ("llamatel", "collectors/llamatel_collectors", "dashboards/llamatel_dashboards")
+
+ORDER = (
+    "llamatel.cli",
+    "llamatel.runtime",
+    "llamatel_dashboards",
+    "llamatel.explore",
+    "llamatel.ui",
+    "llamatel_collectors",
+    "llamatel.telemetry",
+    "llamatel.tracing",
+    "llamatel.llama",
+    "llamatel.gpu",
+    "llamatel.collectors",
+    "llamatel.snapshots",
+    "llamatel.plan",
+    "llamatel.flags",
+    "llamatel.gguf",
+    "llamatel.inputs",
+    "llamatel.models",
+    "llamatel.semconv",
+    "llamatel.metrics",
+    "llamatel.records",
+    "llamatel.errors",
+    "llamatel.providers",
+    "llamatel",
+)
+"""A package imports those after it, never those before it."""
 
 
 @cache
 def modules() -> dict[str, Path]:
     """Our modules by name."""
     found = {}
-    for package in PACKAGES:
-        folder = ROOT / package
+    for name in FOLDERS:
+        folder = ROOT / name
         for path in folder.rglob("*.py"):
-            name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = path
+            module = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+            found[module.removesuffix(".__init__")] = path
     return found
 
 
 @cache
-def imports(module: str) -> dict[str, bool]:
-    """What a module imports, and whether it needs that: not for types alone, nor to show itself in a notebook."""
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    aside = {id(inner) for outer in ast.walk(tree) if is_aside(outer) for inner in ast.walk(outer)}
-    found: dict[str, bool] = {}
-    for node in ast.walk(tree):
+def imports(module: str) -> frozenset[str]:
+    """What a module imports, under TYPE_CHECKING and in functions as well."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in modules() else node.module for name in whole]
-        else:
-            continue
-        for name in names:
-            found[name] = found.get(name, False) or id(node) not in aside
-    return found
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules() else node.module for name in names}
+    return frozenset(found)
 
 
-def is_aside(node: ast.AST) -> bool:
-    if isinstance(node, ast.If):
-        return "TYPE_CHECKING" in ast.unparse(node.test)
-    return isinstance(node, ast.FunctionDef) and node.name == "_repr_html_"
+def is_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(part + ".")
 
 
-def of(*parts: str) -> list[str]:
-    """The modules of these parts."""
-    return [name for name in modules() if is_in(name, parts)]
+def package_of(module: str) -> str:
+    """Its entry in ORDER."""
+    return next(part for part in ORDER if is_in(module, part))
 
 
-def is_in(name: str, parts: tuple[str, ...]) -> bool:
-    return any(name == part or name.startswith(part + ".") for part in parts)
+def test_imports_follow_the_order() -> None:
+    # llamatel/__init__.py names the public functions, and imports their modules when they are used.
+    upwards = [
+        (module, used)
+        for module in modules()
+        for used in imports(module) & modules().keys()
+        if module != "llamatel" and ORDER.index(package_of(used)) < ORDER.index(package_of(module))
+    ]
+    assert upwards == []
 
 
-FORBIDDEN = [
-    (("llamatel.llama.log",), ("llamatel.llama.poll", "llamatel.llama.launch", "llamatel.llama.attach")),
-    (("llamatel.llama.poll",), ("llamatel.llama.launch", "llamatel.llama.attach")),
-    (("llamatel.llama.launch",), ("llamatel.llama.attach",)),
-    (("llamatel.llama.attach",), ("llamatel.llama.launch",)),
-    (
-        ("llamatel.records", "llamatel.snapshots", "llamatel.metrics", "llamatel.model", "llamatel.plan"),
-        ("opentelemetry",),
-    ),
-    (("llamatel.llama.client", "llamatel.llama.log", "llamatel.llama.poll", "llamatel.view"), ("opentelemetry",)),
-    (("llamatel.llama", "llamatel.model", "llamatel.plan"), ("llamatel.cli", "llamatel.page", "llamatel.top")),
-    (("llamatel_collectors",), ("opentelemetry", "llamatel.runtime", "llamatel.cli", "llamatel.llama")),
-]
+def test_imports_have_no_cycle() -> None:
+    graph = {module: imports(module) & modules().keys() for module in modules()}
+    del graph["llamatel"]
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
-@pytest.mark.parametrize(("parts", "others"), FORBIDDEN)
-def test_what_stands_below_knows_nothing_of_what_stands_on_it(parts: tuple[str, ...], others: tuple[str, ...]) -> None:
-    assert of(*parts)
-    assert all(of(other) for other in others if other.startswith("llamatel"))
-    assert [(name, used) for name in of(*parts) for used in imports(name) if is_in(used, others)] == []
+def test_module_names_are_unique() -> None:
+    names = Counter(path.stem for path in modules().values() if path.stem not in ("__init__", "__main__"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_only_the_export_touches_the_sdk() -> None:
-    sdk = ("opentelemetry.sdk", "opentelemetry.exporter")
-    users = {name for name in modules() if any(is_in(used, sdk) for used in imports(name))}
-    assert users
-    assert users <= set(of("llamatel.export"))
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [
+        ("opentelemetry.sdk", {"llamatel.telemetry"}),
+        ("opentelemetry.exporter", {"llamatel.telemetry"}),
+        ("pynvml", set()),  # imported by name: see llamatel.gpu
+        ("llamatel.explore", {"llamatel.cli.explore", "llamatel.explore"}),
+        ("llamatel_collectors", set()),  # found through their entry points
+    ],
+)
+def test_package_is_used_only_by(package: str, users: set[str]) -> None:
+    assert all(package_of(user) for user in users)
+    found = {module for module in modules() for used in imports(module) if is_in(used, package)}
+    assert [module for module in found if not any(is_in(module, user) for user in users)] == []
 
 
-def test_collectors_are_found_and_never_imported() -> None:
-    users = [name for name in of("llamatel") if any(is_in(used, ("llamatel_collectors",)) for used in imports(name))]
-    assert users == []
-
-
-def test_no_module_needs_itself_over_others_not_even_in_functions() -> None:
-    graph = {name: {used for used, needed in imports(name).items() if needed} for name in modules()}
-    graph["llamatel.model.shape"].remove("llamatel.model.attention")  # a shape says in words what it is
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
-    assert order.index("llamatel.records") < order.index("llamatel.runtime")
+@pytest.mark.parametrize(
+    "package",
+    [
+        "llamatel.llama.log",
+        "llamatel.llama.http",
+        "llamatel.llama.watch",
+        "llamatel.gpu",
+        "llamatel.plan",
+        "llamatel.gguf",
+        "llamatel.records",
+        "llamatel.snapshots",
+        "llamatel_collectors",
+    ],
+)
+def test_package_does_not_use_opentelemetry(package: str) -> None:
+    found = [module for module in modules() if is_in(module, package)]
+    assert found
+    assert [module for module in found if any(is_in(used, "opentelemetry") for used in imports(module))] == []

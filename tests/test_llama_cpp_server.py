@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 import llamatel
 from llamatel.errors import ServerStartError, UsageError
 from llamatel.llama import ServerManager
-from llamatel.llama.launch.llama_cpp_flags import parse
 from llamatel.llama.log.call_line import MARK, call_line, read_call_line
 from llamatel.llama.log.reader import LogReader
+from llamatel.llama.server.llama_cpp_flags import parse
 from llamatel.records import Call, Completion, Outcome, Phase, ServerInfo
 from tests.parts import OtlpSink, wait_until
 from tests.samples import SERVER, completion

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.llama.log.clock import LogClock
+from llamatel.llama.log.log_clock import LogClock
 
 START = 1_790_000_000.0
 

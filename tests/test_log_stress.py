@@ -11,12 +11,13 @@ import pytest
 from opentelemetry.metrics import NoOpMeter
 from opentelemetry.trace import NoOpTracer
 
-from llamatel import collectors, runtime
-from llamatel.live import Live
-from llamatel.llama.log.clock import LogClock
+from llamatel import collectors
 from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.reader import LogReader
 from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.telemetry import connect
+from llamatel.ui.live import Live
 
 ZERO = 1_790_000_000.0
 
@@ -117,7 +118,7 @@ def test_a_long_run_holds_no_more_than_a_short_one() -> None:
     """Once all that remembers the last so many requests is full, a request leaves nothing behind."""
     lines, _ = made_up_log(9000, 8)
     live = Live()
-    observer, _ = runtime.connect(NoOpTracer(), NoOpMeter("llamatel"), list(collectors.load()), sinks=(live,))
+    observer, _ = connect.connect(NoOpTracer(), NoOpMeter("llamatel"), list(collectors.load()), sinks=(live,))
     reader = LogReader(ServerInfo("x"), LogClock())
 
     def held_after(some: list[str]) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.llama.gguf import parse_gguf_header
-from llamatel.model import ModelShape, Rope, shape_from_config, shape_from_gguf, shape_from_metadata
-from llamatel.model.architectures import ARCHITECTURES, DRAFTING
-from llamatel.model.verified import VERIFIED
+from llamatel.gguf import parse_gguf_header
+from llamatel.plan import ModelShape, Rope, shape_from_config, shape_from_gguf, shape_from_metadata
+from llamatel.plan.architectures import ARCHITECTURES, DRAFTING
+from llamatel.plan.attention_kind import attention_summary
+from llamatel.plan.verified import VERIFIED
 from tests.exact.compare import shape_of
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
@@ -38,7 +39,7 @@ def test_grouped_heads_of_a_llama() -> None:
     assert {(layer.heads, layer.kv_heads, layer.key_length, layer.group_size) for layer in model.layers} == {
         (32, 8, 128, 4)
     }
-    assert model.attention == "GQA, 4 query heads to a KV head"
+    assert attention_summary(model) == "GQA, 4 query heads to a KV head"
     assert model.verified
     assert model.unknown == ()
 
@@ -46,7 +47,7 @@ def test_grouped_heads_of_a_llama() -> None:
 @pytest.mark.parametrize(("kv_heads", "words"), [(None, "MHA"), (32, "MHA"), (1, "MQA, 32 query heads to a KV head")])
 def test_the_kind_of_attention_follows_the_kv_heads(kv_heads: int | None, words: str) -> None:
     keys: dict[str, Any] = {**LLAMA_3_8B, "attention__head_count_kv": kv_heads}
-    assert shape("llama", **{k: v for k, v in keys.items() if v is not None}).attention == words
+    assert attention_summary(shape("llama", **{k: v for k, v in keys.items() if v is not None})) == words
 
 
 def test_gemma_3_has_one_dense_layer_in_six() -> None:
@@ -61,7 +62,7 @@ def test_gemma_3_has_one_dense_layer_in_six() -> None:
         attention__sliding_window=1024,
     )
     assert [layer.index for layer in model.layers if layer.window is None] == list(range(5, 62, 6))
-    assert "window of 1024 in 52 of 62 layers" in model.attention
+    assert "window of 1024 in 52 of 62 layers" in attention_summary(model)
 
 
 def test_a_window_that_llama_cpp_does_not_use_is_not_reported() -> None:
@@ -81,7 +82,7 @@ def test_latent_attention_needs_its_keys() -> None:
     assert not shape("deepseek2", **keys).latent
     model = shape("deepseek2", **keys, attention__key_length_mla=192, attention__value_length_mla=128)
     assert model.latent
-    assert model.attention == "MLA"
+    assert attention_summary(model) == "MLA"
     assert model.layers[0].key_width == 576
 
 
@@ -101,7 +102,7 @@ def test_a_hybrid_has_states_where_it_does_not_attend() -> None:
     )
     assert [layer.index for layer in model.layers if layer.attends] == list(range(3, 48, 4))
     assert sum(layer.state is not None for layer in model.layers) == 36
-    assert "recurrent state in 36 of 48 layers" in model.attention
+    assert "recurrent state in 36 of 48 layers" in attention_summary(model)
 
 
 def test_blocks_that_draft_are_no_part_of_the_trunk() -> None:
@@ -160,7 +161,7 @@ def test_a_configuration_without_a_gguf() -> None:
             "vocab_size": 128256,
         }
     )
-    assert model.attention == "GQA, 4 query heads to a KV head"
+    assert attention_summary(model) == "GQA, 4 query heads to a KV head"
     assert (model.layers[0].heads, model.layers[0].kv_heads, model.layers[0].key_length) == (32, 8, 64)
     assert "config.json" in model.unknown[-1]
 
@@ -178,7 +179,7 @@ def test_a_configuration_with_layer_types() -> None:
             "layer_types": ["sliding_attention", "full_attention"] * 12,
         }
     )
-    assert "window of 128 in 12 of 24 layers" in model.attention
+    assert "window of 128 in 12 of 24 layers" in attention_summary(model)
 
 
 def test_a_configuration_with_latent_attention() -> None:

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import llamatel
-from llamatel import notebook, runtime
+from llamatel import runtime
 from llamatel.errors import UsageError
-from llamatel.export.kept_spans import KeptSpan, KeptSpans, in_order
-from llamatel.interactive import interactive
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
-from llamatel.llama.client.results import Usage
-from llamatel.model import shape_from_gguf
-from llamatel.plan import ServerSettings, cache_plan
-from llamatel.tally import Tally
-from llamatel.view.charts import dots, stacked_areas
-from llamatel.view.report import report_html
-from llamatel.view.trace import bars
+from llamatel.llama.client.model_results import Usage
+from llamatel.llama.interactive import interactive
+from llamatel.plan import ServerSettings, cache_plan, shape_from_gguf
+from llamatel.telemetry.kept_spans import KeptSpan, KeptSpans, in_order
+from llamatel.ui import notebook
+from llamatel.ui.request_statistics import Tally
+from llamatel.ui.view.run_report import report_html
+from llamatel.ui.view.svg_charts import dots, stacked_areas
+from llamatel.ui.view.trace_view import bars
 from tests.notebooks import cells, run_notebook
 from tests.samples import completion
 from tests.servers import ask, without_settings
@@ -275,7 +275,7 @@ def test_in_jupyter_it_is_on_by_itself(tmp_path: Path, tiny_model: Path) -> None
             "import llamatel; llamatel.init(metrics_addr='none')",
             "with llamatel.span('outer'):\n    with llamatel.span('inner'): pass\nllamatel.last_trace()",
             "llamatel.report()",
-            f"from llamatel.llama import parse_gguf_header\nfrom llamatel.model import shape_from_gguf\n"
+            f"from llamatel.llama import parse_gguf_header\nfrom llamatel.plan import shape_from_gguf\n"
             f"shape_from_gguf(parse_gguf_header({str(tiny_model)!r}))",
             "llamatel.shutdown()",
         ),

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from llamatel.collectors import Collector, Sample
-from llamatel.joining import Origin
-from llamatel.observer import Observer
 from llamatel.records import ClientCall, Completion, Outcome
 from llamatel.snapshots import ServerSnapshot, Snapshot
+from llamatel.telemetry.observer import Observer
+from llamatel.tracing.joining import Origin
 from tests.parts import wait_until
 from tests.samples import SERVER, completion, server_snapshot
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from llamatel.export.exporters import Delivery, listen
 from llamatel.metrics import table
 from llamatel.records import Outcome
-from llamatel.settings import OtlpTarget
+from llamatel.telemetry.exporters import Delivery, listen
+from llamatel.telemetry.settings import OtlpTarget
 from tests.parts import OtlpSink, RotelAgent, free_port, wait_until
 from tests.samples import BEGAN, completion, cut_short
 from tests.telemetry import Telemetry, telemetry

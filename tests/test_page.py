@@ -15,18 +15,18 @@ from urllib.parse import quote
 import pytest
 
 import llamatel
-from llamatel.live import Live
 from llamatel.records import Outcome, ServerInfo
 from llamatel.runtime import Runtime, init
-from llamatel.settings import is_loopback
 from llamatel.snapshots import KvCacheState, SlotState, Snapshot
+from llamatel.telemetry.settings import is_loopback
+from llamatel.ui.live import Live
 from tests.samples import completion, server_snapshot
 
 
 @pytest.fixture
 def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     # A server that failed is shown for as long as somebody has its manager, here whoever tested that.
-    monkeypatch.setattr("llamatel.llama.launch.manager._managers", weakref.WeakSet())
+    monkeypatch.setattr("llamatel.llama.server.manager._managers", weakref.WeakSet())
     yield init(**{"metrics_addr": "127.0.0.1:0", **getattr(request, "param", {})})
     llamatel.shutdown()
 

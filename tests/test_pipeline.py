@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import PipelineError
-from llamatel.export import pipeline
-from llamatel.settings import Settings
+from llamatel.telemetry import pipeline
+from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, free_port
 from tests.samples import completion
 from tests.telemetry import telemetry
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 PREFACE = """
 import os, sys, time
 from opentelemetry import metrics, trace
-from llamatel.export import pipeline
-from llamatel.settings import Settings
+from llamatel.telemetry import pipeline
+from llamatel.telemetry.settings import Settings
 from tests.samples import completion
 from tests.telemetry import Telemetry
 

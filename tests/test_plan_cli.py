@@ -12,19 +12,18 @@ import pytest
 
 from llamatel.cli.main import main
 from llamatel.errors import UsageError
+from llamatel.flags.table import NOT_COUNTED, PAIRED, SWITCHES, VALUED, Overlooked, overlooked
+from llamatel.gguf import parse_gguf_header
 from llamatel.llama import LlamaCppClient, ServerManager
-from llamatel.llama.gguf import parse_gguf_header
-from llamatel.llama.tiny_model import write_tiny_model
-from llamatel.model import LayerShape, ModelShape, shape_from_gguf
-from llamatel.model.shape import Weights
-from llamatel.plan import ServerSettings, cache_plan
+from llamatel.plan import LayerShape, ModelShape, ServerSettings, cache_plan, shape_from_gguf
 from llamatel.plan.devices import parse_devices
-from llamatel.plan.gpus import GB, GPUS, gpu_named
-from llamatel.plan.measure import parse_measured
-from llamatel.plan.memory import largest_context, memory_plan
-from llamatel.plan.report import make_report
-from llamatel.plan.server_flags import NOT_COUNTED, PAIRED, SWITCHES, VALUED, Overlooked, overlooked
+from llamatel.plan.fit_params import parse_measured
+from llamatel.plan.gpu_catalog import GB, GPUS, gpu_named
+from llamatel.plan.memory_plan import largest_context, memory_plan
+from llamatel.plan.model_shape import Weights
+from llamatel.plan.plan_report import make_report
 from tests.parts import MissingPart, in_ci, llama_server
+from tests.tiny_gguf import write_tiny_model
 
 GIB = 1 << 30
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from llamatel.cli.main import main
-from llamatel.cli.preset import with_preset
+from llamatel.cli.preset_option import with_preset
 from llamatel.errors import UsageError
-from llamatel.model import LayerShape, ModelShape
-from llamatel.model.shape import Weights
-from llamatel.plan import ServerSettings
-from llamatel.plan.memory import memory_plan
+from llamatel.plan import LayerShape, ModelShape, ServerSettings
+from llamatel.plan.memory_plan import memory_plan
+from llamatel.plan.model_shape import Weights
 from llamatel.plan.presets import PRESETS, Chosen, choose
 
 T4X2 = PRESETS["kaggle-t4x2"]

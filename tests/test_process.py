@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.llama.launch.process import Child
 from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.server.child_process import Child
 from tests.parts import wait_until
 from tests.servers import descriptors, gone
 

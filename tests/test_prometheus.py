@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llamatel.collectors import Sample
 from llamatel.errors import PipelineError
-from llamatel.export import pipeline
-from llamatel.instruments import Instruments
 from llamatel.metrics import METRICS, Kind, Metric
 from llamatel.records import Outcome, ServerInfo
-from llamatel.settings import Settings
+from llamatel.telemetry import pipeline
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, Prometheus, accepts, free_port, scrape_config, wait_until
 from tests.samples import SERVER, completion, cut_short, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.telemetry import Telemetry, telemetry

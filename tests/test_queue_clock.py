@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamatel.llama.launch.manager import ServerManager
-from llamatel.llama.log.clock import LogClock
-from llamatel.llama.log.line import split_line
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_line import split_line
 from llamatel.llama.log.queue_clock import QueueClock
 from llamatel.llama.log.reader import LogReader
+from llamatel.llama.server.manager import ServerManager
 from llamatel.records import Completion, Outcome, ServerInfo
 from tests.load import Ask, Clients, completion, mixed_load, text
 from tests.parts import Child, wait_until

@@ -8,9 +8,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from llamatel.metrics import METRICS
 from llamatel.records import ObservedRequest, Outcome
-from llamatel.reference import DOCS, pages
-from llamatel.span_table import ATTRIBUTES, OBSERVED, SPANS
-from llamatel.spans import Spans
+from llamatel.telemetry.reference import DOCS, pages
+from llamatel.telemetry.request_spans import Spans
+from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
 from tests.samples import SERVER, completion, cut_short
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.llama.attach.follower import LogFollower
-from llamatel.llama.launch.manager import ServerManager
-from llamatel.llama.log.source import FileSource
-from llamatel.llama.poll.router import parse_models
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.llama.log.log_source import FileSource
+from llamatel.llama.server.manager import ServerManager
+from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.router_models import parse_models
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
 from tests.servers import LONG, ask
+from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 

@@ -21,10 +21,10 @@ import llamatel
 from llamatel import runtime
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
-from llamatel.llama.launch.manager import ServerManager
+from llamatel.llama.server.manager import ServerManager
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, Outcome
-from llamatel.settings import Settings
+from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, accepts, free_port, wait_until
 from tests.servers import ask, ask_at_once, without_settings
 

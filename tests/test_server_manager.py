@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from llamatel.errors import LlamatelError, ServerStartError, ServerStateError, ServerTimeout, UsageError
-from llamatel.llama.launch import manager as launch
-from llamatel.llama.launch.manager import ServerManager
-from llamatel.llama.launch.supervisor import ServerState
-from llamatel.llama.log.failure import failure_line
-from llamatel.llama.tiny_model import write_tiny_model
+from llamatel.llama.log.failure_line import failure_line
+from llamatel.llama.server import manager as launch
+from llamatel.llama.server.manager import ServerManager
+from llamatel.llama.server.supervisor import ServerState
 from llamatel.records import Completion, Outcome
 from tests.parts import free_port, wait_until
 from tests.servers import ask, ask_at_once, descriptors, gone, script
+from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -376,7 +376,7 @@ def test_a_port_that_another_manager_of_this_process_has(
         servers.start(llama_server_binary, port=port)
     assert first.state is ServerState.READY
     # A notebook's cell that runs again makes another manager, or starts the same one again.
-    monkeypatch.setattr("llamatel.llama.launch.manager.interactive", lambda: True)
+    monkeypatch.setattr("llamatel.llama.server.manager.interactive", lambda: True)
     second = servers.ready(llama_server_binary, port=port)
     assert (first.state, first.returncode) == (ServerState.STOPPED, 0)
     pid = pid_of(second)
@@ -412,7 +412,7 @@ def test_another_server_on_the_port_is_not_taken_for_ours(servers: Servers, llam
 
 def test_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
     # The address space is limited, so nothing of this machine's memory is used up.
-    command = [backend] if "/" in backend else [sys.executable, "-m", "llamatel.llama.launch.xllamacpp_server"]
+    command = [backend] if "/" in backend else [sys.executable, "-m", "llamatel.llama.server.xllamacpp_server"]
     limited = script(tmp_path / "limited.sh", f'ulimit -v 2000000\nexec {shlex.join(command)} "$@"\n')
     server = servers.start(limited, "-c", "100000000", "-fit", "off", "-np", "1")
     with pytest.raises(ServerStartError, match=r"bad_alloc|failed to allocate|unable to allocate"):
@@ -535,7 +535,7 @@ def test_a_full_disk_costs_the_copy_of_the_log_only(
     server = servers.ready(llama_server_binary, server_log="/dev/full")
     assert ask(server.base_url) == 200
     assert server.stop_server() == 0
-    assert [record.getMessage() for record in caplog.records if record.name == "llamatel.llama.launch.log_copy"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "llamatel.llama.server.log_copy"] == [
         "the server's log is no longer passed on: [Errno 28] No space left on device"
     ]
 

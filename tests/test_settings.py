@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.settings import OtlpTarget, Settings
+from llamatel.telemetry.settings import OtlpTarget, Settings
 
 COLLECTOR = "http://collector:4317"
 

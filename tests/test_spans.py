@@ -13,7 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from opentelemetry.trace.propagation import set_span_in_context
 
 from llamatel.records import Completion, Outcome, ServerInfo
-from llamatel.spans import Spans
+from llamatel.telemetry.request_spans import Spans
 from tests.samples import BEGAN, completion, cut_short
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import UsageError
-from llamatel.text_file import read_text, read_token
+from llamatel.inputs.text_file import read_text, read_token
 
 
 @pytest.mark.parametrize("content", ["s3cret é", " s3cret é\n", "\ns3cret é\r\n\n"])

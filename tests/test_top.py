@@ -18,13 +18,13 @@ from typing import Any
 import pyte
 import pytest
 
-from llamatel.live import _request
 from llamatel.records import RequestGpu
-from llamatel.tally import Tally
-from llamatel.top.keys import split
-from llamatel.top.screen import Choices, plain_lines, screen
-from llamatel.top.servers import ordered
-from llamatel.view.glyphs import ASCII
+from llamatel.ui.live import _request
+from llamatel.ui.request_statistics import Tally
+from llamatel.ui.top.keys import split
+from llamatel.ui.top.screen import Choices, plain_lines, screen
+from llamatel.ui.top.server_table import ordered
+from llamatel.ui.view.glyphs import ASCII
 from tests.attached import unmanaged
 from tests.load import Clients, completion, endless
 from tests.parts import wait_until

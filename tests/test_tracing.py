@@ -14,9 +14,9 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
-from llamatel import tracing
 from llamatel.errors import UsageError
-from llamatel.span_table import DECORATED
+from llamatel.telemetry.span_table import DECORATED
+from llamatel.tracing import decorators as tracing
 from tests.recording import Recording
 
 

@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import llamatel
-from llamatel.llama.launch.manager import ServerManager
-from llamatel.llama.poll.http import parse_counters
+from llamatel.llama.http.server_client import parse_counters
+from llamatel.llama.server.manager import ServerManager
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
 from tests.load import Answer, Clients, endless, mixed_load

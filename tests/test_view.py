@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from llamatel.cli.session import columns
+from llamatel.cli.telemetry_options import columns
 from llamatel.records import Completion, Outcome, ServerInfo
-from llamatel.tally import Distribution, Tally
-from llamatel.view import (
+from llamatel.ui.request_statistics import Distribution, Tally
+from llamatel.ui.view import (
     ASCII,
     UNICODE,
     Glyphs,
@@ -29,8 +29,8 @@ from llamatel.view import (
     summary_table,
     waterfall,
 )
-from llamatel.view.bar import phases, shares
-from llamatel.view.figures import count, exact, rate, seconds
+from llamatel.ui.view.number_format import count, exact, rate, seconds
+from llamatel.ui.view.phase_bar import phases, shares
 
 GOLDEN = Path(__file__).parent / "golden" / "view"
 START = 1_790_000_000.0

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks import procfs, servers
 from benchmarks.gpu import overhead, truth
 from benchmarks.servers import CONTROL, PLAIN, PROMETHEUS, Running, Variant
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.nvml import record
 from tests.parts.otlp import OtlpSink
+from tests.tiny_gguf import write_tiny_model
 
 SHAPE: dict[str, Any] = {
     "embedding": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "feed_forward": 8192, "context": 131072,

@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.gpu.meter import Meter
 from benchmarks.servers import Running
+from llamatel.flags.parse import parse_server_flags
+from llamatel.gguf import parse_gguf_header
 from llamatel.gpu.ceilings import decode_bytes
-from llamatel.llama.gguf import parse_gguf_header
-from llamatel.model.from_gguf import shape_from_gguf
-from llamatel.plan.cache import cache_plan
-from llamatel.plan.command_line import parse_server_flags
+from llamatel.plan.cache_plan import cache_plan
+from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 _MIB = 1 << 20
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator, Mapping
 
 from llamatel.collectors import Collector, Sample
-from llamatel.conventions import PROVIDER
 from llamatel.records import ClientCall, Outcome
+from llamatel.semconv import PROVIDER
 
 _OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _LATEST = "gen_ai_latest_experimental"

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.errors import UsageError
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import decode_ceiling
-from llamatel.gpu.memory import memory_parts, settings_of
+from llamatel.gpu.gpu_memory import memory_parts, settings_of
+from llamatel.gpu.gpu_source import GpuSource
 from llamatel.gpu.nvml import THROTTLES
 from llamatel.gpu.offload import devices_of, fell_back, process_bytes
-from llamatel.gpu.source import GpuSource
-from llamatel.plan.settings import ServerSettings
 from llamatel.records import Completion
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.model.shape import ModelShape
+from llamatel.plan.attention_kind import attention_summary
+from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import Placement, Snapshot
 
 
@@ -37,7 +38,7 @@ def _labels(shape: ModelShape, placement: Placement | None) -> dict[str, str | i
     labels: dict[str, str | int | None] = {
         "architecture": shape.architecture,
         "quantization": shape.file_type,
-        "attention": shape.attention,
+        "attention": attention_summary(shape),
         "layers": len(shape.trunk),
         "heads": _range([layer.heads for layer in attending if layer.heads]),
         "kv_heads": _range([layer.kv_heads for layer in attending if layer.kv_heads]),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.conventions import PROVIDER, error_type, operation
 from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.semconv import PROVIDER, error_type, operation
 
 _SERVERS = 4096
 """Places remembered at most; beyond that an outcome's count begins with its first request."""

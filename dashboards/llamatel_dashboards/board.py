@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
 
-from llamatel import alarms
-from llamatel.prometheus_names import prometheus_name
+from llamatel.telemetry.prometheus_names import prometheus_name
+from llamatel.ui import alarms
 from llamatel_dashboards.panels import SOURCE, Panel
 from llamatel_dashboards.queries import ADDRESS, MODEL, OF_JOB, PORT
 

@@ -7,7 +7,12 @@ import sys
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from llamatel_dashboards import fleet, gpu, kv_cache, model_server, overview, requests
+from llamatel_dashboards import fleet_board as fleet
+from llamatel_dashboards import gpu_board as gpu
+from llamatel_dashboards import kv_cache_board as kv_cache
+from llamatel_dashboards import model_server_board as model_server
+from llamatel_dashboards import overview_board as overview
+from llamatel_dashboards import requests_board as requests
 from llamatel_dashboards.published import FOLDER
 
 DASHBOARDS = (overview, requests, kv_cache, model_server, gpu, fleet)

@@ -7,7 +7,7 @@ and not 0 / 0.
 from __future__ import annotations
 
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, table
-from llamatel.prometheus_names import prometheus_label, prometheus_name
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
 
 ADDRESS, PORT, MODEL = (prometheus_label(name) for name in SERVER_ATTRIBUTES)
 SERVER_LABELS = ("job", "instance", ADDRESS, PORT, MODEL)

@@ -1,7 +1,7 @@
 """Recording and alert rules for Prometheus, made here and kept as YAML beside it.
 
 ``python -m llamatel_dashboards.rules`` writes ``rules/*.yml`` anew; a test compares. Thresholds are those of
-``llamatel.alarms``, which says the same on the terminal. Every alert has an entry in docs/alerts.md.
+``llamatel.ui.alarms``, which says the same on the terminal. Every alert has an entry in docs/alerts.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamatel import alarms
+from llamatel.ui import alarms
 from llamatel_dashboards.queries import BY_SERVER
 
 FOLDER = Path(__file__).parent / "rules"

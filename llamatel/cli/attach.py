@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from llamatel.cli.access import AccessOptions, access_options
-from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
-from llamatel.cli.session import (
+from llamatel.cli.server_options import AccessOptions, access_options
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.telemetry_options import (
     RequestLines,
     TelemetryOptions,
     columns,
@@ -27,14 +27,14 @@ from llamatel.cli.session import (
     take,
     telemetry,
 )
-from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.errors import UsageError
-from llamatel.llama.attach.fleet import Fleet
-from llamatel.llama.attach.follower import LogFollower
-from llamatel.llama.attach.targets import TargetFiles, target
-from llamatel.llama.log.source import FileSource, StreamSource
-from llamatel.tally import Tally
-from llamatel.view import summary_sentence
+from llamatel.llama.log.log_source import FileSource, StreamSource
+from llamatel.llama.watch.fleet import Fleet
+from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.targets import TargetFiles, target
+from llamatel.ui.request_statistics import Tally
+from llamatel.ui.view import summary_sentence
 
 _LOOK_S = 0.2
 

@@ -11,8 +11,8 @@ import click
 from llamatel.cli.console import note_console
 from llamatel.cli.options import one_line, verbose_option
 from llamatel.errors import UsageError
-from llamatel.grafana import OLDEST, Grafana
-from llamatel.text_file import read_token
+from llamatel.inputs.text_file import read_token
+from llamatel_dashboards.grafana_api import OLDEST, Grafana
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the variable's name
 

@@ -19,26 +19,26 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel.cli.console import note_console, output_console
-from llamatel.cli.load import Clients, Load, mixed_load, steady_load
+from llamatel.cli.demo_load import Clients, Load, mixed_load, steady_load
 from llamatel.cli.options import telemetry_options, verbose_option
-from llamatel.cli.serving import kv_cache_of, load_model, server_lines, wait_for_end
-from llamatel.cli.session import (
+from llamatel.cli.server_start import kv_cache_of, load_model, server_lines, wait_for_end
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.telemetry_options import (
     RequestLines,
     TelemetryOptions,
     columns,
     take,
     telemetry,
 )
-from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.errors import UsageError
-from llamatel.llama.launch.backends import find_backend
-from llamatel.llama.launch.manager import ServerManager
+from llamatel.llama.server.backends import find_backend
+from llamatel.llama.server.manager import ServerManager
 from llamatel.models import tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime
-from llamatel.sinks import completion_as_dict
-from llamatel.tally import Summary, Tally
-from llamatel.view import glyphs_for, summary_table, waterfall
+from llamatel.telemetry.jsonl import completion_as_dict
+from llamatel.ui.request_statistics import Summary, Tally
+from llamatel.ui.view import glyphs_for, summary_table, waterfall
 
 _CONTEXT = 4096
 _SLOTS = 4

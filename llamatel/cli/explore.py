@@ -15,10 +15,10 @@ import click
 
 from llamatel.cli.options import verbose_option
 from llamatel.errors import GGUFError, UsageError
-from llamatel.llama.gguf.found import Choices
-from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import read_reference
-from llamatel.model.report import ModelReport, report_of
+from llamatel.gguf.header import GGUFHeader
+from llamatel.gguf.model_choices import Choices
+from llamatel.gguf.model_reference import read_reference
+from llamatel.plan.model_report import ModelReport, report_of
 
 if TYPE_CHECKING:
     from llamatel.explore import CaptureRequest
@@ -89,7 +89,7 @@ class Explore:
 
     def _heads(self) -> None:
         from llamatel.explore import head_scores
-        from llamatel.explore.child import capture
+        from llamatel.explore.explore_child import capture
         from llamatel.explore.maps import overview_picture
 
         run = capture(self.request, self.progress)
@@ -110,7 +110,7 @@ class Explore:
 
     def _attention(self) -> None:
         from llamatel.explore import head_scores
-        from llamatel.explore.child import capture
+        from llamatel.explore.explore_child import capture
         from llamatel.explore.maps import attention_picture, head_picture
 
         run = capture(self.request, self.progress)
@@ -128,7 +128,7 @@ class Explore:
             self._save(*(attention_picture(run, layer, scores) for layer in run.layers), asked=True)
 
     def _keys(self) -> None:
-        from llamatel.explore.child import capture
+        from llamatel.explore.explore_child import capture
         from llamatel.explore.grouping import keys_picture
 
         run = capture(self.request, self.progress)
@@ -151,8 +151,8 @@ class Explore:
             self._save(spectra_picture(found, Path(self.request.model).stem))
 
     def _cache(self) -> None:
-        from llamatel.explore.cache import timing_picture, unchanged
-        from llamatel.explore.child import capture, timings
+        from llamatel.explore.cache_picture import timing_picture, unchanged
+        from llamatel.explore.explore_child import capture, timings
 
         run = capture(self.request, self.progress)
         same = unchanged(run, threads=self.request.threads, gpu_layers=self.request.gpu_layers)
@@ -179,7 +179,7 @@ class Explore:
 
     def _what_if(self) -> None:
         from llamatel.explore.what_if import what_if, what_if_picture
-        from llamatel.view.page import parameters, size
+        from llamatel.ui.view.text_page import parameters, size
 
         found = what_if(self.report)
         rows = [
@@ -194,7 +194,7 @@ class Explore:
         self._save(what_if_picture(found, Path(self.request.model).stem))
 
     def _report(self) -> None:
-        from llamatel.explore.report import make_report
+        from llamatel.explore.explore_report import make_report
 
         made = make_report(self.report, self.request, longest=self.longest, progress=self.progress)
         path = self.out or Path(f"{made.run.name}_attention.html")

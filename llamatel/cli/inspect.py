@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from llamatel.cli.options import verbose_option
-from llamatel.llama.gguf.found import Choices, ModelConfig
-from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import read_reference
-from llamatel.model.from_config import shape_from_config
-from llamatel.model.report import ModelReport, report_of
+from llamatel.gguf.header import GGUFHeader
+from llamatel.gguf.model_choices import Choices, ModelConfig
+from llamatel.gguf.model_reference import read_reference
+from llamatel.plan.model_report import ModelReport, report_of
+from llamatel.plan.shape_from_config import shape_from_config
 
 
 @contextlib.contextmanager
@@ -100,8 +100,8 @@ def command(model: str, layers: bool, tensors: bool, as_json: bool) -> None:
 
 def _show_choices(found: Choices) -> None:
     from llamatel.cli.console import output_console
-    from llamatel.view.glyphs import glyphs_for
-    from llamatel.view.model import choices_text
+    from llamatel.ui.view.glyphs import glyphs_for
+    from llamatel.ui.view.model_page import choices_text
 
     console = output_console()
     console.print(choices_text(found, glyphs_for(console.encoding)), soft_wrap=True)
@@ -111,8 +111,8 @@ def _show(report: ModelReport, layers: bool, tensors: bool) -> None:
     from rich.text import Text
 
     from llamatel.cli.console import output_console
-    from llamatel.view.glyphs import glyphs_for
-    from llamatel.view.model import layers_text, model_text, tensors_text
+    from llamatel.ui.view.glyphs import glyphs_for
+    from llamatel.ui.view.model_page import layers_text, model_text, tensors_text
 
     console = output_console()
     glyphs = glyphs_for(console.encoding)

@@ -13,18 +13,18 @@ import click
 from llamatel.cli.inspect import fetching
 from llamatel.cli.options import verbose_option
 from llamatel.errors import UsageError
-from llamatel.llama.gguf.found import Choices
-from llamatel.llama.gguf.header import GGUFHeader
-from llamatel.llama.gguf.reference import read_reference
-from llamatel.model.from_config import shape_from_config
-from llamatel.model.from_gguf import shape_from_gguf
-from llamatel.model.shape import ModelShape
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.table import overlooked
+from llamatel.gguf.header import GGUFHeader
+from llamatel.gguf.model_choices import Choices
+from llamatel.gguf.model_reference import read_reference
 from llamatel.models import tiny_model
-from llamatel.plan.command_line import parse_server_flags
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
-from llamatel.plan.measure import find_program, measure
-from llamatel.plan.report import PlanReport, make_report
-from llamatel.plan.server_flags import overlooked
+from llamatel.plan.fit_params import find_program, measure
+from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.plan_report import PlanReport, make_report
+from llamatel.plan.shape_from_config import shape_from_config
+from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 _FLAGS = {
     "ctx_size": "-c",
@@ -132,8 +132,8 @@ def _local(reference: str) -> Path:
 
 def _show(report: PlanReport) -> None:
     from llamatel.cli.console import output_console
-    from llamatel.view.glyphs import glyphs_for
-    from llamatel.view.plan import plan_text
+    from llamatel.ui.view.glyphs import glyphs_for
+    from llamatel.ui.view.plan_page import plan_text
 
     console = output_console()
     console.print(plan_text(report, glyphs_for(console.encoding)), soft_wrap=True)

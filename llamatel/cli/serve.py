@@ -12,22 +12,22 @@ from typing import Any
 
 import click
 
-from llamatel.cli.alarms import alarms_shown
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
-from llamatel.cli.serving import load_model, server_lines, wait_for_end
-from llamatel.cli.session import (
+from llamatel.cli.server_start import load_model, server_lines, wait_for_end
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.telemetry_options import (
     TelemetryOptions,
     columns,
     request_lines,
     take,
     telemetry,
 )
-from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.llama.launch.backends import find_backend
-from llamatel.llama.launch.manager import ServerManager
-from llamatel.tally import Tally
-from llamatel.view import summary_sentence
+from llamatel.cli.terminal_alarms import alarms_shown
+from llamatel.llama.server.backends import find_backend
+from llamatel.llama.server.manager import ServerManager
+from llamatel.ui.request_statistics import Tally
+from llamatel.ui.view import summary_sentence
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     ready_timeout = values.pop("ready_timeout")
     arguments = {name: value for name, value in values.items() if value is not None}
     if preset is not None:
-        from llamatel.cli.preset import with_preset
+        from llamatel.cli.preset_option import with_preset
 
         arguments, said = with_preset(preset, model, arguments, server_args)
         notes.print(said, soft_wrap=True)

@@ -15,18 +15,18 @@ import click
 from rich.console import Console
 from rich.live import Live as Screen
 
-from llamatel.cli.access import AccessOptions, access_options
 from llamatel.cli.console import output_console
 from llamatel.cli.options import verbose_option, warnings_kept
-from llamatel.cli.session import read_page_token, take
+from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.telemetry_options import read_page_token, take
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.llama.attach.targets import target
-from llamatel.settings import DEFAULT_METRICS_ADDR
-from llamatel.top.keys import Keys, keyboard
-from llamatel.top.screen import Choices, plain_lines, screen
-from llamatel.top.source import Asking, LlamatelSource, ServersSource, Source, is_llamatel
-from llamatel.view.glyphs import glyphs_for
+from llamatel.llama.watch.targets import target
+from llamatel.metrics import DEFAULT_METRICS_ADDR
+from llamatel.ui.top.keys import Keys, keyboard
+from llamatel.ui.top.live_source import Asking, LlamatelSource, ServersSource, Source, is_llamatel
+from llamatel.ui.top.screen import Choices, plain_lines, screen
+from llamatel.ui.view.glyphs import glyphs_for
 
 _GUESSES = (f"http://{DEFAULT_METRICS_ADDR}", "http://127.0.0.1:8090", "http://127.0.0.1:8080")
 """Where to look if no address is given: a llamatel, then llama.cpp where we, and where it itself, put it."""

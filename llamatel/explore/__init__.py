@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from llamatel.explore.capture import Capture, LayerAttention
-from llamatel.explore.child import Progress
-from llamatel.explore.child import capture as _capture_request
+from llamatel.explore.explore_child import Progress
+from llamatel.explore.explore_child import capture as _capture_request
+from llamatel.explore.explore_request import CaptureRequest
 from llamatel.explore.heads import KINDS, HeadScores, head_scores
-from llamatel.explore.request import CaptureRequest
 from llamatel.models import tiny_model
 
 __all__ = [

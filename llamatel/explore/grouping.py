@@ -7,7 +7,8 @@ from typing import Any, Literal
 from llamatel.errors import UsageError
 from llamatel.explore.capture import Capture
 from llamatel.explore.picture import GROUPS, INK, MUTED, Picture, new_figure, quiet, shown
-from llamatel.model.shape import ModelShape
+from llamatel.plan.attention_kind import attention_summary
+from llamatel.plan.model_shape import ModelShape
 
 _DIMENSIONS = 20
 _WIDEST = 64
@@ -46,7 +47,9 @@ def grouping_picture(shape: ModelShape, layer: int | None = None, name: str | No
     axes.set_xlim(-0.8, heads - 0.2)
     quiet(axes)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{shape.name or shape.architecture}, layer {found.index}: {shape.attention}", fontsize=9, color=INK)
+    axes.set_title(
+        f"{shape.name or shape.architecture}, layer {found.index}: {attention_summary(shape)}", fontsize=9, color=INK
+    )
     return Picture(figure, "Which query heads read which KV head", f"{name or shape.architecture}_grouping")
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamatel.errors import ExploreError, UsageError
-from llamatel.explore.child import Progress
+from llamatel.explore.explore_child import Progress
+from llamatel.explore.explore_request import MAX_BYTES
 from llamatel.explore.picture import GROUPS, INK, Picture, new_figure, quiet
-from llamatel.explore.request import MAX_BYTES
-from llamatel.llama.gguf.header import GGUFHeader, TensorInfo
-from llamatel.model.report import ModelReport
+from llamatel.gguf.header import GGUFHeader, TensorInfo
+from llamatel.plan.model_report import ModelReport
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ from typing import Any
 
 from llamatel.errors import UsageError
 from llamatel.explore.picture import INK, Picture, new_figure, quiet
-from llamatel.model.comparison import Variant
-from llamatel.model.report import ModelReport
+from llamatel.plan.attention_comparison import Variant
+from llamatel.plan.model_report import ModelReport
 
 CONTEXTS = (1024, 4096, 16384, 65536, 131072)
 _BYTES_PER_VALUE = 2.0
@@ -83,6 +83,6 @@ def what_if_picture(rows: Sequence[WhatIf], name: str) -> Picture:
 
 
 def _size(mib: float) -> str:
-    from llamatel.view.page import size
+    from llamatel.ui.view.text_page import size
 
     return size(mib * 2**20)

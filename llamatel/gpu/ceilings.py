@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llamatel.model.shape import ModelShape
-from llamatel.plan.cache import cache_plan
-from llamatel.plan.settings import ServerSettings
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.plan.cache_plan import cache_plan
+from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion
 from llamatel.snapshots import DeviceSnapshot
 

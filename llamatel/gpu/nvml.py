@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llamatel.plan.gpus import gpu_named
+from llamatel.plan.gpu_catalog import gpu_named
 from llamatel.snapshots import DeviceSnapshot
 
 THROTTLES: dict[int, str] = {

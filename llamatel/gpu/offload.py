@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamatel.model.shape import ModelShape
+from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _IN_USE_BYTES = 200 << 20

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamatel.gguf import GGUFHeader as GGUFHeader
+    from llamatel.gguf import parse_gguf_header as parse_gguf_header
     from llamatel.llama.client import AsyncLlamaCppClient as AsyncLlamaCppClient
     from llamatel.llama.client import LlamaCppClient as LlamaCppClient
-    from llamatel.llama.gguf import GGUFHeader as GGUFHeader
-    from llamatel.llama.gguf import parse_gguf_header as parse_gguf_header
-    from llamatel.llama.launch.manager import ServerManager as ServerManager
-    from llamatel.llama.launch.supervisor import ServerState as ServerState
+    from llamatel.llama.server.manager import ServerManager as ServerManager
+    from llamatel.llama.server.supervisor import ServerState as ServerState
 
 __all__ = [
     "AsyncLlamaCppClient",
@@ -23,18 +23,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncLlamaCppClient": "client",
-    "LlamaCppClient": "client",
-    "GGUFHeader": "gguf",
-    "ServerManager": "launch.manager",
-    "ServerState": "launch.supervisor",
-    "parse_gguf_header": "gguf",
+    "AsyncLlamaCppClient": "llamatel.llama.client",
+    "GGUFHeader": "llamatel.gguf",
+    "LlamaCppClient": "llamatel.llama.client",
+    "ServerManager": "llamatel.llama.server.manager",
+    "ServerState": "llamatel.llama.server.supervisor",
+    "parse_gguf_header": "llamatel.gguf",
 }
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return getattr(import_module(f"llamatel.llama.{_MODULES[name]}"), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

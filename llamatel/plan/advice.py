@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llamatel.model.shape import ModelShape
-from llamatel.plan.cache import CachePlan
-from llamatel.plan.command_line import describe
+from llamatel.flags.parse import describe
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.plan.cache_plan import CachePlan
 from llamatel.plan.devices import Device
-from llamatel.plan.memory import MemoryPlan, balanced, largest_context, memory_plan
-from llamatel.plan.settings import ServerSettings
+from llamatel.plan.memory_plan import MemoryPlan, balanced, largest_context, memory_plan
+from llamatel.plan.model_shape import ModelShape
 
 
 def devices_in_words(devices: Sequence[Device]) -> str:

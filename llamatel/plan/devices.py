@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llamatel.errors import UsageError
-from llamatel.plan.gpus import APPLE, APPLE_SOURCE, BY_KEY, GB, MIB, gpu_named
+from llamatel.plan.gpu_catalog import APPLE, APPLE_SOURCE, BY_KEY, GB, MIB, gpu_named
 
 
 @dataclass(frozen=True, slots=True)

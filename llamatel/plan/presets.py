@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llamatel.errors import UsageError
-from llamatel.model.shape import ModelShape
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.devices import Device, parse_devices
-from llamatel.plan.memory import balanced, largest_context, memory_plan
-from llamatel.plan.report import make_report
-from llamatel.plan.settings import ServerSettings
+from llamatel.plan.memory_plan import balanced, largest_context, memory_plan
+from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.plan_report import make_report
 
 ENOUGH_CONTEXT = 32768
 """Tokens for which a smaller cache type is worth having; beyond that the larger type is."""

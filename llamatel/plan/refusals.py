@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llamatel.model.shape import ModelShape
-from llamatel.plan.cache_types import CACHE_TYPES
-from llamatel.plan.settings import MAX_SLOTS, ServerSettings
+from llamatel.flags.cache_types import CACHE_TYPES
+from llamatel.flags.server_settings import MAX_SLOTS, ServerSettings
+from llamatel.plan.model_shape import ModelShape
 
 
 def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = False, alone: bool = True) -> str | None:

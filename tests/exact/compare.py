@@ -7,8 +7,7 @@ from pathlib import Path
 
 import gguf
 
-from llamatel.model import ModelShape, shape_from_metadata
-from llamatel.plan import CachePlan, cache_plan, parse_server_flags
+from llamatel.plan import CachePlan, ModelShape, cache_plan, parse_server_flags, shape_from_metadata
 
 from .grid import Flags
 from .harness import Allocation, Bench

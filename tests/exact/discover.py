@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llamatel.model.architectures import ARCHITECTURES, DRAFTING
+from llamatel.plan.architectures import ARCHITECTURES, DRAFTING
 from tests.parts import free_port, llama_server
 
 from .harness import Allocation, Bench, preloaded_library

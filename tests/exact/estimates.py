@@ -14,11 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llamatel.llama.gguf import parse_gguf_header
-from llamatel.model import ModelShape, shape_from_gguf
-from llamatel.plan import parse_server_flags
-from llamatel.plan.estimates import compute_bytes
-from llamatel.plan.settings import resolve
+from llamatel.flags.server_settings import resolve
+from llamatel.gguf import parse_gguf_header
+from llamatel.plan import ModelShape, parse_server_flags, shape_from_gguf
+from llamatel.plan.compute_buffers import compute_bytes
 from tests.parts import free_port, llama_server
 
 from .compare import shape_of

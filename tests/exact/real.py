@@ -15,7 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from llamatel.plan.measure import parse_measured
+from llamatel.plan.fit_params import parse_measured
 
 from .harness import Allocation
 from .models import Metadata, TinyModel, full_model

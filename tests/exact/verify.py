@@ -1,7 +1,7 @@
 """Compare every model of the suite with llama-server over the whole grid: ``python -m tests.exact.verify [NAME ...]``.
 
 ``--random N`` adds N settings a model that nobody chose. Exit status 1 if a row differs, or if the architectures whose
-rows were all equal are not those that ``llamatel/model/verified.py`` names.
+rows were all equal are not those that ``llamatel/plan/verified.py`` names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
-from llamatel.model.verified import VERIFIED
+from llamatel.plan.verified import VERIFIED
 from tests.parts import free_port, llama_server
 
 from .compare import Row, Written, compare
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if different else 0
     found = proven(rows)
     if found != VERIFIED:
-        print(f"llamatel/model/verified.py should gain {sorted(found - VERIFIED)} and lose {sorted(VERIFIED - found)}")
+        print(f"llamatel/plan/verified.py should gain {sorted(found - VERIFIED)} and lose {sorted(VERIFIED - found)}")
     return 1 if different or found != VERIFIED else 0
 
 

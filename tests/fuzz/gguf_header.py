@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from llamatel.errors import GGUFError, LlamatelError
-from llamatel.llama.gguf.header import GGUFHeader, read_header
-from llamatel.llama.gguf.metadata import SkippedArray
-from llamatel.llama.gguf.source import BytesSource
-from llamatel.model.report import report_of
-from llamatel.view.html import model_html
-from llamatel.view.model import layers_text, model_text
+from llamatel.gguf.byte_source import BytesSource
+from llamatel.gguf.header import GGUFHeader, read_header
+from llamatel.gguf.metadata import SkippedArray
+from llamatel.plan.model_report import report_of
+from llamatel.ui.view.html import model_html
+from llamatel.ui.view.model_page import layers_text, model_text
 
 
 class Broken(Exception):

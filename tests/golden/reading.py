@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from llamatel.llama.log.clock import LogClock
-from llamatel.llama.log.line import split_line
 from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_line import split_line
 from llamatel.llama.log.reader import LogReader
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import LogCounts

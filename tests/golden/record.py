@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamatel.llama.tiny_model import write_tiny_model
 from tests.golden.load import ROUTED, SCENARIOS, Client
+from tests.tiny_gguf import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def main() -> None:
     command = (
         [str(Path(options.server).resolve())]
         if options.server
-        else [str(Path(options.python).absolute()), "-m", "llamatel.llama.launch.xllamacpp_server"]
+        else [str(Path(options.python).absolute()), "-m", "llamatel.llama.server.xllamacpp_server"]
     )
     truth = record(command, options.name, options.out, options.scenario, options.extra, plain=options.plain)
     outcomes = [row["outcome"] for row in truth["requests"]]

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
-from llamatel.llama.client import exchange, request
+from llamatel.llama.client import endpoints as request
+from llamatel.llama.client import exchange
 from llamatel.llama.client.aio_stream import AsyncStream, in_thread
-from llamatel.llama.client.request import Request
-from llamatel.llama.client.results import (
+from llamatel.llama.client.endpoints import Request
+from llamatel.llama.client.model_results import (
     AnthropicMessage,
     ChatCompletion,
     ChatCompletionChunk,
@@ -26,7 +27,7 @@ from llamatel.llama.client.results import (
     Response,
     TextCompletion,
 )
-from llamatel.llama.client.state import (
+from llamatel.llama.client.server_results import (
     Detokenized,
     Health,
     LoraAdapter,

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from llamatel.errors import UsageError
-from llamatel.llama.client.call import Call
-from llamatel.llama.client.results import Timings
+from llamatel.llama.client.client_call import Call
+from llamatel.llama.client.model_results import Timings
 from llamatel.llama.client.stream import Pieces, timings_of
 from llamatel.llama.client.transport import CLOSED
 

@@ -6,9 +6,9 @@ import json
 from typing import Any, TypeVar
 
 from llamatel.errors import BadAnswer
-from llamatel.llama.client import facts
-from llamatel.llama.client.call import Call
-from llamatel.llama.client.request import Request
+from llamatel.llama.client import answer_usage as facts
+from llamatel.llama.client.client_call import Call
+from llamatel.llama.client.endpoints import Request
 from llamatel.llama.client.stream import Pieces
 from llamatel.llama.client.transport import Transport
 

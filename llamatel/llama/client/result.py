@@ -13,20 +13,16 @@ from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from typing import Any, TypeVar, Union, cast
 
+from llamatel.providers import HtmlRepresentation
+
 T = TypeVar("T", bound="Result")
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(HtmlRepresentation):
     """Base: ``raw`` is the JSON object as it came."""
 
     raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from llamatel.view.html import fields_html
-
-        return fields_html(type(self).__name__, {one.name: getattr(self, one.name) for one in fields(self)[1:]})
 
 
 def decode(kind: type[T], document: Mapping[str, Any]) -> T:

@@ -12,10 +12,10 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from llamatel.errors import BadAnswer
-from llamatel.llama.client import facts
-from llamatel.llama.client.call import Call
+from llamatel.llama.client import answer_usage as facts
+from llamatel.llama.client.client_call import Call
+from llamatel.llama.client.model_results import Timings
 from llamatel.llama.client.result import decode
-from llamatel.llama.client.results import Timings
 from llamatel.llama.client.transport import Transport, failure
 
 T = TypeVar("T")

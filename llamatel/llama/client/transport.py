@@ -34,9 +34,9 @@ from llamatel.errors import (
     ServerFailure,
     UsageError,
 )
-from llamatel.llama.access import check_api_key
-from llamatel.llama.client.call import Call
-from llamatel.llama.client.request import check_timeout
+from llamatel.inputs.credentials import check_api_key
+from llamatel.llama.client.client_call import Call
+from llamatel.llama.client.endpoints import check_timeout
 
 CLOSED = "this client was closed: make another"
 CONNECT_S = 5.0

@@ -18,9 +18,10 @@ from typing import Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined, unused-ignore]
 from wrapt import register_post_import_hook
 
-from llamatel.llama.in_process import counters, model
-from llamatel.llama.in_process.call import RunningCall
-from llamatel.llama.in_process.zero_code import ZeroCode
+from llamatel import providers
+from llamatel.llama.in_process import loaded_llama as model
+from llamatel.llama.in_process import perf_counters as counters
+from llamatel.llama.in_process.in_process_call import RunningCall
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class LlamaCppInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignor
 
     _originals: dict[str, Any]
     _llama: type | None = None
-    _zero_code: ZeroCode | None = None
+    _zero_code: Any = None
     _active = False
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -54,7 +55,7 @@ class LlamaCppInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignor
 
     def _instrument(self, **kwargs: Any) -> None:
         self._active = True
-        self._zero_code = ZeroCode(kwargs.get("tracer_provider"), kwargs.get("meter_provider"))
+        self._zero_code = providers.call("zero_code", kwargs.get("tracer_provider"), kwargs.get("meter_provider"))
         if _MODULE in sys.modules:
             self._patch(sys.modules[_MODULE])
         else:

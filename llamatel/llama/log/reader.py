@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON, MARK, read_call_line
 from llamatel.llama.log.client_text import ClientText
-from llamatel.llama.log.clock import LogClock
-from llamatel.llama.log.facts import ServerFacts, learn
-from llamatel.llama.log.line import LogLine, split_line
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_line import LogLine, split_line
 from llamatel.llama.log.logged_request import LoggedRequest
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
-from llamatel.llama.log.router import RouterLog
+from llamatel.llama.log.router_log import RouterLog
+from llamatel.llama.log.server_facts import ServerFacts, learn
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts
 
@@ -74,7 +74,7 @@ class LogReader:
         self._tally = tally or _Tally()
         self._failed = False
         self._client_text = ClientText()
-        self.router = RouterLog(lambda: LogReader(self.server, tally=self._tally))
+        self.router: RouterLog[LogReader] = RouterLog(lambda: LogReader(self.server, tally=self._tally))
         """What the log says of a router's models, if it is one's."""
         self._counted_from: float | None = None
         self._generated_before = 0.0

@@ -1,0 +1,272 @@
+"""GPU: what cards do, what servers hold of them, the energy of requests, how near decoding is to the ceiling."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from llamatel_dashboards import queries as q
+from llamatel_dashboards.board import board
+from llamatel_dashboards.overview_board import TPOT, quantiles
+from llamatel_dashboards.panels import GREEN, RED, TOKENS_A_SECOND, YELLOW, Panel, Query, at, figure, lines
+
+_NONE = "No NVIDIA GPU"
+_DEVICE = "hw_id, hw_name"
+_LEGEND = "{{hw_name}} {{hw_id}}"
+_JOULES = "joule"
+
+
+def _card(name: str, **labels: str) -> str:
+    """Of each card once, however many llamatels look at it."""
+    return f"max by ({_DEVICE}) ({q.selector(name, **labels)})"
+
+
+def _now() -> list[Panel]:
+    return [
+        figure(
+            "Busiest card",
+            f"max({q.selector('hw.gpu.utilization')})",
+            "Share of the time in which a kernel ran, on the busiest card. One request is enough for 100 %.",
+            "No measure of load: look at waiting requests and KV headroom instead. Low while slots are busy: layers "
+            "run on the CPU, or the CPU samples.",
+            unit="percentunit",
+            empty=_NONE,
+        ),
+        figure(
+            "Fullest card",
+            f"max({q.selector('hw.gpu.memory.utilization')})",
+            "Share of a card's memory that processes use, on the fullest card.",
+            "Near 1: the next allocation fails. `llamatel plan MODEL -- FLAGS` says what would fit.",
+            unit="percentunit",
+            thresholds=at((None, GREEN), (0.9, YELLOW), (0.97, RED)),
+            empty=_NONE,
+        ),
+        figure(
+            "Power",
+            f"sum({_card('hw.power')})",
+            "What all cards draw now.",
+            "Compare with the limit below: at it the clocks are held down.",
+            unit="watt",
+            empty=_NONE,
+        ),
+        figure(
+            "Energy a token",
+            q.share(q.increase("llamacpp.energy"), q.increase("llamacpp.tokens", type="output")),
+            "Energy of finished requests, prefill included, over the tokens generated, in the time shown. What cards "
+            "take while nothing runs is not in it.",
+            "More requests at once share the reading of weights: each token gets cheaper.",
+            unit=_JOULES,
+            empty=_NONE,
+        ),
+        figure(
+            "Not on the GPU as asked",
+            q.total(q.selector("llamacpp.gpu.fallback")),
+            "Servers that do not have on GPUs what they were asked to put there.",
+            "Is the build made for the GPU, does the driver answer, does the model fit? The server's log says.",
+            thresholds=at((None, GREEN), (1, RED)),
+            empty="Unknown",
+        ),
+        figure(
+            "Cost",
+            q.increase("llamacpp.energy.cost"),
+            "Cost of the energy of finished requests in the time shown, at the price given to llamatel "
+            "(LLAMATEL_PRICE_PER_KWH), in its currency.",
+            "Energy a token is what to bring down.",
+            empty="No price given",
+            decimals=4,
+        ),
+    ]
+
+
+def _cards() -> list[Panel]:
+    return [
+        lines(
+            "Utilisation",
+            [Query(_card("hw.gpu.utilization"), _LEGEND)],
+            "Share of the time in which a kernel ran on each card.",
+            "One card idle beside busy ones: is the model split over all of them (-sm, -ts)?",
+            unit="percentunit",
+            at_most=1,
+            empty=_NONE,
+        ),
+        lines(
+            "Memory",
+            [
+                Query(_card("hw.gpu.memory.usage"), f"{_LEGEND} used"),
+                Query(_card("hw.gpu.memory.limit"), f"{_LEGEND} of"),
+            ],
+            "Memory that processes use on each card, and what it has.",
+            "Used by others than llama.cpp? Compare with the memory of servers below.",
+            unit="bytes",
+            empty=_NONE,
+        ),
+        lines(
+            "Power",
+            [
+                Query(_card("hw.power"), f"{_LEGEND} drawn"),
+                Query(_card("llamatel.gpu.power.limit"), f"{_LEGEND} limit"),
+            ],
+            "Power that each card draws, and the limit set for it.",
+            "At the limit for long: decoding is bound by memory, so a lower limit often costs little speed.",
+            unit="watt",
+            empty=_NONE,
+        ),
+        lines(
+            "Power, from the energy counter",
+            [Query(f"max by ({_DEVICE}) (rate({q.selector('hw.energy')}[{q.RATE}]))", _LEGEND)],
+            "Energy taken a second, by the driver's counter: the mean between samples, where Power is the moment.",
+            "For bills trust this one.",
+            unit="watt",
+            empty=_NONE,
+        ),
+        lines(
+            "Temperature",
+            [
+                Query(_card("hw.temperature"), f"{_LEGEND} now"),
+                Query(_card("hw.temperature.limit"), f"{_LEGEND} slows down at"),
+            ],
+            "Temperature of each card, and the one at which it slows down.",
+            "Near the limit: airflow, or a lower power limit.",
+            unit="celsius",
+            empty=_NONE,
+        ),
+        lines(
+            "Clocks held down by",
+            [
+                Query(
+                    f"max by ({_DEVICE}, reason) ({q.selector('llamatel.gpu.throttled')})", f"{_LEGEND} {{{{reason}}}}"
+                )
+            ],
+            "1 while this reason holds a card's clocks down.",
+            "thermal: cooling. power_cap: normal under full load, if the limit is meant.",
+            at_most=1,
+            empty=_NONE,
+        ),
+        lines(
+            "Clocks",
+            [
+                Query(f"max by ({_DEVICE}, domain) ({q.selector('llamatel.gpu.clock')})", f"{_LEGEND} {{{{domain}}}}"),
+                Query(
+                    f"max by ({_DEVICE}, domain) ({q.selector('llamatel.gpu.clock.limit')})",
+                    f"{_LEGEND} {{{{domain}}}} at most",
+                ),
+            ],
+            "Clocks of each card and the highest they can be.",
+            "Low under load: see what holds them down.",
+            unit="hertz",
+            empty=_NONE,
+            size=(24, 7),
+        ),
+    ]
+
+
+def _servers() -> list[Panel]:
+    held = q.total(q.selector("llamacpp.gpu.memory.used"), f"{q.BY_SERVER}, hw_name, hw_id")
+    sizes = q.total(q.selector("llamacpp.gpu.memory.size"), "part, source")
+    return [
+        lines(
+            "Memory by server",
+            [Query(held, f"{q.SERVER_LEGEND} on {_LEGEND}")],
+            "Memory of each server's process on each card, by the driver.",
+            "It grows after the load: a context that is filled needs no more, so report it.",
+            unit="bytes",
+            empty=_NONE,
+        ),
+        lines(
+            "Memory by part",
+            [Query(sizes, "{{part}} {{source}}")],
+            "What servers need on GPUs: weights and caches as computed, compute buffers as estimated, and what "
+            "llama.cpp said (at -lv 4).",
+            "-ctk and -ctv shrink the cache, -ub the compute buffers, quantisation the weights.",
+            unit="bytes",
+            empty=_NONE,
+        ),
+        lines(
+            "Layers on GPUs",
+            [
+                Query(
+                    q.total(q.selector("llamacpp.gpu.layers"), f"{q.BY_SERVER}, type"),
+                    f"{q.SERVER_LEGEND} {{{{type}}}}",
+                )
+            ],
+            "Layers that are on GPUs and all there are; llama.cpp says it at -lv 4.",
+            "Fewer than all: each token waits for the CPU. A smaller quantisation may fit whole.",
+            empty="Unknown at this verbosity",
+        ),
+    ]
+
+
+def _energy() -> list[Panel]:
+    return [
+        lines(
+            "Power of requests, by phase",
+            [Query(q.rate("llamacpp.energy", "phase"), "{{phase}}")],
+            "Energy of finished requests, a second, by phase. Requests that ran together are given equal parts.",
+            "Much prefill: caching prompts saves it.",
+            unit="watt",
+            stacked=True,
+            empty=_NONE,
+        ),
+        lines(
+            "Energy of a request",
+            quantiles("llamacpp.request.energy", exemplars=False),
+            "From its slot to its end.",
+            "Long answers cost most: limit max_tokens where nobody reads them.",
+            unit=_JOULES,
+            empty=_NONE,
+        ),
+        lines(
+            "Decode energy a token",
+            quantiles("llamacpp.request.output_token.energy", exemplars=False),
+            "Energy of decoding one token after the first.",
+            "It falls as more slots decode together.",
+            unit=_JOULES,
+            empty=_NONE,
+        ),
+    ]
+
+
+def _ceiling() -> list[Panel]:
+    ceiling = f"avg by (context) ({q.selector('llamacpp.decode.ceiling')})"
+    return [
+        lines(
+            "Decode speed against the ceiling",
+            [Query(f"1 / ({q.mean(TPOT)} > 0)", "a request"), Query(ceiling, "most, context {{context}}")],
+            "Tokens a second that one request gets, and the most that the cards' memory bandwidth allows: with an "
+            "empty context (start) and with a full one (end).",
+            "Far below: many slots at once, layers on the CPU, or a card that is held down.",
+            unit=TOKENS_A_SECOND,
+            empty=_NONE,
+        ),
+        lines(
+            "Memory bandwidth used (MBU)",
+            quantiles("llamacpp.request.bandwidth_utilization", exemplars=False),
+            "Bytes that decoding had to read over what the cards can read in that time, request by request.",
+            "Above 0.6 is good for one request at a time; more speed then needs fewer bytes: a smaller quantisation.",
+            unit="percentunit",
+            empty=_NONE,
+        ),
+        lines(
+            "Arithmetic used in prefill (MFU)",
+            quantiles("llamacpp.request.flops_utilization", exemplars=False),
+            "Operations of prefill over the cards' dense FP16 peak in that time.",
+            "Low with long prompts: a larger -ub, or -fa on.",
+            unit="percentunit",
+            empty=_NONE,
+        ),
+    ]
+
+
+def dashboard() -> Dashboard:
+    """Cards, energy, ceilings."""
+    return board(
+        "gpu",
+        "llamatel / GPU",
+        "NVIDIA GPUs under llama.cpp: utilisation, memory, power, energy of requests, distance to the ceiling.",
+        [
+            ("", _now()),
+            ("Cards", _cards()),
+            ("Servers on them", _servers()),
+            ("Energy", _energy()),
+            ("Against the ceiling", _ceiling()),
+        ],
+    )

@@ -1,0 +1,95 @@
+"""Grafana's HTTP API, as far as installing dashboards needs it: /api/health, /api/folders, /api/dashboards/db.
+
+The token goes into a header and nowhere else: not into messages, not over a redirect.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+
+from llamatel.errors import GrafanaError, UsageError
+from llamatel.inputs.json_http import Asker
+
+OLDEST = 11
+"""Grafana's oldest major version that the dashboards are made for."""
+_TIMEOUT_S = 20.0
+
+
+class Grafana:
+    """One Grafana, at the address where its start page is."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        """Raises UsageError for an address that is no HTTP URL, or that holds a password."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"{url!r} is no address of a Grafana: give one like http://127.0.0.1:3000")
+        if parts.username is not None or parts.password is not None:
+            raise UsageError("the address holds a password, which other users of this machine can see: use a token")
+        self.url = url.rstrip("/")
+        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._asker = Asker()
+
+    def version(self) -> str | None:
+        """Its version; None where it does not tell strangers. Raises GrafanaError."""
+        version = self._object("/api/health").get("version")
+        return version if isinstance(version, str) else None
+
+    def ensure_folder(self, title: str, uid: str) -> str:
+        """The uid of the folder of this title, made with ``uid`` if there is none. Raises GrafanaError."""
+        found = self._call("/api/folders?limit=1000")
+        for folder in found if isinstance(found, list) else []:
+            if isinstance(folder, dict) and folder.get("title") == title:
+                return str(folder.get("uid"))
+        return str(self._object("/api/folders", {"title": title, "uid": uid}).get("uid"))
+
+    def put_dashboard(self, model: Mapping[str, Any], folder_uid: str | None) -> str:
+        """Create or replace a dashboard (by its uid); returns its address. Raises GrafanaError."""
+        body = {"dashboard": {**model, "id": None}, "overwrite": True, "message": "llamatel dashboards push"}
+        if folder_uid is not None:
+            body["folderUid"] = folder_uid
+        answer = self._object("/api/dashboards/db", body)
+        parts = urlsplit(self.url)  # what Grafana says begins with its own sub-path
+        return f"{parts.scheme}://{parts.netloc}{answer.get('url', '')}"
+
+    def _object(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        said = self._call(path, body)
+        if not isinstance(said, dict):
+            raise GrafanaError(self._refusal(200, None))
+        return said
+
+    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What Grafana answers to a GET, or to a POST with a ``body``."""
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            answer = self._asker.ask(self.url + path, body=data, headers=self._headers, timeout_s=_TIMEOUT_S)
+        except urllib3.exceptions.HTTPError as error:
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error).rpartition(": ")[2])
+            raise GrafanaError(f"cannot reach Grafana at {self.url}: {reason}") from error
+        try:
+            said: Any = answer.json()
+        except ValueError:
+            said = None
+        if answer.status != 200 or not isinstance(said, (dict, list)):
+            raise GrafanaError(self._refusal(answer.status, said))
+        return said
+
+    def _refusal(self, status: int, said: Any) -> str:
+        reason = said.get("message") if isinstance(said, dict) else None
+        told = f" ({reason})" if reason else ""
+        if status == 401:
+            return f"{self.url} wants a valid token{told}: --token-file FILE, or GRAFANA_TOKEN"
+        if status == 403:
+            return f"{self.url} does not allow this token to do that{told}: it needs the role Editor"
+        if said is None:
+            return (
+                f"{self.url} answers with status {status} and no JSON object: is this where a Grafana's start page is?"
+            )
+        return f"{self.url} refuses with status {status}{told}"

@@ -1,0 +1,280 @@
+"""KV cache: how full, of what, how long it will do, and whether it is as large as planned."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from llamatel.ui import alarms
+from llamatel_dashboards import queries as q
+from llamatel_dashboards.board import board
+from llamatel_dashboards.overview_board import headroom_share
+from llamatel_dashboards.panels import (
+    GREEN,
+    ORANGE,
+    RED,
+    TOKENS_A_SECOND,
+    YELLOW,
+    Panel,
+    Query,
+    at,
+    bars,
+    figure,
+    lines,
+    rows,
+)
+
+_UNKNOWN = "Unknown"
+_SLOT = f"{q.SERVER_LEGEND} slot {{{{slot}}}}"
+
+
+def _kv(name: str, **labels: str) -> str:
+    return q.selector(f"llamacpp.kv_cache.{name}", **labels)
+
+
+def seconds_left(by: str = "") -> str:
+    """Until the pool is full, at the rate of the last five minutes; nothing where it does not fill up."""
+    left = f"{_kv('headroom')} / -(deriv({_kv('headroom')}[5m]) < 0)"
+    return f"min by ({by}) ({left})" if by else f"min({left})"
+
+
+def _now() -> list[Panel]:
+    return [
+        figure(
+            "Headroom, fullest",
+            headroom_share(),
+            "Share of the pool that running requests do not hold, on the server that has least of it.",
+            "Below a tenth: raise -c, lower -np, or split the pool with --no-kv-unified. A shared pool that is full "
+            "fails every request that runs.",
+            unit="percentunit",
+            thresholds=at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, GREEN)),
+            empty=_UNKNOWN,
+        ),
+        figure(
+            "Full in",
+            seconds_left(),
+            "Time until the pool of some server is full, if it goes on filling as in the last five minutes. A trend, "
+            "no promise.",
+            "Minutes: stop sending long requests first. Not in sight: nothing to do.",
+            unit="s",
+            thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, YELLOW), (3600, GREEN)),
+            empty="Not in sight",
+        ),
+        figure(
+            "Active",
+            q.total(_kv("tokens", state="active")),
+            "Tokens of requests that run now.",
+            "These cannot be given up: what is active is what counts against the pool.",
+            empty=_UNKNOWN,
+        ),
+        figure(
+            "Cached",
+            q.total(_kv("tokens", state="cached")),
+            "Tokens that idle slots still hold from their last request.",
+            "Nothing: they make the next prompt with the same beginning cheap, and are given up when room is needed.",
+            empty=_UNKNOWN,
+        ),
+        figure(
+            "Capacity",
+            q.total(_kv("capacity")),
+            "Tokens that fit: of a pool that all slots share, or of the slots' own shares together.",
+            "`-c` sets it; `llamatel plan MODEL -- FLAGS` says what more would take.",
+            empty=_UNKNOWN,
+        ),
+        figure(
+            "Failed for lack of room",
+            q.increase("llamacpp.requests", outcome="context_full"),
+            "Requests that failed in the time shown because the pool was full.",
+            "Any is one too many: raise -c, lower -np, or --no-kv-unified so that a long request hurts only itself.",
+            thresholds=at((None, GREEN), (1, RED)),
+        ),
+    ]
+
+
+def _pool() -> list[Panel]:
+    free = f"{q.total(_kv('capacity'))} - {q.total(_kv('tokens'))}"
+    return [
+        lines(
+            "The pool in tokens",
+            [Query(q.total(_kv("tokens"), "state"), "{{state}}"), Query(free, "free")],
+            "Tokens of running requests, tokens that idle slots keep, and what is free; all servers chosen together.",
+            "It is healthy for cached to fill what active does not need.",
+            stacked=True,
+            empty=_UNKNOWN,
+            size=(12, 9),
+        ),
+        lines(
+            "Headroom by server",
+            [Query(headroom_share(q.BY_SERVER), q.SERVER_LEGEND)],
+            "Share of each server's pool that running requests do not hold.",
+            "One server low and others not: its clients send longer contexts, or the balancer is not fair.",
+            unit="percentunit",
+            thresholds=at((None, RED), (alarms.HEADROOM, GREEN)),
+            at_most=1,
+            empty=_UNKNOWN,
+            size=(12, 9),
+        ),
+        lines(
+            "Active and cached by server",
+            [Query(f"{_kv('usage')}", f"{q.SERVER_LEGEND} {{{{state}}}}")],
+            "Share of each server's pool.",
+            "active close to 1 for long needs a larger -c.",
+            unit="percentunit",
+            at_most=1,
+            empty=_UNKNOWN,
+            size=(12, 8),
+        ),
+        lines(
+            "Full in, by server",
+            [Query(seconds_left(q.BY_SERVER), q.SERVER_LEGEND)],
+            "Time until each pool is full at the rate of the last five minutes; no line where it does not fill up.",
+            "A line that falls towards 0 and stays there comes before requests fail.",
+            unit="s",
+            thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, GREEN)),
+            empty="Not in sight",
+            size=(12, 8),
+        ),
+    ]
+
+
+def _bytes() -> list[Panel]:
+    by = f"{q.BY_SERVER}, part"
+    planned, reported = (q.total(_kv("size", source=source), by) for source in ("planned", "reported"))
+    return [
+        lines(
+            "Allocated, by part",
+            [Query(q.total(_kv("size", source="reported"), "part"), "{{part}}")],
+            "Bytes that llama.cpp allocated for keys, values and recurrent states, as its log says.",
+            "-ctk and -ctv q8_0 take half of f16.",
+            unit="bytes",
+            stacked=True,
+            empty=_UNKNOWN,
+        ),
+        lines(
+            "In use, by part",
+            [Query(q.total(_kv("used"), "part"), "{{part}}")],
+            "Bytes that hold tokens of running requests or of idle slots. Layers with a sliding window never use more "
+            "than their window; a recurrent state is the same whatever the length.",
+            "Far below what is allocated for weeks: a smaller -c leaves room for more layers on the GPU.",
+            unit="bytes",
+            stacked=True,
+            empty=_UNKNOWN,
+        ),
+        lines(
+            "Planned and reported",
+            [Query(q.total(_kv("size"), "source"), "{{source}}")],
+            "Size of the cache as computed from the model's header, and as llama.cpp reported it.",
+            "They differ: figures in bytes are not to be trusted for this model; report it with its flags.",
+            unit="bytes",
+            empty=_UNKNOWN,
+        ),
+        rows(
+            "Planned against reported",
+            {"planned": planned, "reported": reported, "difference": f"{planned} - {reported}"},
+            "By server and part. llama.cpp's log rounds to 0.01 MiB. planned is absent where the plan is not proved "
+            "exact for the model's architecture.",
+            "A difference above the rounding: report the model, the flags and the build.",
+            units={"planned": "bytes", "reported": "bytes", "difference": "bytes"},
+            names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
+            hidden=("job", "instance"),
+            empty=_UNKNOWN,
+            size=(24, 7),
+        ),
+    ]
+
+
+def _slots() -> list[Panel]:
+    held, most = (q.selector(f"llamacpp.slot.{name}") for name in ("context_tokens", "context_size"))
+    return [
+        bars(
+            "How full each slot is",
+            [Query(f"{held} / {most}", _SLOT)],
+            "Tokens in a slot's context, against the most that it may hold. Idle slots keep their last request's.",
+            "Near 1 while busy: the request will be cut, or its context shifted.",
+            unit="percentunit",
+            thresholds=at((None, GREEN), (0.8, YELLOW), (0.95, ORANGE)),
+            at_most=1,
+            empty=_UNKNOWN,
+            size=(12, 9),
+        ),
+        lines(
+            "Tokens by slot",
+            [Query(held, _SLOT)],
+            "Tokens that each slot holds, over time.",
+            "Saw teeth are requests. A slot that never falls keeps one conversation.",
+            stacked=True,
+            empty=_UNKNOWN,
+            size=(12, 9),
+        ),
+        lines(
+            "Requests in their slots",
+            [Query(q.selector("llamacpp.slot.tokens"), f"{_SLOT} {{{{type}}}}")],
+            "How far the request in each busy slot is: prompt tokens computed, taken from the cache, tokens "
+            "generated. Absent while a slot is idle.",
+            "input_computed that crawls is a long prefill: other slots wait for it.",
+            empty="No request runs",
+            size=(12, 8),
+        ),
+        lines(
+            "Context shifts",
+            [Query(q.increase("llamacpp.context_shifts", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
+            "Times a running request lost the oldest part of its context to make room (--context-shift).",
+            "Answers lose their beginning: raise -c if that is not wanted.",
+            empty="Unknown",
+            size=(12, 8),
+        ),
+    ]
+
+
+def _prefixes() -> list[Panel]:
+    hits, lookups = (q.rate(f"llamacpp.prompt_cache.{name}") for name in ("hits", "lookups"))
+    return [
+        lines(
+            "Prompt tokens from the cache",
+            [Query(q.share(hits, lookups), "share")],
+            "Share of prompt tokens that needed no prefill.",
+            "Low with shared prefixes: put what changes last, keep conversations on one server.",
+            unit="percentunit",
+            at_most=1,
+        ),
+        lines(
+            "Prompt tokens looked up and found",
+            [Query(lookups, "looked up"), Query(hits, "found")],
+            "Prompt tokens a second, and those found in the cache; by llama.cpp's own counters.",
+            "The gap between the lines is what prefill has to compute.",
+            unit=TOKENS_A_SECOND,
+        ),
+        lines(
+            "Prompts kept in host memory",
+            [Query(q.total(q.selector("llamacpp.prompt_cache.entries")), "prompts")],
+            "Prompts in llama.cpp's cache in host memory (--cache-ram). llama.cpp says it only at -lv 4, which is "
+            "slow.",
+            "Nothing: unknown is the normal case.",
+            empty="Unknown at this verbosity",
+            size=(4, 8),
+        ),
+        lines(
+            "Host memory of prompts",
+            [Query(q.total(q.selector("llamacpp.prompt_cache.size")), "size")],
+            "What those prompts take.",
+            "--cache-ram limits it.",
+            unit="bytes",
+            empty="Unknown at this verbosity",
+            size=(4, 8),
+        ),
+    ]
+
+
+def dashboard() -> Dashboard:
+    """How full, of what."""
+    return board(
+        "kv-cache",
+        "llamatel / KV cache",
+        "The KV cache of llama.cpp servers in tokens and in bytes, slot by slot.",
+        [
+            ("Now", _now()),
+            ("Pool", _pool()),
+            ("Bytes", _bytes()),
+            ("Slots", _slots()),
+            ("Prefixes", _prefixes()),
+        ],
+    )

@@ -1,0 +1,53 @@
+"""``serve --preset``: arguments for a machine, worked out from the model's header before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamatel.cli.plan import flag_words
+from llamatel.errors import UsageError
+from llamatel.flags.parse import given_settings, parse_server_flags
+from llamatel.gguf import parse_gguf_header
+from llamatel.plan.advice import devices_in_words
+from llamatel.plan.presets import PRESETS, choose
+from llamatel.plan.shape_from_gguf import shape_from_gguf
+
+_FIELDS = {"cache-type-k": "cache_type_k", "cache-type-v": "cache_type_v", "flash-attn": "flash_attn"}
+
+
+def with_preset(
+    name: str, model: str | None, arguments: Mapping[str, Any], server_args: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """The arguments of ``ServerManager.start_server`` with what the preset adds, and a line that says what that is.
+
+    Raises UsageError for a preset that is not there and a model that does not fit, GGUFError for one that is none.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise UsageError(f"there is no preset '{name}': use {', '.join(PRESETS)}")
+    if model is None:
+        raise UsageError(f"--preset {name} needs to know MODEL: name the file before --")
+    words = [*flag_words(arguments), *server_args]
+    named = given_settings(words)
+    shape = shape_from_gguf(parse_gguf_header(model, read_tensors=True))
+    given = parse_server_flags(words)
+    chosen = choose(
+        preset, Path(model).name, shape, given, frozenset(_FIELDS[each] for each in named if each in _FIELDS)
+    )
+    settings = chosen.settings
+    adds: dict[str, Any] = {
+        "gpu_layers": ("gpu-layers", settings.gpu_layers),
+        "tensor_split": ("tensor-split", ",".join(f"{share:g}" for share in settings.tensor_split) or None),
+        "ctx_size": ("ctx-size", settings.ctx_size),
+        "flash_attn": ("flash-attn", settings.flash_attn),
+        "cache_type_k": ("cache-type-k", settings.cache_type_k),
+        "cache_type_v": ("cache-type-v", settings.cache_type_v),
+    }
+    added = {key: value for key, (flag, value) in adds.items() if flag not in named and value is not None}
+    flags = " ".join(flag_words(added))
+    said = f"llamatel: {name} ({devices_in_words(chosen.devices)}): {flags or 'nothing to add to your flags'}"
+    if chosen.longest > (settings.ctx_size or 0):
+        said += f"; the context can grow to {chosen.longest} tokens"
+    return {**arguments, **added}, said

@@ -1,0 +1,46 @@
+"""Flags for talking to servers of others, which ``attach`` and ``top`` share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from llamatel.inputs.credentials import read_api_key, read_headers, trust
+from llamatel.llama.server.server_command import API_KEY_VARIABLE
+from llamatel.llama.watch.fleet import Access
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]"),
+    click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's."),
+    click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line."),
+)
+
+
+def access_options(command: _C) -> _C:
+    """The flags that ``AccessOptions`` takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """The values of ``access_options``, by the flags' names."""
+
+    api_key_file: str | None = None
+    ca_file: str | None = None
+    header_file: str | None = None
+
+    def access(self) -> Access:
+        """What they mean. Raises UsageError for a file that cannot be used."""
+        return Access(
+            read_api_key(self.api_key_file) if self.api_key_file else os.environ.get(API_KEY_VARIABLE),
+            read_headers(self.header_file) if self.header_file else {},
+            trust(self.ca_file) if self.ca_file else None,
+        )

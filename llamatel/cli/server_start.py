@@ -1,0 +1,62 @@
+"""Starting a server under the eyes of a person, and describing it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llamatel.cli.options import verbosity
+from llamatel.cli.telemetry_options import otlp_line, page_line
+from llamatel.errors import ServerError
+from llamatel.llama.server.manager import ServerManager
+from llamatel.runtime import Runtime
+from llamatel.ui.view import kv_cache_line
+
+
+def load_model(
+    server: ServerManager, model: str | None, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
+) -> float:
+    """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds it took."""
+    name = Path(model).name if model else "what llama-server's own flags name"
+    begun = time.monotonic()
+    if notes.is_terminal:
+        columns = (SpinnerColumn("line"), TextColumn("loading {task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=notes, transient=True) as progress:
+            progress.add_task(name, total=None)
+            server.start_server(model, **arguments)
+            server.wait_until_ready(ready_timeout)
+    else:
+        notes.print(f"llamatel: loading {name}", soft_wrap=True)
+        server.start_server(model, **arguments)
+        server.wait_until_ready(ready_timeout)
+    return time.monotonic() - begun
+
+
+def wait_for_end(server: ServerManager) -> NoReturn:
+    """Until a signal comes (Interrupted), or the server has ended for good: raises ServerError."""
+    server.wait()
+    raise ServerError(server.failure or "the server has ended")
+
+
+def kv_cache_of(server: ServerManager) -> str | None:
+    """What is in the KV cache now, in a line; None where that is not known."""
+    state = server.snapshot()
+    return None if state is None else kv_cache_line(state)
+
+
+def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
+    """What someone who has just started a server wants to know, for ``session.columns``."""
+    backend = server.backend
+    return {
+        "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),
+        "llama.cpp": " ".join(filter(None, (backend.name, server.info.build or backend.version))) if backend else None,
+        "because": "; ".join((backend.why, *backend.rejected)) if backend and verbosity() else None,
+        "KV cache": kv_cache_of(server),
+        "metrics": running.pipeline.metrics_url or "off",
+        "page": page_line(running),
+        "OTLP": otlp_line(running.settings),
+    }

@@ -1,0 +1,53 @@
+"""How a server lets us in: its key, more headers, certificates to trust; all out of files, as arguments are seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from pathlib import Path
+
+from llamatel.errors import UsageError
+from llamatel.inputs.text_file import read_text
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def check_api_key(key: str) -> None:
+    """Raise UsageError, which does not show the key, for one that fits into no header."""
+    if not key.isprintable():
+        raise UsageError("the API key holds a line end or another control character")
+
+
+def read_api_key(path: str | os.PathLike[str]) -> str:
+    """The first key of a file with one key a line, ``#`` before a comment, as llama.cpp reads it.
+
+    Raises UsageError, which never shows the file's content.
+    """
+    lines = read_text(path, "the API key file").split("\n")
+    key = next((line for line in lines if line and not line.startswith("#")), None)
+    if key is None:
+        raise UsageError(f"the API key file {os.fspath(path)} holds no key")
+    return key
+
+
+def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Headers out of a file with one ``Name: value`` a line. Raises UsageError, which never shows what is in it."""
+    headers = {}
+    for number, line in enumerate(read_text(path, "the header file").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+            raise UsageError(f"line {number} of the header file {os.fspath(path)} is no header: write it Name: value")
+        headers[name] = value
+    return headers
+
+
+def trust(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+    """TLS that trusts the certificates in a PEM file and no others. Raises UsageError."""
+    try:
+        return ssl.create_default_context(cafile=Path(ca_file).expanduser())
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or "it holds no certificate"
+        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: {reason}") from None

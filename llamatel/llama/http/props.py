@@ -1,0 +1,60 @@
+"""What ``/props`` and ``/v1/models`` answer, as far as we need it. Neither wakes a sleeping server or keeps it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llamatel.inputs.json_http import count, text
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProps:
+    """Source: tools/server/server-context.cpp, ``get_props``. None where the server does not say."""
+
+    build: str | None = None
+    model_path: str | None = None
+    alias: str | None = None
+    slots: int | None = None
+    slot_context: int | None = None
+    """Tokens that one slot may hold at most: not the size of the pool."""
+    sleeping: bool | None = None
+    role: str | None = None
+    """``router``, or None."""
+
+
+def parse_props(document: Mapping[str, object]) -> ServerProps:
+    """The properties; unknown fields are passed over."""
+    defaults = document.get("default_generation_settings")
+    sleeping = document.get("is_sleeping")
+    return ServerProps(
+        build=text(document.get("build_info")),
+        model_path=text(document.get("model_path")),
+        alias=text(document.get("model_alias")),
+        slots=count(document.get("total_slots"), 1),
+        slot_context=count(defaults.get("n_ctx"), 1) if isinstance(defaults, dict) else None,
+        sleeping=sleeping if isinstance(sleeping, bool) else None,
+        role=text(document.get("role")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Source: tools/server/server-context.cpp, ``get_models``. None where the server does not say."""
+
+    name: str | None = None
+    """The alias, else the file's name."""
+    trained_context: int | None = None
+    """Tokens that the model was made for; llama.cpp caps what a slot may hold at them, not the pool."""
+
+
+def parse_model_card(entry: object) -> ModelCard:
+    """One entry of the list of models."""
+    if not isinstance(entry, dict):
+        return ModelCard()
+    name = text(entry.get("id"))
+    if name is not None and name.endswith(".gguf"):
+        # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
+        name = name.rpartition("/")[2]
+    meta = entry.get("meta")
+    return ModelCard(name, count(meta.get("n_ctx_train"), 1) if isinstance(meta, dict) else None)

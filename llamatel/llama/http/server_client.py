@@ -1,0 +1,214 @@
+"""What llamatel asks a llama.cpp server over HTTP, and nothing more.
+
+``/metrics``, ``/props`` and ``/health`` neither wake a sleeping server nor keep one awake; ``/slots`` does both.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import urllib3
+
+from llamatel.errors import ServerUnreachable
+from llamatel.inputs.credentials import check_api_key
+from llamatel.inputs.json_http import Answer, Asker
+from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, parse_props
+from llamatel.llama.http.slots_endpoint import parse_slots
+from llamatel.snapshots import SlotState
+
+_SAMPLE = re.compile(rb"^llamacpp:(\w{1,100}) ([-+0-9.eE]{1,40})[ \r]*$", re.MULTILINE)
+_MOST_VALUES = 256
+_LARGEST_VALUE = 2.0**62
+"""No counter comes near."""
+
+
+def parse_counters(text: bytes) -> dict[str, float]:
+    """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix; labelled series are left out.
+
+    Source: tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are passed over:
+    the exposition has been broken in some builds. So are values that no count can have, such as NaN.
+    """
+    values: dict[str, float] = {}
+    for match in _SAMPLE.finditer(text):
+        try:
+            value = float(match.group(2))
+        except ValueError:  # made of a number's characters and none
+            continue
+        if abs(value) < _LARGEST_VALUE:
+            values[match.group(1).decode()] = value
+        if len(values) == _MOST_VALUES:
+            break
+    return values
+
+
+def base_url(address: str | None, port: int | None) -> str:
+    """Where clients on this machine reach a server that listens on ``address``."""
+    host = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, str(address))  # noqa: S104 - recognised, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One answer of ``/metrics``."""
+
+    values: Mapping[str, float]
+    process: str | None = field(default=None)
+    """Changes with the server's process: when it started, by a clock of its own machine that is no Unix time (the
+    header's name says otherwise). It survives sleep."""
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What a person wants to know of it; the library's own text has its objects' names and their causes in it."""
+    if isinstance(error, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ConnectTimeoutError)) and (
+        not isinstance(error, urllib3.exceptions.NewConnectionError)
+    ):
+        return "it took too long"
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "its name is not known"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "it closed the connection"
+    cause = error.__cause__
+    if isinstance(error, urllib3.exceptions.NewConnectionError) and isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return f"{reason} (a certificate of your own: --ca-file)"
+    return reason
+
+
+class ServerClient:
+    """A small client of one server, or of one of a router's models. Thread-safe."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = 2.0,
+    ) -> None:
+        """Raises UsageError for a key that cannot be sent.
+
+        ``headers`` are sent along; ``tls`` is used for https instead of what the system trusts.
+        """
+        check_api_key(api_key or "")
+        self.base_url = base_url.rstrip("/")
+        sent = dict(headers or {}) | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        # llama.cpp compares bytes; http.client sends text as Latin-1.
+        self._headers = {name: value.encode().decode("latin-1") for name, value in sent.items()}
+        self._timeout_s = timeout_s
+        self._query = ""
+        self._asker = Asker(connections=2, tls=tls)
+
+    def of_model(self, name: str) -> ServerClient:
+        """A client for one of a router's models, over the same connections; it never makes the router load it."""
+        client = copy.copy(self)
+        client._query = f"?model={quote(name, safe='')}&autoload=false"
+        return client
+
+    def _get(self, path: str, timeout_s: float | None) -> Answer:
+        try:
+            try:
+                return self._request(path, timeout_s)
+            except urllib3.exceptions.ProtocolError:
+                # llama.cpp closes a kept connection after some answers: this request crossed the close.
+                return self._request(path, timeout_s)
+        except urllib3.exceptions.HTTPError as error:
+            busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
+            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {_reason(error)}", busy=busy) from error
+
+    def _request(self, path: str, timeout_s: float | None) -> Answer:
+        url = self.base_url + path + self._query
+        return self._asker.ask(url, headers=self._headers, timeout_s=timeout_s or self._timeout_s)
+
+    def health(self, timeout_s: float | None = None) -> int:
+        """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
+
+        Raises ServerUnreachable where nobody answers.
+        """
+        return self._get("/health", timeout_s).status
+
+    def healthy(self, timeout_s: float | None = None) -> bool:
+        """True once the model is loaded; False while it loads or nobody listens."""
+        try:
+            return self.health(timeout_s) == 200
+        except ServerUnreachable:
+            return False
+
+    def counters(self, timeout_s: float | None = None) -> Mapping[str, float]:
+        """llama.cpp's counters and gauges; raises ServerUnreachable where they cannot be had."""
+        return self.scrape(timeout_s).values
+
+    def scrape(self, timeout_s: float | None = None) -> Scrape:
+        """``counters``, and whose they are."""
+        answer = self._answer("/metrics", "without --metrics", timeout_s)
+        return Scrape(parse_counters(answer.data), answer.headers.get("Process-Start-Time-Unix"))
+
+    def slots(self, timeout_s: float | None = None) -> tuple[SlotState, ...]:
+        """The slots now; raises ServerUnreachable where they cannot be had. Wakes a sleeping server."""
+        response = self._answer("/slots", "with --no-slots", timeout_s)
+        try:
+            slots = parse_slots(response.json())
+        except ValueError:
+            slots = None
+        if slots is None:
+            raise ServerUnreachable(f"{self.base_url}/slots answered with something else", status=response.status)
+        return slots
+
+    def props(self, timeout_s: float | None = None) -> ServerProps:
+        """What ``/props`` tells; nothing but None where that cannot be had."""
+        return parse_props(self._document("/props", timeout_s))
+
+    def build(self, timeout_s: float | None = None) -> str | None:
+        """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
+        return self.props(timeout_s).build
+
+    def _answer(self, path: str, missing: str, timeout_s: float | None) -> Answer:
+        """An answer of status 200. ``missing``: how a server was started that has no such path."""
+        response = self._get(path, timeout_s)
+        if response.status != 200:
+            hints = {
+                401: "the API key is missing or wrong: use --api-key-file",
+                501: f"the server was started {missing}",
+                503: "the model is still loading",
+            }
+            hint = hints.get(response.status, "see the server's log")
+            raise ServerUnreachable(f"{self.base_url}{path} answered {response.status}: {hint}", status=response.status)
+        return response
+
+    def model(self, timeout_s: float | None = None) -> str | None:
+        """The model's name as clients see it; None where that cannot be had, or a router has several."""
+        return self.model_card(timeout_s).name
+
+    def model_card(self, timeout_s: float | None = None) -> ModelCard:
+        """What ``/v1/models`` tells of the one model; nothing but None where that cannot be had."""
+        models = self._document("/v1/models", timeout_s).get("data")
+        return parse_model_card(models[0] if isinstance(models, list) and len(models) == 1 else None)
+
+    def router_models(self, timeout_s: float | None = None) -> list[Mapping[str, object]]:
+        """A router's models and their states (``/models``); raises ServerUnreachable. Loads none of them."""
+        try:
+            document = self._answer("/models", "without its models' list", timeout_s).json()
+        except ValueError:
+            document = None
+        models = document.get("data") if isinstance(document, dict) else None
+        return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+
+    def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
+        """A JSON object; empty where it cannot be had."""
+        try:
+            response = self._get(path, timeout_s)
+            document = response.json() if response.status == 200 else {}
+        except (ServerUnreachable, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._asker.close()

@@ -1,0 +1,102 @@
+"""What ``/slots`` answers, as records; and how fast tokens are generated now, which follows from two answers.
+
+``/slots`` wakes a sleeping server and keeps one awake: who asks decides when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from llamatel.inputs.json_http import count
+from llamatel.snapshots import SlotState
+
+_MOST_SLOTS = 1024
+"""llama.cpp has no more than 256 (LLAMA_MAX_SEQ in src/llama-cparams.h)."""
+
+
+def parse_slots(document: object) -> tuple[SlotState, ...] | None:
+    """The slots of an answer, in its order; None if it is none. What an entry lacks is None in the record.
+
+    Nor is a list with more slots, or higher numbers, than llama.cpp can have.
+
+    Source: ``server_slot::to_json``, tools/server/server-context.cpp. ``n_prompt_tokens`` are the tokens in the slot's
+    part of the KV cache: of the old prompt until the new one begins to be processed, then those kept and those
+    processed, a running batch included, then the generated ones too, drafted ones while they are verified; they stay
+    after the request. A slot that never had a task does not say how many: then it has none.
+    """
+    if not isinstance(document, list) or len(document) > _MOST_SLOTS:
+        return None
+    found = [_slot(entry) for entry in document if isinstance(entry, dict)]
+    slots = tuple(slot for slot in found if slot is not None)
+    return slots if all(slot.id < _MOST_SLOTS for slot in slots) else None
+
+
+def _slot(entry: Mapping[str, object]) -> SlotState | None:
+    number, busy = count(entry.get("id")), entry.get("is_processing")
+    if number is None or not isinstance(busy, bool):
+        return None
+    task = count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now
+    tokens = count(entry.get("n_prompt_tokens"))
+    progress, speculative = entry.get("next_token"), entry.get("speculative")
+    if isinstance(progress, list) and progress:  # an object in builds before 2026
+        progress = progress[0]
+    return SlotState(
+        id=number,
+        busy=busy,
+        context_size=count(entry.get("n_ctx")),
+        context_tokens=0 if tokens is None and task is None and not busy else tokens,
+        task=task,
+        prompt_computed=count(entry.get("n_prompt_tokens_processed")) if busy else None,
+        prompt_cached=count(entry.get("n_prompt_tokens_cache")) if busy else None,
+        decoded=count(progress.get("n_decoded")) if busy and isinstance(progress, dict) else None,
+        speculative=speculative if isinstance(speculative, bool) else None,
+    )
+
+
+class DecodeRate:
+    """Tokens a second that all slots together generated since the observation before. Not thread-safe.
+
+    llama.cpp's own counter moves when a request ends, a slot's while it runs; together they are all there is. Asked
+    one after the other they may disagree about a request that ends in between: its rest counts in the next interval.
+    """
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+        self._running: dict[tuple[int, int | None], int] = {}
+        self._counted: float | None = None
+        self._owed = 0.0
+        self._by_slot: dict[int, float] = {}
+
+    def paced(self, slots: Iterable[SlotState]) -> tuple[SlotState, ...]:
+        """The slots of the last ``observe``, each with its own rate where the request was there before already."""
+        return tuple(replace(slot, decode_rate=self._by_slot.get(slot.id)) for slot in slots)
+
+    def observe(self, slots: Iterable[SlotState], generated_total: float | None, at: float) -> float | None:
+        """The rate, from ``/slots`` and ``tokens_predicted_total`` (asked for first) at ``at`` (monotonic, seconds).
+
+        None the first time, and for a server whose slots do not say how far they are. Without the counter what a
+        request generated between the last look at it and its end is left out.
+        """
+        slots = tuple(slots)
+        running = {(slot.id, slot.task): slot.decoded for slot in slots if slot.busy and slot.decoded is not None}
+        known = all(slot.decoded is not None for slot in slots if slot.busy)
+        before, self._at = self._at, at
+        was, self._running = self._running, running
+        counted, self._counted = self._counted, generated_total
+        self._by_slot = {}
+        if before is None or at <= before or not known:
+            self._owed = 0.0
+            return None
+        self._by_slot = {key[0]: max(0, now - was[key]) / (at - before) for key, now in running.items() if key in was}
+        tokens = float(sum(max(0, now - was.get(key, 0)) for key, now in running.items()))
+        if generated_total is not None and counted is not None:
+            if generated_total < counted:  # another process
+                self._owed = 0.0
+                self._by_slot = {}
+                return None
+            ended = sum(seen for key, seen in was.items() if key not in running)
+            rest = generated_total - counted - ended + self._owed
+            self._owed = min(0.0, rest)
+            tokens += max(0.0, rest)
+        return tokens / (at - before)

@@ -1,0 +1,127 @@
+"""Which llama.cpp server to run, and why that one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from llamatel.errors import BackendNotFound
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
+
+PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
+LLAMA_SERVER = "llama-server"
+XLLAMACPP = "xllamacpp"
+_VERSION_S = 5.0
+_VERSION = re.compile(r"version: (?:\S+ \(build )?(\d+)(?:, commit | \()(\w+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A llama.cpp server that can be started."""
+
+    name: str
+    """``llama-server``, ``xllamacpp`` or ``llama-cpp-python``."""
+    command: tuple[str, ...]
+    """What to run; llama-server's flags follow."""
+    why: str
+    """Why it was chosen."""
+    version: str | None = None
+    """The wheel's version; a binary tells its own only when it runs."""
+    rejected: tuple[str, ...] = ()
+    """Those that come first in order and why they were not taken."""
+
+
+def _binary(path: str, environ: Mapping[str, str]) -> str | None:
+    """The absolute path of an executable, given as a path or a name on PATH."""
+    if os.sep in path:
+        full = Path(path).expanduser().absolute()
+        return str(full) if full.is_file() and os.access(full, os.X_OK) else None
+    return shutil.which(path, path=environ.get("PATH", os.defpath))
+
+
+def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
+    if importlib.util.find_spec(XLLAMACPP) is None:
+        return None
+    return _module(XLLAMACPP, "llamatel.llama.server.xllamacpp_server", why, rejected)
+
+
+def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) -> Backend:
+    """A Python package's server, which a module of ours runs."""
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:  # a build tree on the path
+        version = None
+    return Backend(name, (sys.executable, "-m", module), why, version=version, rejected=rejected)
+
+
+def _llama_cpp_python() -> Backend:
+    lacking = [name for name in ("llama_cpp", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if lacking:
+        install = f"{Path(sys.executable).name} -m pip install 'llamatel[llama]'"
+        raise BackendNotFound(f"{LLAMA_CPP_PYTHON}'s server lacks {', '.join(lacking)}; install it with: {install}")
+    return _module(LLAMA_CPP_PYTHON, "llamatel.llama.server.llama_cpp_server", "it was asked for")
+
+
+def build_of(backend: Backend) -> str | None:
+    """llama.cpp's build without starting a server: what the wheel or ``--version`` says; None where neither does.
+
+    In the words of ``/props``, such as ``b6301-a8bca68f``.
+    """
+    if backend.version is not None:
+        return backend.version
+    try:
+        asked = [*backend.command, "--version"]
+        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(said.stderr + said.stdout)
+    return f"b{found.group(1)}-{found.group(2)}" if found is not None else None
+
+
+def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
+    """The backend to use.
+
+    ``choice``: None, ``"llama-server"``, ``"xllamacpp"``, ``"llama-cpp-python"`` or a path to a llama-server. Without
+    one: the path in LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises
+    BackendNotFound with what was tried and the command that mends it. ``"llama-server"`` is the one that the variable
+    names, if it is set.
+    """
+    install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
+    if choice == XLLAMACPP:
+        backend = _xllamacpp("it was asked for", ())
+        if backend is None:
+            raise BackendNotFound(f"xllamacpp is not installed; {install}")
+        return backend
+    if choice == LLAMA_CPP_PYTHON:
+        return _llama_cpp_python()
+    if choice is not None and (choice != LLAMA_SERVER or not environ.get(PATH_VARIABLE)):
+        found = _binary(choice, environ)
+        if found is None:
+            raise BackendNotFound(f"'{choice}' is not an executable llama-server; {install}")
+        return Backend(LLAMA_SERVER, (found,), "it was asked for")
+
+    rejected: list[str] = []
+    named = environ.get(PATH_VARIABLE)
+    if named:
+        found = _binary(named, environ)
+        if found is None:
+            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is no executable: correct or unset it")
+        return Backend(LLAMA_SERVER, (found,), f"{PATH_VARIABLE} names it")
+    rejected.append(f"{PATH_VARIABLE} is not set")
+    found = _binary(LLAMA_SERVER, environ)
+    if found is not None:
+        return Backend(LLAMA_SERVER, (found,), "it is on PATH", rejected=tuple(rejected))
+    rejected.append(f"no {LLAMA_SERVER} on PATH")
+    backend = _xllamacpp("the wheel is installed", tuple(rejected))
+    if backend is not None:
+        return backend
+    rejected.append("the xllamacpp wheel is not installed")
+    raise BackendNotFound(f"no llama.cpp server found ({'; '.join(rejected)}); {install}")

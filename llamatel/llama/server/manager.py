@@ -1,0 +1,347 @@
+"""The server manager: what a program or the command line uses to run a llama.cpp server.
+
+A Supervisor does the work in a thread of its own; a ServerWatch has what is seen of the server, process after process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from llamatel.errors import ServerStateError, ServerTimeout, UsageError
+from llamatel.llama.http.server_client import base_url
+from llamatel.llama.interactive import interactive
+from llamatel.llama.listeners import Listeners
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
+from llamatel.llama.server import llama_cpp_flags
+from llamatel.llama.server import server_command as command_line
+from llamatel.llama.server.backends import Backend, find_backend
+from llamatel.llama.server.log_copy import LogCopy
+from llamatel.llama.server.server_command import CommandLine
+from llamatel.llama.server.supervisor import ServerState, Supervisor
+from llamatel.llama.watch.server_watch import ServerWatch
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import ServerSnapshot
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8090
+_STOP_S = 5.0
+"""With what telemetry then needs it is less than the 10 s that container runtimes give a program to end."""
+_EXIT_S = 1.0
+"""What servers get to end in order when the interpreter ends."""
+
+CompletionListener = Callable[[Completion], None]
+
+
+class ServerManager:
+    """A llama.cpp server as a child process.
+
+    ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"``,
+    ``"llama-cpp-python"`` (its Python server) or a path.
+    ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back with growing pauses, at most
+    ``max_restarts`` times in a row; a minute of good health clears the count.
+    ``server_log``: where the server's own log goes too: a path (appended to), ``"-"`` for stderr, or None.
+
+    Used as a context manager it stops the server at the end. Its methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: str | None = None,
+        restart: str = "never",
+        max_restarts: int = 5,
+        server_log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if restart not in ("never", "on-failure"):
+            raise UsageError(f"restart is 'never' or 'on-failure', not '{restart}'")
+        if max_restarts < 0:
+            raise UsageError(f"max_restarts is {max_restarts}: it must not be negative")
+        self._choice = backend
+        self._restart_on_failure = restart == "on-failure"
+        self._max_restarts = max_restarts
+        self._server_log = server_log
+        self._lock = threading.Lock()
+        self._backend: Backend | None = None
+        self._asked = ServerInfo("127.0.0.1")
+        self._supervisor: Supervisor | None = None
+        self._watch = ServerWatch(self._asked)
+        self._listeners = Listeners[Completion]()
+        self.listener_failures = 0
+        """How often a listener raised."""
+        with _known:
+            _managers.add(self)
+
+    def start_server(
+        self,
+        model_path: str | os.PathLike[str] | None,
+        *,
+        gpu_layers: int | str | None = None,
+        ctx_size: int | None = None,
+        n_parallel: int | None = None,
+        tensor_split: Sequence[float] | str | None = None,
+        split_mode: str | None = None,
+        main_gpu: int | None = None,
+        flash_attn: bool | str | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        batch_size: int | None = None,
+        ubatch_size: int | None = None,
+        kv_unified: bool | None = None,
+        swa_full: bool = False,
+        alias: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        api_key: str | None = None,
+        api_key_file: str | os.PathLike[str] | None = None,
+        extra_args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> ServerManager:
+        """Start the server and return at once; ``wait_until_ready`` follows.
+
+        What is None is left to llama-server's own defaults. ``port`` 0 means a free one. ``extra_args`` are passed on
+        verbatim, last; ``env`` is added to the environment. An API key travels in the environment or in a file, never
+        in the arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already
+        running, or one of another manager of this process on that port; in a notebook, whose cells run again, that
+        server ends and this one takes its place.
+        """
+        command = command_line.build(
+            model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file, tensor_split=tensor_split,
+            flash_attn=flash_attn, kv_unified=kv_unified, swa_full=swa_full, extra_args=extra_args, env=env,
+            gpu_layers=gpu_layers, ctx_size=ctx_size, n_parallel=n_parallel, split_mode=split_mode, main_gpu=main_gpu,
+            cache_type_k=cache_type_k, cache_type_v=cache_type_v, batch_size=batch_size, ubatch_size=ubatch_size,
+            alias=alias,
+        )  # fmt: skip
+        with self._lock:
+            backend = find_backend(self._choice)
+            if backend.name == LLAMA_CPP_PYTHON:
+                llama_cpp_flags.parse(command.arguments)
+            name = command.alias or (Path(model_path).name if model_path is not None else None)
+            self._make_way(host, port)
+            self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
+        self._announce()
+        return self
+
+    def wait_until_ready(self, timeout: float | None = None) -> ServerManager:
+        """Wait until the model is loaded.
+
+        Raises ServerStartError at once if the server ends before, with its own error line, and ServerTimeout after
+        ``timeout`` seconds (the server goes on loading).
+        """
+        self._started().wait_until_ready(timeout)
+        return self
+
+    def stop_server(self, timeout: float = _STOP_S) -> int | None:
+        """End the server: SIGTERM, and SIGKILL after ``timeout`` seconds. Its exit status; None if none was started."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return None
+        if supervisor.running:
+            self._watch.poll_last(supervisor)
+            supervisor.stop(timeout)
+        return supervisor.returncode
+
+    def restart(self, timeout: float | None = None) -> ServerManager:
+        """Stop the server and start it again with the same arguments, on the same port; waits until it is ready."""
+        before = self._started()
+        self.stop_server()
+        with self._lock:
+            self._begin(before.backend, before.command, self._asked, before)
+        self._announce()
+        return self.wait_until_ready(timeout)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the server has ended for good; its exit status, or None if it still runs after ``timeout``."""
+        supervisor = self._started()
+        supervisor.join(timeout)
+        return None if supervisor.running else supervisor.returncode
+
+    def subscribe(self, listener: CompletionListener) -> Callable[[], None]:
+        """Have ``listener`` called for each request that ends, on the thread that reads the log (it must be quick).
+
+        Returns what ends the subscription.
+        """
+        return self._listeners.add(listener)
+
+    def snapshot(self) -> ServerSnapshot | None:
+        """The server's state and llama.cpp's counters now, and what is in its KV cache; None if it was never started.
+
+        One GET of /metrics while it is ready, and of /slots if something ran since the last time; where the first
+        fails, or the server has ended, the counters are the last ones. Takes 2.5 seconds where nothing answers.
+        """
+        supervisor = self._supervisor
+        return None if supervisor is None else self._watch.snapshot(supervisor)
+
+    def snapshots(self) -> tuple[ServerSnapshot, ...]:
+        """``snapshot`` for those who watch, and one for each model of a router; none if it was never started."""
+        supervisor = self._supervisor
+        return () if supervisor is None else self._watch.snapshots(supervisor)
+
+    @property
+    def state(self) -> ServerState:
+        """Where the server is in its life."""
+        return ServerState.STOPPED if self._supervisor is None else self._supervisor.state
+
+    @property
+    def info(self) -> ServerInfo:
+        """Who it is; the port is None until a free one was found."""
+        return self._asked if self._supervisor is None else self._supervisor.info
+
+    @property
+    def base_url(self) -> str:
+        """Address for clients. Raises ServerStateError while a free port is not known yet."""
+        info = self.info
+        if info.port is None:
+            if self.state is ServerState.READY:
+                raise ServerStateError(f"the server listens on a Unix socket, {info.address}, which has no URL")
+            raise ServerStateError("the server has no port yet: wait_until_ready() first")
+        return base_url(info.address, info.port)
+
+    @property
+    def backend(self) -> Backend | None:
+        """What runs it; None before the first start."""
+        return self._backend
+
+    @property
+    def restarts(self) -> int:
+        """How often it was brought back after a failure."""
+        return 0 if self._supervisor is None else self._supervisor.restarts
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status of the last process, negative for a signal; None while it runs."""
+        return None if self._supervisor is None else self._supervisor.returncode
+
+    @property
+    def failure(self) -> str | None:
+        """Why it ended on its own, in its own words; None if it did not."""
+        return None if self._supervisor is None else self._supervisor.failure
+
+    @property
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of its log, oldest first."""
+        return () if self._supervisor is None else self._supervisor.log_tail
+
+    def __repr__(self) -> str:
+        info = self.info
+        where = "" if info.port is None else f" {base_url(info.address, info.port)}"
+        return f"<ServerManager {self.state.value}{where}{f' {info.model}' if info.model else ''}>"
+
+    def __enter__(self) -> ServerManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_server()
+
+    def _started(self) -> Supervisor:
+        if self._supervisor is None:
+            raise ServerStateError("the server was not started: start_server() first")
+        return self._supervisor
+
+    def _make_way(self, host: str, port: int) -> None:
+        """See that neither this manager has a server nor another one of this process on that port; our lock is held."""
+        with _known:
+            managers = list(_managers)
+        for manager in managers:
+            supervisor = manager._supervisor
+            if supervisor is None or not supervisor.running:
+                continue
+            own, there = manager is self, port != 0 and (host, port) == (supervisor.info.address, supervisor.info.port)
+            if (own or there) and interactive():
+                _log.warning("%s was stopped: another server takes its place", manager)
+                manager.stop_server()
+            elif there and not own:
+                raise ServerStateError(
+                    f"this process already runs a server at {host}:{port}: stop_server() it first, or take port=0"
+                )
+
+    def _begin(
+        self, backend: Backend, command: CommandLine, asked: ServerInfo, before: Supervisor | None = None
+    ) -> None:
+        """Start a supervisor; our lock is held. ``before`` is the one whose server is restarted."""
+        if self._supervisor is not None and self._supervisor.running:
+            raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
+        log = None if self._server_log is None else LogCopy(self._server_log)
+        if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
+            # Another server to those who look at the figures: what was counted until now is not its own.
+            self._watch = ServerWatch(asked)
+        watch = self._watch
+        if before is None:
+            watch.launches(command)
+        supervisor = Supervisor(
+            backend, command, asked, watch.reader,
+            hand_out=self._hand_out, process_replaced=watch.process_replaced,
+            restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
+        )  # fmt: skip
+        self._backend, self._asked, self._supervisor = backend, asked, supervisor
+        supervisor.start()
+
+    def _announce(self) -> None:
+        with _known:
+            watchers = tuple(_watchers)
+        for watcher in watchers:
+            watcher(self)
+
+    def _hand_out(self, completions: Sequence[Completion]) -> None:
+        for completion in completions:
+            for listener in self._listeners:
+                try:
+                    listener(completion)
+                except Exception:  # noqa: BLE001 - the boundary to listeners, which are anybody's: our thread must live
+                    if not self.listener_failures:
+                        _log.exception("a listener failed; further failures are only counted")
+                    self.listener_failures += 1
+
+
+_known = threading.Lock()
+"""Held while one of the following changes or is copied."""
+_managers: weakref.WeakSet[ServerManager] = weakref.WeakSet()
+_watchers: list[Callable[[ServerManager], None]] = []
+
+
+def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
+    """Have ``watcher`` called for each server that runs, failed, or will start (perhaps twice); returns what ends that.
+
+    This is how telemetry finds the servers: this package knows nothing of it.
+    """
+    with _known:
+        _watchers.append(watcher)
+        managers = list(_managers)
+    for manager in managers:
+        if manager.state is not ServerState.STOPPED:
+            watcher(manager)
+
+    def forget() -> None:
+        with _known:
+            _watchers.remove(watcher)
+
+    return forget
+
+
+def stop_all(timeout: float = _EXIT_S) -> None:
+    """End all servers, at the same time: SIGTERM, and SIGKILL after ``timeout`` seconds. Called at exit, too."""
+    with _known:
+        managers = list(_managers)
+    stopping = []
+    for manager in managers:
+        supervisor = manager._supervisor
+        if supervisor is not None and supervisor.running:
+            manager._watch.poll_last(supervisor)
+            supervisor.ask_to_stop(timeout)
+            stopping.append(supervisor)
+    for supervisor in stopping:
+        with contextlib.suppress(ServerTimeout):
+            supervisor.stop(timeout)
+
+
+atexit.register(stop_all)

@@ -1,0 +1,156 @@
+"""llama-server's command line from Python arguments."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from llamatel.errors import UsageError
+from llamatel.inputs.credentials import check_api_key, read_api_key
+
+# Python name -> llama-server flag (common/arg.cpp).
+_VALUES: Mapping[str, str] = {
+    "gpu_layers": "--n-gpu-layers",
+    "ctx_size": "--ctx-size",
+    "n_parallel": "--parallel",
+    "split_mode": "--split-mode",
+    "main_gpu": "--main-gpu",
+    "cache_type_k": "--cache-type-k",
+    "cache_type_v": "--cache-type-v",
+    "batch_size": "--batch-size",
+    "ubatch_size": "--ubatch-size",
+    "alias": "--alias",
+}
+_API_KEY_FLAG = "--api-key"
+API_KEY_VARIABLE = "LLAMA_API_KEY"
+_API_KEY_FILE_VARIABLE = "LLAMA_ARG_API_KEY_FILE"
+_BATCH_VARIABLE = "LLAMA_ARG_BATCH"
+# What the log reader lives on; later flags win, so the user's own still hold.
+_LOG_FLAGS = ("--log-prefix", "--log-timestamps")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """Arguments for the server's process, and the environment that goes with them (secrets travel there)."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    api_key: str | None = field(repr=False)
+    """The key to use when we talk to the server ourselves."""
+    alias: str | None
+    """The model's name, where the arguments give it one."""
+    batch: int | None = None
+    """Prompt tokens that are processed at once; None is llama-server's default."""
+
+
+def build(
+    model_path: str | os.PathLike[str] | None,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None = None,
+    api_key_file: str | os.PathLike[str] | None = None,
+    tensor_split: Sequence[float] | str | None = None,
+    flash_attn: bool | str | None = None,
+    kv_unified: bool | None = None,
+    swa_full: bool = False,
+    extra_args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    **values: str | int | None,
+) -> CommandLine:
+    """The command line; raises UsageError for arguments that cannot be.
+
+    ``extra_args`` go through verbatim and last, but for ``--api-key``, which is moved into the environment: arguments
+    can be read by every user of the machine.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port {port} is not between 0 and 65535")
+    if model_path is not None and Path(model_path).expanduser().is_dir():
+        raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
+    arguments = [] if model_path is None else ["--model", str(Path(model_path).expanduser())]
+    arguments += ["--host", host, "--port", str(port), "--metrics", *_LOG_FLAGS]
+    for name, value in values.items():
+        if name not in _VALUES:
+            raise UsageError(f"unknown argument '{name}'; llama-server flags without a name here go into extra_args")
+        if value is not None:
+            arguments += [_VALUES[name], str(value)]
+    if tensor_split is not None:
+        split = tensor_split if isinstance(tensor_split, str) else ",".join(f"{share:g}" for share in tensor_split)
+        arguments += ["--tensor-split", split]
+    if flash_attn is not None:
+        arguments += ["--flash-attn", flash_attn if isinstance(flash_attn, str) else ("on" if flash_attn else "off")]
+    if kv_unified is not None:
+        arguments.append("--kv-unified" if kv_unified else "--no-kv-unified")
+    if swa_full:
+        arguments.append("--swa-full")
+
+    extra, moved_keys = _without_api_key(extra_args)
+    arguments += extra
+    environment = dict(env or {})
+    keys = ",".join(filter(None, (api_key, *moved_keys)))
+    if keys and api_key_file:
+        raise UsageError("give api_key or api_key_file, not both")
+    if keys:
+        environment[API_KEY_VARIABLE] = keys
+    if api_key_file:
+        arguments += ["--api-key-file", str(Path(api_key_file).expanduser())]
+    _check_port_can_be_read(arguments)
+    aliases = _values(arguments, "-a", "--alias")
+    all_variables = {**os.environ, **environment}
+    batches = [all_variables.get(_BATCH_VARIABLE, ""), *_values(arguments, "-b", "--batch-size")]
+    return CommandLine(
+        tuple(arguments),
+        environment,
+        api_key=_own_key(arguments, all_variables),
+        alias=aliases[-1].split(",")[0] if aliases else None,
+        batch=int(batches[-1]) if batches[-1].isdecimal() else None,
+    )
+
+
+def _values(arguments: Sequence[str], *flags: str) -> list[str]:
+    """What the flags were given, in order."""
+    return [value for flag, value in pairwise(arguments) if flag in flags]
+
+
+def _check_port_can_be_read(arguments: Sequence[str]) -> None:
+    """A free port is read from the log, where llama.cpp says it at the verbosity that it has by default."""
+    if _values(arguments, "--port")[-1] != "0":
+        return
+    quiet = any(level in ("0", "1", "2") for level in _values(arguments, "-lv", "--verbosity", "--log-verbosity")[-1:])
+    if quiet or "--log-disable" in arguments:
+        raise UsageError("port 0 needs the server's log at verbosity 3, where it says which port it took: name a port")
+
+
+def _own_key(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """A key to use ourselves: the first of those that the server will take."""
+    files = _values(arguments, "--api-key-file") or [environment.get(_API_KEY_FILE_VARIABLE, "")]
+    key: str | None
+    if files[-1]:
+        key = read_api_key(files[-1])
+    else:
+        keys = environment.get(API_KEY_VARIABLE, "")
+        check_api_key(keys)
+        key = next((key for row in csv.reader([keys]) for key in row if key), None)
+    check_api_key(key or "")
+    return key
+
+
+def _without_api_key(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    kept: list[str] = []
+    keys: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == _API_KEY_FLAG:
+            key = next(rest, None)
+            if key is None:
+                raise UsageError(f"{_API_KEY_FLAG} needs a value; better, use --api-key-file")
+            keys.append(key)
+        elif argument.startswith(_API_KEY_FLAG + "="):
+            keys.append(argument.partition("=")[2])
+        else:
+            kept.append(argument)
+    return kept, keys

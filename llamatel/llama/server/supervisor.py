@@ -1,0 +1,395 @@
+"""A running server's guardian: one thread that starts it, reads its log, ends it and brings it back.
+
+Only this thread changes the state. Others hand it a wish (to stop) and wait. It stays as long as the child does, which
+the launcher relies on: on Linux the kernel kills the child when the thread that started it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
+from llamatel.llama.http.server_client import ServerClient, base_url
+from llamatel.llama.log.failure_line import failure_line, hint
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.server.backends import XLLAMACPP, Backend
+from llamatel.llama.server.child_process import Child
+from llamatel.llama.server.log_copy import LogCopy
+from llamatel.llama.server.server_command import CommandLine
+from llamatel.llama.watch.slot_polling import Activity
+from llamatel.records import Completion, ServerInfo
+
+_log = logging.getLogger(__name__)
+
+_TAIL_LINES = 200
+_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_HEALTHY_S = 60.0
+"""A server that was ready for that long starts with a clean record."""
+_SILENT_S = 1.0
+"""A server whose log did not say for that long that it listens may say little: then its health is asked."""
+_LOOK_S = 0.2
+_GATHER_S = 0.02
+"""How long lines of a serving server may come together before they are read (their times are llama.cpp's own)."""
+_YOUNG_S = 2.0
+_AGAIN_S = 1.0
+_ENDING = "cleaning up before exit"
+_TIDY_S = 2.0
+"""llama.cpp has left its loop when it says that it ends, so no request gets an answer any more; but it waits for the
+clients of those that run, for ever if they do not go away."""
+_GUARDED_KEY = 8
+_LAST_RESORT_S = 5.0
+"""How long a stop waits for the kernel to end a killed process."""
+
+
+class ServerState(str, Enum):
+    """stopped -> starting -> ready -> stopping -> stopped; failed: it ended on its own (and may be started again)."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
+    """Lines without the API key; at high verbosity llama.cpp shows its last four characters, which may be all of it."""
+    if key is None:
+        return lines
+    clean = []
+    for line in lines:
+        head, mark, _ = line.partition("api_keys: ****")
+        # A key as short as a word of the log must not take the log apart.
+        clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
+    return clean
+
+
+@dataclass(slots=True)
+class _Stop:
+    """A child that was asked to end."""
+
+    again_at: float | None
+    """When to ask once more (monotonic); None: not at all."""
+    ends: bool = False
+    """It has said that it ends."""
+
+
+class Supervisor:
+    """Looks after one started server until it is stopped or given up."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        command: CommandLine,
+        info: ServerInfo,
+        reader: LogReader,
+        *,
+        hand_out: Callable[[Sequence[Completion]], None],
+        process_replaced: Callable[[], None],
+        restart_on_failure: bool,
+        max_restarts: int,
+        log: LogCopy | None,
+        before: Supervisor | None = None,
+    ) -> None:
+        """``hand_out`` gets the requests that ended; ``process_replaced`` is called before each new process.
+
+        ``before`` was the server's supervisor until it was restarted by hand.
+        """
+        self.info = info
+        self.state = ServerState.STARTING
+        self.returncode: int | None = None
+        self.failure: str | None = None
+        """Why the last process ended on its own, in its own words."""
+        self.restarts: int = 0 if before is None else before.restarts
+        self.started_at: float | None = None
+        self.loading_s: float | None = None
+        self.client: ServerClient | None = None
+        """To ask the server; None unless it is ready, and on a TCP port."""
+        self._active_at = time.monotonic()
+        """When the log last told of something done to slots."""
+        self.reader_lock = threading.Lock()
+        """Held while the log reader is read or fed, and while ``info`` changes."""
+        self.backend, self.command, self._reader = backend, command, reader
+        self.found_port: int | None = None if before is None else before.found_port
+        """The port that the server found for itself; its next process is told to take it again."""
+        self._port = self.found_port or info.port or 0
+        self._hand_out, self._process_replaced = hand_out, process_replaced
+        self._restarts_left = max_restarts if restart_on_failure else 0
+        self._max_restarts = self._restarts_left
+        self._log = log
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._changed = threading.Condition()
+        self._stop_by: float | None = None
+        self._over = False
+        self._may_ask = False
+        self._owner = os.getpid()
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="llamatel-server", daemon=True)
+
+    # -- for other threads ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the server."""
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """False once the server has ended for good, and in a forked child: the server is its parent's."""
+        return not self._over and self._owner == os.getpid()
+
+    @property
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of the log, oldest first."""
+        with self.reader_lock:
+            return tuple(self._tail)
+
+    def wait_until_ready(self, timeout: float | None) -> None:
+        """Raises ServerStartError once the server has ended for good, ServerTimeout when the time is up."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while self.state is not ServerState.READY:
+                if self._over and self.state is ServerState.FAILED:
+                    raise ServerStartError(
+                        self.failure or "the server ended", log_tail=self.log_tail, returncode=self.returncode
+                    )
+                if self._over:
+                    raise ServerStateError("the server was stopped")
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    last = next(reversed(self.log_tail), "none")
+                    raise ServerTimeout(f"the server was not ready after {timeout:g} s; its last line: {last}")
+                self._changed.wait(left)
+
+    def stop(self, timeout: float) -> None:
+        """``ask_to_stop``, and wait until it has ended. Raises ServerTimeout if even SIGKILL does not end it."""
+        if threading.current_thread() is self._thread:
+            raise ServerStateError("a listener cannot wait for the server's end: it runs on the thread that ends it")
+        self.ask_to_stop(timeout)
+        with self._changed:
+            self._changed.wait_for(lambda: self._over, timeout + _LAST_RESORT_S)
+            if not self._over:
+                raise ServerTimeout(f"the server (pid {self.info.pid}) could not be stopped")
+
+    def ask_to_stop(self, timeout: float) -> None:
+        """SIGTERM now, SIGKILL after ``timeout`` seconds; returns at once. The shorter of several times holds."""
+        with self._changed:
+            first = self._stop_by is None
+            self._stop_by = min(self._stop_by or math.inf, time.monotonic() + timeout)
+            if first and not self._over:
+                os.write(self._wake_write, b"!")
+
+    def learn(self, **changes: str | int | None) -> None:
+        """More about the server: fields of ``info``."""
+        with self.reader_lock:
+            self.info = replace(self.info, **changes)  # type: ignore[arg-type]
+            self._reader.server = self.info
+
+    def activity(self) -> Activity:
+        """What the log says about the slots' work."""
+        with self.reader_lock:
+            reader = self._reader
+            quiet_s = time.monotonic() - self._active_at
+            return Activity(reader.activity, bool(reader.busy), quiet_s, sleeping=reader.facts.sleeping)
+
+    def polled(self) -> None:
+        """We asked the server for something that takes a task number."""
+        with self.reader_lock:
+            self._reader.polled()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the server has ended for good.
+
+        Not by the thread's own ``join``: up to Python 3.12 an exception out of a signal handler (Ctrl-C) makes a thread
+        that is waited for count as ended while it runs.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._over, timeout)
+
+    # -- the supervisor's own thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        was_ready = False
+        try:
+            while True:
+                ready_s = self._live()
+                was_ready = was_ready or ready_s is not None
+                if self._stop_by is not None:
+                    self._end(ServerState.STOPPED)
+                    return
+                if ready_s is not None and ready_s > _HEALTHY_S:
+                    self._restarts_left = self._max_restarts
+                # What never came up at all would not come up the next time either.
+                if not self._restarts_left or not was_ready:
+                    self._end(ServerState.FAILED)
+                    return
+                pause = _BACKOFF_S[min(self._max_restarts - self._restarts_left, len(_BACKOFF_S) - 1)]
+                self._restarts_left -= 1
+                self._set(ServerState.FAILED)
+                _log.warning("%s; it is started again in %g s", self.failure, pause)
+                self._sleep(pause)
+                if self._stop_by is not None:
+                    self._end(ServerState.STOPPED)
+                    return
+                self.restarts += 1
+                self._set(ServerState.STARTING)
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: who waits for the server is told
+            if not isinstance(error, OSError):
+                _log.exception("the server's supervisor failed")
+            self.failure = f"the server could not be run: {error}"
+            self._end(ServerState.FAILED)
+        finally:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _set(self, state: ServerState) -> None:
+        with self._changed:
+            self.state = state
+            self._changed.notify_all()
+
+    def _end(self, state: ServerState) -> None:
+        if self._log is not None:
+            self._log.close()
+        with self._changed:
+            self._over = True
+            self.state = state
+            self._changed.notify_all()
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._stop_by is None and (left := deadline - time.monotonic()) > 0:
+            select.select([self._wake_read], [], [], left)
+
+    def _live(self) -> float | None:
+        """One process from its start to its end. The seconds for which it was ready; None if it never was."""
+        with self.reader_lock:
+            self._reader.restart(batch=self.command.batch)
+            self._reader.server = self.info
+            self._tail.clear()
+        self._process_replaced()
+        self.loading_s = self.returncode = None
+        self.started_at = time.time()
+        begun = time.monotonic()
+        ready_at: float | None = None
+        stop: _Stop | None = None
+        child = self._start()
+        try:
+            while not child.finished:
+                # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
+                serving = ready_at is not None and stop is None
+                lines = child.read(
+                    None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
+                )
+                self._take(lines)
+                if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
+                    ready_at = time.monotonic()
+                    self.loading_s = ready_at - begun
+                    self._set(ServerState.READY)
+                if stop is not None:
+                    self._press(child, stop, lines)
+                elif self._stop_by is not None:
+                    self._set(ServerState.STOPPING)
+                    child.terminate()
+                    # llama.cpp says that it listens a moment before its loop begins; what asks it to end in between
+                    # is forgotten. Later, a second request would cut its tidying short.
+                    now = time.monotonic()
+                    stop = _Stop(now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None)
+        finally:
+            self._close(child)
+        ended_at = time.monotonic()
+        self.failure = None if self._stop_by is not None else self._why(was_ready=ready_at is not None)
+        with self.reader_lock:
+            cut_off = self._reader.abort(time.time(), self.failure or "the server was stopped")
+        self._hand_out(cut_off)
+        self.learn(pid=None)
+        return None if ready_at is None else ended_at - ready_at
+
+    def _start(self) -> Child:
+        arguments = self.command.arguments
+        if self.found_port is not None:
+            arguments += ("--port", str(self.found_port))
+        # Where somebody else answers already, an answer would not be our server's.
+        on_tcp = bool(self._port) and "/" not in (self.info.address or "")
+        self._may_ask = on_tcp and not self._asks_healthy()
+        child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
+        self.learn(pid=child.pid)
+        return child
+
+    def _press(self, child: Child, stop: _Stop, lines: Sequence[str]) -> None:
+        """Look after a child that was asked to end; ``lines`` are its newest."""
+        if not stop.ends and any(_ENDING in line for line in lines):
+            stop.ends = True
+            self.ask_to_stop(_TIDY_S)
+        elif self._stop_by is not None and time.monotonic() >= self._stop_by:
+            child.kill()
+        elif stop.again_at is not None and time.monotonic() >= stop.again_at:
+            stop.again_at = None
+            # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
+            if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self._tail):
+                child.terminate()
+
+    def _close(self, child: Child) -> None:
+        """Leave nothing of a child behind."""
+        if child.returncode is None:
+            child.kill()
+        self.returncode = child.close()
+        client, self.client = self.client, None
+        if client is not None:
+            client.close()
+
+    def _take(self, lines: Sequence[str]) -> None:
+        if not lines:
+            return
+        now = time.time()
+        lines = without_key(lines, self.command.api_key)
+        ended: list[Completion] = []
+        with self.reader_lock:
+            self._tail.extend(lines)
+            before = self._reader.activity
+            for line in lines:
+                ended.extend(self._reader.feed(line, now))
+            if self._reader.activity != before:
+                self._active_at = time.monotonic()
+        if self._log is not None:
+            self._log.put(lines)
+        self._hand_out(ended)
+
+    def _look_ready(self, since_start: float) -> bool:
+        """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""
+        facts = self._reader.facts
+        if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._asks_healthy()):
+            return False
+        port = self._port if facts.host is None else facts.port
+        if port is not None and port != self._port:
+            self._port = self.found_port = port
+        # A wheel built without its number says "b0-unknown": then its version tells more.
+        known = facts.build is not None and "unknown" not in facts.build
+        self.learn(port=port, build=facts.build if known else self.info.build)
+        self.started_at = self._reader.process_started_at or self.started_at
+        if port is None:
+            self.learn(address=facts.host)  # a Unix socket
+        else:
+            self.client = ServerClient(base_url(self.info.address, port), api_key=self.command.api_key)
+        return True
+
+    def _asks_healthy(self) -> bool:
+        probe = ServerClient(base_url(self.info.address, self._port), timeout_s=0.5)
+        try:
+            return probe.healthy()
+        finally:
+            probe.close()
+
+    def _why(self, *, was_ready: bool) -> str:
+        code = self.returncode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        if was_ready:
+            return f"the server ended with {how}"
+        said = failure_line(self.log_tail)
+        return f"the server did not start ({how}): {said or 'it printed nothing'}{hint(said)}"

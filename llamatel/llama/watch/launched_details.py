@@ -1,0 +1,119 @@
+"""What a snapshot tells of a launched server beside its state and its counters: slots, KV cache, model, settings.
+
+Asked for is only ``/slots``, and that seldom (``slot_watch``), and where it found its model, if its log has another
+name for it; the rest is in its log, its flags and its model's file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamatel.flags.parse import given_settings
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.server.server_command import CommandLine
+from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
+from llamatel.llama.watch.loaded_model import read_loaded_model, read_settings
+from llamatel.llama.watch.slot_polling import Activity, SlotsNow, SlotWatch
+from llamatel.plan.model_shape import ModelShape
+from llamatel.snapshots import KvCacheState, SlotState
+
+_PROPS_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Fields of a ServerSnapshot by their names."""
+
+    slots: tuple[SlotState, ...] | None = None
+    decode_rate: float | None = None
+    kv_cache: KvCacheState | None = None
+    model: ModelShape | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    stale: bool = False
+    asked: bool = False
+    """Whether the server was asked for its slots, which takes a task number."""
+
+
+class LaunchedServer:
+    """Follows one server over the lives of its process. Thread-safe."""
+
+    def __init__(self, command: CommandLine) -> None:
+        environ = {**os.environ, **command.environment}
+        self._given = given_settings(command.arguments, environ)
+        self._read = read_settings(command.arguments, environ)
+        self._slots = SlotWatch(
+            sleeps_after_s=_seconds(self._given.get("sleep-idle-seconds")), always="slot-save-path" in self._given
+        )
+        self._lock = threading.Lock()
+        self._model = LoadedModel()
+        self._model_of: tuple[object, ...] | None = None
+        self._told: tuple[str | None, str] | None = None
+        """A model's name in the log, and the path of its file as the server told it."""
+
+    def restarted(self) -> None:
+        """The server's process was replaced."""
+        self._slots.restarted()
+
+    def details(
+        self, client: ServerClient | None, facts: ServerFacts, activity: Activity, generated_total: float | None
+    ) -> Details:
+        """What is known of a server that is up; without a ``client`` its slots are not asked for."""
+        now = SlotsNow()
+        if client is not None:
+            now = self._slots.look(client, activity, generated_total, time.monotonic())
+        model = self._loaded(facts, client)
+        return Details(
+            now.slots,
+            now.decode_rate,
+            kv_cache_state(facts, now.slots, model),
+            model.shape,
+            self._settings(facts),
+            now.stale,
+            now.asked,
+        )
+
+    def _loaded(self, facts: ServerFacts, client: ServerClient | None) -> LoadedModel:
+        """Read anew only when the server has loaded something else."""
+        with self._lock:
+            path = self._file(facts, client)
+            loaded = (path, facts.draft_path, facts.slots, facts.slot_context, facts.kv_unified, facts.pool)
+            if self._model_of != loaded:
+                self._model = read_loaded_model(facts, self._read, path)
+                self._model_of = loaded
+            return self._model
+
+    def _file(self, facts: ServerFacts, client: ServerClient | None) -> str | None:
+        """The model's file. One from a hub goes by its name there in the log, and its path is in ``/props``."""
+        named = None if self._read is None else self._read.model
+        for path in (facts.model_path, named):
+            if path is not None and Path(path).is_file():
+                return path
+        if self._told is not None and self._told[0] == facts.model_path:
+            return self._told[1]
+        path = None if client is None else client.props(_PROPS_S).model_path
+        if path is not None:
+            self._told = facts.model_path, path
+        return path
+
+    def _settings(self, facts: ServerFacts) -> dict[str, str]:
+        """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
+        said = {
+            "parallel": None if facts.slots is None else str(facts.slots),
+            "kv-unified": None if facts.kv_unified is None else str(facts.kv_unified).lower(),
+        }
+        return {**self._given, **{name: value for name, value in said.items() if value is not None}}
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time that is a number above 0; llama.cpp's -1 is never."""
+    try:
+        seconds = float(text) if text else 0.0
+    except ValueError:
+        return None
+    return seconds if seconds > 0 else None

@@ -1,0 +1,250 @@
+"""llama.cpp's architectures: one row each, with what its loader decides that the metadata does not say.
+
+Source: the tree of October 2026 (ggml 0.25.3), ``src/models/*.cpp`` (load_arch_hparams), ``src/llama-model.cpp``
+(load_hparams, create_memory), ``src/llama-arch.cpp``. A new architecture of llama.cpp is a row here; it counts as exact
+only once ``make verify`` has compared it and ``VERIFIED`` names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llamatel.plan.model_shape import CacheKind
+
+LLAMA_CPP = "llama.cpp of October 2026 (ggml 0.25.3, the tree of llama-cpp-python 0.3.36)"
+"""What the rows were read from and compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which layers look back on a window only, and how far."""
+
+    period: int | None = None
+    """Of ``period`` layers the last is dense (the first with ``dense_first``); None: the file's array says which."""
+    dense_first: bool = False
+    when: Literal["always", "positive", "unless zero"] = "always"
+    """Whether ``attention.sliding_window`` switches it on."""
+    default: int | None = None
+    """The window of a file that names none."""
+    forced: int | None = None
+    """The window whatever the file names."""
+    layers: int | None = None
+    """Only models of so many layers have it."""
+    chunked: bool = False
+
+
+ALL_ATTENTION_LAYERS = Window(period=0, when="positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """Which layers keep a state, and of what kind."""
+
+    state: Literal["rwkv", "shortconv", "kda", "linear", "ssm"]
+    layers: Literal["all", "no KV heads", "no KV heads, no feed-forward", "interval"] = "all"
+    interval: int = 4
+    """Every so many layers one attends, unless ``full_attention_interval`` or an array says otherwise."""
+    groups: bool = True
+    """Whether ``ssm.group_count`` is read."""
+
+
+Indexer = Literal["trunk", "types", "types by length", "types or none", "sparse", "pooled", "attention"]
+"""Layers with an indexer cache: the whole trunk; those that ``attention.indexer.types`` names (with all, or a built-in
+table, where it is absent; or with no indexer where top_k is 0); those after the leading dense blocks, with a V; pooled
+(three vectors a token); every attention layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One row. Everything that is not named is as in llama: all layers attend, K and V of every KV head are cached."""
+
+    name: str
+    cache: CacheKind = "attention"
+    window: Window | None = None
+    latent: bool = False
+    """``attention.key_length_mla`` and ``value_length_mla`` are read and switch to one latent vector a token."""
+    indexer: Indexer | None = None
+    recurrent: Recurrent | None = None
+    own_kv: int | None = None
+    """Only so many layers keep keys and values; the rest read theirs."""
+    shared_kv_key: bool = False
+    """``attention.shared_kv_layers`` says how many of the last layers read those of others."""
+    drafting_cached: bool = False
+    """The main context also caches the blocks that draft."""
+    extra_layer: bool = False
+    """One layer of a single head follows the file's blocks."""
+    loops: bool = False
+    """``num_loops`` runs the blocks several times, each run with a cache of its own."""
+    lengths_without_heads: bool = False
+    """Key and value lengths are read though the first layer has no heads."""
+    value_is_latent: bool = False
+    """The value length is ``attention.kv_lora_rank``."""
+    flash_attention: bool = True
+    causal: bool = True
+    rollback: bool = False
+    aborts: str | None = None
+
+
+_STANDARD = """
+    arcee apertus arctic baichuan bailingmoe bailingmoe2 bitnet bloom chatglm codeshell cogvlm command-r dbrx deci
+    deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2 gptneox granite granitemoe
+    grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama llama-embed maincoder
+    minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
+    plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder
+    starcoder2 t5encoder talkie xverse
+"""
+_NO_CACHE = """
+    bert dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
+    nomic-bert-moe rnd1 wavtokenizer-dec
+"""
+
+_LISTED = Window()
+_HYBRID_KV: Literal["no KV heads"] = "no KV heads"
+
+_ROWS: tuple[Architecture, ...] = (
+    *(Architecture(name) for name in _STANDARD.split()),
+    *(Architecture(name, cache="none", causal=False) for name in _NO_CACHE.split()),
+    Architecture("grok", flash_attention=False),
+    Architecture("plm", aborts="its graph hands V to the cache in another shape"),
+    Architecture("t5", aborts="it does not run models with an encoder and a decoder"),
+    Architecture("graniteswitch", extra_layer=True),
+    Architecture("nanbeige", loops=True),
+    # Sliding windows.
+    Architecture("gemma2", window=Window(2, default=4096)),
+    Architecture("gemma3", window=Window(6, when="positive")),
+    Architecture("gemma3n", window=Window(5), own_kv=20),
+    Architecture("gemma4", window=_LISTED, shared_kv_key=True),
+    Architecture("gpt-oss", window=Window(2)),
+    Architecture("cohere2", window=Window(4)),
+    Architecture("cohere2moe", window=Window(4, dense_first=True)),
+    Architecture("llama4", window=Window(4, when="unless zero", forced=8192, chunked=True)),
+    Architecture("exaone4", window=Window(4, default=4096, layers=64)),
+    Architecture("exaone-moe", window=Window(4)),
+    Architecture("olmo2", window=Window(4, when="positive")),
+    Architecture("plamo3", window=Window(8, when="positive")),
+    Architecture("afmoe", window=Window(4, when="positive")),
+    Architecture("mellum", window=Window(4, when="positive")),
+    Architecture("laguna", window=Window(4, dense_first=True, when="positive")),
+    Architecture("smallthinker", window=Window(4, dense_first=True, when="positive", forced=4096)),
+    Architecture("muse-glimmer", window=Window(4)),
+    Architecture("mimo2", window=_LISTED),
+    Architecture("step35", window=_LISTED),
+    Architecture("maple", window=_LISTED),
+    Architecture("spark2_5", window=_LISTED),
+    Architecture("granite_swa", window=_LISTED),
+    # Latent attention, indexers.
+    Architecture("deepseek2", latent=True),
+    Architecture("mistral4", latent=True),
+    Architecture("deepseek32", latent=True, indexer="trunk"),
+    Architecture("glm-dsa", latent=True, indexer="types by length"),
+    Architecture("hy_v4", latent=True, indexer="types or none", drafting_cached=True),
+    Architecture("dots3note", latent=True, indexer="types", window=_LISTED),
+    Architecture("minimax-m3", indexer="sparse", drafting_cached=True),
+    Architecture("deepseek4", cache="compressed", window=Window(0), rollback=True, drafting_cached=True),
+    # A state per sequence.
+    Architecture("mamba", cache="recurrent", recurrent=Recurrent("ssm", groups=False)),
+    Architecture("mamba2", cache="recurrent", recurrent=Recurrent("ssm")),
+    *(Architecture(name, cache="recurrent", recurrent=Recurrent("rwkv")) for name in ("rwkv6", "rwkv7")),
+    *(Architecture(name, cache="recurrent", recurrent=Recurrent("rwkv")) for name in ("rwkv6qwen2", "arwkv7")),
+    # Attention and states.
+    Architecture("jamba", cache="hybrid", recurrent=Recurrent("ssm", _HYBRID_KV, groups=False), drafting_cached=True),
+    Architecture("granitehybrid", cache="hybrid", recurrent=Recurrent("ssm", _HYBRID_KV), drafting_cached=True),
+    Architecture(
+        "plamo2",
+        cache="hybrid",
+        recurrent=Recurrent("ssm", _HYBRID_KV),
+        drafting_cached=True,
+        lengths_without_heads=True,
+    ),
+    Architecture("falcon-h1", cache="hybrid", recurrent=Recurrent("ssm"), drafting_cached=True),
+    Architecture(
+        "lfm2",
+        cache="hybrid",
+        recurrent=Recurrent("shortconv", _HYBRID_KV),
+        window=ALL_ATTENTION_LAYERS,
+        drafting_cached=True,
+        rollback=True,
+    ),
+    Architecture(
+        "lfm2moe", cache="hybrid", recurrent=Recurrent("shortconv", _HYBRID_KV), drafting_cached=True, rollback=True
+    ),
+    *(
+        Architecture(
+            name,
+            cache="hybrid",
+            recurrent=Recurrent("ssm", "no KV heads, no feed-forward"),
+            drafting_cached=True,
+            rollback=True,
+        )
+        for name in ("nemotron_h", "nemotron_h_moe")
+    ),
+    Architecture("qwen3next", cache="hybrid", recurrent=Recurrent("ssm", "interval")),
+    Architecture("qwen35", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True),
+    Architecture("qwen35moe", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True),
+    Architecture(
+        "qwen4exp", cache="hybrid", recurrent=Recurrent("ssm", "interval"), indexer="attention", rollback=True
+    ),
+    Architecture("minimax-01", cache="hybrid", recurrent=Recurrent("linear", "interval", interval=8)),
+    Architecture(
+        "kimi-linear", cache="hybrid", latent=True, recurrent=Recurrent("kda", _HYBRID_KV), drafting_cached=True
+    ),
+    Architecture(
+        "kimi-k3",
+        cache="hybrid",
+        latent=True,
+        recurrent=Recurrent("kda", _HYBRID_KV),
+        drafting_cached=True,
+        value_is_latent=True,
+        rollback=True,
+    ),
+    Architecture(
+        "bailingmoe3",
+        cache="hybrid",
+        latent=True,
+        recurrent=Recurrent("kda", _HYBRID_KV),
+        drafting_cached=True,
+        rollback=True,
+    ),
+    Architecture(
+        "glm5-next",
+        cache="hybrid",
+        latent=True,
+        recurrent=Recurrent("kda", _HYBRID_KV),
+        indexer="pooled",
+        value_is_latent=True,
+        rollback=True,
+    ),
+)
+
+DRAFT_ONLY = {
+    "eagle3": Architecture("eagle3"),
+    "dflash": Architecture("dflash", window=Window(when="positive")),
+    # Its layers read the target's last keys and values.
+    "gemma4-assistant": Architecture("gemma4-assistant", cache="none", window=_LISTED),
+}
+"""Models that draft for another and borrow what they lack from it (src/llama-context.cpp:147)."""
+
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS} | DRAFT_ONLY
+
+DRAFTING = frozenset(
+    {
+        "bailingmoe3",
+        "cohere2moe",
+        "deepseek2",
+        "deepseek32",
+        "deepseek4",
+        "gemma4-assistant",
+        "glm-dsa",
+        "glm4moe",
+        "hy_v3",
+        "mimo2",
+        "mistral4",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "step35",
+    }
+)
+"""Architectures whose own blocks llama.cpp can draft with (those with a graph for it); others carry them unused."""

@@ -1,0 +1,260 @@
+"""Where a model's weights and caches come to lie, and whether they fit: what is exact, exact; the rest labelled."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from llamatel.flags.server_settings import Cells, ServerSettings, resolve
+from llamatel.plan.cache_plan import CachePlan, cache_plan, draft_settings
+from llamatel.plan.compute_buffers import compute_bytes
+from llamatel.plan.devices import Device
+from llamatel.plan.model_shape import ModelShape
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What one device holds. Weights and cache are exact; ``compute_estimate`` and ``reserved_estimate`` are not."""
+
+    device: Device | None
+    """None is the host."""
+    layers: int
+    """Blocks that lie here."""
+    weights_bytes: int
+    cache_bytes: int
+    compute_estimate: int | None
+    draft: DeviceUse | None = None
+    """What a second model, which drafts, takes here."""
+
+    @property
+    def needed(self) -> int:
+        """Of the memory that llama.cpp can have."""
+        own = self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0)
+        return own + (self.draft.needed if self.draft is not None else 0)
+
+    @property
+    def free(self) -> int | None:
+        """Negative for what is missing; None for the host."""
+        return None if self.device is None else self.device.usable - self.needed
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """A placement. ``fits`` is None where the weights or a compute buffer are not known."""
+
+    gpu_layers: int
+    """The smallest ``-ngl`` that puts as many blocks on devices; blocks + 1 is all, with the output."""
+    total_layers: int
+    host: DeviceUse
+    per_device: tuple[DeviceUse, ...]
+    tensor_split: tuple[float, ...]
+    fits: bool | None
+
+    @property
+    def offloaded(self) -> bool:
+        """Everything is on devices."""
+        return self.gpu_layers >= self.total_layers
+
+
+def _shares(settings: ServerSettings, devices: Sequence[Device]) -> tuple[float, ...]:
+    """``-ts``, or what llama.cpp takes without: free memory (src/llama-model.cpp:1560)."""
+    given = settings.tensor_split[: len(devices)]
+    if any(given):
+        return (*given, *(0.0 for _ in range(len(devices) - len(given))))
+    return tuple(float(device.usable) for device in devices)
+
+
+def _owners(layers: int, gpu_layers: int, shares: Sequence[float], settings: ServerSettings) -> list[int | None]:
+    """The device of each block and of the output behind them; None is the host (src/llama-model.cpp:1589)."""
+    start, active = max(layers + 1 - gpu_layers, 0), min(gpu_layers, layers + 1)
+    if not shares or not active:
+        return [None] * (layers + 1)
+    total = sum(shares)
+    points = [share / total for share in accumulate(shares)]
+    single = min(settings.main_gpu, len(shares) - 1) if settings.split_mode == "none" else None
+    owners: list[int | None] = []
+    for layer in range(layers + 1):
+        if layer < start:
+            owners.append(None)
+        else:
+            at = min(bisect_right(points, (layer - start) / active), len(shares) - 1)
+            owners.append(at if single is None else single)
+    return owners
+
+
+def place(
+    shape: ModelShape,
+    settings: ServerSettings,
+    cache: CachePlan,
+    devices: Sequence[Device],
+    gpu_layers: int,
+) -> MemoryPlan:
+    """The placement with ``gpu_layers`` on devices, and that of the model that drafts."""
+    layers = len(shape.layers)
+    uses = _uses(shape, replace(settings, gpu_layers=gpu_layers), cache.by_layer(layers), cache.cells, devices)
+    known = shape.weights is not None and cache.refused is None and cache.cells is not None
+    if shape.draft is not None and cache.cells is not None:
+        draft, second = shape.draft, draft_settings(settings, cache.cells)
+        everything = len(draft.layers) + 1
+        most = everything if second.gpu_layers is None else min(second.gpu_layers, everything)
+        cached = cache.by_layer(len(draft.layers), separate=True)
+        cells = resolve(second, None, causal=draft.causal)
+        beside = _uses(draft, replace(second, gpu_layers=most if devices else 0), cached, cells, devices)
+        uses = [replace(use, draft=other) for use, other in zip(uses, beside, strict=True)]
+        known = known and draft.weights is not None and all(use.compute_estimate is not None for use in beside)
+    host, per_device = uses[0], tuple(uses[1:])
+    fits: bool | None = None
+    if known and devices and all(use.compute_estimate is not None for use in uses):
+        fits = all(each.free is not None and each.free >= 0 for each in per_device)
+    return MemoryPlan(min(gpu_layers, layers + 1), layers + 1, host, per_device, settings.tensor_split, fits)
+
+
+def _uses(
+    shape: ModelShape,
+    settings: ServerSettings,
+    cached: Sequence[int],
+    cells: Cells | None,
+    devices: Sequence[Device],
+) -> list[DeviceUse]:
+    """What the host takes of one model, then each device, with the settings' layers on devices."""
+    layers = len(shape.layers)
+    owners = _owners(layers, settings.gpu_layers or 0, _shares(settings, devices), settings)
+    weights = shape.weights
+    by_layer = [*weights.layer_bytes, weights.output_bytes] if weights else [0] * (layers + 1)
+    flash = shape.flash_attention and settings.flash_attn != "off"
+    compute = compute_bytes(shape, cells, flash=flash) if cells else None
+
+    def use(index: int | None, device: Device | None) -> DeviceUse:
+        mine = [layer for layer, owner in enumerate(owners) if owner == index]
+        in_blocks = [layer for layer in mine if layer < layers]
+        holds_cache = in_blocks if settings.kv_offload else (range(layers) if index is None else ())
+        weigh = sum(by_layer[layer] for layer in mine)
+        if index is None and weights is not None:
+            weigh += weights.input_bytes
+            if layers in mine:
+                weigh -= weights.tied_bytes  # one tensor, used twice
+        busy = bool(mine) or (index is None and not devices)
+        return DeviceUse(device, len(in_blocks), weigh, sum(cached[i] for i in holds_cache), compute if busy else 0)
+
+    return [use(None, None), *(use(index, device) for index, device in enumerate(devices))]
+
+
+def memory_plan(
+    shape: ModelShape, settings: ServerSettings, devices: Sequence[Device], cache: CachePlan | None = None
+) -> MemoryPlan:
+    """The placement for the settings; without ``-ngl`` the most layers that fit."""
+    cache = cache_plan(shape, settings) if cache is None else cache
+    everything = len(shape.layers) + 1
+    if settings.gpu_layers is not None or not devices:
+        return place(shape, settings, cache, devices, min(settings.gpu_layers or 0, everything))
+    best = place(shape, settings, cache, devices, everything)
+    if best.fits is not False:
+        return best
+    return next(
+        (found for n in range(everything - 1, -1, -1) if (found := place(shape, settings, cache, devices, n)).fits),
+        place(shape, settings, cache, devices, 0),
+    )
+
+
+def balanced(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> ServerSettings:
+    """The settings with the ``-ts`` that leaves the fuller of two devices the most room."""
+    if len(devices) != 2 or settings.tensor_split or settings.split_mode != "layer":
+        return settings
+    cache = cache_plan(shape, settings)
+    everything = len(shape.layers) + 1
+
+    def room(candidate: ServerSettings) -> int:
+        return min(each.free or 0 for each in place(shape, candidate, cache, devices, everything).per_device)
+
+    candidates = [replace(settings, tensor_split=(float(n), float(everything - n))) for n in range(1, everything)]
+    best = max(candidates, key=room)
+    return best if room(best) > room(settings) else settings
+
+
+def largest_context(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> int | None:
+    """The most tokens over all slots with which everything fits on the devices; None if none do, or if unknown."""
+    trained = shape.context_length
+    if trained is None or shape.weights is None:
+        return None
+    slots = 1 if settings.unified else settings.slots
+    step = 256 * slots
+    most = max(trained * slots // step, 1)
+
+    def fits(steps: int) -> bool:
+        attempt = replace(settings, ctx_size=steps * step, gpu_layers=len(shape.layers) + 1)
+        return bool(memory_plan(shape, attempt, devices).fits)
+
+    if not fits(1):
+        return None
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low * step
+
+
+def most_slots(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device], each: int) -> int | None:
+    """The most slots of ``each`` tokens of their own that fit; None if not one does, or if unknown."""
+    if shape.weights is None:
+        return None
+
+    def fits(slots: int) -> bool:
+        attempt = replace(
+            settings, parallel=slots, kv_unified=False, ctx_size=slots * each, gpu_layers=len(shape.layers) + 1
+        )
+        return bool(memory_plan(shape, attempt, devices).fits)
+
+    if not fits(1):
+        return None
+    low, high = 1, 256
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class HostGrowth:
+    """Host memory that a server takes while it runs, at most."""
+
+    prompt_cache_bytes: int | None
+    """None has no limit."""
+    checkpoint_bytes: int
+    """Of one context checkpoint with its slot full."""
+    checkpoints: int
+    """That slots keep at most, all together."""
+
+
+def host_growth(settings: ServerSettings, cache: CachePlan) -> HostGrowth:
+    """Prompt cache and context checkpoints (tools/server/server-context.cpp:2290)."""
+    ram = settings.cache_ram_mib
+    prompt = None if ram < 0 else ram * MIB
+    slots = settings.slots
+    windowed = sum(part.total_bytes for part in cache.parts if part.kind == "window" and not part.drafting)
+    states = sum(part.total_bytes for part in cache.parts if part.kind == "recurrent")
+    size = (0 if settings.swa_full else windowed // max(slots, 1)) + states // max(slots, 1)
+    return HostGrowth(prompt, size, settings.ctx_checkpoints * slots if size else 0)
+
+
+def ceiling(shape: ModelShape, cache: CachePlan, plan: MemoryPlan) -> float | None:
+    """The most tokens a second that memory bandwidth allows one sequence that fills the context.
+
+    Every token reads the weights it uses and the keys, values and states of its sequence. None where part of the model
+    lies on the host, whose bandwidth is not known, or where a device's is not.
+    """
+    weights = shape.weights
+    if weights is None or not weights.n_bytes or not plan.offloaded or not plan.per_device:
+        return None
+    stored = weights.n_bytes - weights.input_bytes + weights.tied_bytes
+    active = weights.active_bytes / stored if stored else 1.0
+    streams = cache.cells.slots if cache.cells and cache.cells.streams > 1 else 1
+    seconds = 0.0
+    for each in plan.per_device:
+        if each.device is None or not each.device.bandwidth:
+            return None
+        seconds += (each.weights_bytes * active + each.cache_bytes / streams) / each.device.bandwidth
+    return 1 / seconds if seconds else None

@@ -1,0 +1,44 @@
+"""Collectors, an observer and instruments, connected to a tracer and a meter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+
+from llamatel.collectors import Collector
+from llamatel.metrics import METRICS
+from llamatel.records import Completion
+from llamatel.snapshots import Snapshot
+from llamatel.telemetry.instruments import Asked, Instruments
+from llamatel.telemetry.observer import Observer, Sink
+from llamatel.telemetry.request_spans import Spans
+from llamatel.tracing.joining import Origin
+
+
+def connect(
+    tracer: trace.Tracer,
+    meter: metrics.Meter,
+    chosen: Sequence[Collector],
+    *,
+    sinks: Sequence[Sink] = (),
+    watchers: Sequence[Callable[[Snapshot], None]] = (),
+    dropped: Callable[[], Mapping[str, int]] = dict,
+    asked: Asked | None = None,
+) -> tuple[Observer, Instruments]:
+    """An observer that runs, with collectors, on a tracer and a meter; ``asked`` as Instruments have it."""
+    spans = Spans(tracer)
+
+    def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
+        context = spans.emit_from(completion, origin)
+        span = trace.get_current_span(context).get_span_context()
+        return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
+
+    observer = Observer(
+        chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
+    )
+    rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
+    instruments = Instruments(meter, rows, observer.samples, asked=asked)
+    observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
+    return observer, instruments

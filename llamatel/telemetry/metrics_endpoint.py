@@ -1,0 +1,181 @@
+"""The HTTP endpoint: /metrics for Prometheus, and beside it whatever page is shown there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from socketserver import ThreadingMixIn
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
+
+from llamatel.errors import PipelineError
+from llamatel.inputs.deadline import within
+from llamatel.telemetry.exemplars import Exemplars
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_log = logging.getLogger(__name__)
+
+_STOP_WITHIN_S = 0.1
+"""How often the server looks whether it shall stop."""
+_SCRAPER_TIMEOUT_S = 10.0
+_MOST_CONNECTIONS = 64
+
+
+class ScrapeRegistry(CollectorRegistry):
+    """A registry that answers one scrape at a time.
+
+    OpenTelemetry's Prometheus reader queues what it collects without telling scrapes apart: of two at once, one would
+    get everything twice and the other nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scrape = Lock()
+        self.exemplars = Exemplars()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of one scrape."""
+        with self._scrape:
+            families = tuple(super().collect())
+            self.exemplars.attach(families)
+        return iter(families)
+
+
+class MetricsEndpoint:
+    """Serves a registry at ``http://HOST:PORT/metrics`` from daemon threads."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        """Bind and listen; port 0 takes a free one. Raises PipelineError if the address cannot be had."""
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server_class = type("_Server", (_Server,), {"address_family": family})
+            self._server: _Server = server_class(address[:2], _Handler)
+        except OSError as error:
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if error.errno == errno.EADDRINUSE:
+                raise PipelineError(
+                    f"the metrics address {where} is in use, perhaps by another llamatel: "
+                    "take a free port with --metrics-addr 127.0.0.1:0, or none with --metrics-addr none"
+                ) from error
+            raise PipelineError(
+                f"cannot listen on the metrics address {where}: {error.strerror or error}; "
+                "choose another with --metrics-addr HOST:PORT, or none"
+            ) from error
+        self.page: WSGIApplication = _nothing
+        """Answers everything but /metrics."""
+        metrics = make_wsgi_app(registry)
+
+        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            chosen: WSGIApplication = metrics if environ.get("PATH_INFO") == "/metrics" else self.page
+            return chosen(environ, start_response)
+
+        self._server.set_app(application)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self._thread = Thread(
+            target=self._server.serve_forever, args=(_STOP_WITHIN_S,), name="llamatel-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; takes up to 0.1 s."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def close_after_fork(self) -> None:
+        """In a forked child, where no thread serves: give the address back to the parent alone."""
+        self._server.server_close()
+
+
+def _nothing(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+    return [b"llamatel: metrics are at /metrics\n"]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, and only so many: where one more comes, the oldest gives way."""
+
+    daemon_threads = True
+    request_queue_size = _MOST_CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[socket.socket, None] = {}
+        self._changing = Lock()
+        self._failed = False
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changing:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > _MOST_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # it has gone already
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        with self._changing:
+            self._open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who goes away, or sends nothing, is not worth a traceback on the terminal; a defect of ours is said once."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, (OSError, ValueError)) and not self._failed:
+            self._failed = True
+            _log.exception("a request of %s could not be answered", client_address[0])
+
+    def server_bind(self) -> None:
+        # As HTTPServer.server_bind, less its look-up of the host's name in the DNS, which can take seconds.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Writer(io.BufferedIOBase):
+    """An answer on its way. Who does not take it in time has gone away, to wsgiref, which shows other errors."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            self._connection.sendall(data)
+        except TimeoutError as error:
+            raise BrokenPipeError from error
+        return memoryview(data).nbytes
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SCRAPER_TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        # A request that comes a byte at a time is given as long as any other.
+        self.rfile = within(_SCRAPER_TIMEOUT_S, cast(io.BufferedReader, self.rfile), self.connection)
+        self.wfile = _Writer(self.connection)
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
+        """A scrape is not worth a line on the terminal."""

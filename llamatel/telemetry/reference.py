@@ -1,0 +1,150 @@
+"""Writes docs/metrics.md and docs/spans.md from the tables (``make docs``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
+from llamatel.telemetry.span_table import ATTRIBUTES, CLIENT, DECORATED, IN_PROCESS, OBSERVED, SPANS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+_MADE = "<!-- Made by `make docs`; do not edit. -->\n"
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    server = ", ".join(f"`{name}`" for name in SERVER_ATTRIBUTES)
+    labels = ", ".join(f"`{prometheus_label(name)}`" for name in SERVER_ATTRIBUTES)
+    about = f"""# Metrics
+
+{_MADE}
+Made from the table in [llamatel/metrics.py](../llamatel/metrics.py). What is unknown is absent, never zero.
+
+Every metric that is about a server has {server}; in Prometheus {labels}. Attributes below come in addition. A dot
+becomes an underscore in Prometheus and a unit a suffix; histograms have `_bucket`, `_sum` and `_count` there. Over OTLP
+the names are those of the first column. If an OpenTelemetry Collector hands metrics on to Prometheus, it appends
+`_ratio` to gauges of unit 1; [deploy/](../deploy/README.md) keeps them, and only these
+names are what our dashboards and rules ask for.
+
+"""
+    return about + "\n".join(_metric_groups()) + _buckets()
+
+
+def _metric_groups() -> Iterable[str]:
+    groups: dict[str, list[Metric]] = {}
+    for row in METRICS:
+        words = row.name.split(".")
+        groups.setdefault(".".join(words[: 2 if words[0] != "hw" else 1]), []).append(row)
+    merged: dict[str, list[Metric]] = {}
+    for name, rows in groups.items():
+        merged.setdefault(name if len(rows) > 1 else f"{name.split('.')[0]}, others", []).extend(rows)
+    for name, rows in merged.items():
+        yield f"## {name}\n"
+        yield "| metric | kind, unit | attributes | what | in Prometheus |\n| --- | --- | --- | --- | --- |"
+        for row in rows:
+            attributes = ", ".join(f"`{attribute}`" for attribute in row.attributes) or "–"
+            kind = "counter" if row.kind.value == "total" else row.kind.value
+            yield (
+                f"| `{row.name}` | {kind}, {_code(row.unit)} | {attributes} | {_cell(row.help)} "
+                f"| `{prometheus_name(row)}` |"
+            )
+        yield ""
+
+
+def _buckets() -> str:
+    lines = ["## Buckets of histograms\n", "| metric | upper bounds |", "| --- | --- |"]
+    lines += [
+        f"| `{row.name}` | {', '.join(f'{bound:g}' for bound in row.buckets)} |" for row in METRICS if row.buckets
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def spans_page() -> str:
+    """docs/spans.md."""
+    spans = "\n".join(f"| `{row.name}` | {row.kind} | {_cell(row.help)} |" for row in SPANS)
+    attributes, in_process, client, decorated, observed = (
+        "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in rows)
+        for rows in (ATTRIBUTES, IN_PROCESS, CLIENT, DECORATED, OBSERVED)
+    )
+    return f"""# Spans
+
+{_MADE}
+Made from the table in [llamatel/span_table.py](../llamatel/span_table.py). The names are those of OpenTelemetry's GenAI
+conventions; what they have none for begins with `llamacpp.`. No text of prompts or answers is on them, unless you
+ask for it.
+
+| span | kind | what |
+| --- | --- | --- |
+{spans}
+
+`queue`, `prefill` and `decode` are children of the request's span and have no attributes. A phase that is not known
+has no span. All of them are written when the request has ended.
+
+## Attributes of a request
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{attributes}
+
+## And of a call of llama-cpp-python
+
+Its span is INTERNAL, and a child of the span that is current where it is called; its operation is chat,
+text_completion or embeddings. It has no address, slot, task and queue. See [in-process.md](in-process.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{in_process}
+
+## And of a call of `LlamaCppClient`
+
+Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and
+`decode` of its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{client}
+
+## And of your own code
+
+`@llamatel.task` and `llamatel.span` write INTERNAL spans of the name you give, `@llamatel.workflow`
+`invoke_workflow NAME`.
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{decorated}
+
+## And of a request that was only observed
+
+It has its model, server, slot and task and, once it was seen generating, its input tokens. See [attach.md](attach.md).
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{observed}
+"""
+
+
+def pages() -> dict[str, str]:
+    """Each generated page by its file's name."""
+    return {"metrics.md": metrics_page(), "spans.md": spans_page()}
+
+
+def _code(unit: str) -> str:
+    return f"`{unit}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """Write the pages."""
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""What runs now and what was just there: the one document behind the web page and ``llamatel top``.
+
+It remembers a little of the past in bounded rings. No prompt or answer text is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llamatel.plan.attention_kind import attention_summary
+from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
+from llamatel.ui.alarms import Alarm, Alarms, forget_the_gone
+from llamatel.ui.request_statistics import Summary, Tally
+
+VERSION = 3
+"""Of the document; a change that a reader has to know of counts it up."""
+
+_POINTS = 600
+_SPACING_S = 1.0
+"""Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
+_REQUESTS = 100
+"""Of all servers together; beside them each has the last ``_OWN`` of its own, which a busy one cannot push out."""
+_OWN = 50
+_FOLLOWED = 24
+"""As many go at a time to who asks for new ones: the page shows no more."""
+_ALARMS = 20
+_SERVERS = 256
+"""Beyond so many those are forgotten that are not watched any more."""
+_KEPT = 2000
+"""Requests that a server's percentiles are taken of."""
+_FRESH_S = 5.0
+"""Percentiles in the overview may be so old: they are what costs most where many servers are busy."""
+_WARNED_S = 600.0
+"""A server that was warned of is in trouble for so long."""
+_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
+"""What a client that goes away does not count to."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """One server at one time."""
+
+    at: float
+    active: int | None
+    cached: int | None
+    busy: int | None
+    deferred: int | None
+    decode_rate: float | None
+
+
+_Request = tuple[int, Completion, "str | None"]
+"""The number under which it is remembered, and its trace's id."""
+
+
+class _Past:
+    """What is remembered of one server."""
+
+    def __init__(self) -> None:
+        self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
+        self.requests: deque[_Request] = deque(maxlen=_OWN)
+        self.tally = Tally(keep=_KEPT)
+        self._summary, self._summary_at = self.tally.summary(), float("-inf")
+        self.row: dict[str, Any] | None = None
+        """Its line of the overview as it was last made, and the number of the last change."""
+        self.row_number = 0
+
+    def summary(self, at: float, *, fresh_s: float = 0.0) -> Summary:
+        """Of its requests; made anew only if one has ended since, and not so long after the last."""
+        if self._summary.requests != self.tally.requests and not 0 <= at - self._summary_at < fresh_s:
+            self._summary, self._summary_at = self.tally.summary(), at
+        return self._summary
+
+
+class Live:
+    """The state now, and a little of the past. A sink; ``observe`` takes each snapshot. Thread-safe."""
+
+    def __init__(self, about: Mapping[str, str | None] | None = None) -> None:
+        """``about``: who shows this, and where it is sent."""
+        self._about = dict(about or {})
+        self._lock = threading.Lock()
+        self._alarms = Alarms()
+        self._said: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
+        self._listeners: tuple[Callable[[Alarm], None], ...] = ()
+        self._requests: deque[_Request] = deque(maxlen=_REQUESTS)
+        # Counts what is remembered; from where no process before this one can have come.
+        self._first = self._number = int(time.time() * 1000)
+        self._past: dict[Place, _Past] = {}
+        self._keys: list[str] = []
+        self._keys_number = 0
+        self._tally = Tally(keep=_KEPT)
+
+    def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
+        """Have ``listener`` called, on a thread that took a snapshot, when something becomes wrong."""
+        self._listeners = (*self._listeners, listener)
+
+    def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
+        """Take note of a finished request."""
+        self._alarms.ended(completion)
+        self._tally(completion)
+        with self._lock:
+            remembered = (self._next(), completion, trace_id)
+            past = self._of(completion.server.place)
+            self._requests.append(remembered)
+            past.requests.append(remembered)
+        past.tally(completion)
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take note of the state; one snapshot at a time."""
+        with self._lock:
+            forget_the_gone(self._past, snapshot, _SERVERS)
+            for state in snapshot.servers:
+                points = self._of(state.server.place).points
+                if not state.stale and (not points or snapshot.taken_at - points[-1][1].at >= _SPACING_S):
+                    points.append((self._next(), _point(snapshot.taken_at, state)))
+        for alarm in self._alarms.look(snapshot):
+            self._said.append((snapshot.taken_at, alarm))
+            for listener in self._listeners:
+                listener(alarm)
+
+    def document(
+        self, snapshot: Snapshot, focus: str | None = None, after: int | None = None, *, anew: bool = False
+    ) -> dict[str, Any]:
+        """All of it, with the state now, as JSON-ready data.
+
+        Unknown is null, times are Unix time or durations in seconds. The history, percentiles and requests of one
+        server: the one whose key ``focus`` is, else the first. ``overview`` has a line for each server.
+
+        Who had a document before gives its ``cursor`` as ``after``, and gets what is new: the state of the server in
+        focus, its points and requests since then (all of them if ``anew``, as it was not in focus before), the lines of
+        the overview that are others now, and the keys if there are others. ``whole`` says that it is not so, because
+        there is no such server or another process had counted.
+        """
+        keys = [key_of(state.server) for state in snapshot.servers]
+        chosen = keys.index(focus) if focus in keys else 0
+        with self._lock:
+            changed = self._overview(snapshot, keys)
+            whole = after is None or focus not in keys or not self._first <= after <= self._number
+            known = 0 if whole or after is None else after
+            since = 0 if anew else known
+            past = self._of(snapshot.servers[chosen].server.place) if keys else None
+            own = [one for one in (past.requests if past is not None else ()) if one[0] > since]
+            shared = {one[0]: one for one in self._requests} if whole else {}
+            requests = sorted({**shared, **{one[0]: one for one in own}}.values(), key=lambda one: one[0])
+            points = [point for number, point in past.points if number > since] if past is not None else []
+            summary = self._tally.summary() if past is None else past.summary(snapshot.taken_at)
+            document = {
+                "version": VERSION,
+                "taken_at": snapshot.taken_at,
+                "about": self._about,
+                "cursor": self._number,
+                "whole": whole,
+                "keys": keys if whole or self._keys_number > known else None,
+                "overview": [row for number, row in changed if number > known],
+                "alarms": [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said],
+            }
+        return {
+            **document,
+            "servers": [_server(state) for index, state in enumerate(snapshot.servers) if whole or index == chosen],
+            "focus": keys[chosen] if keys else None,
+            "history": {
+                field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
+            },
+            "summary": summary.as_dict(),
+            "summary_of_all": self._tally.summary().as_dict(),
+            "requests": [_request(*one[1:]) for one in (requests if whole else requests[-_FOLLOWED:])],
+            "devices": [_device(device) for device in snapshot.devices],
+            "dropped": dict(snapshot.records_dropped),
+        }
+
+    def _overview(self, snapshot: Snapshot, keys: list[str]) -> list[tuple[int, dict[str, Any]]]:
+        """A line for each server, with the number of its last change."""
+        if keys != self._keys:
+            self._keys, self._keys_number = keys, self._next()
+        logged = {state.server.place[:2] for state in snapshot.servers if state.log is not None}
+        warned = {
+            alarm.server.place
+            for at, alarm in self._said
+            if alarm.server is not None and snapshot.taken_at - at < _WARNED_S
+        }
+        lines = []
+        for key, state in zip(keys, snapshot.servers, strict=True):
+            place = state.server.place
+            past = self._of(place)
+            seen = place[0] is None or place[:2] in logged or past.tally.requests > 0
+            row = _row(key, state, past if seen else None, snapshot.taken_at, warned=place in warned)
+            if row != past.row:
+                past.row, past.row_number = row, self._next()
+            lines.append((past.row_number, row))
+        return lines
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _of(self, place: Place) -> _Past:
+        past = self._past.get(place)
+        if past is None:
+            past = self._past[place] = _Past()
+        return past
+
+
+def key_of(server: ServerInfo) -> str:
+    """A server's place as text: ``127.0.0.1:8090 model.gguf``."""
+    return f"{server.shown_address} {server.model or ''}".rstrip()
+
+
+def _point(at: float, state: ServerSnapshot) -> Point:
+    cache = state.kv_cache
+    return Point(
+        at,
+        None if cache is None else cache.active,
+        None if cache is None else cache.cached,
+        None if state.slots is None else sum(slot.busy for slot in state.slots),
+        state.deferred,
+        state.decode_rate,
+    )
+
+
+def _row(key: str, state: ServerSnapshot, past: _Past | None, at: float, *, warned: bool) -> dict[str, Any]:
+    """A server's line of the overview. ``past``: None where its requests are not seen."""
+    cache = state.kv_cache
+    share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
+    late = None if past is None else past.summary(at, fresh_s=_FRESH_S).time_to_first_token.p95
+    outcomes = None if past is None else past.tally.outcomes()
+    down = state.up is False and state.state != "starting"
+    return {
+        "key": key,
+        "up": state.up,
+        "state": state.state,
+        "stale": state.stale,
+        "trouble": "down" if down or state.state == "failed" else "warned" if warned else None,
+        "busy": None if state.slots is None else sum(slot.busy for slot in state.slots),
+        "slots": None if state.slots is None else len(state.slots),
+        "deferred": state.deferred,
+        "decode_rate": _short(state.decode_rate),
+        "headroom": _short(share),
+        "ttft_p95_s": _short(late),
+        "requests": None if outcomes is None else sum(outcomes.values()),
+        "failed": None if outcomes is None else sum(outcomes[one.value] for one in _FAILED),
+        "restarts": state.restarts,
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits: more are not shown, and a change of them is none."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _server(state: ServerSnapshot) -> dict[str, Any]:
+    cache, shape = state.kv_cache, state.model
+    weights = None if shape is None else shape.weights
+    return {
+        "key": key_of(state.server),
+        **dataclasses.asdict(state.server),
+        "up": state.up,
+        "state": state.state,
+        "stale": state.stale,
+        "restarts": state.restarts,
+        "started_at": state.process_started_at,
+        "loading_s": state.loading_s,
+        "deferred": state.deferred,
+        "decode_rate": state.decode_rate,
+        "context_shifts": state.context_shifts,
+        "counters": dict(state.counters),
+        "slots": None if state.slots is None else [dataclasses.asdict(slot) for slot in state.slots],
+        "kv_cache": None if cache is None else {**dataclasses.asdict(cache), "headroom": cache.headroom},
+        "process": None if state.process is None else dataclasses.asdict(state.process),
+        "settings": dict(state.settings),
+        "shape": None
+        if shape is None
+        else {
+            "name": shape.name,
+            "architecture": shape.architecture,
+            "attention": attention_summary(shape),
+            "layers": len(shape.layers),
+            "context_length": shape.context_length,
+            "embedding_length": shape.embedding_length,
+            "file_type": shape.file_type,
+            "parameters": None if weights is None else weights.parameters,
+            "weights_bytes": None if weights is None else weights.n_bytes,
+        },
+    }
+
+
+def _device(device: DeviceSnapshot) -> dict[str, Any]:
+    return {
+        "id": device.id,
+        "name": device.name,
+        "utilization": device.utilization,
+        "memory_used": device.memory_used,
+        "memory_limit": device.memory_limit,
+        "power_w": device.power_w,
+        "power_limit_w": device.power_limit_w,
+        "temperature_c": device.temperature_c,
+        "throttled_by": None if device.throttled_by is None else list(device.throttled_by),
+    }
+
+
+def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:
+    return {
+        "server": key_of(completion.server),
+        "trace_id": trace_id,
+        "slot": completion.slot,
+        "task": completion.task,
+        "outcome": completion.outcome.value,
+        "error": completion.error,
+        "arrived_at": completion.arrived_at,
+        "started_at": completion.started_at,
+        "ended_at": completion.ended_at,
+        "queue_s": completion.queue_s,
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "first_token_at": completion.first_token_at,
+        "ttft_s": completion.time_to_first_token_s,
+        "tpot_s": completion.time_per_output_token_s,
+        "tokens_per_second": completion.tokens_per_second,
+        "prompt_tokens": completion.prompt_tokens,
+        "prompt_cached": completion.prompt_cached,
+        "generated": completion.generated,
+        "context_tokens": completion.context_tokens,
+        "truncated": completion.truncated,
+        "context_shifts": completion.context_shifts,
+        "bandwidth_utilization": None if completion.gpu is None else completion.gpu.bandwidth_utilization,
+    }

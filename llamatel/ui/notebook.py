@@ -1,0 +1,108 @@
+"""``last_trace()`` and ``report()``: what this process has just done, to look at in a notebook or a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamatel.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamatel.telemetry.kept_spans import KeptSpan
+
+_FRESH_S = 1.0
+_LAST_LINES_S = 0.1
+
+
+class Trace:
+    """The spans of a trace, drawn as a waterfall: HTML in Jupyter, text elsewhere."""
+
+    def __init__(self, spans: Sequence[KeptSpan]) -> None:
+        self.spans = tuple(spans)
+
+    @property
+    def trace_id(self) -> str:
+        """As in Tempo or Jaeger."""
+        return self.spans[0].trace_id
+
+    def __str__(self) -> str:
+        from llamatel.ui.view.glyphs import glyphs_for
+        from llamatel.ui.view.trace_view import trace_text
+
+        return trace_text(self.spans, 100, glyphs_for(sys.stdout.encoding)).plain
+
+    __repr__ = __str__
+
+    @property
+    def html(self) -> str:
+        """An HTML fragment."""
+        from llamatel.ui.view.trace_view import trace_html
+
+        return trace_html(self.spans)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def png(self) -> bytes:
+        """A picture. Raises UsageError without matplotlib (extra ``plot``)."""
+        from llamatel.ui.view.png_figures import trace_png
+
+        return trace_png(self.spans)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file: ``.html`` or ``.png``."""
+        return _save(Path(path), self.html, self.png)
+
+
+class Report:
+    """A run on one page. ``html`` is a whole document that needs no network."""
+
+    def __init__(
+        self, document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], traces: Mapping[str, Any], title: str
+    ) -> None:
+        self.document = document
+        """The figures behind it, as JSON-ready data (see ``llamatel.ui.live``)."""
+        self.title = title
+        self._histories = histories
+        self._traces = traces
+
+    @property
+    def html(self) -> str:
+        """One self-contained HTML file."""
+        from llamatel.ui.view.run_report import report_html
+
+        return report_html(self.document, self._histories, lambda trace_id: self._traces.get(trace_id, ()), self.title)
+
+    def png(self) -> bytes:
+        """Its charts as a picture. Raises UsageError without matplotlib (extra ``plot``)."""
+        from llamatel.ui.view.png_figures import report_png
+
+        return report_png(self.document, self._histories, self.title)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file: ``.html`` or ``.png``."""
+        return _save(Path(path), self.html, self.png)
+
+    def __repr__(self) -> str:
+        from llamatel.ui.view.number_format import plural
+
+        total = self.document["summary_of_all"]["requests"]["total"]
+        return f"<llamatel report of {plural(total, 'request')}: .save('report.html')>"
+
+    def _repr_html_(self) -> str:
+        # In a frame of its own, so that its styles and the notebook's do not meet.
+        frame = "width:100%;height:640px;border:1px solid #8884;border-radius:6px"
+        return f'<iframe sandbox srcdoc="{escape(self.html, quote=True)}" style="{frame}"></iframe>'
+
+
+def _save(path: Path, html: str, png: Any) -> Path:
+    if path.suffix == ".png":
+        path.write_bytes(png())
+    elif path.suffix in (".html", ".htm"):
+        path.write_text(html, encoding="utf-8")
+    else:
+        raise UsageError(f"'{path}' ends neither in .html nor in .png")
+    return path

@@ -1,0 +1,399 @@
+"""The screen of ``llamatel top``, from a live document and what the keys chose. Pure: no clock, no terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.ui.top.server_table import ORDERS, Row, ordered, state, table
+from llamatel.ui.view.glyphs import OUTCOME_STYLES, UNICODE, Glyphs
+from llamatel.ui.view.number_format import count, exact, plural, rate, seconds
+from llamatel.ui.view.request_line import request_header, request_line
+from llamatel.ui.view.text_page import cut, printable, size
+from llamatel.ui.view.waterfall import waterfall
+
+Document = Mapping[str, Any]
+
+SORTS = ("newest", "slowest", "first token", "tokens")
+FILTERS = ("all", "failed", "ok")
+HELP = (
+    ("tab, left, right", "another server"),
+    ("o", f"order of servers: {', '.join(ORDERS)}"),
+    ("up, down", "choose a request; enter shows its waterfall, escape goes back"),
+    ("s", f"sort requests: {', '.join(SORTS)}"),
+    ("f", f"filter requests: {', '.join(FILTERS)}"),
+    ("p", "pause"),
+    ("q", "quit"),
+    ("", ""),
+    ("KV active", "tokens of requests that run; when they fill the pool, requests fail"),
+    ("KV cached", "tokens that idle slots still hold; they give way to what runs"),
+    ("first", "time to the first token: the wait for a slot, and prefill"),
+    ("per token", "time for each token after the first"),
+    ("cut off", "the answer ended because its slot's context was full"),
+    ("stale", "the server was too busy to answer: its figures are old"),
+)
+_SORT_KEYS: dict[str, Callable[[Completion], float]] = {
+    "newest": lambda request: request.ended_at,
+    "slowest": lambda request: request.duration_s,
+    "first token": lambda request: request.time_to_first_token_s or -1.0,
+    "tokens": lambda request: request.generated or -1,
+}
+_SERVERS_SHOWN = 8
+"""At least; more on a high terminal."""
+_SLOTS_SHOWN = 16
+_GPUS_SHOWN = 8
+_WIDE_ENOUGH = 72
+"""Columns from which on slots have bars and percentiles are three."""
+_SPARKS = " ▁▂▃▄▅▆▇█"
+_ASCII_SPARKS = " .:-=+*#@"
+
+
+@dataclasses.dataclass
+class Choices:
+    """What the keys have chosen."""
+
+    focus: str | None = None
+    order: int = 0
+    sort: int = 0
+    filter: int = 0
+    selected: int = 0
+    waterfall: bool = False
+    paused: bool = False
+    help: bool = False
+
+    def press(self, key: str, document: Document) -> bool:
+        """Take a key; False if it means to end."""
+        requests = visible(document, self)
+        if key == "q":
+            return False
+        if key in {"tab", "right", "left"}:
+            self.focus = _neighbour(document, self, -1 if key == "left" else 1)
+            self.selected, self.waterfall = 0, False
+        elif key in {"up", "down"}:
+            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), len(requests) - 1))
+        elif key == "enter":
+            self.waterfall = bool(requests) and not self.waterfall
+        elif key == "escape":
+            self.waterfall = self.help = False
+        elif key == "s":
+            self.sort = (self.sort + 1) % len(SORTS)
+        elif key == "o":
+            self.order = (self.order + 1) % len(ORDERS)
+        elif key == "f":
+            self.filter, self.selected = (self.filter + 1) % len(FILTERS), 0
+        elif key in {"p", " "}:
+            self.paused = not self.paused
+        elif key in {"h", "?"}:
+            self.help = not self.help
+        return True
+
+
+def _neighbour(document: Document, choices: Choices, step: int) -> str | None:
+    keys = [row["key"] for row in ordered(document, choices.order)]
+    if not keys:
+        return None
+    # The document is of before, if tab is pressed faster than it comes.
+    now = next((keys.index(key) for key in (choices.focus, document["focus"]) if key in keys), 0)
+    return str(keys[(now + step) % len(keys)])
+
+
+def completion_of(request: Mapping[str, Any]) -> Completion:
+    """A request of the document as the record that it was made of, as far as it is told."""
+    fields = {field.name for field in dataclasses.fields(Completion)} - {"server", "outcome", "prompt_computed"}
+    prompt, cached = request["prompt_tokens"], request["prompt_cached"]
+    return Completion(
+        server=ServerInfo("", model=printable(request["server"]).partition(" ")[2] or None),
+        outcome=Outcome(request["outcome"]),
+        prompt_computed=None if prompt is None or cached is None else prompt - cached,
+        **{name: value for name, value in request.items() if name in fields},
+    )
+
+
+def visible(document: Document, choices: Choices) -> list[tuple[Completion, str | None]]:
+    """The requests of the server in focus, filtered and sorted, with their traces' ids."""
+    wanted = FILTERS[choices.filter]
+    found = [
+        (completion_of(request), request["trace_id"])
+        for request in document["requests"]
+        if request["server"] == document["focus"]
+        and (wanted == "all" or (request["outcome"] == "ok") == (wanted == "ok"))
+    ]
+    return sorted(found, key=lambda one: _SORT_KEYS[SORTS[choices.sort]](one[0]), reverse=True)
+
+
+def screen(
+    document: Document,
+    choices: Choices,
+    width: int,
+    height: int,
+    *,
+    glyphs: Glyphs = UNICODE,
+    trouble: str | None = None,
+) -> Text:
+    """All of it in ``height`` lines of at most ``width`` columns; ``trouble``: why the figures are old."""
+    server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
+    lines = [_title(document, server, choices, width, glyphs)]
+    if trouble:
+        lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
+    lines += _alarms(document, width)
+    if choices.help:
+        lines += _help(width)
+    elif server is None:
+        lines.append(Text("no server is watched yet", "dim"))
+    else:
+        if len(document["servers"]) > 1:
+            lines += table(document, choices.order, width, max(_SERVERS_SHOWN, height // 4), glyphs)
+        lines += _server(document, server, width, glyphs)
+        lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
+    footer = Text("q quit  h help  p pause  s sort  f filter  tab server  enter waterfall", "dim")
+    shown = lines[: height - 1]
+    shown += [Text()] * (height - 1 - len(shown))
+    for line in (*shown, footer):
+        line.no_wrap = True
+        if line.cell_len > width:
+            line.truncate(width - 1)
+            line.append(glyphs.ellipsis)
+    return Text("\n").join((*shown, footer))
+
+
+def _help(width: int) -> list[Text]:
+    lines = []
+    for name, meaning in HELP:
+        for part in textwrap.wrap(meaning, max(width - 20, 20)) or [""]:
+            lines.append(Text(f"  {name:18}", "bold").append(part, "default"))
+            name = ""  # noqa: PLW2901 - its meaning goes on in a line of its own
+    return lines
+
+
+def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices, width: int, glyphs: Glyphs) -> Text:
+    """The name gives way: how the server is must be seen, however long its model's name."""
+    end = Text()
+    if server is not None:
+        end.append_text(state(server)).append("  ")
+        if server["started_at"] is not None and server["up"]:
+            end.append(f"for {seconds(max(0.0, document['taken_at'] - server['started_at']))}  ", "dim")
+    end.append(time.strftime("%H:%M:%S", time.localtime(document["taken_at"])), "dim")
+    if choices.paused:
+        end.append("  paused", "yellow")
+    line = Text("llamatel top  " if width >= 60 else "", "bold")
+    if server is not None:
+        room = max(width - line.cell_len - end.cell_len - 2, 12)
+        line.append(cut(printable(server["key"]), room, glyphs), "bold cyan").append("  ")
+    return line.append_text(end)
+
+
+def _alarms(document: Document, width: int) -> list[Text]:
+    """The last two; in full, as what helps stands at the end."""
+    recent = [alarm for alarm in document["alarms"] if document["taken_at"] - alarm["at"] < 60]
+    lines = []
+    for alarm in recent[-2:]:
+        for number, part in enumerate(textwrap.wrap(printable(alarm["text"], 400), max(width - 2, 20))):
+            lines.append(Text("  " if number else "! ", "bold yellow").append(part, "yellow"))
+    return lines
+
+
+def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
+    slots, summary, history = server["slots"], document["summary"], document["history"]
+    cells = max(10, min(width - 52, 60))
+    lines = [
+        Text("a router: its models have slots and caches", "dim")
+        if _is_router(document, server)
+        else _pool(server, cells, glyphs)
+    ]
+    busy = None if slots is None else sum(slot["busy"] for slot in slots)
+    of = "" if slots is None else f" of {len(slots)}"
+    room = max(width - 48, 0)  # beside the figures
+    line = Text("decode  ", "bold").append(_spark(history["decode_rate"], min(20, room * 5 // 8), glyphs), "green")
+    line.append(f" {rate(server['decode_rate'], glyphs):>5} tok/s", "default")
+    line.append("  busy  ", "bold").append(_spark(history["busy"], min(12, room * 3 // 8), glyphs), "cyan")
+    line.append(f" {count(busy, glyphs)}{of}", "default")
+    line.append("  waiting  ", "bold")
+    line.append(count(server["deferred"], glyphs), "yellow" if server["deferred"] else "default")
+    lines.append(line)
+    if summary["requests"]["total"]:
+        quantiles = ("p50", "p95", "p99") if width >= _WIDE_ENOUGH else ("p50", "p95")
+        times = (("first", "time_to_first_token_s"), ("per token", "time_per_output_token_s"))
+        known = [(name, summary[key]) for name, key in times if summary[key]["n"]]
+        if known:
+            line = Text(f"{'/'.join(quantiles)}  ", "bold")
+            for name, values in known:
+                parts = "/".join(seconds(values[each], glyphs) for each in quantiles)
+                line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
+            lines.append(line)
+        line = Text("requests  ", "bold")
+        for name, number in summary["requests"].items():
+            if name == "total" or number:
+                style = "default" if name == "total" else OUTCOME_STYLES[name]
+                line.append(f"{number:,} {name.replace('_', ' ')}  ", style)
+        lines.append(line.append_text(_hits(server)).append_text(_bandwidth(document)))
+    lines += [_gpu(device, glyphs) for device in document["devices"][:_GPUS_SHOWN]]
+    lines += _slots(server, width, glyphs)
+    return lines
+
+
+def _gpu(device: Mapping[str, Any], glyphs: Glyphs) -> Text:
+    line = Text("GPU  ", "bold").append(printable(device["name"], 24)).append("  ")
+    busy = device["utilization"]
+    line.append("busy " + (glyphs.unknown if busy is None else f"{100 * busy:.0f} %"))
+    line.append(f"  {size(device['memory_used'], glyphs)} of {size(device['memory_limit'], glyphs)}")
+    if device["power_w"] is not None:
+        line.append(f"  {device['power_w']:.0f} W")
+    if device["temperature_c"] is not None:
+        line.append(
+            f"  {device['temperature_c']:.0f} °C" if glyphs is UNICODE else f"  {device['temperature_c']:.0f} C"
+        )
+    if device["throttled_by"]:
+        line.append(f"  held down: {', '.join(device['throttled_by'])}", "yellow")
+    return line
+
+
+def _hits(server: Mapping[str, Any]) -> Text:
+    counters = server["counters"]
+    computed, cached = counters.get("prompt_tokens_total"), counters.get("prompt_tokens_cached_total")
+    if computed is None or not cached:
+        return Text()
+    return Text(f"prompt tokens from cache {100 * cached / (computed + cached):.0f} %", "dim")
+
+
+def _is_router(document: Document, server: Mapping[str, Any]) -> bool:
+    """It has no model itself, and others have its place."""
+    place = (server["address"], server["port"])
+    return server["model"] is None and any(
+        one["model"] is not None and (one["address"], one["port"]) == place for one in document["servers"]
+    )
+
+
+def _bandwidth(document: Document) -> Text:
+    """How close the last request whose share is known came to what the GPUs' memory can deliver."""
+    shares = (one["bandwidth_utilization"] for one in document["requests"] if one["server"] == document["focus"])
+    known = [share for share in shares if share is not None]
+    return Text(f"  last at {100 * known[-1]:.0f} % of the GPU's bandwidth", "dim") if known else Text()
+
+
+def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
+    cache = server["kv_cache"]
+    line = Text("KV  ", "bold")
+    if not cache or cache["active"] is None:
+        return line.append("asleep: left alone" if server["state"] == "sleeping" else "not known", "dim")
+    active, cached, capacity = cache["active"], cache["cached"] or 0, cache["capacity"]
+    if capacity:
+        used = round(cells * active / capacity)
+        held = min(round(cells * cached / capacity), cells - used)
+        tight = active > 0.9 * capacity
+        line.append("[").append(glyphs.decode * used, "red" if tight else "blue")
+        line.append(glyphs.prefill * held, "cyan").append(" " * (cells - used - held)).append("] ")
+        line.append(
+            f"{exact(active)} active {exact(cached)} cached of {exact(capacity)}", "red" if tight else "default"
+        )
+    else:
+        line.append(f"{exact(active)} active, {exact(cached)} cached; the pool's size is not known", "default")
+    used_bytes = sum(cache["used_bytes"].values())
+    if used_bytes:
+        line.append(f"  {size(used_bytes)}", "dim")
+    return line
+
+
+def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
+    slots = server["slots"]
+    if not slots:
+        return []
+    cells = min(width - 58, 48) if width >= _WIDE_ENOUGH else 0
+    work = f"{'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5} {'tok/s':>5}"
+    bar = f"{'context':{cells + 2}} " if cells else ""
+    lines = [Text(f"slot state  {bar}{work}", "bold")]
+    # Those that work are shown if it is not all: a server may have more slots than a screen has lines.
+    shown = sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]
+    for slot in sorted(shown, key=lambda slot: slot["id"]):
+        held, room = slot["context_tokens"], slot["context_size"]
+        busy = slot["busy"]
+        line = Text(f"{slot['id']:>4} ", "default").append("busy   " if busy else "idle   ", "green" if busy else "dim")
+        used = round(cells * min(held, room) / room) if room and held is not None else 0
+        if cells:
+            line.append("[").append((glyphs.decode if busy else glyphs.prefill) * used, "blue" if busy else "cyan")
+            line.append(" " * (cells - used) + "] ")
+        line.append(f"{count(held, glyphs)}/{count(room, glyphs)}".rjust(13))
+        if busy:
+            line.append(f"  {count(slot['prompt_computed'], glyphs):>6} {count(slot['prompt_cached'], glyphs):>6}")
+            line.append(f" {count(slot['decoded'], glyphs):>5} {rate(slot['decode_rate'], glyphs):>5}")
+        lines.append(line)
+    if len(slots) > _SLOTS_SHOWN:
+        lines.append(Text(f"     and {len(slots) - _SLOTS_SHOWN} more slots", "dim"))
+    return lines
+
+
+def _requests(document: Document, choices: Choices, width: int, room: int, glyphs: Glyphs) -> list[Text]:
+    requests = visible(document, choices)
+    choices.selected = max(0, min(choices.selected, len(requests) - 1))
+    seen = next(row["requests"] for row in document["overview"] if row["key"] == document["focus"])
+    if seen is None:
+        return [Text("polling shows slots only; requests need llamatel serve, or attach --log", "dim")]
+    if not seen:
+        return [Text("no requests yet", "dim")]
+    if not requests:
+        return [Text(f"no requests ({FILTERS[choices.filter]})", "dim")]
+    if choices.waterfall:
+        completion, trace_id = requests[choices.selected]
+        return list(waterfall(completion, width, glyphs, trace_id=trace_id).split("\n"))
+    heading = request_header(glyphs)
+    if choices.sort or choices.filter:
+        heading = Text(f"{SORTS[choices.sort]} first, {FILTERS[choices.filter]}   ", "yellow").append_text(heading)
+    lines = [heading]
+    shown = max(1, room - 1)
+    first = max(0, min(choices.selected - shown + 1, len(requests) - shown))
+    for index, (completion, _) in enumerate(requests[first : first + shown], first):
+        line = request_line(completion, width - 1, glyphs)
+        if index == choices.selected:
+            line.stylize("reverse", 0, 8)
+        lines.append(line)
+    return lines
+
+
+def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
+    """The last values as a line of blocks; one that is not known is a gap."""
+    sparks = _SPARKS if glyphs is UNICODE else _ASCII_SPARKS
+    last = list(values[-cells:]) if cells else []
+    top = max((value for value in last if value is not None), default=0) or 1
+    drawn = "".join(
+        " " if value is None else sparks[max(1, round((len(sparks) - 1) * value / top))] if value else sparks[1]
+        for value in last
+    )
+    return drawn.rjust(cells)
+
+
+def plain_lines(document: Document) -> list[str]:
+    """A line without colours for each server, for a pipe."""
+    rows = {row["key"]: row for row in document["overview"]}
+    return [_plain_line(document, server, rows[server["key"]]) for server in document["servers"]] or [
+        "no server is watched yet"
+    ]
+
+
+def _plain_line(document: Document, server: Mapping[str, Any], row: Row) -> str:
+    cache = server["kv_cache"]
+    parts = [
+        time.strftime("%H:%M:%S", time.localtime(document["taken_at"])),
+        printable(server["key"]),
+        state(server).plain,
+    ]
+    if row["slots"] is not None:
+        parts.append(f"busy {row['busy']}/{row['slots']}")
+    if server["deferred"] is not None:
+        parts.append(f"waiting {server['deferred']}")
+    if cache and cache["active"] is not None:
+        of = f"/{cache['capacity']}" if cache["capacity"] else ""
+        parts.append(f"kv {cache['active']}{of} active {cache['cached'] or 0} cached")
+    if server["decode_rate"] is not None:
+        parts.append(f"{rate(server['decode_rate'])} tok/s")
+    if row["requests"]:
+        parts.append(plural(row["requests"], "request"))
+        if row["failed"]:
+            parts.append(f"{row['failed']} failed")
+        if row["ttft_p95_s"] is not None:
+            parts.append(f"first token p95 {seconds(row['ttft_p95_s'])}")
+    return "  ".join(parts)

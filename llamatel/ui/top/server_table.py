@@ -1,0 +1,102 @@
+"""The servers of a live document as a table: in an order, with the one in focus among those that are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from llamatel.ui.view.glyphs import UNICODE, Glyphs
+from llamatel.ui.view.number_format import count, rate, seconds
+from llamatel.ui.view.text_page import cut, printable
+
+Row = Mapping[str, Any]
+"""A line of the document's ``overview``."""
+
+ORDERS = ("in trouble", "as given", "busiest", "fullest", "fastest")
+_ORDER_KEYS: dict[str, Callable[[Row], float]] = {
+    "in trouble": lambda row: {"down": 2.0, "warned": 1.0}.get(row["trouble"], 0.0),
+    "as given": lambda _: 0.0,
+    "busiest": lambda row: (row["deferred"] or 0) + (row["busy"] or 0),
+    "fullest": lambda row: _share_used(row) or 0.0,
+    "fastest": lambda row: row["decode_rate"] or 0.0,
+}
+_NARROW = 46
+"""Columns beside the name; from ``_WIDE`` columns of the terminal on there is room for more."""
+_WIDE = 104
+_MORE = 29
+
+
+def ordered(document: Mapping[str, Any], order: int) -> list[Row]:
+    """The servers in one of ``ORDERS``; those that are equal in it stay as given."""
+    rows = {row["key"]: row for row in document["overview"]}
+    return sorted((rows[key] for key in document["keys"]), key=_ORDER_KEYS[ORDERS[order]], reverse=True)
+
+
+def state(server: Mapping[str, Any]) -> Text:
+    """How a server, or its row, is, in one or a few words."""
+    if server["state"] == "failed":
+        return Text("failed", "red")
+    if server["up"] is None:
+        return Text(server["state"] or "log only", "dim")
+    word = server["state"] or ("up" if server["up"] else "down")
+    if server["stale"]:
+        return Text(f"{word}, busy: figures are old", "yellow")
+    if word == "starting":
+        return Text(word, "yellow")
+    return Text(word, "green" if server["up"] else "red")
+
+
+def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyphs: Glyphs = UNICODE) -> Sequence[Text]:
+    """A heading and ``lines`` servers at most."""
+    rows = ordered(document, order)
+    place = [row["key"] for row in rows].index(document["focus"])
+    first = max(0, min(place - lines // 2, len(rows) - lines))
+    wide = width >= _WIDE
+    name_width = max(20, width - _NARROW - _MORE * wide)
+    troubled = sum(row["trouble"] is not None for row in rows)
+    by = f"{ORDERS[order]} first" if order > 1 else ORDERS[order]
+    if order == 0:
+        by = f"{troubled} {by}" if troubled else ""
+    heading = cut(f"server ({place + 1} of {len(rows)}){', ' if by else ''}{by}", name_width, glyphs)
+    titles = f"  {heading:{name_width}} state    busy  wait  kv used  tok/s"
+    host = _common_host(rows) if any(len(row["key"]) > name_width for row in rows) else ""
+    shown = [Text(titles + ("  first p95  failed  restarts" if wide else ""), "bold")]
+    for row in rows[first : first + lines]:
+        here = row["key"] == document["focus"]
+        line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
+        name = cut(printable(row["key"].removeprefix(host)), name_width, glyphs)
+        line.append(f"{name:{name_width}} ", "bold" if here else "default")
+        shown.append(line.append_text(_figures(row, glyphs, wide=wide)))
+    return shown
+
+
+def _common_host(rows: Sequence[Row]) -> str:
+    """What all addresses have before the port; it tells none from another."""
+    hosts = {row["key"].partition(" ")[0].rpartition(":")[0] for row in rows}
+    return hosts.pop() if len(hosts) == 1 else ""
+
+
+def _figures(row: Row, glyphs: Glyphs, *, wide: bool) -> Text:
+    share = _share_used(row)
+    busy = glyphs.unknown if row["slots"] is None else f"{row['busy']}/{row['slots']}"
+    used = glyphs.unknown if share is None else f"{100 * share:.0f} %"
+    line = Text("stale", "yellow") if row["stale"] else state(row)
+    if row["trouble"] == "warned" and row["up"]:
+        line.stylize("yellow")
+    line.truncate(8, pad=True)
+    line.append(f"{busy:>5}", "default")
+    line.append(f"{count(row['deferred'], glyphs):>6}", "yellow" if row["deferred"] else "default")
+    line.append(f"{used:>9}", "red" if share is not None and share > 0.9 else "default")
+    line.append(f"{rate(row['decode_rate'], glyphs):>7}", "default")
+    if wide:
+        line.append(f"{seconds(row['ttft_p95_s'], glyphs):>11}", "default")
+        line.append(f"{count(row['failed'], glyphs):>8}", "red" if row["failed"] else "default")
+        line.append(f"{count(row['restarts'], glyphs):>10}", "yellow" if row["restarts"] else "default")
+    return line
+
+
+def _share_used(row: Row) -> float | None:
+    """Of the KV cache, by running requests."""
+    return None if row["headroom"] is None else 1.0 - float(row["headroom"])

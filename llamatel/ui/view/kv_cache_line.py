@@ -1,0 +1,37 @@
+"""A server's KV cache in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llamatel.snapshots import KvCacheState, ServerSnapshot
+from llamatel.ui.view.glyphs import UNICODE, Glyphs
+from llamatel.ui.view.number_format import exact
+from llamatel.ui.view.text_page import size
+
+
+def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None:
+    """``4,096 tokens shared by 4 slots, 16.0 MiB; 1,120 active, 96 cached``; None where nothing is known.
+
+    Tokens appear once there are any. Bytes are those that llama.cpp reported, else those planned, which says so.
+    """
+    cache = state.kv_cache
+    if cache is None or cache.capacity is None:
+        return None
+    slots = state.settings.get("parallel") or (None if state.slots is None else str(len(state.slots)))
+    whose = ""
+    if slots not in (None, "1") and cache.unified is not None:
+        whose = f" shared by {slots} slots" if cache.unified else f" in {slots} slots"
+    held = ""
+    if cache.active or cache.cached:
+        held = f"; {exact(cache.active, glyphs)} active, {exact(cache.cached, glyphs)} cached"
+    return f"{exact(cache.capacity, glyphs)} tokens{whose}{_bytes(cache, glyphs)}{held}"
+
+
+def _bytes(cache: KvCacheState, glyphs: Glyphs) -> str:
+    def said(sizes: Mapping[str, int]) -> str:
+        return size(sum(sizes.values()), glyphs)
+
+    if cache.reported_bytes:
+        return f", {said(cache.reported_bytes)}"
+    return f", {said(cache.planned_bytes)} as planned" if cache.planned_bytes else ""

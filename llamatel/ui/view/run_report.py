@@ -1,0 +1,161 @@
+"""A run on one page: requests, percentiles, KV cache over time, tokens a second, the slowest traces. One HTML file.
+
+It takes the document of ``llamatel.ui.live`` and draws it; no script, no network, nothing of prompts or answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from llamatel.telemetry.kept_spans import KeptSpan
+from llamatel.ui.view.number_format import exact, plural, seconds
+from llamatel.ui.view.svg_charts import dots, stacked_areas
+from llamatel.ui.view.text_page import printable, size
+from llamatel.ui.view.trace_view import COLOURS, trace_html
+
+SLOWEST = 5
+Spans = Callable[[str], Sequence[KeptSpan]]
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2530; --soft: #66727f; --line: #d9dfe5; --paper: #fff; --card: #f5f7f9 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaee; --soft: #98a4b0; --line: #333c46; --paper: #14181d; --card: #1d232a } }
+body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 860px; padding: 24px }
+h1 { font-size: 22px; margin: 0 } h2 { font-size: 16px; margin: 28px 0 8px }
+p, figcaption { color: var(--soft); margin: 4px 0 12px }
+.cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 16px 0 }
+.card { background: var(--card); border-radius: 8px; padding: 10px 16px; min-width: 90px }
+.card b { display: block; font-size: 21px } .card span { color: var(--soft) }
+table { border-collapse: collapse } td, th { padding: 4px 14px 4px 0; text-align: right; font-weight: normal }
+tr > :first-child { text-align: left } th { color: var(--soft) } table.lines tr { border-top: 1px solid var(--line) }
+figure { margin: 0 } svg { width: 100%; height: auto } svg text { font: 11px system-ui; fill: var(--soft) }
+.grid { stroke: var(--line) } .limit { stroke: var(--soft); stroke-dasharray: 5 4 }
+.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 5px 0 12px }
+.trace { border-top: 1px solid var(--line); padding: 8px 0; overflow-x: auto }
+"""
+
+
+def report_html(document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], spans: Spans, title: str) -> str:
+    """The page. ``histories``: the document once for each server, with that one in focus. ``spans``: of a trace."""
+    requests = document["requests"]
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["taken_at"]))
+    about = f"llamatel {document['about'].get('version') or ''}, {when}; {_servers(document['servers'])}"
+    body = [
+        f"<h1>{escape(printable(title))}</h1><p>{escape(about)}</p>",
+        _cards(document["summary_of_all"]),
+        "<h2>Latency</h2>" + _percentiles(document["summary_of_all"]),
+        *(_kv_cache(history) for history in histories),
+        _speed(requests),
+        _slowest(requests, spans),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(printable(title))}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
+    )
+
+
+def _servers(servers: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(printable(str(server["key"])) for server in servers) or "no server"
+
+
+def _cards(summary: Mapping[str, Any]) -> str:
+    requests, tokens = summary["requests"], summary["tokens"]
+    cards = [(exact(requests["total"]), "requests")]
+    outcomes = [(name, number) for name, number in requests.items() if name != "total" and number]
+    cards += [(exact(number), name.replace("_", " ")) for name, number in outcomes]
+    cards += [
+        (exact(tokens["input"]), "tokens in"),
+        (exact(tokens["input_cached"]), "of them cached"),
+        (exact(tokens["output"]), "tokens out"),
+    ]
+    inside = "".join(f'<div class="card"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in cards)
+    return f'<div class="cards">{inside}</div>'
+
+
+def _percentiles(summary: Mapping[str, Any]) -> str:
+    rows = []
+    for label, key in (
+        ("waited for a slot", "queue_s"),
+        ("time to first token", "time_to_first_token_s"),
+        ("time per output token", "time_per_output_token_s"),
+        ("end to end", "end_to_end_s"),
+    ):
+        found = summary[key]
+        cells = "".join(f"<td>{seconds(found[name])}</td>" for name in ("p50", "p95", "p99"))
+        rows.append(f"<tr><td>{label}</td><td>{found['n']}</td>{cells}</tr>")
+    head = "<tr><th></th><th>requests</th><th>p50</th><th>p95</th><th>p99</th></tr>"
+    return f'<table class="lines">{head}{"".join(rows)}</table>'
+
+
+def _kv_cache(document: Mapping[str, Any]) -> str:
+    """Tokens over time; of a server whose KV cache nobody looked at, nothing."""
+    history = document["history"]
+    looks = list(zip(history["at"], history["active"], history["cached"], strict=True))
+    known = [active + cached for _, active, cached in looks if active is not None and cached is not None]
+    if len(known) < 2:
+        return ""
+    server = next(each for each in document["servers"] if each["key"] == document["focus"])
+    cache = server["kv_cache"] or {}
+    capacity = cache.get("capacity")
+    chart = stacked_areas(
+        "tokens in the KV cache",
+        [
+            (COLOURS["decode"], [(at, active) for at, active, _ in looks]),
+            (COLOURS["span"], [(at, cached) for at, _, cached in looks]),
+        ],
+        None if capacity is None else float(capacity),
+    )
+    words = [
+        f"tokens in the KV cache, {max(known):,} at most",
+        _key("decode", "of running requests"),
+        _key("span", "kept for the next one"),
+    ]
+    if capacity is not None:
+        words.append(f"; dashed: capacity, {capacity:,} tokens")
+    planned = sum((cache.get("planned_bytes") or {}).values())
+    if planned:
+        words.append(f" = {size(planned)}, computed from the model's file")
+    key = escape(printable(str(document["focus"])))
+    return f"<h2>KV cache of {key}</h2><figure>{chart}<figcaption>{''.join(words)}</figcaption></figure>"
+
+
+def _key(colour: str, words: str) -> str:
+    return f'<span class="key" style="background:{COLOURS[colour]}"></span>{words}'
+
+
+def _speed(requests: Sequence[Mapping[str, Any]]) -> str:
+    points = [(one["ended_at"], one["tokens_per_second"]) for one in requests if one["tokens_per_second"] is not None]
+    if not points:
+        return ""
+    chart = dots("tokens a second", points, COLOURS["decode"])
+    words = f"tokens that each of the last {plural(len(points), 'request')} generated a second, by llama.cpp's figures"
+    return f"<h2>Decoding speed</h2><figure>{chart}<figcaption>{words}</figcaption></figure>"
+
+
+def slowest(requests: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that took longest, the longest first."""
+    return sorted(requests, key=lambda one: one["ended_at"] - one["arrived_at"], reverse=True)[:SLOWEST]
+
+
+def _slowest(requests: Sequence[Mapping[str, Any]], spans: Spans) -> str:
+    parts = []
+    drawn: set[str] = set()
+    for one in slowest(requests):
+        trace_id = one["trace_id"]
+        trace = spans(trace_id) if trace_id else ()
+        about = f"{seconds(one['ended_at'] - one['arrived_at'])}, {one['outcome']}, {printable(str(one['server']))}"
+        tokens = f"{exact(one['prompt_tokens'])} tokens in, {exact(one['generated'])} out"
+        if not trace:
+            shown = f"<p>trace {escape(str(trace_id or 'not kept'))}</p>"
+        elif trace_id in drawn:  # those of one workflow are often the slowest together
+            shown = f"<p>in trace {escape(trace_id)}, above</p>"
+        else:
+            drawn.add(trace_id)
+            shown = trace_html(trace)
+        parts.append(f'<div class="trace"><b>{escape(about)}</b> <span>{tokens}</span>{shown}</div>')
+    return f"<h2>Slowest requests</h2>{''.join(parts) or '<p>none</p>'}"
