@@ -129,7 +129,7 @@ def _metrics() -> tuple[ScrapeRegistry, MeterProvider]:
     reader = ScrapedReader(registry)
     attribute_sets.raise_limits(reader)
     provider = MeterProvider([reader], resource=resource_of(Settings()), shutdown_on_exit=False)
-    attribute_sets.forget_the_gone(provider)
+    attribute_sets.forget_removed(provider)
     return registry, provider
 
 

@@ -13,11 +13,11 @@
     │   │   └── ContextTooLong  its prompt does not fit into the context
     │   ├── NotAuthorized       401, 403: the API key is missing or wrong
     │   ├── NotSupported        404, 501: this server has it not, or was started without it
-    │   ├── NotReady            503: the model is loading
+    │   ├── ServerNotReady            503: the model is loading
     │   ├── ServerFailure       500 and what else it answers
-    │   ├── NoAnswer            nobody listens, or the connection broke
+    │   ├── ConnectError            nobody listens, or the connection broke
     │   ├── RequestTimeout      no byte came in the time given
-    │   └── BadAnswer           what came is not what llama.cpp sends
+    │   └── InvalidResponse           what came is not what llama.cpp sends
     ├── LogSourceError          a log file or stream cannot be read
     ├── ExploreError            llama.cpp cannot be observed: not installed, not understood, or it died
     ├── GGUFError               a model file's header cannot be read
@@ -127,7 +127,7 @@ class NotSupported(RequestError):
     """This server does not have that, or was started without it."""
 
 
-class NotReady(RequestError):
+class ServerNotReady(RequestError):
     """The model is still loading."""
 
 
@@ -135,7 +135,7 @@ class ServerFailure(RequestError):
     """The server took the request and failed."""
 
 
-class NoAnswer(RequestError):
+class ConnectError(RequestError):
     """Nobody listens, or the connection broke before the answer was complete."""
 
 
@@ -143,7 +143,7 @@ class RequestTimeout(RequestError, TimeoutError):
     """The server sent nothing in the time given."""
 
 
-class BadAnswer(RequestError):
+class InvalidResponse(RequestError):
     """The answer is not what llama.cpp sends; perhaps something else listens at that address."""
 
 

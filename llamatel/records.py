@@ -20,7 +20,7 @@ class Outcome(str, Enum):
     CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
 
 
-Place = tuple["str | None", "int | None", "str | None"]
+ServerKey = tuple["str | None", "int | None", "str | None"]
 """Address, port and model of a server."""
 
 
@@ -48,7 +48,7 @@ class ServerInfo:
                 object.__setattr__(self, name, value.encode("utf-8", "replace").decode())
 
     @property
-    def place(self) -> Place:
+    def key(self) -> ServerKey:
         """What tells servers, and a router's models, apart in metrics."""
         return self.address, self.port, self.model
 

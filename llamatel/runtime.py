@@ -26,9 +26,9 @@ from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
 from llamatel.records import ClientCall
 from llamatel.telemetry import pipeline, zero_code
-from llamatel.telemetry.call_report_receiver import CallReceiver
+from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
-from llamatel.telemetry.instruments import Asked, Instruments
+from llamatel.telemetry.instruments import Callbacks, Instruments
 from llamatel.telemetry.kept_spans import KEPT
 from llamatel.telemetry.observer import Observer, Sink
 from llamatel.telemetry.pipeline import Pipeline
@@ -36,9 +36,9 @@ from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.snapshot_timer import Watcher
 from llamatel.tracing import decorators as tracing
 from llamatel.tracing import message_content
-from llamatel.tracing.call_reporter import CallSender
+from llamatel.tracing.call_reporter import CallReporter
 from llamatel.tracing.client_spans import ClientSpans
-from llamatel.tracing.joining import Underway
+from llamatel.tracing.joining import OpenCall
 from llamatel.ui.live import Live
 from llamatel.ui.notebook import Report, Trace
 from llamatel.ui.web import Page
@@ -58,7 +58,7 @@ class Runtime:
     """What runs now and what was just there."""
     forget_servers: tuple[Callable[[], None], ...]
     """Ends the watch for servers that are started, and for models that are loaded."""
-    calls: CallSender | None
+    calls: CallReporter | None
     """Tells another process's llamatel of the calls that are made here; None where it is not to."""
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class Runtime:
         return f"<llamatel {'off (OTEL_SDK_DISABLED)' if self.settings.disabled else parts or 'without an exporter'}>"
 
 
-_ASKED = Asked()
+_CALLBACKS = Callbacks()
 """On a meter that is not ours, or nobody's yet."""
 _LAST_LINES_S = 0.1
 _FRESH_S = 0.9
@@ -188,20 +188,26 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
     instance = uuid.uuid4().hex
     told = None
     if built.spans_leave and not settings.disabled and settings.llamatel_url != "none":
-        told = CallSender(settings.llamatel_url, instance, token=settings.page_token)
+        told = CallReporter(settings.llamatel_url, instance, token=settings.page_token)
 
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(told.losses() if told is not None else {})}
 
-    asked = None if built.measures_alone else _ASKED
+    callbacks = None if built.measures_alone else _CALLBACKS
     observer, instruments = connect(
-        built.tracer, built.meter, chosen, sinks=(*sinks, live), watchers=(live.observe,), dropped=dropped, asked=asked
+        built.tracer,
+        built.meter,
+        chosen,
+        sinks=(*sinks, live),
+        watchers=(live.observe,),
+        dropped=dropped,
+        callbacks=callbacks,
     )
     built.publish()
     if settings.metrics_addr is not None:
         host = settings.metrics_addr[0]
         document = partial(_document, observer, live)
-        receiver = CallReceiver(observer, instance)
+        receiver = CallReportReceiver(observer, instance)
         built.show(Page(document, receiver, host=host, token=settings.page_token))
     if not settings.disabled:
         content = message_content.wanted(os.environ)
@@ -214,14 +220,14 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
 
 
 def _client_spans(
-    tracer: trace.Tracer, observer: Observer, told: CallSender | None, *, content: message_content.Wanted
+    tracer: trace.Tracer, observer: Observer, told: CallReporter | None, *, content: message_content.Wanted
 ) -> ClientSpans:
     """What listens to calls, and hands them on to the observer and to a llamatel elsewhere."""
     if told is None:
-        return ClientSpans(tracer, began=observer.call_began, ended=observer.submit, content=content)
+        return ClientSpans(tracer, began=observer.call_started, ended=observer.submit, content=content)
 
-    def began(key: object, underway: Underway) -> None:
-        observer.call_began(key, underway)
+    def began(key: object, underway: OpenCall) -> None:
+        observer.call_started(key, underway)
         told.began(key, underway)
 
     def ended(record: ClientCall) -> None:

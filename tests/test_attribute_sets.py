@@ -47,7 +47,7 @@ class Observed:
         self.reader = InMemoryMetricReader()
         attribute_sets.raise_limits(self.reader)
         self.provider = MeterProvider([self.reader], shutdown_on_exit=False)
-        attribute_sets.forget_the_gone(self.provider)
+        attribute_sets.forget_removed(self.provider)
         meter = self.provider.get_meter("tests")
         meter.create_observable_counter("total", [self._observe])
         meter.create_observable_gauge("level", [self._observe])

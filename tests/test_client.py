@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from llamatel.errors import (
-    BadAnswer,
     BadRequest,
+    ConnectError,
     ContextTooLong,
-    NoAnswer,
+    InvalidResponse,
     NotAuthorized,
-    NotReady,
     NotSupported,
     RequestError,
     RequestTimeout,
+    ServerNotReady,
     UsageError,
 )
 from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
@@ -326,7 +326,7 @@ def test_a_cancelled_task_ends_the_generation(server: ServerManager, client: Lla
 def test_nobody_listens() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    with pytest.raises(NoAnswer, match=f"nobody listens at {address}") as caught:
+    with pytest.raises(ConnectError, match=f"nobody listens at {address}") as caught:
         LlamaCppClient(address, retries=1).health()
     assert time.monotonic() - began > 0.2
     assert (caught.value.kind, caught.value.status, caught.value.exit_code) == ("connection_refused", None, 1)
@@ -379,7 +379,7 @@ def test_a_server_that_is_killed_amid_a_stream(tiny_model: Path) -> None:
         stream = LlamaCppClient(running.base_url).complete("Long", n_predict=LONG, ignore_eos=True, stream=True)
         next(stream)
         running.stop_server(0)
-        with pytest.raises(NoAnswer, match="broke in the middle of the answer") as caught:
+        with pytest.raises(ConnectError, match="broke in the middle of the answer") as caught:
             list(stream)
         assert caught.value.kind == "broken_stream"
         assert list(stream) == []
@@ -419,12 +419,12 @@ def http(body: bytes, status: str = "200 OK") -> bytes:
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", BadAnswer),
-        (http(b"<html>hello</html>"), BadAnswer),
-        (http(b"[1, 2]"), BadAnswer),
-        (http(b"\xff\xfe"), BadAnswer),
-        (http(b'{"a": 1')[:-3], NoAnswer),
-        (b"", NoAnswer),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", InvalidResponse),
+        (http(b"<html>hello</html>"), InvalidResponse),
+        (http(b"[1, 2]"), InvalidResponse),
+        (http(b"\xff\xfe"), InvalidResponse),
+        (http(b'{"a": 1')[:-3], ConnectError),
+        (b"", ConnectError),
         (http(b"<h1>Bad gateway</h1>", "502 Bad Gateway"), RequestError),
         (http(b'{"error": "plain"}', "400 Bad Request"), BadRequest),
     ],
@@ -438,9 +438,9 @@ def test_something_else_listens_there(answer: bytes, kind: type[RequestError]) -
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (b"data: nonsense\n\n", BadAnswer),
-        (b"data: 7\n\n", BadAnswer),
-        (b"", BadAnswer),
+        (b"data: nonsense\n\n", InvalidResponse),
+        (b"data: 7\n\n", InvalidResponse),
+        (b"", InvalidResponse),
         (b'data: {"error":{"code":500,"message":"Compute error.","type":"server_error"}}\n\n', RequestError),
     ],
 )
@@ -457,7 +457,7 @@ def test_a_server_that_loads_is_asked_again() -> None:
     )
     speaker = Speaker(loading, http(b'{"content": "now"}'), loading)
     assert LlamaCppClient(speaker.url).complete("x").text == "now"
-    with pytest.raises(NotReady, match="Loading model"):
+    with pytest.raises(ServerNotReady, match="Loading model"):
         LlamaCppClient(speaker.url, retries=0).complete("x")
     assert len(speaker.asked) == 3
 
@@ -528,7 +528,7 @@ def test_a_client_that_was_closed_says_so(server: ServerManager) -> None:
 
 
 def test_a_host_that_nobody_knows() -> None:
-    with pytest.raises(NoAnswer, match=r"there is no host 'nowhere\.invalid'") as caught:
+    with pytest.raises(ConnectError, match=r"there is no host 'nowhere\.invalid'") as caught:
         LlamaCppClient("http://nowhere.invalid").health()
     assert caught.value.kind == "host_not_found"
 

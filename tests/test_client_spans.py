@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
-from llamatel.errors import ContextTooLong, NoAnswer, RequestError
+from llamatel.errors import ConnectError, ContextTooLong, RequestError
 from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
 from llamatel.llama.client import client_call as calls
 from llamatel.metrics import METRICS, table
@@ -63,7 +63,7 @@ class Joined(Recording):
         if server is not None:
             told_all(server)
             self.observer.watch(server)
-        self.listener = ClientSpans(self.tracer, began=self.observer.call_began, ended=self._ended, content=content)
+        self.listener = ClientSpans(self.tracer, began=self.observer.call_started, ended=self._ended, content=content)
         tracing.use(self.tracer)
         calls.listen(self.listener)
 
@@ -338,7 +338,7 @@ def test_errors_are_told_without_what_may_repeat_a_prompt(
         client.complete("again " * 9000)
     with pytest.raises(RequestError):
         client.chat.completions.create([{"role": "user", "content": {"secret words": 1}}])
-    with pytest.raises(NoAnswer):
+    with pytest.raises(ConnectError):
         LlamaCppClient(f"http://127.0.0.1:{free_port()}", retries=0).complete("x")
     long, wrong, nobody = joined.of_kind(SpanKind.CLIENT)
     assert attributes(long)["error.type"] == "exceed_context_size_error"

@@ -42,7 +42,7 @@ from llamatel.snapshots import ServerSnapshot
 from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.telemetry.request_spans import Spans
-from llamatel.tracing.call_reporter import CallSender
+from llamatel.tracing.call_reporter import CallReporter
 from llamatel.ui.top.live_source import LlamatelSource
 from tests.hostile_server import Bytes, HostileServer, http, usual
 from tests.samples import completion
@@ -194,7 +194,7 @@ def test_what_is_no_llamatel_is_refused_by_top(server: HostileServer, answer: By
 )
 def test_who_only_looks_like_the_llamatel_of_this_machine(server: HostileServer, answer: Bytes) -> None:
     server.answers = {"/servers.json": answer}
-    sender = CallSender(server.url, "me")
+    sender = CallReporter(server.url, "me")
     assert sender._ask() == frozenset()
     sender.close()
 

@@ -12,7 +12,7 @@ from tests.samples import BEGAN, completion, cut_short
 HERE = ServerInfo("localhost", 8090)
 
 
-class Underway:
+class OpenCall:
     """A call that has not ended."""
 
     def __init__(self, started_at: float = BEGAN - 0.3, headers_at: float | None = None) -> None:
@@ -48,7 +48,7 @@ class Bench:
     def run(self, *requests: Completion, calls: tuple[ClientCall, ...]) -> dict[int | None, Origin]:
         """All of it begins and ends together."""
         for call in calls:
-            self.joiner.began(call.key, Underway())
+            self.joiner.began(call.key, OpenCall())
         for request in requests:
             self.joiner.completed(request)
         for call in calls:
@@ -106,7 +106,7 @@ def test_a_strangers_twin_makes_it_a_guess() -> None:
 
 def test_a_stranger_is_nobodys_and_waits_a_second_at_most() -> None:
     bench = Bench()
-    bench.joiner.began(1, Underway())
+    bench.joiner.began(1, OpenCall())
     bench.joiner.completed(completion(task=1))
     assert bench.after(0.9) == {}
     assert bench.after(0.2) == {1: NOBODY}
@@ -114,7 +114,7 @@ def test_a_stranger_is_nobodys_and_waits_a_second_at_most() -> None:
 
 def test_once_no_call_is_under_way_a_stranger_waits_no_longer() -> None:
     bench = Bench()
-    bench.joiner.began(1, Underway())
+    bench.joiner.began(1, OpenCall())
     bench.joiner.completed(completion(task=1))
     assert bench.after(0.0) == {}
     bench.joiner.gone(1)
@@ -125,7 +125,7 @@ def test_a_call_waits_for_its_request_beside_many_others() -> None:
     bench = Bench()
     calls = [bench.call(slot=number, prefill_s=0.5 + number / 1000) for number in range(40)]
     for call in calls:
-        bench.joiner.began(call.key, Underway())
+        bench.joiner.began(call.key, OpenCall())
     for number in range(40):
         bench.joiner.completed(completion(task=number, slot=number, prefill_s=0.5 + number / 1000))
         assert bench.after(0.02) == {}
@@ -138,7 +138,7 @@ def test_a_call_waits_for_its_request_beside_many_others() -> None:
 def test_a_stream_that_is_read_slowly_is_waited_for_and_strangers_meanwhile_are_not() -> None:
     bench = Bench()
     call = bench.call(headers_at=BEGAN + 0.001, ended_at=BEGAN + 5.0)
-    bench.joiner.began(call.key, Underway(headers_at=BEGAN + 0.001))
+    bench.joiner.began(call.key, OpenCall(headers_at=BEGAN + 0.001))
     bench.joiner.completed(completion(task=1))
     bench.joiner.completed(completion(task=2, started_at=BEGAN + 0.5, generated=5))
     assert bench.after(0.0) == {2: NOBODY}
@@ -150,7 +150,7 @@ def test_a_stream_that_is_read_slowly_is_waited_for_and_strangers_meanwhile_are_
 def test_a_request_that_was_there_before_the_call_was_sent_is_not_it() -> None:
     bench = Bench()
     first, later = bench.call(), bench.call(sent_at=BEGAN + 1.52, started_at=BEGAN + 1.52, ended_at=BEGAN + 1.9)
-    bench.joiner.began(later.key, Underway())
+    bench.joiner.began(later.key, OpenCall())
     bench.joiner.completed(completion(task=1))
     bench.now = BEGAN + 1.95
     bench.joiner.ended(later)
@@ -218,7 +218,7 @@ def test_a_failed_call_is_linked_to_what_failed() -> None:
 def test_at_the_end_all_is_decided_with_what_is_there() -> None:
     bench = Bench()
     call = bench.call()
-    bench.joiner.began(call.key, Underway())
+    bench.joiner.began(call.key, OpenCall())
     bench.joiner.completed(completion(task=1))
     bench.joiner.ended(call)
     assert [origin for _, origin in bench.joiner.due(all_of_them=True)] == [Origin(parent=call)]

@@ -21,7 +21,7 @@ from llamatel.llama.interactive import interactive
 from llamatel.plan import ServerSettings, cache_plan, shape_from_gguf
 from llamatel.telemetry.kept_spans import KeptSpan, KeptSpans, in_order
 from llamatel.ui import notebook
-from llamatel.ui.request_statistics import Tally
+from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view.run_report import report_html
 from llamatel.ui.view.svg_charts import dots, stacked_areas
 from llamatel.ui.view.trace_view import bars
@@ -259,7 +259,7 @@ def test_values_show_well_in_a_notebook(tiny_model: Path) -> None:
     plan = cache_plan(shape, ServerSettings(ctx_size=512, parallel=1))
     assert "131,072 bytes" in plan._repr_html_()
     assert "GQA" in shape._repr_html_()
-    tally = Tally()
+    tally = RequestStatistics()
     tally(completion())
     assert "1 request" in tally.summary()._repr_html_()
     shown = Usage(prompt_tokens=3, completion_tokens=None)._repr_html_()

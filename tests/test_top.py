@@ -20,7 +20,7 @@ import pytest
 
 from llamatel.records import RequestGpu
 from llamatel.ui.live import _request
-from llamatel.ui.request_statistics import Tally
+from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.top.keys import split
 from llamatel.ui.top.screen import Choices, plain_lines, screen
 from llamatel.ui.top.server_table import ordered
@@ -430,7 +430,7 @@ def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -
         {**_request(completion_record(gpu=gpu), None), "server": "h:1 m"}
         for gpu in (RequestGpu(bandwidth_utilization=0.5), RequestGpu(bandwidth_utilization=0.624), None)
     ]
-    summary: dict[str, Any] = Tally(keep=10).summary().as_dict()
+    summary: dict[str, Any] = RequestStatistics(keep=10).summary().as_dict()
     summary["requests"]["total"] = 3
     shown = {**document(), "requests": requests, "summary": summary}
     text = screen({**shown, "overview": [row(shown["servers"][0], requests=3)]}, Choices(), 100, 24).plain

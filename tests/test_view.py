@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llamatel.cli.telemetry_options import columns
 from llamatel.records import Completion, Outcome, ServerInfo
-from llamatel.ui.request_statistics import Distribution, Tally
+from llamatel.ui.request_statistics import Distribution, RequestStatistics
 from llamatel.ui.view import (
     ASCII,
     UNICODE,
@@ -100,7 +100,7 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def page(glyphs: Glyphs, width: int = 80, *, cut: bool = True) -> Text:
     """Everything that is ever drawn, on one page."""
-    tally = Tally()
+    tally = RequestStatistics()
     parts = [request_header(glyphs)]
     for completion in ALL:
         parts.append(request_line(completion, width, glyphs, cut=cut))
@@ -108,7 +108,7 @@ def page(glyphs: Glyphs, width: int = 80, *, cut: bool = True) -> Text:
     for completion in (OK, LONG, CANCELLED, TOO_LONG, EMBEDDING):
         parts.append(Text())
         parts.append(waterfall(completion, width, glyphs, trace_id=TRACE))
-    for summary in (tally.summary(), Tally().summary()):
+    for summary in (tally.summary(), RequestStatistics().summary()):
         parts += [Text(), summary_table(summary, glyphs), Text(summary_sentence(summary))]
     return Text("\n").join(parts)
 
@@ -155,7 +155,7 @@ def test_an_answer_that_met_the_contexts_end_is_not_just_ok() -> None:
 def test_unknown_is_a_dash_and_never_zero() -> None:
     assert "0" not in request_line(CANCELLED).plain.split("250 ms")[1]
     assert (seconds(None), count(None), exact(None), rate(None)) == (UNICODE.unknown,) * 4
-    assert Tally().summary().as_dict()["tokens"] == {"input": None, "input_cached": None, "output": None}
+    assert RequestStatistics().summary().as_dict()["tokens"] == {"input": None, "input_cached": None, "output": None}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_time_that_the_log_does_not_divide_is_drawn_as_such() -> None:
 
 
 def test_tally_is_bounded_and_counts_exactly() -> None:
-    tally = Tally(keep=3)
+    tally = RequestStatistics(keep=3)
     for number in range(10):
         tally(dataclasses.replace(OK, ended_at=START + number, queue_s=None, started_at=START))
     summary = tally.summary()

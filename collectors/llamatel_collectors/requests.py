@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.semconv import PROVIDER, error_type, operation
 
 _SERVERS = 4096
-"""Places remembered at most; beyond that an outcome's count begins with its first request."""
+"""Servers remembered at most; beyond that an outcome's count begins with its first request."""
 
 
 class RequestsCollector(Collector):
@@ -22,7 +22,7 @@ class RequestsCollector(Collector):
     name = "requests"
 
     def __init__(self) -> None:
-        self._seen: set[Place] = set()
+        self._seen: set[ServerKey] = set()
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log does not have gives none."""
@@ -50,8 +50,8 @@ class RequestsCollector(Collector):
 
     def _begun(self, server: ServerInfo) -> Iterator[Sample]:
         """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""
-        place = server.place
-        if place not in self._seen and len(self._seen) < _SERVERS:
-            self._seen.add(place)
+        key = server.key
+        if key not in self._seen and len(self._seen) < _SERVERS:
+            self._seen.add(key)
             for outcome in Outcome:
                 yield Sample("llamacpp.requests", 0, server, {"outcome": outcome.value})

@@ -33,7 +33,7 @@ from llamatel.llama.log.log_source import FileSource, StreamSource
 from llamatel.llama.watch.fleet import Fleet
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.targets import TargetFiles, target
-from llamatel.ui.request_statistics import Tally
+from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
 _LOOK_S = 0.2
@@ -87,7 +87,7 @@ def command(**values: Any) -> int:
     targets = TargetFiles(what.targets, [target(url) for url in what.urls])
     access = take(AccessOptions, values).access()
     lines = None if source is None else request_lines(options)
-    tally = Tally()
+    tally = RequestStatistics()
     notes = note_console()
     try:
         with ending_signals(), telemetry(options, [lines, tally]) as running:

@@ -37,7 +37,7 @@ from llamatel.models import tiny_model
 from llamatel.records import Completion, Outcome
 from llamatel.runtime import Runtime
 from llamatel.telemetry.jsonl import completion_as_dict
-from llamatel.ui.request_statistics import Summary, Tally
+from llamatel.ui.request_statistics import RequestStatistics, Summary
 from llamatel.ui.view import glyphs_for, summary_table, waterfall
 
 _CONTEXT = 4096
@@ -84,7 +84,7 @@ class Demo:
         self.console = console
         self.notes = notes
         self.glyphs = glyphs_for(console.encoding)
-        self.tally = Tally()
+        self.tally = RequestStatistics()
         self.kept = Kept()
         self.lines = None if options.as_json else RequestLines(console)
 

@@ -26,7 +26,7 @@ from llamatel.cli.telemetry_options import (
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.llama.server.backends import find_backend
 from llamatel.llama.server.manager import ServerManager
-from llamatel.ui.request_statistics import Tally
+from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
 
@@ -81,7 +81,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     options = take(TelemetryOptions, values)
     manager_options = take(ManagerOptions, values)
     lines = request_lines(options)
-    tally = Tally()
+    tally = RequestStatistics()
     notes = note_console()
     ready = False
     ready_timeout = values.pop("ready_timeout")

@@ -28,7 +28,7 @@ def raise_limits(reader: MetricReader) -> None:
     limits.update(dict.fromkeys(limits, LIMIT))
 
 
-def forget_the_gone(provider: MeterProvider) -> None:
+def forget_removed(provider: MeterProvider) -> None:
     """Have a provider forget, as it collects, what is not observed any more, once that is most of what it keeps.
 
     An SDK that keeps it elsewhere is left as it is.

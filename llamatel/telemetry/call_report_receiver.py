@@ -14,7 +14,7 @@ from typing import Any
 
 from llamatel.telemetry.observer import Observer
 from llamatel.tracing.call_reports import EXPECTED_S, read
-from llamatel.tracing.joining import Place, place
+from llamatel.tracing.joining import Endpoint, endpoint_of
 
 _PER_SECOND = 256 * 1024
 """Bytes that are read in a second at most: some 450 calls."""
@@ -24,7 +24,7 @@ _FRESH_S = 0.9
 _LOOK_AGAIN_S = 5.0
 
 
-class CallReceiver:
+class CallReportReceiver:
     """Answers ``/servers.json`` and ``/calls.json``. Thread-safe."""
 
     def __init__(self, observer: Observer, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +34,7 @@ class CallReceiver:
         self._lock = threading.Lock()
         self._second = 0.0
         self._taken = 0
-        self._watched: frozenset[Place] = frozenset()
+        self._watched: frozenset[Endpoint] = frozenset()
         self._looked_at = -math.inf
 
     def servers(self) -> dict[str, Any]:
@@ -42,12 +42,12 @@ class CallReceiver:
         self._looked_at = self._clock()
         self._expect(self._watched)  # now: a call may be over before we have looked
         states = self._observer.snapshot(_FRESH_S).servers
-        self._watched = frozenset(place(state.server) for state in states)
+        self._watched = frozenset(endpoint_of(state.server) for state in states)
         self._expect(self._watched)
         return {"instance": self._instance, "servers": [list(where) for where in self._watched]}
 
     def take(self, body: bytes) -> bool:
-        """Hand on what a message says of servers that we watch; False if there is too much of it. Raises BadNews.
+        """Pass on what a report says of watched servers; False if there are too many. Raises InvalidCallReport.
 
         Servers are those that were seen last, as it costs a look at them; a new one comes within seconds.
         """
@@ -58,11 +58,11 @@ class CallReceiver:
             self.servers()  # we may have begun anew since we were asked
         self._expect(self._watched.intersection(places))
         for call in calls:
-            if place(call.server) in self._watched:
+            if endpoint_of(call.server) in self._watched:
                 self._observer.submit(call)
         return True
 
-    def _expect(self, places: Iterable[Place]) -> None:
+    def _expect(self, places: Iterable[Endpoint]) -> None:
         for where in places:
             self._observer.expect_calls(where, EXPECTED_S)
 

@@ -23,7 +23,7 @@ class Guard:
         self.collector = collector
         self._failed_lately = False
         """Since the last snapshot."""
-        self._said = False
+        self._logged = False
 
     def has(self, method: str) -> bool:
         """Whether its collector does anything there: most have no business with most requests."""
@@ -72,8 +72,8 @@ class Guard:
         name = {"collector": self.collector.name}
         samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
         samples.append(Sample("llamatel.collector.success", 0.0 if self._failed_lately else 1.0, None, name))
-        if self._said and not self._failed_lately:
-            self._said = False
+        if self._logged and not self._failed_lately:
+            self._logged = False
             _log.info("collector '%s' works again", self.collector.name)
         self._failed_lately = False
         return samples
@@ -87,8 +87,8 @@ class Guard:
         if not isinstance(error, Exception):
             return False
         self._failed_lately = True
-        if not self._said:
-            self._said = True
+        if not self._logged:
+            self._logged = True
             _log.error(
                 "collector '%s' failed; until it works again this is not repeated", self.collector.name, exc_info=error
             )

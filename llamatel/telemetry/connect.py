@@ -11,7 +11,7 @@ from llamatel.collectors import Collector
 from llamatel.metrics import METRICS
 from llamatel.records import Completion
 from llamatel.snapshots import Snapshot
-from llamatel.telemetry.instruments import Asked, Instruments
+from llamatel.telemetry.instruments import Callbacks, Instruments
 from llamatel.telemetry.observer import Observer, Sink
 from llamatel.telemetry.request_spans import Spans
 from llamatel.tracing.joining import Origin
@@ -25,9 +25,9 @@ def connect(
     sinks: Sequence[Sink] = (),
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
-    asked: Asked | None = None,
+    callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
-    """An observer that runs, with collectors, on a tracer and a meter; ``asked`` as Instruments have it."""
+    """An observer that runs, with collectors, on a tracer and a meter; ``callbacks`` as Instruments have it."""
     spans = Spans(tracer)
 
     def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
@@ -39,6 +39,6 @@ def connect(
         chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
-    instruments = Instruments(meter, rows, observer.samples, asked=asked)
+    instruments = Instruments(meter, rows, observer.samples, callbacks=callbacks)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     return observer, instruments

@@ -101,7 +101,7 @@ class Delivery:
         self._what = what
         self._where = target.shown
         self.failing = False
-        self._said = False
+        self._logged = False
         self._abandoned = False
 
     def attempt(self, export: Callable[[], bool]) -> bool:
@@ -117,8 +117,8 @@ class Delivery:
         if not delivered:
             # The SDK says the same thing once in 20 seconds: spans fail for what metrics have just failed for.
             self._say_why(_reasons.get(self._where, "no reason given"))
-        elif self._said and not self._abandoned:
-            self._said = False
+        elif self._logged and not self._abandoned:
+            self._logged = False
             _log.warning("%s arrive at %s again", self._what, self._where)
         if not self._abandoned:
             self.failing = not delivered
@@ -126,8 +126,8 @@ class Delivery:
 
     def _say_why(self, reason: str) -> None:
         """Said with the first try that fails: the exporter may go on trying for ten seconds."""
-        if not self._said and not self._abandoned:
-            self._said = True
+        if not self._logged and not self._abandoned:
+            self._logged = True
             _reasons[self._where] = reason
             _log.warning("cannot send %s to %s: %s", self._what, self._where, reason)
 

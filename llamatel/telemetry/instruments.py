@@ -35,11 +35,11 @@ _WITH_EXEMPLARS = "gen_ai."
 Attributes = Mapping[str, str | int]
 
 
-class Asked:
+class Callbacks:
     """Who answers for the totals and gauges on a meter.
 
     OpenTelemetry keeps the callbacks that an instrument was made with first, and drops those of whoever makes it again.
-    On a meter that outlives its Instruments, one ``Asked`` for all of them lets the last ones answer.
+    On a meter that outlives its Instruments, one ``Callbacks`` for all of them lets the last ones answer.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class Instruments:
         samples: Callable[[], Iterable[Sample]],
         *,
         clock: Callable[[], float] = time.monotonic,
-        asked: Asked | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
-        """``asked``: for a meter on which others of the same instruments were made, or will be."""
-        self._asked = asked or Asked()
+        """``callbacks``: for a meter on which others of the same instruments were made, or will be."""
+        self._callbacks = callbacks or Callbacks()
         self._rows = table(metrics)
         self._samples = samples
         self._clock = clock
@@ -80,7 +80,7 @@ class Instruments:
         self._complained: set[str] = set()
         for row in self._rows.values():
             self._create(meter, row)
-        self._asked.instruments = self
+        self._callbacks.instruments = self
 
     def record(self, sample: Sample, context: Context | None = None) -> None:
         """Record a value of a histogram or counter; ``context`` holds the span for an exemplar.
@@ -103,9 +103,9 @@ class Instruments:
             counter: Counter = meter.create_counter(row.name, row.unit, row.help)
             self._recorders[row.name] = counter.add
         elif row.kind is Kind.TOTAL:
-            meter.create_observable_counter(row.name, [partial(self._asked.observe, row.name)], row.unit, row.help)
+            meter.create_observable_counter(row.name, [partial(self._callbacks.observe, row.name)], row.unit, row.help)
         else:
-            meter.create_observable_gauge(row.name, [partial(self._asked.observe, row.name)], row.unit, row.help)
+            meter.create_observable_gauge(row.name, [partial(self._callbacks.observe, row.name)], row.unit, row.help)
 
     def _attributes(self, sample: Sample) -> dict[str, str | int]:
         """The sample's attributes with its server's, made once for each set that occurs."""

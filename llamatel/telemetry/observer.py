@@ -18,7 +18,7 @@ from llamatel.collectors import Collector, Sample
 from llamatel.records import ClientCall, Completion, ObservedRequest
 from llamatel.snapshots import ServerSnapshot, Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record
-from llamatel.tracing.joining import Joiner, Origin, Place, Underway
+from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Observer:
         self._emit_observed = emit_observed
         self._sinks = tuple(sinks)
         self._watchers = tuple(watchers)
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._dropped_elsewhere = dropped
         self._clock = clock
         self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(capacity)
@@ -132,12 +132,12 @@ class Observer:
         except queue.Full:
             self._drop("observer_full")
 
-    def call_began(self, key: object, call: Underway) -> None:
+    def call_started(self, key: object, call: OpenCall) -> None:
         """A call of our client is about to be sent: requests that may be its own wait a little for its end."""
         if not self._closed:
             self._joiner.began(key, call)
 
-    def expect_calls(self, where: Place, seconds: float) -> None:
+    def expect_calls(self, where: Endpoint, seconds: float) -> None:
         """Another process calls this server: requests may be its own, and wait a little for its news."""
         self._joiner.expect(where, seconds)
 
@@ -265,7 +265,7 @@ class Observer:
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
         # One server has one place: where a manager was replaced by another on its port, the last word counts.
-        states = {state.server.place: state for server in servers for state in self._states(server)}
+        states = {state.server.key: state for server in servers for state in self._states(server)}
         dropped = dict(self._dropped_elsewhere())
         with self._lock:
             for reason, count in self._dropped.items():
@@ -285,8 +285,8 @@ class Observer:
     def _failed(self, reason: str, message: str, key: str = "") -> None:
         """Count an error that is being handled, and show it the first time."""
         self._drop(reason)
-        if (key or reason) not in self._said:
-            self._said.add(key or reason)
+        if (key or reason) not in self._logged:
+            self._logged.add(key or reason)
             _log.exception("%s; further failures are only counted", message)
 
     def _drop(self, reason: str) -> None:

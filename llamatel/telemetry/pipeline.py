@@ -263,7 +263,7 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
     for reader in readers:
         attribute_sets.raise_limits(reader)
     provider = MeterProvider(readers, resource=about, shutdown_on_exit=False)
-    attribute_sets.forget_the_gone(provider)
+    attribute_sets.forget_removed(provider)
     owned.providers.append(provider)
     if settings.metrics_addr is not None:
         owned.endpoint = MetricsEndpoint(*settings.metrics_addr, registry)

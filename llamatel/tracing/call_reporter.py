@@ -17,8 +17,17 @@ import urllib3
 from llamatel.inputs.json_http import Asker
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.records import ClientCall, ServerInfo
-from llamatel.tracing.call_reports import CALLS_PATH, MOST, RENEWED_S, SERVERS_PATH, BadNews, is_told, read_place, write
-from llamatel.tracing.joining import HERE, Place, Underway, place
+from llamatel.tracing.call_reports import (
+    CALLS_PATH,
+    MOST,
+    RENEWED_S,
+    SERVERS_PATH,
+    InvalidCallReport,
+    is_reported,
+    read_endpoint,
+    write,
+)
+from llamatel.tracing.joining import HERE, Endpoint, OpenCall, endpoint_of
 
 DEFAULT_URL = f"http://{DEFAULT_METRICS_ADDR}"
 """Where a llamatel shows its page if nothing else is said."""
@@ -33,7 +42,7 @@ _ASK_AGAIN_S = 30.0
 _PLACES = 256
 
 
-class CallSender:
+class CallReporter:
     """Listens to calls beside the observer."""
 
     def __init__(self, url: str | None, instance: str, *, token: str | None = None) -> None:
@@ -49,11 +58,11 @@ class CallSender:
         if token is not None and url is not None:
             self._headers["Authorization"] = f"Bearer {token}".encode().decode("latin-1")
         self._asker = Asker()
-        self._underway: dict[object, Place] = {}
+        self._underway: dict[object, Endpoint] = {}
         self._ended: deque[ClientCall] = deque()
-        self._quiet_until: dict[Place, float] = {}
+        self._quiet_until: dict[Endpoint, float] = {}
         """Until then nobody needs to be told that a server is called: it was said, or nobody listens."""
-        self._watched: frozenset[Place] = frozenset()
+        self._watched: frozenset[Endpoint] = frozenset()
         """What the llamatel watches."""
         self._wake = threading.Event()
         self._starting = threading.Lock()
@@ -62,9 +71,9 @@ class CallSender:
         self.dropped = 0
         """Calls that could not be told though somebody listens."""
 
-    def began(self, key: object, call: Underway) -> None:
+    def began(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
-        where = place(call.server)
+        where = endpoint_of(call.server)
         if self._elsewhere_too or where[0] in HERE:
             self._underway[key] = where
             if self._quiet_until.get(where, 0.0) <= time.monotonic():
@@ -73,7 +82,7 @@ class CallSender:
     def ended(self, call: ClientCall) -> None:
         """How it ended; returns at once."""
         where = self._underway.pop(call.key, None)
-        if where is None or not is_told(call) or (where not in self._watched and where in self._quiet_until):
+        if where is None or not is_reported(call) or (where not in self._watched and where in self._quiet_until):
             return
         if len(self._ended) >= _WAITING:
             self.dropped += 1
@@ -134,23 +143,23 @@ class CallSender:
     def _tell_calls(self) -> None:
         while self._ended:
             calls = [self._ended.popleft() for _ in range(min(MOST, len(self._ended)))]
-            calls = [call for call in calls if place(call.server) in self._watched]
+            calls = [call for call in calls if endpoint_of(call.server) in self._watched]
             if calls and not self._post([], calls):
                 self.dropped += len(calls)
 
-    def _ask(self) -> frozenset[Place]:
+    def _ask(self) -> frozenset[Endpoint]:
         """The servers that the llamatel watches; none where there is no llamatel, or it is our own."""
         try:
             answer = self._asker.ask(self._url + SERVERS_PATH, headers=self._headers, timeout_s=_TIMEOUT_S)
             document: Any = answer.json() if answer.status == 200 else None
             if not isinstance(document, dict) or document.get("instance") == self._instance:
                 return frozenset()
-            found = (read_place(entry) for entry in document["servers"])
-            return frozenset(place(ServerInfo(*where)) for where in found)
-        except (urllib3.exceptions.HTTPError, BadNews, ValueError, KeyError, TypeError):
+            found = (read_endpoint(entry) for entry in document["servers"])
+            return frozenset(endpoint_of(ServerInfo(*where)) for where in found)
+        except (urllib3.exceptions.HTTPError, InvalidCallReport, ValueError, KeyError, TypeError):
             return frozenset()
 
-    def _post(self, places: list[Place], calls: list[ClientCall]) -> bool:
+    def _post(self, places: list[Endpoint], calls: list[ClientCall]) -> bool:
         """Whether it was taken. If nobody answers, nobody listens until we ask again."""
         try:
             body = write(places, calls)

@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.tracing.joining import Place, place
+from llamatel.tracing.joining import Endpoint, endpoint_of
 
 SERVERS_PATH = "/servers.json"
 CALLS_PATH = "/calls.json"
@@ -45,31 +45,31 @@ _LARGEST_NUMBER = 2**53
 _OPERATIONS = ("chat", "text_completion", "embeddings", "rerank")
 
 
-class BadNews(ValueError):
+class InvalidCallReport(ValueError):
     """What arrived is no such message."""
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT:
-        raise BadNews("text is missing, or too long")
+        raise InvalidCallReport("text is missing, or too long")
     return value
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= _LARGEST_NUMBER:  # also refuses NaN
-        raise BadNews("a number is missing, or out of range")
+        raise InvalidCallReport("a number is missing, or out of range")
     return float(value)
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _LARGEST_NUMBER:
-        raise BadNews("a count is missing, or out of range")
+        raise InvalidCallReport("a count is missing, or out of range")
     return value
 
 
 def _operation(value: Any) -> str:
     if value not in _OPERATIONS:
-        raise BadNews("there is no such operation")
+        raise InvalidCallReport("there is no such operation")
     return str(value)
 
 
@@ -84,34 +84,34 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
 """The fields of ClientCall that tell which request it was."""
 
 
-def write(places: Iterable[Place], calls: Iterable[ClientCall]) -> bytes:
+def write(places: Iterable[Endpoint], calls: Iterable[ClientCall]) -> bytes:
     """A message: the servers that are being called, and calls that have ended."""
     document = {"servers": list(places), "calls": [_call_as_dict(call) for call in calls]}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def read(body: bytes) -> tuple[list[Place], list[ClientCall]]:
-    """The message again. Raises BadNews for anything that ``write`` would not have written."""
+def read(body: bytes) -> tuple[list[Endpoint], list[ClientCall]]:
+    """The message again. Raises InvalidCallReport for anything that ``write`` would not have written."""
     try:
         document = json.loads(body)
         servers, calls = document["servers"], document["calls"]
         if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MOST:
-            raise BadNews("no lists, or too long ones")
-        return [read_place(entry) for entry in servers], [_call(entry) for entry in calls]
-    except BadNews:
+            raise InvalidCallReport("no lists, or too long ones")
+        return [read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls]
+    except InvalidCallReport:
         raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadNews(f"this is no news of calls: {type(error).__name__}") from error
+        raise InvalidCallReport(f"this is no news of calls: {type(error).__name__}") from error
 
 
-def read_place(value: Any) -> Place:
-    """Where a server is. Raises BadNews."""
+def read_endpoint(value: Any) -> Endpoint:
+    """Where a server is. Raises InvalidCallReport."""
     if not isinstance(value, list) or len(value) != 2:
-        raise BadNews("a server is [address, port]")
+        raise InvalidCallReport("a server is [address, port]")
     return _text(value[0]), None if value[1] is None else _count(value[1])
 
 
-def is_told(call: ClientCall) -> bool:
+def is_reported(call: ClientCall) -> bool:
     """Whether its span is one that others can belong to: one that is sampled."""
     about = get_current_span(_context(call)).get_span_context()
     return about.is_valid and about.trace_flags.sampled
@@ -125,7 +125,7 @@ def _call_as_dict(call: ClientCall) -> dict[str, Any]:
     about = get_current_span(_context(call)).get_span_context()
     known = {name: getattr(call, name) for name in (*_REQUIRED, *_OPTIONAL)}
     return {
-        "server": place(call.server),
+        "server": endpoint_of(call.server),
         "trace": format_trace_id(about.trace_id),
         "span": format_span_id(about.span_id),
         **{name: value for name, value in known.items() if value is not None},
@@ -135,14 +135,14 @@ def _call_as_dict(call: ClientCall) -> dict[str, Any]:
 
 def _call(entry: Any) -> ClientCall:
     if not isinstance(entry, dict) or entry.keys() - _REQUIRED.keys() - _OPTIONAL.keys() != {"server", "trace", "span"}:
-        raise BadNews("a call has fields that are not known, or lacks some")
-    address, port = read_place(entry["server"])
+        raise InvalidCallReport("a call has fields that are not known, or lacks some")
+    address, port = read_endpoint(entry["server"])
     trace, span = _identifier(entry["trace"], 32), _identifier(entry["span"], 16)
     about = SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     values: dict[str, Any] = {name: check(entry[name]) for name, check in _REQUIRED.items()}
     values.update({name: check(entry[name]) for name, check in _OPTIONAL.items() if name in entry})
     if not values["started_at"] <= values["sent_at"] <= values["ended_at"] or not 1 <= values["tasks"] <= MOST * MOST:
-        raise BadNews("a call's times, or tasks, cannot be")
+        raise InvalidCallReport("a call's times, or tasks, cannot be")
     return ClientCall(
         key=(trace, span),
         span=set_span_in_context(NonRecordingSpan(about), Context()),
@@ -155,5 +155,5 @@ def _call(entry: Any) -> ClientCall:
 def _identifier(value: Any, digits: int) -> int:
     text = _text(value)
     if len(text) != digits or not set(text) <= set("0123456789abcdef") or not int(text, 16):
-        raise BadNews("an identifier is no such one")
+        raise InvalidCallReport("an identifier is no such one")
     return int(text, 16)

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagate import inject
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
-from llamatel.errors import BadAnswer, BadRequest, ContextTooLong, ServerFailure
+from llamatel.errors import BadRequest, ContextTooLong, InvalidResponse, ServerFailure
 from llamatel.llama.client import answer_usage as facts
 from llamatel.llama.client.client_call import Call
 from llamatel.records import ClientCall, Outcome, ServerInfo
@@ -42,7 +42,7 @@ _NUMBERS: tuple[tuple[str, tuple[str, ...], type], ...] = (
 
 
 class _Told:
-    """What is kept of a call while it is under way: a ``joining.Underway``."""
+    """What is kept of a call while it is under way: a ``joining.OpenCall``."""
 
     def __init__(self, call: Call, span: Span, server: ServerInfo) -> None:
         self.span = span
@@ -246,7 +246,7 @@ def _answered(call: Call, record: ClientCall) -> dict[str, Any]:
 
 def _said(error: BaseException | None) -> str:
     """An error without what may repeat a prompt: llama.cpp quotes what it cannot parse."""
-    quotes = isinstance(error, (BadRequest, ServerFailure, BadAnswer)) and not isinstance(error, ContextTooLong)
+    quotes = isinstance(error, (BadRequest, ServerFailure, InvalidResponse)) and not isinstance(error, ContextTooLong)
     return type(error).__name__ if quotes else f"{type(error).__name__}: {error}"
 
 

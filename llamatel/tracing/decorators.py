@@ -20,7 +20,7 @@ from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode, Tracer, set_span_in_context
 
 from llamatel.errors import UsageError
-from llamatel.tracing.span_arguments import Redact, Told
+from llamatel.tracing.span_arguments import RecordedArguments, Redact
 
 F = TypeVar("F", bound=Callable[..., Any])
 AttributeValue = str | bool | int | float
@@ -121,7 +121,7 @@ def task(
     def decorate(wrapped: F) -> F:
         where = _described(wrapped)
         return _decorated(
-            wrapped, name or where[0], {**where[1], **(attributes or {})}, Told(arguments, result, redact)
+            wrapped, name or where[0], {**where[1], **(attributes or {})}, RecordedArguments(arguments, result, redact)
         )
 
     return decorate if function is None else decorate(function)
@@ -157,7 +157,7 @@ def workflow(
             wrapped,
             f"invoke_workflow {name or own_name}",
             {**about, **where, **(attributes or {})},
-            Told(arguments, result, redact),
+            RecordedArguments(arguments, result, redact),
         )
 
     return decorate if function is None else decorate(function)
@@ -191,7 +191,7 @@ def _described(function: object) -> tuple[str, dict[str, AttributeValue]]:
     }
 
 
-def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], told: Told) -> F:
+def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], told: RecordedArguments) -> F:
     if isinstance(function, (classmethod, staticmethod)):
         return cast("F", type(function)(_decorated(function.__func__, name, attributes, told)))
     if inspect.isclass(function) or not callable(function):
@@ -208,7 +208,9 @@ def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], to
     return cast("F", functools.wraps(function)(kind(function, name, attributes, told)))
 
 
-def _plain(function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: Told) -> Any:
+def _plain(
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+) -> Any:
     wants_arguments, wants_result = told.arguments, told.result
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -238,7 +240,7 @@ def _plain(function: Callable[..., Any], name: str, attributes: dict[str, Attrib
     return call
 
 
-async def _awaited(begin: Callable[[], Coroutine[Any, Any, Any]], span: Span, told: Told) -> Any:
+async def _awaited(begin: Callable[[], Coroutine[Any, Any, Any]], span: Span, told: RecordedArguments) -> Any:
     """The coroutine that ``begin`` gives, inside of its span, which ends with it."""
     token = attach(set_span_in_context(span))
     try:
@@ -255,7 +257,9 @@ async def _awaited(begin: Callable[[], Coroutine[Any, Any, Any]], span: Span, to
         span.end()
 
 
-def _coroutine(function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: Told) -> Any:
+def _coroutine(
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
         tracer = _Telemetry.tracer
         if tracer is None:
@@ -287,7 +291,9 @@ class _Inside:
             detach(self._token)
 
 
-def _generator(function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: Told) -> Any:
+def _generator(
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+) -> Any:
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         tracer = _Telemetry.tracer
         body: Generator[Any, Any, Any] = function(*args, **kwargs)
@@ -323,7 +329,9 @@ def _generator(function: Callable[..., Any], name: str, attributes: dict[str, At
     return call
 
 
-def _async_generator(function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: Told) -> Any:
+def _async_generator(
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+) -> Any:
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         tracer = _Telemetry.tracer
         body: AsyncGenerator[Any, Any] = function(*args, **kwargs)

@@ -53,7 +53,7 @@ HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S1
 """Names of this machine."""
 
 
-class Underway(Protocol):
+class OpenCall(Protocol):
     """A call that has not ended."""
 
     @property
@@ -90,10 +90,10 @@ class _Ended:
     looked_at: float = 0.0
 
 
-Place = tuple["str | None", "int | None"]
+Endpoint = tuple["str | None", "int | None"]
 
 
-def place(server: ServerInfo) -> Place:
+def endpoint_of(server: ServerInfo) -> Endpoint:
     """What tells servers apart for both sides; the names of this machine are one."""
     address = None if server.address is None else server.address.lower()
     return ("127.0.0.1" if address in HERE else address, server.port)
@@ -108,15 +108,15 @@ class Joiner:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._underway: dict[object, Underway] = {}
-        self._expected: dict[Place, float] = {}
+        self._underway: dict[object, OpenCall] = {}
+        self._expected: dict[Endpoint, float] = {}
         self._ended: list[_Ended] = []
         self._held: list[_Held] = []
         self._recent: deque[_Held] = deque(maxlen=_REMEMBERED)
         self._forgotten_at = 0.0
         """When the last request that may matter was forgotten."""
 
-    def began(self, key: object, call: Underway) -> None:
+    def began(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
         with self._lock:
             self._underway[key] = call
@@ -126,7 +126,7 @@ class Joiner:
         with self._lock:
             self._underway.pop(key, None)
 
-    def expect(self, where: Place, seconds: float) -> None:
+    def expect(self, where: Endpoint, seconds: float) -> None:
         """Another process calls this server: for so long requests may be its own."""
         with self._lock:
             self._expected[where] = self._clock() + seconds
@@ -166,7 +166,7 @@ class Joiner:
         over = {id(ended) for ended, _ in decided}
         self._ended = [ended for ended in self._ended if id(ended) not in over]
         with self._lock:
-            underway = [(place(call.server), call) for call in self._underway.values()]
+            underway = [(endpoint_of(call.server), call) for call in self._underway.values()]
         kept = []
         for held in self._held:
             if held.origin is None and not all_of_them and self._has_to_wait(held, underway, now):
@@ -223,16 +223,16 @@ class Joiner:
                     break
         return found
 
-    def _has_to_wait(self, held: _Held, underway: list[tuple[Place, Underway]], now: float) -> bool:
+    def _has_to_wait(self, held: _Held, underway: list[tuple[Endpoint, OpenCall]], now: float) -> bool:
         """Whether a call may still turn out to be its own."""
         if now >= held.look_at:
             until = held.arrived_at + self._patience(held.completion, underway, now)
             held.look_at = min(until, now + _WEIGHED_S)
         return now < held.look_at
 
-    def _patience(self, completion: Completion, underway: list[tuple[Place, Underway]], now: float) -> float:
+    def _patience(self, completion: Completion, underway: list[tuple[Endpoint, OpenCall]], now: float) -> float:
         """How long a request may wait for a call that is its own; 0 where there is none that may be."""
-        here, patience = place(completion.server), 0.0
+        here, patience = endpoint_of(completion.server), 0.0
         if any(_may_be(ended.call, completion) for ended in self._ended):
             patience = _HELD_S + _NOTICED_S / 2
         if self._expected.get(here, 0.0) > now:
@@ -252,7 +252,7 @@ def _may_be(call: ClientCall, completion: Completion) -> bool:
     """Whether places and times allow it."""
     late = _CLOCK_S if call.outcome is Outcome.OK else _NOTICED_S + _CLOCK_S
     in_time = completion.started_at >= call.sent_at - _CLOCK_S and completion.ended_at <= call.ended_at + late
-    return in_time and place(call.server) == place(completion.server)
+    return in_time and endpoint_of(call.server) == endpoint_of(completion.server)
 
 
 def _agree(call: ClientCall, completion: Completion) -> bool:

@@ -23,7 +23,7 @@ Redact = Callable[[str, Any], Any]
 """Called with an argument's name (``return`` for a result) and its value; returns what to record, None for nothing."""
 
 
-class Told:
+class RecordedArguments:
     """What is recorded of one function's calls."""
 
     def __init__(self, arguments: bool | tuple[str, ...], result: bool, redact: Redact | None) -> None:

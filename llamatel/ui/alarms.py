@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llamatel.gpu.offload import fell_back
-from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import KvCacheState, ServerSnapshot, Snapshot
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class Alarms:
     """
 
     def __init__(self) -> None:
-        self._servers: dict[Place, _History] = {}
+        self._servers: dict[ServerKey, _History] = {}
         self._ours = _History()
         self._dropped = 0
         self._ended: deque[Completion] = deque(maxlen=_REQUESTS)
@@ -107,7 +107,7 @@ class Alarms:
     def look(self, snapshot: Snapshot) -> list[Alarm]:
         """What is wrong now and was not said lately."""
         now = snapshot.taken_at
-        forget_the_gone(self._servers, snapshot, _SERVERS)
+        forget_removed(self._servers, snapshot, _SERVERS)
         found: list[Alarm] = []
         failed: dict[_History, int] = {}
         while self._ended:
@@ -140,7 +140,7 @@ class Alarms:
         self._dropped = dropped
 
     def _history(self, server: ServerInfo) -> _History:
-        return self._servers.setdefault(server.place, _History())
+        return self._servers.setdefault(server.key, _History())
 
     def _is_news(self, alarm: Alarm, now: float) -> bool:
         said = (self._ours if alarm.server is None else self._history(alarm.server)).said
@@ -151,10 +151,10 @@ class Alarms:
         return True
 
 
-def forget_the_gone(remembered: dict[Place, T], snapshot: Snapshot, limit: int) -> None:
+def forget_removed(remembered: dict[ServerKey, T], snapshot: Snapshot, limit: int) -> None:
     """Beyond ``limit`` servers, drop what is remembered of those that are not in the snapshot."""
     if len(remembered) > limit:
-        present = {state.server.place for state in snapshot.servers}
+        present = {state.server.key for state in snapshot.servers}
         for place in remembered.keys() - present:
             del remembered[place]
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatel.plan.attention_kind import attention_summary
-from llamatel.records import Completion, Outcome, Place, ServerInfo
+from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
-from llamatel.ui.alarms import Alarm, Alarms, forget_the_gone
-from llamatel.ui.request_statistics import Summary, Tally
+from llamatel.ui.alarms import Alarm, Alarms, forget_removed
+from llamatel.ui.request_statistics import RequestStatistics, Summary
 
 VERSION = 3
 """Of the document; a change that a reader has to know of counts it up."""
@@ -64,7 +64,7 @@ class _Past:
     def __init__(self) -> None:
         self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
         self.requests: deque[_Request] = deque(maxlen=_OWN)
-        self.tally = Tally(keep=_KEPT)
+        self.tally = RequestStatistics(keep=_KEPT)
         self._summary, self._summary_at = self.tally.summary(), float("-inf")
         self.row: dict[str, Any] | None = None
         """Its line of the overview as it was last made, and the number of the last change."""
@@ -85,15 +85,15 @@ class Live:
         self._about = dict(about or {})
         self._lock = threading.Lock()
         self._alarms = Alarms()
-        self._said: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
+        self._logged: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
         self._listeners: tuple[Callable[[Alarm], None], ...] = ()
         self._requests: deque[_Request] = deque(maxlen=_REQUESTS)
         # Counts what is remembered; from where no process before this one can have come.
         self._first = self._number = int(time.time() * 1000)
-        self._past: dict[Place, _Past] = {}
+        self._past: dict[ServerKey, _Past] = {}
         self._keys: list[str] = []
         self._keys_number = 0
-        self._tally = Tally(keep=_KEPT)
+        self._tally = RequestStatistics(keep=_KEPT)
 
     def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
         """Have ``listener`` called, on a thread that took a snapshot, when something becomes wrong."""
@@ -105,7 +105,7 @@ class Live:
         self._tally(completion)
         with self._lock:
             remembered = (self._next(), completion, trace_id)
-            past = self._of(completion.server.place)
+            past = self._of(completion.server.key)
             self._requests.append(remembered)
             past.requests.append(remembered)
         past.tally(completion)
@@ -113,13 +113,13 @@ class Live:
     def observe(self, snapshot: Snapshot) -> None:
         """Take note of the state; one snapshot at a time."""
         with self._lock:
-            forget_the_gone(self._past, snapshot, _SERVERS)
+            forget_removed(self._past, snapshot, _SERVERS)
             for state in snapshot.servers:
-                points = self._of(state.server.place).points
+                points = self._of(state.server.key).points
                 if not state.stale and (not points or snapshot.taken_at - points[-1][1].at >= _SPACING_S):
                     points.append((self._next(), _point(snapshot.taken_at, state)))
         for alarm in self._alarms.look(snapshot):
-            self._said.append((snapshot.taken_at, alarm))
+            self._logged.append((snapshot.taken_at, alarm))
             for listener in self._listeners:
                 listener(alarm)
 
@@ -143,7 +143,7 @@ class Live:
             whole = after is None or focus not in keys or not self._first <= after <= self._number
             known = 0 if whole or after is None else after
             since = 0 if anew else known
-            past = self._of(snapshot.servers[chosen].server.place) if keys else None
+            past = self._of(snapshot.servers[chosen].server.key) if keys else None
             own = [one for one in (past.requests if past is not None else ()) if one[0] > since]
             shared = {one[0]: one for one in self._requests} if whole else {}
             requests = sorted({**shared, **{one[0]: one for one in own}}.values(), key=lambda one: one[0])
@@ -157,7 +157,7 @@ class Live:
                 "whole": whole,
                 "keys": keys if whole or self._keys_number > known else None,
                 "overview": [row for number, row in changed if number > known],
-                "alarms": [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._said],
+                "alarms": [{"at": at, "name": alarm.name, "text": str(alarm)} for at, alarm in self._logged],
             }
         return {
             **document,
@@ -177,15 +177,15 @@ class Live:
         """A line for each server, with the number of its last change."""
         if keys != self._keys:
             self._keys, self._keys_number = keys, self._next()
-        logged = {state.server.place[:2] for state in snapshot.servers if state.log is not None}
+        logged = {state.server.key[:2] for state in snapshot.servers if state.log is not None}
         warned = {
-            alarm.server.place
-            for at, alarm in self._said
+            alarm.server.key
+            for at, alarm in self._logged
             if alarm.server is not None and snapshot.taken_at - at < _WARNED_S
         }
         lines = []
         for key, state in zip(keys, snapshot.servers, strict=True):
-            place = state.server.place
+            place = state.server.key
             past = self._of(place)
             seen = place[0] is None or place[:2] in logged or past.tally.requests > 0
             row = _row(key, state, past if seen else None, snapshot.taken_at, warned=place in warned)
@@ -198,7 +198,7 @@ class Live:
         self._number += 1
         return self._number
 
-    def _of(self, place: Place) -> _Past:
+    def _of(self, place: ServerKey) -> _Past:
         past = self._past.get(place)
         if past is None:
             past = self._past[place] = _Past()

@@ -74,7 +74,7 @@ def _plus(total: int | None, value: int | None) -> int | None:
     return total if value is None else (total or 0) + value
 
 
-class Tally:
+class RequestStatistics:
     """Adds requests up as they finish. A sink, safe to read from another thread.
 
     Counts are exact; percentiles are those of the last ``keep`` completed requests, so memory stays bounded.

@@ -416,7 +416,7 @@ class AsyncLlamaCppClient:
         return await self._ask(request.apply_template({"messages": messages, **fields}, timeout))
 
     async def health(self, *, timeout: float | None = None) -> Health:
-        """Whether it can be asked: true, or false while the model loads. Raises NoAnswer where nobody listens."""
+        """Whether it can be asked: true, or false while the model loads. Raises ConnectError where nobody listens."""
         return await self._ask(request.health(timeout))
 
     async def props(self, *, timeout: float | None = None) -> Props:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-from llamatel.errors import BadAnswer
+from llamatel.errors import InvalidResponse
 from llamatel.llama.client import answer_usage as facts
 from llamatel.llama.client.client_call import Call
 from llamatel.llama.client.endpoints import Request
@@ -56,4 +56,6 @@ def _result(call: Call, request: Request[T], data: bytes, where: str) -> T:
                 call.output.append(document)
         return request.decode(document)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadAnswer(f"{where}{request.path} answered what llama.cpp does not send", kind="bad_answer") from error
+        raise InvalidResponse(
+            f"{where}{request.path} answered what llama.cpp does not send", kind="bad_answer"
+        ) from error

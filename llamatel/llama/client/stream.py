@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from llamatel.errors import BadAnswer
+from llamatel.errors import InvalidResponse
 from llamatel.llama.client import answer_usage as facts
 from llamatel.llama.client.client_call import Call
 from llamatel.llama.client.model_results import Timings
@@ -88,7 +88,7 @@ class Pieces(Generic[T]):
         try:
             pieces = [self._piece(line, now) for line in self._lines.feed(data)]
         except (ValueError, TypeError, RecursionError) as error:
-            raise BadAnswer(
+            raise InvalidResponse(
                 f"an event of the stream is not what llama.cpp sends: {error}", kind="bad_answer"
             ) from error
         self._waiting = [piece for piece in pieces if piece is not None][::-1]
@@ -112,7 +112,7 @@ class Pieces(Generic[T]):
         self._done = True
         self._response.release_conn()
         if self.call.last_chunk_at is None:
-            error = BadAnswer("the stream ended without a single event", kind="bad_answer")
+            error = InvalidResponse("the stream ended without a single event", kind="bad_answer")
             self.call.end(error)
             raise error
         self.call.end()

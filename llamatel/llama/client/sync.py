@@ -408,7 +408,7 @@ class LlamaCppClient:
         return self._ask(request.apply_template({"messages": messages, **fields}, timeout))
 
     def health(self, *, timeout: float | None = None) -> Health:
-        """Whether it can be asked: true, or false while the model loads. Raises NoAnswer where nobody listens."""
+        """Whether it can be asked: true, or false while the model loads. Raises ConnectError where nobody listens."""
         return self._ask(request.health(timeout))
 
     def props(self, *, timeout: float | None = None) -> Props:

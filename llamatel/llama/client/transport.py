@@ -22,16 +22,16 @@ from urllib3.exceptions import (
 )
 
 from llamatel.errors import (
-    BadAnswer,
     BadRequest,
+    ConnectError,
     ContextTooLong,
-    NoAnswer,
+    InvalidResponse,
     NotAuthorized,
-    NotReady,
     NotSupported,
     RequestError,
     RequestTimeout,
     ServerFailure,
+    ServerNotReady,
     UsageError,
 )
 from llamatel.inputs.credentials import check_api_key
@@ -51,7 +51,7 @@ _LONGEST_FAILURE = 1 << 16
 _SHOWN = 200
 
 _KINDS: dict[int, type[RequestError]] = {
-    400: BadRequest, 401: NotAuthorized, 403: NotAuthorized, 404: NotSupported, 501: NotSupported, 503: NotReady,
+    400: BadRequest, 401: NotAuthorized, 403: NotAuthorized, 404: NotSupported, 501: NotSupported, 503: ServerNotReady,
 }  # fmt: skip
 
 _thread = threading.local()
@@ -157,7 +157,7 @@ class Transport:
         to be closed. Then no server has begun to work on it.
         """
         if call.over:
-            raise NoAnswer("the call was cancelled", kind="cancelled")
+            raise ConnectError("the call was cancelled", kind="cancelled")
         attempt = 0
         keep = self._kept.acquire(blocking=False)
         if keep:
@@ -167,7 +167,7 @@ class Transport:
         while True:
             try:
                 response = self._send(call)
-            except NoAnswer as error:
+            except ConnectError as error:
                 soon = call.sent_at is not None and time.time() - call.sent_at < _STALE_S
                 stale = error.kind == "connection_closed" and _thread.reused and soon
                 if not stale and (error.kind != "connection_refused" or attempt >= self._retries):
@@ -179,10 +179,10 @@ class Transport:
                     call.headers_at = time.time()
                     return response
                 failure = self._failure(call, response)
-                if not isinstance(failure, NotReady) or attempt >= self._retries:
+                if not isinstance(failure, ServerNotReady) or attempt >= self._retries:
                     raise failure
             if not call.pause(_BACKOFF_S * 4**attempt):
-                raise NoAnswer("the call was cancelled", kind="cancelled")
+                raise ConnectError("the call was cancelled", kind="cancelled")
             attempt += 1
 
     def read(self, call: Call, response: urllib3.BaseHTTPResponse) -> bytes:
@@ -199,18 +199,20 @@ class Transport:
             waited = call.request.timeout_s or self._timeout_s
             return RequestTimeout(f"{where} sent nothing for {waited:g} s", kind="timeout")
         if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
-            return NoAnswer(f"{where} did not take the connection within {CONNECT_S:g} s", kind="connection_timeout")
+            return ConnectError(
+                f"{where} did not take the connection within {CONNECT_S:g} s", kind="connection_timeout"
+            )
         if isinstance(error, NameResolutionError):
-            return NoAnswer(f"there is no host {self.address!r}, or no network to find it", kind="host_not_found")
+            return ConnectError(f"there is no host {self.address!r}, or no network to find it", kind="host_not_found")
         if isinstance(error, NewConnectionError):
-            return NoAnswer(f"nobody listens at {self.base_url}: is the server running?", kind="connection_refused")
+            return ConnectError(f"nobody listens at {self.base_url}: is the server running?", kind="connection_refused")
         if call.headers_at is not None:
-            return NoAnswer(
+            return ConnectError(
                 f"the connection to {self.base_url} broke in the middle of the answer", kind="broken_stream"
             )
         if isinstance(error, ProtocolError) and "BadStatusLine" in repr(error):
-            return BadAnswer(f"{where} does not answer in HTTP", kind="bad_answer")
-        return NoAnswer(f"the connection to {self.base_url} was closed without an answer", kind="connection_closed")
+            return InvalidResponse(f"{where} does not answer in HTTP", kind="bad_answer")
+        return ConnectError(f"the connection to {self.base_url} was closed without an answer", kind="connection_closed")
 
     def close(self) -> None:
         """Close the connections that are not in use."""

@@ -57,7 +57,7 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
 class DecodeRate:
     """Tokens a second that all slots together generated since the observation before. Not thread-safe.
 
-    llama.cpp's own counter moves when a request ends, a slot's while it runs; together they are all there is. Asked
+    llama.cpp's own counter moves when a request ends, a slot's while it runs; together they are all there is. Called
     one after the other they may disagree about a request that ends in between: its rest counts in the next interval.
     """
 

@@ -61,7 +61,7 @@ class Instance:
         self._trace = SlotTrace()
         self._observed: list[ObservedRequest] = []
         self._lacks: set[str] = set()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._slots: tuple[SlotState, ...] | None = None
         self._unseen = True
         """Whether something happened since the slots were looked at."""
@@ -234,8 +234,8 @@ class Instance:
 
     def _lack(self, what: str, sentence: str) -> None:
         self._lacks.add(what)
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self._logged:
+            self._logged.add(what)
             _log.warning("%s %s", self._name, sentence)
 
     # -- the KV cache -----------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class LogFollower:
         self._lock = threading.Lock()
         self._listeners = Listeners[Completion]()
         self._failure: LlamatelError | None = None
-        self._said_not_understood = False
+        self._logged_not_understood = False
         self._ended = threading.Event()
         """What others wait for; not the thread itself, see ``Supervisor.join``."""
         self._thread = threading.Thread(target=self._run, name="llamatel-log", daemon=True)
@@ -91,8 +91,8 @@ class LogFollower:
             models = polled[1:]
             if self._reader.router.seen:
                 models = with_log(self.info, models, self._reader.router)
-        if counts.understood is False and not self._said_not_understood:
-            self._said_not_understood = True
+        if counts.understood is False and not self._logged_not_understood:
+            self._logged_not_understood = True
             _log.warning("the server generates tokens, but %s shows no requests that we understand", self._source.name)
         if own.kv_cache is not None and facts.slots is not None:
             own = replace(own, kv_cache=kv_cache_state(facts, own.slots, LoadedModel()))

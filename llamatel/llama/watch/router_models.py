@@ -200,7 +200,9 @@ class Router:
         return _Model(entry, instance)
 
 
-def with_log(server: ServerInfo, polled: Sequence[ServerSnapshot], log: RouterLog[LogReader]) -> tuple[ServerSnapshot, ...]:
+def with_log(
+    server: ServerInfo, polled: Sequence[ServerSnapshot], log: RouterLog[LogReader]
+) -> tuple[ServerSnapshot, ...]:
     """What polling and the router's log say of its models, together; nothing was polled if it could not be."""
     states = {state.server.model: state for state in polled}
     if not polled:

@@ -64,10 +64,10 @@ class ServerPoller:
         self._unknown = True
         self._answered_at: float | None = None
         self._polled_at = clock()
-        self._said: set[int] = set()
+        self._logged: set[int] = set()
         """Refusals that were told."""
         self._refused: int | None = None
-        self._down_said = False
+        self._down_logged = False
         self._snapshots: tuple[ServerSnapshot, ...] = ()
         self._listeners = Listeners[ObservedRequest]()
 
@@ -89,7 +89,7 @@ class ServerPoller:
 
     def check(self) -> None:
         """Poll once; raises ServerUnreachable, with one clear line, where the key is wrong."""
-        self._said.add(401)  # by us, as an error
+        self._logged.add(401)  # by us, as an error
         self.poll()
         if self._refused == 401:
             raise ServerUnreachable(self._refusal(401), status=401)
@@ -112,8 +112,8 @@ class ServerPoller:
         except ServerUnreachable as error:
             self._failed(error, begun)
         else:
-            if self._down_said:
-                self._down_said = False
+            if self._down_logged:
+                self._down_logged = False
                 _log.warning("%s answers now", self._client.base_url)
             self._answered_at = self._clock()
             self._publish(up=True, state="sleeping" if self._instance.sleeping else "ready")
@@ -162,15 +162,15 @@ class ServerPoller:
         elif error.status is not None:
             # Only 401 is llama.cpp's own; else somebody answers of whom nothing is known, or who finds nobody.
             self._refused = error.status
-            self._say_refusal(error.status)
+            self._log_refusal(error.status)
             self._gone()
             up = {401: True}.get(error.status, False if error.status in _NOBODY_BEHIND else None)
             self._publish(up=up, state=None)
         elif error.busy and self._breathes(now):
             self._publish(up=True, state="ready", stale=True)
         else:
-            if not self._down_said:
-                self._down_said = True
+            if not self._down_logged:
+                self._down_logged = True
                 _log.warning("%s", error)
             self._gone()
             self._publish(up=False, state=None)
@@ -214,9 +214,9 @@ class ServerPoller:
         }
         return f"{self._client.base_url} answered {status}: {hints.get(status, 'see its log')}"
 
-    def _say_refusal(self, status: int) -> None:
-        if status not in self._said:
-            self._said.add(status)
+    def _log_refusal(self, status: int) -> None:
+        if status not in self._logged:
+            self._logged.add(status)
             _log.warning("%s", self._refusal(status))
 
     def _new_instance(self) -> Instance:

@@ -52,7 +52,7 @@ class ServerWatch:
         self._router_lock = threading.Lock()
         self._asks: Supervisor | None = None
         """For whom the router's models are asked now."""
-        self._said_not_understood = False
+        self._logged_not_understood = False
 
     def launches(self, command: CommandLine) -> None:
         """The server is about to be started with this command line."""
@@ -81,7 +81,7 @@ class ServerWatch:
         with supervisor.reader_lock:
             counts, facts = self.reader.counts(generated), self.reader.facts
             shifts = self.reader.context_shifts
-        self._say_if_not_understood(counts, supervisor.info)
+        self._log_if_not_understood(counts, supervisor.info)
         details = Details()
         if answer.up and launched is not None:
             asked = None if answer.busy or router else client
@@ -177,9 +177,9 @@ class ServerWatch:
                 if reader is not None:
                     reader.polled()
 
-    def _say_if_not_understood(self, counts: LogCounts, server: ServerInfo) -> None:
-        if counts.understood is False and not self._said_not_understood:
-            self._said_not_understood = True
+    def _log_if_not_understood(self, counts: LogCounts, server: ServerInfo) -> None:
+        if counts.understood is False and not self._logged_not_understood:
+            self._logged_not_understood = True
             _log.warning(
                 "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
                 "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "

@@ -130,7 +130,7 @@ class TargetFiles:
         self._seen: dict[Path, tuple[int, ...]] = {}
         self._targets: dict[Path, list[Target]] = {}
         self._bad: set[Path] = set()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         for path in self._files():
             self._seen[path] = self._stamp(path)
             self._targets[path] = self._read(path)
@@ -178,8 +178,8 @@ class TargetFiles:
 
     def _say(self, sentence: str) -> None:
         """Once; a discovery that goes wild is not repeated for ever."""
-        if sentence not in self._said and len(self._said) < _MAX_TARGETS:
-            self._said.add(sentence)
+        if sentence not in self._logged and len(self._logged) < _MAX_TARGETS:
+            self._logged.add(sentence)
             _log.warning("%s", sentence)
 
     def _files(self) -> Iterator[Path]:

@@ -17,9 +17,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
-from llamatel.telemetry.call_report_receiver import CallReceiver
+from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.settings import is_loopback
-from llamatel.tracing.call_reports import CALLS_PATH, LARGEST, SERVERS_PATH, BadNews
+from llamatel.tracing.call_reports import CALLS_PATH, LARGEST, SERVERS_PATH, InvalidCallReport
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -55,7 +55,7 @@ _HEADERS = [
 class Page:
     """A WSGI application for everything that is not /metrics."""
 
-    def __init__(self, document: Document, calls: CallReceiver, *, host: str, token: str | None = None) -> None:
+    def __init__(self, document: Document, calls: CallReportReceiver, *, host: str, token: str | None = None) -> None:
         """``host``: the address that is listened on; beyond loopback only who has the ``token`` sees the page."""
         self._document = document
         self._calls = calls
@@ -99,7 +99,7 @@ class Page:
             return _say(start_response, "413 Content Too Large", f"at most {LARGEST} bytes")
         try:
             taken = self._calls.take(environ["wsgi.input"].read(int(length)))
-        except BadNews as error:
+        except InvalidCallReport as error:
             return _say(start_response, "400 Bad Request", str(error))
         except OSError:  # it did not come
             return _say(start_response, "408 Request Timeout", "it is incomplete")

@@ -23,8 +23,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.tracing.call_reporter import CallSender
-from llamatel.tracing.call_reports import LARGEST, MOST, BadNews, read, write
+from llamatel.tracing.call_reporter import CallReporter
+from llamatel.tracing.call_reports import LARGEST, MOST, InvalidCallReport, read, write
 from llamatel.tracing.joining import Joiner, Origin
 from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
@@ -77,7 +77,7 @@ with ServerManager() as server:
 HERE = ServerInfo("localhost", 8090)
 
 
-class Underway:
+class OpenCall:
     """A call that has not ended."""
 
     def __init__(self, server: ServerInfo = HERE) -> None:
@@ -168,7 +168,7 @@ def test_fifty_identical_calls_at_once_are_never_joined_wrongly(serving: Serving
 
 
 def test_who_watches_other_servers_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    sender = CallSender(serving.page_url, "we")
+    sender = CallReporter(serving.page_url, "we")
     told: list[Any] = []
 
     def keep(places: list[Any], calls: list[ClientCall]) -> bool:
@@ -178,7 +178,7 @@ def test_who_watches_other_servers_is_told_nothing(serving: Serving, monkeypatch
     monkeypatch.setattr(sender, "_post", keep)
     ours = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
     for number, where in enumerate((HERE, ours, ServerInfo("10.0.0.1", ours.port))):
-        sender.began(number, Underway(where))
+        sender.began(number, OpenCall(where))
         sender.ended(call(number, server=where))
     sender.close(10.0)
     place = ("127.0.0.1", ours.port)
@@ -204,9 +204,9 @@ def test_without_a_llamatel_a_script_goes_on(serving: Serving, sink: OtlpSink) -
 
 
 def test_what_is_no_llamatel_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    sender = CallSender(serving.url, "we")  # a llama.cpp
+    sender = CallReporter(serving.url, "we")  # a llama.cpp
     monkeypatch.setattr(sender, "_post", lambda *_: pytest.fail("it was told"))
-    sender.began(1, Underway())
+    sender.began(1, OpenCall())
     sender.ended(call(1))
     sender.close(10.0)
     assert sender.losses() == {}
@@ -214,11 +214,11 @@ def test_what_is_no_llamatel_is_told_nothing(serving: Serving, monkeypatch: pyte
 
 def test_one_that_never_answers_holds_nobody_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        sender = CallSender(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
+        sender = CallReporter(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
         begun = time.monotonic()
         for number in range(1000):
             told = call(number)
-            sender.began(told.key, Underway())
+            sender.began(told.key, OpenCall())
             sender.ended(told)
         sender.close(0.2)
         assert time.monotonic() - begun < 5.0  # each answer is waited for a second
@@ -226,16 +226,16 @@ def test_one_that_never_answers_holds_nobody_up() -> None:
 
 
 def test_one_that_goes_away_is_not_asked_for_each_call(serving: Serving) -> None:
-    sender = CallSender(serving.page_url, "we")
+    sender = CallReporter(serving.page_url, "we")
     where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
     first = call(1, server=where)
-    sender.began(first.key, Underway(where))
+    sender.began(first.key, OpenCall(where))
     wait_until(lambda: sender._watched, 10, "the servers that it watches")
     sender._url = f"http://127.0.0.1:{free_port()}"
     sender.ended(first)
     wait_until(lambda: sender.losses() == {"call_not_told": 1}, 10, "its loss")
     second = call(2, server=where)
-    sender.began(second.key, Underway(where))
+    sender.began(second.key, OpenCall(where))
     sender.ended(second)
     sender.close(5.0)
     assert sender.losses() == {"call_not_told": 1}
@@ -357,7 +357,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from([*json.loads(document())["calls"][0]]), JSON)
 def test_no_value_breaks_the_reader(field: str, value: Any) -> None:
-    with contextlib.suppress(BadNews):
+    with contextlib.suppress(InvalidCallReport):
         for read_call in read(document(**{field: value}))[1]:
             assert isinstance(read_call, ClientCall)
 
