@@ -165,7 +165,7 @@ def test_sums_are_llama_cpps_counters(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_introduces_itself(name: str) -> None:
-    facts = reading(name).reader.facts
+    facts = reading(name).reader.logged_server
     assert facts.host == "127.0.0.1"
     assert facts.port
     if truth(name)["scenario"] != "router":

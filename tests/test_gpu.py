@@ -70,7 +70,7 @@ def placed(lines: Sequence[str]) -> Placement | None:
     reader = LogReader(SERVER)
     for line in lines:
         reader.feed(line, 1.0)
-    return reader.facts.placement
+    return reader.logged_server.placement
 
 
 # -- where a model went, by a real card's logs ------------------------------------------------------------------------

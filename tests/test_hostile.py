@@ -310,8 +310,8 @@ def test_what_a_log_can_make_us_remember_is_bounded() -> None:
     assert len(reader._active) <= 1000
     assert len(reader._chosen) <= 1000
     assert len(list(reader.router)) <= 512
-    assert reader.facts.placement is not None
-    assert len(reader.facts.placement.buffers) <= 256
+    assert reader.logged_server.placement is not None
+    assert len(reader.logged_server.placement.buffers) <= 256
 
 
 def test_a_defect_of_the_reader_ends_no_log(

@@ -18,7 +18,7 @@ import pytest
 from llamatel.llama import ServerManager
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.http.slots_endpoint import DecodeRate
-from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.watch.kv_state import LoadedModel, pool_capacity
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
@@ -58,8 +58,8 @@ def state_of(server: ServerManager) -> ServerSnapshot:
     return state
 
 
-def facts_of(server: ServerManager) -> ServerFacts:
-    return server._watch.reader.facts
+def facts_of(server: ServerManager) -> LoggedServer:
+    return server._watch.reader.logged_server
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llamatel.flags.parse import given_settings, parse_server_flags
 from llamatel.llama.http.slots_endpoint import DecodeRate, parse_slots
+from llamatel.llama.log.logged_server import LoggedServer, learn
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.log.server_facts import ServerFacts, learn
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state, pool_capacity
 from llamatel.llama.watch.process_usage import ProcessClock, parse_stat
 from llamatel.plan import cache_plan, shape_from_metadata
@@ -29,18 +29,18 @@ LOGS = Path(__file__).parent / "golden" / "logs"
 MIB = 1 << 20
 
 
-def facts_of(*lines: str) -> ServerFacts:
-    facts = ServerFacts()
+def facts_of(*lines: str) -> LoggedServer:
+    facts = LoggedServer()
     for line in lines:
         facts = learn(facts, line) or facts
     return facts
 
 
-def recorded(name: str) -> ServerFacts:
+def recorded(name: str) -> LoggedServer:
     reader = LogReader(ServerInfo("127.0.0.1"))
     for line in (LOGS / name).read_text().splitlines():
         reader.feed(line, 1.0)
-    return reader.facts
+    return reader.logged_server
 
 
 def model(flags: str, architecture: str = "llama", **keys: int | list[int]) -> LoadedModel:
@@ -152,10 +152,10 @@ def test_the_pool(lines: list[str], flags: str, capacity: int | None) -> None:
 
 def test_a_pool_that_only_the_slots_tell() -> None:
     slots = tuple(SlotState(number, busy=False, context_size=1024) for number in range(4))
-    assert pool_capacity(ServerFacts(), slots, model("-np 4")) == 4096
-    assert pool_capacity(ServerFacts(), slots, model("-kvu")) == 1024
+    assert pool_capacity(LoggedServer(), slots, model("-np 4")) == 4096
+    assert pool_capacity(LoggedServer(), slots, model("-kvu")) == 1024
     capped = tuple(SlotState(number, busy=False, context_size=4096) for number in range(4))
-    assert pool_capacity(ServerFacts(), capped, model("-np 4")) is None
+    assert pool_capacity(LoggedServer(), capped, model("-np 4")) is None
 
 
 def test_nothing_but_states_is_no_pool() -> None:
@@ -236,9 +236,9 @@ def test_the_cache_that_drafts_is_filled_only_where_something_drafts(
 
 def test_what_is_not_known_is_absent() -> None:
     slots = (SlotState(0, busy=True, context_size=512), SlotState(1, busy=False, context_tokens=3))
-    state = kv_cache_state(ServerFacts(), slots, model("-c 1024"))
+    state = kv_cache_state(LoggedServer(), slots, model("-c 1024"))
     assert (state.active, state.cached, state.used_bytes, state.headroom) == (None, 3, {}, None)
-    state = kv_cache_state(ServerFacts(), None, LoadedModel())
+    state = kv_cache_state(LoggedServer(), None, LoadedModel())
     assert (state.capacity, state.active, state.planned_bytes, state.reported_bytes) == (None, None, {}, {})
 
 

@@ -25,9 +25,9 @@ from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_line import LogLine, split_line
 from llamatel.llama.log.logged_request import LoggedRequest
+from llamatel.llama.log.logged_server import LoggedServer, learn
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.router_log import RouterLog
-from llamatel.llama.log.server_facts import ServerFacts, learn
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts
 
@@ -60,7 +60,7 @@ class LogReader:
     def __init__(self, server: ServerInfo, clock: LogClock | None = None, *, tally: _Tally | None = None) -> None:
         self.server = server
         """Whose the next Completions are; the owner replaces it as more becomes known."""
-        self.facts = ServerFacts()
+        self.logged_server = LoggedServer()
         self._clock = clock or LogClock()
         self._batch = DEFAULT_BATCH
         self._queue = QueueClock()
@@ -264,9 +264,9 @@ class LogReader:
     def _server_line(self, text: str, parts: LogLine, ended: list[Completion]) -> str:
         if parts.time is None and self._stamped and ('"' in text or "\\" in text):
             return "other"  # another library's line, which quotes what a client sent
-        facts = learn(self.facts, text)
+        facts = learn(self.logged_server, text)
         if facts is not None:
-            self.facts = facts
+            self.logged_server = facts
             return "server"
         if self.router.read(text):
             for reader in self.router.take_ended():
@@ -338,7 +338,7 @@ class LogReader:
         self._batch = batch or DEFAULT_BATCH
         self._queue = QueueClock(self._batch)
         self._clock.restart()
-        self.facts = ServerFacts()
+        self.logged_server = LoggedServer()
         self.router.restart()
 
     def counts(self, generated_total: float | None = None) -> LogCounts:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.records import ServerInfo
 from llamatel.snapshots import RouterModel
 
@@ -52,7 +52,7 @@ class ChildReader(Protocol):
     """The log reader of one of the router's children."""
 
     server: ServerInfo
-    facts: ServerFacts
+    logged_server: LoggedServer
 
 
 R = TypeVar("R", bound=ChildReader)
@@ -97,12 +97,12 @@ class RouterLog(Generic[R]):
     def heard(self, port: int, reader: R, time: float | None) -> None:
         """A line of the child on ``port`` was read, written ``time`` seconds after its process began."""
         life = self.models.get(self._names.get(port, ""))
-        if life is None or reader.facts.host is None:
+        if life is None or reader.logged_server.host is None:
             return
         if life.state == "loading":
             life.loads += 1
             life.loading_s = time
-        life.state = "sleeping" if reader.facts.sleeping else "loaded"
+        life.state = "sleeping" if reader.logged_server.sleeping else "loaded"
 
     def read(self, text: str) -> bool:
         """Act on one of the router's own lines; False if it is about something else."""

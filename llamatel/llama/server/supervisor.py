@@ -197,7 +197,7 @@ class Supervisor:
         with self.reader_lock:
             reader = self._reader
             quiet_s = time.monotonic() - self._active_at
-            return Activity(reader.activity, bool(reader.busy), quiet_s, sleeping=reader.facts.sleeping)
+            return Activity(reader.activity, bool(reader.busy), quiet_s, sleeping=reader.logged_server.sleeping)
 
     def polled(self) -> None:
         """We asked the server for something that takes a task number."""
@@ -363,7 +363,7 @@ class Supervisor:
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""
-        facts = self._reader.facts
+        facts = self._reader.logged_server
         if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._asks_healthy()):
             return False
         port = self._port if facts.host is None else facts.port

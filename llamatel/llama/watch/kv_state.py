@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.plan.cache_plan import CachePart, CachePlan
 from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import KvCacheState, SlotState
@@ -33,7 +33,7 @@ class LoadedModel:
         return any(kind.startswith("draft-") for kind in asked or own)
 
 
-def kv_cache_state(facts: ServerFacts, slots: Sequence[SlotState] | None, model: LoadedModel) -> KvCacheState:
+def kv_cache_state(facts: LoggedServer, slots: Sequence[SlotState] | None, model: LoadedModel) -> KvCacheState:
     """The state now; a server that sleeps has freed its memory, and its slots with it."""
     unified = _unified(facts, model)
     planned = {} if model.sure is None else parts_of(model.sure.parts)
@@ -59,7 +59,7 @@ def kv_cache_state(facts: ServerFacts, slots: Sequence[SlotState] | None, model:
     )
 
 
-def pool_capacity(facts: ServerFacts, slots: Sequence[SlotState] | None, model: LoadedModel) -> int | None:
+def pool_capacity(facts: LoggedServer, slots: Sequence[SlotState] | None, model: LoadedModel) -> int | None:
     """Tokens that fit into the KV cache; None where that is not known, or tokens take no room (recurrent models).
 
     The log says it outright at ``-lv 4``, and else what one slot gets: ``n_ctx_slot``, with a warning that names the
@@ -103,7 +103,7 @@ def _columns(part: CachePart) -> dict[str, int]:
     return {"k": part.bytes_of("k"), "v": part.bytes_of("v")}
 
 
-def _unified(facts: ServerFacts, model: LoadedModel) -> bool | None:
+def _unified(facts: LoggedServer, model: LoadedModel) -> bool | None:
     if facts.kv_unified is not None:
         return facts.kv_unified
     return None if model.settings is None else model.settings.unified

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llamatel.flags.parse import given_settings
 from llamatel.llama.http.server_client import ServerClient
-from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.watch.loaded_model import read_loaded_model, read_settings
@@ -61,7 +61,7 @@ class LaunchedServer:
         self._slots.restarted()
 
     def details(
-        self, client: ServerClient | None, facts: ServerFacts, activity: Activity, generated_total: float | None
+        self, client: ServerClient | None, facts: LoggedServer, activity: Activity, generated_total: float | None
     ) -> Details:
         """What is known of a server that is up; without a ``client`` its slots are not asked for."""
         now = SlotsNow()
@@ -78,7 +78,7 @@ class LaunchedServer:
             now.asked,
         )
 
-    def _loaded(self, facts: ServerFacts, client: ServerClient | None) -> LoadedModel:
+    def _loaded(self, facts: LoggedServer, client: ServerClient | None) -> LoadedModel:
         """Read anew only when the server has loaded something else."""
         with self._lock:
             path = self._file(facts, client)
@@ -88,7 +88,7 @@ class LaunchedServer:
                 self._model_of = loaded
             return self._model
 
-    def _file(self, facts: ServerFacts, client: ServerClient | None) -> str | None:
+    def _file(self, facts: LoggedServer, client: ServerClient | None) -> str | None:
         """The model's file. One from a hub goes by its name there in the log, and its path is in ``/props``."""
         named = None if self._read is None else self._read.model
         for path in (facts.model_path, named):
@@ -101,7 +101,7 @@ class LaunchedServer:
             self._told = facts.model_path, path
         return path
 
-    def _settings(self, facts: ServerFacts) -> dict[str, str]:
+    def _settings(self, facts: LoggedServer) -> dict[str, str]:
         """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
         said = {
             "parallel": None if facts.slots is None else str(facts.slots),

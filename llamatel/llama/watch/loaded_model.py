@@ -11,7 +11,7 @@ from llamatel.errors import LlamatelError
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gguf.split_files import parse_gguf_header
-from llamatel.llama.log.server_facts import ServerFacts
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.watch.kv_state import LoadedModel, pool_capacity
 from llamatel.plan.cache_plan import cache_plan
 from llamatel.plan.model_shape import ModelShape
@@ -29,7 +29,7 @@ def read_settings(words: Sequence[str], environ: Mapping[str, str]) -> ServerSet
         return None
 
 
-def read_loaded_model(facts: ServerFacts, settings: ServerSettings | None, path: str | None) -> LoadedModel:
+def read_loaded_model(facts: LoggedServer, settings: ServerSettings | None, path: str | None) -> LoadedModel:
     """What the model's file and the settings say; what cannot be read stays None. Reads headers (some milliseconds)."""
     shape = _shape(path)
     if shape is None or settings is None:
@@ -41,7 +41,7 @@ def read_loaded_model(facts: ServerFacts, settings: ServerSettings | None, path:
     return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
 
 
-def _as_fitted(settings: ServerSettings, facts: ServerFacts, shape: ModelShape) -> ServerSettings:
+def _as_fitted(settings: ServerSettings, facts: LoggedServer, shape: ModelShape) -> ServerSettings:
     """The settings with the context that llama.cpp chose, where it was left to it and its log says which."""
     if settings.ctx_size:
         return settings

@@ -87,7 +87,7 @@ class LogFollower:
             self._learn()
             counts = self._reader.counts(own.counters.get("tokens_predicted_total"))
             started_at = self._reader.process_started_at
-            facts = self._reader.facts
+            facts = self._reader.logged_server
             models = polled[1:]
             if self._reader.router.seen:
                 models = with_log(self.info, models, self._reader.router)
@@ -143,7 +143,7 @@ class LogFollower:
 
     def _learn(self) -> None:
         """Who the server is: as it says itself, else from its log."""
-        facts = self._reader.facts
+        facts = self._reader.logged_server
         info = self.info if self._poller is None else self._poller.info
         if info.address == "unknown" and facts.host is not None:
             info = replace(info, address=facts.host, port=facts.port)

@@ -220,7 +220,7 @@ def _completed(state: ServerSnapshot, log: RouterLog[LogReader]) -> ServerSnapsh
         return state
     running = state.state in ("loaded", "sleeping")
     cache = state.kv_cache
-    if reader is not None and running and (cache is not None or reader.facts.sleeping):
-        cache = kv_cache_state(reader.facts, state.slots, LoadedModel())
+    if reader is not None and running and (cache is not None or reader.logged_server.sleeping):
+        cache = kv_cache_state(reader.logged_server, state.slots, LoadedModel())
     loading_s = life.loading_s if running else None
     return replace(state, loading_s=loading_s, kv_cache=cache, router_model=life.told)

@@ -79,7 +79,7 @@ class ServerWatch:
         answer = self._ask(supervisor, client, router=router) if state is ServerState.READY else _Answer(up=False)
         generated = self._counters.raw("tokens_predicted_total")
         with supervisor.reader_lock:
-            counts, facts = self.reader.counts(generated), self.reader.facts
+            counts, facts = self.reader.counts(generated), self.reader.logged_server
             shifts = self.reader.context_shifts
         self._log_if_not_understood(counts, supervisor.info)
         details = Details()

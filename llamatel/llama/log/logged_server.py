@@ -33,7 +33,7 @@ _BUILD = re.compile(r"(?:build_info: |^build: )(\S+)(?: \((\w+)\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class LoggedServer:
     """What the log said so far; None where it has not (yet)."""
 
     host: str | None = None
@@ -63,14 +63,14 @@ class ServerFacts:
     """What ``placement`` says belongs to the model as it was loaded before."""
 
 
-def _reported(facts: ServerFacts, **sizes: float) -> ServerFacts:
+def _reported(facts: LoggedServer, **sizes: float) -> LoggedServer:
     parts = {} if facts.loading_anew else dict(facts.reported)
     for part, mib in sizes.items():
         parts[part] = parts.get(part, 0) + round(mib * _MIB)
     return replace(facts, reported=parts, loading_anew=False)
 
 
-def _memory(facts: ServerFacts, text: str) -> ServerFacts | None:
+def _memory(facts: LoggedServer, text: str) -> LoggedServer | None:
     """What a line says of memory: src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-kv-cache-dsv4.cpp."""
     if found := _KEYS_AND_VALUES.match(text):
         return _reported(facts, k=float(found.group(1)), v=float(found.group(2)))
@@ -84,7 +84,7 @@ def _memory(facts: ServerFacts, text: str) -> ServerFacts | None:
     return None
 
 
-def _context(facts: ServerFacts, text: str) -> ServerFacts | None:
+def _context(facts: LoggedServer, text: str) -> LoggedServer | None:
     """What a line says of the context's size; a second context, for drafting, does not count."""
     if found := _POOL.match(text):
         return replace(facts, pool=facts.pool or int(found.group(1)))
@@ -94,7 +94,7 @@ def _context(facts: ServerFacts, text: str) -> ServerFacts | None:
     return None
 
 
-def _initializing(facts: ServerFacts, slots: str, context: str | None, unified: str | None) -> ServerFacts:
+def _initializing(facts: LoggedServer, slots: str, context: str | None, unified: str | None) -> LoggedServer:
     shape = (
         int(slots),
         int(context) if context else facts.slot_context,
@@ -105,7 +105,7 @@ def _initializing(facts: ServerFacts, slots: str, context: str | None, unified: 
     return replace(facts, slots=shape[0], slot_context=shape[1], kv_unified=shape[2])
 
 
-def _placed(facts: ServerFacts, text: str) -> ServerFacts | None:
+def _placed(facts: LoggedServer, text: str) -> LoggedServer | None:
     """What a line says of devices; a model that is loaded again is placed anew."""
     before = facts.placement
     if facts.placed_anew and before is not None:
@@ -114,7 +114,7 @@ def _placed(facts: ServerFacts, text: str) -> ServerFacts | None:
     return None if placement is None else replace(facts, placement=placement, placed_anew=False)
 
 
-def learn(facts: ServerFacts, text: str) -> ServerFacts | None:
+def learn(facts: LoggedServer, text: str) -> LoggedServer | None:
     """The facts with what a line's ``text`` adds to them; None if it is about something else.
 
     Source: tools/server/server.cpp and server-context.cpp; ``build:`` is how builds before spring 2026 put it.
