@@ -83,7 +83,7 @@ def _observer(recording: Recording) -> Callable[[], None]:
     return lambda: _through(observer, recording)
 
 
-def _no_spans(_completion: Completion, _origin: Origin) -> tuple[object, str | None]:
+def _no_spans(_completion: Completion, _origin: Origin, _share: float) -> tuple[object, str | None]:
     return None, None
 
 

@@ -399,10 +399,27 @@ METRICS: tuple[Metric, ...] = (
         "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms lack them.",
     ),
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
-    Metric("llamatel.records.dropped", Kind.TOTAL, "{record}", "Records that llamatel lost, by reason.", ("reason",)),
+    Metric(
+        "llamatel.records.dropped", Kind.TOTAL, "{record}",
+        "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown), requests "
+        "and calls (the other reasons). Each reason is there from the start.",
+        ("reason",),
+    ),
+    Metric(
+        "llamatel.spans.shed_ratio", Kind.GAUGE, "1",
+        "Share of requests whose spans are left out because requests end faster than spans can be written; counters "
+        "and histograms stay complete.",
+    ),
     Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while it works, 0 after it failed.", ("collector",)),
     Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Time it took for the last snapshot.", ("collector",)),
 )  # fmt: skip
+
+
+DROP_REASONS = (
+    "shed", "queue_full", "export_failed", "rejected", "shutdown", "span_failed", "observer_full", "observer_closed",
+    "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_told",
+)  # fmt: skip
+"""Values of ``reason`` of ``llamatel.records.dropped``; the first six count spans."""
 
 
 def table(metrics: Iterable[Metric] = METRICS) -> dict[str, Metric]:

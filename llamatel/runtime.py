@@ -66,7 +66,7 @@ class Runtime:
         shown = {
             "spans": self.pipeline.otlp_endpoint,
             "metrics": self.pipeline.metrics_url,
-            "kept spans": self.settings.keep_spans or None,
+            "kept spans": self.settings.keep_traces or None,
         }
         parts = ", ".join(f"{name}: {value}" for name, value in shown.items() if value is not None)
         return f"<llamatel {'off (OTEL_SDK_DISABLED)' if self.settings.disabled else parts or 'without an exporter'}>"
@@ -123,7 +123,7 @@ def init(
     settings = given or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
         metrics_addr=metrics_addr, page_token=page_token, collectors=collectors, without=without,
-        keep_spans=_spans_to_keep(keep_traces),
+        keep_traces=_spans_to_keep(keep_traces),
     )  # fmt: skip
     with _Process.lock:
         if _Process.runtime is not None:
@@ -201,6 +201,7 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         sinks=(*sinks, live),
         watchers=(live.observe,),
         dropped=dropped,
+        span_load=built.span_load,
         callbacks=callbacks,
     )
     built.publish()
@@ -214,7 +215,7 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         call.listen(_client_spans(built.tracer, observer, told, content=content))
         tracing.use(built.tracer)
     forget = [server.on_start(observer.watch), model.on_load(observer.watch)]
-    if settings.keep_spans:
+    if settings.keep_traces:
         forget.append(Watcher(observer).stop)
     return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
 
@@ -276,7 +277,7 @@ def last_trace() -> Trace:
     if kept is None:
         raise UsageError(
             "no spans are kept: say so to llamatel.init(keep_traces=True)"
-            if not running.settings.keep_spans
+            if not running.settings.keep_traces
             else "no spans are kept: they go to the tracer provider that this process had before llamatel.init()"
         )
     spans = kept.trace()

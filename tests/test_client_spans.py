@@ -54,7 +54,7 @@ class Joined(Recording):
         self.samples: list[Any] = []
         spans = Spans(self.tracer)
 
-        def emit(completion: Any, origin: Origin) -> tuple[object, str | None]:
+        def emit(completion: Any, origin: Origin, _share: float) -> tuple[object, str | None]:
             return spans.emit_from(completion, origin), None
 
         opted = {"OTEL_SEMCONV_STABILITY_OPT_IN": "other, gen_ai_latest_experimental"} if latest else {}

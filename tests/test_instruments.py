@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from llamatel.collectors import Sample
-from llamatel.metrics import METRICS, Kind, table
+from llamatel.metrics import DROP_REASONS, METRICS, Kind, table
 from llamatel.records import Outcome, ServerInfo
 from llamatel.telemetry.instruments import Instruments
 from llamatel_collectors.requests import RequestsCollector
@@ -255,11 +255,16 @@ def test_samples_of_a_server() -> None:
         "llamatel.log.lines": [(70, {"kind": "request"}), (1, {"kind": "other"})],
         "llamatel.requests.lost": [(2, {})],
         "llamatel.log.understood": [(1, {})],
-        "llamatel.records.dropped": [(4, {"reason": "queue_full"})],
+        "llamatel.records.dropped": [
+            (4 if reason == "queue_full" else 0, {"reason": reason}) for reason in DROP_REASONS
+        ],
     }
 
 
 def test_a_server_of_which_nothing_is_known_is_only_up_or_down() -> None:
     nobody = ServerInfo("127.0.0.1", 8090)
     bare = server_snapshot(server=nobody, up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
-    assert samples_of(ServerCollector(), snapshot(bare)) == {"llamacpp.server.up": [(0, {})]}
+    assert samples_of(ServerCollector(), snapshot(bare)) == {
+        "llamacpp.server.up": [(0, {})],
+        "llamatel.records.dropped": [(0, {"reason": reason}) for reason in DROP_REASONS],
+    }

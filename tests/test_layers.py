@@ -36,6 +36,7 @@ ORDER = (
     "llamatel.records",
     "llamatel.errors",
     "llamatel.providers",
+    "llamatel.log_once",
     "llamatel",
 )
 """A package imports those after it, never those before it."""

@@ -1,4 +1,4 @@
-"""The observer: what is anybody's (collectors, sinks, processors, sources) may fail, hang and come back."""
+"""Observer: order of processing, isolation of collectors, sinks and sources, overload, shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.samples import SERVER, completion, server_snapshot
 
 
 class Source:
-    """A server that does what a test wants."""
+    """A stand-in for a server."""
 
     def __init__(self, state: ServerSnapshot | None = None) -> None:
         self.state = state
@@ -39,7 +39,7 @@ class Source:
 
 
 class Counting(Collector):
-    """Fails while told to."""
+    """Fails while ``broken``."""
 
     name = "counting"
 
@@ -107,11 +107,12 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 Make = Callable[..., Bench]
 
 
-def test_a_request_goes_to_spans_then_collectors_then_sinks(bench: Make) -> None:
+def test_observer_order_spans_collectors_sinks(bench: Make) -> None:
     order: list[object] = []
     done = completion()
 
-    def emit(given: Completion, _: Origin) -> tuple[object, str]:
+    def emit(given: Completion, _: Origin, share: float) -> tuple[object, str]:
+        assert share == 1.0
         order.append(given)
         return "its context", "its trace"
 
@@ -123,7 +124,7 @@ def test_a_request_goes_to_spans_then_collectors_then_sinks(bench: Make) -> None
     assert [collector.name for collector in running.observer.collectors] == ["counting", "other"]
 
 
-def test_a_collector_takes_part_where_it_has_a_method_of_its_own(bench: Make) -> None:
+def test_observer_calls_only_overridden_hooks(bench: Make) -> None:
     class Grandchild(Other):
         name = "grandchild"
 
@@ -137,11 +138,11 @@ def test_a_collector_takes_part_where_it_has_a_method_of_its_own(bench: Make) ->
     assert seen == [7]
 
 
-def test_what_waits_is_bounded_and_what_is_lost_is_counted(bench: Make) -> None:
+def test_observer_full_before_connect_is_counted(bench: Make) -> None:
     collector = Counting()
     running = bench(collector, capacity=3, dropped=lambda: {"queue_full": 2, "observer_full": 10})
     for _ in range(5):
-        running.observer.submit(completion())  # nobody takes them yet, and nobody waits
+        running.observer.submit(completion())  # nothing is connected yet, and nothing blocks
     running.observer.samples()
     assert collector.snapshots[-1].records_dropped == {"queue_full": 2, "observer_full": 12}
     assert not running.observer.flush(0.01)
@@ -150,7 +151,7 @@ def test_what_waits_is_bounded_and_what_is_lost_is_counted(bench: Make) -> None:
     assert len(running.recorded) == 3
 
 
-def test_a_collector_that_fails_costs_the_others_nothing(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_isolates_a_failing_collector(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     broken = Counting()
     broken.broken = True
     running = bench(broken, Other()).connect()
@@ -168,7 +169,7 @@ def test_a_collector_that_fails_costs_the_others_nothing(bench: Make, caplog: py
     assert caplog.records[0].exc_info
 
 
-def test_what_a_collector_fails_to_add_to_is_left_as_it_was(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_failing_complete_keeps_the_record(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     class Adding(Collector):
         name = "adding"
 
@@ -204,9 +205,7 @@ def test_what_a_collector_fails_to_add_to_is_left_as_it_was(bench: Make, caplog:
     assert errors(caplog) == ["collector 'adding' failed; until it works again this is not repeated"]
 
 
-def test_a_collector_that_recovers_is_believed_and_a_relapse_is_said(
-    bench: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_observer_logs_each_collector_failure_after_recovery(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     collector = Counting()
     running = bench(collector).connect()
     seen = []
@@ -217,7 +216,7 @@ def test_a_collector_that_recovers_is_believed_and_a_relapse_is_said(
     assert len(errors(caplog)) == 2
 
 
-def test_a_failure_on_a_request_shows_in_the_next_snapshot(bench: Make) -> None:
+def test_observer_completion_failure_shows_in_next_snapshot(bench: Make) -> None:
     collector = Counting()
     running = bench(collector).connect()
     collector.broken = True
@@ -228,13 +227,13 @@ def test_a_failure_on_a_request_shows_in_the_next_snapshot(bench: Make) -> None:
     assert seen == [0, 1]
 
 
-def test_sinks_and_spans_that_fail_are_counted_and_said_once(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_counts_failing_sinks_and_spans_and_logs_once(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     kept: list[str | None] = []
 
     def broken(*_: object) -> None:
         raise OSError("no more room")
 
-    def emit(_: Completion, __: Origin) -> tuple[object, str | None]:
+    def emit(_: Completion, __: Origin, ___: float) -> tuple[object, str | None]:
         raise RuntimeError("a processor of the application's")
 
     collector = Counting()
@@ -253,7 +252,7 @@ def test_sinks_and_spans_that_fail_are_counted_and_said_once(bench: Make, caplog
     ]
 
 
-def test_a_source_that_fails_costs_the_others_nothing(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_isolates_a_failing_source(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     collector = Counting()
     running = bench(collector)
     broken, whole, silent = Source(), Source(server_snapshot()), Source(None)
@@ -264,10 +263,10 @@ def test_a_source_that_fails_costs_the_others_nothing(bench: Make, caplog: pytes
         running.observer.samples()
     assert collector.snapshots[-1].servers == (whole.state,)
     assert collector.snapshots[-1].records_dropped == {"snapshot_failed": 2}
-    assert errors(caplog) == ["a server's state could not be taken; further failures are only counted"]
+    assert errors(caplog) == ["a server's state could not be read; further failures are only counted"]
 
 
-def test_sources_come_and_go(bench: Make) -> None:
+def test_observer_watch_and_unwatch(bench: Make) -> None:
     collector = Counting()
     running = bench(collector).connect()
     source = Source(server_snapshot())
@@ -284,7 +283,7 @@ def test_sources_come_and_go(bench: Make) -> None:
     assert collector.snapshots[-1].servers == ()
 
 
-def test_a_server_in_anothers_place_is_counted_once(bench: Make) -> None:
+def test_observer_last_source_of_an_address_counts(bench: Make) -> None:
     collector = Counting()
     running = bench(collector)
     old = server_snapshot(up=False, counters={"tokens_predicted_total": 900.0})
@@ -296,7 +295,7 @@ def test_a_server_in_anothers_place_is_counted_once(bench: Make) -> None:
     assert set(map(id, collector.snapshots[-1].servers)) == {id(new), id(elsewhere)}
 
 
-def test_closing_writes_what_waits_and_takes_no_more(bench: Make) -> None:
+def test_observer_close_writes_the_queue(bench: Make) -> None:
     collector = Counting()
     kept: list[object] = []
 
@@ -320,7 +319,7 @@ def test_closing_writes_what_waits_and_takes_no_more(bench: Make) -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 100])
-def test_a_sink_that_hangs_holds_nobody_up(bench: Make, capacity: int) -> None:
+def test_observer_hanging_sink_blocks_no_caller(bench: Make, capacity: int) -> None:
     let_go = threading.Event()
     running = bench(sinks=[lambda *_: let_go.wait(60) and None], capacity=capacity).connect()
     for _ in range(10):
@@ -333,5 +332,118 @@ def test_a_sink_that_hangs_holds_nobody_up(bench: Make, capacity: int) -> None:
     wait_until(lambda: running.observer.flush(0.1))
 
 
-def test_one_that_was_never_connected_can_be_closed(bench: Make) -> None:
+class Slow:
+    """A sink that can be held."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.requests = 0
+
+    def __call__(self, *_: object) -> None:
+        self.go.wait(60)
+        self.requests += 1
+
+
+def test_observer_full_queue_measures_on_the_calling_thread(bench: Make) -> None:
+    collector, sink = Counting(), Slow()
+    running = bench(collector, sinks=[sink], capacity=10, span_count=lambda _: 4).connect()
+    for _ in range(100):
+        running.observer.submit(completion())
+    lost = 100 - sink.requests - running.observer._queue.qsize()
+    assert lost > 80
+    assert len(running.recorded) > 80
+    sink.go.set()
+    assert running.observer.flush()
+    assert len(running.recorded) == 100
+    dropped = running.observer.dropped()
+    assert dropped["observer_full"] == 100 - sink.requests
+    assert dropped["shed"] >= 4 * dropped["observer_full"]
+
+
+def test_observer_blocking_source_waits_for_room(bench: Make) -> None:
+    class File(Source):
+        blocking = True
+
+    sink, source = Slow(), File()
+    running = bench(Counting(), sinks=[sink], capacity=10).connect()
+    running.observer.watch(source)
+    reader = threading.Thread(target=lambda: [source.listeners[0](completion()) for _ in range(100)], daemon=True)
+    reader.start()
+    time.sleep(0.3)
+    assert reader.is_alive()
+    assert running.observer._queue.qsize() <= 10
+    sink.go.set()
+    reader.join(30)
+    assert running.observer.drain(10)
+    assert (len(running.recorded), sink.requests) == (100, 100)
+    assert "observer_full" not in running.observer.dropped()
+
+
+def test_observer_drain_returns_false_when_it_stalls(bench: Make) -> None:
+    sink = Slow()
+    running = bench(sinks=[sink]).connect()
+    running.observer.submit(completion())
+    assert not running.observer.drain(0.1)
+    sink.go.set()
+    assert running.observer.drain(10)
+
+
+def test_observer_overload_sheds_spans_and_keeps_counts(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+    shares: list[float] = []
+
+    def emit(_: Completion, __: Origin, share: float) -> tuple[object, str]:
+        shares.append(share)
+        time.sleep(0.001)
+        return "context", "trace"
+
+    collector = Counting()
+    running = bench(collector, emit=emit, capacity=200, span_count=lambda _: 4).connect()
+    for _ in range(5000):
+        running.observer.submit(completion())
+    assert running.observer.drain(10)
+    assert len(running.recorded) == 5000
+    running.observer.samples()
+    assert 4 * len(shares) + collector.snapshots[-1].records_dropped["shed"] == 4 * 5000
+    assert min(shares) < 1.0
+    assert len([record for record in caplog.records if "are left out" in record.getMessage()]) == 1
+
+
+def test_observer_close_logs_the_requests_that_were_left(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+    sink = Slow()
+    running = bench(Counting(), sinks=[sink]).connect()
+    for _ in range(3):
+        running.observer.submit(completion())
+    assert not running.observer.close(0.2)
+    assert any(
+        record.getMessage().startswith("3 requests that were read are not in telemetry") for record in caplog.records
+    )
+    assert running.observer.dropped() == {"shutdown": 3}
+    sink.go.set()
+
+
+def test_observer_close_sheds_spans_when_time_is_short(bench: Make) -> None:
+    def emit(_: Completion, __: Origin, ___: float) -> tuple[object, str]:
+        time.sleep(0.02)
+        return "context", "trace"
+
+    running = bench(Counting(), emit=emit).connect()
+    for _ in range(1000):
+        running.observer.submit(completion())
+    assert running.observer.close(4)
+    assert len(running.recorded) == 1000
+    assert running.observer.dropped()["shed"] > 0
+
+
+def test_observer_counts_losses_of_sinks(bench: Make) -> None:
+    class Lossy:
+        def __call__(self, *_: object) -> None:
+            pass
+
+        def losses(self) -> dict[str, int]:
+            return {"jsonl_failed": 2}
+
+    assert bench(sinks=[Lossy()]).observer.dropped() == {"jsonl_failed": 2}
+
+
+def test_observer_close_without_connect(bench: Make) -> None:
     assert bench().observer.close(0.1)

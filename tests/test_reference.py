@@ -29,7 +29,7 @@ def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     spans = Spans(provider.get_tracer("test"))
     spans.emit(completion(draft_generated=4, draft_accepted=3, context_shifts=1, is_child=True, truncated=True))
-    spans.emit(cut_short(Outcome.CONTEXT_FULL))
+    spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5)
     provider.shutdown()
     written = exporter.get_finished_spans()
     found = {name: type(value) for span in written for name, value in (span.attributes or {}).items()}

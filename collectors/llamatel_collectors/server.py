@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
-from llamatel.metrics import SETTINGS
+from llamatel.metrics import DROP_REASONS, SETTINGS
 from llamatel.records import ServerInfo
 from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
 
@@ -36,7 +36,7 @@ class ServerCollector(Collector):
                 yield Sample("llamacpp.server.info", 1, state.server, info)
             if state.log is not None:
                 yield from _log(state.log, state.server)
-        for reason, count in snapshot.records_dropped.items():
+        for reason, count in {**dict.fromkeys(DROP_REASONS, 0), **snapshot.records_dropped}.items():
             yield Sample("llamatel.records.dropped", count, attributes={"reason": reason})
 
 

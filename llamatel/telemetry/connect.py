@@ -13,7 +13,7 @@ from llamatel.records import Completion
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry.instruments import Callbacks, Instruments
 from llamatel.telemetry.observer import Observer, Sink
-from llamatel.telemetry.request_spans import Spans
+from llamatel.telemetry.request_spans import Spans, span_count
 from llamatel.tracing.joining import Origin
 
 
@@ -25,18 +25,26 @@ def connect(
     sinks: Sequence[Sink] = (),
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
+    span_load: Callable[[], float] = float,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
     """An observer that runs, with collectors, on a tracer and a meter; ``callbacks`` as Instruments have it."""
     spans = Spans(tracer)
 
-    def emit(completion: Completion, origin: Origin) -> tuple[Context, str | None]:
-        context = spans.emit_from(completion, origin)
+    def emit(completion: Completion, origin: Origin, share: float) -> tuple[Context, str | None]:
+        context = spans.emit_from(completion, origin, share)
         span = trace.get_current_span(context).get_span_context()
         return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
 
     observer = Observer(
-        chosen, emit=emit, emit_observed=spans.emit_observed, sinks=sinks, watchers=watchers, dropped=dropped
+        chosen,
+        emit=emit,
+        emit_observed=spans.emit_observed,
+        span_count=span_count,
+        sinks=sinks,
+        watchers=watchers,
+        dropped=dropped,
+        span_load=span_load,
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(meter, rows, observer.samples, callbacks=callbacks)

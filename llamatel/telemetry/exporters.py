@@ -178,6 +178,10 @@ class SpanDelivery(SpanExporter):
                     self._lose("export_failed", len(spans))
         return SpanExportResult.SUCCESS if delivered else SpanExportResult.FAILURE
 
+    def load(self) -> float:
+        """How full the queue is, 0 to 1."""
+        return self._waiting / self._queue_size
+
     def close(self) -> None:
         """Take no more spans; those that wait are still exported."""
         with self._lock:

@@ -77,8 +77,13 @@ class MetricsEndpoint:
         metrics = make_wsgi_app(registry)
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            chosen: WSGIApplication = metrics if environ.get("PATH_INFO") == "/metrics" else self.page
-            return chosen(environ, start_response)
+            if environ.get("PATH_INFO") != "/metrics":
+                return self.page(environ, start_response)
+            head = environ.get("REQUEST_METHOD") == "HEAD"
+            body = metrics(
+                {**environ, "QUERY_STRING": "", **({"REQUEST_METHOD": "GET"} if head else {})}, start_response
+            )
+            return () if head else body
 
         self._server.set_app(application)
         shown = f"[{host}]" if ":" in host else host

@@ -1,12 +1,14 @@
-"""From sources to telemetry: takes finished requests off the readers' hands, and snapshots when somebody collects.
+"""From sources to telemetry: measures finished requests, writes their spans, and takes snapshots for collections.
 
-The one place where collectors (each behind a guard) and sinks are called. A reader's thread only puts a record into a
-bounded queue; spans, histograms and sinks are written on the observer's own thread, so a slow one costs records (which
-are counted), never a line of the log.
+The one place that calls collectors (each through a guard) and sinks. A reader's thread only puts a record into a
+bounded queue; everything else happens on the observer's thread. Under overload counters and histograms stay complete
+and spans are shed (``span_shedding``). If the queue is full nevertheless (a sink that hangs), the reader's thread
+records the counters and histograms itself, and the request has neither spans nor sink lines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,75 +17,102 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
+from llamatel.log_once import LogOnce
 from llamatel.records import ClientCall, Completion, ObservedRequest
 from llamatel.snapshots import ServerSnapshot, Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record
+from llamatel.telemetry.span_shedding import SpanShedding
 from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin
 
 _log = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S = 0.02
-"""How often requests that wait for a client's call are looked at."""
+_JOIN_INTERVAL_S = 0.02
+"""How often the joiner is asked for requests whose wait for a client's call is over."""
+_WAIT_STEP_S = 0.1
 CAPACITY = 8192
-"""Finished requests that wait at most: some ten seconds of the fastest server we know, about 8 MiB."""
+"""Finished requests in the queue at most, about 8 MiB."""
+
+SHED = "shed"
+"""The reason under which spans that overload shed are counted."""
 
 
 class Watched(Protocol):
-    """A source of telemetry: a server that we started, or a log that we follow."""
+    """A source of telemetry: a server that was launched or attached to, a log, a model in this process.
+
+    An optional attribute ``blocking`` is true for a source that reads a regular file: it then waits for room in the
+    queue instead of having spans shed.
+    """
 
     def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
-        """Call ``listener`` for each request that ends; returns what ends that."""
+        """Call ``listener`` for each finished request; returns a function that unsubscribes."""
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
-        """Its state now, and that of its models if it is a router; none where there is nothing to tell."""
+        """The state of the server, and of its models if it is a router; empty if nothing is known."""
 
 
-Emit = Callable[[Completion, Origin], "tuple[object, str | None]"]
-"""Writes the spans of a request below those of the call that it came from, where that is known; returns a context for
-exemplars, and the trace's id."""
+Emit = Callable[[Completion, Origin, float], "tuple[object, str | None]"]
+"""Writes the spans of a request: the request, the call that it came from, the share of requests that get spans (1.0
+unless spans are shed). Returns the context for exemplars and the trace id."""
 Sink = Callable[[Completion, "str | None"], None]
+"""Called with each finished request and its trace id. An optional method ``losses()`` returns what it lost, by
+reason."""
+
+
+def _no_spans(_request: ObservedRequest) -> None:
+    pass
+
+
+def _one_span(_completion: Completion) -> int:
+    return 1
 
 
 class Observer:
-    """Runs collectors and sinks on what the watched servers do."""
+    """Runs collectors and sinks on what the watched servers do. Thread-safe."""
 
     def __init__(
         self,
         collectors: Iterable[Collector],
         *,
         emit: Emit,
-        emit_observed: Callable[[ObservedRequest], object] = lambda _: None,
+        emit_observed: Callable[[ObservedRequest], object] = _no_spans,
+        span_count: Callable[[Completion], int] = _one_span,
         sinks: Sequence[Sink] = (),
         watchers: Sequence[Callable[[Snapshot], None]] = (),
         dropped: Callable[[], Mapping[str, int]] = dict,
+        span_load: Callable[[], float] = float,
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``connect`` must follow.
 
-        ``watchers`` are called with each snapshot, one at a time. ``dropped`` tells what others lost on the way out, by
-        reason.
+        ``watchers`` are called with each snapshot, one at a time. ``dropped`` returns what other parts lost, by reason;
+        ``span_load`` how full the queue of the span exporter is (0 to 1); ``span_count`` how many spans a request has.
         """
         self._guards = [Guard(collector) for collector in collectors]
         self._completing = [guard for guard in self._guards if guard.has("complete")]
         self._measuring = [guard for guard in self._guards if guard.has("on_completion")]
         self._emit = emit
         self._emit_observed = emit_observed
+        self._span_count = span_count
         self._sinks = tuple(sinks)
         self._watchers = tuple(watchers)
-        self._logged: set[str] = set()
+        self._once = LogOnce(_log)
         self._dropped_elsewhere = dropped
         self._clock = clock
         self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(capacity)
         self._joiner = Joiner()
+        self.shedding = SpanShedding(lambda: max(self._queue.qsize() / capacity, span_load()))
         self._hurry = threading.Event()
-        """Set when what waits has to be written at once."""
+        """Set when requests must not wait for calls of clients any longer."""
+        self._record: Record | None = None
+        self._recording = threading.Lock()
+        """Held while collectors measure a request: the observer's thread does, and readers' while the queue is full."""
         self._lock = threading.Lock()
         self._dropped: dict[str, int] = {}
         self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._taking = threading.Lock()
+        self._snapshotting = threading.Lock()
         self._latest: Snapshot | None = None
 
     @property
@@ -93,76 +122,87 @@ class Observer:
 
     @property
     def watching(self) -> bool:
-        """Whether there is anything that it follows."""
+        """Whether any source is watched."""
         with self._lock:
             return bool(self._watched)
 
     def connect(self, record: Record) -> None:
-        """Where samples of finished requests go; starts the collectors' sources and the observer's thread."""
+        """Record samples of finished requests with ``record``; starts the collectors and the observer's thread."""
+        self._record = record
         for guard in self._guards:
             guard.start()
         self._thread = threading.Thread(target=self._run, args=(record,), name="llamatel-observer", daemon=True)
         self._thread.start()
 
     def watch(self, server: Watched) -> None:
-        """Follow a server; a second time does nothing."""
+        """Watch a source; a second time does nothing."""
+        listener = self._submit_and_wait if getattr(server, "blocking", False) else self.submit
         with self._lock:
             if id(server) not in self._watched and not self._closed:
-                self._watched[id(server)] = (server, server.subscribe(self.submit))
+                self._watched[id(server)] = (server, server.subscribe(listener))
 
     def unwatch(self, server: Watched) -> None:
-        """Follow it no more; its figures disappear from the export."""
+        """Stop watching a source; its figures disappear from the export."""
         with self._lock:
             entry = self._watched.pop(id(server), None)
         if entry is not None:
             entry[1]()
 
-    def submit(self, finished: Completion | ClientCall | ObservedRequest) -> None:
-        """Take a finished request or call; never blocks. Counts it as dropped if too many wait, or after the end."""
-        if isinstance(finished, ClientCall) and (self._closed or self._queue.full()):
-            self._joiner.gone(finished.key)
-        if self._closed:
-            self._drop("observer_closed")
-            return
+    def submit(self, finished: Completion | ClientCall | ObservedRequest, *, wait: bool = False) -> None:
+        """Queue a finished request or call. Never blocks, unless ``wait``: then until there is room.
+
+        While the queue is full a request is measured on the calling thread and has no spans.
+        """
         if isinstance(finished, ClientCall) and finished.elsewhere and self._queue.qsize() > self._queue.maxsize // 4:
-            self._drop("call_elsewhere")  # others' calls must not cost our requests
+            self._joiner.gone(finished.key)
+            self._drop("call_elsewhere")  # calls of other processes must not cost requests
             return
+        while wait and not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(finished, timeout=_WAIT_STEP_S)
+                return
         try:
-            self._queue.put_nowait(finished)
+            if not self._closed:
+                self._queue.put_nowait(finished)
+                return
         except queue.Full:
-            self._drop("observer_full")
+            pass
+        self._measure_at_once(finished)
+
+    def _submit_and_wait(self, finished: Completion | ObservedRequest) -> None:
+        self.submit(finished, wait=True)
 
     def call_started(self, key: object, call: OpenCall) -> None:
-        """A call of our client is about to be sent: requests that may be its own wait a little for its end."""
+        """A client in this process is about to send a call: its request waits a little for the call's end."""
         if not self._closed:
             self._joiner.began(key, call)
 
     def expect_calls(self, where: Endpoint, seconds: float) -> None:
-        """Another process calls this server: requests may be its own, and wait a little for its news."""
+        """Another process calls this server: requests wait a little for its report."""
         self._joiner.expect(where, seconds)
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
-        """The state of all watched servers: the last one, if it is no older than that, else a new one.
+        """The state of all watched servers: the latest snapshot if it is at most that old, else a new one.
 
-        One is taken at a time; who waited for another's may have it if any age above 0 will do.
+        One is taken at a time; a caller that waited for another's gets that one, if any age above 0 will do.
         """
-        with self._taking:
+        with self._snapshotting:
             latest = self._latest
             if latest is None or self._clock() - latest.taken_at > max_age_s or max_age_s <= 0.0:
-                latest = self._latest = self._take()
-                self._show(latest)
+                latest = self._latest = self._new_snapshot()
+                self._notify(latest)
             return latest
 
     def samples(self) -> list[Sample]:
-        """A snapshot of all watched servers, turned into samples by the collectors."""
+        """A new snapshot of all watched servers, turned into samples by the collectors."""
         snapshot = self.snapshot()
-        samples: list[Sample] = []
+        samples = [Sample("llamatel.spans.shed_ratio", self.shedding.shed_ratio)]
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
         return samples
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Wait until all requests handed in so far are written; False if that took longer."""
+        """Wait until everything submitted so far is written; False if that took longer."""
         deadline = time.monotonic() + timeout_s
         with self._queue.all_tasks_done:
             while self._queue.unfinished_tasks:
@@ -172,32 +212,53 @@ class Observer:
                 self._queue.all_tasks_done.wait(left)
         return True
 
+    def drain(self, stalled_after_s: float = 5.0) -> bool:
+        """Wait until everything submitted is written, as long as that makes progress; False if it stalls."""
+        waiting = self._queue.unfinished_tasks
+        while not self.flush(stalled_after_s):
+            now = self._queue.unfinished_tasks
+            if now >= waiting:
+                return False
+            waiting = now
+        return True
+
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what waits and end, within ``timeout_s``; False if that was too short."""
+        """Write what is queued and end, within ``timeout_s``; False if requests were left, which is logged.
+
+        Spans are shed after half of the time, so that counters and histograms are complete.
+        """
         deadline = time.monotonic() + timeout_s
         with self._lock:
-            watched = [] if self._closed else list(self._watched.values())
+            again = self._closed
+            watched = [] if again else list(self._watched.values())
             self._closed = True
         for _, unsubscribe in watched:
             unsubscribe()
         self._hurry.set()
-        done = self.flush(timeout_s)
+        done = self.flush(timeout_s / 2)
+        if not done:
+            self.shedding.shed_all()
+            done = self.flush(deadline - time.monotonic())
+        left = 0 if done else self._queue.unfinished_tasks
         if self._thread is not None and self._thread.is_alive():
-            try:
+            with contextlib.suppress(queue.Full):
                 self._queue.put_nowait(None)
-            except queue.Full:
-                done = False
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        if left and self._thread is not None and not again:
+            self._drop("shutdown", left)
+            _log.warning("%d requests that were read are not in telemetry: it had to end within %g s", left, timeout_s)
         for guard in self._guards:
             guard.stop()
         return done
 
+    # -- the observer's thread ----------------------------------------------------------------------------------------
+
     def _run(self, record: Record) -> None:
         ended = waited = False
-        look_at = 0.0
+        join_at = 0.0
         while not ended:
             try:
-                left = max(0.0, look_at - time.monotonic())
+                left = max(0.0, join_at - time.monotonic())
                 finished = self._queue.get(timeout=left if self._joiner.waits else None)
             except queue.Empty:
                 pass
@@ -212,83 +273,116 @@ class Observer:
                     if finished is not None:
                         if not self._joiner.ended(finished):
                             self._drop("call_elsewhere")
-                        if not finished.elsewhere:
-                            self._count(finished, record)
+                        self._measure_call(finished, record)
                     self._queue.task_done()
-            if not ended and time.monotonic() < look_at and (waited or not self._queue.empty()):
-                continue  # looking costs the more the more wait
-            hurry = ended or (self._hurry.is_set() and self._queue.empty())
+            if not ended and time.monotonic() < join_at and (waited or not self._queue.empty()):
+                continue  # the joiner's cost grows with what waits
+            hurry = ended or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
                 try:
                     self._write(completion, origin, record)
                 finally:
                     self._queue.task_done()
             waited = self._joiner.waits
-            look_at = time.monotonic() + _LOOK_AGAIN_S
+            join_at = time.monotonic() + _JOIN_INTERVAL_S
+
+    def _overloaded(self) -> bool:
+        """Whether so many requests wait for clients' calls that memory is bounded by letting them go."""
+        return self._queue.unfinished_tasks > 2 * self._queue.maxsize
 
     def _write_observed(self, request: ObservedRequest) -> None:
-        """A span, and nothing that counts or measures: it is neither complete nor exact."""
+        """Write its span; it is neither complete nor exact, so nothing is counted or measured."""
         try:
             self._emit_observed(request)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
             self._failed("span_failed", "the spans of a request could not be written")
 
-    def _count(self, call: ClientCall, record: Record) -> None:
-        for guard in self._guards:
-            guard.on_call(call, record)
+    def _measure_call(self, call: ClientCall, record: Record) -> None:
+        if call.elsewhere:  # measured by its own process
+            return
+        with self._recording:
+            for guard in self._guards:
+                guard.on_call(call, record)
+
+    def _measure(self, completion: Completion, record: Record, context: object) -> None:
+        with self._recording:
+            for guard in self._measuring:
+                guard.on_completion(completion, record, context)
 
     def _write(self, completion: Completion, origin: Origin, record: Record) -> None:
         context: object = None
         trace_id = None
         for guard in self._completing:
             completion = guard.complete(completion)
-        try:
-            context, trace_id = self._emit(completion, origin)
-        except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
-            self._failed("span_failed", "the spans of a request could not be written")
-        for guard in self._measuring:
-            guard.on_completion(completion, record, context)
+        share = self.shedding.admit()
+        if share is None:
+            self._drop(SHED, self._span_count(completion))
+        else:
+            try:
+                context, trace_id = self._emit(completion, origin, share)
+            except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
+                self._failed("span_failed", "the spans of a request could not be written")
+        self._measure(completion, record, context)
         for index, sink in enumerate(self._sinks):
             try:
                 sink(completion, trace_id)
-            except Exception:  # noqa: BLE001 - the boundary to sinks, which are anybody's
+            except Exception:  # noqa: BLE001 - the boundary to sinks, which may be third-party code
                 self._failed("sink_failed", "a sink failed", f"sink {index}")
 
-    def _show(self, snapshot: Snapshot) -> None:
+    # -- any thread ---------------------------------------------------------------------------------------------------
+
+    def _measure_at_once(self, finished: Completion | ClientCall | ObservedRequest) -> None:
+        """Record counters and histograms on the calling thread: the queue is full, or the observer is closed."""
+        self._drop("observer_closed" if self._closed else "observer_full")
+        if isinstance(finished, ClientCall):
+            self._joiner.gone(finished.key)
+        if self._record is None or self._closed or isinstance(finished, ObservedRequest):
+            return
+        if isinstance(finished, ClientCall):
+            self._measure_call(finished, self._record)
+        else:
+            self._drop(SHED, self._span_count(finished))
+            self._measure(finished, self._record, None)
+
+    def _notify(self, snapshot: Snapshot) -> None:
         for index, watcher in enumerate(self._watchers):
             try:
                 watcher(snapshot)
-            except Exception:  # noqa: BLE001 - the boundary to watchers, which are anybody's
+            except Exception:  # noqa: BLE001 - the boundary to watchers, which may be third-party code
                 self._failed("watcher_failed", "a watcher of snapshots failed", f"watcher {index}")
 
-    def _take(self) -> Snapshot:
+    def _new_snapshot(self) -> Snapshot:
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
-        # One server has one place: where a manager was replaced by another on its port, the last word counts.
+        # One address has one server: where a manager was replaced by another on its port, the last one counts.
         states = {state.server.key: state for server in servers for state in self._states(server)}
-        dropped = dict(self._dropped_elsewhere())
-        with self._lock:
-            for reason, count in self._dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        snapshot = Snapshot(self._clock(), tuple(states.values()), dropped)
+        snapshot = Snapshot(self._clock(), tuple(states.values()), self.dropped())
         for guard in self._guards:
             snapshot = guard.complete_snapshot(snapshot)
         return snapshot
+
+    def dropped(self) -> dict[str, int]:
+        """Records lost so far, by reason, those of exporters and sinks included; only reasons that occurred."""
+        dropped = dict(self._dropped_elsewhere())
+        with self._lock:
+            own = dict(self._dropped)
+        for losses in (own, *(sink.losses() for sink in self._sinks if hasattr(sink, "losses"))):
+            for reason, count in losses.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        return dropped
 
     def _states(self, server: Watched) -> Sequence[ServerSnapshot]:
         try:
             return server.snapshots()
         except Exception:  # noqa: BLE001 - the boundary to sources: one must not cost the others their figures
-            self._failed("snapshot_failed", "a server's state could not be taken")
+            self._failed("snapshot_failed", "a server's state could not be read")
             return ()
 
     def _failed(self, reason: str, message: str, key: str = "") -> None:
-        """Count an error that is being handled, and show it the first time."""
+        """Count the exception that is being handled, and log it the first time."""
         self._drop(reason)
-        if (key or reason) not in self._logged:
-            self._logged.add(key or reason)
-            _log.exception("%s; further failures are only counted", message)
+        self._once.error(key or reason, "%s; further failures are only counted", message, exc_info=True)
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, count: int = 1) -> None:
         with self._lock:
-            self._dropped[reason] = self._dropped.get(reason, 0) + 1
+            self._dropped[reason] = self._dropped.get(reason, 0) + count

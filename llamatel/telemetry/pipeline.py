@@ -127,6 +127,10 @@ class Pipeline:
         """Spans lost so far, by reason: queue_full, export_failed, shutdown. Metrics are cumulative: none are lost."""
         return {} if self._owned.spans is None else self._owned.spans.lost()
 
+    def span_load(self) -> float:
+        """How full the queue of the span exporter is, 0 to 1."""
+        return 0.0 if self._owned.spans is None else self._owned.spans.load()
+
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Export what waits. False if it took longer than the time given, or an endpoint does not take it."""
         owned = self._owned
@@ -212,7 +216,7 @@ def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.Tracer
     if not retired and not _is_unset(current):
         _log.info("spans go to the tracer provider that the application has set")
         return current
-    if settings.traces_otlp is None and not settings.traces_console and not settings.keep_spans:
+    if settings.traces_otlp is None and not settings.traces_console and not settings.keep_traces:
         return trace.NoOpTracerProvider() if retired else current
     provider = TracerProvider(resource=about, shutdown_on_exit=False)
     owned.providers.append(provider)
@@ -224,8 +228,8 @@ def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.Tracer
         provider.add_span_processor(
             CountedSpanProcessor(owned.spans, settings.span_queue_size, settings.span_batch_size)
         )
-    if settings.keep_spans:
-        owned.kept = KeptSpans(settings.keep_spans)
+    if settings.keep_traces:
+        owned.kept = KeptSpans(settings.keep_traces)
         provider.add_span_processor(owned.kept)
     if settings.traces_console:
         one_line = ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n", out=sys.stdout)

@@ -72,7 +72,7 @@ def spans_page() -> str:
     return f"""# Spans
 
 {_MADE}
-Made from the table in [llamatel/span_table.py](../llamatel/span_table.py). The names are those of OpenTelemetry's GenAI
+Made from the table in [llamatel/span_table.py](../llamatel/telemetry/span_table.py). The names are those of OpenTelemetry's GenAI
 conventions; what they have none for begins with `llamacpp.`. No text of prompts or answers is on them, unless you
 ask for it.
 

@@ -41,16 +41,21 @@ class Spans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    def emit(self, completion: Completion, parent: Context | None = None, links: Sequence[Link] = ()) -> Context:
+    def emit(
+        self, completion: Completion, parent: Context | None = None, links: Sequence[Link] = (), share: float = 1.0
+    ) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
         ``parent`` is the context that the request came from; without one, and where the request itself names none, it
         makes a trace of its own, whatever span is current in this thread. ``links`` name spans that it may belong to.
+        ``share`` is the share of requests that get spans, below 1 under overload.
         """
         call = completion.call
         if parent is None and call is not None:
             parent = _caller(call)
         attributes = _attributes(completion)
+        if share < 1.0:
+            attributes["llamatel.sampling.ratio"] = share
         model = completion.server.model
         name = attributes["gen_ai.operation.name"]
         span = self._tracer.start_span(
@@ -96,7 +101,7 @@ class Spans:
             start_time=unix_ns(request.first_seen_at),
         ).end(unix_ns(request.last_seen_at))
 
-    def emit_from(self, completion: Completion, origin: Origin) -> Context:
+    def emit_from(self, completion: Completion, origin: Origin, share: float = 1.0) -> Context:
         """``emit`` below the call of our client that the request was, or linked to those that it may have been.
 
         No request arrives before it was sent: that bounds the estimate of its queue.
@@ -111,7 +116,7 @@ class Spans:
             if isinstance(call.span, Context)
         ]
         context = parent.span if parent is not None and isinstance(parent.span, Context) else None
-        return self.emit(completion, context, links)
+        return self.emit(completion, context, links, share)
 
 
 def _caller(call: Call) -> Context | None:
@@ -125,6 +130,11 @@ def _caller(call: Call) -> Context | None:
         return None
     about = SpanContext(trace, span, is_remote=not call.in_process, trace_flags=TraceFlags(flags))
     return set_span_in_context(NonRecordingSpan(about), _ROOT) if about.is_valid else None
+
+
+def span_count(completion: Completion) -> int:
+    """How many spans a request has."""
+    return 1 + len(_phases(completion))
 
 
 def _phases(completion: Completion) -> list[tuple[str, float, float]]:

@@ -62,7 +62,7 @@ class Settings:
     llamatel_url: str | None = None
     """``LLAMATEL_URL``: the page of the llamatel that watches the servers which are called from here; ``none`` is none.
     Without it the default address is asked, of servers of this machine."""
-    keep_spans: int = 0
+    keep_traces: int = 0
     """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
     span_queue_size: int = 2048
     """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
@@ -84,7 +84,7 @@ class Settings:
         otlp_endpoint: str | None = None,
         otlp_protocol: str | None = None,
         metrics_addr: str | None = None,
-        keep_spans: int = 0,
+        keep_traces: int = 0,
         page_token: str | None = None,
         collectors: Iterable[str] = (),
         without: Iterable[str] = (),
@@ -131,7 +131,7 @@ class Settings:
             metrics_addr=addr,
             page_token=page_token or env.get(PAGE_TOKEN_VARIABLE) or None,
             llamatel_url=_here(env.get(URL_VARIABLE) or None),
-            keep_spans=keep_spans,
+            keep_traces=keep_traces,
             span_queue_size=queue_size,
             span_batch_size=min(queue_size, _positive(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
             collectors=tuple(collectors),

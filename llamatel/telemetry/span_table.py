@@ -74,6 +74,11 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.context.shifts", "int", "Times the oldest tokens were dropped to make room; absent for 0."),
     AttributeRow("llamacpp.truncated", "boolean", "Whether llama.cpp cut the prompt or the answer for lack of room."),
     AttributeRow("llamacpp.choice.is_child", "boolean", "A further choice (n > 1) of another request; else absent."),
+    AttributeRow(
+        "llamatel.sampling.ratio",
+        "double",
+        "Share of requests that get spans while overload sheds the others; absent without overload.",
+    ),
     AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
 )
 

@@ -1,0 +1,76 @@
+"""Overload: which requests get spans while requests end faster than their spans can be written or exported.
+
+Whole requests are shed, one in a fixed number, so that what remains is an even sample; each span that remains carries
+the share of requests that got spans (``llamatel.sampling.ratio``). Counters and histograms are not affected.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from llamatel.log_once import LogOnce
+
+_log = logging.getLogger(__name__)
+
+_HIGH = 0.5
+"""Load (how full the fullest queue is) above which more is shed."""
+_LOW = 0.1
+"""Load below which less is shed."""
+_ADJUST_S = 0.05
+"""Time between two adjustments: what was changed must have shown its effect."""
+_MAX_STEP = 4096
+"""At most one request in so many gets spans."""
+
+
+class SpanShedding:
+    """Decides request by request. Used by one thread; ``shed_all`` and ``shed_ratio`` by any."""
+
+    def __init__(self, load: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
+        """``load`` returns how full the queues are, 0 to 1."""
+        self._load = load
+        self._clock = clock
+        self._once = LogOnce(_log)
+        self._step = 1
+        """One request in so many gets spans."""
+        self._seen = 0
+        self._adjusted_at = float("-inf")
+        self._all = False
+
+    @property
+    def shed_ratio(self) -> float:
+        """Share of requests whose spans are being shed: 0 without overload."""
+        return 1.0 if self._all else 1.0 - 1.0 / self._step
+
+    def shed_all(self) -> None:
+        """Write no more spans: telemetry has to end."""
+        self._all = True
+
+    def admit(self) -> float | None:
+        """The share of requests that get spans if this request is one of them, else None."""
+        load = self._load()
+        if load > _HIGH or self._step > 1:
+            self._adjust(load)
+        self._seen += 1
+        if self._all or self._seen % self._step:
+            return None
+        return 1.0 / self._step
+
+    def _adjust(self, load: float) -> None:
+        now = self._clock()
+        if now - self._adjusted_at < _ADJUST_S:
+            return
+        if load > _HIGH and self._step < _MAX_STEP:
+            self._step *= 2
+            self._adjusted_at = now
+            self._once.warning(
+                "shedding",
+                "requests end faster than their spans can be written: spans of some requests are left out "
+                "(llamatel_spans_shed_ratio); counters and histograms stay complete",
+            )
+        elif load < _LOW and self._step > 1:
+            self._step //= 2
+            self._adjusted_at = now
+            if self._step == 1 and self._once.reset("shedding"):
+                _log.info("spans of all requests are written again")
