@@ -72,9 +72,9 @@ def spans_page() -> str:
     return f"""# Spans
 
 {_MADE}
-Made from the table in [llamatel/span_table.py](../llamatel/telemetry/span_table.py). The names are those of OpenTelemetry's GenAI
-conventions; what they have none for begins with `llamacpp.`. No text of prompts or answers is on them, unless you
-ask for it.
+Made from the table in [span_table.py](../llamatel/telemetry/span_table.py). The names are those of the OpenTelemetry
+GenAI conventions; names without a convention begin with `llamacpp.`. Spans hold no text of prompts or answers, unless
+content capture is enabled.
 
 | span | kind | what |
 | --- | --- | --- |
