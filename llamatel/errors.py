@@ -7,6 +7,7 @@
     │   ├── ServerStartError    the server died, or stayed silent, while starting
     │   ├── ServerStateError    the call does not fit the server's state (already started, ...)
     │   └── ServerTimeout       it did not become ready, or stop, in time
+    ├── HttpError               an outgoing HTTP request failed; callers translate it
     ├── ServerUnreachable       an HTTP call to a server failed
     ├── RequestError            a request of LlamaCppClient failed
     │   ├── BadRequest          400: the server cannot take it
@@ -70,6 +71,31 @@ class ServerStateError(ServerError):
 
 class ServerTimeout(ServerError, TimeoutError):
     """The server was not ready, or had not stopped, when the time was up."""
+
+
+class HttpError(LlamatelError):
+    """An outgoing HTTP request failed. The message says why in a few words (``connection refused``), without the URL.
+
+    ``kind``: ``refused``, ``unreachable``, ``host_not_found``, ``connect_timeout``, ``tls`` or ``proxy`` (no connection
+    was made); ``timeout``, ``closed`` (without a response), ``broken`` (within one), ``too_large`` or ``invalid``.
+    ``status`` is the HTTP status, where one was received.
+    """
+
+    def __init__(self, message: str, *, kind: str, status: int | None = None, url: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+        self.url = url
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server has the request and did not answer in time."""
+        return self.kind == "timeout"
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing accepts connections at the address."""
+        return self.kind in ("refused", "unreachable", "host_not_found", "connect_timeout")
 
 
 class ServerUnreachable(LlamatelError):

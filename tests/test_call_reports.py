@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 
+from llamatel.inputs.http import HttpClient
 from llamatel.records import ClientCall, Outcome, ServerInfo
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.tracing.call_reports import LARGEST, MOST, InvalidCallReport, read, write
@@ -231,7 +232,7 @@ def test_one_that_goes_away_is_not_asked_for_each_call(serving: Serving) -> None
     first = call(1, server=where)
     sender.began(first.key, OpenCall(where))
     wait_until(lambda: sender._watched, 10, "the servers that it watches")
-    sender._url = f"http://127.0.0.1:{free_port()}"
+    sender._http = HttpClient(f"http://127.0.0.1:{free_port()}")
     sender.ended(first)
     wait_until(lambda: sender.losses() == {"call_not_told": 1}, 10, "its loss")
     second = call(2, server=where)

@@ -28,7 +28,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from llamatel.cli.main import main
 from llamatel.collectors import Sample
 from llamatel.errors import RequestError, ServerUnreachable
-from llamatel.inputs.json_http import LARGEST, Asker
+from llamatel.inputs.documents import LARGEST
+from llamatel.inputs.http import HttpClient
 from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_source import FileSource, StreamSource
@@ -145,7 +146,7 @@ def test_a_bomb_stays_packed(server: HostileServer) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(64)) + packer.flush()
     server.answers = usual(metrics=http(bomb, more="Content-Encoding: gzip\r\n"))
-    answer = Asker().ask(f"{server.url}/metrics", timeout_s=60, headers={})
+    answer = HttpClient(server.url).request("/metrics", total_s=60)
     assert answer.data == bomb
     assert ServerClient(server.url, timeout_s=60).counters() == {}
 

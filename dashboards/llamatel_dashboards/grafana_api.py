@@ -6,15 +6,12 @@ The token goes into a header and nowhere else: not into messages, not over a red
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import urllib3
-
-from llamatel.errors import GrafanaError, UsageError
-from llamatel.inputs.json_http import Asker
+from llamatel.errors import GrafanaError, HttpError, UsageError
+from llamatel.inputs.http import HttpClient
 
 OLDEST = 11
 """Grafana's oldest major version that the dashboards are made for."""
@@ -32,10 +29,8 @@ class Grafana:
         if parts.username is not None or parts.password is not None:
             raise UsageError("the address holds a password, which other users of this machine can see: use a token")
         self.url = url.rstrip("/")
-        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._asker = Asker()
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        self._http = HttpClient(self.url, api_key=token, headers=headers)
 
     def version(self) -> str | None:
         """Its version; None where it does not tell strangers. Raises GrafanaError."""
@@ -69,10 +64,9 @@ class Grafana:
         """What Grafana answers to a GET, or to a POST with a ``body``."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._asker.ask(self.url + path, body=data, headers=self._headers, timeout_s=_TIMEOUT_S)
-        except urllib3.exceptions.HTTPError as error:
-            reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error).rpartition(": ")[2])
-            raise GrafanaError(f"cannot reach Grafana at {self.url}: {reason}") from error
+            answer = self._http.request(path, body=data, total_s=_TIMEOUT_S)
+        except HttpError as error:
+            raise GrafanaError(f"cannot reach Grafana at {self.url}: {error}") from error
         try:
             said: Any = answer.json()
         except ValueError:

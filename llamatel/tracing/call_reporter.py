@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import urllib3
-
-from llamatel.inputs.json_http import Asker
+from llamatel.errors import HttpError
+from llamatel.inputs.http import HttpClient
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.records import ClientCall, ServerInfo
 from llamatel.tracing.call_reports import (
@@ -56,8 +55,8 @@ class CallReporter:
         self._instance = instance
         self._headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
-            self._headers["Authorization"] = f"Bearer {token}".encode().decode("latin-1")
-        self._asker = Asker()
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._http = HttpClient(self._url, headers=self._headers)
         self._underway: dict[object, Endpoint] = {}
         self._ended: deque[ClientCall] = deque()
         self._quiet_until: dict[Endpoint, float] = {}
@@ -122,7 +121,7 @@ class CallReporter:
                 time.sleep(max(0.0, told_at + _TOGETHER_S - time.monotonic()))
             self._tell_calls()
             told_at = time.monotonic()
-        self._asker.close()
+        self._http.close()
 
     def _tell_places(self) -> None:
         """Name the servers that are being called and have not been named lately."""
@@ -150,21 +149,21 @@ class CallReporter:
     def _ask(self) -> frozenset[Endpoint]:
         """The servers that the llamatel watches; none where there is no llamatel, or it is our own."""
         try:
-            answer = self._asker.ask(self._url + SERVERS_PATH, headers=self._headers, timeout_s=_TIMEOUT_S)
+            answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
             document: Any = answer.json() if answer.status == 200 else None
             if not isinstance(document, dict) or document.get("instance") == self._instance:
                 return frozenset()
             found = (read_endpoint(entry) for entry in document["servers"])
             return frozenset(endpoint_of(ServerInfo(*where)) for where in found)
-        except (urllib3.exceptions.HTTPError, InvalidCallReport, ValueError, KeyError, TypeError):
+        except (HttpError, InvalidCallReport, ValueError, KeyError, TypeError):
             return frozenset()
 
     def _post(self, places: list[Endpoint], calls: list[ClientCall]) -> bool:
         """Whether it was taken. If nobody answers, nobody listens until we ask again."""
         try:
             body = write(places, calls)
-            answer = self._asker.ask(self._url + CALLS_PATH, body=body, headers=self._headers, timeout_s=_TIMEOUT_S)
-        except urllib3.exceptions.HTTPError:
+            answer = self._http.request(CALLS_PATH, body=body, total_s=_TIMEOUT_S)
+        except HttpError:
             self._watched = frozenset()
             self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _ASK_AGAIN_S)
             return False

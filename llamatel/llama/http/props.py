@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llamatel.inputs.json_http import count, text
+from llamatel.inputs.documents import count, text
 
 
 @dataclass(frozen=True, slots=True)

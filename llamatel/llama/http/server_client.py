@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-import urllib3
-
-from llamatel.errors import ServerUnreachable
-from llamatel.inputs.credentials import check_api_key
-from llamatel.inputs.json_http import Answer, Asker
+from llamatel.errors import HttpError, ServerUnreachable
+from llamatel.inputs.http import HttpClient, Response
 from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.snapshots import SlotState
@@ -62,25 +59,6 @@ class Scrape:
     header's name says otherwise). It survives sleep."""
 
 
-def _reason(error: urllib3.exceptions.HTTPError) -> str:
-    """What a person wants to know of it; the library's own text has its objects' names and their causes in it."""
-    if isinstance(error, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ConnectTimeoutError)) and (
-        not isinstance(error, urllib3.exceptions.NewConnectionError)
-    ):
-        return "it took too long"
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "its name is not known"
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "it closed the connection"
-    cause = error.__cause__
-    if isinstance(error, urllib3.exceptions.NewConnectionError) and isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.lower()
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return f"{reason} (a certificate of your own: --ca-file)"
-    return reason
-
-
 class ServerClient:
     """A small client of one server, or of one of a router's models. Thread-safe."""
 
@@ -97,14 +75,10 @@ class ServerClient:
 
         ``headers`` are sent along; ``tls`` is used for https instead of what the system trusts.
         """
-        check_api_key(api_key or "")
-        self.base_url = base_url.rstrip("/")
-        sent = dict(headers or {}) | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-        # llama.cpp compares bytes; http.client sends text as Latin-1.
-        self._headers = {name: value.encode().decode("latin-1") for name, value in sent.items()}
+        self._http = HttpClient(base_url, api_key=api_key, headers=headers, tls=tls, kept=2)
+        self.base_url = self._http.base_url
         self._timeout_s = timeout_s
         self._query = ""
-        self._asker = Asker(connections=2, tls=tls)
 
     def of_model(self, name: str) -> ServerClient:
         """A client for one of a router's models, over the same connections; it never makes the router load it."""
@@ -112,20 +86,11 @@ class ServerClient:
         client._query = f"?model={quote(name, safe='')}&autoload=false"
         return client
 
-    def _get(self, path: str, timeout_s: float | None) -> Answer:
+    def _get(self, path: str, timeout_s: float | None) -> Response:
         try:
-            try:
-                return self._request(path, timeout_s)
-            except urllib3.exceptions.ProtocolError:
-                # llama.cpp closes a kept connection after some answers: this request crossed the close.
-                return self._request(path, timeout_s)
-        except urllib3.exceptions.HTTPError as error:
-            busy = isinstance(error, urllib3.exceptions.ReadTimeoutError)
-            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {_reason(error)}", busy=busy) from error
-
-    def _request(self, path: str, timeout_s: float | None) -> Answer:
-        url = self.base_url + path + self._query
-        return self._asker.ask(url, headers=self._headers, timeout_s=timeout_s or self._timeout_s)
+            return self._http.request(path + self._query, total_s=timeout_s or self._timeout_s)
+        except HttpError as error:
+            raise ServerUnreachable(f"{self.base_url}{path} does not answer: {error}", busy=error.busy) from error
 
     def health(self, timeout_s: float | None = None) -> int:
         """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
@@ -169,7 +134,7 @@ class ServerClient:
         """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
         return self.props(timeout_s).build
 
-    def _answer(self, path: str, missing: str, timeout_s: float | None) -> Answer:
+    def _answer(self, path: str, missing: str, timeout_s: float | None) -> Response:
         """An answer of status 200. ``missing``: how a server was started that has no such path."""
         response = self._get(path, timeout_s)
         if response.status != 200:
@@ -211,4 +176,4 @@ class ServerClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._asker.close()
+        self._http.close()

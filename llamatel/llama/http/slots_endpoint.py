@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from llamatel.inputs.json_http import count
+from llamatel.inputs.documents import count
 from llamatel.snapshots import SlotState
 
 _MOST_SLOTS = 1024

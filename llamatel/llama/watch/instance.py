@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
-from llamatel.inputs.json_http import count
+from llamatel.inputs.documents import count
 from llamatel.llama.http.carried_counters import CarriedCounters
 from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import Scrape, ServerClient

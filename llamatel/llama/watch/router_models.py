@@ -17,7 +17,7 @@ from functools import partial
 from itertools import pairwise
 
 from llamatel.errors import ServerUnreachable
-from llamatel.inputs.json_http import text
+from llamatel.inputs.documents import text
 from llamatel.llama.http.props import ModelCard, parse_model_card
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.reader import LogReader

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import urllib3
-
-from llamatel.errors import ServerUnreachable
-from llamatel.inputs.json_http import Asker
+from llamatel.errors import HttpError, ServerUnreachable
+from llamatel.inputs.http import HttpClient
 from llamatel.llama.watch.fleet import Access, Fleet
 from llamatel.llama.watch.targets import Target, TargetFiles
 from llamatel.snapshots import Snapshot
@@ -74,16 +72,15 @@ class LlamatelSource:
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/metrics")
-        self._headers = {"Authorization": f"Bearer {token}".encode().decode("latin-1")} if token else {}
-        self._asker = Asker()
+        self._http = HttpClient(self.url, api_key=token)
 
     def document(self, focus: str | None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
         """The state now. Raises ServerUnreachable where no llamatel of our kind answers."""
         query = "" if focus is None else f"?server={quote(focus, safe='')}"
         try:
-            answer = self._asker.ask(f"{self.url}/live.json{query}", headers=self._headers, timeout_s=timeout_s)
+            answer = self._http.request(f"/live.json{query}", total_s=timeout_s)
             document = answer.json() if answer.status == 200 else None
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
+        except (HttpError, ValueError) as error:
             raise ServerUnreachable(f"{self.url} does not answer as llamatel does: {_first_line(error)}") from error
         if answer.status in {401, 403}:
             raise ServerUnreachable(f"{self.url}: {_first_line(answer.data.decode('utf-8', 'replace'))}", status=401)
@@ -93,7 +90,7 @@ class LlamatelSource:
 
     def close(self) -> None:
         """Close the connection."""
-        self._asker.close()
+        self._http.close()
 
 
 class ServersSource:

@@ -1,0 +1,23 @@
+"""A certificate for 127.0.0.1, signed by its own key."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.parts import MissingPart
+
+
+def make_certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
+    """Its certificate's and its key's PEM file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        raise MissingPart("openssl", "sudo apt-get install openssl")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
