@@ -41,7 +41,7 @@ from llamatel.tracing.client_spans import ClientSpans
 from llamatel.tracing.joining import OpenCall
 from llamatel.ui.live import Live
 from llamatel.ui.notebook import Report, Trace
-from llamatel.ui.web import Page
+from llamatel.ui.web.web_app import Page
 
 _log = logging.getLogger(__name__)
 

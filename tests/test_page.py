@@ -203,7 +203,7 @@ def test_metrics_are_where_they_were(running: Runtime) -> None:
     assert "target_info{" in text
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[2001:db8::1]", ""])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[2001:db8::1]", "[::1].evil", ""])
 def test_a_name_that_was_made_to_lead_here_sees_nothing(running: Runtime, host: str) -> None:
     for path in ("/", "/live.json"):
         assert get(running, path, Host=host)[0] == 403

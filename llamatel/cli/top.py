@@ -1,10 +1,11 @@
-"""``llamatel top``: what runs now, on a terminal; in a pipe a line a second for each server.
+"""``llamatel top``: what runs now, on a terminal; in a pipe, one line a second for each server.
 
-Ends with 0 after q, Ctrl-C or SIGTERM, and when nobody reads its lines any more.
+Exit code 0 after q, Ctrl-C or SIGTERM, and when the reader of the pipe is gone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -24,37 +25,40 @@ from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.watch.targets import target
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.ui.top.keys import Keys, keyboard
-from llamatel.ui.top.live_source import Asking, LlamatelSource, ServersSource, Source, is_llamatel
+from llamatel.ui.top.live_source import BackgroundFetch, LlamatelSource, ServersSource, Source, is_llamatel
 from llamatel.ui.top.screen import Choices, plain_lines, screen
 from llamatel.ui.view.glyphs import glyphs_for
 
 _GUESSES = (f"http://{DEFAULT_METRICS_ADDR}", "http://127.0.0.1:8090", "http://127.0.0.1:8080")
-"""Where to look if no address is given: a llamatel, then llama.cpp where we, and where it itself, put it."""
+"""Tried if no URL is given: a llamatel, then llama.cpp at llamatel's and at its own default port."""
 _SETTLE_S = 2.0
-"""``--once`` waits so long for a first poll, and a second one for rates."""
-_ASKED_FOR_S = 5.0
-"""An address that was given may take so long to say whether it is a llamatel."""
-_GLANCE_S = 0.05
-"""How often it is looked for an answer that is under way."""
-_RESIZED_S = 0.5
-"""How often the terminal's size is looked at."""
+"""How long ``--once`` waits for two polls, which rates need."""
+_NAMED_PROBE_S = 5.0
+"""How long a URL that the user named may take to answer whether it is a llamatel."""
+_PENDING_CHECK_S = 0.05
+_RESIZE_CHECK_S = 0.5
 
 
 @click.command("top")
 @click.argument("urls", metavar="[URL]...", nargs=-1)
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1), metavar="SECONDS", default=1.0, show_default=True, help="How often."
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="Seconds between updates.",
 )
-@click.option("--once", is_flag=True, help="Show it once and end.")
+@click.option("--once", is_flag=True, help="Print the state once and exit.")
 @click.option("--json", "as_json", is_flag=True, help="The live document as JSON, one a line.")
 @access_options
-@click.option("--page-token-file", metavar="FILE", help="The token of a llamatel's page that is not on loopback.")
+@click.option("--page-token-file", metavar="FILE", help="Token of a llamatel page that needs one.")
 @verbose_option
 def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
     """Show what llama.cpp servers do now: slots, KV cache, requests as they run.
 
-    URL is that of a llamatel (http://127.0.0.1:9464), which knows requests too, or of one or more llama.cpp servers,
-    which are then polled as attach does. Without one, those of this machine are looked for.
+    URL is a llamatel (http://127.0.0.1:9464), which also knows requests, or one or more llama.cpp servers, which are
+    polled. Without a URL, the default ports of this machine are tried.
     """
     console = output_console()
     try:
@@ -76,8 +80,10 @@ def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, *
 def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
     token = read_page_token(values["page_token_file"])
     access = take(AccessOptions, values).access()
+    if not urls:
+        access = dataclasses.replace(access, api_key=None, headers={})  # the user did not name who would receive them
     targets = [target(url) for url in urls or _GUESSES]
-    patience = {"timeout_s": _ASKED_FOR_S} if urls else {}
+    patience = {"timeout_s": _NAMED_PROBE_S} if urls else {}
     probed = targets if len(urls) <= _PROBED else []
     llamatels = [one.url for one in probed if is_llamatel(one.url, token, **patience)]
     if not urls:
@@ -95,14 +101,14 @@ def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> S
 
 
 _PROBED = 4
-"""Who gives more addresses than that means llama.cpp servers."""
+"""More URLs than this are llama.cpp servers, and not probed."""
 
 
 def _print(source: Source, console: Console, interval: float, *, once: bool, as_json: bool) -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     while True:
         document = source.document(None)
-        if once and isinstance(source, ServersSource) and time.monotonic() - begun < _SETTLE_S:
+        if once and isinstance(source, ServersSource) and time.monotonic() - started < _SETTLE_S:
             time.sleep(min(interval, _SETTLE_S) / 2)
             continue
         if as_json:
@@ -124,7 +130,7 @@ def _show(source: Source, console: Console, interval: float) -> None:
     glyphs = glyphs_for(console.encoding)
     document = source.document(None)
     trouble: str | None = None
-    asking, due, wanted = Asking(source), time.monotonic() + interval, False
+    fetch, due, wanted = BackgroundFetch(source), time.monotonic() + interval, False
     size = None
     live = Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
     with warnings_kept() as warnings, keyboard() as keys, live as shown:
@@ -132,28 +138,33 @@ def _show(source: Source, console: Console, interval: float) -> None:
             if size != console.size:
                 size = console.size
                 kept = [{"at": record.created, "text": record.getMessage()} for record in tuple(warnings)]
-                said = {**document, "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"])}
-                shown.update(screen(said, choices, *size, glyphs=glyphs, trouble=trouble), refresh=True)
+                shown_document = {
+                    **document,
+                    "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"]),
+                }
+                shown.update(screen(shown_document, choices, *size, glyphs=glyphs, trouble=trouble), refresh=True)
             focus = choices.focus
-            for key in _pressed(keys, _GLANCE_S if asking.under_way else min(_RESIZED_S, due - time.monotonic())):
+            for key in _pressed(
+                keys, _PENDING_CHECK_S if fetch.pending else min(_RESIZE_CHECK_S, due - time.monotonic())
+            ):
                 if not choices.press(key, document):
                     return
                 size = None
             wanted |= choices.focus != focus
             try:
-                answer = asking.take()
+                answer = fetch.result()
             except ServerUnreachable as error:
                 trouble, size = str(error), None
             else:
                 if answer is not None:
                     document, trouble, size = answer, None, None
-            if not asking.under_way and (wanted or (time.monotonic() >= due and not choices.paused)):
-                asking.ask(choices.focus)
+            if not fetch.pending and (wanted or (time.monotonic() >= due and not choices.paused)):
+                fetch.start(choices.focus)
                 due, wanted = time.monotonic() + interval, False
 
 
 def _pressed(keys: Keys | None, timeout_s: float) -> list[str]:
-    """The keys pressed until then, as soon as there is one."""
+    """The keys pressed within the timeout; returns at the first one."""
     if keys is not None:
         return keys.wait(timeout_s)
     time.sleep(max(timeout_s, 0.0))

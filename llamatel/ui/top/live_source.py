@@ -1,4 +1,4 @@
-"""Where ``top`` gets its document from: a llamatel that runs, or llama.cpp servers that it polls itself."""
+"""Where ``top`` gets its document: from a running llamatel, or by polling llama.cpp servers itself."""
 
 from __future__ import annotations
 
@@ -13,80 +13,85 @@ from llamatel.inputs.http import HttpClient
 from llamatel.llama.watch.fleet import Access, Fleet
 from llamatel.llama.watch.targets import Target, TargetFiles
 from llamatel.snapshots import Snapshot
-from llamatel.ui.live import VERSION, Live
+from llamatel.ui.live import Live
+from llamatel.ui.top.live_schema import check_document
+from llamatel.ui.view.text_page import printable
 
 _TIMEOUT_S = 10.0
-"""A llamatel that watches a busy server may take a server's whole time-out to answer."""
+"""A llamatel that watches a busy server may need that server's whole timeout to answer."""
 _PROBE_S = 1.0
+_MAX_REASON = 500
 
 
 class Source(Protocol):
-    """Hands out live documents (see ``llamatel.ui.live``)."""
+    """Supplies live documents (see ``llamatel.ui.live``)."""
 
     def document(self, focus: str | None) -> dict[str, Any]:
-        """The state now, with the history of the server that is named. Raises ServerUnreachable."""
+        """The state now, with the history of the server in ``focus``. Raises ServerUnreachable."""
 
     def close(self) -> None:
-        """End."""
+        """Release its connections and threads."""
 
 
-class Asking:
-    """Asks a source on a thread of its own, so that keys are answered while it takes its time."""
+class BackgroundFetch:
+    """Fetches documents on a thread of its own, so that keys work while a source is slow."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._thread: threading.Thread | None = None
-        self._answer: dict[str, Any] | ServerUnreachable | None = None
+        self._result: dict[str, Any] | ServerUnreachable | None = None
 
     @property
-    def under_way(self) -> bool:
-        """Whether an answer is still to come, or to be taken."""
+    def pending(self) -> bool:
+        """Whether a result is still to be received."""
         return self._thread is not None
 
-    def ask(self, focus: str | None) -> None:
-        """Ask now, unless that is being done."""
+    def start(self, focus: str | None) -> None:
+        """Fetch a document, unless a fetch is pending."""
         if self._thread is None:
-            # A daemon: who quits does not wait for a server.
+            # A daemon thread: quitting does not wait for a server.
             self._thread = threading.Thread(target=self._run, args=(focus,), name="llamatel-top", daemon=True)
             self._thread.start()
 
-    def take(self) -> dict[str, Any] | None:
-        """The answer, if it has come. Raises ServerUnreachable."""
+    def result(self) -> dict[str, Any] | None:
+        """The document, once; None while the fetch runs. Raises ServerUnreachable."""
         if self._thread is None or self._thread.is_alive():
             return None
         self._thread = None
-        answer, self._answer = self._answer, None
-        if isinstance(answer, ServerUnreachable):
-            raise answer
-        return answer
+        result, self._result = self._result, None
+        if isinstance(result, ServerUnreachable):
+            raise result
+        return result
 
     def _run(self, focus: str | None) -> None:
         try:
-            self._answer = self._source.document(focus)
+            self._result = self._source.document(focus)
         except ServerUnreachable as error:
-            self._answer = error
+            self._result = error
 
 
 class LlamatelSource:
-    """A llamatel whose page answers at ``url``; it sees requests too."""
+    """A llamatel that serves its page at ``url``; its document includes requests."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/metrics")
         self._http = HttpClient(self.url, api_key=token)
 
     def document(self, focus: str | None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
-        """The state now. Raises ServerUnreachable where no llamatel of our kind answers."""
+        """The state now. Raises ServerUnreachable if this is not a llamatel of this version."""
         query = "" if focus is None else f"?server={quote(focus, safe='')}"
         try:
             answer = self._http.request(f"/live.json{query}", total_s=timeout_s)
-            document = answer.json() if answer.status == 200 else None
-        except (HttpError, ValueError) as error:
+            if answer.status in {401, 403}:
+                reason = _first_line(answer.data[:_MAX_REASON].decode("utf-8", "replace"))
+                raise ServerUnreachable(f"{self.url}: {printable(reason)}", status=401)
+            return check_document(answer.json())
+        except HttpError as error:
             raise ServerUnreachable(f"{self.url} does not answer as llamatel does: {_first_line(error)}") from error
-        if answer.status in {401, 403}:
-            raise ServerUnreachable(f"{self.url}: {_first_line(answer.data.decode('utf-8', 'replace'))}", status=401)
-        if not isinstance(document, dict) or document.get("version") != VERSION:
-            raise ServerUnreachable(f"{self.url} is no llamatel of this version", status=answer.status)
-        return document
+        except ValueError as error:
+            raise ServerUnreachable(
+                f"{self.url} is not a llamatel of this version: {error}", status=answer.status
+            ) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -94,10 +99,10 @@ class LlamatelSource:
 
 
 class ServersSource:
-    """llama.cpp servers, polled from here. Their requests are not seen: only a log tells of those."""
+    """llama.cpp servers, polled from here. Their requests are unknown: those are only in a log."""
 
     def __init__(self, targets: Sequence[Target], access: Access, interval_s: float = 1.0) -> None:
-        """Raises ServerUnreachable if there is one server only and it refuses the key."""
+        """Raises ServerUnreachable if the only server rejects the API key."""
         self._live = Live()
         self._fleet = Fleet(TargetFiles((), list(targets)), access, interval_s=interval_s)
         if len(self._fleet.pollers) == 1:
@@ -105,19 +110,19 @@ class ServersSource:
         self._fleet.start()
 
     def document(self, focus: str | None) -> dict[str, Any]:
-        """The state as it was polled last."""
+        """The state at the last poll."""
         states = tuple(state for poller in self._fleet.pollers for state in poller.snapshots())
         snapshot = Snapshot(time.time(), states)
         self._live.observe(snapshot)
         return self._live.document(snapshot, focus)
 
     def close(self) -> None:
-        """Poll no more."""
+        """Stop polling."""
         self._fleet.stop()
 
 
 def is_llamatel(url: str, token: str | None, timeout_s: float = _PROBE_S) -> bool:
-    """Whether a llamatel's page answers there; one that refuses us is one, too."""
+    """Whether a llamatel serves its page at ``url``; one that rejects the token counts."""
     source = LlamatelSource(url, token)
     try:
         source.document(None, timeout_s)
