@@ -238,9 +238,9 @@ def _client_spans(
     return ClientSpans(tracer, began=began, ended=ended, content=content)
 
 
-def _document(observer: Observer, live: Live, focus: str | None, after: int | None, *, anew: bool) -> dict[str, Any]:
+def _document(observer: Observer, live: Live, focus: str | None, after: int | None, *, refocus: bool) -> dict[str, Any]:
     """What the page shows: the state now, unless somebody has just asked for it."""
-    return live.document(observer.snapshot(_FRESH_S), focus, after, anew=anew)
+    return live.document(observer.snapshot(_FRESH_S), focus, after, refocus=refocus)
 
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from llamatel.cli import main as cli_main
-from llamatel.cli.main import VERBS, cli, main
+from llamatel.cli.main import COMMANDS, cli, main
 from llamatel.cli.options import set_verbosity
 
 LLAMATEL = [sys.executable, "-m", "llamatel.cli.main"]
@@ -44,7 +44,7 @@ def test_help_names_every_verb_and_imports_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for verb, (_, text) in VERBS.items():
+    for verb, (_, text) in COMMANDS.items():
         assert f"  {verb}" in done.stdout
         assert text in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -65,7 +65,7 @@ def test_ctrl_c_while_python_still_imports_is_silent() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_verbs_have_their_names_and_a_help_of_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

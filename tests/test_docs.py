@@ -14,7 +14,8 @@ import click
 import pytest
 import yaml
 
-from llamatel.cli.main import VERBS, cli
+from llamatel.cli.main import COMMANDS as CLI_COMMANDS
+from llamatel.cli.main import cli
 from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, complaint, documents, llamatel_commands, script
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in documents()]
@@ -109,7 +110,7 @@ def test_the_checks_find_what_is_wrong() -> None:
     assert complaint(["serve", "model.gguf", "--no-such-flag"]) == "serve has no --no-such-flag"
     assert complaint(["dance"]) == "there is no dance"
     assert complaint(["serve", "model.gguf", "-c", "4096", "--", "--whatever"]) is None
-    assert set(VERBS) == set(cli.list_commands(click.Context(cli)))
+    assert set(CLI_COMMANDS) == set(cli.list_commands(click.Context(cli)))
     page = (
         "text\n\n<!-- run -->\n```sh\nKEY=1 llamatel serve a.gguf | llamatel attach --log -\n```\n\n    llamatel demo\n"
     )

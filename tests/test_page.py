@@ -99,7 +99,7 @@ def test_who_follows_gets_what_is_new_once() -> None:
     assert (again["history"]["at"], again["requests"], again["cursor"]) == ([], [], after["cursor"])
     assert (again["keys"], again["overview"]) == (None, [])
     # Another server is chosen: all of that one, and nothing more of the first.
-    other = live.document(state(2.0), second, after["cursor"], anew=True)
+    other = live.document(state(2.0), second, after["cursor"], refocus=True)
     assert (other["whole"], other["focus"], other["history"]["at"]) == (False, second, [1.0, 2.0])
     assert [request["task"] for request in other["requests"]] == [20]
     assert [server["port"] for server in other["servers"]] == [2]
@@ -203,7 +203,9 @@ def test_metrics_are_where_they_were(running: Runtime) -> None:
     assert "target_info{" in text
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[2001:db8::1]", "[::1].evil", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[2001:db8::1]", "[::1].evil", ""]
+)
 def test_a_name_that_was_made_to_lead_here_sees_nothing(running: Runtime, host: str) -> None:
     for path in ("/", "/live.json"):
         assert get(running, path, Host=host)[0] == 403

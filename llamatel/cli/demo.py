@@ -1,7 +1,7 @@
-"""``llamatel demo``: llama.cpp on a tiny model, a mixed load, and what llamatel makes of it.
+"""``llamatel demo``: llama.cpp on a tiny model, a mixed load, and the telemetry of it.
 
-Needs no model and no network. Without a terminal it ends with 0 after the load (1 if a request left no trace); on a
-terminal it stays up until Ctrl-C, so that its metrics can be scraped and its server be asked.
+Needs no model and no network. Without a terminal it exits after the load (1 if a request has no trace); on a terminal
+it runs until Ctrl-C, so that its metrics can be scraped and its server used.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Demo:
             model, extra = self.options.model, []
             if model is None:
                 model = str(tiny_model())
-                # More threads only wait for each other over a model this small.
+                # More threads are slower on a model this small.
                 extra = ["--threads", "1", "--threads-batch", "1"]
             load_model(
                 server,
@@ -194,8 +194,8 @@ class Demo:
         try:
             if not self.options.keep_sending:
                 wait_for_end(server)
-            for ask in steady_load():
-                clients.send(ask)
+            for request in steady_load():
+                clients.send(request)
                 time.sleep(_STEADY_EVERY_S)
                 if server.wait(0) is not None:
                     wait_for_end(server)
@@ -205,24 +205,24 @@ class Demo:
 
 
 @click.command("demo")
-@click.option("--model", metavar="FILE", help="A GGUF of your own in place of the tiny one that llamatel ships.")
+@click.option("--model", metavar="FILE", help="A GGUF to use instead of the tiny model that llamatel ships.")
 @click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="The server's port.  [default: a free one]"
 )
-@click.option("--keep-sending", is_flag=True, help="On a terminal: a request a second until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document in place of lines and tables.")
+@click.option("--keep-sending", is_flag=True, help="On a terminal: send one request per second until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines and tables.")
 @telemetry_options
 @verbose_option
 def command(**values: Any) -> int:
     """Run llama.cpp on a tiny model, send it a mixed load, and show what llamatel sees.
 
     Needs no model and no network. The load: chat and completion, streaming and not, more at once than there are slots,
-    one client that hangs up and one prompt that is too long. The model speaks a language of sixty words.
+    one client that disconnects and one prompt that is too long. The model knows sixty words.
     """
     telemetry_values = take(TelemetryOptions, values)
     options = take(DemoOptions, values)
     if telemetry_values.jsonl == "-":
-        raise UsageError("the demo writes its own lines to standard output: give --jsonl a file")
+        raise UsageError("the demo writes to standard output itself: give --jsonl a file")
     with ending_signals():
         return Demo(options, output_console(), note_console()).run(telemetry_values)

@@ -29,23 +29,23 @@ _STORIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class LoadRequest:
     """One request to send."""
 
     path: str
     body: dict[str, object]
     hang_up_after: int | None = None
-    """Close the connection after so many events of the stream."""
+    """Disconnect after this many events of the stream."""
 
     @property
     def streams(self) -> bool:
-        """Whether the answer comes as server-sent events."""
+        """Whether the response is a stream of server-sent events."""
         return bool(self.body.get("stream"))
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the clients saw: how many requests ended ok, cancelled (by us) or with an error."""
+    """The clients' results: number of requests by outcome (ok, cancelled, error)."""
 
     outcomes: dict[str, int]
 
@@ -55,41 +55,41 @@ class Load:
         return sum(self.outcomes.values())
 
 
-def _chat(question: str, tokens: int, *, stream: bool) -> Ask:
+def _chat(question: str, tokens: int, *, stream: bool) -> LoadRequest:
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
-    return Ask("/v1/chat/completions", {"messages": messages, "max_tokens": tokens, "stream": stream})
+    return LoadRequest("/v1/chat/completions", {"messages": messages, "max_tokens": tokens, "stream": stream})
 
 
-def _completion(prompt: str, tokens: int, *, stream: bool) -> Ask:
-    return Ask("/v1/completions", {"prompt": prompt, "max_tokens": tokens, "stream": stream})
+def _completion(prompt: str, tokens: int, *, stream: bool) -> LoadRequest:
+    return LoadRequest("/v1/completions", {"prompt": prompt, "max_tokens": tokens, "stream": stream})
 
 
-def mixed_load(context: int) -> list[Ask]:
-    """Chat and completion, streaming and not, long and short; one that hangs up and one too long.
+def mixed_load(context: int) -> list[LoadRequest]:
+    """Chat and completion, streaming and not, long and short; one that disconnects and one that is too long.
 
     ``context``: what one slot holds, in tokens.
     """
-    asks: list[Ask] = []
+    requests: list[LoadRequest] = []
     for index, question in enumerate(_QUESTIONS * 2):
-        asks.append(_chat(question, 32 + 48 * (index % 4), stream=index % 2 == 0))
+        requests.append(_chat(question, 32 + 48 * (index % 4), stream=index % 2 == 0))
     for index, story in enumerate(_STORIES * 2):
-        asks.append(
+        requests.append(
             _completion(" ".join([story] * (1 + 6 * (index % 3))), 32 + 48 * (index % 3), stream=index % 2 == 1)
         )
     hang_up = _completion("one day hugo went to the river .", context, stream=True)
-    asks.insert(3, Ask(hang_up.path, hang_up.body, hang_up_after=3))
-    asks.insert(8, _completion("again " * (context + 16), 8, stream=False))
-    return asks
+    requests.insert(3, LoadRequest(hang_up.path, hang_up.body, hang_up_after=3))
+    requests.insert(8, _completion("again " * (context + 16), 8, stream=False))
+    return requests
 
 
-def steady_load() -> Iterator[Ask]:
-    """Small requests without end."""
+def steady_load() -> Iterator[LoadRequest]:
+    """An endless series of small requests."""
     for index in itertools.count():
         yield _chat(_QUESTIONS[index % len(_QUESTIONS)], 24 + 24 * (index % 4), stream=index % 2 == 0)
 
 
 class Clients:
-    """Clients of one server. ``stop`` set: nothing further is sent, and streams are hung up."""
+    """Clients of one server. Setting ``stop`` ends sending and disconnects streams."""
 
     def __init__(self, base_url: str, *, at_once: int = 8, timeout_s: float = 300.0) -> None:
         self._base_url = base_url.rstrip("/")
@@ -99,59 +99,59 @@ class Clients:
         )
         self.stop = threading.Event()
 
-    def send_all(self, asks: Sequence[Ask], *, burst: int = 0, pause_s: float = 0.0) -> Load:
+    def send_all(self, requests: Sequence[LoadRequest], *, burst: int = 0, pause_s: float = 0.0) -> Load:
         """Send them, at most ``at_once`` together; returns when all have ended.
 
         ``burst``: after so many, nothing new is sent for ``pause_s``.
         """
-        waiting: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[LoadRequest | None] = queue.SimpleQueue()
         ends: queue.SimpleQueue[str] = queue.SimpleQueue()
 
         def client() -> None:
-            while (ask := waiting.get()) is not None:
-                ends.put(self.send(ask))
+            while (request := waiting.get()) is not None:
+                ends.put(self.send(request))
 
         # Daemons: an interrupted demo does not wait for answers that a slow model still owes.
         for number in range(self._at_once):
             threading.Thread(target=client, name=f"demo-client-{number}", daemon=True).start()
         try:
-            for number, ask in enumerate(asks):
+            for number, request in enumerate(requests):
                 if burst and number and number % burst == 0:
                     self.stop.wait(pause_s)
-                waiting.put(ask)
-            outcomes = Counter(ends.get() for _ in asks)
+                waiting.put(request)
+            outcomes = Counter(ends.get() for _ in requests)
         finally:
             for _ in range(self._at_once):
                 waiting.put(None)
         outcomes.pop("unsent", None)
         return Load(dict(outcomes))
 
-    def send(self, ask: Ask) -> str:
+    def send(self, request: LoadRequest) -> str:
         """Send one; how it ended: ok, cancelled, error, or unsent after ``stop``."""
         if self.stop.is_set():
             return "unsent"
         try:
             response = self._http.request(
                 "POST",
-                self._base_url + ask.path,
-                body=json.dumps(ask.body),
+                self._base_url + request.path,
+                body=json.dumps(request.body),
                 # llama.cpp closes kept connections after some answers; a request that crosses the close would be lost.
                 headers={"Content-Type": "application/json", "Connection": "close"},
                 preload_content=False,
             )
-            if response.status != 200 or not ask.streams:
+            if response.status != 200 or not request.streams:
                 response.read()
                 response.release_conn()
                 return "ok" if response.status == 200 else "error"
-            return self._follow(response, ask)
+            return self._follow(response, request)
         except urllib3.exceptions.HTTPError:
             return "error"
 
-    def _follow(self, response: urllib3.BaseHTTPResponse, ask: Ask) -> str:
+    def _follow(self, response: urllib3.BaseHTTPResponse, request: LoadRequest) -> str:
         events = 0
         for chunk in response.stream(amt=None):
             events += chunk.count(b"data: ")
-            if self.stop.is_set() or (ask.hang_up_after is not None and events >= ask.hang_up_after):
+            if self.stop.is_set() or (request.hang_up_after is not None and events >= request.hang_up_after):
                 response.close()
                 return "cancelled"
             if b'data: {"error"' in chunk or chunk.startswith(b"error: "):

@@ -1,8 +1,7 @@
-"""``llamatel``: the group of verbs, and the one place where errors become a line and an exit code.
+"""``llamatel``: the group of commands, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done, or the reader of our output went away; 1 an error of llamatel or of the server; 2 wrong usage;
-128 + n ended by signal n before its work was done (130 for Ctrl-C). A traceback is shown only for a defect of llamatel,
-and only with ``-v``.
+Exit codes: 0 success, or the reader of the output closed it; 1 failure of llamatel or of the server; 2 wrong usage;
+128 + n ended by signal n (130 for Ctrl-C). Only a defect of llamatel has a traceback, and only with ``-v``.
 """
 
 from __future__ import annotations
@@ -23,74 +22,74 @@ from llamatel.cli.options import one_line, set_verbosity, verbose_option, verbos
 from llamatel.cli.signals import Interrupted
 from llamatel.errors import LlamatelError
 
-VERBS = {
-    "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show what llamatel sees."),
-    "serve": ("llamatel.cli.serve", "Run a llama.cpp server and trace every request."),
-    "attach": ("llamatel.cli.attach", "Watch servers that run already, by polling them and from a log."),
-    "top": ("llamatel.cli.top", "Show what runs now: slots, KV cache, requests."),
-    "inspect": ("llamatel.cli.inspect", "Say what a model is, from its header: attention, cache, weights."),
-    "plan": ("llamatel.cli.plan", "Say what a server on a model takes, and whether it fits."),
-    "explore": ("llamatel.cli.explore", "Show what a model's heads attend to, on real weights."),
-    "dashboards": ("llamatel.cli.dashboards", "Grafana dashboards, into a folder or into a Grafana."),
+COMMANDS = {
+    "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show its telemetry."),
+    "serve": ("llamatel.cli.serve", "Run a llama.cpp server and observe it."),
+    "attach": ("llamatel.cli.attach", "Observe running servers: poll them, read their log."),
+    "top": ("llamatel.cli.top", "Show slots, KV cache and requests live."),
+    "inspect": ("llamatel.cli.inspect", "Describe a model from its header: attention, KV cache, weights."),
+    "plan": ("llamatel.cli.plan", "Compute a server's memory, and whether it fits."),
+    "explore": ("llamatel.cli.explore", "Show attention maps, keys and weights of a model."),
+    "dashboards": ("llamatel.cli.dashboards", "Export Grafana dashboards and alert rules, or push them."),
 }
-"""Verb: its module, whose ``command`` it is, and its line in the help (kept here so that help imports no verb)."""
+"""Command: its module, and its line in the help (here, so that the help imports no command)."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _Verbs(click.Group):
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(VERBS[cmd_name][0]).command
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
         if not isinstance(command, click.Command):
-            raise TypeError(f"{VERBS[cmd_name][0]}.command is no click command")
+            raise TypeError(f"{COMMANDS[cmd_name][0]}.command is not a click command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="llamatel %(version)s")
 @verbose_option
 def cli() -> None:
-    """OpenTelemetry for llama.cpp: a trace for every request, latency histograms, metrics.
+    """OpenTelemetry for llama.cpp: request traces, latency histograms, KV-cache metrics.
 
     Try it without a model: llamatel demo
     """
 
 
-def _complain(message: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal was closed: there is nobody to tell
+def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal was closed
         print(f"llamatel: error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:
-    """Our output cannot be written any more: what is still buffered goes nowhere, so that the exit is silent."""
+    """Discard buffered output that cannot be written, so that the exit is silent."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def _exit_code(error: BaseException) -> int:
-    """Say what went wrong, in one line; the exit code."""
+    """Print the error in one line; returns the exit code."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "llamatel"
-        _complain(f"{error.format_message()} (see {where} --help)")
+        _print_error(f"{error.format_message()} (see {where} --help)")
         return error.exit_code
     if isinstance(error, click.ClickException):
-        _complain(error.format_message())
+        _print_error(error.format_message())
         return error.exit_code
     if isinstance(error, LlamatelError):
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     if isinstance(error, (BrokenPipeError, SystemExit)):  # click turns the first into the second, and only that
         return 0
@@ -99,12 +98,12 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return 130
     if isinstance(error, OSError) and error.errno in _FULL:
-        _complain(f"cannot write the output: {error.strerror}")
+        _print_error(f"cannot write the output: {error.strerror}")
         _drop_stdout()
         return 1
     if verbosity() > 0:
         traceback.print_exception(error)
-    _complain(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
+    _print_error(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
     return 1
 
 
@@ -130,8 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _open_what_is_closed() -> None:
-    """Standard streams that whoever started us has closed: what is opened next would take their places."""
+def _open_closed_streams() -> None:
+    """Open /dev/null for standard streams that are closed: the next file opened would get their numbers."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):
@@ -144,10 +143,10 @@ def _open_what_is_closed() -> None:
 def run() -> NoReturn:
     """The console script.
 
-    All that we began has ended when ``main`` returns. Taking the interpreter's objects apart one by one would come on
-    top: a tenth of a second, and many where the processor is taken, so that a container runtime loses its patience.
+    Everything is closed when ``main`` returns, so the interpreter's own teardown is skipped: it takes a tenth of a
+    second, and longer on a busy machine than a container runtime waits before SIGKILL.
     """
-    _open_what_is_closed()
+    _open_closed_streams()
     code = main()
     atexit._run_exitfuncs()
     os._exit(code)

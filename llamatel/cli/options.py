@@ -1,4 +1,4 @@
-"""Flags that verbs share. Those that mean a llama-server flag have its name."""
+"""Options that commands share. Options for llama-server's flags have the same names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
 
 
 def one_line(text: str) -> str:
-    """Text that a stranger may have had a say in, without what a terminal obeys, or what looks like a line of ours."""
+    """Untrusted text on one line, without terminal control characters."""
     return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "?" for letter in text)
 
 
@@ -31,10 +31,10 @@ class _OneLine(logging.Formatter):
 
 
 def set_verbosity(number: int) -> None:
-    """0: warnings; 1: what was chosen and why; 2 and more: everything. To stderr, one line each."""
+    """0: warnings; 1: decisions and their reasons; 2: debug. One line each on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("llamatel: %(levelname)s: %(message)s"))
-    # Of an exporter's trouble we say ourselves when it begins and ends; its own words come at every try.
+    # llamatel logs when an exporter starts to fail and when it recovers; the SDK logs every attempt.
     handler.addFilter(lambda record: number > 0 or not hasattr(record, "llamatel_told"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
@@ -55,7 +55,7 @@ class _Kept(logging.Handler):
 
 @contextlib.contextmanager
 def warnings_kept() -> Iterator[deque[logging.LogRecord]]:
-    """For a block that draws on the whole terminal: nothing is logged to it, the last warnings are here to be shown."""
+    """While the whole terminal is drawn: warnings are kept for display instead of logged to stderr."""
     kept = _Kept()
     before = {name: logging.getLogger(name).handlers for name in _LOGGERS}
     for name in _LOGGERS:
@@ -68,7 +68,7 @@ def warnings_kept() -> Iterator[deque[logging.LogRecord]]:
 
 
 def verbosity() -> int:
-    """How often -v was given, 2 at most."""
+    """How many times -v was given, at most 2."""
     return sum(logging.getLogger(_LOGGERS[0]).isEnabledFor(level) for level in _LEVELS[1:])
 
 
@@ -78,14 +78,14 @@ def _raise_verbosity(_ctx: click.Context, _parameter: click.Parameter, number: i
 
 
 def verbose_option(command: _C) -> _C:
-    """``-v``, before the verb or behind it."""
+    """``-v``, before or after the command."""
     return click.option(
         "-v",
         "--verbose",
         count=True,
         expose_value=False,
         callback=_raise_verbosity,
-        help="Say what was chosen and why; -vv for everything.",
+        help="Log decisions and their reasons; -vv logs everything.",
     )(command)
 
 
@@ -96,7 +96,7 @@ def _all(command: _C, options: tuple[Callable[[_C], _C], ...]) -> _C:
 
 
 def server_options(command: _C) -> _C:
-    """How the server runs: arguments of ``ServerManager.start_server``, by the same names."""
+    """Arguments of ``ServerManager.start_server``, with the same names."""
     return _all(
         command,
         (
@@ -108,7 +108,12 @@ def server_options(command: _C) -> _C:
                 help="Context in tokens; 0: the model's own.",
             ),
             click.option(
-                "-np", "--parallel", "n_parallel", type=int, metavar="N", help="Slots: requests served at once."
+                "-np",
+                "--parallel",
+                "n_parallel",
+                type=int,
+                metavar="N",
+                help="Slots: requests processed at the same time.",
             ),
             click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers kept on the GPU."),
             click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ..."),
@@ -127,31 +132,35 @@ def server_options(command: _C) -> _C:
                 help="One KV pool for all slots, or one each.",
             ),
             click.option("--swa-full", is_flag=True, default=None, help="Full-size cache for sliding-window layers."),
-            click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU."),
+            click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Share of the model on each GPU."),
             click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row."),
             click.option(
-                "-mg", "--main-gpu", type=click.IntRange(min=0), metavar="N", help="The GPU to use where there is one."
+                "-mg",
+                "--main-gpu",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="The GPU for --split-mode none and small tensors.",
             ),
-            click.option("-a", "--alias", metavar="NAME", help="The model's name for clients, traces and metrics."),
-            click.option("--host", default="127.0.0.1", show_default=True, help="Where the server listens."),
+            click.option("-a", "--alias", metavar="NAME", help="Model name for clients, traces and metrics."),
+            click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
             click.option(
                 "--port",
                 type=click.IntRange(0, 65535),
                 metavar="N",
                 default=8090,
                 show_default=True,
-                help="0: one that is free.",
+                help="Port to listen on; 0: any free port.",
             ),
-            click.option("--api-key-file", metavar="FILE", help="Keys that clients must show, one a line."),
+            click.option("--api-key-file", metavar="FILE", help="API keys that clients must send, one per line."),
             click.option(
-                "--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found."
+                "--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path.  [default: the first found]"
             ),
             click.option(
                 "--restart",
                 type=click.Choice(["never", "on-failure"]),
                 default="never",
                 show_default=True,
-                help="Bring a server back that died.",
+                help="Restart the server after a crash.",
             ),
             click.option(
                 "--max-restarts",
@@ -159,49 +168,63 @@ def server_options(command: _C) -> _C:
                 metavar="N",
                 default=5,
                 show_default=True,
-                help="And how often.",
+                help="Maximum number of restarts.",
             ),
-            click.option("--server-log", metavar="FILE|-", help="Where llama.cpp's own log goes; -: stderr."),
+            click.option("--server-log", metavar="FILE|-", help="Write llama.cpp's log here; -: stderr."),
             click.option(
                 "--ready-timeout",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="SECONDS",
                 default=600.0,
                 show_default=True,
-                help="How long loading may take.",
+                help="Maximum time to load the model.",
             ),
         ),
     )
 
 
 def telemetry_options(command: _C) -> _C:
-    """Where telemetry goes. What is not given comes from the OTEL_* environment."""
+    """Where telemetry is sent. Defaults come from the OTEL_* environment variables."""
     return _all(
         command,
         (
             click.option(
-                "--metrics-addr", metavar="HOST:PORT|none", help="Metrics for Prometheus.  [default: 127.0.0.1:9464]"
+                "--metrics-addr",
+                metavar="HOST:PORT|none",
+                help="Serve metrics for Prometheus here.  [default: 127.0.0.1:9464]",
             ),
             click.option(
                 "--page-token-file",
                 metavar="FILE",
-                help="Show the web page beside /metrics beyond loopback, too: to who knows the token in FILE.",
+                help="Serve the web page beyond loopback, with the token in FILE as password.",
             ),
             click.option(
-                "--otlp-endpoint", metavar="URL", help="An OpenTelemetry collector, e.g. http://localhost:4317."
+                "--otlp-endpoint", metavar="URL", help="Send traces and metrics here, e.g. http://localhost:4317."
             ),
-            click.option("--service-name", metavar="NAME", help="service.name of what is sent."),
-            click.option("--collector", "collectors", metavar="NAME", multiple=True, help="Only these; repeatable."),
-            click.option("--no-collector", "no_collectors", metavar="NAME", multiple=True, help="All but these."),
-            click.option("--jsonl", metavar="FILE|-", help="One JSON object a request; -: standard output."),
+            click.option("--service-name", metavar="NAME", help="OpenTelemetry's service.name."),
+            click.option(
+                "--collector",
+                "collectors",
+                metavar="NAME",
+                multiple=True,
+                help="Enable only these collectors; repeatable.",
+            ),
+            click.option(
+                "--no-collector",
+                "no_collectors",
+                metavar="NAME",
+                multiple=True,
+                help="Disable these collectors; repeatable.",
+            ),
+            click.option("--jsonl", metavar="FILE|-", help="Write one JSON object per request; -: standard output."),
         ),
     )
 
 
 def requests_option(command: _C) -> _C:
-    """One line a request, for the verbs that run until they are ended."""
+    """One line per request, for commands that run until they are stopped."""
     return click.option(
         "--requests/--no-requests",
         default=None,
-        help="One line a request on standard output.  [default: where that is a terminal]",
+        help="Print one line per request.  [default: on a terminal]",
     )(command)

@@ -1,4 +1,4 @@
-"""Signals that ask the program to end, as one exception in the main thread."""
+"""Terminating signals as one exception in the main thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Interrupted(BaseException):
-    """A signal asked us to end. No Exception, so that no handler on the way takes it for an error."""
+    """A terminating signal. Not an Exception, so that no handler mistakes it for an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -24,8 +24,8 @@ class Interrupted(BaseException):
 def ending_signals() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread; a signal that was ignored stays ignored (nohup).
 
-    A further signal raises again, so that a tidy end that takes too long can be cut short; those that come within a
-    second of the first are taken for the same wish (a closing terminal sends several).
+    A later signal raises again, which cuts a slow shutdown short. Signals within a second of the first are ignored: a
+    closing terminal sends several.
     """
     first: float | None = None
 

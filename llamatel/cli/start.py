@@ -1,4 +1,4 @@
-"""The console script. It imports next to nothing, so that Ctrl-C is answered in silence from the first moment on."""
+"""The console script. It imports almost nothing, so that Ctrl-C during imports ends without a traceback."""
 
 from __future__ import annotations
 

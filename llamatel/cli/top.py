@@ -129,7 +129,7 @@ def _show(source: Source, console: Console, interval: float) -> None:
     choices = Choices()
     glyphs = glyphs_for(console.encoding)
     document = source.document(None)
-    trouble: str | None = None
+    error: str | None = None
     fetch, due, wanted = BackgroundFetch(source), time.monotonic() + interval, False
     size = None
     live = Screen(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
@@ -142,7 +142,7 @@ def _show(source: Source, console: Console, interval: float) -> None:
                     **document,
                     "alarms": sorted((*document["alarms"], *kept), key=lambda alarm: alarm["at"]),
                 }
-                shown.update(screen(shown_document, choices, *size, glyphs=glyphs, trouble=trouble), refresh=True)
+                shown.update(screen(shown_document, choices, *size, glyphs=glyphs, error=error), refresh=True)
             focus = choices.focus
             for key in _pressed(
                 keys, _PENDING_CHECK_S if fetch.pending else min(_RESIZE_CHECK_S, due - time.monotonic())
@@ -153,11 +153,11 @@ def _show(source: Source, console: Console, interval: float) -> None:
             wanted |= choices.focus != focus
             try:
                 answer = fetch.result()
-            except ServerUnreachable as error:
-                trouble, size = str(error), None
+            except ServerUnreachable as failure:
+                error, size = str(failure), None
             else:
                 if answer is not None:
-                    document, trouble, size = answer, None, None
+                    document, error, size = answer, None, None
             if not fetch.pending and (wanted or (time.monotonic() >= due and not choices.paused)):
                 fetch.start(choices.focus)
                 due, wanted = time.monotonic() + interval, False

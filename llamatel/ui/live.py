@@ -1,6 +1,6 @@
-"""What runs now and what was just there: the one document behind the web page and ``llamatel top``.
+"""The current state and recent history of all servers: the document behind the web page and ``llamatel top``.
 
-It remembers a little of the past in bounded rings. No prompt or answer text is in it.
+History is kept in bounded rings. No prompt or answer text is included.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from llamatel.ui.alarms import Alarm, Alarms, forget_removed
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
 VERSION = 3
-"""Of the document; a change that a reader has to know of counts it up."""
+"""Version of the document; incremented by changes that readers have to know."""
 
 _POINTS = 600
 _SPACING_S = 1.0
-"""Two points of a history are at least so far apart: 600 of them are ten minutes or more."""
+"""Minimum distance of two points: 600 points cover ten minutes or more."""
 _REQUESTS = 100
-"""Of all servers together; beside them each has the last ``_OWN`` of its own, which a busy one cannot push out."""
+"""Requests kept for all servers together. In addition each server keeps its last ``_OWN``."""
 _OWN = 50
 _FOLLOWED = 24
-"""As many go at a time to who asks for new ones: the page shows no more."""
+"""New requests per update: the page shows no more."""
 _ALARMS = 20
 _SERVERS = 256
-"""Beyond so many those are forgotten that are not watched any more."""
+"""Above this number, servers that are no longer watched are dropped."""
 _KEPT = 2000
-"""Requests that a server's percentiles are taken of."""
+"""Requests that percentiles are computed from."""
 _FRESH_S = 5.0
-"""Percentiles in the overview may be so old: they are what costs most where many servers are busy."""
+"""Maximum age of percentiles in the overview: with many busy servers they cost the most."""
 _WARNED_S = 600.0
-"""A server that was warned of is in trouble for so long."""
+"""How long an alarm marks its server in the overview."""
 _FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
-"""What a client that goes away does not count to."""
+"""A cancelled request is not a failure."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Point:
-    """One server at one time."""
+    """One server at one moment."""
 
     at: float
     active: int | None
@@ -55,11 +55,11 @@ class Point:
 
 
 _Request = tuple[int, Completion, "str | None"]
-"""The number under which it is remembered, and its trace's id."""
+"""Its sequence number, and its trace id."""
 
 
-class _Past:
-    """What is remembered of one server."""
+class _History:
+    """History of one server."""
 
     def __init__(self) -> None:
         self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
@@ -67,40 +67,40 @@ class _Past:
         self.tally = RequestStatistics(keep=_KEPT)
         self._summary, self._summary_at = self.tally.summary(), float("-inf")
         self.row: dict[str, Any] | None = None
-        """Its line of the overview as it was last made, and the number of the last change."""
+        """Its row of the overview, and the sequence number of the row's last change."""
         self.row_number = 0
 
     def summary(self, at: float, *, fresh_s: float = 0.0) -> Summary:
-        """Of its requests; made anew only if one has ended since, and not so long after the last."""
+        """Summary of its requests; computed again if one finished since, at most every ``fresh_s`` seconds."""
         if self._summary.requests != self.tally.requests and not 0 <= at - self._summary_at < fresh_s:
             self._summary, self._summary_at = self.tally.summary(), at
         return self._summary
 
 
 class Live:
-    """The state now, and a little of the past. A sink; ``observe`` takes each snapshot. Thread-safe."""
+    """Current state and recent history. A sink; ``observe`` receives each snapshot. Thread-safe."""
 
     def __init__(self, about: Mapping[str, str | None] | None = None) -> None:
-        """``about``: who shows this, and where it is sent."""
+        """``about``: llamatel's version, metrics URL and OTLP endpoint."""
         self._about = dict(about or {})
         self._lock = threading.Lock()
         self._alarms = Alarms()
         self._logged: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
         self._listeners: tuple[Callable[[Alarm], None], ...] = ()
         self._requests: deque[_Request] = deque(maxlen=_REQUESTS)
-        # Counts what is remembered; from where no process before this one can have come.
+        # Sequence numbers start above those of any earlier process, so that a cursor is valid in one process only.
         self._first = self._number = int(time.time() * 1000)
-        self._past: dict[ServerKey, _Past] = {}
+        self._past: dict[ServerKey, _History] = {}
         self._keys: list[str] = []
         self._keys_number = 0
         self._tally = RequestStatistics(keep=_KEPT)
 
     def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
-        """Have ``listener`` called, on a thread that took a snapshot, when something becomes wrong."""
+        """Call ``listener`` for each new alarm, on the thread that took the snapshot."""
         self._listeners = (*self._listeners, listener)
 
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
-        """Take note of a finished request."""
+        """Record a finished request."""
         self._alarms.ended(completion)
         self._tally(completion)
         with self._lock:
@@ -111,7 +111,7 @@ class Live:
         past.tally(completion)
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Take note of the state; one snapshot at a time."""
+        """Record a snapshot; one at a time."""
         with self._lock:
             forget_removed(self._past, snapshot, _SERVERS)
             for state in snapshot.servers:
@@ -124,17 +124,17 @@ class Live:
                 listener(alarm)
 
     def document(
-        self, snapshot: Snapshot, focus: str | None = None, after: int | None = None, *, anew: bool = False
+        self, snapshot: Snapshot, focus: str | None = None, after: int | None = None, *, refocus: bool = False
     ) -> dict[str, Any]:
-        """All of it, with the state now, as JSON-ready data.
+        """The document as JSON-ready data.
 
-        Unknown is null, times are Unix time or durations in seconds. The history, percentiles and requests of one
-        server: the one whose key ``focus`` is, else the first. ``overview`` has a line for each server.
+        Unknown is null, times are Unix time or durations in seconds. History, percentiles and requests are those of one
+        server: the one with the key ``focus``, else the first. ``overview`` has a row for each server.
 
-        Who had a document before gives its ``cursor`` as ``after``, and gets what is new: the state of the server in
-        focus, its points and requests since then (all of them if ``anew``, as it was not in focus before), the lines of
-        the overview that are others now, and the keys if there are others. ``whole`` says that it is not so, because
-        there is no such server or another process had counted.
+        With ``after``, the ``cursor`` of an earlier document, it contains only changes: the state of the server in
+        focus, its new points and requests (all of them if ``refocus``: it was not in focus before), changed rows of the
+        overview, and the keys if they changed. ``whole`` is true if the document is complete all the same: the server
+        does not exist, or the cursor is another process's.
         """
         keys = [key_of(state.server) for state in snapshot.servers]
         chosen = keys.index(focus) if focus in keys else 0
@@ -142,7 +142,7 @@ class Live:
             changed = self._overview(snapshot, keys)
             whole = after is None or focus not in keys or not self._first <= after <= self._number
             known = 0 if whole or after is None else after
-            since = 0 if anew else known
+            since = 0 if refocus else known
             past = self._of(snapshot.servers[chosen].server.key) if keys else None
             own = [one for one in (past.requests if past is not None else ()) if one[0] > since]
             shared = {one[0]: one for one in self._requests} if whole else {}
@@ -174,7 +174,7 @@ class Live:
         }
 
     def _overview(self, snapshot: Snapshot, keys: list[str]) -> list[tuple[int, dict[str, Any]]]:
-        """A line for each server, with the number of its last change."""
+        """The row of each server, with the sequence number of its last change."""
         if keys != self._keys:
             self._keys, self._keys_number = keys, self._next()
         logged = {state.server.key[:2] for state in snapshot.servers if state.log is not None}
@@ -185,10 +185,10 @@ class Live:
         }
         lines = []
         for key, state in zip(keys, snapshot.servers, strict=True):
-            place = state.server.key
-            past = self._of(place)
-            seen = place[0] is None or place[:2] in logged or past.tally.requests > 0
-            row = _row(key, state, past if seen else None, snapshot.taken_at, warned=place in warned)
+            server = state.server.key
+            past = self._of(server)
+            seen = server[0] is None or server[:2] in logged or past.tally.requests > 0
+            row = _row(key, state, past if seen else None, snapshot.taken_at, warned=server in warned)
             if row != past.row:
                 past.row, past.row_number = row, self._next()
             lines.append((past.row_number, row))
@@ -198,15 +198,15 @@ class Live:
         self._number += 1
         return self._number
 
-    def _of(self, place: ServerKey) -> _Past:
-        past = self._past.get(place)
+    def _of(self, server: ServerKey) -> _History:
+        past = self._past.get(server)
         if past is None:
-            past = self._past[place] = _Past()
+            past = self._past[server] = _History()
         return past
 
 
 def key_of(server: ServerInfo) -> str:
-    """A server's place as text: ``127.0.0.1:8090 model.gguf``."""
+    """A server's address and model as text: ``127.0.0.1:8090 model.gguf``."""
     return f"{server.shown_address} {server.model or ''}".rstrip()
 
 
@@ -222,8 +222,8 @@ def _point(at: float, state: ServerSnapshot) -> Point:
     )
 
 
-def _row(key: str, state: ServerSnapshot, past: _Past | None, at: float, *, warned: bool) -> dict[str, Any]:
-    """A server's line of the overview. ``past``: None where its requests are not seen."""
+def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, warned: bool) -> dict[str, Any]:
+    """A server's row of the overview. ``past``: None if its requests are unknown."""
     cache = state.kv_cache
     share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
     late = None if past is None else past.summary(at, fresh_s=_FRESH_S).time_to_first_token.p95
@@ -248,7 +248,7 @@ def _row(key: str, state: ServerSnapshot, past: _Past | None, at: float, *, warn
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: more are not shown, and a change of them is none."""
+    """Rounded to four digits: no more are shown, so that smaller changes are no change."""
     return None if value is None else float(f"{value:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""Many requests in a few figures: counts, tokens, percentiles."""
+"""Counts, tokens and percentiles of many requests."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Distribution:
         ordered = sorted(values)
 
         def percentile(share: float) -> float:
-            place = share * (len(ordered) - 1)
-            below = int(place)
+            position = share * (len(ordered) - 1)
+            below = int(position)
             above = min(below + 1, len(ordered) - 1)
-            return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+            return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
         return cls(len(ordered), percentile(0.5), percentile(0.95), percentile(0.99))
 
@@ -42,7 +42,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Summary(HtmlRepresentation):
-    """What a load looked like. Times and tokens are those of completed requests (outcome ok)."""
+    """A summary of many requests. Times and tokens are those of completed requests (outcome ok)."""
 
     outcomes: dict[str, int]
     tokens_in: int | None
@@ -55,7 +55,7 @@ class Summary(HtmlRepresentation):
 
     @property
     def requests(self) -> int:
-        """All of them, whatever their outcome."""
+        """Requests of any outcome."""
         return sum(self.outcomes.values())
 
     def as_dict(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ def _plus(total: int | None, value: int | None) -> int | None:
 
 
 class RequestStatistics:
-    """Adds requests up as they finish. A sink, safe to read from another thread.
+    """Counts requests as they finish. A sink; thread-safe.
 
     Counts are exact; percentiles are those of the last ``keep`` completed requests, so memory stays bounded.
     """
@@ -108,17 +108,17 @@ class RequestStatistics:
 
     @property
     def requests(self) -> int:
-        """How many requests have ended."""
+        """Number of finished requests."""
         with self._lock:
             return self._outcomes.total()
 
     def outcomes(self) -> dict[str, int]:
-        """How many ended how; each outcome is there."""
+        """Number of requests by outcome; every outcome is present."""
         with self._lock:
             return {outcome.value: self._outcomes[outcome.value] for outcome in Outcome}
 
     def summary(self) -> Summary:
-        """The figures so far."""
+        """The summary so far."""
         with self._lock:
             columns = list(zip(*self._times, strict=True)) or [(), (), (), ()]
             first, per_token, whole, queue = (

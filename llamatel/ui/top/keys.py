@@ -1,4 +1,4 @@
-"""Single keys from a terminal, which gets back the mode it had."""
+"""Reads single keys from a terminal and restores its mode."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _NAMES |= {"\x1b": "escape", "\t": "tab", "\x03": "q", "\x1bOA": "up", "\x1bOB":
 
 
 class Keys:
-    """Reads keys without waiting for a line's end."""
+    """Reads keys without waiting for Enter."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def wait(self, timeout_s: float) -> list[str]:
-        """The keys pressed within that time, as soon as there is one: letters, or names such as ``up``."""
+        """The keys pressed within the timeout, at once if there is one: letters, or names such as ``up``."""
         ready, _, _ = select.select([self._descriptor], [], [], max(timeout_s, 0.0))
         if not ready:
             return []
         text = os.read(self._descriptor, 64).decode("utf-8", "replace")
-        return list(split(text)) if text else ["q"]  # the terminal is gone
+        return list(split(text)) if text else ["q"]  # the terminal was closed
 
 
 def split(text: str) -> Iterator[str]:
-    """Keys in what a terminal sent: escape sequences are one key each, unknown ones none."""
+    """The keys in a terminal's input: one per known escape sequence, none for unknown ones."""
     while text:
         name = next((name for name in sorted(_NAMES, key=len, reverse=True) if text.startswith(name)), None)
         if text.startswith("\x1b[") and (name is None or name == "\x1b"):
@@ -43,7 +43,7 @@ def split(text: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def keyboard() -> Iterator[Keys | None]:
-    """Keys from standard input for the time of the block; None where that is no terminal."""
+    """Keys from standard input; None if it is not a terminal. The terminal's mode is restored at the end."""
     if not sys.stdin.isatty():
         yield None
         return

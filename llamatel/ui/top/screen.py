@@ -1,4 +1,4 @@
-"""The screen of ``llamatel top``, from a live document and what the keys chose. Pure: no clock, no terminal."""
+"""The screen of ``llamatel top``, drawn from a live document and the view state. Pure: no clock, no terminal."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Document = Mapping[str, Any]
 SORTS = ("newest", "slowest", "first token", "tokens")
 FILTERS = ("all", "failed", "ok")
 HELP = (
-    ("tab, left, right", "another server"),
+    ("tab, left, right", "next or previous server"),
     ("o", f"order of servers: {', '.join(ORDERS)}"),
-    ("up, down", "choose a request; enter shows its waterfall, escape goes back"),
+    ("up, down", "select a request; enter: waterfall, escape: back"),
     ("s", f"sort requests: {', '.join(SORTS)}"),
     ("f", f"filter requests: {', '.join(FILTERS)}"),
     ("p", "pause"),
     ("q", "quit"),
     ("", ""),
-    ("KV active", "tokens of requests that run; when they fill the pool, requests fail"),
-    ("KV cached", "tokens that idle slots still hold; they give way to what runs"),
-    ("first", "time to the first token: the wait for a slot, and prefill"),
+    ("KV active", "tokens of running requests; when they fill the pool, requests fail"),
+    ("KV cached", "tokens that idle slots hold until running requests need the space"),
+    ("first", "time to first token: queue and prefill"),
     ("per token", "time for each token after the first"),
-    ("cut off", "the answer ended because its slot's context was full"),
-    ("stale", "the server was too busy to answer: its figures are old"),
+    ("cut off", "answer truncated: the slot's context was full"),
+    ("stale", "the server was too busy to answer; figures are old"),
 )
 _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "newest": lambda request: request.ended_at,
@@ -45,18 +45,18 @@ _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "tokens": lambda request: request.generated or -1,
 }
 _SERVERS_SHOWN = 8
-"""At least; more on a high terminal."""
+"""Minimum number of rows; tall terminals show more."""
 _SLOTS_SHOWN = 16
 _GPUS_SHOWN = 8
 _WIDE_ENOUGH = 72
-"""Columns from which on slots have bars and percentiles are three."""
+"""Terminal width from which slots have bars and three percentiles are shown."""
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _ASCII_SPARKS = " .:-=+*#@"
 
 
 @dataclasses.dataclass
 class Choices:
-    """What the keys have chosen."""
+    """The view state, changed by keys."""
 
     focus: str | None = None
     order: int = 0
@@ -68,7 +68,7 @@ class Choices:
     help: bool = False
 
     def press(self, key: str, document: Document) -> bool:
-        """Take a key; False if it means to end."""
+        """Handle a key; False for quit."""
         requests = visible(document, self)
         if key == "q":
             return False
@@ -98,13 +98,13 @@ def _neighbour(document: Document, choices: Choices, step: int) -> str | None:
     keys = [row["key"] for row in ordered(document, choices.order)]
     if not keys:
         return None
-    # The document is of before, if tab is pressed faster than it comes.
+    # If tab is pressed faster than documents arrive, the document still has the previous focus.
     now = next((keys.index(key) for key in (choices.focus, document["focus"]) if key in keys), 0)
     return str(keys[(now + step) % len(keys)])
 
 
 def completion_of(request: Mapping[str, Any]) -> Completion:
-    """A request of the document as the record that it was made of, as far as it is told."""
+    """A request of the document as a Completion, as far as its fields are in the document."""
     fields = {field.name for field in dataclasses.fields(Completion)} - {"server", "outcome", "prompt_computed"}
     prompt, cached = request["prompt_tokens"], request["prompt_cached"]
     return Completion(
@@ -116,7 +116,7 @@ def completion_of(request: Mapping[str, Any]) -> Completion:
 
 
 def visible(document: Document, choices: Choices) -> list[tuple[Completion, str | None]]:
-    """The requests of the server in focus, filtered and sorted, with their traces' ids."""
+    """The requests of the server in focus, filtered and sorted, with their trace ids."""
     wanted = FILTERS[choices.filter]
     found = [
         (completion_of(request), request["trace_id"])
@@ -134,13 +134,13 @@ def screen(
     height: int,
     *,
     glyphs: Glyphs = UNICODE,
-    trouble: str | None = None,
+    error: str | None = None,
 ) -> Text:
-    """All of it in ``height`` lines of at most ``width`` columns; ``trouble``: why the figures are old."""
+    """The screen in ``height`` lines of at most ``width`` columns; ``error``: why the document is not current."""
     server = next((one for one in document["servers"] if one["key"] == document["focus"]), None)
     lines = [_title(document, server, choices, width, glyphs)]
-    if trouble:
-        lines.append(Text(f"no answer, the figures are old: {trouble}", "red"))
+    if error:
+        lines.append(Text(f"no update: {error}", "red"))
     lines += _alarms(document, width)
     if choices.help:
         lines += _help(width)
@@ -172,7 +172,7 @@ def _help(width: int) -> list[Text]:
 
 
 def _title(document: Document, server: Mapping[str, Any] | None, choices: Choices, width: int, glyphs: Glyphs) -> Text:
-    """The name gives way: how the server is must be seen, however long its model's name."""
+    """The title line. A long server name is cut, its state never."""
     end = Text()
     if server is not None:
         end.append_text(state(server)).append("  ")
@@ -189,7 +189,7 @@ def _title(document: Document, server: Mapping[str, Any] | None, choices: Choice
 
 
 def _alarms(document: Document, width: int) -> list[Text]:
-    """The last two; in full, as what helps stands at the end."""
+    """The last two alarms in full: the flag that helps is at the end of the text."""
     recent = [alarm for alarm in document["alarms"] if document["taken_at"] - alarm["at"] < 60]
     lines = []
     for alarm in recent[-2:]:
@@ -202,13 +202,13 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
     slots, summary, history = server["slots"], document["summary"], document["history"]
     cells = max(10, min(width - 52, 60))
     lines = [
-        Text("a router: its models have slots and caches", "dim")
+        Text("a router: slots and KV caches belong to its models", "dim")
         if _is_router(document, server)
         else _pool(server, cells, glyphs)
     ]
     busy = None if slots is None else sum(slot["busy"] for slot in slots)
     of = "" if slots is None else f" of {len(slots)}"
-    room = max(width - 48, 0)  # beside the figures
+    room = max(width - 48, 0)  # next to the figures
     line = Text("decode  ", "bold").append(_spark(history["decode_rate"], min(20, room * 5 // 8), glyphs), "green")
     line.append(f" {rate(server['decode_rate'], glyphs):>5} tok/s", "default")
     line.append("  busy  ", "bold").append(_spark(history["busy"], min(12, room * 3 // 8), glyphs), "cyan")
@@ -249,7 +249,7 @@ def _gpu(device: Mapping[str, Any], glyphs: Glyphs) -> Text:
             f"  {device['temperature_c']:.0f} °C" if glyphs is UNICODE else f"  {device['temperature_c']:.0f} C"
         )
     if device["throttled_by"]:
-        line.append(f"  held down: {', '.join(device['throttled_by'])}", "yellow")
+        line.append(f"  throttled: {', '.join(device['throttled_by'])}", "yellow")
     return line
 
 
@@ -262,15 +262,15 @@ def _hits(server: Mapping[str, Any]) -> Text:
 
 
 def _is_router(document: Document, server: Mapping[str, Any]) -> bool:
-    """It has no model itself, and others have its place."""
-    place = (server["address"], server["port"])
+    """Whether it has no model itself and other entries share its endpoint."""
+    endpoint = (server["address"], server["port"])
     return server["model"] is None and any(
-        one["model"] is not None and (one["address"], one["port"]) == place for one in document["servers"]
+        one["model"] is not None and (one["address"], one["port"]) == endpoint for one in document["servers"]
     )
 
 
 def _bandwidth(document: Document) -> Text:
-    """How close the last request whose share is known came to what the GPUs' memory can deliver."""
+    """Bandwidth utilisation of the last request for which it is known."""
     shares = (one["bandwidth_utilization"] for one in document["requests"] if one["server"] == document["focus"])
     known = [share for share in shares if share is not None]
     return Text(f"  last at {100 * known[-1]:.0f} % of the GPU's bandwidth", "dim") if known else Text()
@@ -280,7 +280,7 @@ def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
     cache = server["kv_cache"]
     line = Text("KV  ", "bold")
     if not cache or cache["active"] is None:
-        return line.append("asleep: left alone" if server["state"] == "sleeping" else "not known", "dim")
+        return line.append("sleeping: not polled" if server["state"] == "sleeping" else "not known", "dim")
     active, cached, capacity = cache["active"], cache["cached"] or 0, cache["capacity"]
     if capacity:
         used = round(cells * active / capacity)
@@ -307,7 +307,7 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
     work = f"{'tokens':>13}  {'prompt':>6} {'cached':>6} {'out':>5} {'tok/s':>5}"
     bar = f"{'context':{cells + 2}} " if cells else ""
     lines = [Text(f"slot state  {bar}{work}", "bold")]
-    # Those that work are shown if it is not all: a server may have more slots than a screen has lines.
+    # Busy slots first: a server may have more slots than the screen has lines.
     shown = sorted(slots, key=lambda slot: not slot["busy"])[:_SLOTS_SHOWN]
     for slot in sorted(shown, key=lambda slot: slot["id"]):
         held, room = slot["context_tokens"], slot["context_size"]
@@ -330,10 +330,10 @@ def _slots(server: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
 def _requests(document: Document, choices: Choices, width: int, room: int, glyphs: Glyphs) -> list[Text]:
     requests = visible(document, choices)
     choices.selected = max(0, min(choices.selected, len(requests) - 1))
-    seen = next(row["requests"] for row in document["overview"] if row["key"] == document["focus"])
-    if seen is None:
-        return [Text("polling shows slots only; requests need llamatel serve, or attach --log", "dim")]
-    if not seen:
+    total = next(row["requests"] for row in document["overview"] if row["key"] == document["focus"])
+    if total is None:
+        return [Text("no request log: requests need llamatel serve, or attach --log", "dim")]
+    if not total:
         return [Text("no requests yet", "dim")]
     if not requests:
         return [Text(f"no requests ({FILTERS[choices.filter]})", "dim")]
@@ -355,7 +355,7 @@ def _requests(document: Document, choices: Choices, width: int, room: int, glyph
 
 
 def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
-    """The last values as a line of blocks; one that is not known is a gap."""
+    """The last values as a sparkline; an unknown value is a gap."""
     sparks = _SPARKS if glyphs is UNICODE else _ASCII_SPARKS
     last = list(values[-cells:]) if cells else []
     top = max((value for value in last if value is not None), default=0) or 1
@@ -367,7 +367,7 @@ def _spark(values: Sequence[float | None], cells: int, glyphs: Glyphs) -> str:
 
 
 def plain_lines(document: Document) -> list[str]:
-    """A line without colours for each server, for a pipe."""
+    """One plain line for each server, for pipes."""
     rows = {row["key"]: row for row in document["overview"]}
     return [_plain_line(document, server, rows[server["key"]]) for server in document["servers"]] or [
         "no server is watched yet"

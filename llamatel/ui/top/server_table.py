@@ -1,4 +1,4 @@
-"""The servers of a live document as a table: in an order, with the one in focus among those that are shown."""
+"""The servers of a live document as a table: sorted, scrolled so that the one in focus is visible."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from llamatel.ui.view.number_format import count, rate, seconds
 from llamatel.ui.view.text_page import cut, printable
 
 Row = Mapping[str, Any]
-"""A line of the document's ``overview``."""
+"""A row of the document's ``overview``."""
 
-ORDERS = ("in trouble", "as given", "busiest", "fullest", "fastest")
+ORDERS = ("with alarms", "as listed", "busiest", "fullest", "fastest")
 _ORDER_KEYS: dict[str, Callable[[Row], float]] = {
-    "in trouble": lambda row: {"down": 2.0, "warned": 1.0}.get(row["trouble"], 0.0),
-    "as given": lambda _: 0.0,
+    "with alarms": lambda row: {"down": 2.0, "warned": 1.0}.get(row["trouble"], 0.0),
+    "as listed": lambda _: 0.0,
     "busiest": lambda row: (row["deferred"] or 0) + (row["busy"] or 0),
     "fullest": lambda row: _share_used(row) or 0.0,
     "fastest": lambda row: row["decode_rate"] or 0.0,
 }
 _NARROW = 46
-"""Columns beside the name; from ``_WIDE`` columns of the terminal on there is room for more."""
+"""Columns next to the name; terminals of ``_WIDE`` columns show ``_MORE`` columns in addition."""
 _WIDE = 104
 _MORE = 29
 
 
 def ordered(document: Mapping[str, Any], order: int) -> list[Row]:
-    """The servers in one of ``ORDERS``; those that are equal in it stay as given."""
+    """The servers in one of ``ORDERS``; equal ones stay as listed."""
     rows = {row["key"]: row for row in document["overview"]}
     return sorted((rows[key] for key in document["keys"]), key=_ORDER_KEYS[ORDERS[order]], reverse=True)
 
 
 def state(server: Mapping[str, Any]) -> Text:
-    """How a server, or its row, is, in one or a few words."""
+    """The state of a server, or of its row, in a few words."""
     if server["state"] == "failed":
         return Text("failed", "red")
     if server["up"] is None:
         return Text(server["state"] or "log only", "dim")
     word = server["state"] or ("up" if server["up"] else "down")
     if server["stale"]:
-        return Text(f"{word}, busy: figures are old", "yellow")
+        return Text(f"{word}, busy: figures are stale", "yellow")
     if word == "starting":
         return Text(word, "yellow")
     return Text(word, "green" if server["up"] else "red")
@@ -51,15 +51,15 @@ def state(server: Mapping[str, Any]) -> Text:
 def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyphs: Glyphs = UNICODE) -> Sequence[Text]:
     """A heading and ``lines`` servers at most."""
     rows = ordered(document, order)
-    place = [row["key"] for row in rows].index(document["focus"])
-    first = max(0, min(place - lines // 2, len(rows) - lines))
+    position = [row["key"] for row in rows].index(document["focus"])
+    first = max(0, min(position - lines // 2, len(rows) - lines))
     wide = width >= _WIDE
     name_width = max(20, width - _NARROW - _MORE * wide)
-    troubled = sum(row["trouble"] is not None for row in rows)
+    alarmed = sum(row["trouble"] is not None for row in rows)
     by = f"{ORDERS[order]} first" if order > 1 else ORDERS[order]
     if order == 0:
-        by = f"{troubled} {by}" if troubled else ""
-    heading = cut(f"server ({place + 1} of {len(rows)}){', ' if by else ''}{by}", name_width, glyphs)
+        by = f"{alarmed} {by}" if alarmed else ""
+    heading = cut(f"server ({position + 1} of {len(rows)}){', ' if by else ''}{by}", name_width, glyphs)
     titles = f"  {heading:{name_width}} state    busy  wait  kv used  tok/s"
     host = _common_host(rows) if any(len(row["key"]) > name_width for row in rows) else ""
     shown = [Text(titles + ("  first p95  failed  restarts" if wide else ""), "bold")]
@@ -73,7 +73,7 @@ def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyph
 
 
 def _common_host(rows: Sequence[Row]) -> str:
-    """What all addresses have before the port; it tells none from another."""
+    """The host, if all servers share one: it does not help to tell them apart."""
     hosts = {row["key"].partition(" ")[0].rpartition(":")[0] for row in rows}
     return hosts.pop() if len(hosts) == 1 else ""
 
@@ -98,5 +98,5 @@ def _figures(row: Row, glyphs: Glyphs, *, wide: bool) -> Text:
 
 
 def _share_used(row: Row) -> float | None:
-    """Of the KV cache, by running requests."""
+    """Share of the KV cache that running requests use."""
     return None if row["headroom"] is None else 1.0 - float(row["headroom"])

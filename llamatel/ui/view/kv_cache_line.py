@@ -13,7 +13,7 @@ from llamatel.ui.view.text_page import size
 def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None:
     """``4,096 tokens shared by 4 slots, 16.0 MiB; 1,120 active, 96 cached``; None where nothing is known.
 
-    Tokens appear once there are any. Bytes are those that llama.cpp reported, else those planned, which says so.
+    Tokens are shown once there are any. Bytes are those that llama.cpp reported, else the planned ones, labelled.
     """
     cache = state.kv_cache
     if cache is None or cache.capacity is None:
@@ -29,9 +29,9 @@ def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None
 
 
 def _bytes(cache: KvCacheState, glyphs: Glyphs) -> str:
-    def said(sizes: Mapping[str, int]) -> str:
+    def in_words(sizes: Mapping[str, int]) -> str:
         return size(sum(sizes.values()), glyphs)
 
     if cache.reported_bytes:
-        return f", {said(cache.reported_bytes)}"
-    return f", {said(cache.planned_bytes)} as planned" if cache.planned_bytes else ""
+        return f", {in_words(cache.reported_bytes)}"
+    return f", {in_words(cache.planned_bytes)} as planned" if cache.planned_bytes else ""

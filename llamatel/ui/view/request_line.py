@@ -12,7 +12,7 @@ from llamatel.ui.view.number_format import count, rate, seconds
 from llamatel.ui.view.phase_bar import phase_bar
 from llamatel.ui.view.text_page import printable
 
-# time 8, outcome 12, took 7, in 5, (cached) 7, arrow 1, out 4, tok/s 5, and a space behind each
+# time 8, outcome 12, took 7, in 5, (cached) 7, arrow 1, out 4, tok/s 5, and a space after each
 _COLUMNS = 57
 _BAR_AT_LEAST = 8
 _BAR_AT_MOST = 48

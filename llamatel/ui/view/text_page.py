@@ -16,13 +16,13 @@ _LABEL = 14
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """Text of a stranger's file without what a terminal would obey: control characters, changes of direction."""
+    """Untrusted text without terminal control characters and changes of direction, cut to ``longest``."""
     cut = text if len(text) <= longest else text[: longest - 3] + "..."
     return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
 def cut(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
-    """Text of at most so many characters; that it is not all of it is seen."""
+    """Text of at most ``width`` characters; an ellipsis marks a cut."""
     return text if len(text) <= width else text[: max(width - 1, 0)] + glyphs.ellipsis
 
 
@@ -101,7 +101,7 @@ def row_text(row: Row) -> Text:
 
 
 def table_text(table: Table) -> Text:
-    """Right-aligned columns behind a left-aligned first."""
+    """A left-aligned first column, then right-aligned ones."""
     text = Text(f"\n\n{table.title}", "bold")
     lines = [table.header, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
@@ -114,7 +114,7 @@ def table_text(table: Table) -> Text:
 
 
 def stacked(header: Sequence[str], rows: Sequence[Sequence[Sequence[str]]], width: int | None) -> Text:
-    """Left-aligned columns. A cell's words stand side by side if all fit into ``width``, else below each other."""
+    """Left-aligned columns. A cell's words are on one line if all fit into ``width``, else one per line."""
     side = [[[" ".join(cell)] for cell in row] for row in rows]
     table = [[[title] for title in header], *(side if width is None or _total(header, side) <= width else rows)]
     widths = [max(len(word) for row in table for word in (row[column] or [""])) for column in range(len(header))]

@@ -321,7 +321,7 @@ function joined(before, data) {
 function question() {
   const server = focus ?? known?.focus;
   if (!server) return "live.json";
-  const told = known?.focus ? `&after=${known.cursor}${server === known.focus ? "" : "&anew"}` : "";
+  const told = known?.focus ? `&after=${known.cursor}${server === known.focus ? "" : "&refocus"}` : "";
   return `live.json?server=${encodeURIComponent(server)}${told}`;
 }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Document(Protocol):
     """``llamatel.ui.live.Live.document``, of the state now."""
 
-    def __call__(self, focus: str | None, after: int | None, *, anew: bool) -> Any:
+    def __call__(self, focus: str | None, after: int | None, *, refocus: bool) -> Any:
         """With the history of the server ``focus``; only what is new since the cursor ``after``, if given."""
 
 
@@ -79,8 +79,8 @@ class Page:
             query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
             focus, after = query.get("server", [None])[0], query.get("after", [""])[0]
             known = int(after) if re.fullmatch("[0-9]{1,18}", after) else None
-            anew = "anew" in query
-            document = self._document(focus, known, anew=anew) if path == "/live.json" else self._calls.servers()
+            refocus = "refocus" in query
+            document = self._document(focus, known, refocus=refocus) if path == "/live.json" else self._calls.servers()
             body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
             return _answer(start_response, "200 OK", "application/json", body)
         name, kind = _FILES[path]
