@@ -18,7 +18,8 @@ from pathlib import Path
 import gguf
 
 from llamatel.llama import parse_gguf_header
-from tests.gguf_files import ARRAY, STRING, U32, Writer, vocabularies
+from tests.gguf_files import ARRAY, STRING, U32, Writer
+from tests.parts import vocabularies
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Fixtures: real parts, started for the test that asks for them and ended after it."""
+"""Fixtures: real parts, started for the tests that use them and stopped afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import hypothesis
 import pytest
@@ -26,6 +26,7 @@ from tests.parts import (
     llama_cpp_python,
     llama_server,
     prometheus_program,
+    vocabularies,
 )
 from tests.parts.processes import SESSION_MARK
 from tests.recording import Recording
@@ -35,18 +36,20 @@ from tests.tiny_gguf import write_tiny_model
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Started in the background of a script (nohup, &, some CI runners) we inherit an ignored SIGINT or SIGHUP, and so would
-# every process that a test interrupts or hangs up.
+T = TypeVar("T")
+
+# Started in the background (nohup, &, some CI runners) this process inherits an ignored SIGINT or SIGHUP, and so would
+# every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# How long one example takes says something about the machine alone.
+# The time of one example depends on the machine only.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
 def missing(error: MissingPart) -> NoReturn:
-    """Skip with the command that mends it; in CI a missing part fails the test."""
+    """Skip with the command that fixes it; in CI a missing part fails the test."""
     if in_ci():
         raise error
     pytest.skip(str(error))
@@ -78,7 +81,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
-def _get(request: pytest.FixtureRequest, part: Callable[[], Path]) -> Path:
+def _get(request: pytest.FixtureRequest, part: Callable[[], T]) -> T:
     """Get a part, with its progress on the terminal, as the first time takes minutes."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     try:
@@ -90,7 +93,7 @@ def _get(request: pytest.FixtureRequest, part: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_server_binary(request: pytest.FixtureRequest) -> Path:
-    """llama.cpp's llama-server; ``llama-fit-params`` lies beside it."""
+    """llama.cpp's llama-server; ``llama-fit-params`` is in the same folder."""
     return _get(request, llama_server)
 
 
@@ -98,6 +101,12 @@ def llama_server_binary(request: pytest.FixtureRequest) -> Path:
 def llama_cpp(request: pytest.FixtureRequest) -> None:
     """llama-cpp-python: ``import llama_cpp`` works in the test, and in programs that this Python runs."""
     _get(request, llama_cpp_python)
+
+
+@pytest.fixture(scope="session")
+def vocabulary_files(request: pytest.FixtureRequest) -> list[Path]:
+    """The vocabulary-only GGUFs of llama.cpp's tests."""
+    return _get(request, vocabularies)
 
 
 @pytest.fixture(params=BACKENDS)

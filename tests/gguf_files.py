@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-
-from tests.parts.cache import cache_folder
 
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 U32, STRING, ARRAY = 4, 8, 9
@@ -89,9 +86,3 @@ def sample(version: int = 3, order: str = "<", *, words: int = 40) -> bytes:
         write.tensor("scale", (), 1, 1312),
     ]
     return write.file(keys, tensors, data=1344)
-
-
-def vocabularies() -> list[Path]:
-    """The vocabulary-only files of llama.cpp's own tests, where a build from source has left them."""
-    folders = sorted((cache_folder() / "src").glob("llama_cpp_python-*/vendor/llama.cpp/models"))
-    return sorted(folders[-1].glob("ggml-vocab-*.gguf")) if folders else []

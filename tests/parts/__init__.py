@@ -13,6 +13,7 @@ from .otlp import OtlpSink, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkS
 from .processes import Child, PartFailed, accepts, free_port, kill_survivors, survivors, wait_until
 from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
+from .vocabularies import vocabularies
 
 __all__ = [
     "Child",
@@ -37,5 +38,6 @@ __all__ = [
     "rotel_program",
     "scrape_config",
     "survivors",
+    "vocabularies",
     "wait_until",
 ]

@@ -12,9 +12,10 @@ from .llama_server import llama_server
 from .missing import MissingPart, in_ci
 from .prometheus import prometheus_program
 from .rotel import rotel_program
+from .vocabularies import vocabularies
 
 
-def _have(get: Callable[[], object]) -> bool:
+def _available(get: Callable[[], object]) -> bool:
     try:
         get()
     except MissingPart as error:
@@ -25,8 +26,15 @@ def _have(get: Callable[[], object]) -> bool:
 
 def main() -> int:
     """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
-    wanted = (rotel_program, lambda: prometheus_program("promtool"), chromium_program, llama_server, llama_cpp_python)
-    parts = [_have(get) for get in wanted]
+    wanted = (
+        rotel_program,
+        lambda: prometheus_program("promtool"),
+        chromium_program,
+        llama_server,
+        llama_cpp_python,
+        vocabularies,
+    )
+    parts = [_available(get) for get in wanted]
     return 1 if in_ci() and not all(parts) else 0
 
 

@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def cache_name() -> str:
-    """The cache folder's name: version, machine and flags, so that a changed recipe is built anew."""
+    """The cache folder's name: version, machine and flags, so that a changed recipe is built again."""
     recipe = hashlib.sha256(repr((FLAGS, TARGETS, platform.machine(), platform.system())).encode()).hexdigest()
     return f"llama-server-{VERSION}-{recipe[:8]}"
 
@@ -44,7 +44,7 @@ def _program(name: str, mend: str) -> str:
     return found
 
 
-def _source(folder: Path, log: Path) -> Path:
+def download_source(folder: Path, log: Path) -> Path:
     """Download llama-cpp-python's source and return its llama.cpp."""
     say(f"getting the source of llama-cpp-python {VERSION} (70 MB)")
     pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--no-binary", ":all:"]
@@ -64,7 +64,7 @@ def _build(folder: Path) -> None:
     log.unlink(missing_ok=True)
     work = folder / "work"
     work.mkdir()
-    source, made = _source(work, log), work / "build"
+    source, made = download_source(work, log), work / "build"
     configure = [cmake, "-S", str(source), "-B", str(made), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *FLAGS]
     say("building llama-server; this takes some minutes, once")
     build.run(PART, configure, log, "configuring llama.cpp")
@@ -78,5 +78,5 @@ def _build(folder: Path) -> None:
 
 
 def llama_server() -> Path:
-    """The llama-server program (``llama-fit-params`` lies beside it). Raises MissingPart."""
+    """The llama-server program (``llama-fit-params`` is in the same folder). Raises MissingPart."""
     return cached(cache_name(), _build) / "llama-server"
