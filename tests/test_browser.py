@@ -102,7 +102,7 @@ def live(serving: Serving | str) -> dict[str, Any]:
         return document
 
 
-def test_it_shows_the_load_that_runs_and_what_was(serving: Serving, opened: Opened) -> None:
+def test_page_shows_load_and_history(serving: Serving, opened: Opened) -> None:
     page = opened.page
     before = live(serving)["summary"]["requests"]["total"]
     with Clients(serving.url) as clients:
@@ -131,11 +131,11 @@ def test_it_shows_the_load_that_runs_and_what_was(serving: Serving, opened: Open
     assert "tiny" in page.title()
     assert opened.complaints == []
     assert {url.removeprefix(serving.page_url).partition("?")[0] for url in opened.asked} <= {
-        "/", "/page.css", "/page.js", "/draw.js", "/figures.js", "/live.json",
+        "/", "/page.css", "/page.js", "/draw.js", "/format.js", "/live.json",
     }  # fmt: skip
 
 
-def test_it_survives_a_restart_of_the_server(serving: Serving, opened: Opened) -> None:
+def test_page_after_server_restart(serving: Serving, opened: Opened) -> None:
     before = live(serving)["servers"][0]["restarts"]
     os.kill(serving.find_server(), signal.SIGKILL)
     wait_until(lambda: live(serving)["servers"][0]["restarts"] == before + 1, 30)
@@ -144,15 +144,15 @@ def test_it_survives_a_restart_of_the_server(serving: Serving, opened: Opened) -
     assert opened.complaints == []
 
 
-def test_without_llamatel_it_says_so_and_comes_back(serving: Serving, opened: Opened) -> None:
+def test_page_reconnects(serving: Serving, opened: Opened) -> None:
     opened.context.set_offline(True)
     opened.page.wait_for_selector("#trouble:not([hidden])")
-    assert "figures below are old" in opened.text("#trouble")
+    assert "values below are stale" in opened.text("#trouble")
     opened.context.set_offline(False)
     opened.page.wait_for_selector("#trouble", state="hidden")
 
 
-def test_the_last_server_goes_and_nothing_is_said_of_it(serving: Serving, opened: Opened) -> None:
+def test_page_last_server_removed(serving: Serving, opened: Opened) -> None:
     assert opened.page.is_visible("#state")
     none = json.dumps({**live(serving), "servers": [], "focus": None})
     opened.page.route("**/live.json*", lambda route: route.fulfill(body=none, content_type="application/json"))
@@ -165,7 +165,7 @@ def test_the_last_server_goes_and_nothing_is_said_of_it(serving: Serving, opened
     assert opened.page.is_visible("#state")
 
 
-def test_it_fits_a_phone_and_a_dark_room(browser: Browser, serving: Serving) -> None:
+def test_page_phone_and_dark_mode(browser: Browser, serving: Serving) -> None:
     tab = Opened(browser, serving.page_url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     try:
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -175,7 +175,7 @@ def test_it_fits_a_phone_and_a_dark_room(browser: Browser, serving: Serving) -> 
         tab.context.close()
 
 
-def test_a_keyboard_is_enough(opened: Opened) -> None:
+def test_page_keyboard(opened: Opened) -> None:
     page = opened.page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -188,9 +188,7 @@ def test_a_keyboard_is_enough(opened: Opened) -> None:
     assert page.evaluate(f"{unlabelled}.length") == 0
 
 
-def test_of_many_servers_those_in_trouble_come_first_and_one_is_chosen(
-    browser: Browser, serving: Serving, fleet: str
-) -> None:
+def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> None:
     tab = Opened(browser, fleet)
     page, running = tab.page, serving.url.removeprefix("http://")
 
@@ -200,7 +198,7 @@ def test_of_many_servers_those_in_trouble_come_first_and_one_is_chosen(
     try:
         assert tab.text("#fleet-text").startswith(f"12 watched, 11 down, 0 of {SLOTS} slots busy")
         assert page.locator("#servers tr").count() == 12
-        assert page.locator("#servers td.bad").all_inner_texts() == ["down"] * 11
+        assert all(text.startswith("down for ") for text in page.locator("#servers td.bad").all_inner_texts())
         assert addresses()[-1] == running
         assert page.title().startswith("(11!) ")
         tab.until(lambda: "--restart" in page.locator("#alarms code").all_inner_texts())
@@ -232,7 +230,7 @@ def test_of_many_servers_those_in_trouble_come_first_and_one_is_chosen(
         tab.context.close()
 
 
-def test_an_update_is_small_however_many_servers_there_are(fleet: str) -> None:
+def test_page_update_size(fleet: str) -> None:
     whole = live(fleet)
     assert [len(whole[name]) for name in ("servers", "overview", "keys")] == [12, 12, 12]
     query = f"server={quote(whole['focus'])}&after={whole['cursor']}"
@@ -245,15 +243,15 @@ def test_an_update_is_small_however_many_servers_there_are(fleet: str) -> None:
     assert all("down" not in row.values() for row in after["overview"])
 
 
-def test_requests_that_were_cut_off_or_failed_say_why(serving: Serving, opened: Opened) -> None:
+def test_page_failed_requests(serving: Serving, opened: Opened) -> None:
     with Clients(serving.url) as clients:
         clients.send_all([completion("Go on", 4 * CONTEXT), completion("again " * CONTEXT, 4)], at_once=1)
     opened.until(lambda: "ok, cut off" in opened.text("#requests"))
     opened.until(lambda: "exceeds the available context size" in opened.text("#requests .why"))
-    assert opened.page.get_attribute("#requests .warn span", "title") == "Its slot's share of the context was full"
+    assert opened.page.get_attribute("#requests .warn span", "title") == "The slot's context was full"
 
 
-def test_the_pointer_reads_a_chart(serving: Serving, opened: Opened) -> None:
+def test_page_chart_pointer(serving: Serving, opened: Opened) -> None:
     opened.page.wait_for_selector("#busy-chart .plot")
     opened.page.hover("#busy-chart .plot", position={"x": 3, "y": 30})
     figures = r"\d running, \d waiting"
@@ -264,7 +262,7 @@ def test_the_pointer_reads_a_chart(serving: Serving, opened: Opened) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_axe_finds_no_barrier(browser: Browser, serving: Serving, fleet: str, scheme: Any, width: int) -> None:
+def test_page_accessibility(browser: Browser, serving: Serving, fleet: str, scheme: Any, width: int) -> None:
     with Clients(serving.url) as clients:
         clients.send_all([completion("Hello", 4)], at_once=1)
     for url, rows in ((serving.page_url, "#requests tr"), (fleet, "#servers tr")):
@@ -280,7 +278,7 @@ def test_axe_finds_no_barrier(browser: Browser, serving: Serving, fleet: str, sc
             tab.context.close()
 
 
-def test_it_asks_for_what_is_new_and_shows_the_same(serving: Serving, opened: Opened) -> None:
+def test_page_polls_changes(serving: Serving, opened: Opened) -> None:
     page = opened.page
     with Clients(serving.url) as clients:
         for number in range(3):
@@ -296,7 +294,7 @@ def test_it_asks_for_what_is_new_and_shows_the_same(serving: Serving, opened: Op
     assert opened.complaints == []
 
 
-def test_a_hostile_name_is_only_text(browser: Browser, tiny_model: Path, tmp_path: Path) -> None:
+def test_page_escapes_names(browser: Browser, tiny_model: Path, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     running = Serving(tmp_path, tiny_model, "--alias", name, slots=1, context=256)
     try:

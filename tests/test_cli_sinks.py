@@ -33,7 +33,7 @@ DONE = Completion(
 CANCELLED = Completion(server=DONE.server, slot=2, task=43, started_at=100.0, ended_at=100.2, outcome=Outcome.CANCELLED)
 
 
-def test_an_object_holds_the_record_and_what_follows_from_it() -> None:
+def test_jsonl_fields() -> None:
     row = json.loads(json.dumps(completion_as_dict(DONE, TRACE)))
     assert {field.name for field in dataclasses.fields(Completion)} < set(row)
     assert row["trace_id"] == TRACE
@@ -45,13 +45,13 @@ def test_an_object_holds_the_record_and_what_follows_from_it() -> None:
     assert derived == pytest.approx((15, 1.0, 0.6, 0.1, 10.0))
 
 
-def test_unknown_is_null() -> None:
+def test_jsonl_unknown() -> None:
     row = completion_as_dict(CANCELLED, None)
     unknown = ("trace_id", "queue_s", "prefill_s", "prompt_tokens", "generated", "ttft_s", "tpot_s")
     assert [row[name] for name in unknown] == [None] * len(unknown)
 
 
-def test_lines_are_there_at_once_and_appended(tmp_path: Path) -> None:
+def test_jsonl_appends_immediately(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     for task in (1, 2):
         lines = JsonLines.open(str(path))
@@ -63,13 +63,13 @@ def test_lines_are_there_at_once_and_appended(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
+def test_jsonl_unwritable_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot write .*: No such file or directory"):
         JsonLines.open(str(tmp_path / "missing" / "requests.jsonl"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_costs_lines_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_jsonl_full_disk(caplog: pytest.LogCaptureFixture) -> None:
     lines = JsonLines.open("/dev/full")
     with caplog.at_level(logging.WARNING, logger="llamatel.telemetry.jsonl"):
         for _ in range(3):
@@ -81,7 +81,7 @@ def test_a_full_disk_costs_lines_and_is_said_once(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_a_reader_that_went_away_costs_lines() -> None:
+def test_jsonl_closed_reader() -> None:
     reading, writing = os.pipe()
     lines = JsonLines(writing, "a pipe")
     lines(DONE, TRACE)
@@ -91,7 +91,7 @@ def test_a_reader_that_went_away_costs_lines() -> None:
     assert (lines.written, lines.dropped) == (1, 1)
 
 
-def test_a_reader_that_sleeps_blocks_nothing_and_gets_whole_lines_when_it_wakes() -> None:
+def test_jsonl_slow_reader() -> None:
     reading, writing = os.pipe()
     lines = JsonLines(writing, "a pipe", patience_s=0.01)
     while not lines.dropped:

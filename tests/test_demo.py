@@ -38,7 +38,7 @@ def demo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_in_a_pipe_it_shows_all_and_ends(tmp_path: Path) -> None:
+def test_demo_pipe(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     done = demo("--jsonl", str(path))
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def test_in_a_pipe_it_shows_all_and_ends(tmp_path: Path) -> None:
     assert not [line for line in done.stdout.splitlines() if len(line) > 80 and "exceeds the available" not in line]
 
 
-def test_its_traces_reach_a_collector_whole(otlp_sink: OtlpSink) -> None:
+def test_demo_traces_reach_collector(otlp_sink: OtlpSink) -> None:
     done = demo(
         "--json",
         "--backend",
@@ -89,7 +89,7 @@ def test_its_traces_reach_a_collector_whole(otlp_sink: OtlpSink) -> None:
     assert "process.command_args" not in about
 
 
-def test_json_is_one_document() -> None:
+def test_demo_json() -> None:
     done = demo("--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -99,7 +99,7 @@ def test_json_is_one_document() -> None:
     assert document["summary"]["end_to_end_s"]["n"] == 16
 
 
-def test_a_pipe_that_closes_early_ends_it_without_a_word(tmp_path: Path) -> None:
+def test_demo_closed_pipe(tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     done = subprocess.run(
         ["bash", "-c", '"$@" 2>"$ERRORS" | head -1; echo "status ${PIPESTATUS[0]}"', "-", *DEMO],
@@ -115,7 +115,7 @@ def test_a_pipe_that_closes_early_ends_it_without_a_word(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_the_middle_ends_it(signum: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_demo_signal(signum: signal.Signals, code: int, tmp_path: Path) -> None:
     output = tmp_path / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(DEMO, stdout=stream, stderr=subprocess.STDOUT, env=environment())
@@ -129,7 +129,7 @@ def test_a_signal_in_the_middle_ends_it(signum: signal.Signals, code: int, tmp_p
     assert "Traceback" not in output.read_text()
 
 
-def test_the_default_metrics_port_moves_where_it_is_taken() -> None:
+def test_demo_default_metrics_port_in_use() -> None:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # somebody else has it: taken all the same
             stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
@@ -141,7 +141,7 @@ def test_the_default_metrics_port_moves_where_it_is_taken() -> None:
         assert "127.0.0.1:9464 is in use" in done.stderr
 
 
-def test_a_metrics_port_that_was_named_does_not_move() -> None:
+def test_demo_named_metrics_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for done in (demo("--metrics-addr", f"127.0.0.1:{port}"), demo(OTEL_EXPORTER_PROMETHEUS_PORT=str(port))):
@@ -149,7 +149,7 @@ def test_a_metrics_port_that_was_named_does_not_move() -> None:
             assert "in use" in done.stderr.splitlines()[-1]
 
 
-def test_on_a_terminal_it_stays_and_shows_requests_until_ctrl_c() -> None:
+def test_demo_terminal() -> None:
     with Terminal(DEMO, environment()) as terminal:
         terminal.wait_for("Ctrl-C ends it")
         shown = plain(terminal.text)
@@ -174,7 +174,7 @@ def test_on_a_terminal_it_stays_and_shows_requests_until_ctrl_c() -> None:
     assert max(map(len, after_progress.splitlines())) <= 80
 
 
-def test_without_colours_and_with_a_steady_load() -> None:
+def test_demo_keep_sending_without_colours() -> None:
     with Terminal([*DEMO, "--keep-sending"], environment(NO_COLOR="1")) as terminal:
         terminal.wait_for("Ctrl-C ends it")
         sent = sum(SENT.values())

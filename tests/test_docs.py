@@ -32,7 +32,7 @@ def marked(page: str) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in UNMARKED])
-def test_every_command_is_run_or_says_why_not(page: str) -> None:
+def test_docs_blocks_are_marked(page: str) -> None:
     unmarked = [f"{page}:{block.line}" for block in read(page) if block.language in COMMANDS and block.mark is None]
     assert not unmarked, f"{', '.join(unmarked)}: {BLOCK_HELP}"
     silent = [
@@ -51,7 +51,7 @@ def isolated() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if marked(page)])
-def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_docs_commands_run(page: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if any("llama_cpp" in block.text or "llama-cpp-python" in block.text for block in marked(page)):
         request.getfixturevalue("llama_cpp")
     shutil.copy(tiny_model, tmp_path / "model.gguf")
@@ -72,7 +72,7 @@ def test_what_is_said_to_run_runs(page: str, tiny_model: Path, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_llamatel_command_line_has_verbs_and_flags_that_exist(page: str) -> None:
+def test_docs_commands_and_flags_exist(page: str) -> None:
     found = {
         f"{page}:{block.line}: llamatel {' '.join(words)}": complaint(words)
         for block in read(page)
@@ -82,7 +82,7 @@ def test_every_llamatel_command_line_has_verbs_and_flags_that_exist(page: str) -
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_make_target_exists(page: str) -> None:
+def test_docs_make_targets_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for block in read(page) for name in re.findall(r"^\s*make ([a-z]+)", block.text, re.MULTILINE)} | set(
         re.findall(r"`make ([a-z]+)", (ROOT / page).read_text())
@@ -91,7 +91,7 @@ def test_every_make_target_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_data_in_documents_can_be_read(page: str) -> None:
+def test_docs_data_blocks_parse(page: str) -> None:
     for block in read(page):
         if block.language in ("yaml", "yml"):
             list(yaml.safe_load_all(block.text))
@@ -100,13 +100,13 @@ def test_data_in_documents_can_be_read(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_to_our_own_files_lead_somewhere(page: str) -> None:
+def test_docs_links(page: str) -> None:
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
 
 
-def test_the_checks_find_what_is_wrong() -> None:
+def test_docs_checks_find_errors() -> None:
     assert complaint(["serve", "model.gguf", "--no-such-flag"]) == "serve has no --no-such-flag"
     assert complaint(["dance"]) == "there is no dance"
     assert complaint(["serve", "model.gguf", "-c", "4096", "--", "--whatever"]) is None
@@ -120,7 +120,7 @@ def test_the_checks_find_what_is_wrong() -> None:
     assert [*llamatel_commands(indented)] == [["demo"]]
 
 
-def test_a_script_fails_with_the_first_block_that_fails(tmp_path: Path) -> None:
+def test_docs_script_stops_at_first_failure(tmp_path: Path) -> None:
     def run(text: str) -> int:
         (tmp_path / "script").write_text(script(blocks(text)))
         return subprocess.run(["sh", "script"], cwd=tmp_path, capture_output=True, check=False).returncode

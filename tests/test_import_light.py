@@ -35,13 +35,13 @@ HEAVY = (
         "from llamatel import task, workflow, span, carry_context",
     ],
 )
-def test_an_import_loads_nothing_heavy(statement: str) -> None:
+def test_import_loads_nothing_heavy(statement: str) -> None:
     program = f"import sys\n{statement}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-def test_a_prompt_completes_what_is_not_loaded_yet() -> None:
+def test_dir_lists_lazy_names() -> None:
     program = "import llamatel, llamatel.llama; print(*dir(llamatel)); print(*dir(llamatel.llama))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     ours, llamas = (set(line.split()) for line in done.stdout.splitlines())

@@ -36,7 +36,7 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     assert {"overview.json", "alerts.yml"} <= {Path(name).name for name in names}
 
 
-def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+def test_wheel_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         said = email.message_from_bytes(archive.read(metadata))
@@ -66,7 +66,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert {"requests", "tokens", "server"} <= set(points["llamatel.collectors"])
 
 
-def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
+def test_sdist_contents(built: Path) -> None:
     [sdist] = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -74,7 +74,7 @@ def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
     assert not [name for name in names if name.startswith((".venv", "dist/")) or "__pycache__" in name]
 
 
-def test_an_installed_wheel_runs_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_runs_outside_checkout(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
@@ -98,7 +98,7 @@ def test_an_installed_wheel_runs_outside_of_the_checkout(wheel: Path, tmp_path: 
     assert {"'requests'", "'server'", "'tokens'"} <= set(collectors.strip("[]").split(", "))
 
 
-def test_the_lock_names_no_address_and_knows_every_core_dependency() -> None:
+def test_lock_file() -> None:
     lock = (ROOT / "requirements" / "dev.txt").read_text()
     assert "://" not in lock
     assert "--" not in lock

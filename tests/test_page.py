@@ -41,12 +41,12 @@ def get(running: Runtime, path: str, body: bytes | None = None, **headers: str) 
         return error.code, dict(error.headers), error.read().decode()
 
 
-def test_everything_comes_from_here(running: Runtime) -> None:
+def test_page_files(running: Runtime) -> None:
     status, headers, text = get(running, "/")
     assert status == 200
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
-    scripts = [(f"/{name}.js", "text/javascript") for name in ("page", "draw", "figures")]
+    scripts = [(f"/{name}.js", "text/javascript") for name in ("page", "draw", "format")]
     for path, kind in (*scripts, ("/page.css", "text/css"), ("/live.json", "application/json")):
         status, headers, body = get(running, path)
         assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind)
@@ -57,7 +57,7 @@ def test_everything_comes_from_here(running: Runtime) -> None:
     assert "innerHTML" not in text
 
 
-def test_the_document_has_the_requests_and_no_more_of_them_than_it_should(running: Runtime) -> None:
+def test_document_requests(running: Runtime) -> None:
     for number in range(150):
         running.observer.submit(completion(task=number, outcome=Outcome.CANCELLED if number == 149 else Outcome.OK))
     assert running.observer.flush()
@@ -70,7 +70,7 @@ def test_the_document_has_the_requests_and_no_more_of_them_than_it_should(runnin
     assert document["servers"] == []
 
 
-def test_who_follows_gets_what_is_new_once() -> None:
+def test_document_changes_since_cursor() -> None:
     def state(at: float) -> Snapshot:
         servers = [ServerInfo("127.0.0.1", port, "m") for port in (1, 2)]
         return Snapshot(at, tuple(server_snapshot(server=server) for server in servers))
@@ -118,7 +118,7 @@ def test_who_follows_gets_what_is_new_once() -> None:
     assert [request["task"] for request in quiet if request["server"] == second] == [20]
 
 
-def test_the_overview_says_what_is_wrong_and_not_what_is_unknown() -> None:
+def test_overview_rows() -> None:
     def row(**changes: Any) -> dict[str, Any]:
         state = server_snapshot(**changes)
         [row] = Live().document(Snapshot(1.0, (state,)))["overview"]
@@ -131,7 +131,7 @@ def test_the_overview_says_what_is_wrong_and_not_what_is_unknown() -> None:
     assert (full["decode_rate"], full["trouble"], full["requests"], full["failed"]) == (12.35, None, 0, 0)
     unknown = row(log=None, restarts=None)
     assert {name for name, value in unknown.items() if value is None} == {
-        "state", "trouble", "busy", "slots", "deferred", "decode_rate", "headroom", "ttft_p95_s", "requests", "failed",
+        "state", "trouble", "busy", "slots", "deferred", "decode_rate", "headroom", "ttft_p95_s", "requests", "failed", "down_since",
         "restarts",
     }  # fmt: skip
     assert row(up=False)["trouble"] == "down"
@@ -139,7 +139,7 @@ def test_the_overview_says_what_is_wrong_and_not_what_is_unknown() -> None:
     assert row(up=None, state="failed")["trouble"] == "down"
 
 
-def test_a_warning_is_trouble_for_ten_minutes() -> None:
+def test_overview_alarm_expires() -> None:
     live = Live()
     full = server_snapshot(kv_cache=KvCacheState(capacity=1000, active=950, cached=0))
     well = server_snapshot(kv_cache=KvCacheState(capacity=1000, active=0, cached=0))
@@ -151,7 +151,7 @@ def test_a_warning_is_trouble_for_ten_minutes() -> None:
     assert [trouble(at) for at in (2.0, 600.0, 602.0)] == ["warned", "warned", None]
 
 
-def test_failures_are_what_failed_and_not_who_went_away() -> None:
+def test_overview_cancelled_is_not_failed() -> None:
     live = Live()
     for outcome in Outcome:
         live(completion(outcome=outcome))
@@ -159,7 +159,7 @@ def test_failures_are_what_failed_and_not_who_went_away() -> None:
     assert (row["requests"], row["failed"], row["ttft_p95_s"]) == (4, 2, 0.75)
 
 
-def test_percentiles_of_the_overview_are_a_few_seconds_old_at_most() -> None:
+def test_overview_percentiles_age() -> None:
     live, place = Live(), server_snapshot()
 
     def late(at: float, focus: str | None = None) -> tuple[int, float]:
@@ -187,16 +187,16 @@ def test_percentiles_of_the_overview_are_a_few_seconds_old_at_most() -> None:
 
 
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])
-def test_a_cursor_that_is_none_gets_all_of_it(running: Runtime, after: str) -> None:
+def test_document_invalid_cursor(running: Runtime, after: str) -> None:
     assert json.loads(get(running, f"/live.json?server=a&after={quote(after)}")[2])["whole"]
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/page/../pyproject.toml", "/..%2fpage.js", "/live.json/"])
-def test_there_is_nothing_else(running: Runtime, path: str) -> None:
+def test_page_unknown_paths(running: Runtime, path: str) -> None:
     assert get(running, path)[0] == 404
 
 
-def test_metrics_are_where_they_were(running: Runtime) -> None:
+def test_page_metrics_path(running: Runtime) -> None:
     status, headers, text = get(running, "/metrics")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain")
@@ -206,19 +206,19 @@ def test_metrics_are_where_they_were(running: Runtime) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[2001:db8::1]", "[::1].evil", ""]
 )
-def test_a_name_that_was_made_to_lead_here_sees_nothing(running: Runtime, host: str) -> None:
+def test_page_rejects_foreign_host_header(running: Runtime, host: str) -> None:
     for path in ("/", "/live.json"):
         assert get(running, path, Host=host)[0] == 403
     assert get(running, "/metrics", Host=host)[0] == 200
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:9464", "[::1]:9464"])
-def test_this_machines_own_names_do(running: Runtime, host: str) -> None:
+def test_page_accepts_loopback_host_header(running: Runtime, host: str) -> None:
     assert get(running, "/live.json", Host=host)[0] == 200
 
 
 @pytest.mark.parametrize("running", [{"metrics_addr": "0.0.0.0:0"}], indirect=True)
-def test_beyond_loopback_there_is_no_page_without_a_token(running: Runtime) -> None:
+def test_page_beyond_loopback_without_token(running: Runtime) -> None:
     status, _, text = get(running, "/")
     assert status == 403
     assert "--page-token-file" in text
@@ -227,7 +227,7 @@ def test_beyond_loopback_there_is_no_page_without_a_token(running: Runtime) -> N
 
 
 @pytest.mark.parametrize("running", [{"metrics_addr": "0.0.0.0:0", "page_token": "s3cret é"}], indirect=True)
-def test_with_a_token_it_is_shown_to_who_has_it(running: Runtime) -> None:
+def test_page_token(running: Runtime) -> None:
     status, headers, _ = get(running, "/")
     assert status == 401
     assert headers["WWW-Authenticate"].startswith("Basic ")
@@ -246,12 +246,12 @@ def test_with_a_token_it_is_shown_to_who_has_it(running: Runtime) -> None:
     ("host", "expected"),
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("", False)],
 )
-def test_what_loopback_is(host: str, expected: bool) -> None:
+def test_is_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize("running", [{"page_token": "s3cret é"}, {"metrics_addr": "0.0.0.0:0"}], indirect=True)
-def test_calls_are_told_under_the_pages_own_rules(running: Runtime) -> None:
+def test_page_call_reports_access(running: Runtime) -> None:
     refused = 401 if running.settings.page_token else 403
     assert get(running, "/servers.json")[0] == refused
     told = {"Content-Type": "application/json"}

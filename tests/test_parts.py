@@ -37,7 +37,7 @@ from tests.parts.cache import cached
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_spans_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+def test_rotel_spans(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
     exporter: SpanExporter
     if protocol == "grpc":
         exporter = GrpcExporter(endpoint=rotel.grpc_endpoint, insecure=True)
@@ -64,7 +64,7 @@ def test_spans_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink, 
     assert rotel.stop() == 0
 
 
-def test_metrics_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+def test_rotel_metrics(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
     reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{rotel.http_endpoint}/v1/metrics"))
     provider = MeterProvider([reader], resource=Resource({}), shutdown_on_exit=False)
     meter = provider.get_meter("tests")
@@ -82,7 +82,7 @@ def test_metrics_pass_through_rotel_whole(rotel: RotelAgent, otlp_sink: OtlpSink
     assert (point.count, point.sum, point.bounds, point.buckets) == (1, 0.25, (0.1, 1.0), (0, 1, 0))
 
 
-def test_a_refused_export_is_seen_but_does_not_arrive(otlp_sink: OtlpSink) -> None:
+def test_rotel_rejected_export(otlp_sink: OtlpSink) -> None:
     otlp_sink.status = 400
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(HttpExporter(endpoint=f"{otlp_sink.endpoint}/v1/traces")))
@@ -119,7 +119,7 @@ def test_prometheus_scrapes_and_answers(
         assert server.stop() == 0
 
 
-def test_promtool_and_fit_params_run(promtool: Path, llama_server_binary: Path, tiny_model: Path) -> None:
+def test_programs_run(promtool: Path, llama_server_binary: Path, tiny_model: Path) -> None:
     metrics = "# HELP llamatel_up Whether it runs.\n# TYPE llamatel_up gauge\nllamatel_up 1\n"
     subprocess.run([promtool, "check", "metrics"], input=metrics, text=True, check=True, capture_output=True)
     fit: list[str | Path] = [
@@ -134,7 +134,7 @@ def test_promtool_and_fit_params_run(promtool: Path, llama_server_binary: Path, 
     assert "Host" in subprocess.run(fit, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_process_that_lost_its_parent_is_still_found() -> None:
+def test_survivors_finds_orphans() -> None:
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     parent = f"import subprocess; print(subprocess.Popen({sleeper!r}, stdout=subprocess.DEVNULL).pid)"
     orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, check=True, text=True).stdout)
@@ -145,7 +145,7 @@ def test_a_process_that_lost_its_parent_is_still_found() -> None:
     wait_until(lambda: orphan not in survivors())
 
 
-def test_a_session_that_leaves_a_process_behind_fails(tmp_path: Path) -> None:
+def test_session_fails_with_survivors(tmp_path: Path) -> None:
     leak = 'import subprocess\n\ndef test_leak():\n    subprocess.run("sleep 60 >/dev/null 2>&1 &", shell=True)\n'
     (tmp_path / "test_leak.py").write_text(leak)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -168,15 +168,13 @@ def test_a_session_that_leaves_a_process_behind_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", MissingPart)])
-def test_a_missing_part_skips_a_test_but_fails_it_in_ci(
-    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_part_fails_in_ci(ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", ci)
     with pytest.raises(outcome, match="promtool is missing: sudo apt-get install prometheus"):
         missing(MissingPart("promtool", "sudo apt-get install prometheus"))
 
 
-def test_a_part_enters_the_cache_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def half(folder: Path) -> None:

@@ -11,7 +11,7 @@ from llamatel.inputs.text_file import read_text, read_token
 
 
 @pytest.mark.parametrize("content", ["s3cret é", " s3cret é\n", "\ns3cret é\r\n\n"])
-def test_a_token_is_the_one_line_of_its_file(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_token(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_bytes(content.encode())
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_token("~/token", "the token file") == "s3cret é"
@@ -28,7 +28,7 @@ def test_a_token_is_the_one_line_of_its_file(content: str, tmp_path: Path, monke
         (None, "cannot read the token file FILE: No such file or directory"),
     ],
 )
-def test_a_file_without_a_token_is_named_and_not_shown(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_read_token_invalid_file(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
@@ -37,6 +37,6 @@ def test_a_file_without_a_token_is_named_and_not_shown(content: bytes | None, sa
     assert str(caught.value) == said.replace("FILE", str(path))
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_read_text_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the header file"):
         read_text(tmp_path, "the header file")

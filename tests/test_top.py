@@ -94,7 +94,7 @@ def show() -> Iterator[Callable[..., Shown]]:
         one.terminal.hang_up()
 
 
-def test_it_shows_slots_pool_and_requests_in_80_columns(serving: Serving, show: Callable[..., Shown]) -> None:
+def test_top_80_columns(serving: Serving, show: Callable[..., Shown]) -> None:
     shown = show(serving.page_url)
     asks = [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(SLOTS)]
     with Clients(serving.url) as clients, clients.keep_sending(asks, at_once=SLOTS):
@@ -119,7 +119,7 @@ def test_it_shows_slots_pool_and_requests_in_80_columns(serving: Serving, show: 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 128 + signal.SIGHUP)]
 )
-def test_a_signal_leaves_the_terminal_clean(
+def test_top_restores_terminal_on_signal(
     serving: Serving, show: Callable[..., Shown], number: signal.Signals, status: int
 ) -> None:
     shown = show(serving.page_url)
@@ -136,7 +136,7 @@ def test_a_signal_leaves_the_terminal_clean(
     assert shown.terminal.modes() == before
 
 
-def test_it_follows_the_window(serving: Serving, show: Callable[..., Shown]) -> None:
+def test_top_resize(serving: Serving, show: Callable[..., Shown]) -> None:
     shown = show(serving.page_url, "--interval", "60")
     shown.until(lambda text: text.rstrip().endswith("enter waterfall"))
     shown.resize(40, 12)
@@ -147,7 +147,7 @@ def test_it_follows_the_window(serving: Serving, show: Callable[..., Shown]) -> 
     assert shown.terminal.wait() == 0
 
 
-def test_keys_are_answered_while_a_llamatel_is_not(serving: Serving, show: Callable[..., Shown]) -> None:
+def test_top_keys_while_source_is_slow(serving: Serving, show: Callable[..., Shown]) -> None:
     """Every answer but the first comes only when the test lets it."""
     with Held(serving.page_url) as held:
         shown = show(held.url, "--interval", "0.1")
@@ -199,13 +199,13 @@ class Held:
         self._server.server_close()
 
 
-def test_bare_servers_are_polled(serving: Serving, show: Callable[..., Shown]) -> None:
+def test_top_polls_servers(serving: Serving, show: Callable[..., Shown]) -> None:
     shown = show(serving.url)
     text = shown.until(lambda text: "ready" in text and "0 idle" in text)
     assert "no request log" in text, text
 
 
-def test_a_pipe_gets_a_line_and_json_a_document(serving: Serving) -> None:
+def test_top_pipe_and_json(serving: Serving) -> None:
     line = run(serving.page_url, "--once")
     assert line.returncode == 0, line.stderr
     assert re.fullmatch(
@@ -227,14 +227,14 @@ def test_a_pipe_gets_a_line_and_json_a_document(serving: Serving) -> None:
         (("--interval", "0", "http://127.0.0.1:1"), 2, "--interval"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_top_usage_error(arguments: tuple[str, ...], status: int, says: str) -> None:
     wrong = run(*arguments)
     assert (wrong.returncode, wrong.stdout) == (status, "")
     assert says in wrong.stderr
     assert wrong.stderr.count("\n") == 1
 
 
-def test_two_servers_and_one_of_them_dies(
+def test_top_server_dies(
     serving: Serving,
     show: Callable[..., Shown],
     llama_server_binary: Path,
@@ -255,14 +255,14 @@ def test_two_servers_and_one_of_them_dies(
         shown.until(lambda text: re.search(rf"{other.url.removeprefix('http://')} \S+ +down ", text))
 
 
-def test_a_warning_is_shown_with_the_flag_that_helps() -> None:
+def test_screen_alarm_with_flag() -> None:
     said = "127.0.0.1:8090: the KV pool has 194 of 2,048 tokens left for what runs: raise -c, or lower -np"
     lines = screen({**document(), "alarms": [{"at": 0.0, "text": said}]}, Choices(), 60, 24).plain.split("\n")
     begin = next(index for index, line in enumerate(lines) if line.startswith("! "))
     assert f"{lines[begin][2:].rstrip()} {lines[begin + 1].strip()}" == said
 
 
-def test_a_router_has_models_that_have_caches() -> None:
+def test_screen_router() -> None:
     shown = document(key="h:1", model=None)
     model = document(key="h:1 m", up=None)
     both = {name: [*shown[name], *model[name]] for name in ("keys", "servers", "overview")}
@@ -287,7 +287,18 @@ def document(**server: Any) -> dict[str, Any]:
 def row(server: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A server's line of the overview; nothing more is known of it."""
     unknown = dict.fromkeys(
-        ("trouble", "busy", "slots", "headroom", "ttft_p95_s", "requests", "failed", "restarts", "deferred")
+        (
+            "trouble",
+            "busy",
+            "slots",
+            "headroom",
+            "ttft_p95_s",
+            "requests",
+            "failed",
+            "restarts",
+            "deferred",
+            "down_since",
+        )
     )
     known = {name: server[name] for name in ("key", "up", "state", "stale", "decode_rate", "deferred")}
     return {**unknown, **known, **changes}
@@ -295,7 +306,7 @@ def row(server: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("glyphs", [ASCII])
 @pytest.mark.parametrize("size", [(80, 24), (40, 10), (200, 60), (20, 3)])
-def test_what_is_not_known_is_no_zero_and_it_fits(size: tuple[int, int], glyphs: Any) -> None:
+def test_screen_unknown_values(size: tuple[int, int], glyphs: Any) -> None:
     text = screen(document(), Choices(), *size, glyphs=glyphs).plain
     lines = text.split("\n")
     assert len(lines) == size[1]
@@ -307,7 +318,7 @@ def test_what_is_not_known_is_no_zero_and_it_fits(size: tuple[int, int], glyphs:
     assert "busy" not in "".join(plain_lines(document()))
 
 
-def test_a_gpu_has_its_line() -> None:
+def test_screen_gpu_line() -> None:
     gpu = {
         "id": "GPU-1", "name": "Tesla T4", "utilization": 0.97, "memory_used": 12 << 30, "memory_limit": 15 << 30,
         "power_w": 69.6, "power_limit_w": None, "temperature_c": 71.0, "throttled_by": ["sw_power_cap"],
@@ -320,7 +331,7 @@ def test_a_gpu_has_its_line() -> None:
     assert "GPU  GPU  busy –  – of –" in screen({**document(), "devices": [unknown]}, Choices(), 80, 24).plain
 
 
-def test_a_name_cannot_move_the_cursor() -> None:
+def test_screen_escapes_names() -> None:
     hostile = document(key="h:1 \x1b[2J\x07evil") | {"focus": "h:1 \x1b[2J\x07evil"}
     assert "\x1b" not in screen(hostile, Choices(), 80, 24).plain
     assert "\x1b" not in "".join(plain_lines(hostile))
@@ -342,7 +353,7 @@ def fleet(count: int) -> dict[str, Any]:
     return {**document(), "keys": keys, "servers": servers, "overview": rows, "focus": "h:0 m"}
 
 
-def test_many_servers_are_sorted_and_gone_through_in_that_order() -> None:
+def test_server_table_order() -> None:
     many = fleet(200)
     choices = Choices()
 
@@ -366,7 +377,7 @@ def test_many_servers_are_sorted_and_gone_through_in_that_order() -> None:
     assert max(map(len, screen(many, choices, 80, 24).plain.split("\n"))) <= 80
 
 
-def test_every_server_has_the_same_figures_and_more_where_there_is_room() -> None:
+def test_server_table_columns() -> None:
     many = fleet(3)
     many["overview"][0] |= {"ttft_p95_s": 1.5, "requests": 20, "failed": 2, "restarts": 1, "slots": 4, "busy": 3}
     wide = screen(many, Choices(order=1), 120, 24).plain.split("\n")
@@ -377,7 +388,7 @@ def test_every_server_has_the_same_figures_and_more_where_there_is_room() -> Non
     assert "20 requests  2 failed  first token p95 1.50 s" in plain_lines(many)[0]
 
 
-def test_what_does_not_fit_is_seen_to_be_cut_and_the_state_is_not() -> None:
+def test_screen_title_is_cut() -> None:
     long = document(key="127.0.0.1:8080 " + "long-" * 30, up=False, state=None)
     for width in (40, 60, 80):
         first = screen(long, Choices(), width, 24).plain.split("\n")[0]
@@ -386,7 +397,7 @@ def test_what_does_not_fit_is_seen_to_be_cut_and_the_state_is_not() -> None:
     assert screen(document(), Choices(), 20, 24, glyphs=ASCII).plain.split("\n")[-1].endswith("~")
 
 
-def test_servers_of_one_host_are_told_apart_where_names_are_long() -> None:
+def test_server_table_common_host() -> None:
     many = fleet(3)
     for one in (*many["servers"], *many["overview"]):
         one["key"] = one["key"].replace("h:", "127.0.0.1:80").replace(" m", " a-model-with-a-long-name")
@@ -395,7 +406,7 @@ def test_servers_of_one_host_are_told_apart_where_names_are_long() -> None:
     assert [line[2:22] for line in lines[2:5]] == [f":80{n} a-model-with-a…" for n in range(3)]
 
 
-def test_slots_stay_in_their_order_and_none_that_works_is_left_out() -> None:
+def test_screen_many_slots() -> None:
     slot = {
         "busy": False, "context_size": 512, "context_tokens": 0, "prompt_computed": None, "prompt_cached": None,
         "decoded": None, "decode_rate": None,
@@ -412,20 +423,20 @@ def test_slots_stay_in_their_order_and_none_that_works_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_help_is_told_in_full(width: int) -> None:
+def test_screen_help(width: int) -> None:
     words = " ".join(screen(document(), Choices(help=True), width, 40).plain.split())
     for meaning in ("busiest, fullest, fastest", "escape: back", "requests fail", "figures are old"):
         assert meaning in words
 
 
-def test_without_requests_it_says_why() -> None:
+def test_screen_without_requests() -> None:
     assert "no request log" in screen(document(), Choices(), 80, 24).plain
     none_yet = document()
     none_yet["overview"][0]["requests"] = 0
     assert "no requests yet" in screen(none_yet, Choices(), 80, 24).plain
 
 
-def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -> None:
+def test_screen_bandwidth_of_last_request() -> None:
     requests = [
         {**_request(completion_record(gpu=gpu), None), "server": "h:1 m"}
         for gpu in (RequestGpu(bandwidth_utilization=0.5), RequestGpu(bandwidth_utilization=0.624), None)
@@ -439,7 +450,7 @@ def test_the_share_of_the_bandwidth_is_that_of_the_last_request_that_has_one() -
     assert "p50" not in text
 
 
-def test_keys_are_told_apart() -> None:
+def test_keys_split() -> None:
     assert list(split("q\x1b[A\x1b[B\x1bOC\r\t\x1b[15~S\x1b")) == [
         "q",
         "up",
@@ -450,3 +461,48 @@ def test_keys_are_told_apart() -> None:
         "s",
         "escape",
     ]
+
+
+def test_top_search_lists_matching_servers() -> None:
+    many = fleet(80)
+    choices = Choices(order=1)
+    for key in "/7":
+        choices.press(key, many)
+    assert "search: 7_" in screen(many, choices, 120, 40).plain
+    choices.press("enter", many)
+    assert choices.focus == "h:7 m"
+    shown = screen(many | {"focus": choices.focus}, choices, 120, 40).plain
+    assert "server (1 of 17)" in shown
+    assert "h:8 m" not in shown
+    choices.press("tab", many)
+    assert choices.focus == "h:17 m"
+    choices.press("escape", many)
+    assert "of 80)" in screen(many | {"focus": choices.focus}, choices, 120, 40).plain
+
+
+def test_top_search_without_match() -> None:
+    many = fleet(3)
+    choices = Choices(search="zzz")
+    assert "server (none of 3)" in screen(many, choices, 120, 40).plain
+    choices.press("tab", many)
+    assert choices.focus is None
+
+
+def test_top_server_table_fills_the_terminal() -> None:
+    lines = screen(fleet(80), Choices(order=1), 120, 40).plain.split("\n")
+    assert sum(line[2:4] == "h:" for line in lines) >= 25
+    assert len([line for line in lines[:-1] if not line.strip()]) <= 2
+
+
+def test_top_home_and_end_select_first_and_last_server() -> None:
+    many, choices = fleet(80), Choices(order=1)
+    choices.press("end", many)
+    assert choices.focus == "h:79 m"
+    choices.press("home", many)
+    assert choices.focus == "h:0 m"
+
+
+def test_top_shows_since_when_a_server_is_down() -> None:
+    many = fleet(3)
+    many["overview"][1]["down_since"] = many["taken_at"] - 90
+    assert "down      for 90.0 s" in screen(many, Choices(), 120, 40).plain

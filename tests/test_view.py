@@ -121,13 +121,13 @@ def compare(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "glyphs"), [("unicode.txt", UNICODE), ("ascii.txt", ASCII)])
-def test_plain_page(name: str, glyphs: Glyphs) -> None:
+def test_request_lines_plain(name: str, glyphs: Glyphs) -> None:
     text = page(glyphs).plain + "\n"
     compare(name, text)
     assert glyphs is not ASCII or text.isascii()
 
 
-def test_terminal_page() -> None:
+def test_request_lines_terminal() -> None:
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system="standard", _environ={})
     console.print(page(UNICODE))
@@ -135,24 +135,24 @@ def test_terminal_page() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 132, 300])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_request_line_width(width: int) -> None:
     text = page(UNICODE, width)
     too_wide = [line.plain for line in text.split("\n") if line.cell_len > max(width, 80)]
     assert not too_wide
 
 
-def test_a_pipe_gets_the_whole_error() -> None:
+def test_request_line_error_in_pipe() -> None:
     assert TOO_LONG.error is not None
     assert request_line(TOO_LONG, 80, cut=False).plain.endswith(TOO_LONG.error)
 
 
-def test_an_answer_that_met_the_contexts_end_is_not_just_ok() -> None:
+def test_request_line_truncated() -> None:
     cut = dataclasses.replace(OK, truncated=True)
     assert request_line(cut).plain[9:21] == "ok, cut off "
     assert request_line(dataclasses.replace(cut, context_shifts=1)).plain[9:21] == "ok, shifted "
 
 
-def test_unknown_is_a_dash_and_never_zero() -> None:
+def test_request_line_unknown() -> None:
     assert "0" not in request_line(CANCELLED).plain.split("250 ms")[1]
     assert (seconds(None), count(None), exact(None), rate(None)) == (UNICODE.unknown,) * 4
     assert RequestStatistics().summary().as_dict()["tokens"] == {"input": None, "input_cached": None, "output": None}
@@ -178,22 +178,22 @@ def test_seconds(value: float, text: str) -> None:
 
 
 @given(st.floats(min_value=0, max_value=3.5e6))
-def test_seconds_fit_their_column(value: float) -> None:
+def test_seconds_width(value: float) -> None:
     assert len(seconds(value)) <= 7
 
 
 @given(st.integers(min_value=0, max_value=10**12 - 10**9), st.integers(min_value=4, max_value=9))
-def test_counts_fit_their_column(value: int, width: int) -> None:
+def test_count_width(value: int, width: int) -> None:
     assert len(count(value, width=width)) <= width
 
 
 @given(st.floats(min_value=0, max_value=1e11))
-def test_rates_fit_their_column(value: float) -> None:
+def test_rate_width(value: float) -> None:
     assert len(rate(value)) <= 5
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1e9), max_size=6), st.integers(min_value=0, max_value=200))
-def test_shares_fill_the_bar(values: list[float], cells: int) -> None:
+def test_phase_bar_shares(values: list[float], cells: int) -> None:
     parts = shares(values, cells)
     assert sum(parts) == (cells if sum(values) > 0 else 0)
     assert all(part >= 0 for part in parts)
@@ -201,12 +201,12 @@ def test_shares_fill_the_bar(values: list[float], cells: int) -> None:
     assert all(abs(part - value / total * cells) <= 1 for part, value in zip(parts, values, strict=True) if total > 0)
 
 
-def test_time_that_the_log_does_not_divide_is_drawn_as_such() -> None:
+def test_phase_bar_unknown_phase() -> None:
     assert [name for name, _ in phases(CANCELLED)] == ["queue", "untold"]
     assert [name for name, _ in phases(OK)] == ["queue", "prefill", "decode"]
 
 
-def test_tally_is_bounded_and_counts_exactly() -> None:
+def test_request_statistics_bounded() -> None:
     tally = RequestStatistics(keep=3)
     for number in range(10):
         tally(dataclasses.replace(OK, ended_at=START + number, queue_s=None, started_at=START))
@@ -227,11 +227,11 @@ def test_percentiles() -> None:
     ("encoding", "glyphs"),
     [("utf-8", UNICODE), ("UTF8", UNICODE), ("ascii", ASCII), ("latin-1", ASCII), (None, ASCII), ("?", ASCII)],
 )
-def test_glyphs_fit_the_encoding(encoding: str | None, glyphs: Glyphs) -> None:
+def test_glyphs_for_encoding(encoding: str | None, glyphs: Glyphs) -> None:
     assert glyphs_for(encoding) is glyphs
 
 
-def test_what_strangers_name_cannot_move_the_cursor() -> None:
+def test_request_line_escapes_names() -> None:
     hostile = dataclasses.replace(
         OK,
         server=ServerInfo("h", 1, "\x1b[2Jm"),

@@ -66,6 +66,7 @@ class _History:
         self.requests: deque[_Request] = deque(maxlen=_OWN)
         self.tally = RequestStatistics(keep=_KEPT)
         self._summary, self._summary_at = self.tally.summary(), float("-inf")
+        self.down_since: float | None = None
         self.row: dict[str, Any] | None = None
         """Its row of the overview, and the sequence number of the row's last change."""
         self.row_number = 0
@@ -115,7 +116,9 @@ class Live:
         with self._lock:
             forget_removed(self._past, snapshot, _SERVERS)
             for state in snapshot.servers:
-                points = self._of(state.server.key).points
+                past = self._of(state.server.key)
+                past.down_since = (past.down_since or snapshot.taken_at) if _is_down(state) else None
+                points = past.points
                 if not state.stale and (not points or snapshot.taken_at - points[-1][1].at >= _SPACING_S):
                     points.append((self._next(), _point(snapshot.taken_at, state)))
         for alarm in self._alarms.look(snapshot):
@@ -189,6 +192,7 @@ class Live:
             past = self._of(server)
             seen = server[0] is None or server[:2] in logged or past.tally.requests > 0
             row = _row(key, state, past if seen else None, snapshot.taken_at, warned=server in warned)
+            row["down_since"] = past.down_since
             if row != past.row:
                 past.row, past.row_number = row, self._next()
             lines.append((past.row_number, row))
@@ -228,13 +232,12 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
     share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
     late = None if past is None else past.summary(at, fresh_s=_FRESH_S).time_to_first_token.p95
     outcomes = None if past is None else past.tally.outcomes()
-    down = state.up is False and state.state != "starting"
     return {
         "key": key,
         "up": state.up,
         "state": state.state,
         "stale": state.stale,
-        "trouble": "down" if down or state.state == "failed" else "warned" if warned else None,
+        "trouble": "down" if _is_down(state) else "warned" if warned else None,
         "busy": None if state.slots is None else sum(slot.busy for slot in state.slots),
         "slots": None if state.slots is None else len(state.slots),
         "deferred": state.deferred,
@@ -245,6 +248,10 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
         "failed": None if outcomes is None else sum(outcomes[one.value] for one in _FAILED),
         "restarts": state.restarts,
     }
+
+
+def _is_down(state: ServerSnapshot) -> bool:
+    return state.state == "failed" or (state.up is False and state.state != "starting")
 
 
 def _short(value: float | None) -> float | None:

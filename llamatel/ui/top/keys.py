@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 _NAMES = {"\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left", "\r": "enter", "\n": "enter"}
 _NAMES |= {"\x1b": "escape", "\t": "tab", "\x03": "q", "\x1bOA": "up", "\x1bOB": "down", "\x1bOC": "right"}
+_NAMES |= {"\x7f": "backspace", "\b": "backspace"}
+_NAMES |= {"\x1b[H": "home", "\x1b[1~": "home", "\x1b[F": "end", "\x1b[4~": "end"}
 
 
 class Keys:

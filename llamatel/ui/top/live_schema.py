@@ -107,7 +107,7 @@ _ROW = _Object(
     {
         "key": _text, "up": _FLAG, "state": _TEXT, "stale": _flag, "trouble": _TEXT, "busy": _COUNT, "slots": _COUNT,
         "deferred": _COUNT, "decode_rate": _NUMBER, "headroom": _NUMBER, "ttft_p95_s": _NUMBER, "requests": _COUNT,
-        "failed": _COUNT, "restarts": _COUNT,
+        "failed": _COUNT, "restarts": _COUNT, "down_since": _NUMBER,
     }
 )  # fmt: skip
 _SLOT = _Object(

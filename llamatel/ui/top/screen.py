@@ -24,6 +24,8 @@ SORTS = ("newest", "slowest", "first token", "tokens")
 FILTERS = ("all", "failed", "ok")
 HELP = (
     ("tab, left, right", "next or previous server"),
+    ("home, end", "first or last server"),
+    ("/", "search servers"),
     ("o", f"order of servers: {', '.join(ORDERS)}"),
     ("up, down", "select a request; enter: waterfall, escape: back"),
     ("s", f"sort requests: {', '.join(SORTS)}"),
@@ -36,7 +38,7 @@ HELP = (
     ("first", "time to first token: queue and prefill"),
     ("per token", "time for each token after the first"),
     ("cut off", "answer truncated: the slot's context was full"),
-    ("stale", "the server was too busy to answer; figures are old"),
+    ("stale", "server busy, figures are old"),
 )
 _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "newest": lambda request: request.ended_at,
@@ -66,21 +68,35 @@ class Choices:
     waterfall: bool = False
     paused: bool = False
     help: bool = False
+    search: str = ""
+    """Only servers whose key contains this text, in lower case, are listed."""
+    typing: bool = False
+    """Keys are text of the search."""
 
     def press(self, key: str, document: Document) -> bool:
         """Handle a key; False for quit."""
-        requests = visible(document, self)
-        if key == "q":
+        if self.typing:
+            self._type(key, document)
+        elif key == "q":
             return False
-        if key in {"tab", "right", "left"}:
-            self.focus = _neighbour(document, self, -1 if key == "left" else 1)
+        elif key in {"tab", "right", "left", "home", "end"}:
+            self.focus = _chosen_server(document, self, key)
             self.selected, self.waterfall = 0, False
         elif key in {"up", "down"}:
-            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), len(requests) - 1))
+            last = len(visible(document, self)) - 1
+            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), last))
         elif key == "enter":
-            self.waterfall = bool(requests) and not self.waterfall
+            self.waterfall = bool(visible(document, self)) and not self.waterfall
+        else:
+            self._change_view(key)
+        return True
+
+    def _change_view(self, key: str) -> None:
+        if key == "/":
+            self.typing, self.search = True, ""
         elif key == "escape":
             self.waterfall = self.help = False
+            self.search = ""
         elif key == "s":
             self.sort = (self.sort + 1) % len(SORTS)
         elif key == "o":
@@ -91,16 +107,31 @@ class Choices:
             self.paused = not self.paused
         elif key in {"h", "?"}:
             self.help = not self.help
-        return True
+
+    def _type(self, key: str, document: Document) -> None:
+        """Change the search text; the first server found gets the focus."""
+        if key in {"enter", "escape"}:
+            self.typing = False
+            self.search = self.search if key == "enter" else ""
+        elif key == "backspace":
+            self.search = self.search[:-1]
+        elif len(key) == 1 and key.isprintable():
+            self.search += key
+        rows = ordered(document, self.order, self.search)
+        if rows and self.focus not in [row["key"] for row in rows]:
+            self.focus, self.selected = str(rows[0]["key"]), 0
 
 
-def _neighbour(document: Document, choices: Choices, step: int) -> str | None:
-    keys = [row["key"] for row in ordered(document, choices.order)]
+def _chosen_server(document: Document, choices: Choices, key: str) -> str | None:
+    """The server that a key moves to."""
+    keys = [str(row["key"]) for row in ordered(document, choices.order, choices.search)]
     if not keys:
-        return None
+        return choices.focus
+    if key in {"home", "end"}:
+        return keys[0 if key == "home" else -1]
     # If tab is pressed faster than documents arrive, the document still has the previous focus.
-    now = next((keys.index(key) for key in (choices.focus, document["focus"]) if key in keys), 0)
-    return str(keys[(now + step) % len(keys)])
+    now = next((keys.index(known) for known in (choices.focus, document["focus"]) if known in keys), 0)
+    return keys[(now + (-1 if key == "left" else 1)) % len(keys)]
 
 
 def completion_of(request: Mapping[str, Any]) -> Completion:
@@ -148,10 +179,19 @@ def screen(
         lines.append(Text("no server is watched yet", "dim"))
     else:
         if len(document["servers"]) > 1:
-            lines += table(document, choices.order, width, max(_SERVERS_SHOWN, height // 4), glyphs)
-        lines += _server(document, server, width, glyphs)
+            rest = height - 2 - len(lines) - len(detail := _server(document, server, width, glyphs))
+            used_by_requests = min(len(visible(document, choices)) + 1, max(height // 3, 6))
+            rows = max(_SERVERS_SHOWN, rest - used_by_requests)
+            lines += table(document, choices.order, width, rows, glyphs, search=choices.search)
+            lines += detail
+        else:
+            lines += _server(document, server, width, glyphs)
         lines += _requests(document, choices, width, height - len(lines) - 1, glyphs)
-    footer = Text("q quit  h help  p pause  s sort  f filter  tab server  enter waterfall", "dim")
+    footer = (
+        Text(f"search: {choices.search}_", "yellow")
+        if choices.typing
+        else Text("q quit  h help  p pause  s sort  f filter  tab server  enter waterfall", "dim")
+    )
     shown = lines[: height - 1]
     shown += [Text()] * (height - 1 - len(shown))
     for line in (*shown, footer):

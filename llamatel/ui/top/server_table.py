@@ -28,10 +28,11 @@ _WIDE = 104
 _MORE = 29
 
 
-def ordered(document: Mapping[str, Any], order: int) -> list[Row]:
-    """The servers in one of ``ORDERS``; equal ones stay as listed."""
+def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[Row]:
+    """The servers whose key contains ``search``, in one of ``ORDERS``; equal ones stay as listed."""
     rows = {row["key"]: row for row in document["overview"]}
-    return sorted((rows[key] for key in document["keys"]), key=_ORDER_KEYS[ORDERS[order]], reverse=True)
+    found = (rows[key] for key in document["keys"] if search in key.lower())
+    return sorted(found, key=_ORDER_KEYS[ORDERS[order]], reverse=True)
 
 
 def state(server: Mapping[str, Any]) -> Text:
@@ -48,10 +49,13 @@ def state(server: Mapping[str, Any]) -> Text:
     return Text(word, "green" if server["up"] else "red")
 
 
-def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyphs: Glyphs = UNICODE) -> Sequence[Text]:
-    """A heading and ``lines`` servers at most."""
-    rows = ordered(document, order)
-    position = [row["key"] for row in rows].index(document["focus"])
+def table(
+    document: Mapping[str, Any], order: int, width: int, lines: int, glyphs: Glyphs = UNICODE, *, search: str = ""
+) -> Sequence[Text]:
+    """A heading and at most ``lines`` servers."""
+    rows = ordered(document, order, search)
+    keys = [row["key"] for row in rows]
+    position = keys.index(document["focus"]) if document["focus"] in keys else 0
     first = max(0, min(position - lines // 2, len(rows) - lines))
     wide = width >= _WIDE
     name_width = max(20, width - _NARROW - _MORE * wide)
@@ -59,7 +63,8 @@ def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyph
     by = f"{ORDERS[order]} first" if order > 1 else ORDERS[order]
     if order == 0:
         by = f"{alarmed} {by}" if alarmed else ""
-    heading = cut(f"server ({position + 1} of {len(rows)}){', ' if by else ''}{by}", name_width, glyphs)
+    shown_of = f"{position + 1} of {len(rows)}" if rows else f"none of {len(document['keys'])}"
+    heading = cut(f"server ({shown_of}){', ' if by else ''}{by}", name_width, glyphs)
     titles = f"  {heading:{name_width}} state    busy  wait  kv used  tok/s"
     host = _common_host(rows) if any(len(row["key"]) > name_width for row in rows) else ""
     shown = [Text(titles + ("  first p95  failed  restarts" if wide else ""), "bold")]
@@ -68,7 +73,7 @@ def table(document: Mapping[str, Any], order: int, width: int, lines: int, glyph
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
         name = cut(printable(row["key"].removeprefix(host)), name_width, glyphs)
         line.append(f"{name:{name_width}} ", "bold" if here else "default")
-        shown.append(line.append_text(_figures(row, glyphs, wide=wide)))
+        shown.append(line.append_text(_figures(row, document["taken_at"], glyphs, wide=wide)))
     return shown
 
 
@@ -78,7 +83,7 @@ def _common_host(rows: Sequence[Row]) -> str:
     return hosts.pop() if len(hosts) == 1 else ""
 
 
-def _figures(row: Row, glyphs: Glyphs, *, wide: bool) -> Text:
+def _figures(row: Row, now: float, glyphs: Glyphs, *, wide: bool) -> Text:
     share = _share_used(row)
     busy = glyphs.unknown if row["slots"] is None else f"{row['busy']}/{row['slots']}"
     used = glyphs.unknown if share is None else f"{100 * share:.0f} %"
@@ -86,6 +91,8 @@ def _figures(row: Row, glyphs: Glyphs, *, wide: bool) -> Text:
     if row["trouble"] == "warned" and row["up"]:
         line.stylize("yellow")
     line.truncate(8, pad=True)
+    if row["trouble"] == "down" and row["down_since"] is not None:
+        return line.append(f"  for {seconds(max(0.0, now - row['down_since']), glyphs)}", "red")
     line.append(f"{busy:>5}", "default")
     line.append(f"{count(row['deferred'], glyphs):>6}", "yellow" if row["deferred"] else "default")
     line.append(f"{used:>9}", "red" if share is not None and share > 0.9 else "default")

@@ -1,9 +1,9 @@
-// Puts things on the page. What has not changed is left alone, so that focus, selection and screen readers stay where
-// they are. Text is only ever set as text: names come from strangers' files.
-import { ago, clock, number } from "./figures.js";
+// Updates the page. Unchanged nodes are kept, so that focus, selection and screen readers are not disturbed. Text is
+// only set as text: names are untrusted.
+import { ago, clock, number } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const GAP_S = 75;  // exports and scrapes look once a minute; where nobody looked for longer, nothing is known
+const GAP_S = 75;  // scrapes are at most a minute apart; longer distances are gaps
 
 export function element(name, text, className) {
   const made = document.createElement(name);
@@ -19,7 +19,7 @@ export function drawn(name, attributes, children = []) {
   return made;
 }
 
-// These nodes and texts are all that is in it. A link stays the same one, as it may have the focus.
+// Replaces the content with these nodes and texts. A link keeps its node, which may have the focus.
 export function put(parent, ...wanted) {
   wanted.forEach((one, index) => {
     const node = one instanceof Node ? one : document.createTextNode(one);
@@ -51,8 +51,8 @@ export function fill(made, parts, whole, label) {
   }));
 }
 
-// Rows of a table: a key that tells each from the others, then its cells: text, [text, class] or a node. The first cell
-// is the row's heading. Columns that hold numbers are those whose heading is of class n.
+// Rows of a table: a unique key, then the cells: text, [text, class] or a node. The first cell
+// is the row's heading. Columns of numbers have a heading of class n.
 export function rows(body, entries) {
   const heads = [...body.parentElement.tHead.rows[0].cells].filter((head) => !head.hidden);
   const before = new Map([...body.rows].map((row) => [row.dataset.key, row]));
@@ -85,8 +85,8 @@ export function facts(list, entries) {
     }));
 }
 
-// Values over time as stacked areas, or as one line; a value that is not known leaves a gap. What the pointer is on is
-// told in the heading. Series: class, what it is called, values. ``limit``: a line, and what it is called.
+// Values over time as stacked areas, or as one line; an unknown value is a gap. The heading shows the
+// value under the pointer. Series: class, name, values. ``limit``: a line, and its name.
 export function chart(place, { label, times, series, limit = null, limited = "", stacked = false, show = number, unit = "" }) {
   const known = series.flatMap((one) => one.values).filter((value) => value !== null);
   if (times.length < 2 || !known.length) {
@@ -142,7 +142,7 @@ export function chart(place, { label, times, series, limit = null, limited = "",
   put(ends.firstChild, ago(span));
 }
 
-// Stretches of neighbours that are known.
+// Runs of consecutive known values.
 function runs(times, values) {
   const found = [];
   values.forEach((value, i) => {

@@ -1,6 +1,6 @@
-// Asks for live.json once a second and shows it.
+// Polls live.json once a second and shows it.
 import { bar, chart, drawn, element, facts, fill, put, rows } from "./draw.js";
-import { UNKNOWN, bytes, clock, isUnknown, number, percent, rate, seconds } from "./figures.js";
+import { UNKNOWN, bytes, clock, isUnknown, number, percent, rate, seconds } from "./format.js";
 
 const EVERY_MS = 1000;
 const PATIENCE_MS = 20000;
@@ -9,7 +9,7 @@ const SHOWN_ALARMS = 5;
 const KEPT_POINTS = 600;
 const CHOSEN = "#server=";
 const byId = (id) => document.getElementById(id);
-const orders = {  // of the servers: a number for each, the lowest first, those without one last
+const orders = {  // sort keys of the servers, ascending; null is last
   server: () => 0,
   state: (row) => ({ down: 0, warned: 1 })[row.trouble] ?? 2,
   running: (row) => negative(row.busy),
@@ -21,12 +21,13 @@ const orders = {  // of the servers: a number for each, the lowest first, those 
   restarts: (row) => negative(row.restarts),
 };
 const negative = (value) => value === null ? null : -value;
-let focus = null;  // the server that was chosen
-let known = null;  // all that was told so far: what comes after it is asked for
+let focus = null;  // key of the selected server
+let known = null;  // the last document; the next request is for changes since then
 let order = "state";
+let search = "";
 let paused = false;
 let timer = null;
-let asking = false;
+let polling = false;
 
 const stateOf = (server) => server.state || (server.up === null ? "log only" : server.up ? "up" : "down");
 
@@ -36,7 +37,7 @@ function levelOf(server) {
   return server.stale ? "warn" : server.up ? "good" : "";
 }
 
-// It has no model itself, and others have its address.
+// It has no model itself, and other keys share its address.
 const isRouter = (data, key) => !key.includes(" ") && data.keys.some((other) => other.startsWith(`${key} `));
 
 function showServers(data) {
@@ -48,8 +49,8 @@ function showServers(data) {
   const sum = (name) => all.reduce((total, row) => total + (row[name] ?? 0), 0);
   const count = (trouble) => all.filter((row) => row.trouble === trouble).length;
   put(byId("fleet-text"), [
-    `${all.length} watched`, count("down") ? `${count("down")} down` : "", count("warned") ? `${count("warned")} with a warning in the last ten minutes` : "",
-    `${number(sum("busy"))} of ${number(sum("slots"))} slots busy`, `${number(sum("deferred"))} waiting`, `${rate(sum("decode_rate"))} tok/s together`,
+    `${all.length} watched`, count("down") ? `${count("down")} down` : "", count("warned") ? `${count("warned")} with an alarm in the last ten minutes` : "",
+    `${number(sum("busy"))} of ${number(sum("slots"))} slots busy`, `${number(sum("deferred"))} waiting`, `${rate(sum("decode_rate"))} tok/s in total`,
   ].filter(Boolean).join(", "));
   for (const button of document.querySelectorAll("[data-order]")) {
     const by = button.dataset.order === order;
@@ -57,13 +58,14 @@ function showServers(data) {
     else button.parentElement.removeAttribute("aria-sort");
   }
   const value = (row) => orders[order](row) ?? Infinity;
-  // A column that has nothing to say of any server is left out.
+  // Columns without any value are left out.
   const named = new Set(Object.keys(orders).filter((name) => ["server", "state"].includes(name) || all.some((row) => orders[name](row) !== null)));
   for (const button of document.querySelectorAll("[data-order]")) button.parentElement.hidden = !named.has(button.dataset.order);
-  rows(byId("servers"), all.sort((a, b) => value(a) - value(b) || 0).map((row) => {
+  const found = all.filter((row) => row.key.toLowerCase().includes(search));
+  rows(byId("servers"), found.sort((a, b) => value(a) - value(b) || 0).map((row) => {
     const cells = {
       server: serverLink(data, row.key),
-      state: [row.stale ? "busy, old figures" : stateOf(row), row.trouble === "warned" && levelOf(row) === "good" ? "warn" : levelOf(row)],
+      state: [row.stale ? "busy, stale" : row.trouble === "down" && row.down_since ? `${stateOf(row)} for ${seconds(Math.max(0, data.taken_at - row.down_since))}` : stateOf(row), row.trouble === "warned" && levelOf(row) === "good" ? "warn" : levelOf(row)],
       running: row.slots === null ? UNKNOWN : `${row.busy} / ${row.slots}`,
       waiting: [number(row.deferred), row.deferred ? "warn" : ""],
       rate: rate(row.decode_rate),
@@ -88,7 +90,7 @@ function serverLink(data, key) {
 
 function showState(server) {
   const pill = byId("state");
-  put(pill, server.stale ? `${stateOf(server)}, busy: figures are old` : stateOf(server));
+  put(pill, server.stale ? `${stateOf(server)}, busy: values are stale` : stateOf(server));
   pill.className = `pill ${levelOf(server)}`;
 }
 
@@ -102,7 +104,7 @@ function showTiles(data, server, row) {
     ["Running", number(row.busy), row.slots === null ? "requests" : `of ${row.slots} slots`],
     ["Waiting", number(server.deferred), "for a slot", server.deferred ? "warn" : ""],
     ["Decoding", rate(server.decode_rate), "tok/s"],
-    ["KV headroom", percent(share), share === null ? (cache && cache.active !== null ? "pool's size not known" : "not known") : `${number(cache.headroom)} tokens`, share !== null && share < 0.1 ? "bad" : ""],
+    ["KV headroom", percent(share), share === null ? (cache && cache.active !== null ? "pool size unknown" : "unknown") : `${number(cache.headroom)} tokens`, share !== null && share < 0.1 ? "bad" : ""],
     ["First token, p95", seconds(summary.time_to_first_token_s.p95), of(summary.time_to_first_token_s), "", !seen],
     ["Per token, p95", seconds(summary.time_per_output_token_s.p95), of(summary.time_per_output_token_s), "", !seen],
     ["Requests", number(row.requests), row.failed ? `${number(row.failed)} failed` : "none failed", row.failed ? "bad" : "", !seen],
@@ -116,9 +118,9 @@ function showTiles(data, server, row) {
 }
 
 function whyNoCache(server) {
-  if (server.state === "sleeping") return "The server sleeps; it is left alone.";
-  if (server.up === false) return `The server is ${server.state === "starting" ? "starting" : "down"}: nothing is known of its cache.`;
-  return "Not known for this server.";
+  if (server.state === "sleeping") return "The server is sleeping and is not polled.";
+  if (server.up === false) return `The server is ${server.state === "starting" ? "starting" : "down"}: its KV cache is unknown.`;
+  return "Unknown for this server.";
 }
 
 function showCache(data, server) {
@@ -164,7 +166,7 @@ function showRequests(data, server, row) {
   const mine = data.requests.filter((request) => request.server === server.key).slice(-SHOWN_REQUESTS).reverse();
   const seen = row.requests !== null;
   put(byId("requests-text"), mine.length ? "" : seen ? "None yet."
-    : "Polling shows slots only. Requests are seen by llamatel serve, and by llamatel attach with the server's --log.");
+    : "No request log: requests need llamatel serve, or llamatel attach with the server's --log.");
   byId("requests-text").hidden = mine.length > 0;
   byId("requests-table").hidden = !mine.length;
   byId("h-times").parentElement.hidden = !seen;
@@ -183,7 +185,7 @@ function showRequests(data, server, row) {
 function outcome(request) {
   if (request.outcome !== "ok" || !request.truncated) return [request.outcome.replace("_", " "), request.outcome];
   const made = element("span", request.context_shifts ? "ok, shifted" : "ok, cut off");
-  made.title = `Its slot's share of the context was full${request.context_shifts ? ": the oldest tokens were dropped" : ""}`;
+  made.title = `The slot's context was full${request.context_shifts ? ": the oldest tokens were dropped" : ""}`;
   return [made, "warn"];
 }
 
@@ -211,8 +213,8 @@ function phases(request, longest) {
 }
 
 function showTimes(summary) {
-  put(byId("h-of"), `Of the last ${number(summary.end_to_end_s.n)} that completed`);
-  rows(byId("times"), [["Waited for a slot", summary.queue_s], ["Time to first token", summary.time_to_first_token_s],
+  put(byId("h-of"), `Last ${number(summary.end_to_end_s.n)} completed requests`);
+  rows(byId("times"), [["Queue", summary.queue_s], ["Time to first token", summary.time_to_first_token_s],
     ["Time per output token", summary.time_per_output_token_s], ["End to end", summary.end_to_end_s]]
     .map(([name, one]) => [name, name, seconds(one.p50), seconds(one.p95), seconds(one.p99)]));
 }
@@ -220,7 +222,7 @@ function showTimes(summary) {
 function traceButton(id) {
   const made = element("button", id.slice(0, 8));
   made.type = "button";
-  made.title = `Copy the trace's id, ${id}`;
+  made.title = `Copy the trace id ${id}`;
   made.addEventListener("click", () => copy(id, made));
   return made;
 }
@@ -261,7 +263,7 @@ function showAround(data) {
   const recent = data.alarms.filter((alarm) => data.taken_at - alarm.at < 600).reverse();
   const shown = recent.slice(0, SHOWN_ALARMS).map((alarm) => {
     const made = element("li");
-    // A flag stays in one piece, as it is to be typed.
+    // A flag is not wrapped, so that it can be copied.
     const text = alarm.text.split(/(?<=\s)(--?[a-z][\w-]*)/).map((part, index) => index % 2 ? element("code", part) : part);
     made.append(element("time", clock(alarm.at)), ...text);
     return made;
@@ -273,7 +275,7 @@ function showAround(data) {
   put(byId("prometheus"), `scrape_configs:\n  - job_name: llamatel\n    static_configs:\n      - targets: ["${location.host}"]\n`);
   put(byId("otlp"), data.about.otlp
     ? `# as it is set now\nOTEL_EXPORTER_OTLP_ENDPOINT=${data.about.otlp}\n`
-    : "# not set now: nothing is sent\nOTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317\n");
+    : "# currently not set: nothing is sent\nOTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317\n");
   put(byId("about"), `llamatel ${data.about.version || ""}, ${clock(data.taken_at)}`);
   byId("held").hidden = !paused;
   put(byId("held"), `figures of ${clock(data.taken_at)}`);
@@ -304,7 +306,7 @@ function show(data) {
   showGpus(data.devices);
 }
 
-// A document that says only what is new, with what was known before.
+// Merges a document of changes into the previous one.
 function joined(before, data) {
   const same = !data.whole && before.focus === data.focus;
   data.keys ??= before.keys;
@@ -321,29 +323,29 @@ function joined(before, data) {
 function question() {
   const server = focus ?? known?.focus;
   if (!server) return "live.json";
-  const told = known?.focus ? `&after=${known.cursor}${server === known.focus ? "" : "&refocus"}` : "";
-  return `live.json?server=${encodeURIComponent(server)}${told}`;
+  const changes = known?.focus ? `&after=${known.cursor}${server === known.focus ? "" : "&refocus"}` : "";
+  return `live.json?server=${encodeURIComponent(server)}${changes}`;
 }
 
 async function look() {
   clearTimeout(timer);
-  if (asking) return;
+  if (polling) return;
   if (!document.hidden) {
     const trouble = byId("trouble"), wanted = focus;
-    asking = true;
+    polling = true;
     try {
       const answer = await fetch(question(), { signal: AbortSignal.timeout(PATIENCE_MS) });
       if (!answer.ok) throw new Error(await answer.text());
       known = joined(known, await answer.json());
-      // The one that was chosen is not watched any more: stay with what is shown now.
+      // The selected server is gone: keep the one that is shown.
       if (wanted !== null && wanted === focus && known.focus !== wanted) focus = null;
       show(known);
       trouble.hidden = true;
     } catch (error) {
-      put(trouble, `No answer from llamatel (${error.message.trim()}). The figures below are old; it is asked again every second.`);
+      put(trouble, `No response from llamatel (${error.message.trim()}). The values below are stale; retrying every second.`);
       trouble.hidden = false;
     }
-    asking = false;
+    polling = false;
   }
   const waits = focus !== null && focus !== known?.focus && byId("trouble").hidden;
   if (!paused || waits) timer = setTimeout(look, waits ? 0 : EVERY_MS);
@@ -379,6 +381,10 @@ for (const button of document.querySelectorAll("[data-order]")) {
     if (known) showServers(known);
   });
 }
+byId("search").addEventListener("input", (event) => {
+  search = event.target.value.trim().toLowerCase();
+  if (known) showServers(known);
+});
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () => copy(byId(button.dataset.copy).textContent, button));
 }

@@ -35,7 +35,7 @@ class Document(Protocol):
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("page", "draw", "figures")},
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in ("page", "draw", "format")},
 }
 _DOCUMENTS = ("/live.json", SERVERS_PATH)
 _HEADERS = [

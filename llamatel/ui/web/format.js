@@ -1,4 +1,4 @@
-// Numbers as people read them, as on the terminal (llamatel/view/figures.py); unknown is a dash.
+// Formatted numbers, as on the terminal (llamatel/ui/view/number_format.py); unknown is a dash.
 
 export const UNKNOWN = "–";
 export const isUnknown = (value) => value === null || value === undefined;
@@ -25,7 +25,7 @@ export function seconds(value) {
   return whole < 3600 ? `${Math.floor(whole / 60)}m${two(whole % 60)}s` : `${Math.floor(whole / 3600)}h${two(Math.floor(whole % 3600 / 60))}m`;
 }
 
-// How far back something goes: no more exact than a person wants to know.
+// A rounded duration.
 export const ago = (span) => span < 100 ? `${Math.round(span)} s ago` : `${Math.round(span / 60)} min ago`;
 
 export function bytes(value) {
