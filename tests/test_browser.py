@@ -198,6 +198,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
     try:
         assert tab.text("#fleet-text").startswith(f"12 watched, 11 down, 0 of {SLOTS} slots busy")
         assert page.locator("#servers tr").count() == 12
+        assert page.locator("#servers td.bad").count() == 11
         assert all(text.startswith("down for ") for text in page.locator("#servers td.bad").all_inner_texts())
         assert addresses()[-1] == running
         assert page.title().startswith("(11!) ")
@@ -209,7 +210,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         page.locator("#servers a", has_text=running).press("Enter")
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
         assert tab.text("#state") == "ready"
-        assert "Polling shows slots only" in tab.text("#requests-text")
+        assert "No request log" in tab.text("#requests-text")
         assert page.locator("#servers tr:has([aria-current])").count() == 1
         # It stays chosen, and the focus where it is, while figures come and go.
         asked = len(tab.asked)

@@ -131,8 +131,8 @@ def test_overview_rows() -> None:
     assert (full["decode_rate"], full["trouble"], full["requests"], full["failed"]) == (12.35, None, 0, 0)
     unknown = row(log=None, restarts=None)
     assert {name for name, value in unknown.items() if value is None} == {
-        "state", "trouble", "busy", "slots", "deferred", "decode_rate", "headroom", "ttft_p95_s", "requests", "failed", "down_since",
-        "restarts",
+        "state", "trouble", "busy", "slots", "deferred", "decode_rate", "headroom", "ttft_p95_s", "requests", "failed",
+        "restarts", "down_since",
     }  # fmt: skip
     assert row(up=False)["trouble"] == "down"
     assert row(up=False, state="starting")["trouble"] is None
