@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llamatel.records import ServerInfo
 
 if TYPE_CHECKING:
+    from llamatel.flags.server_settings import ServerSettings
     from llamatel.plan.model_shape import ModelShape
 
 
@@ -188,8 +189,8 @@ class ServerSnapshot:
     process: ProcessState | None = None
     model: ModelShape | None = None
     """What its GGUF says; None where the file cannot be read from here."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings that explain its behaviour, by the names of llama-server's flags without dashes in front."""
+    settings: ServerSettings | None = None
+    """What its flags and environment come to, completed by its log; None where its flags are not known."""
     router_model: RouterModel | None = None
     """Set if this is one of a router's models; whether the router is up, its own snapshot says."""
     placement: Placement | None = None

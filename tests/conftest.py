@@ -26,6 +26,7 @@ from tests.parts import (
     llama_cpp_python,
     llama_server,
     prometheus_program,
+    sid_llama_server,
     vocabularies,
 )
 from tests.parts.processes import SESSION_MARK
@@ -95,6 +96,12 @@ def _get(request: pytest.FixtureRequest, part: Callable[[], T]) -> T:
 def llama_server_binary(request: pytest.FixtureRequest) -> Path:
     """llama.cpp's llama-server; ``llama-fit-params`` is in the same folder."""
     return _get(request, llama_server)
+
+
+@pytest.fixture(scope="session")
+def sid_server(request: pytest.FixtureRequest) -> Path:
+    """The newest llama-server of Debian's unstable suite; ``ggml-rpc-server`` is in the same folder."""
+    return _get(request, sid_llama_server)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamatel.collectors import Collector
+from llamatel.flags.parse import parse_server_flags
 from llamatel.metrics import Kind, table
 from llamatel.plan.model_shape import LayerShape, ModelShape, Weights
 from llamatel.records import Completion, Outcome, ServerInfo
@@ -113,7 +114,7 @@ def known_snapshot(**changes: Any) -> ServerSnapshot:
             "prompt_cache": PromptCacheState(entries=2, size_bytes=2048),
             "process": ProcessState(cpu_s=1.5, memory_bytes=1 << 20),
             "model": SHAPE,
-            "settings": {"ctx-size": "1024", "parallel": "2"},
+            "settings": parse_server_flags(["-c", "1024", "-np", "2"], environ={}),
             **changes,
         }
     )

@@ -125,7 +125,8 @@ def test_what_nvml_saw_of_a_longer_context_is_the_planned_cache_and_the_reported
 
 
 def running(arguments: str = "99", **changes: Any) -> ServerSnapshot:
-    return server_snapshot(**{"model": SHAPE_1B, "settings": {"gpu-layers": arguments}, **changes})
+    settings = parse_server_flags(["-ngl", arguments], environ={})
+    return server_snapshot(**{"model": SHAPE_1B, "settings": settings, **changes})
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,9 @@ def test_a_tiny_model_of_a_real_file_has_ceilings_too(tmp_path: Path) -> None:
 
 def test_memory_by_part_as_planned_estimated_and_reported() -> None:
     placement = placed(H100["whole"]["log"])
-    state = running(settings={"ctx-size": "32768", "parallel": "4", "gpu-layers": "99"}, placement=placement)
+    state = running(
+        settings=parse_server_flags(["-c", "32768", "-np", "4", "-ngl", "99"], environ={}), placement=placement
+    )
     sizes = {(part, source): size for part, source, size in memory_parts(state, [CARD])}
     assert sizes["kv_cache", "planned"] == sizes["kv_cache", "reported"] == 1024 * MIB
     assert sizes["weights", "reported"] == round(1857.64 * MIB)
@@ -283,7 +286,9 @@ def test_without_a_card_planned_memory_is_not_told() -> None:
 
 def test_samples_of_a_card_a_server_and_a_request() -> None:
     collector = GpuCollector()
-    state = running(settings={"ctx-size": "32768", "parallel": "4", "gpu-layers": "99"}, placement=Placement(17, 17))
+    state = running(
+        settings=parse_server_flags(["-c", "32768", "-np", "4", "-ngl", "99"], environ={}), placement=Placement(17, 17)
+    )
     card = dataclasses.replace(CARD, power_w=70.0, utilization=0.5, throttled_by=("power_cap",), energy_j=None)
     found: dict[str, list[float]] = {}
     for sample in collector.on_snapshot(snapshot(state, devices=(card,))):

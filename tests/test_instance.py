@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from llamatel.flags.parse import parse_server_flags
 from llamatel.llama.http.server_client import Scrape, ServerClient
 from llamatel.llama.watch.instance import Instance
 from llamatel.llama.watch.observed_requests import SlotTrace
@@ -20,24 +21,24 @@ def instance() -> Instance:
 @pytest.mark.parametrize(
     ("number", "size", "flags", "expected"),
     [
-        (1, 1024, {}, (1024, None)),
-        (1, 4096, {}, (None, None)),  # capped at what the model was made for: the pool may be larger
-        (4, 1024, {}, (None, None)),  # a shared pool, or a quarter
-        (4, 1024, {"ctx-size": "1024"}, (1024, True)),
-        (4, 1024, {"ctx-size": "1000"}, (1024, True)),  # llama.cpp rounds up
-        (4, 1024, {"ctx-size": "4096"}, (4096, False)),
-        (4, 4096, {"ctx-size": "65536"}, (None, None)),
-        (4, 4096, {"ctx-size": "65536", "kv-unified": "true"}, (65536, True)),
-        (4, 4096, {"ctx-size": "65536", "kv-unified": "false"}, (None, None)),
-        (4, 1024, {"ctx-size": "0"}, (None, None)),
-        (4, 768, {"ctx-size": "4096"}, (None, None)),
+        (1, 1024, "", (1024, None)),
+        (1, 4096, "", (None, None)),  # capped at what the model was made for: the pool may be larger
+        (4, 1024, "", (None, None)),  # a shared pool, or a quarter
+        (4, 1024, "-c 1024", (1024, True)),
+        (4, 1024, "-c 1000", (1024, True)),  # llama.cpp rounds up
+        (4, 1024, "-c 4096", (4096, False)),
+        (4, 4096, "-c 65536", (None, None)),
+        (4, 4096, "-c 65536 -kvu", (65536, True)),
+        (4, 4096, "-c 65536 -no-kvu", (None, None)),
+        (4, 1024, "-c 0", (None, None)),
+        (4, 768, "-c 4096", (None, None)),
     ],
 )
 def test_a_pool_is_known_only_where_it_is_proved(
-    number: int, size: int, flags: dict[str, str], expected: tuple[int | None, bool | None]
+    number: int, size: int, flags: str, expected: tuple[int | None, bool | None]
 ) -> None:
     one = instance()
-    one.flags, one.trained_context = flags, 4096
+    one.flags, one.trained_context = parse_server_flags(flags.split(), environ={}), 4096
     pool = one._pool(tuple(SlotState(index, False, size, 10) for index in range(number)))
     assert (pool.capacity, pool.unified) == expected
 

@@ -317,7 +317,9 @@ def test_context_shifts_count(start: Start) -> None:
     assert state_of(server).context_shifts == 0
     assert ask(server.base_url, 600) == 200
     wait_for(lambda: (state_of(server).context_shifts or 0) >= 2, "the shifts are told")
-    assert state_of(server).settings["context-shift"] == "true"
+    settings = state_of(server).settings
+    assert settings is not None
+    assert settings.context_shift
 
 
 def test_rates_add_up_to_llama_cpps_own_count(start: Start) -> None:

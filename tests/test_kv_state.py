@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamatel.flags.parse import given_settings, parse_server_flags
+from llamatel.flags.parse import given_flags, parse_server_flags
 from llamatel.llama.http.slots_endpoint import DecodeRate, parse_slots
 from llamatel.llama.log.logged_server import LoggedServer, learn
 from llamatel.llama.log.reader import LogReader
@@ -347,13 +347,14 @@ def test_every_token_counts_once(steps: list[tuple[int, bool, bool]]) -> None:
 
 
 def test_settings_that_were_given() -> None:
-    words = ["-m", "x.gguf", "-c", "4096", "-np", "2", "--parallel=3", "-no-kvu", "--swa-full", "--host", "::1"]
+    words = ["-m", "x.gguf", "-c", "4096", "-np", "2", "--parallel", "3", "-no-kvu", "--swa-full", "--host", "::1"]
     words += ["--context-shift", "-lv", "4"]
-    assert given_settings(words, {"LLAMA_ARG_BATCH": "64", "LLAMA_ARG_CTX_SIZE": "1", "LLAMA_API_KEY": "secret"}) == {
+    environ = {"LLAMA_ARG_BATCH": "64", "LLAMA_ARG_CTX_SIZE": "1", "LLAMA_API_KEY": "secret"}
+    assert given_flags(parse_server_flags(words, environ=environ)) == {
         "model": "x.gguf", "ctx-size": "4096", "parallel": "3", "kv-unified": "false", "swa-full": "true",
         "context-shift": "true", "batch-size": "64",
     }  # fmt: skip
-    assert given_settings([], {"LLAMA_ARG_KV_UNIFIED": "0"}) == {"kv-unified": "false"}
+    assert given_flags(parse_server_flags([], environ={"LLAMA_ARG_KV_UNIFIED": "0"})) == {"kv-unified": "false"}
 
 
 def test_a_process_with_a_name_to_stumble_over(tmp_path: Path) -> None:
@@ -429,6 +430,9 @@ def test_the_line_for_people() -> None:
     planned = replace(state.kv_cache, reported_bytes={}, active=0, cached=0, unified=False)
     assert kv_cache_line(replace(state, kv_cache=planned)) == "1,024 tokens in 2 slots, 8.00 KiB as planned"
     alone = replace(planned, planned_bytes={})
-    assert kv_cache_line(replace(state, kv_cache=alone, settings={"parallel": "1"})) == "1,024 tokens"
+    assert (
+        kv_cache_line(replace(state, kv_cache=alone, settings=parse_server_flags(["-np", "1"], environ={})))
+        == "1,024 tokens"
+    )
     assert kv_cache_line(replace(state, kv_cache=replace(alone, capacity=None))) is None
     assert kv_cache_line(server_snapshot()) is None

@@ -258,3 +258,8 @@ def test_a_file_and_its_metadata_give_the_same_shape(tmp_path: Path) -> None:
         assert sum(found.weights.layer_bytes) + found.weights.input_bytes + found.weights.output_bytes >= header.n_bytes
         expected = shape_of(model, set(table[model.name]))
         assert replace(found, weights=None, file_type=None) == replace(expected, file_type=None)
+
+
+def test_file_type_guessed_by_the_loader() -> None:
+    metadata = {"general.architecture": "llama", "llama.block_count": 1, "general.file_type": 15 | 1024}
+    assert shape_from_metadata(metadata).file_type == "Q4_K_M"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 
 from llamatel.cli.main import main
 from llamatel.errors import UsageError
-from llamatel.flags.table import NOT_COUNTED, PAIRED, SWITCHES, VALUED, Overlooked, overlooked
 from llamatel.gguf import parse_gguf_header
 from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.plan import LayerShape, ModelShape, ServerSettings, cache_plan, shape_from_gguf
@@ -103,7 +100,7 @@ def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsy
 
 
 def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--", "-c", "1024", "--jinja", "--temp", "-1", "-ncmoe", "4", "--ctxsize", "2048", "--mmproj=eyes.gguf")
+    words = ("--", "-c", "1024", "--jinja", "--temp", "-1", "-ncmoe", "4", "--ctxsize", "2048", "--mmproj", "eyes.gguf")
     found = plan(capsys, str(tiny), "--device", "none", *words)
     assert found["kv_cache"]["cells"] == 1024
     assert found["flags_not_counted"] == ["-ncmoe", "--mmproj"]
@@ -111,8 +108,10 @@ def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureF
     assert main(["plan", str(tiny), "--device", "none", *words]) == 0
     page = " ".join(capsys.readouterr().out.split())
     assert "what -ncmoe, --mmproj changes" in page
-    assert "--ctxsize: llama-server of October 2026 has no such flag; --ctx-size?" in page
-    assert overlooked(["-m", "x.gguf", "--host", "127.0.0.1", "-fa", "on", "-v"]) == Overlooked()
+    assert (
+        "--ctxsize: llama-server of October and November 2026 (0.5.0-dev to 0.7.0) has no such flag; --ctx-size?"
+        in page
+    )
 
 
 def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +123,7 @@ def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixtur
     ("words", "said"),
     [
         (["-ngl", "some"], "a number of layers, auto or all"),
-        (["-fa", "maybe"], "one of on, off, auto"),
+        (["-fa", "maybe"], "on, off or auto"),
         (["-ts", "a,b"], "shares, as in 3,1"),
         (["-c", "99999999999"], "a whole number below 2^31"),
         (["--device", "t4x0"], "unknown device 't4x0'"),
@@ -133,18 +132,6 @@ def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixtur
 def test_a_value_that_cannot_be(tiny: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), *words]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_flags_are_those_of_llama_server(llama_server_binary: Path) -> None:
-    told = subprocess.run([llama_server_binary, "--help"], capture_output=True, text=True, check=True).stdout
-    switches, valued, paired = set[str](), set[str](), set[str]()
-    for line in told.splitlines():
-        found = re.match(r"((?:--?[A-Za-z][\w.-]*(?:,\s+)?)+)( \S+)?( [A-Z]{3,}$)?", line)
-        if found is not None:
-            flags = re.findall(r"--?[A-Za-z][\w.-]*", found[1])
-            (switches if found[2] is None else valued if found[3] is None else paired).update(flags)
-    assert [switches, valued, paired] == [set(SWITCHES), set(VALUED), set(PAIRED)]
-    assert NOT_COUNTED <= SWITCHES | VALUED | PAIRED
 
 
 def test_a_slot_is_no_longer_than_training(

@@ -36,7 +36,7 @@ def model(gib: float, layers: int = 32, context: int = 131072) -> ModelShape:
 
 
 def chosen(shape: ModelShape, *names: str, **given: object) -> Chosen:
-    return choose(T4X2, "m.gguf", shape, dataclasses.replace(ServerSettings(), **given), frozenset(names))  # type: ignore[arg-type]
+    return choose(T4X2, "m.gguf", shape, dataclasses.replace(ServerSettings(), given=frozenset(names), **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("gib", "kind"), [(5, "f16"), (16, "f16"), (25, "q8_0"), (27, "q4_0")])

@@ -12,7 +12,7 @@ from llamatel.collectors import Collector, Sample
 from llamatel.errors import UsageError
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import decode_ceiling
-from llamatel.gpu.gpu_memory import memory_parts, settings_of
+from llamatel.gpu.gpu_memory import memory_parts
 from llamatel.gpu.gpu_source import GpuSource
 from llamatel.gpu.nvml import THROTTLES
 from llamatel.gpu.offload import devices_of, fell_back, process_bytes
@@ -147,7 +147,7 @@ def _server(state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> Itera
         yield Sample("llamacpp.gpu.memory.size", size, state.server, {"part": part, "source": source})
     if holding and state.model is not None:
         capacity = None if state.kv_cache is None else state.kv_cache.capacity
-        settings = settings_of(state) or ServerSettings()
+        settings = state.settings or ServerSettings()
         for name, context in (("start", 1), ("end", capacity)):
             if context:
                 ceiling = decode_ceiling(state.model, settings, holding, context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
+from llamatel.flags.parse import given_flags
 from llamatel.metrics import DROP_REASONS, SETTINGS
 from llamatel.records import ServerInfo
 from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
@@ -41,7 +42,8 @@ class ServerCollector(Collector):
 
 
 def _info(state: ServerSnapshot) -> dict[str, str | int]:
-    settings = {name.replace("-", "_"): value for name, value in state.settings.items()}
+    given = {} if state.settings is None else given_flags(state.settings)
+    settings = {name.replace("-", "_"): value for name, value in given.items()}
     info = {"build": state.server.build, "backend": state.server.backend}
     info |= {name: settings[name] for name in SETTINGS if name in settings}
     return {name: value for name, value in info.items() if value is not None}

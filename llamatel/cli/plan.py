@@ -14,7 +14,6 @@ from llamatel.cli.inspect import fetching
 from llamatel.cli.options import verbose_option
 from llamatel.errors import UsageError
 from llamatel.flags.parse import parse_server_flags
-from llamatel.flags.table import overlooked
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices
 from llamatel.gguf.model_reference import read_reference
@@ -106,7 +105,6 @@ def command(
     if model is not None and model.startswith("-"):  # all of it stood behind --
         server_args, model = (model, *server_args), None
     settings = parse_server_flags([*flag_words(values), *server_args])
-    left_out = overlooked(server_args)
     reference = model or settings.model
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
@@ -114,7 +112,7 @@ def command(
     if settings.draft_model is not None:
         shape = replace(shape, draft=_shape(settings.draft_model)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
-    report = make_report(name, shape, settings, _devices(device), measured=lines, overlooked=left_out)
+    report = make_report(name, shape, settings, _devices(device), measured=lines)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:

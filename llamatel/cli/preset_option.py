@@ -8,13 +8,11 @@ from typing import Any
 
 from llamatel.cli.plan import flag_words
 from llamatel.errors import UsageError
-from llamatel.flags.parse import given_settings, parse_server_flags
+from llamatel.flags.parse import parse_server_flags
 from llamatel.gguf import parse_gguf_header
 from llamatel.plan.advice import devices_in_words
 from llamatel.plan.presets import PRESETS, choose
 from llamatel.plan.shape_from_gguf import shape_from_gguf
-
-_FIELDS = {"cache-type-k": "cache_type_k", "cache-type-v": "cache_type_v", "flash-attn": "flash_attn"}
 
 
 def with_preset(
@@ -30,22 +28,19 @@ def with_preset(
     if model is None:
         raise UsageError(f"--preset {name} needs to know MODEL: name the file before --")
     words = [*flag_words(arguments), *server_args]
-    named = given_settings(words)
     shape = shape_from_gguf(parse_gguf_header(model, read_tensors=True))
     given = parse_server_flags(words)
-    chosen = choose(
-        preset, Path(model).name, shape, given, frozenset(_FIELDS[each] for each in named if each in _FIELDS)
-    )
+    chosen = choose(preset, Path(model).name, shape, given)
     settings = chosen.settings
     adds: dict[str, Any] = {
-        "gpu_layers": ("gpu-layers", settings.gpu_layers),
-        "tensor_split": ("tensor-split", ",".join(f"{share:g}" for share in settings.tensor_split) or None),
-        "ctx_size": ("ctx-size", settings.ctx_size),
-        "flash_attn": ("flash-attn", settings.flash_attn),
-        "cache_type_k": ("cache-type-k", settings.cache_type_k),
-        "cache_type_v": ("cache-type-v", settings.cache_type_v),
+        "gpu_layers": settings.gpu_layers,
+        "tensor_split": ",".join(f"{share:g}" for share in settings.tensor_split) or None,
+        "ctx_size": settings.ctx_size,
+        "flash_attn": settings.flash_attn,
+        "cache_type_k": settings.cache_type_k,
+        "cache_type_v": settings.cache_type_v,
     }
-    added = {key: value for key, (flag, value) in adds.items() if flag not in named and value is not None}
+    added = {key: value for key, value in adds.items() if key not in given.given and value is not None}
     flags = " ".join(flag_words(added))
     said = f"llamatel: {name} ({devices_in_words(chosen.devices)}): {flags or 'nothing to add to your flags'}"
     if chosen.longest > (settings.ctx_size or 0):

@@ -1,249 +1,166 @@
-"""Settings out of llama-server's own command line and its ``LLAMA_ARG_*`` variables, and back."""
+"""ServerSettings from llama-server's command line and its ``LLAMA_ARG_*`` variables, and back."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from llamatel.errors import UsageError
-from llamatel.flags.cache_types import CACHE_TYPES
-from llamatel.flags.server_settings import SPEC_TYPES, SPLIT_MODES, FlashAttention, ServerSettings
+from llamatel.flags.flag_table import BY_NAME, FLAGS, Flag, flag_of
+from llamatel.flags.flag_values import KINDS, TRUE, InvalidValue
+from llamatel.flags.server_settings import ServerSettings
 
-
-def _flash(text: str) -> FlashAttention:
-    if text in ("on", "enabled", "1", "true"):
-        return "on"
-    if text in ("off", "disabled", "0", "false"):
-        return "off"
-    if text in ("auto", "-1"):
-        return "auto"
-    raise ValueError
-
-
-def _cache_type(text: str) -> str:
-    if text not in CACHE_TYPES:
-        raise ValueError
-    return text
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if not -(2**31) <= number < 2**31:  # llama-server reads an int
-        raise ValueError
-    return number
-
-
-def _slots(text: str) -> int | None:
-    number = _number(text)
-    if number == 0:
-        raise ValueError
-    return number if number > 0 else None
-
-
-def _layers(text: str) -> int | None:
-    if text in ("auto", "all"):
-        return 1 << 20 if text == "all" else None
-    number = _number(text)
-    return number if number >= 0 else None
-
-
-def _split(text: str) -> tuple[float, ...]:
-    return tuple(float(share) for share in text.replace("/", ",").split(","))
-
-
-def _on_off(text: str) -> bool:
-    return _flash(text) == "on"
-
-
-def _speculative(text: str) -> tuple[str, ...]:
-    words = text.split(",")
-    if not set(words) <= set(SPEC_TYPES):
-        raise ValueError
-    return tuple(word for word in words if word != "none")
-
-
-def _split_mode(text: str) -> str:
-    if text not in SPLIT_MODES:
-        raise ValueError
-    return text
-
-
-# Flags with a value, by every name that llama-server knows: our field, how its text is read, its variable.
-_VALUES: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str | None], ...] = (
-    (("-m", "--model"), "model", str, "MODEL"),
-    (("-hf", "-hfr", "--hf-repo"), "model", str, "HF_REPO"),
-    (("-mu", "--model-url"), "model", str, "MODEL_URL"),
-    (("-c", "--ctx-size"), "ctx_size", _number, "CTX_SIZE"),
-    (("-np", "--parallel"), "parallel", _slots, "N_PARALLEL"),
-    (("--kv-unified-per-slot",), "kv_unified_per_slot", _number, "KV_UNIFIED_PER_SLOT"),
-    (("-b", "--batch-size"), "batch_size", _number, "BATCH"),
-    (("-ub", "--ubatch-size"), "ubatch_size", _number, "UBATCH"),
-    (("-ctk", "--cache-type-k"), "cache_type_k", _cache_type, "CACHE_TYPE_K"),
-    (("-ctv", "--cache-type-v"), "cache_type_v", _cache_type, "CACHE_TYPE_V"),
-    (("-fa", "--flash-attn"), "flash_attn", _flash, "FLASH_ATTN"),
-    (("-ngl", "--gpu-layers", "--n-gpu-layers"), "gpu_layers", _layers, "N_GPU_LAYERS"),
-    (("-ts", "--tensor-split"), "tensor_split", _split, "TENSOR_SPLIT"),
-    (("-sm", "--split-mode"), "split_mode", _split_mode, "SPLIT_MODE"),
-    (("-mg", "--main-gpu"), "main_gpu", _number, "MAIN_GPU"),
-    (("-fit", "--fit"), "fit", _on_off, "FIT"),
-    (("--spec-type",), "spec_types", _speculative, "SPEC_TYPE"),
-    (("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", _number, "SPEC_DRAFT_N_MAX"),
-    (
-        ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
-        "draft_cache_type_k",
-        _cache_type,
-        "SPEC_DRAFT_CACHE_TYPE_K",
-    ),
-    (
-        ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"),
-        "draft_cache_type_v",
-        _cache_type,
-        "SPEC_DRAFT_CACHE_TYPE_V",
-    ),
-    (("-md", "--model-draft", "--spec-draft-model"), "draft_model", str, "SPEC_DRAFT_MODEL"),
-    (("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"), "draft_model", str, "SPEC_DRAFT_HF_REPO"),
-    (
-        ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"),
-        "draft_gpu_layers",
-        _layers,
-        "N_GPU_LAYERS_DRAFT",
-    ),
-    (("-cram", "--cache-ram"), "cache_ram_mib", _number, "CACHE_RAM"),
-    (("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "ctx_checkpoints", _number, "CTX_CHECKPOINTS"),
-)
-# Flags without one: our field and what it becomes.
-_SWITCHES: tuple[tuple[tuple[str, ...], str, bool, str | None], ...] = (
-    (("-kvu", "--kv-unified"), "kv_unified", True, "KV_UNIFIED"),
-    (("-no-kvu", "--no-kv-unified"), "kv_unified", False, None),
-    (("--swa-full",), "swa_full", True, "SWA_FULL"),
-    (("-kvo", "--kv-offload"), "kv_offload", True, "KV_OFFLOAD"),
-    (("-nkvo", "--no-kv-offload"), "kv_offload", False, None),
-    (("--embedding", "--embeddings"), "embedding", True, "EMBEDDINGS"),
-    (("--rerank", "--reranking"), "embedding", True, "RERANKING"),
-)
-# Flags that decide how a server behaves and not what it allocates: names, whether they take a value, variable.
-_BEHAVIOUR: tuple[tuple[tuple[str, ...], bool, str | None], ...] = (
-    (("--context-shift",), False, "CONTEXT_SHIFT"),
-    (("--no-context-shift",), False, None),
-    (("--sleep-idle-seconds",), True, None),
-    (("--slot-save-path",), True, None),
-)
-_TAKES: dict[Callable[[str], Any], str] = {
-    _number: "a whole number below 2^31",
-    _slots: "a number of slots",
-    _flash: "one of on, off, auto",
-    _on_off: "on or off",
-    _layers: "a number of layers, auto or all",
-    _split: "shares, as in 3,1",
-    _cache_type: f"one of {', '.join(CACHE_TYPES)}",
-    _speculative: f"one of {', '.join(SPEC_TYPES)}",
-    _split_mode: f"one of {', '.join(SPLIT_MODES)}",
+_DEFAULTS = ServerSettings()
+_DESCRIBED = {
+    field.name: flag_of(field.name)
+    for field in fields(_DEFAULTS)
+    if any(flag.setting == field.name and flag.role in ("plan", "not counted") for flag in FLAGS)
 }
-_BY_FLAG = {flag: (field, read) for flags, field, read, _ in _VALUES for flag in flags}
-_SWITCH_BY_FLAG = {flag: (field, value) for flags, field, value, _ in _SWITCHES for flag in flags}
 
 
-def _read(name: str, field: str, read: Callable[[str], Any], text: str) -> dict[str, Any]:
-    try:
-        return {field: read(text)}
-    except ValueError:
-        raise UsageError(f"{name} does not take '{text}' ({_TAKES[read]})") from None
+class _Reading:
+    """Settings in the making."""
 
+    def __init__(self, base: ServerSettings, *, lenient: bool) -> None:
+        self.lenient = lenient
+        self.values: dict[str, Any] = {}
+        self.given = set(base.given)
+        self.not_counted = list(base.not_counted)
+        self.unknown = list(base.unknown)
+        self.not_understood = list(base.not_understood)
+        self._base = base
 
-def _from_environment(environ: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """What LLAMA_ARG_* say; llama-server reads them before its command line."""
-    for _, field, read, variable in _VALUES:
-        if variable and (text := environ.get(f"LLAMA_ARG_{variable}")):
-            yield _read(f"LLAMA_ARG_{variable}", field, read, text)
-    for _, field, value, variable in _SWITCHES:
-        if variable and (text := environ.get(f"LLAMA_ARG_{variable}")) is not None:
-            yield {field: value is (text in ("", "1", "on", "true", "enabled"))}
-        if variable and environ.get(f"LLAMA_ARG_NO_{variable}") is not None:
-            yield {field: not value}
+    def flag(self, flag: Flag, name: str, text: str) -> None:
+        """A flag or variable ``name`` with its value; of a switch "on" or "off"."""
+        if flag.role == "removed" and not self.lenient:
+            raise UsageError(f"llama-server has no {name}: the argument has been removed, see llama-server --help")
+        if flag.role == "not counted":
+            self.not_counted.append(name)
+        if flag.setting is None or flag.kind is None:
+            return
+        kind = KINDS[flag.kind]
+        try:
+            value = kind.parse(text)
+            if self.lenient and flag.kind == "overrides" and not all(override.is_cheap for override in value):
+                raise ValueError
+        except ValueError as error:
+            if not self.lenient:
+                why = str(error) if isinstance(error, InvalidValue) else kind.accepts
+                raise UsageError(f"{name} does not take '{text}' ({why})") from None
+            self.not_understood.append(name)
+            return
+        if kind.appends:
+            value = (*self.values.get(flag.setting, getattr(self._base, flag.setting)), *value)
+        self.values[flag.setting] = value
+        self.given.add(flag.setting)
 
-
-def _changed(settings: ServerSettings, change: dict[str, Any]) -> ServerSettings:
-    return replace(settings, **change)
+    def settings(self) -> ServerSettings:
+        """What was read."""
+        return replace(
+            self._base,
+            **self.values,
+            given=frozenset(self.given),
+            not_counted=tuple(dict.fromkeys(self.not_counted)),
+            unknown=tuple(dict.fromkeys(self.unknown)),
+            not_understood=tuple(dict.fromkeys(self.not_understood)),
+        )
 
 
 def parse_server_flags(
     words: Sequence[str],
     base: ServerSettings | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    lenient: bool = False,
 ) -> ServerSettings:
-    """Settings from llama-server's own command line; its other flags are passed over (``server_flags`` names them).
+    """Settings from llama-server's command line and environment, as llama-server reads them.
 
-    ``LLAMA_ARG_*`` variables count as they do there. Raises UsageError for a value that the server would not take.
+    Raises UsageError for what llama-server would refuse: a value, or a word that is no flag. ``lenient`` is for the
+    command line of a server that runs, perhaps of another build: what is not understood is listed, and raises nothing.
     """
-    settings = base if base is not None else ServerSettings()
-    for change in _from_environment(environ):
-        settings = _changed(settings, change)
+    reading = _Reading(base if base is not None else _DEFAULTS, lenient=lenient)
+    _read_environment(reading, environ)
     i = 0
     while i < len(words):
-        word, equals, inline = words[i].partition("=")
+        word = words[i]
         i += 1
-        if word in _SWITCH_BY_FLAG:
-            field, value = _SWITCH_BY_FLAG[word]
-            settings = _changed(settings, {field: value})
-        elif word in _BY_FLAG:
-            field, read = _BY_FLAG[word]
-            if not equals:
-                if i >= len(words):
-                    raise UsageError(f"{word} lacks its value")
-                inline = words[i]
-                i += 1
-            settings = _changed(settings, _read(word, field, read, inline))
-    return settings
+        name = word.replace("_", "-") if word.startswith("--") else word  # as common_params_parse does
+        flag = BY_NAME.get(name)
+        if flag is None:
+            _check_unknown(word, lenient=lenient)
+            reading.unknown.append(word)
+            # It may have a value.
+            i += i < len(words) and not words[i].startswith("-")
+            continue
+        if i + flag.values > len(words) and not lenient:
+            raise UsageError(f"{name} lacks its value")
+        switched = "off" if name in flag.negated else "on"
+        reading.flag(flag, name, "".join(words[i : i + 1]) if flag.values else switched)
+        i += flag.values
+    return reading.settings()
 
 
-def given_settings(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a llama-server was told, by the long names of its flags without dashes; a switch is "true" or "false".
+def _read_environment(reading: _Reading, environ: Mapping[str, str]) -> None:
+    """``LLAMA_ARG_*``, which llama-server reads before its command line."""
+    for flag in FLAGS:
+        if flag.off_variable is not None and flag.off_variable in environ:
+            reading.flag(flag, flag.off_variable, "off")
+        elif flag.variable is None or (text := environ.get(flag.variable)) is None:
+            continue
+        elif flag.values or flag.negated or text in TRUE:  # a switch that only goes on passes over other values
+            reading.flag(flag, flag.variable, text)
 
-    The command line goes before ``LLAMA_ARG_*``, and what comes later before what came earlier.
+
+def _check_unknown(word: str, *, lenient: bool) -> None:
+    """Raise UsageError for a word that no build of llama-server takes as a flag."""
+    if lenient:
+        return
+    name, equals, value = word.partition("=")
+    if equals and name in BY_NAME:
+        raise UsageError(f"error: invalid argument: {word} (llama-server wants {name} {value})")
+    if not re.match(r"--?[A-Za-z]", word):
+        raise UsageError(f"{word!r} belongs to no flag of llama-server's: leave it out")
+
+
+def given_flags(settings: ServerSettings) -> dict[str, str]:
+    """The settings that were given, by the long names of their flags without dashes; a switch is "true" or "false".
+
+    For people and metric labels; those that only matter to start or reach the server are left out.
     """
-    rows = (
-        *((flags, True, variable) for flags, _, _, variable in _VALUES),
-        *((flags, False, variable) for flags, _, _, variable in _SWITCHES),
-        *_BEHAVIOUR,
-    )
-    given: dict[str, str] = {}
-    by_flag: dict[str, tuple[str, bool]] = {}
-    for flags, takes_value, variable in rows:
-        name = next(flag for flag in flags if flag.startswith("--"))
-        by_flag |= dict.fromkeys(flags, (name, takes_value))
-        text = environ.get(f"LLAMA_ARG_{variable}") if variable else None
-        if text is not None:
-            given |= _told(name, text if takes_value else str(text in ("", "1", "on", "true", "enabled")).lower())
-    rest = iter(words)
-    for word in rest:
-        flag, equals, inline = word.partition("=")
-        name, takes_value = by_flag.get(flag, ("", False))
-        if name:
-            given |= _told(name, (inline if equals else next(rest, "")) if takes_value else "true")
-    return given
-
-
-def _told(flag: str, value: str) -> dict[str, str]:
-    if flag.startswith("--no-"):
-        return {flag[5:]: "false"}
-    return {flag[2:]: value}
+    shown: dict[str, str] = {}
+    for flag in FLAGS:
+        if flag.setting in settings.given and flag.role in ("plan", "not counted", "behaviour") and flag.kind:
+            value = getattr(settings, str(flag.setting))
+            if value is not None or flag.kind in ("layers", "slots"):
+                name = flag_of(str(flag.setting)).long_name[2:]
+                shown[name] = KINDS[flag.kind].text(value)
+    return shown
 
 
 def describe(settings: ServerSettings) -> str:
     """The settings that are not the defaults, as llama-server's flags."""
-    plain = ServerSettings()
-    changed = {f.name for f in fields(settings) if getattr(settings, f.name) != getattr(plain, f.name)}
-    words = []
-    for flags, field, _, _ in _VALUES:
-        if field in changed and field not in ("model", "spec_types", "fit") and flags[0] != "-hfd":
-            value = getattr(settings, field)
-            text = ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
-            words.append(f"{flags[0]} {text}")
-    words += [f"--spec-type {','.join(settings.spec_types)}"] * ("spec_types" in changed)
-    words += ["-fit off"] * ("fit" in changed)
-    for flags, field, value, variable in _SWITCHES:
-        if field in changed and getattr(settings, field) is value and variable != "RERANKING":
-            words.append(flags[0])
-    return " ".join(words)
+    return " ".join(_described(settings))
+
+
+def _described(settings: ServerSettings) -> Iterator[str]:
+    for name, flag in sorted(_DESCRIBED.items(), key=lambda item: item[1].values == 0):
+        value = getattr(settings, name)
+        if value == getattr(_DEFAULTS, name) or name == "model":
+            continue
+        kind = KINDS[str(flag.kind)]
+        if flag.values == 0 and not kind.appends:
+            yield min(flag.names if value else flag.negated, key=len)
+        elif kind.appends:
+            yield kind.text(value)
+        else:
+            yield f"{min(flag.names, key=len)} {kind.text(value)}"
+
+
+def settings_as_dict(settings: ServerSettings) -> dict[str, Any]:
+    """For JSON: the settings that a plan depends on."""
+    plain = {name: getattr(settings, name) for name in _DESCRIBED}
+    texts = {name: KINDS["overrides"].text(plain[name]) for name in plain if name.endswith("tensor_overrides")}
+    return plain | texts

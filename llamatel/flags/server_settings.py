@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from llamatel.flags.tensor_override import TensorOverride
 
 FlashAttention = Literal["auto", "on", "off"]
 
@@ -22,10 +24,13 @@ ROLLING_BACK = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft-ds
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Names and defaults are llama-server's (common/common.h, October 2026)."""
+    """What a llama-server's command line and environment come to.
+
+    Names and defaults are llama-server's (common/common.h, October 2026); ``parse_server_flags`` makes them.
+    """
 
     ctx_size: int | None = None
-    """Tokens over all slots; None and 0 take the model's context length."""
+    """Tokens over all slots; None and 0 are the model's context length."""
     parallel: int | None = None
     """Slots; None is the server's own four, which then share one pool."""
     kv_unified: bool = False
@@ -43,8 +48,20 @@ class ServerSettings:
     tensor_split: tuple[float, ...] = ()
     split_mode: str = "layer"
     main_gpu: int = 0
+    devices: tuple[str, ...] = ()
+    """llama.cpp's names of the devices to use; empty is all, ``none`` the host alone."""
+    rpc_servers: tuple[str, ...] = ()
+    tensor_overrides: tuple[TensorOverride, ...] = ()
+    moe_cache_mib: int = 0
+    """Device memory for experts that are kept on the host."""
     fit: bool = True
     """llama-server lowers an unset context to what fits, and gives each slot that does not share the model's length."""
+    fit_target_mib: tuple[int, ...] = (1024,)
+    """What fitting leaves free: on each device, or one number for all."""
+    fit_ctx: int = 4096
+    """Fitting does not lower the context below that."""
+    mmproj: str | None = None
+    lora_adapters: tuple[str, ...] = ()
     spec_types: tuple[str, ...] = ()
     """Kinds of speculative decoding; ``draft-mtp`` gives the blocks that draft a context of their own."""
     draft_model: str | None = None
@@ -54,11 +71,43 @@ class ServerSettings:
     draft_max: int = 3
     draft_cache_type_k: str = "f16"
     draft_cache_type_v: str = "f16"
+    draft_ubatch_size: int = 0
+    """0 is ``ubatch_size``."""
+    draft_devices: tuple[str, ...] = ()
+    draft_tensor_overrides: tuple[TensorOverride, ...] = ()
     embedding: bool = False
     cache_ram_mib: int = 8192
+    """Host memory for prompts; -1 has no limit."""
     ctx_checkpoints: int = 32
+    context_shift: bool = False
+    sleep_idle_seconds: int = -1
+    """-1 is never."""
+    slot_save_path: str | None = None
     model: str | None = None
-    """The model that a pasted command line names."""
+    """File, address or Hub repository of the model."""
+
+    alias: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    api_prefix: str = ""
+    api_key_file: str | None = None
+    ssl_key_file: str | None = None
+    ssl_cert_file: str | None = None
+    log_file: str | None = None
+    log_disable: bool = False
+    log_jsonl: bool = False
+    verbosity: int = 3
+    models_dir: str | None = None
+    """The server is a router for the models in there."""
+
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """The fields that the command line or the environment named; the others have llama-server's default."""
+    not_counted: tuple[str, ...] = ()
+    """Flags and variables that change what is allocated in ways that plans do not account for."""
+    unknown: tuple[str, ...] = ()
+    """Flags that are not in the table: of another build, or misspelt."""
+    not_understood: tuple[str, ...] = ()
+    """Flags and variables whose value could not be read, of a server that runs (``lenient``)."""
 
     @property
     def slots(self) -> int:

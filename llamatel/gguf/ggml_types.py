@@ -89,3 +89,10 @@ FILE_TYPES: dict[int, str] = {
     40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 """``general.file_type``: what most of the file's matrices are stored as."""
+_GUESSED = 1024
+"""LLAMA_FTYPE_GUESSED: llama.cpp's loader derived the type from the tensors."""
+
+
+def file_type_name(value: object) -> str | None:
+    """The name of a ``general.file_type``, ``Q4_K_M``; None for what is none, or not known."""
+    return FILE_TYPES.get(value & ~_GUESSED) if isinstance(value, int) else None

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from llamatel.gguf.byte_source import ByteSource, Cursor
-from llamatel.gguf.ggml_types import FILE_TYPES, TENSOR_TYPES
+from llamatel.gguf.ggml_types import TENSOR_TYPES, file_type_name
 from llamatel.gguf.metadata import Metadata, Scalar, SkippedArray, Value
 from llamatel.providers import HtmlRepresentation
 
@@ -121,8 +121,7 @@ class GGUFHeader(HtmlRepresentation):
     @property
     def file_type(self) -> str | None:
         """``general.file_type`` by its name, ``Q4_K_M``; None if the file does not say, or says what we do not know."""
-        value = self.metadata.get("general.file_type")
-        return FILE_TYPES.get(value & ~1024) if isinstance(value, int) else None  # 1024: guessed by the loader
+        return file_type_name(self.metadata.get("general.file_type"))
 
     @cached_property
     def n_params(self) -> int | None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llamatel.errors import UsageError
-from llamatel.flags.parse import parse_server_flags
-from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.cache_plan import cache_plan
 from llamatel.plan.devices import CONTEXT_MIB, Device
 from llamatel.plan.memory_plan import memory_plan
@@ -14,20 +11,6 @@ from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _CONTEXT = CONTEXT_MIB << 20
 _ON_HOST = ("CPU", "CUDA_Host")
-
-
-def settings_of(state: ServerSnapshot) -> ServerSettings | None:
-    """A server's settings as the planner wants them; None where they are in words that it does not know."""
-    words: list[str] = []
-    for name, value in state.settings.items():
-        if value in ("true", "false"):
-            words.append(f"--{name}" if value == "true" else f"--no-{name}")
-        else:
-            words += [f"--{name}", value]
-    try:
-        return parse_server_flags(words, environ={})
-    except UsageError:
-        return None
 
 
 def memory_parts(state: ServerSnapshot, holding: Sequence[DeviceSnapshot]) -> Iterator[tuple[str, str, int]]:
@@ -43,9 +26,9 @@ def memory_parts(state: ServerSnapshot, holding: Sequence[DeviceSnapshot]) -> It
 
 
 def _planned(state: ServerSnapshot, holding: Sequence[DeviceSnapshot]) -> Iterator[tuple[str, str, int]]:
-    settings = settings_of(state)
+    settings = state.settings
     shape = state.model
-    if settings is None or shape is None or shape.weights is None or not holding:
+    if settings is None or settings.not_understood or shape is None or shape.weights is None or not holding:
         return
     devices = [
         Device(each.name, each.memory_limit or 0, each.bandwidth, "NVML", (each.memory_reserved or 0) + _CONTEXT)

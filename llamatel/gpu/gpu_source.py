@@ -12,7 +12,6 @@ from typing import Protocol
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import bandwidth_utilization, flops_utilization
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
-from llamatel.gpu.gpu_memory import settings_of
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, layers_asked
 from llamatel.records import Completion, RequestGpu, ServerInfo
@@ -113,7 +112,7 @@ class GpuSource:
             return completion
         gpu = self._energy(completion, holding, assumed=assumed)
         if state.model is not None and _all_on_gpu(state):
-            settings = settings_of(state) or ServerSettings()
+            settings = state.settings or ServerSettings()
             gpu = replace(
                 gpu,
                 bandwidth_utilization=bandwidth_utilization(completion, state.model, settings, holding),

@@ -13,14 +13,7 @@ _IN_USE_BYTES = 200 << 20
 
 def layers_asked(state: ServerSnapshot) -> int | None:
     """``-ngl`` as a number; None where llama.cpp itself was to decide. ``all`` is more than any model has."""
-    text = state.settings.get("gpu-layers", "auto")
-    if text == "all":
-        return 1 << 20
-    try:
-        number = int(text)
-    except ValueError:
-        return None
-    return number if number >= 0 else None
+    return None if state.settings is None else state.settings.gpu_layers
 
 
 def devices_of(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> tuple[tuple[DeviceSnapshot, ...], bool]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llamatel.flags.parse import describe
+from llamatel.flags.parse import describe, settings_as_dict
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.flags.table import Overlooked
 from llamatel.plan.advice import Facts, advise
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.plan.cache_plan import CachePlan, cache_plan
@@ -49,8 +48,6 @@ class PlanReport:
     """By context: the caches with each of ``TABLE_TYPES`` for K and V."""
     advice: tuple[str, ...]
     measured: tuple[Measured, ...] | None = None
-    overlooked: Overlooked = field(default_factory=Overlooked)
-    """What of a pasted command line is not in these figures."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,9 +58,9 @@ class PlanReport:
             "architecture": self.shape.architecture,
             "attention": attention_summary(self.shape),
             "trained_context": self.shape.context_length,
-            "settings": asdict(self.settings),
-            "flags_not_counted": list(self.overlooked.not_counted),
-            "flags_unknown": list(self.overlooked.unknown),
+            "settings": settings_as_dict(self.settings),
+            "flags_not_counted": list(self.settings.not_counted),
+            "flags_unknown": list(self.settings.unknown),
             "kv_cache": {
                 **{
                     f"{column}_bytes": cache.bytes_of(column) if known else None
@@ -166,7 +163,6 @@ def make_report(
     devices: Sequence[Device] = (),
     *,
     measured: Sequence[Measured] | None = None,
-    overlooked: Overlooked | None = None,
 ) -> PlanReport:
     """Work everything out."""
     cache = cache_plan(shape, settings)
@@ -192,7 +188,6 @@ def make_report(
         tuple(table),
         tuple(advise(Facts(shape, settings, tuple(devices), cache, memory, longest))),
         None if measured is None else tuple(measured),
-        overlooked or Overlooked(),
     )
 
 

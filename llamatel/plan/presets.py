@@ -43,10 +43,10 @@ class Chosen:
     devices: tuple[Device, ...]
 
 
-def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings, given_names: frozenset[str]) -> Chosen:
+def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings) -> Chosen:
     """Every layer on the cards, shared out so that the fuller one has the most room; the largest context that fits.
 
-    ``given`` are the caller's own settings and ``given_names`` the fields that the caller named: those stay. Of the
+    ``given`` are the caller's own settings: those that were given stay. Of the
     cache types the first is taken with which ``ENOUGH_CONTEXT`` tokens fit, or all that the model knows. Raises
     UsageError, with what would help, if the model does not fit.
     """
@@ -55,7 +55,7 @@ def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings, 
         raise UsageError(f"--preset {preset.name}: {name} does not say how large it is, so nothing can be planned")
     wanted = given.ctx_size or shape.context_length
     found: list[Chosen] = []
-    for settings in _variants(given, given_names):
+    for settings in _variants(given):
         whole = replace(settings, gpu_layers=len(shape.layers) + 1, ctx_size=wanted)
         split = balanced(shape, whole, devices)
         longest = largest_context(shape, split, devices)
@@ -73,9 +73,9 @@ def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings, 
     return best
 
 
-def _variants(given: ServerSettings, given_names: frozenset[str]) -> Iterator[ServerSettings]:
-    flash = given if "flash_attn" in given_names else replace(given, flash_attn="on")
-    if not given_names.isdisjoint(("cache_type_k", "cache_type_v")):
+def _variants(given: ServerSettings) -> Iterator[ServerSettings]:
+    flash = given if "flash_attn" in given.given else replace(given, flash_attn="on")
+    if not given.given.isdisjoint(("cache_type_k", "cache_type_v")):
         yield flash
         return
     for kind in _TYPES if flash.flash_attn != "off" else _TYPES[:1]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from llamatel.errors import UsageError
-from llamatel.gguf.ggml_types import FILE_TYPES
+from llamatel.gguf.ggml_types import file_type_name
 from llamatel.plan.architectures import ARCHITECTURES, DRAFT_ONLY, DRAFTING, Architecture
 from llamatel.plan.layers import layers_of
 from llamatel.plan.metadata_keys import Keys
@@ -66,7 +66,6 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         unknown.append("the cache of a DFlash draft for DeepSeek-V4")
     layers, latent = layers_of(keys, row, blocks, min(drafting, blocks))
     name = metadata.get("general.name")
-    file_type = metadata.get("general.file_type")
     return ModelShape(
         architecture=keys.architecture,
         layers=layers,
@@ -88,7 +87,7 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         needs_target=row.name in DRAFT_ONLY and not _whole_model(row, tensor_names or set()),
         aborts=row.aborts,
         rope=_rope(keys),
-        file_type=_file_type(file_type),
+        file_type=file_type_name(metadata.get("general.file_type")),
         verified=keys.architecture in VERIFIED,
         unknown=(*unknown, *(f"the file lacks {key}" for key in dict.fromkeys(keys.missing))),
     )
@@ -121,7 +120,3 @@ def _whole_model(row: Architecture, tensor_names: set[str]) -> bool:
 def _vocabulary(metadata: Mapping[str, Any]) -> int | None:
     tokens = metadata.get("tokenizer.ggml.tokens")
     return len(tokens) if tokens is not None and hasattr(tokens, "__len__") else None
-
-
-def _file_type(number: object) -> str | None:
-    return FILE_TYPES.get(number) if isinstance(number, int) else None

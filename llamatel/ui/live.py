@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llamatel.flags.parse import given_flags
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
@@ -278,7 +279,7 @@ def _server(state: ServerSnapshot) -> dict[str, Any]:
         "slots": None if state.slots is None else [dataclasses.asdict(slot) for slot in state.slots],
         "kv_cache": None if cache is None else {**dataclasses.asdict(cache), "headroom": cache.headroom},
         "process": None if state.process is None else dataclasses.asdict(state.process),
-        "settings": dict(state.settings),
+        "settings": given_flags(state.settings) if state.settings is not None else {},
         "shape": None
         if shape is None
         else {

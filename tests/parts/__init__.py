@@ -13,6 +13,7 @@ from .otlp import OtlpSink, SinkEvent, SinkMetric, SinkPoint, SinkRequest, SinkS
 from .processes import Child, PartFailed, accepts, free_port, kill_survivors, survivors, wait_until
 from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
+from .sid import sid_llama_server
 from .vocabularies import vocabularies
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "prometheus_program",
     "rotel_program",
     "scrape_config",
+    "sid_llama_server",
     "survivors",
     "vocabularies",
     "wait_until",

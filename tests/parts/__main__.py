@@ -12,6 +12,7 @@ from .llama_server import llama_server
 from .missing import MissingPart, in_ci
 from .prometheus import prometheus_program
 from .rotel import rotel_program
+from .sid import sid_llama_server
 from .vocabularies import vocabularies
 
 
@@ -31,6 +32,7 @@ def main() -> int:
         lambda: prometheus_program("promtool"),
         chromium_program,
         llama_server,
+        sid_llama_server,
         llama_cpp_python,
         vocabularies,
     )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.documents import count
 from llamatel.llama.http.carried_counters import CarriedCounters
 from llamatel.llama.http.props import ServerProps
@@ -72,8 +73,8 @@ class Instance:
         self.restarts = 0
         """Times another process was found in its place."""
         self.trained_context: int | None = None
-        self.flags: Mapping[str, str] = {}
-        """llama-server's flags that are known for certain, without dashes; used are ctx-size and kv-unified."""
+        self.flags: ServerSettings | None = None
+        """llama-server's settings, where its flags are known."""
 
     @property
     def busy(self) -> bool:
@@ -271,15 +272,14 @@ class Instance:
         if size is None:
             return KvCacheState()
         number = len(slots)
-        text = self.flags.get("ctx-size", "")
-        asked = int(text) if text.isdecimal() and len(text) <= 10 else 0
+        asked = max(self.flags.ctx_size or 0, 0) if self.flags is not None else 0
         pool = _padded(asked)
         if number > 1 and asked:
             if size == pool:
                 return KvCacheState(capacity=pool, unified=True)
             if size == _padded(-(-pool // number)):
                 return KvCacheState(capacity=size * number, unified=False)
-            if size == self.trained_context and size < pool and self.flags.get("kv-unified") == "true":
+            if size == self.trained_context and size < pool and self.flags is not None and self.flags.kv_unified:
                 return KvCacheState(capacity=pool, unified=True)
         if number == 1 and self.trained_context is not None and size < self.trained_context:
             return KvCacheState(capacity=size)

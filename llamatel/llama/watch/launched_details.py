@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llamatel.flags.parse import given_settings
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
-from llamatel.llama.watch.loaded_model import read_loaded_model, read_settings
+from llamatel.llama.watch.loaded_model import read_loaded_model
 from llamatel.llama.watch.slot_polling import Activity, SlotsNow, SlotWatch
 from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import KvCacheState, SlotState
@@ -34,7 +34,7 @@ class Details:
     decode_rate: float | None = None
     kv_cache: KvCacheState | None = None
     model: ModelShape | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: ServerSettings | None = None
     stale: bool = False
     asked: bool = False
     """Whether the server was asked for its slots, which takes a task number."""
@@ -45,10 +45,11 @@ class LaunchedServer:
 
     def __init__(self, command: CommandLine) -> None:
         environ = {**os.environ, **command.environment}
-        self._given = given_settings(command.arguments, environ)
-        self._read = read_settings(command.arguments, environ)
+        self._flags = parse_server_flags(command.arguments, environ=environ, lenient=True)
+        self._read = None if self._flags.not_understood else self._flags
+        sleeps_after = self._flags.sleep_idle_seconds
         self._slots = SlotWatch(
-            sleeps_after_s=_seconds(self._given.get("sleep-idle-seconds")), always="slot-save-path" in self._given
+            sleeps_after_s=sleeps_after if sleeps_after > 0 else None, always=self._flags.slot_save_path is not None
         )
         self._lock = threading.Lock()
         self._model = LoadedModel()
@@ -101,19 +102,11 @@ class LaunchedServer:
             self._told = facts.model_path, path
         return path
 
-    def _settings(self, facts: LoggedServer) -> dict[str, str]:
+    def _settings(self, facts: LoggedServer) -> ServerSettings:
         """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
-        said = {
-            "parallel": None if facts.slots is None else str(facts.slots),
-            "kv-unified": None if facts.kv_unified is None else str(facts.kv_unified).lower(),
-        }
-        return {**self._given, **{name: value for name, value in said.items() if value is not None}}
-
-
-def _seconds(text: str | None) -> float | None:
-    """A time that is a number above 0; llama.cpp's -1 is never."""
-    try:
-        seconds = float(text) if text else 0.0
-    except ValueError:
-        return None
-    return seconds if seconds > 0 else None
+        settings = self._flags
+        if facts.slots is not None:
+            settings = replace(settings, parallel=facts.slots, given=settings.given | {"parallel"})
+        if facts.kv_unified is not None:
+            settings = replace(settings, kv_unified=facts.kv_unified, given=settings.given | {"kv_unified"})
+        return settings

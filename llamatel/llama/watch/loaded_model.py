@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llamatel.errors import LlamatelError
-from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gguf.split_files import parse_gguf_header
 from llamatel.llama.log.logged_server import LoggedServer
@@ -18,15 +16,6 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 _log = logging.getLogger(__name__)
-
-
-def read_settings(words: Sequence[str], environ: Mapping[str, str]) -> ServerSettings | None:
-    """The server's settings; None where its flags are not understood, though llama.cpp may take them."""
-    try:
-        return parse_server_flags(words, environ=environ)
-    except LlamatelError as error:
-        _log.debug("the server's flags are not understood: %s", error)
-        return None
 
 
 def read_loaded_model(facts: LoggedServer, settings: ServerSettings | None, path: str | None) -> LoadedModel:

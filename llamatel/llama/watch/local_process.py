@@ -5,33 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from llamatel.flags.parse import given_settings
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
 
 _LISTEN = "0A"
 _PROC = Path("/proc")
 
 
-def local_flags(address: str | None, port: int | None, proc: Path = _PROC) -> Mapping[str, str]:
-    """What the one llama-server that listens there was told, by long names without dashes; empty where that is unsure.
+def local_flags(address: str | None, port: int | None, proc: Path = _PROC) -> ServerSettings | None:
+    """The settings of the one llama-server that listens there; None where that is unsure.
 
     That is so for another machine's address, for what only forwards the port (its program has another name), and for
     processes of other users.
     """
     if port is None or not _is_this_machine(address):
-        return {}
+        return None
     sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
     owners = [process for process in _processes(proc) if sockets and not sockets.isdisjoint(_open_files(process))]
     if len(owners) != 1:
-        return {}
+        return None
     words = _strings(owners[0] / "cmdline")
     if not words or "llama-server" not in Path(words[0]).name:
-        return {}
+        return None
     environ = dict(entry.split("=", 1) for entry in _strings(owners[0] / "environ") if "=" in entry)
-    return given_settings(words[1:], environ)
+    return parse_server_flags(words[1:], environ=environ, lenient=True)
 
 
 def _is_this_machine(address: str | None) -> bool:

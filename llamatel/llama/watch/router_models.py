@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 
 from llamatel.errors import ServerUnreachable
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.documents import text
 from llamatel.llama.http.props import ModelCard, parse_model_card
 from llamatel.llama.http.server_client import ServerClient
@@ -30,7 +31,6 @@ from llamatel.snapshots import RouterModel, ServerSnapshot
 _IDLE_S = 5.0
 """How often a loaded model is asked while nothing happens in it."""
 _STATES = frozenset({"unloaded", "loading", "loaded", "sleeping", "downloading", "downloaded"})
-_FLAGS = frozenset({"ctx-size", "parallel"})
 _MAX_MODELS = 512
 
 
@@ -45,7 +45,7 @@ class ModelEntry:
     """Of its process, while it has one."""
     exit_code: int | None = None
     card: ModelCard = field(default_factory=ModelCard)
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: ServerSettings | None = None
 
     @property
     def running(self) -> bool:
@@ -68,18 +68,15 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
         if state == "unloaded" and status.get("failed"):
             state = "failed"
         args = [word for word in given if isinstance(word, str)] if isinstance(given, list) else []
-        values = {flag[2:]: word for flag, word in pairwise(args) if flag[2:] in _FLAGS}
-        port = next((word for flag, word in pairwise(args) if flag == "--port"), "0")
-        if "--kv-unified" in args:
-            values["kv-unified"] = "true"
+        flags = parse_server_flags(args, environ={}, lenient=True) if args else None
         entries.append(
             ModelEntry(
                 name,
                 state,
-                port=int(port) if port.isdecimal() and len(port) <= 5 and port != "0" else None,
+                port=flags.port if flags is not None and flags.port and 0 < flags.port < 65536 else None,
                 exit_code=exit_code if isinstance(exit_code, int) else None,
                 card=parse_model_card(model),
-                flags=values,
+                flags=flags,
             )
         )
     return entries

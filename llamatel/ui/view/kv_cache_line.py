@@ -18,9 +18,10 @@ def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None
     cache = state.kv_cache
     if cache is None or cache.capacity is None:
         return None
-    slots = state.settings.get("parallel") or (None if state.slots is None else str(len(state.slots)))
+    given = None if state.settings is None else state.settings.parallel
+    slots = given or (None if state.slots is None else len(state.slots))
     whose = ""
-    if slots not in (None, "1") and cache.unified is not None:
+    if slots not in (None, 1) and cache.unified is not None:
         whose = f" shared by {slots} slots" if cache.unified else f" in {slots} slots"
     held = ""
     if cache.active or cache.cached:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from llamatel.flags.server_settings import padded
-from llamatel.flags.table import BUILD, Overlooked
+from llamatel.flags.flag_table import BUILDS, closest_flag
+from llamatel.flags.server_settings import ServerSettings, padded
 from llamatel.plan.advice import devices_in_words
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.plan.cache_plan import CachePart, CachePlan
@@ -63,7 +63,7 @@ def _settings(page: Page, report: PlanReport) -> None:
             "draft model", f"{printable(report.settings.draft_model or '')}: {attention_summary(report.shape.draft)}"
         )
     page.row("server", settings_in_words(report.settings))
-    _overlooked(page, report.overlooked)
+    _left_out(page, report.settings)
     cells = report.cache.cells
     if cells is not None:
         slots = f"{cells.slots} slot{'s' * (cells.slots > 1)}"
@@ -76,12 +76,12 @@ def _settings(page: Page, report: PlanReport) -> None:
         page.row("answer" if line == report.advice[0] else "", line)
 
 
-def _overlooked(page: Page, overlooked: Overlooked) -> None:
-    if overlooked.not_counted:
-        page.row("not counted", f"what {', '.join(overlooked.not_counted)} changes")
-    if overlooked.unknown:
-        names, hint = ", ".join(printable(flag) for flag in overlooked.unknown), overlooked.hint()
-        page.row("unknown", f"{names}: {BUILD} has no such flag" + (f"; {hint}?" if hint else ""))
+def _left_out(page: Page, settings: ServerSettings) -> None:
+    if settings.not_counted:
+        page.row("not counted", f"what {', '.join(settings.not_counted)} changes")
+    if settings.unknown:
+        names, hint = ", ".join(printable(flag) for flag in settings.unknown), closest_flag(settings.unknown[0])
+        page.row("unknown", f"{names}: {BUILDS} has no such flag" + (f"; {hint}?" if hint else ""))
 
 
 def _part(part: CachePart) -> tuple[str, ...]:
