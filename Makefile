@@ -1,4 +1,4 @@
-# Everything a person does here. `make` alone lists it. ARGS="..." is handed on to run, test and bench.
+# All development commands; `make` lists them. ARGS="..." is passed on to run, test, verify, bench, fuzz and acceptance.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,15 +11,15 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test verify parts lint type fmt docs dashboards bench fuzz lock clean
+.PHONY: help run test parts verify estimates acceptance lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.installed-run ## Set up, then run llamatel's demo on a tiny model: no download of a model, no compiling
+run: $(VENV)/.installed-run ## Set up, then run the demo on a tiny model: no download of a model, no compiling
 	@$(BIN)/llamatel demo $(ARGS)
 
-test: parts ## Set up, get or build the real programs that tests run (once, some minutes), run the tests
+test: parts ## Set up, get or build the real programs that tests use (once, some minutes), run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 parts: $(VENV)/.installed-dev
@@ -27,6 +27,9 @@ parts: $(VENV)/.installed-dev
 
 verify: parts ## Compare planned cache sizes with what llama-server allocates, on every model and setting of the suite
 	$(BIN)/python -m tests.exact.verify $(ARGS)
+
+acceptance: parts ## Run the long proofs and write their figures to tests/acceptance/results; one: ARGS=NAME
+	$(BIN)/python -m tests.acceptance $(ARGS)
 
 estimates: parts ## Compare estimated compute buffers with llama.cpp's, on models of real dimensions
 	$(BIN)/python -m tests.exact.estimates $(ARGS)
@@ -39,7 +42,7 @@ lint: $(VENV)/.installed-dev ## Check style, formatting and types
 type: $(VENV)/.installed-dev ## Check types only
 	$(BIN)/mypy
 
-fmt: $(VENV)/.installed-dev ## Format, and mend what can be mended automatically
+fmt: $(VENV)/.installed-dev ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
@@ -50,17 +53,17 @@ dashboards: $(VENV)/.installed-dev ## Write the Grafana dashboards and the Prome
 	$(BIN)/python -m llamatel_dashboards.build
 	$(BIN)/python -m llamatel_dashboards.rules
 
-bench: parts ## Measure what llamatel costs and how fast it reads headers; one part: ARGS="--only header"
+bench: parts ## Measure what llamatel costs; one part: ARGS="--only header"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# atheris is in no lock file: it is not there for every Python, and only this target wants it.
+# atheris is not in the lock file: it does not exist for every Python, and only this target needs it.
 fuzz: $(VENV)/.installed-dev ## Feed broken model files to the reader: mutations, then atheris, a minute each
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(INSTALL) atheris || \
 		{ echo "no atheris for this Python and system: mutations only" >&2; exit 1; }
 	$(BIN)/python -m tests.fuzz --atheris $(ARGS)
 
-lock: ## Resolve requirements/dev.txt anew (needs uv)
+lock: ## Resolve requirements/dev.txt again (needs uv)
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	$(UV) pip compile --quiet --universal --python-version 3.10 --upgrade --extra dev --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file $(LOCK)
@@ -70,8 +73,8 @@ clean: ## Remove the virtual environment, builds and caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A virtual environment: uv's where uv is there. Debian keeps what `python3 -m venv` needs in python3-venv: root (a
-# container) gets it installed, everybody else is told.
+# A virtual environment, by uv if it is installed. On Debian `python3 -m venv` needs the package python3-venv: it is
+# installed for root (a container), other users get the command.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "llamatel needs Python 3.10 or newer; name yours with: make PYTHON=python3.12" >&2; exit 1; }
