@@ -41,6 +41,7 @@ from llamatel.tracing.client_spans import ClientSpans
 from llamatel.tracing.joining import OpenCall
 from llamatel.ui.live import Live
 from llamatel.ui.notebook import Report, Trace
+from llamatel.ui.objectives import Objectives
 from llamatel.ui.web.web_app import Page
 
 _log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ def _begin(
 
 def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
     about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
-    live = Live(about)
+    live = Live(about, Objectives.from_environment())
     instance = uuid.uuid4().hex
     told = None
     if built.spans_leave and not settings.disabled and settings.llamatel_url != "none":

@@ -1,4 +1,4 @@
-"""What of Grafana's HTTP API pushing dashboards meets. No Grafana can be had where tests run (docs/grafana.md).
+"""A stand-in for the part of Grafana's HTTP API that pushing dashboards uses: Grafana is not available in the tests.
 
 Paths, bodies, status codes and messages are those of Grafana 11 (pkg/api/dashboard.go, pkg/api/folder.go).
 """
@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class GrafanaServer(ThreadingHTTPServer):
-    """Keeps folders and dashboards; takes one token, whose role is ``role``. A context manager."""
+    """Keeps folders and dashboards; accepts one token, whose role is ``role``. A context manager."""
 
     daemon_threads = True
 
-    def __init__(self, token: str | None = None, role: str = "Editor", version: str = "11.6.0") -> None:
+    def __init__(
+        self,
+        token: str | None = None,
+        role: str = "Editor",
+        version: str = "11.6.0",
+        provisioned: Collection[str] = (),
+    ) -> None:
+        """``provisioned``: uids of dashboards that were provisioned from a file."""
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.provisioned = frozenset(provisioned)
         self.token, self.role, self.version = token, role, version
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.folders: dict[str, str] = {}
@@ -61,11 +70,13 @@ class _Handler(BaseHTTPRequestHandler):
         model, folder = body["dashboard"], body.get("folderUid")
         if model.get("id") is not None:
             self._answer(404, {"message": "Dashboard not found", "status": "not-found"})
+        elif model["uid"] in self.server.provisioned:
+            self._answer(400, {"message": "Cannot save provisioned dashboard"})
         elif folder is not None and folder not in self.server.folders:
             self._answer(400, {"message": "folder not found"})
         elif model["uid"] in self.server.dashboards and not body.get("overwrite"):
-            said = {"message": "The dashboard has been changed by someone else", "status": "version-mismatch"}
-            self._answer(412, said)
+            conflict = {"message": "The dashboard has been changed by someone else", "status": "version-mismatch"}
+            self._answer(412, conflict)
         else:
             self.server.dashboards[model["uid"]] = (model, folder)
             self._answer(200, {"status": "success", "uid": model["uid"], "url": f"/d/{model['uid']}/a"})
@@ -89,4 +100,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
-        """Tests look at what is kept."""
+        """Tests check what was kept."""

@@ -1,4 +1,4 @@
-"""Warnings on the terminal: when they are said, how often, and with which remedy."""
+"""Terminal warnings: when they are raised, how often, with which remedy."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import pytest
 
 from llamatel.records import Outcome
 from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState, Snapshot
-from llamatel.ui.alarms import Alarm, Alarms
+from llamatel.ui.alarms import Alarm, Alarms, burn_limit
+from llamatel.ui.objectives import Objectives
 from tests.samples import SERVER, completion
 
 FOUR_SLOTS = tuple(SlotState(number, busy=True) for number in range(4))
 
 
 class Watch:
-    """Looks at a server at times that the test names."""
+    """Evaluates one server at times that the test chooses."""
 
-    def __init__(self) -> None:
-        self.alarms = Alarms()
+    def __init__(self, objectives: Objectives | None = None) -> None:
+        self.alarms = Alarms(objectives)
 
-    def look(self, at: float, dropped: dict[str, int] | None = None, **state: Any) -> list[Alarm]:
+    def check(self, at: float, dropped: dict[str, int] | None = None, **state: Any) -> list[Alarm]:
         server = ServerSnapshot(SERVER, **{"up": True, **state})
-        return self.alarms.look(Snapshot(at, (server,), dropped or {}))
+        return self.alarms.check(Snapshot(at, (server,), dropped or {}))
 
     def names(self, at: float, **state: Any) -> list[str]:
-        return [alarm.name for alarm in self.look(at, **state)]
+        return [alarm.name for alarm in self.check(at, **state)]
 
 
 def pool(active: int, capacity: int = 1000, **more: Any) -> KvCacheState:
     return KvCacheState(capacity=capacity, active=active, unified=True, **more)
 
 
-def test_nothing_is_said_of_a_server_that_does_well() -> None:
+def test_alarms_none_for_a_healthy_server() -> None:
     watch = Watch()
     for at in range(0, 1000, 2):
         state: dict[str, Any] = {
@@ -42,13 +43,13 @@ def test_nothing_is_said_of_a_server_that_does_well() -> None:
             "restarts": 2,
             "slots": FOUR_SLOTS,
         }
-        assert not watch.look(at, **state), at
+        assert not watch.check(at, **state), at
 
 
-def test_little_headroom_is_said_once_with_what_helps() -> None:
+def test_alarms_kv_headroom_raised_once_with_remedy() -> None:
     watch = Watch()
     assert watch.names(0, kv_cache=pool(900)) == []
-    [alarm] = watch.look(2, kv_cache=pool(901))
+    [alarm] = watch.check(2, kv_cache=pool(901))
     assert alarm.name == "kv_headroom"
     assert "99 of 1,000 tokens left" in alarm.text
     assert "-c" in alarm.text
@@ -58,40 +59,40 @@ def test_little_headroom_is_said_once_with_what_helps() -> None:
     assert watch.names(603, kv_cache=pool(950)) == ["kv_headroom"]
 
 
-def test_a_pool_that_fills_up_is_foretold_after_a_while() -> None:
+def test_alarms_kv_exhaustion_from_trend() -> None:
     watch = Watch()
-    said = {at: watch.look(at, kv_cache=pool(500 + 4 * at)) for at in range(0, 60, 2)}
-    first = next(at for at, alarms in said.items() if alarms)
-    [alarm] = said[first]
+    raised = {at: watch.check(at, kv_cache=pool(500 + 4 * at)) for at in range(0, 60, 2)}
+    first = next(at for at, alarms in raised.items() if alarms)
+    [alarm] = raised[first]
     assert alarm.name == "kv_exhaustion"
     assert first == 16
     assert "109 s" in alarm.text  # 436 tokens at 4 a second
 
 
-def test_cached_tokens_are_no_reason() -> None:
-    assert not Watch().look(0, kv_cache=pool(10, cached=985))
+def test_alarms_none_for_cached_tokens() -> None:
+    assert not Watch().check(0, kv_cache=pool(10, cached=985))
 
 
-def test_requests_that_a_full_pool_killed_are_counted() -> None:
+def test_alarms_context_full_counts_requests() -> None:
     watch = Watch()
     for _ in range(4):
-        watch.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL))
-    watch.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL, is_child=True))  # a further choice of one of them
-    [alarm] = watch.look(0, kv_cache=pool(0, capacity=2048), slots=FOUR_SLOTS)
-    assert alarm.text.startswith("4 requests failed as the KV pool of 2,048 tokens that 4 slots share was full")
+        watch.alarms.record(completion(outcome=Outcome.CONTEXT_FULL))
+    watch.alarms.record(completion(outcome=Outcome.CONTEXT_FULL, is_child=True))  # a further choice of one of them
+    [alarm] = watch.check(0, kv_cache=pool(0, capacity=2048), slots=FOUR_SLOTS)
+    assert alarm.text.startswith("4 requests failed because the KV pool of 2,048 tokens that 4 slots share was full")
     assert "--no-kv-unified" in alarm.text
 
 
-def test_the_flag_that_is_named_would_help() -> None:
-    [one_slot] = Watch().look(0, kv_cache=pool(950), slots=FOUR_SLOTS[:1])
+def test_alarms_remedy_fits_the_pool() -> None:
+    [one_slot] = Watch().check(0, kv_cache=pool(950), slots=FOUR_SLOTS[:1])
     assert one_slot.text.endswith("raise -c, or shorten prompts and answers")
     split = Watch()
-    split.alarms.ended(completion(outcome=Outcome.CONTEXT_FULL))
-    [alarm] = split.look(0, kv_cache=KvCacheState(capacity=2048, active=0, unified=False), slots=FOUR_SLOTS)
-    assert alarm.text == "1 request failed as the KV pool of 2,048 tokens was full: raise -c, or lower -np"
+    split.alarms.record(completion(outcome=Outcome.CONTEXT_FULL))
+    [alarm] = split.check(0, kv_cache=KvCacheState(capacity=2048, active=0, unified=False), slots=FOUR_SLOTS)
+    assert alarm.text == "1 request failed because the KV pool of 2,048 tokens was full: raise -c, or lower -np"
 
 
-def test_a_queue_that_stays() -> None:
+def test_alarms_deferred_without_interruption() -> None:
     watch = Watch()
     assert watch.names(0, deferred=1) == []
     assert watch.names(59, deferred=0) == []
@@ -100,7 +101,7 @@ def test_a_queue_that_stays() -> None:
     assert watch.names(121, deferred=2) == ["deferred"]
 
 
-def test_a_server_that_is_down_and_one_that_only_starts() -> None:
+def test_alarms_down_not_while_starting() -> None:
     watch = Watch()
     assert watch.names(0, up=False, state="starting") == []
     assert watch.names(60, up=False, state="starting") == []
@@ -108,7 +109,7 @@ def test_a_server_that_is_down_and_one_that_only_starts() -> None:
     assert watch.names(77, up=False, state="failed") == ["server_down"]
 
 
-def test_a_restart_loop() -> None:
+def test_alarms_restart_loop() -> None:
     watch = Watch()
     assert watch.names(0, restarts=5) == []
     assert watch.names(400, restarts=6) == []
@@ -117,43 +118,43 @@ def test_a_restart_loop() -> None:
     assert watch.names(1200, restarts=9) == ["restart_loop"]
 
 
-def test_a_busy_servers_old_figures_are_no_reason() -> None:
-    assert not Watch().look(0, stale=True, kv_cache=pool(999), deferred=9)
+def test_alarms_none_from_stale_figures() -> None:
+    assert not Watch().check(0, stale=True, kv_cache=pool(999), deferred=9)
 
 
 @pytest.mark.parametrize(("reported", "expected"), [(2**20, []), (2**20 + 10486, []), (2**21, ["kv_size_disagrees"])])
-def test_a_plan_that_is_not_what_was_allocated(reported: int, expected: list[str]) -> None:
+def test_alarms_kv_size_disagrees(reported: int, expected: list[str]) -> None:
     cache = KvCacheState(
         planned_bytes={"k": 2**19, "v": 2**19}, reported_bytes={"k": reported // 2, "v": reported // 2}
     )
     assert Watch().names(0, kv_cache=cache) == expected
 
 
-def test_objectives_need_requests_to_speak() -> None:
+def test_alarms_objectives_need_enough_requests() -> None:
     watch = Watch()
     slow = completion(queue_s=0.0, started_at=100.0, first_token_at=110.0, ended_at=120.0)
     for _ in range(19):
-        watch.alarms.ended(slow)
+        watch.alarms.record(slow)
     assert watch.names(130) == []
-    watch.alarms.ended(slow)
-    [alarm] = watch.look(132)
+    watch.alarms.record(slow)
+    [alarm] = watch.check(132)
     assert alarm.name == "ttft_objective"
-    assert alarm.text.startswith("20 of the last 20 requests took more than 2.5 s for the first token")
+    assert alarm.text.startswith("20 of the last 20 requests needed more than 2.5 s to the first token")
     assert watch.names(1000) == []  # nothing lately
 
 
-def test_our_own_losses() -> None:
+def test_alarms_telemetry_dropped_and_log_not_understood() -> None:
     watch = Watch()
-    assert watch.look(0, dropped={"queue_full": 2})[0].server is None
-    assert not watch.look(2, dropped={"queue_full": 2})
+    assert watch.check(0, dropped={"queue_full": 2})[0].server is None
+    assert not watch.check(2, dropped={"queue_full": 2})
     assert watch.names(4, log=LogCounts(understood=False)) == ["log_not_understood"]
 
 
-def test_a_model_that_loads_is_not_down_until_that_takes_too_long() -> None:
+def test_alarms_starting_for_too_long() -> None:
     watch = Watch()
     for at in range(0, 900, 2):
         assert watch.names(at, up=False, state="starting") == [], at
-    [alarm] = watch.look(900, up=False, state="starting")
+    [alarm] = watch.check(900, up=False, state="starting")
     assert (alarm.name, alarm.text) == (
         "server_starting",
         "the server has been loading its model for 15 minutes: see its log",
@@ -162,13 +163,47 @@ def test_a_model_that_loads_is_not_down_until_that_takes_too_long() -> None:
     assert watch.names(2000, up=False, state="starting") == []
 
 
-def test_many_servers_are_told_of_once_each_and_those_that_left_are_forgotten() -> None:
+def test_alarms_many_servers_and_removed_ones() -> None:
     alarms = Alarms()
 
-    def look(at: float, ports: range) -> int:
+    def raised(at: float, ports: range) -> int:
         servers = (ServerSnapshot(replace(SERVER, port=port), up=True, kv_cache=pool(950)) for port in ports)
-        return len(alarms.look(Snapshot(at, tuple(servers))))
+        return len(alarms.check(Snapshot(at, tuple(servers))))
 
-    assert [look(at, range(1500)) for at in (0, 2, 4)] == [1500, 0, 0]
-    assert [look(at, range(1490, 1500)) for at in (6, 8)] == [0, 0]
+    assert [raised(at, range(1500)) for at in (0, 2, 4)] == [1500, 0, 0]
+    assert [raised(at, range(1490, 1500)) for at in (6, 8)] == [0, 0]
     assert len(alarms._servers) == 10
+
+
+def test_alarms_error_rate() -> None:
+    watch = Watch()
+    for number in range(20):
+        failed = number < 3
+        watch.alarms.record(completion(ended_at=100.0, outcome=Outcome.ERROR if failed else Outcome.OK))
+    [alarm] = watch.check(110)
+    assert (alarm.name, alarm.text.split(":")[0]) == ("error_rate", "3 of the last 20 requests failed")
+    assert Watch(Objectives(error_rate=0.2)).check(110) == []
+
+
+def test_alarms_server_unresponsive_while_stale() -> None:
+    watch = Watch()
+    assert [watch.names(at, stale=True) for at in (0, 100, 299)] == [[], [], []]
+    assert watch.names(301, stale=True) == ["server_unresponsive"]
+    assert watch.names(302) == []
+    assert watch.names(1000, stale=True) == []
+
+
+def test_alarms_use_the_users_objectives() -> None:
+    fast = {"queue_s": 0.0, "started_at": 100.0, "first_token_at": 101.5, "ended_at": 103.0}
+    default, strict = Watch(), Watch(Objectives(ttft_s=1.0, min_requests=5))
+    for watch in (default, strict):
+        for _ in range(5):
+            watch.alarms.record(completion(**fast))
+    assert default.check(110) == []
+    [alarm] = strict.check(110)
+    assert alarm.name == "ttft_objective"
+
+
+@pytest.mark.parametrize(("budget", "limit"), [(0.05, 0.72), (0.005, 0.072), (0.1, 0.9), (0.9, 0.95)])
+def test_burn_limit_can_be_reached(budget: float, limit: float) -> None:
+    assert burn_limit(14.4, budget) == limit

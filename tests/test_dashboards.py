@@ -15,7 +15,17 @@ from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_ser
 from llamatel_dashboards.published import dashboards
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
 
-VARIABLES = ["datasource", "job", "instance", "server", "port", "model", "ttft_objective", "tpot_objective"]
+VARIABLES = [
+    "datasource",
+    "job",
+    "instance",
+    "server",
+    "port",
+    "model",
+    "error_budget",
+    "ttft_objective",
+    "tpot_objective",
+]
 OFF_PANEL = {
     row.name: "the conventions' new name, which a client has to opt into, for what is on a panel by its present one"
     for row in METRICS

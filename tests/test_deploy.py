@@ -112,7 +112,8 @@ def test_services_look_for_each_other_where_they_are() -> None:
 
 def test_provisioning_is_what_export_writes(tmp_path: Path) -> None:
     [path] = [target for name, source, target in mounts() if name == "grafana" and "llamatel_dashboards" in source]
-    published.export(tmp_path, path)
+    urls = ("http://prometheus:9090", "http://tempo:3200")
+    published.export(tmp_path, published.ExportOptions(dashboards_path=path, prometheus_url=urls[0], tempo_url=urls[1]))
     for name in ("dashboards/llamatel.yaml", "datasources/llamatel.yaml"):
         assert (DEPLOY / "grafana/provisioning" / name).read_text() == (tmp_path / "provisioning" / name).read_text()
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]

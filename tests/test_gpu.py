@@ -173,14 +173,14 @@ def test_a_real_server_without_a_gpu_fell_back_and_says_so(llama_server_binary: 
 def test_it_is_said_once_and_stands_in_the_models_info() -> None:
     state = running(placement=Placement(no_gpu=True))
     alarms = Alarms()
-    assert [alarm.name for alarm in alarms.look(snapshot(state))] == ["on_cpu"]
-    assert alarms.look(snapshot(state)) == []
+    assert [alarm.name for alarm in alarms.check(snapshot(state))] == ["on_cpu"]
+    assert alarms.check(snapshot(state)) == []
     info = next(s for s in ModelCollector().on_snapshot(snapshot(state)) if s.metric == "llamacpp.model.info")
     assert info.attributes["gpu_layers"] == "no GPU"
     whole = running(placement=Placement(17, 17))
     info = next(s for s in ModelCollector().on_snapshot(snapshot(whole)) if s.metric == "llamacpp.model.info")
     assert info.attributes["gpu_layers"] == "17/17"
-    assert Alarms().look(snapshot(whole)) == []
+    assert Alarms().check(snapshot(whole)) == []
 
 
 def test_devices_of_a_server_are_those_with_its_process_and_slices_stand_for_their_card() -> None:

@@ -1,9 +1,8 @@
-"""Recording and alert rules: fresh, valid for the real promtool, each shown to fire, on metrics that exist."""
+"""Rules: fresh, accepted by promtool of Prometheus 2 and 3 and by vmalert, each alert with cases."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,51 +10,151 @@ from typing import Any
 import pytest
 import yaml
 
+from llamatel.errors import UsageError
+from llamatel.telemetry.prometheus_names import prometheus_name, prometheus_series
+from llamatel.ui.objectives import Objectives
 from llamatel_dashboards import rules
+from llamatel_dashboards.alerts import Alert, alerts
+from llamatel_dashboards.rule_options import RuleOptions
+from tests.parts.monitoring import sid_program
 from tests.parts.prometheus import prometheus_program
 
-CASES = Path(__file__).parent / "rules" / "alerts_test.yml"
+CASES = Path(__file__).parent / "rules"
 RUNBOOK = Path(__file__).parents[1] / "docs" / "alerts.md"
+ALL = tuple(alerts(RuleOptions(expected=('instance="a"',))))
+"""With the one alert that there is only on request."""
+EVERY_CHOICE = RuleOptions(
+    objectives=Objectives(ttft_s=1.0, tpot_s=0.075, error_budget=0.005, error_rate=0.01, min_requests=7),
+    jobs="gpu|llama-[ab]",
+    keep_labels=("namespace", "team"),
+    expected=('job="llamatel", instance=~"gpu-1:.*"', 'instance="gpu-2:9464"'),
+    runbook_url="https://wiki.example/runbooks",
+)
 
 
-def promtool(*arguments: object) -> str:
-    run = subprocess.run(
-        [prometheus_program("promtool"), *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+def promtool(version: int) -> Path:
+    return prometheus_program("promtool") if version == 2 else sid_program("promtool")
 
 
-def test_the_committed_files_are_fresh() -> None:
+def run(program: Path, *arguments: object) -> str:
+    done = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write(folder: Path, options: RuleOptions | None = None, *, only_summaries: bool = False) -> None:
+    for name, content in rules.groups(options).items():
+        for group in content["groups"]:
+            for rule in group["rules"] if only_summaries else ():
+                if "annotations" in rule:
+                    rule["annotations"] = {"summary": rule["annotations"]["summary"]}
+        (folder / name).write_text(rules.to_yaml(content))
+
+
+def test_rules_files_are_fresh() -> None:
     kept = {path.name: path.read_text(encoding="utf-8") for path in rules.FOLDER.glob("*.yml")}
     assert kept == rules.rendered(), "run: python -m llamatel_dashboards.rules"
 
 
-def test_promtool_finds_nothing_wrong() -> None:
-    for path in rules.FOLDER.glob("*.yml"):
-        assert "SUCCESS" in promtool("check", "rules", "--lint=all", "--lint-fatal", path)
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("options", [RuleOptions(), EVERY_CHOICE], ids=["default", "every choice"])
+def test_rules_pass_promtool_check(version: int, options: RuleOptions, tmp_path: Path) -> None:
+    write(tmp_path, options)
+    for path in tmp_path.glob("*.yml"):
+        assert "SUCCESS" in run(promtool(version), "check", "rules", "--lint=all", "--lint-fatal", path)
 
 
-def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
-    for path in (*rules.FOLDER.glob("*.yml"), CASES):
-        shutil.copy(path, tmp_path)
-    promtool("test", "rules", tmp_path / CASES.name)
+@pytest.mark.parametrize(
+    ("version", "cases"), [(2, "alerts_test.yml"), (3, "alerts_test.yml"), (3, "native_histograms_test.yml")]
+)
+def test_rules_pass_promtool_test(version: int, cases: str, tmp_path: Path) -> None:
+    write(tmp_path, only_summaries=True)  # the other annotations have no templates
+    (tmp_path / cases).write_text((CASES / cases).read_text())
+    run(promtool(version), "test", "rules", tmp_path / cases)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_rules_with_objectives_and_expected_targets(version: int, tmp_path: Path) -> None:
+    write(tmp_path, EVERY_CHOICE, only_summaries=True)
+    cases = CASES / "options_test.yml"
+    (tmp_path / cases.name).write_text(cases.read_text())
+    run(promtool(version), "test", "rules", tmp_path / cases.name)
+
+
+def test_rules_by_vmalert(tmp_path: Path) -> None:
+    """Vmalert's own check of expressions and templates; the alerts fire in test_dashboards_victoria_metrics."""
+    for number, options in enumerate((RuleOptions(), EVERY_CHOICE)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, options)
+        run(sid_program("vmalert"), "-dryRun", f"-rule={folder}/*.yml")
 
 
 def cases() -> list[dict[str, Any]]:
-    return [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test.get("alert_rule_test", ())]
+    tests = [test for path in CASES.glob("*_test.yml") for test in yaml.safe_load(path.read_text())["tests"]]
+    return [case for test in tests for case in test.get("alert_rule_test", ())]
 
 
-@pytest.mark.parametrize("alert", tuple(rules.alerts()), ids=lambda alert: alert.name)
-def test_each_alert_is_seen_to_fire_and_not_to_fire(alert: rules.Alert) -> None:
-    mine = [bool(case.get("exp_alerts")) for case in cases() if case["alertname"] == alert.name]
-    assert set(mine) == {True, False}
+@pytest.mark.parametrize("alert", ALL, ids=lambda alert: alert.name)
+def test_alert_has_cases_where_it_fires_and_where_not(alert: Alert) -> None:
+    found = [bool(case.get("exp_alerts")) for case in cases() if case["alertname"] == alert.name]
+    assert set(found) == {True, False}
 
 
-def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
-    headings = re.findall(r"^### (\w+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings == [alert.name for alert in rules.alerts()]
+@pytest.mark.parametrize("alert", ALL, ids=lambda alert: alert.name)
+def test_alert_queries_existing_metrics(alert: Alert) -> None:
+    recorded = {rule["record"] for rule in rules.recording(RuleOptions())}
+    native = {prometheus_name(row) for row in prometheus_series().values()}
+    names = set(
+        re.findall(r"\b(?:llamacpp|llamatel|gen_ai|hw)[\w:]*", re.sub(r"\((?:\w+, )*\w+\)|\"[^\"]*\"", "", alert.expr))
+    )
+    assert names <= set(prometheus_series()) | native | recorded | set(alert.expr.split())
+    assert alert.severity in ("critical", "warning", "info")
+
+
+def test_alert_annotations_say_where_and_have_an_absolute_runbook() -> None:
+    for alert in ALL:
+        annotations = alert.rule("https://wiki.example/alerts")["annotations"]
+        assert annotations["runbook_url"] == f"https://wiki.example/alerts#{alert.name.lower()}"
+        assert "$labels" in annotations["summary"]
+        assert annotations["description"].endswith((".", "?"))
+
+
+def test_runbook_has_an_entry_with_three_parts_for_each_alert() -> None:
+    text = RUNBOOK.read_text(encoding="utf-8")
+    entries = re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in entries] == [alert.name for alert in ALL]
+    for name, entry in entries:
+        parts = re.findall(r"^\*\*(Meaning|Diagnosis|Remedy)\.\*\*", entry, re.MULTILINE)
+        assert parts == ["Meaning", "Diagnosis", "Remedy"], name
+
+
+def test_recorded_series_keep_the_labels_of_targets() -> None:
+    by_default = [rule["expr"] for rule in rules.recording(RuleOptions()) if "missed" in rule["record"]]
+    assert all("by (" not in expr for expr in by_default)
+    chosen = [rule["expr"] for rule in rules.recording(EVERY_CHOICE) if "missed" in rule["record"]]
+    assert all(", namespace, team)" in expr and "without" not in expr for expr in chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (RuleOptions(Objectives(ttft_s=0.9)), "--ttft 0.9s is not a bucket bound .*: 1, 0.75"),
+        (RuleOptions(Objectives(tpot_s=0.08)), "--tpot"),
+        (RuleOptions(keep_labels=("a b",)), "not a label name"),
+        (RuleOptions(keep_labels=("a)",)), "not a label name"),
+        (RuleOptions(expected=("instance",)), "matchers"),
+        (RuleOptions(expected=('instance="a"} or up{',)), "matchers"),
+        (RuleOptions(runbook_url="docs/alerts.md"), "absolute"),
+        (RuleOptions(jobs='a"b'), "quotation"),
+        (RuleOptions(jobs="(a"), "regular expression"),
+    ],
+)
+def test_rule_options_rejected(options: RuleOptions, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        options.check()
+
+
+def test_rule_options_accepted() -> None:
+    RuleOptions().check()
+    EVERY_CHOICE.check()

@@ -8,7 +8,7 @@ from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
 
 from llamatel.telemetry.prometheus_names import prometheus_name
-from llamatel.ui import alarms
+from llamatel.ui.objectives import Objectives
 from llamatel_dashboards.panels import SOURCE, Panel
 from llamatel_dashboards.queries import ADDRESS, MODEL, OF_JOB, PORT
 
@@ -21,17 +21,23 @@ _ALWAYS = "|".join(
 requests."""
 
 _OBJECTIVES = {
+    "error_budget": (
+        "Error budget",
+        "Share of requests that may miss an objective.",
+        ("0.001", "0.005", "0.01", "0.02", "0.05", "0.1"),
+        Objectives().error_budget,
+    ),
     "ttft_objective": (
         "TTFT objective (s)",
         "Time to first token that a request should stay within; a bound of the histogram.",
         ("0.1", "0.25", "0.5", "1", "2.5", "5", "10", "20"),
-        alarms.TIME_TO_FIRST_TOKEN_S,
+        Objectives().ttft_s,
     ),
     "tpot_objective": (
         "TPOT objective (s)",
         "Time per output token that a request should stay within; a bound of the histogram.",
         ("0.01", "0.025", "0.05", "0.075", "0.1", "0.15", "0.2", "0.5", "1"),
-        alarms.TIME_PER_OUTPUT_TOKEN_S,
+        Objectives().tpot_s,
     ),
 }
 

@@ -23,7 +23,7 @@ def build() -> dict[str, str]:
     made = {}
     for module in DASHBOARDS:
         text = json.dumps(module.dashboard().build(), cls=JSONEncoder, indent=1, sort_keys=True)
-        made[f"{module.__name__.rpartition('.')[2]}.json"] = f"{text}\n"
+        made[f"{module.__name__.rpartition('.')[2].removesuffix('_board')}.json"] = f"{text}\n"
     return made
 
 

@@ -162,8 +162,11 @@ def _llamatel() -> list[Panel]:
         ),
         lines(
             "Telemetry lost",
-            [Query(q.increase("llamatel.records.dropped", "reason", q.RATE), "{{reason}}")],
-            "Records that llamatel lost, by reason.",
+            [
+                Query(q.increase("llamatel.records.dropped", "reason", q.RATE), "{{reason}}"),
+                Query(q.selector("llamatel.spans.shed_ratio"), "spans shed"),
+            ],
+            "Records that llamatel lost, by reason, and the share of spans that it sheds under overload.",
             "queue_full and export_failed: the OTLP endpoint. observer_full: more requests than llamatel can write.",
             empty="None",
         ),

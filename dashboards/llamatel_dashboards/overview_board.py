@@ -24,7 +24,7 @@ from llamatel_dashboards.panels import (
 TTFT = "gen_ai.server.time_to_first_token"
 TPOT = "gen_ai.server.time_per_output_token"
 DURATION = "gen_ai.server.request.duration"
-_SHARE_KEPT = at((None, RED), (alarms.OBJECTIVE - 0.05, YELLOW), (alarms.OBJECTIVE, GREEN))
+_SHARE_KEPT = at((None, RED), (0.9, YELLOW), (0.95, GREEN))
 
 
 def quantiles(name: str, *, exemplars: bool = True) -> list[Query]:
@@ -98,7 +98,7 @@ def _objectives() -> list[Panel]:
             "Time to first token that 95 % of requests stay within, in the time shown: wait for a slot and prefill.",
             "High: the panel of phases on the Requests dashboard says whether requests wait or prefill is slow.",
             unit="s",
-            thresholds=at((None, GREEN), (1, YELLOW), (alarms.TIME_TO_FIRST_TOKEN_S, RED)),
+            thresholds=at((None, GREEN), (1, YELLOW), (2.5, RED)),
         ),
         figure(
             "TPOT p95",
@@ -106,7 +106,7 @@ def _objectives() -> list[Panel]:
             "Time per output token after the first that 95 % of requests stay within, in the time shown.",
             "High: are all layers on the GPU (-ngl)? Do too many slots share it? `llamatel plan` says what it can do.",
             unit="s",
-            thresholds=at((None, GREEN), (0.05, YELLOW), (alarms.TIME_PER_OUTPUT_TOKEN_S, RED)),
+            thresholds=at((None, GREEN), (0.05, YELLOW), (0.1, RED)),
         ),
         figure(
             "TTFT objective kept",

@@ -1,10 +1,11 @@
-"""``llamatel dashboards``: the Grafana dashboards that come with llamatel, into a folder or into a Grafana."""
+"""``llamatel dashboards``: Grafana dashboards and Prometheus rules, into a folder or into a Grafana."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,30 +21,83 @@ TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the variable's name
 @click.group("dashboards")
 @verbose_option
 def command() -> None:
-    """Grafana dashboards (11 or newer) for what llamatel measures, and the Prometheus rules beside them."""
+    """Grafana dashboards (11 or newer) and Prometheus rules for llamatel's metrics."""
 
 
 @command.command("export")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--ttft", metavar="TIME", help="Objective: time to first token, such as 1s.  [default: 2.5s]")
+@click.option("--tpot", metavar="TIME", help="Objective: time per output token, such as 80ms.  [default: 100ms]")
+@click.option("--error-budget", metavar="SHARE", help="Requests that may miss an objective.  [default: 5%]")
+@click.option("--error-rate", metavar="SHARE", help="Warn when more requests fail.  [default: 5%]")
+@click.option("--min-requests", metavar="N", help="Judge objectives from this many requests on.  [default: 20]")
+@click.option(
+    "--values",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="YAML file with the five above.  [default: LLAMATEL_OBJECTIVES, as for serve and attach]",
+)
+@click.option(
+    "--job", "jobs", default="llamatel.*", show_default=True, metavar="REGEX", help="Prometheus jobs of llamatel."
+)
+@click.option(
+    "--expect",
+    "expected",
+    multiple=True,
+    metavar="MATCHERS",
+    help="Alert when no such target is discovered: 'instance=\"gpu-1:9464\"'. Repeatable.",
+)
+@click.option(
+    "--keep-labels",
+    metavar="A,B",
+    help="Labels that recorded series keep, besides the server's.  [default: all of the target]",
+)
+@click.option("--runbook-url", metavar="URL", help="Where docs/alerts.md is published for your team.")
 @click.option(
     "--dashboards-path",
     metavar="PATH",
-    help="Where Grafana will find the dashboards, e.g. in its container.  [default: where they are written]",
+    help="Where Grafana finds the dashboards, e.g. in its container.  [default: where they are written]",
 )
+@click.option("--prometheus-url", metavar="URL", help="Provision a data source for this Prometheus.")
+@click.option("--tempo-url", metavar="URL", help="And one for this Tempo, for links from a latency to its trace.")
 @verbose_option
-def export(folder: Path, dashboards_path: str | None) -> None:
-    """Write dashboards, Grafana's provisioning files and the Prometheus rules into FOLDER.
+def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_url: str | None, **given: Any) -> None:
+    """Write dashboards, provisioning files, Prometheus rules and Kubernetes manifests into FOLDER.
 
-    Files of the same names are replaced. FOLDER/provisioning is laid out as Grafana's own provisioning folder is.
+    Files of the same names are replaced.
     """
+    from llamatel.ui.objectives import Objectives
     from llamatel_dashboards import published
+    from llamatel_dashboards.rule_options import RUNBOOK_URL, RuleOptions
 
+    rule_options = {name: given.pop(name) for name in ("jobs", "expected")}
+    layout = {name: given.pop(name) for name in ("dashboards_path", "prometheus_url", "tempo_url")}
+    base = Objectives.from_environment() if values is None else Objectives.read(values)
+    objectives = {name.replace("_", "-"): value for name, value in given.items() if value is not None}
+    options = RuleOptions(
+        objectives=Objectives.parse(objectives, base),
+        keep_labels=None if keep_labels is None else tuple(label.strip() for label in keep_labels.split(",") if label),
+        runbook_url=runbook_url or RUNBOOK_URL,
+        **rule_options,
+    )
+    options.check()
+    for name in ("prometheus_url", "tempo_url"):
+        if layout[name] is not None and not re.fullmatch(r"https?://[^\s@]+", layout[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} has to be an HTTP URL without a password: put credentials into Grafana")
+    if layout["tempo_url"] is not None and layout["prometheus_url"] is None:
+        raise UsageError("--tempo-url needs --prometheus-url: links to traces start from that data source")
+    if (path := layout["dashboards_path"]) is not None and path.startswith(published.FOREIGN):
+        note_console().print(
+            f"llamatel: warning: {one_line(path)} is often read by another dashboard provider; two "
+            "providers of one dashboard block each other. /var/lib/llamatel/dashboards is free"
+        )
     try:
-        written = published.export(folder, dashboards_path)
+        written = published.export(folder, published.ExportOptions(options, **layout))
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
-    for path in written:
-        print(path)
+    for file in written:
+        print(file)
 
 
 @command.command("push")
@@ -54,25 +108,29 @@ def export(folder: Path, dashboards_path: str | None) -> None:
 )
 @verbose_option
 def push(url: str, folder: str, token_file: Path | None) -> None:
-    """Install the dashboards in the Grafana at URL, or bring them up to date there.
+    """Install or update the dashboards in the Grafana at URL.
 
     The token is read from a file or from the environment (GRAFANA_TOKEN), never from the command line. Its service
-    account needs the role Editor.
+    account needs the role Editor. Objectives are those of LLAMATEL_OBJECTIVES.
     """
+    from llamatel.ui.objectives import Objectives
     from llamatel_dashboards import published
+    from llamatel_dashboards.rule_options import RuleOptions
 
+    options = RuleOptions(objectives=Objectives.from_environment())
+    options.check()
     grafana = Grafana(url, _token(token_file))
     version = grafana.version()
     major = (version or "").partition(".")[0]
     if re.fullmatch("[0-9]{1,4}", major) and int(major) < OLDEST:
-        note_console().print(f"llamatel: these dashboards are made for Grafana {OLDEST} and newer; this is {version}")
+        note_console().print(f"llamatel: these dashboards need Grafana {OLDEST} or newer; this is {version}")
     folder_uid = grafana.ensure_folder(folder, published.GRAFANA_FOLDER) if folder else None
-    for model in published.dashboards().values():
+    for model in published.dashboards(options).values():
         print(one_line(f"{model['title']}: {grafana.put_dashboard(model, folder_uid)}"), flush=True)
 
 
 def _token(token_file: Path | None) -> str | None:
-    """The token from the file, else from the environment; None for a Grafana that lets anybody edit."""
+    """The token from the file, else from the environment; None for a Grafana without authentication."""
     if token_file is None:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         where = TOKEN_VARIABLE

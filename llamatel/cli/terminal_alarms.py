@@ -14,28 +14,28 @@ from llamatel.ui.alarms import Alarm
 
 _EVERY_S = 2.0
 _FRESH_S = 1.0
-"""A snapshot that someone else had taken so lately will do."""
+"""A snapshot that a scrape or an export took within this time is used again."""
 
 
 @contextlib.contextmanager
 def alarms_shown(running: Runtime, notes: Console) -> Iterator[None]:
-    """For the time of the block, say in one line what has become wrong, within seconds."""
+    """During the block, print a line within seconds of something going wrong."""
     end = threading.Event()
 
     def show(alarm: Alarm) -> None:
         with contextlib.suppress(OSError):  # the terminal was closed
             notes.print(Text("llamatel: warning: ", "yellow").append(str(alarm), "default"), soft_wrap=True)
 
-    def look() -> None:
+    def poll() -> None:
         while not end.wait(_EVERY_S):
             running.observer.snapshot(_FRESH_S)
 
     running.live.on_alarm(show)
-    thread = threading.Thread(target=look, name="llamatel-alarms", daemon=True)
+    thread = threading.Thread(target=poll, name="llamatel-alarms", daemon=True)
     thread.start()
     try:
         yield
     finally:
         end.set()
-        # A snapshot of a server that hangs takes its time; nobody waits for it at the end.
+        # A snapshot of a server that hangs can take seconds: the exit does not wait for it.
         thread.join(0.5)

@@ -1,7 +1,7 @@
-"""Warnings before the wall: what is wrong with a server now, in one plain line with the flag that would help.
+"""Warnings about what is wrong with a server now, one line each, with the flag that would help.
 
-The conditions are those of the alert rules (``llamatel_dashboards.rules``), which take their thresholds from here.
-Nothing here reads a clock or asks a server: it looks at snapshots and finished requests that others took.
+Conditions and thresholds are those of the alert rules (``llamatel_dashboards.alerts``), which import them from here.
+Nothing here reads a clock or queries a server: it evaluates snapshots and finished requests.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from typing import TypeVar
 from llamatel.gpu.offload import fell_back
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import KvCacheState, ServerSnapshot, Snapshot
+from llamatel.ui.objectives import Objectives
 
 T = TypeVar("T")
 
 HEADROOM = 0.1
-"""Of the KV pool: less than this share left for the requests that run is a warning."""
+"""Warn when less than this share of the KV pool is left for running requests."""
 EXHAUSTED_WITHIN_S = 300.0
-"""As is a pool that will be full so soon at the rate of the last minutes, once half of it is taken."""
+"""Warn when the pool will be full within this time at the current rate, once half of it is in use."""
 DEFERRED_FOR_S = 60.0
-"""Requests that wait for a slot without a break for so long."""
+"""Requests that have waited for a slot without interruption for this long."""
 DOWN_FOR_S = 15.0
+UNRESPONSIVE_FOR_S = 300.0
+"""A server that accepts connections and has not answered for this long."""
 STARTING_FOR_S = 900.0
-"""A model that has not been loaded for so long will perhaps never be."""
+"""A model that has been loading for this long."""
 RESTARTS = 3
 """In ``RESTARTS_WITHIN_S``: a restart loop."""
 RESTARTS_WITHIN_S = 600.0
@@ -34,47 +37,55 @@ DISAGREEMENT = 0.01
 """Planned and reported bytes of the KV cache may differ by this share: llama.cpp's log is rounded to 0.01 MiB."""
 RESOLUTION_BYTES = 4 * 10486
 """What that rounding adds up to over the parts of a small cache."""
-TIME_TO_FIRST_TOKEN_S = 2.5
-TIME_PER_OUTPUT_TOKEN_S = 0.1
-"""Objectives that the alert rules take for granted; both are bounds of histogram buckets."""
-OBJECTIVE = 0.95
-"""The share of requests that shall keep them."""
 BURN_RATE = 6.0
-"""The share of requests that miss an objective, over the share that may: above this the alert fires."""
+"""The share of requests that miss an objective, over the error budget: the alert fires above this."""
+MOST_FAIL = 0.5
+"""A share of failed requests above this is critical, whatever the objective."""
 
 _TREND_S = 60.0
-"""Terminal: the pool's trend is taken over so long; it must cover a quarter of that before it says anything."""
+"""Window of the KV pool's trend; samples must cover a quarter of it."""
 _STEADY = 0.9
-"""The correlation of time and tokens that makes a trend."""
+"""Correlation of time and tokens from which growth counts as a trend."""
 _QUIET_S = 600.0
-"""The same warning about the same server is not repeated for so long."""
+"""The same warning about the same server is not repeated within this time."""
 _SERVERS = 1024
-"""Beyond so many those are forgotten that are not watched any more."""
+"""History of removed servers is dropped beyond this many."""
 _REQUESTS = 4096
-"""Finished requests remembered at most."""
+"""Finished requests kept per server."""
 _RECENT_S = 300.0
-_ENOUGH = 20
-"""So many requests must have ended lately before their share beyond an objective says anything."""
+"""Window of the latency and error objectives."""
+_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """What the objectives need of a finished request: a fifth of the whole record's memory."""
+
+    at: float
+    ttft_s: float | None
+    tpot_s: float | None
+    failed: bool
 
 
 @dataclass(eq=False)
 class _History:
-    """What has to be remembered of one server."""
+    """State kept about one server between snapshots."""
 
     active: deque[tuple[float, int]] = field(default_factory=deque)
     """Tokens of running requests, by time."""
     deferred_since: float | None = None
     down_since: float | None = None
+    stale_since: float | None = None
     starting_since: float | None = None
     restarts: deque[tuple[float, int]] = field(default_factory=deque)
-    requests: deque[tuple[float, float | None, float | None]] = field(default_factory=lambda: deque(maxlen=_REQUESTS))
-    """When each ended, its time to the first token and per token: a fifth of what the whole would take."""
-    said: dict[str, float] = field(default_factory=dict)
+    requests: deque[_Finished] = field(default_factory=lambda: deque(maxlen=_REQUESTS))
+    raised_at: dict[str, float] = field(default_factory=dict)
+    """When each warning was last raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that a person should know now."""
+    """Something that is wrong now."""
 
     name: str
     """As in the alert rules: ``kv_headroom``."""
@@ -89,49 +100,52 @@ class Alarm:
 
 
 class Alarms:
-    """Looks at one snapshot after another and says what has become wrong.
+    """Evaluates consecutive snapshots and returns new warnings.
 
-    ``ended`` and ``look`` may run in two threads; neither may run in two at once.
+    ``record`` and ``check`` may run in two threads; neither may run in two at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, objectives: Objectives | None = None) -> None:
+        self.objectives = objectives or Objectives()
         self._servers: dict[ServerKey, _History] = {}
-        self._ours = _History()
+        self._own = _History()
         self._dropped = 0
-        self._ended: deque[Completion] = deque(maxlen=_REQUESTS)
+        self._finished: deque[Completion] = deque(maxlen=_REQUESTS)
 
-    def ended(self, completion: Completion) -> None:
-        """Take note of a finished request; cheap, for the observer's thread."""
-        self._ended.append(completion)
+    def record(self, completion: Completion) -> None:
+        """Record a finished request; cheap, for the observer's thread."""
+        self._finished.append(completion)
 
-    def look(self, snapshot: Snapshot) -> list[Alarm]:
-        """What is wrong now and was not said lately."""
+    def check(self, snapshot: Snapshot) -> list[Alarm]:
+        """What is wrong now and was not reported in the last ten minutes."""
         now = snapshot.taken_at
         forget_removed(self._servers, snapshot, _SERVERS)
         found: list[Alarm] = []
-        failed: dict[_History, int] = {}
-        while self._ended:
-            completion = self._ended.popleft()
-            history = self._history(completion.server)
+        context_full: dict[_History, int] = {}
+        while self._finished:
+            request = self._finished.popleft()
+            history = self._history(request.server)
+            failed = request.outcome in _FAILED
             history.requests.append(
-                (completion.ended_at, completion.time_to_first_token_s, completion.time_per_output_token_s)
+                _Finished(request.ended_at, request.time_to_first_token_s, request.time_per_output_token_s, failed)
             )
-            if completion.outcome is Outcome.CONTEXT_FULL and not completion.is_child:
-                failed[history] = failed.get(history, 0) + 1
+            if request.outcome is Outcome.CONTEXT_FULL and not request.is_child:
+                context_full[history] = context_full.get(history, 0) + 1
         for state in snapshot.servers:
             history = self._history(state.server)
-            if count := failed.get(history):
-                found.append(Alarm("context_full", state.server, _context_full(count, state)))
-            found += [Alarm(name, state.server, text) for name, text in _conditions(state, history, now)]
+            if number := context_full.get(history):
+                found.append(Alarm("context_full", state.server, _context_full(number, state)))
+            conditions = _conditions(state, history, now, self.objectives)
+            found += [Alarm(name, state.server, text) for name, text in conditions]
             if fell_back(state, snapshot.devices):
                 found.append(Alarm("on_cpu", state.server, _ON_CPU))
-        found += self._about_us(snapshot)
-        return [alarm for alarm in found if self._is_news(alarm, now)]
+        found += self._own_losses(snapshot)
+        return [alarm for alarm in found if self._is_new(alarm, now)]
 
-    def _about_us(self, snapshot: Snapshot) -> Iterator[Alarm]:
+    def _own_losses(self, snapshot: Snapshot) -> Iterator[Alarm]:
         dropped = sum(snapshot.records_dropped.values())
         if dropped > self._dropped:
-            reasons = ", ".join(sorted(snapshot.records_dropped))
+            reasons = ", ".join(sorted(reason for reason, number in snapshot.records_dropped.items() if number))
             yield Alarm(
                 "telemetry_dropped", None,
                 f"{dropped - self._dropped} spans or requests of telemetry were lost ({reasons}): "
@@ -142,57 +156,72 @@ class Alarms:
     def _history(self, server: ServerInfo) -> _History:
         return self._servers.setdefault(server.key, _History())
 
-    def _is_news(self, alarm: Alarm, now: float) -> bool:
-        said = (self._ours if alarm.server is None else self._history(alarm.server)).said
-        last = said.get(alarm.name)
+    def _is_new(self, alarm: Alarm, now: float) -> bool:
+        raised_at = (self._own if alarm.server is None else self._history(alarm.server)).raised_at
+        last = raised_at.get(alarm.name)
         if last is not None and now - last < _QUIET_S:
             return False
-        said[alarm.name] = now
+        raised_at[alarm.name] = now
         return True
 
 
 def forget_removed(remembered: dict[ServerKey, T], snapshot: Snapshot, limit: int) -> None:
-    """Beyond ``limit`` servers, drop what is remembered of those that are not in the snapshot."""
+    """Beyond ``limit`` servers, drop what is kept about those that are not in the snapshot."""
     if len(remembered) > limit:
         present = {state.server.key for state in snapshot.servers}
-        for place in remembered.keys() - present:
-            del remembered[place]
+        for key in remembered.keys() - present:
+            del remembered[key]
 
 
 _ON_CPU = (
-    "the model is not on the GPU as it was asked to be, and decodes on the CPU: is this build of llama.cpp made for "
-    "the GPU, and is there memory for it (llamatel plan)?"
+    "the model was to be on the GPU and decodes on the CPU: does this build of llama.cpp support the GPU, and is "
+    "there memory for the model (llamatel plan)?"
 )
 
 
-def _context_full(count: int, state: ServerSnapshot) -> str:
+def _context_full(number: int, state: ServerSnapshot) -> str:
     cache = state.kv_cache
     pool = f" of {cache.capacity:,} tokens" if cache is not None and cache.capacity is not None else ""
     shared = f" that {len(state.slots)} slots share" if cache is not None and cache.unified and state.slots else ""
-    what = "request" if count == 1 else "requests"
+    what = "request" if number == 1 else "requests"
     split = cache is not None and cache.unified is False
-    help_ = (
+    remedy = (
         "raise -c, or lower -np"
         if split
         else "raise -c, lower -np, or give each slot its own share with --no-kv-unified"
     )
-    return f"{count} {what} failed as the KV pool{pool}{shared} was full: {help_}"
+    return f"{number} {what} failed because the KV pool{pool}{shared} was full: {remedy}"
 
 
-def _conditions(state: ServerSnapshot, history: _History, now: float) -> Iterator[tuple[str, str]]:
+def _conditions(
+    state: ServerSnapshot, history: _History, now: float, objectives: Objectives
+) -> Iterator[tuple[str, str]]:
+    if not state.stale:
+        history.stale_since = None
+    elif history.stale_since is None:
+        history.stale_since = now
     if state.stale:
-        return  # its figures are old ones
+        if history.stale_since is not None and now - history.stale_since >= UNRESPONSIVE_FOR_S:
+            minutes = (now - history.stale_since) / 60
+            yield (
+                "server_unresponsive",
+                (
+                    f"the server accepts connections and has not answered for {minutes:.0f} minutes: restart it if its "
+                    "log shows no progress"
+                ),
+            )
+        return  # the other figures are old
     yield from _down(state, history, now)
     yield from _restarting(state, history, now)
     yield from _pool(state, history, now)
     yield from _waiting(state, history, now)
-    yield from _late(history, now)
+    yield from _objectives_missed(history, now, objectives)
     yield from _disagreeing(state)
     if state.log is not None and state.log.understood is False:
         yield (
             "log_not_understood",
             (
-                "the server generates tokens that its log does not show: traces and histograms lack them "
+                "the server generates tokens for requests that its log does not show: traces and histograms lack them "
                 "(was it started with --log-disable or -lv below 3?)"
             ),
         )
@@ -228,7 +257,7 @@ def _restarting(state: ServerSnapshot, history: _History, now: float) -> Iterato
             "restart_loop",
             (
                 f"the server was restarted {seen[-1][1] - seen[0][1]} times in {RESTARTS_WITHIN_S / 60:.0f} minutes: "
-                "its log says why"
+                "see the end of its log before each restart"
             ),
         )
 
@@ -243,9 +272,9 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
     while len(trend) > 1 and now - trend[0][0] > _TREND_S:
         trend.popleft()
     left = cache.capacity - cache.active
-    help_ = _room(state, cache)
+    remedy = _more_room(state, cache)
     if left < HEADROOM * cache.capacity:
-        yield "kv_headroom", f"the KV pool has {left:,} of {cache.capacity:,} tokens left for what runs: {help_}"
+        yield "kv_headroom", f"the KV pool has {left:,} of {cache.capacity:,} tokens left: {remedy}"
         return
     growth = _growth(trend)
     if growth > 0 and left < 0.5 * cache.capacity and left / growth < EXHAUSTED_WITHIN_S:
@@ -253,12 +282,12 @@ def _pool(state: ServerSnapshot, history: _History, now: float) -> Iterator[tupl
             "kv_exhaustion",
             (
                 f"the KV pool will be full in about {left / growth:.0f} s at this rate ({left:,} of {cache.capacity:,} "
-                f"tokens left): {help_}"
+                f"tokens left): {remedy}"
             ),
         )
 
 
-def _room(state: ServerSnapshot, cache: KvCacheState) -> str:
+def _more_room(state: ServerSnapshot, cache: KvCacheState) -> str:
     """What makes room in the pool."""
     if state.slots is not None and len(state.slots) == 1:
         return "raise -c, or shorten prompts and answers"
@@ -267,7 +296,7 @@ def _room(state: ServerSnapshot, cache: KvCacheState) -> str:
 
 def _growth(trend: deque[tuple[float, int]]) -> float:
     """Tokens a second; 0 where it goes up and down, as it does while requests come and go."""
-    times, tokens = [at for at, _ in trend], [count for _, count in trend]
+    times, tokens = [at for at, _ in trend], [number for _, number in trend]
     if times[-1] - times[0] < _TREND_S / 4 or min(tokens) == max(tokens):
         return 0.0
     slope = statistics.linear_regression(times, tokens).slope
@@ -285,22 +314,39 @@ def _waiting(state: ServerSnapshot, history: _History, now: float) -> Iterator[t
         yield "deferred", f"{waits} for a slot: raise -np (and -c with it), or add a server"
 
 
-def _late(history: _History, now: float) -> Iterator[tuple[str, str]]:
+def _objectives_missed(history: _History, now: float, objectives: Objectives) -> Iterator[tuple[str, str]]:
     requests = history.requests
-    while requests and now - requests[0][0] > _RECENT_S:
+    while requests and now - requests[0].at > _RECENT_S:
         requests.popleft()
-    for name, what, objective, values, help_ in (
-        ("ttft_objective", "for the first token", TIME_TO_FIRST_TOKEN_S,
-         [first for _, first, _ in requests],
-         "raise -np if requests wait, shorten prompts or let them share a prefix if prefill is long"),
-        ("tpot_objective", "per token", TIME_PER_OUTPUT_TOKEN_S,
-         [per_token for _, _, per_token in requests],
-         "lower -np, offload more layers (-ngl), or take a smaller quantisation"),
+    if len(requests) < objectives.min_requests:
+        return
+    failed = sum(request.failed for request in requests)
+    if failed > objectives.error_rate * len(requests):
+        yield (
+            "error_rate",
+            f"{failed} of the last {len(requests)} requests failed: see their error.type in the traces and the log",
+        )
+    for name, what, objective, values, remedy in (
+        ("ttft_objective", "to the first token", objectives.ttft_s,
+         [request.ttft_s for request in requests],
+         "raise -np if requests wait; shorten prompts or let them share a prefix if prefill is long"),
+        ("tpot_objective", "per token", objectives.tpot_s,
+         [request.tpot_s for request in requests],
+         "lower -np, offload more layers (-ngl), or use a smaller quantisation"),
     ):  # fmt: skip
         known = [value for value in values if value is not None]
         late = sum(value > objective for value in known)
-        if len(known) >= _ENOUGH and late > BURN_RATE * (1 - OBJECTIVE) * len(known):
-            yield name, f"{late} of the last {len(known)} requests took more than {objective:g} s {what}: {help_}"
+        if len(known) >= objectives.min_requests and late > burn_limit(BURN_RATE, objectives.error_budget) * len(known):
+            yield name, f"{late} of the last {len(known)} requests needed more than {objective:g} s {what}: {remedy}"
+
+
+def burn_limit(factor: float, budget: float) -> float:
+    """The share of misses at which an error budget burns at ``factor`` times its pace.
+
+    A large budget would put it above 1, where no alert ever fires: it is limited to 0.9, or to half way between the
+    budget and 1.
+    """
+    return round(min(factor * budget, max(0.9, (1 + budget) / 2)), 6)
 
 
 def _disagreeing(state: ServerSnapshot) -> Iterator[tuple[str, str]]:
@@ -312,7 +358,7 @@ def _disagreeing(state: ServerSnapshot) -> Iterator[tuple[str, str]]:
         yield (
             "kv_size_disagrees",
             (
-                f"llama.cpp reports {reported / 2**20:,.1f} MiB of KV cache, planned were {planned / 2**20:,.1f} MiB: "
+                f"llama.cpp reports {reported / 2**20:,.1f} MiB of KV cache, {planned / 2**20:,.1f} MiB were planned: "
                 "please report this with the model's name"
             ),
         )

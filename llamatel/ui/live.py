@@ -17,6 +17,7 @@ from llamatel.plan.attention_kind import attention_summary
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
+from llamatel.ui.objectives import Objectives
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
 VERSION = 3
@@ -82,11 +83,11 @@ class _History:
 class Live:
     """Current state and recent history. A sink; ``observe`` receives each snapshot. Thread-safe."""
 
-    def __init__(self, about: Mapping[str, str | None] | None = None) -> None:
+    def __init__(self, about: Mapping[str, str | None] | None = None, objectives: Objectives | None = None) -> None:
         """``about``: llamatel's version, metrics URL and OTLP endpoint."""
         self._about = dict(about or {})
         self._lock = threading.Lock()
-        self._alarms = Alarms()
+        self._alarms = Alarms(objectives)
         self._logged: deque[tuple[float, Alarm]] = deque(maxlen=_ALARMS)
         self._listeners: tuple[Callable[[Alarm], None], ...] = ()
         self._requests: deque[_Request] = deque(maxlen=_REQUESTS)
@@ -103,7 +104,7 @@ class Live:
 
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
         """Record a finished request."""
-        self._alarms.ended(completion)
+        self._alarms.record(completion)
         self._tally(completion)
         with self._lock:
             remembered = (self._next(), completion, trace_id)
@@ -122,7 +123,7 @@ class Live:
                 points = past.points
                 if not state.stale and (not points or snapshot.taken_at - points[-1][1].at >= _SPACING_S):
                     points.append((self._next(), _point(snapshot.taken_at, state)))
-        for alarm in self._alarms.look(snapshot):
+        for alarm in self._alarms.check(snapshot):
             self._logged.append((snapshot.taken_at, alarm))
             for listener in self._listeners:
                 listener(alarm)

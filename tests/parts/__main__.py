@@ -10,6 +10,7 @@ from .chromium import chromium_program
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
+from .monitoring import alertmanager_program, sid_program
 from .prometheus import prometheus_program
 from .rotel import rotel_program
 from .sid import sid_llama_server
@@ -30,6 +31,10 @@ def main() -> int:
     wanted = (
         rotel_program,
         lambda: prometheus_program("promtool"),
+        lambda: sid_program("prometheus"),
+        lambda: sid_program("victoria-metrics"),
+        lambda: sid_program("kustomize"),
+        alertmanager_program,
         chromium_program,
         llama_server,
         sid_llama_server,

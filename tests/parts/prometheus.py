@@ -53,19 +53,29 @@ def scrape_config(*addresses: str, interval: str = "250ms", rules: Sequence[Path
 class Prometheus:
     """A running Prometheus. A context manager."""
 
-    def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Keep data in ``folder``. ``config`` is what prometheus.yml holds. Raises PartFailed or MissingPart."""
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        *,
+        program: Path | None = None,
+        features: str = "exemplar-storage",
+    ) -> None:
+        """Keep data in ``folder``. ``config`` is what prometheus.yml holds; ``program`` is another Prometheus.
+
+        Raises PartFailed or MissingPart.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.url = f"http://127.0.0.1:{free_port()}"
         configuration = folder / "prometheus.yml"
         configuration.write_text(json.dumps(config))  # JSON is YAML
         self.child = Child(
             [
-                prometheus_program("prometheus"),
+                program or prometheus_program("prometheus"),
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={self.url.removeprefix('http://')}",
-                "--enable-feature=exemplar-storage",
+                f"--enable-feature={features}",
             ],
             folder / "prometheus.log",
         )

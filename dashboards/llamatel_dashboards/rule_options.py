@@ -1,0 +1,109 @@
+"""What a user chooses about the rules, and the PromQL that several rules share.
+
+Aggregations drop only the labels that a metric itself adds (``without``), so that labels of targets (namespace, pod,
+cluster, env, team, ...) are on every recorded series and every alert, and servers of the same name in two namespaces
+are never summed. ``keep_labels`` restricts recorded series to the server's own labels and those named.
+
+Latency is read from classic histograms and, where those are converted at scrape or pushed as native ones, from native
+histograms. Only functions that VictoriaMetrics has, too: it rejects a query with an unknown function as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from llamatel.errors import UsageError
+from llamatel.metrics import SERVER_ATTRIBUTES, table
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
+from llamatel.ui.objectives import Objectives
+
+RUNBOOK_URL = "https://github.com/llamatel/llamatel/blob/main/docs/alerts.md"
+SERVER = ("job", "instance", *map(prometheus_label, SERVER_ATTRIBUTES))
+"""Labels that identify a server, or one model of a router."""
+SITE = ("cluster", "env", "namespace")
+"""Labels that tell two targets of one name apart, where there are any."""
+TARGET = (*SITE, "job", "instance")
+KNOWN = "llamatel:targets:known"
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
+_SELECTOR = re.compile(
+    r'[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*"(?:, ?[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*")*'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleOptions:
+    """Choices of ``llamatel dashboards export`` that rules depend on."""
+
+    objectives: Objectives = field(default_factory=Objectives)
+    jobs: str = "llamatel.*"
+    """Regular expression of the Prometheus jobs that scrape llamatel; targets of other jobs are known from their past
+    samples."""
+    keep_labels: tuple[str, ...] | None = None
+    """None keeps every label of a target."""
+    expected: tuple[str, ...] = ()
+    """Label matchers of targets that have to exist: ``instance="gpu-1:9464"``."""
+    runbook_url: str = RUNBOOK_URL
+
+    def check(self) -> None:
+        """Raises UsageError for a choice that would make a rule that is invalid or never fires."""
+        for name, key in (
+            ("ttft", "gen_ai.server.time_to_first_token"),
+            ("tpot", "gen_ai.server.time_per_output_token"),
+        ):
+            bounds, value = table()[key].buckets, getattr(self.objectives, f"{name}_s")
+            if value not in bounds:
+                near = ", ".join(f"{bound:g}" for bound in sorted(bounds, key=lambda bound: abs(bound - value))[:4])
+                raise UsageError(f"--{name} {value:g}s is not a bucket bound of {key}; nearest, in seconds: {near}")
+        for label in self.keep_labels or ():
+            if not _LABEL.fullmatch(label):
+                raise UsageError(f"--keep-labels: {label!r} is not a label name")
+        for selector in self.expected:
+            if not _SELECTOR.fullmatch(selector):
+                raise UsageError(f'--expect: {selector!r} is not a list of matchers such as instance="gpu-1:9464"')
+        if not self.runbook_url.startswith(("https://", "http://")) or not self.runbook_url.isprintable():
+            raise UsageError("--runbook-url has to be an absolute URL, such as https://wiki.example/llamatel-alerts")
+        if '"' in self.jobs or not self.jobs.isprintable():
+            raise UsageError("--job is a regular expression without quotation marks")
+        try:
+            re.compile(self.jobs)
+        except re.error as error:
+            raise UsageError(f"--job is not a regular expression: {error}") from error
+
+    def per_server(self, expr: str, *own: str) -> str:
+        """Sum over the labels that the metric adds (``own``), for each server."""
+        if self.keep_labels is None:
+            return f"sum without ({', '.join(own)}) ({expr})"
+        return f"sum by ({', '.join(dict.fromkeys((*SERVER, *self.keep_labels)))}) ({expr})"
+
+    def missed(self, metric: str, objective_s: float, window: str) -> str:
+        """The share of requests above an objective; no sample where there was no request."""
+        row = table()[metric]
+        name, own = prometheus_name(row), [prometheus_label(attribute) for attribute in row.attributes]
+        kept = self.per_server(f"rate({name}_bucket{{le={bound_matcher(objective_s)}}}[{window}])", "le", *own)
+        all_of = self.per_server(f"rate({name}_count[{window}])", *own)
+        native = f"histogram_fraction(0, {objective_s:g}, {self.per_server(f'rate({name}[{window}])', *own)})"
+        # A native histogram without requests has the fraction NaN, which >= filters out.
+        return f"1 - ({kept} / ({all_of} > 0) or {native} >= 0)"
+
+    def requests(self, window: str, outcome: str = "") -> str:
+        """Finished requests in a window, by the counter, which is the same whatever histograms are."""
+        matcher = f'{{outcome=~"{outcome}"}}' if outcome else ""
+        return self.per_server(f"increase(llamacpp_requests_total{matcher}[{window}])", "outcome")
+
+    def silent_targets(self) -> str:
+        """``up`` of targets that do not answer: those of llamatel's jobs, and others that had its metrics before."""
+        return f'up{{job=~"{self.jobs}"}} == 0 or up == 0 and on ({", ".join(TARGET)}) {KNOWN}'
+
+
+def known_targets() -> str:
+    """Targets with llamatel's metrics, and those that had them and are still discovered: it refers to itself."""
+    by = ", ".join(TARGET)
+    seen = f"group by ({by}) (last_over_time({KNOWN}[1h])) and on ({by}) up == 0"
+    return f"group by ({by}) (llamatel_collector_success) or {seen}"
+
+
+def bound_matcher(bound: float) -> str:
+    """Matches ``le`` of a bucket: exporters write a bound of one second as ``1`` or as ``1.0``."""
+    text = f"{bound:g}"
+    return f'~"{re.escape(text).replace(chr(92), chr(92) * 2)}([.]0)?"' if "." not in text else f'"{text}"'
