@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import email
+import os
 import re
 import subprocess
 import sys
@@ -81,17 +82,19 @@ def test_wheel_runs_outside_checkout(wheel: Path, tmp_path: Path) -> None:
     site = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True, text=True)
-    # Its dependencies are those of the running environment, behind the wheel itself. The .pth files over there, an
-    # editable llamatel's among them, are not read.
+    # Its dependencies are those of the running environment, after the wheel itself. The .pth files there, an editable
+    # llamatel's among them, are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*argv: str) -> str:
-        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    said = run(str(environment / "bin" / "llamatel"), "--version")
-    assert re.fullmatch(r"llamatel \d+\.\d+\.\d+", said)
+    output = run(str(environment / "bin" / "llamatel"), "--version")
+    assert re.fullmatch(r"llamatel \d+\.\d+\.\d+", output)
     program = "import llamatel.collectors as c; print(c.__file__, sorted(collector.name for collector in c.load()))"
     where, _, collectors = run(str(python), "-c", program).partition(" ")
     assert Path(where).is_relative_to(environment)
