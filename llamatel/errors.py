@@ -1,29 +1,29 @@
 """Every error that llamatel raises on purpose, in one tree.
 
     LlamatelError
-    ├── UsageError              the caller asked for something that cannot be (exit code 2)
-    ├── BackendNotFound         no llama.cpp server could be found
-    ├── ServerError             the server manager's errors
-    │   ├── ServerStartError    the server died, or stayed silent, while starting
+    ├── UsageError              invalid arguments (exit code 2)
+    ├── BackendNotFound         no llama.cpp server was found
+    ├── ServerError             errors of the server manager
+    │   ├── ServerStartError    the server exited, or stayed silent, while starting
     │   ├── ServerStateError    the call does not fit the server's state (already started, ...)
-    │   └── ServerTimeout       it did not become ready, or stop, in time
+    │   └── ServerTimeout       the server did not become ready, or stop, in time
     ├── HttpError               an outgoing HTTP request failed; callers translate it
-    ├── ServerUnreachable       an HTTP call to a server failed
+    ├── ServerUnreachable       an HTTP request to a server failed
     ├── RequestError            a request of LlamaCppClient failed
-    │   ├── BadRequest          400: the server cannot take it
-    │   │   └── ContextTooLong  its prompt does not fit into the context
+    │   ├── BadRequest          400: the server rejected it
+    │   │   └── ContextTooLong  the prompt does not fit into the context
     │   ├── NotAuthorized       401, 403: the API key is missing or wrong
-    │   ├── NotSupported        404, 501: this server has it not, or was started without it
-    │   ├── ServerNotReady            503: the model is loading
-    │   ├── ServerFailure       500 and what else it answers
-    │   ├── ConnectError            nobody listens, or the connection broke
-    │   ├── RequestTimeout      no byte came in the time given
-    │   └── InvalidResponse           what came is not what llama.cpp sends
+    │   ├── NotSupported        404, 501: this server does not have it, or was started without it
+    │   ├── ServerNotReady      503: the model is loading
+    │   ├── ServerFailure       500 and other statuses
+    │   ├── ConnectError        connection refused or broken
+    │   ├── RequestTimeout      no byte was received in time
+    │   └── InvalidResponse     the response is not llama.cpp's
     ├── LogSourceError          a log file or stream cannot be read
-    ├── ExploreError            llama.cpp cannot be observed: not installed, not understood, or it died
+    ├── ExploreError            llama-cpp-python is not installed, not supported, or exited
     ├── GGUFError               a model file's header cannot be read
-    │   └── ModelUnreachable    the Hub or the address that it is at cannot be asked
-    ├── GrafanaError            a Grafana cannot be reached, or refuses
+    │   └── ModelUnreachable    the Hub or the URL cannot be reached
+    ├── GrafanaError            Grafana cannot be reached, or rejected the request
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
 
 Messages are one line and say what to do. The command line prints them without a traceback and exits
@@ -40,13 +40,13 @@ class LlamatelError(Exception):
 
 
 class UsageError(LlamatelError, ValueError):
-    """The arguments do not fit together."""
+    """Invalid arguments."""
 
     exit_code = 2
 
 
 class BackendNotFound(LlamatelError):
-    """No llama.cpp server was found; the message lists what was tried and the command that mends it."""
+    """No llama.cpp server was found; the message lists what was tried and the command that fixes it."""
 
 
 class ServerError(LlamatelError):
@@ -54,7 +54,7 @@ class ServerError(LlamatelError):
 
 
 class ServerStartError(ServerError):
-    """The server ended while starting.
+    """The server exited while starting.
 
     ``log_tail`` holds its last log lines, oldest first; ``returncode`` its exit status (negative: signal).
     """
@@ -66,11 +66,11 @@ class ServerStartError(ServerError):
 
 
 class ServerStateError(ServerError):
-    """The call does not fit the state that the server is in."""
+    """The call does not fit the server's state."""
 
 
 class ServerTimeout(ServerError, TimeoutError):
-    """The server was not ready, or had not stopped, when the time was up."""
+    """The server did not become ready, or stop, in time."""
 
 
 class HttpError(LlamatelError):
@@ -99,10 +99,10 @@ class HttpError(LlamatelError):
 
 
 class ServerUnreachable(LlamatelError):
-    """An HTTP request to a llama.cpp server failed or was refused.
+    """An HTTP request to a llama.cpp server failed.
 
-    ``status`` is the HTTP status, or None where no answer came; ``busy`` if it took the request and did not answer in
-    time, as a server does that is decoding.
+    ``status`` is the HTTP status, None without a response; ``busy`` if the server accepted the request and did not
+    respond in time, as it does while decoding.
     """
 
     def __init__(self, message: str, *, status: int | None = None, busy: bool = False) -> None:
@@ -114,8 +114,8 @@ class ServerUnreachable(LlamatelError):
 class RequestError(LlamatelError):
     """A request of LlamaCppClient failed.
 
-    ``status`` is the HTTP status, None where no answer came; ``kind`` is the server's own word for what is wrong, such
-    as ``invalid_request_error``, else ours (``connection_error``, ``timeout``, ...): one of few.
+    ``status`` is the HTTP status, None without a response; ``kind`` is the server's error type, such as
+    ``invalid_request_error``, else llamatel's (``connection_error``, ``timeout``, ...).
     """
 
     def __init__(self, message: str, *, status: int | None = None, kind: str = "_OTHER") -> None:
@@ -125,14 +125,14 @@ class RequestError(LlamatelError):
 
 
 class BadRequest(RequestError):
-    """The server cannot take the request."""
+    """The server rejected the request."""
 
 
 class ContextTooLong(BadRequest):
     """The prompt does not fit into a slot's context.
 
-    ``prompt_tokens`` and ``context_size`` are in tokens, ``excess`` what is too much; None where the server told no
-    figures.
+    ``prompt_tokens`` and ``context_size`` are in tokens, ``excess`` is their difference; None if the server did not
+    report them.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class NotAuthorized(RequestError):
 
 
 class NotSupported(RequestError):
-    """This server does not have that, or was started without it."""
+    """The server does not have this endpoint, or was started without it."""
 
 
 class ServerNotReady(RequestError):
@@ -158,19 +158,19 @@ class ServerNotReady(RequestError):
 
 
 class ServerFailure(RequestError):
-    """The server took the request and failed."""
+    """The server failed to process the request."""
 
 
 class ConnectError(RequestError):
-    """Nobody listens, or the connection broke before the answer was complete."""
+    """Connection refused, or broken before the response was complete."""
 
 
 class RequestTimeout(RequestError, TimeoutError):
-    """The server sent nothing in the time given."""
+    """The server sent nothing within the timeout."""
 
 
 class InvalidResponse(RequestError):
-    """The answer is not what llama.cpp sends; perhaps something else listens at that address."""
+    """The response is not llama.cpp's; another program may listen at that address."""
 
 
 class LogSourceError(LlamatelError):
@@ -178,10 +178,10 @@ class LogSourceError(LlamatelError):
 
 
 class GGUFError(LlamatelError):
-    """A model file's header cannot be read: it is no GGUF, is cut short, or says what cannot be.
+    """A model file's header cannot be read: not a GGUF, truncated, or invalid.
 
-    ``offset`` is the byte at which ``reading`` (what was being read) begins; None where it was not the content that
-    failed. ``path`` is the file, or its address.
+    ``offset`` is the byte where ``reading`` (the item being read) starts; None if the content is not the problem.
+    ``path`` is the file or URL.
     """
 
     def __init__(
@@ -196,11 +196,11 @@ class GGUFError(LlamatelError):
 
 
 class ModelUnreachable(GGUFError):
-    """The Hugging Face Hub, what HF_ENDPOINT names, or an address cannot be asked: no network, or nobody there."""
+    """The Hugging Face Hub (or HF_ENDPOINT), or a URL, cannot be reached."""
 
 
 class ExploreError(LlamatelError):
-    """A model's attention cannot be explored: llama-cpp-python is missing, not understood, or died."""
+    """A model's attention cannot be explored: llama-cpp-python is missing, not supported, or exited."""
 
 
 class PipelineError(LlamatelError):
@@ -208,4 +208,4 @@ class PipelineError(LlamatelError):
 
 
 class GrafanaError(LlamatelError):
-    """A Grafana cannot be reached, or refuses what was asked of it."""
+    """Grafana cannot be reached, or rejected the request."""

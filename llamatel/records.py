@@ -1,4 +1,4 @@
-"""What is told of requests, and of the servers that they went to: frozen records, no OpenTelemetry.
+"""Records of requests and of the servers they went to: frozen, without OpenTelemetry.
 
 Units are SI (seconds, tokens). ``None`` means unknown and emits nothing: an absent number is never a zero.
 Times that end in ``_at`` are Unix time in seconds.
@@ -15,7 +15,7 @@ class Outcome(str, Enum):
     """How a request ended."""
 
     OK = "ok"
-    CANCELLED = "cancelled"  # the client went away
+    CANCELLED = "cancelled"  # the client disconnected
     ERROR = "error"
     CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
 
@@ -26,7 +26,7 @@ ServerKey = tuple["str | None", "int | None", "str | None"]
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Who a record is about. One per server; a restart keeps address and port and may change the rest."""
+    """The server of a record. A restart keeps address and port and may change the rest."""
 
     address: str | None
     """Host name, IP address or Unix socket path that clients use; "unknown" for a log without an address; None for a
@@ -37,11 +37,11 @@ class ServerInfo:
     build: str | None = None
     """llama.cpp's build, as the server prints it."""
     backend: str | None = None
-    """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that we did not start."""
+    """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that llamatel did not start."""
     pid: int | None = None
 
     def __post_init__(self) -> None:
-        """A file's name, or what a server says of itself, may hold bytes that are no text: no exporter takes those."""
+        """Replace lone surrogates: file names and server responses may contain them, and exporters reject them."""
         for name in ("address", "model", "build"):
             value = getattr(self, name)
             if isinstance(value, str) and not value.isascii():
@@ -49,19 +49,19 @@ class ServerInfo:
 
     @property
     def key(self) -> ServerKey:
-        """What tells servers, and a router's models, apart in metrics."""
+        """Identifies a server, or one of a router's models, in metrics."""
         return self.address, self.port, self.model
 
     @property
     def shown_address(self) -> str:
-        """``127.0.0.1:8090``; ``in-process`` for one that has no address."""
+        """``127.0.0.1:8090``; ``in-process`` without an address."""
         port = "" if self.port is None else f":{self.port}"
         return f"{self.address or 'in-process'}{port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a request at its place on the clock (Unix seconds)."""
+    """A part of a request (Unix seconds)."""
 
     name: str
     """``prefill`` or ``decode``."""
@@ -71,7 +71,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request seen from inside of Python (llama-cpp-python), with what a server's log does not tell."""
+    """What a request inside of Python (llama-cpp-python) has in addition to a server's."""
 
     operation: str
     """``gen_ai.operation.name``: chat, text_completion, embeddings."""
@@ -83,49 +83,49 @@ class Call:
     sampled: int | None = None
     """Tokens that were sampled: those generated, and the one that ended the generation."""
     attributes: Mapping[str, str | int | float | bool | tuple[str, ...]] = field(default_factory=dict)
-    """Of the span, beside those that every request has."""
+    """Additional span attributes."""
     traceparent: str | None = None
-    """The span that was current when it was made, as W3C Trace Context writes it."""
+    """The span that was current when it was made, in the format of W3C Trace Context."""
     error_type: str | None = None
     """The exception's class."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestGpu:
-    """What one request took of the GPUs. Energy is of the cards that hold the server, as a whole."""
+    """GPU usage of one request. Energy is that of all GPUs of the server."""
 
     energy_j: float | None = None
-    """From slot to release; while several requests ran, each is given an equal part of what the cards took."""
+    """From slot to release; concurrent requests share the energy of the GPUs equally."""
     prefill_j: float | None = None
     decode_j: float | None = None
     output_j_per_token: float | None = None
     """``decode_j`` for one of the tokens generated after the first."""
     shared: bool = False
-    """Other requests ran at the same time, so the energy is a share and no measurement."""
+    """Other requests ran at the same time: the energy is a share, not a measurement."""
     integrated: bool = False
-    """From samples of the power, where a card has no energy counter."""
+    """Integrated from power samples: the GPU has no energy counter."""
     assumed: bool = False
-    """The driver does not tell which process is on which card, so all cards that are in use are counted."""
+    """The driver does not list processes, so all GPUs in use are counted."""
     cost: float | None = None
-    """Of the energy, in the currency of the price."""
+    """Cost of the energy, in the currency of the price."""
     bandwidth_utilization: float | None = None
-    """Bytes that decoding had to read for this request alone, over what the cards can read in that time. Weights are
-    read once for all requests that decode together; the caches of the others come on top."""
+    """Bytes that decoding had to read for this request alone, divided by what the GPUs can read in that time. Weights
+    are read once for all requests in a batch; the caches of other requests are not included."""
     flops_utilization: float | None = None
-    """Operations of its prefill over what the cards can do in that time."""
+    """Operations of its prefill, divided by what the GPUs can do in that time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One request that ended, as llama.cpp's log tells it (one task in one slot).
+    """A finished request, from llama.cpp's log (one task in one slot).
 
-    ``started_at`` is when a slot took the request, ``ended_at`` when the slot was released. What the log does not
-    say is None: a cancelled request has no token counts and no phases, an embedding no decode.
+    ``started_at`` is when the slot was assigned, ``ended_at`` when it was released. What the log does not contain is
+    None: a cancelled request has no token counts and no phases, an embedding no decode.
     """
 
     server: ServerInfo
     slot: int | None
-    """None inside of Python, where there are no slots and no task numbers."""
+    """None inside of Python, which has no slots and no task numbers."""
     task: int | None
     started_at: float
     ended_at: float
@@ -133,7 +133,7 @@ class Completion:
     error: str | None = None
     """llama.cpp's own error text; it holds counts, never prompt text."""
     queue_s: float | None = None
-    """Time between arrival and slot. From the log it is an estimate (see ``llama/log/queue_clock.py``)."""
+    """Time between arrival and slot. From a log it is an estimate (see ``llama/log/queue_clock.py``)."""
     prefill_s: float | None = None
     decode_s: float | None = None
     first_token_at: float | None = None
@@ -150,9 +150,9 @@ class Completion:
     is_child: bool = False
     """A further choice (``n`` > 1) of another request."""
     call: Call | None = None
-    """None for a request that llama.cpp's log told."""
+    """None for a request from a server's log."""
     in_flight: tuple[float, ...] = ()
-    """When the requests that still ran as this one ended had taken their slots (Unix time)."""
+    """Start times of the requests that still ran when this one ended (Unix time)."""
     gpu: RequestGpu | None = None
     """None where there is no GPU that llamatel can read, or none that the server uses."""
 
@@ -165,17 +165,17 @@ class Completion:
 
     @property
     def arrived_at(self) -> float:
-        """When the request arrived: the slot's start where the queue time is unknown."""
+        """Arrival time; the slot's start if the queue time is unknown."""
         return self.started_at - (self.queue_s or 0.0)
 
     @property
     def duration_s(self) -> float:
-        """From arrival (or slot start, where that is unknown) to release."""
+        """From arrival (or slot start, if that is unknown) to release."""
         return self.ended_at - self.arrived_at
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        """Queue plus prefill; None unless both are known. Inside of Python nothing waits."""
+        """Queue plus prefill; None unless both are known. Inside of Python there is no queue."""
         if self.first_token_at is None or (self.queue_s is None and self.call is None):
             return None
         return self.first_token_at - self.arrived_at
@@ -197,10 +197,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ObservedRequest:
-    """A request of a server without a log, as looks at its slot show it: at work from the first to the last.
+    """A request of a server without a log, observed by polling its slot.
 
-    It began before the first and ended after the last, by up to the time between two looks: no time here is exact, and
-    how it ended is not known.
+    It started up to one poll interval before ``first_seen_at`` and ended up to one after ``last_seen_at``: no time here
+    is exact, and its outcome is unknown.
     """
 
     server: ServerInfo
@@ -209,39 +209,39 @@ class ObservedRequest:
     first_seen_at: float
     last_seen_at: float
     longest_s: float | None = None
-    """It took no longer: from the look before the first to the one after the last. None where there was none before."""
+    """Upper bound: from the poll before the first to the poll after the last. None without an earlier poll."""
     prompt_tokens: int | None = None
-    """Cached ones included; None unless it was seen generating, when all of the prompt is processed."""
+    """Including cached ones; None unless a poll saw it generating, when the whole prompt is processed."""
     decoded: int | None = None
-    """Tokens that it had generated at the last look."""
+    """Tokens generated at the last poll."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientCall:
-    """One call of our client that asked a model for something, as the client saw it."""
+    """One call of an instrumented client to a model."""
 
     key: object
-    """What tells it from others, also while it was under way."""
+    """Identifies it, also while it is in flight."""
     span: object
     """The context that holds its span; opaque."""
     server: ServerInfo
-    """Whom it asked; the model is the one that it named."""
+    """The server it was sent to; the model is the requested one."""
     operation: str
     """``gen_ai.operation.name``: chat, text_completion, embeddings or rerank."""
     started_at: float
     sent_at: float
-    """When it was sent, the last time if there were several."""
+    """When it was sent; the last attempt if there were several."""
     ended_at: float
     outcome: Outcome
     error_type: str | None = None
     headers_at: float | None = None
-    """When its answer began; of streams only, where that is when a slot took it."""
+    """When the response started; streams only, where that is when the slot was assigned."""
     first_chunk_at: float | None = None
     chunk_gaps: Sequence[float] = ()
-    """Seconds from one chunk of a stream to the next."""
+    """Seconds between the chunks of a stream."""
     response_model: str | None = None
     input_tokens: int | None = None
-    """Cached ones included."""
+    """Including cached ones."""
     output_tokens: int | None = None
     cached_tokens: int | None = None
     prompt_computed: int | None = None
@@ -249,23 +249,23 @@ class ClientCall:
     decode_s: float | None = None
     slot: int | None = None
     modality: str = "text"
-    """What its tokens stand for: ``text``, or ``unknown`` where images or sound are among them."""
+    """``text``, or ``unknown`` if images or audio are included."""
     tasks: int = 1
-    """Requests that llama.cpp makes of it: one for each choice, text or document."""
+    """llama.cpp's tasks for it: one per choice, text or document."""
     elsewhere: bool = False
-    """Another process made it, and measures it."""
+    """Made and measured by another process."""
 
     @property
     def generates(self) -> bool:
-        """Whether it asked for text, and not for vectors or ranks."""
+        """Whether it generates text, unlike embeddings and reranking."""
         return self.operation in ("chat", "text_completion")
 
     @property
     def has_timings(self) -> bool:
-        """Whether the answer had llama.cpp's own measurements."""
+        """Whether the response had llama.cpp's timings."""
         return self.prefill_s is not None and self.decode_s is not None
 
     @property
     def duration_s(self) -> float:
-        """The whole call, repeated attempts included."""
+        """The whole call, including retries."""
         return self.ended_at - self.started_at

@@ -1,4 +1,4 @@
-"""The state of what is watched, at one moment: frozen, no OpenTelemetry.
+"""State of the observed servers at one moment: frozen, without OpenTelemetry.
 
 Units as in ``records``; None means unknown and emits nothing.
 """
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LogCounts:
-    """What the log reader has seen of one server, since it was first watched."""
+    """Counts of the log reader for one server, since llamatel started to observe it."""
 
     lines: Mapping[str, int] = field(default_factory=dict)
     """Lines by kind: request, server, other, malformed."""
     requests_started: int = 0
     requests_lost: int = 0
-    """Requests whose end could not be told (lines were missing)."""
+    """Requests whose end is missing from the log."""
     understood: bool | None = None
-    """False once llama.cpp counts tokens that the log never showed; None before there is anything to judge by."""
+    """False if llama.cpp's counters grow without requests in the log; None before there is evidence."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """One slot of a server at one moment, as ``/slots`` tells it."""
+    """One slot of a server at one moment, from ``/slots``."""
 
     id: int
     busy: bool
     context_size: int | None = None
-    """Tokens that this slot may hold at most; in a unified pool the sum over the slots exceeds the pool."""
+    """Maximum number of tokens of this slot; in a unified pool the sum over the slots exceeds the pool."""
     context_tokens: int | None = None
-    """Tokens that it holds in the KV cache; they stay after the request until they are overwritten."""
+    """Tokens in the KV cache; they stay after the request until they are overwritten."""
     task: int | None = None
-    """llama.cpp's number of the request that it works on, or worked on last."""
+    """llama.cpp's task number of the current or last request."""
     prompt_computed: int | None = None
     """Prompt tokens processed so far; None while it is idle."""
     prompt_cached: int | None = None
     decoded: int | None = None
-    """Tokens generated so far by the request that it works on; None while it is idle."""
+    """Tokens generated so far by the current request; None while it is idle."""
     decode_rate: float | None = None
-    """Tokens a second of that request since the look before."""
+    """Tokens per second of that request since the previous poll."""
     speculative: bool | None = None
     """Whether speculative decoding was set up for it."""
 
@@ -57,23 +57,23 @@ class KvCacheState:
     """The KV cache of one server at one moment, in tokens and in bytes."""
 
     capacity: int | None = None
-    """Tokens that fit into the pool: one pool for all slots if ``unified``, else the slots' shares together."""
+    """Tokens that fit into the pool: one pool for all slots if ``unified``, else the sum of the slots' shares."""
     unified: bool | None = None
     active: int | None = None
-    """Tokens of requests that run now."""
+    """Tokens of running requests."""
     cached: int | None = None
-    """Tokens that idle slots still hold: reclaimable."""
+    """Tokens that idle slots hold; reclaimable."""
     planned_bytes: Mapping[str, int] = field(default_factory=dict)
     """Size by part (k, v, recurrent, other) as computed from the GGUF; only where that is known to be exact."""
     reported_bytes: Mapping[str, int] = field(default_factory=dict)
     """Size by part as llama.cpp reported it, at the resolution of its log (0.01 MiB)."""
     used_bytes: Mapping[str, int] = field(default_factory=dict)
-    """By part, what active and cached tokens take: a sliding window holds no more than its cells, a recurrent state
-    the same whatever the length."""
+    """By part, bytes of active and cached tokens. A sliding window holds no more than its cells; a recurrent state has a
+    fixed size."""
 
     @property
     def headroom(self) -> int | None:
-        """Tokens that running requests can still take: what is free and what idle slots would give up."""
+        """Tokens left for running requests: free ones, and those that idle slots hold."""
         if self.capacity is None or self.active is None:
             return None
         return max(0, self.capacity - self.active)
@@ -81,7 +81,7 @@ class KvCacheState:
 
 @dataclass(frozen=True, slots=True)
 class PromptCacheState:
-    """The prompts that llama.cpp keeps in host memory (``--cache-ram``), as its log says at ``-lv 4`` alone."""
+    """The prompts that llama.cpp keeps in host memory (``--cache-ram``), from its log at ``-lv 4``."""
 
     entries: int
     size_bytes: int
@@ -90,7 +90,7 @@ class PromptCacheState:
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """The server's process, as the operating system tells it."""
+    """The server's process, from the operating system."""
 
     cpu_s: float | None = None
     memory_bytes: int | None = None
@@ -99,25 +99,25 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class RouterModel:
-    """What became of one of a router's models since it was first watched."""
+    """Events of one of a router's models since llamatel started to observe it."""
 
     loads: int | None = None
-    """Times it was loaded; polling may miss some."""
+    """Times it was loaded; polling can miss some."""
     evictions: int | None = None
-    """Times it was unloaded to make room for another; only the router's log tells."""
+    """Times it was unloaded to make room for another; known from the router's log only."""
     failures: int | None = None
     """Times its process failed to load it, or died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where llama.cpp's log says that a model went. At ``-lv 3`` it only says when there is no GPU at all."""
+    """Where llama.cpp placed a model, from its log. At ``-lv 3`` it only reports that there is no GPU."""
 
     gpu_layers: int | None = None
     """Layers on GPUs, the output counted as one; known at ``-lv 4``."""
     total_layers: int | None = None
     no_gpu: bool = False
-    """It found no GPU that it can use."""
+    """llama.cpp found no usable GPU."""
     buffers: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Bytes by device (``CUDA0``, ``CPU``) and part (``weights``, ``kv_cache``, ``compute``); at ``-lv 4``, rounded to
     0.01 MiB."""
@@ -125,7 +125,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """One GPU, or one MIG slice of one, at one moment. SI units; None is what the driver does not tell."""
+    """One GPU, or one MIG slice of one, at one moment. SI units; None is what the driver does not report."""
 
     id: str
     """The driver's UUID."""
@@ -137,15 +137,15 @@ class DeviceSnapshot:
     utilization: float | None = None
     """Share of the time in which a kernel ran."""
     memory_used: int | None = None
-    """By all processes, without what the driver keeps for itself."""
+    """Memory of all processes, without the driver's own."""
     memory_reserved: int | None = None
     memory_limit: int | None = None
     processes: Mapping[int, int | None] | None = None
-    """Bytes by process; None where the driver does not list them."""
+    """Bytes by process; None if the driver does not list them."""
     power_w: float | None = None
     power_limit_w: float | None = None
     energy_j: float | None = None
-    """Since some moment in the past: the driver's counter, else the integral of the power since llamatel started."""
+    """Cumulative: the driver's counter, else the integral of the power since llamatel started."""
     energy_integrated: bool = False
     temperature_c: float | None = None
     temperature_limit_c: float | None = None
@@ -153,58 +153,58 @@ class DeviceSnapshot:
     """By domain: sm, memory."""
     clock_limits_hz: Mapping[str, float] = field(default_factory=dict)
     throttled_by: tuple[str, ...] | None = None
-    """What holds its clocks down now, of ``llamatel.gpu.nvml.THROTTLES``; None where unknown."""
+    """Current throttle reasons, of ``llamatel.gpu.nvml.THROTTLES``; None if unknown."""
     bandwidth: float | None = None
-    """Peak, bytes a second."""
+    """Peak bandwidth in bytes per second."""
     peak_flops: float | None = None
     """Dense FP16."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """One server at one moment; of a router, one of its models."""
+    """One server, or one of a router's models, at one moment."""
 
     server: ServerInfo
     up: bool | None
-    """None for a server whose log is all we have."""
+    """None if only the log of the server is available."""
     state: str | None = None
     """starting, ready, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded, sleeping,
     failed."""
     stale: bool = False
-    """True where the server was too busy to answer: what follows is its last answer, except ``up``."""
+    """The server was too busy to answer: all fields except ``up`` are from an earlier poll."""
     restarts: int | None = None
     process_started_at: float | None = None
     loading_s: float | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
-    """llama.cpp's own counters by their names without the ``llamacpp:`` prefix, carried across restarts."""
+    """llama.cpp's counters by their names without the ``llamacpp:`` prefix, carried across restarts."""
     deferred: int | None = None
     """Requests that wait for a slot."""
     slots: tuple[SlotState, ...] | None = None
-    """None where they are not known; a sleeping server's are not asked for."""
+    """None if unknown; a sleeping server is not polled for its slots."""
     decode_rate: float | None = None
-    """Tokens a second that all slots together decode now, from the change of ``SlotState.decoded``."""
+    """Tokens per second of all slots together, from the change of ``SlotState.decoded``."""
     kv_cache: KvCacheState | None = None
     context_shifts: int | None = None
     prompt_cache: PromptCacheState | None = None
     process: ProcessState | None = None
     model: ModelShape | None = None
-    """What its GGUF says; None where the file cannot be read from here."""
+    """From its GGUF; None if the file cannot be read."""
     settings: ServerSettings | None = None
-    """What its flags and environment come to, completed by its log; None where its flags are not known."""
+    """What its flags and environment come to, completed by its log; None if its flags are unknown."""
     router_model: RouterModel | None = None
-    """Set if this is one of a router's models; whether the router is up, its own snapshot says."""
+    """Set for one of a router's models. Whether the router is up is in its own snapshot."""
     placement: Placement | None = None
-    """Where its log says that the model went; None where it has said nothing yet."""
+    """Where the model was placed; None before its log says so."""
     log: LogCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of everything that is watched, taken once an export cycle."""
+    """State of all observed servers and GPUs, taken once per export cycle."""
 
     taken_at: float
     servers: tuple[ServerSnapshot, ...] = ()
     records_dropped: Mapping[str, int] = field(default_factory=dict)
-    """Records lost on our side, by reason."""
+    """Records lost by llamatel, by reason."""
     devices: tuple[DeviceSnapshot, ...] = ()
-    """GPUs of this machine; empty where there are none, and where the driver does not answer."""
+    """GPUs of this machine; empty if there are none or the driver does not answer."""
