@@ -37,7 +37,7 @@ class ServerInfo:
     build: str | None = None
     """llama.cpp's build, as the server prints it."""
     backend: str | None = None
-    """What runs it: ``llama-server``, ``xllamacpp``, ``llama-cpp-python``; None for a server that llamatel did not start."""
+    """``llama-server``, ``xllamacpp`` or ``llama-cpp-python``; None for a server that llamatel did not start."""
     pid: int | None = None
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class KvCacheState:
     reported_bytes: Mapping[str, int] = field(default_factory=dict)
     """Size by part as llama.cpp reported it, at the resolution of its log (0.01 MiB)."""
     used_bytes: Mapping[str, int] = field(default_factory=dict)
-    """By part, bytes of active and cached tokens. A sliding window holds no more than its cells; a recurrent state has a
+    """By part, bytes of active and cached tokens. A sliding window is bounded by its cells, a recurrent state has a
     fixed size."""
 
     @property
