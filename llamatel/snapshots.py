@@ -27,6 +27,10 @@ class LogCounts:
     """Requests whose end is missing from the log."""
     understood: bool | None = None
     """False if llama.cpp's counters grow without requests in the log; None before there is evidence."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Requests that were rejected before a slot took them, by reason."""
+    contradictions: Mapping[str, int] = field(default_factory=dict)
+    """Lines and figures of the log that llama.cpp's own figures contradict, by kind."""
 
 
 @dataclass(frozen=True, slots=True)

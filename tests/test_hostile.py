@@ -308,8 +308,8 @@ def test_what_a_log_can_make_us_remember_is_bounded() -> None:
             f"llama_model: dev{number} model buffer size = 1.0 MiB",
         ):
             reader.feed(line, 1.0)
-    assert len(reader._active) <= 1000
-    assert len(reader._chosen) <= 1000
+    assert len(reader._requests) <= 1000
+    assert len(reader._requests._selected) <= 1000
     assert len(list(reader.router)) <= 512
     assert reader.logged_server.placement is not None
     assert len(reader.logged_server.placement.buffers) <= 256
@@ -322,14 +322,14 @@ def test_a_defect_of_the_reader_ends_no_log(
     log = tmp_path / "server.log"
     log.write_text(f"{LAUNCH}\nboom\nboom\n{RELEASE}\n")
     taken: list[object] = []
-    really = LogReader._read
+    really = LogReader._message
 
     def read(self: LogReader, *arguments: object) -> str:
         if "boom" in str(arguments[0]):
             raise ZeroDivisionError
         return really(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LogReader, "_read", read)
+    monkeypatch.setattr(LogReader, "_message", read)
     follower = LogFollower(FileSource(log, from_start=True))
     ended = threading.Event()
     follower.subscribe(lambda request: (taken.append(request), ended.set())[0])  # type: ignore[func-returns-value]

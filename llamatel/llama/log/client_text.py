@@ -1,45 +1,56 @@
-"""Text of clients in llama.cpp's log, which is theirs to choose and may look like llama.cpp's own lines.
+"""Text of clients in a text log, which they choose and which may look like llama.cpp's own lines.
 
-At its default verbosity llama.cpp prints two things as they were sent, line ends included: a grammar that it cannot
-parse (src/llama-grammar.cpp) and the patterns of a JSON schema that it cannot turn into one
-(common/json-schema-to-grammar.cpp). Both begin and end with words of llama.cpp's own. Who knows the end can write it
-into what he sends: a log is as true as those are who may send grammars.
+llama.cpp prints some of what it refuses as it was sent, line ends included: a grammar that it cannot parse
+(src/llama-grammar.cpp), patterns of a JSON schema that it cannot convert (common/json-schema-to-grammar.cpp), names of
+samplers (common/sampling.cpp), errors of llguidance. Each starts and ends with words of llama.cpp's own, which a client
+may write as well: a text log is only as true as its clients are trusted (docs/security.md). JSONL has no such lines.
 """
 
 from __future__ import annotations
 
 import re
 
-_GRAMMAR = "error parsing grammar: "
-_GRAMMAR_ENDS = re.compile(r"\d\.\d{3}\.\d{3} [A-Z] .*ailed to parse grammar")
-_SCHEMA = "WARNING: JSON schema conversion was incomplete: "
-_SCHEMA_ENDS = "accepting any string"
-_LONGEST_S = 1.0
-"""It is written at once; a build that words its end in another way costs no more than this."""
-_MOST_LINES = 10_000
+_MESSAGE = re.compile(r'\d\.\d{3}\.\d{3} [A-Z] |"msg":"')
+_REFUSED = ("ailed to parse grammar", "ailed to initialize sampl")
+_STARTS = {
+    "error parsing grammar: ": None,
+    "llg error: ": "",
+    "WARNING: JSON schema conversion was incomplete: ": "accepting any string",
+    "unable to match sampler by name '": "'",
+}
+"""What starts a quotation, and how its last line ends ("": it is empty); None: a message follows that refuses it."""
+_MAX_AGE_S = 1.0
+"""It is written at once; a build that prints another end costs no more than this."""
+_MAX_LINES = 10_000
 
 
 class ClientText:
-    """Finds it. Not thread-safe: who feeds the log reader feeds it."""
+    """Finds quotations that span lines. Not thread-safe: used with the lock of the log reader."""
 
     def __init__(self) -> None:
-        self._begun_with: str | None = None
+        self._start: str | None = None
         self._since = 0.0
         self._lines = 0
 
-    def holds(self, line: str, now: float) -> bool:
-        """Whether a line, read at Unix time ``now``, is part of it."""
-        if self._begun_with is None:
-            self._begun_with = _GRAMMAR if _GRAMMAR in line else _SCHEMA if _SCHEMA in line else None
-            if self._begun_with is None:
+    @property
+    def open(self) -> bool:
+        """Whether one has started and not ended."""
+        return self._start is not None
+
+    def contains(self, line: str, now: float) -> bool:
+        """Whether a line, read at Unix time ``now``, is part of one."""
+        if self._start is None:
+            self._start = next((start for start in _STARTS if start in line), None)
+            if self._start is None:
                 return False
             self._since, self._lines = now, 0
         self._lines += 1
-        if self._begun_with == _SCHEMA and line.endswith(_SCHEMA_ENDS):
-            self._begun_with = None
+        end = _STARTS[self._start]
+        if line.endswith(end) if end else end is not None and not line:
+            self._start = None
             return True
-        told = self._begun_with == _GRAMMAR and _GRAMMAR_ENDS.search(line) is not None
-        if told or now - self._since > _LONGEST_S or self._lines > _MOST_LINES:
-            self._begun_with = None
+        refused = end is None and _MESSAGE.search(line) is not None and any(words in line for words in _REFUSED)
+        if refused or now - self._since > _MAX_AGE_S or self._lines > _MAX_LINES:
+            self._start = None
             return False
         return True

@@ -1,4 +1,4 @@
-"""One request that holds a slot, as the lines of that slot tell it. Times are log times, in seconds.
+"""One request that holds a slot, as logged by that slot's lines. Times are log times, in seconds.
 
 Cached tokens follow from the prompt's length, where a build prints it, or from the release line: n_tokens = cached +
 computed + generated - 1.
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from llamatel.records import Completion, Outcome, ServerInfo
 
-# Numbers have no more digits than llama.cpp's can have: a log may hold anybody's text.
+# Numbers have no more digits than llama.cpp's can have.
 _PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens")
 _DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)")
-_DRAFT = re.compile(r"draft acceptance.*\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
-_PROMPT = re.compile(r"new prompt, .*\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
+_DRAFT = re.compile(r"draft acceptance[^(\n]{1,64}\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
+_PROMPT = re.compile(r"new prompt, [^\n]{0,100}?\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
 _CONTEXT_FULL = "Context size has been exceeded"
 
 
 @dataclass(slots=True)
 class LoggedRequest:
-    """What is known of it so far."""
+    """What was logged of it so far."""
 
     slot: int
     task: int
@@ -41,10 +41,13 @@ class LoggedRequest:
     cancelled: bool = False
     error: str | None = None
 
-    def read(self, text: str, time: float) -> str:
-        """Take in what its slot says; the kind of the line: request, malformed, or server for what is no figure."""
-        reader = _READERS.get(text[:5])
-        return "server" if reader is None else reader(self, text, time)
+    def read(self, function: str, message: str, time: float) -> str:
+        """Read a message of its slot, printed by ``function``.
+
+        Returns the kind of the line: request, malformed, or server where it has no figure.
+        """
+        functions, reader = _READERS.get(message[:5], _UNKNOWN)
+        return reader(self, message, time) if function in functions else "server"
 
     def _timing(self, text: str, time: float) -> str:
         found = _PREFILL.match(text)
@@ -134,15 +137,18 @@ class LoggedRequest:
         return None if cached is not None and cached < 0 else cached
 
 
-# By the first five characters of what a slot says: one dictionary look-up a line.
-_READERS: dict[str, Callable[[LoggedRequest, str, float], str]] = {
-    "promp": LoggedRequest._timing,
-    "eval ": LoggedRequest._timing,
-    "total": LoggedRequest._progress,
-    "graph": LoggedRequest._progress,
-    "draft": LoggedRequest._timing,
-    "new p": LoggedRequest._prompt,
-    "n_gen": LoggedRequest._progress,
-    "n_dec": LoggedRequest._progress,  # its name until summer 2026
-    "slot ": LoggedRequest._shift,
+_TIMING = frozenset({"print_timing"})
+_PROMPT_LOOP = frozenset({"update_slots", "  operator()", "  pre_decode"})
+_UNKNOWN: tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]] = (frozenset(), LoggedRequest._progress)
+_READERS: dict[str, tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]]] = {
+    "promp": (_TIMING, LoggedRequest._timing),
+    "eval ": (_TIMING, LoggedRequest._timing),
+    "total": (_TIMING, LoggedRequest._progress),
+    "graph": (_TIMING, LoggedRequest._progress),
+    "draft": (_TIMING, LoggedRequest._timing),
+    "new p": (_PROMPT_LOOP, LoggedRequest._prompt),
+    "n_gen": (_TIMING, LoggedRequest._progress),
+    "n_dec": (_TIMING, LoggedRequest._progress),  # its name until summer 2026
+    "slot ": (_PROMPT_LOOP, LoggedRequest._shift),
 }
+"""By a message's first five characters (one dictionary look-up a line): the functions that print it, and its reader."""

@@ -1,11 +1,12 @@
-"""What a router's log says of its models: when they were loaded, given up for others, or died.
+"""A router's models as its log reports them: when they were loaded, evicted, or failed.
 
-The router's own lines are those of tools/server/server-models.cpp; its children's come behind ``[port] `` and are read
+The router's own lines are those of tools/server/server-models.cpp. Its children's lines follow ``[port] `` and are read
 by a LogReader each, whose requests carry the model's name.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,15 +16,28 @@ from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.records import ServerInfo
 from llamatel.snapshots import RouterModel
 
+_log = logging.getLogger(__name__)
+
 _ROUTER = "starting server in router mode"
-_KNOWN = re.compile(r"\[ *(?:models_dir|cache|preset)\] (.+?)(?: \(aliases: [^)]*\))?(?: \[tags: [^\]]*\])?$")
-_SPAWNING = re.compile(r"spawning server instance with name=(.{1,512}) on port (\d{1,5})\b")
-_EVICTING = re.compile(r"(?:evicting idle LRU|limit reached, removing LRU) name=(.+?)(?: for a queued request)?$")
-_STOPPING = re.compile(
-    r"(?:stopping model instance|unloading model|force-killing model instance) name=(.+?)(?: \(source| after timeout|$)"
+_FROM = r"srv +\S{1,12}: "
+_NAME = r"([^\n]{1,256}?)"
+_KNOWN = re.compile(
+    _FROM + r" {2,24}\[ {0,16}(?:models_dir|cache|preset)\] "
+    r"([^\n]{1,256}?)(?: \(aliases: [^)\n]{0,256}\))?(?: \[tags: [^\]\n]{0,256}\])?$"
 )
-_EXITED = re.compile(r"instance name=(.+) exited with status (-?\d{1,10})\b")
+_SPAWNING = re.compile(_FROM + rf"spawning server instance with name={_NAME} on port (\d{{1,5}})$")
+_EVICTING = re.compile(
+    _FROM + rf"(?:evicting idle LRU|models_max limit reached, removing LRU) name={_NAME}(?: for a queued request)?$"
+)
+_STOPPING = re.compile(
+    _FROM + r"(?:stopping model instance|(?:\(reload\) )?unloading model|force-killing model instance) "
+    rf"name={_NAME}(?: \(source [^\n]{{0,64}}| after timeout)?$"
+)
+_EXITED = re.compile(_FROM + rf"instance name={_NAME} exited with status (-?\d{{1,10}})$")
 _MAX_MODELS = 512
+_MAX_PORTS = 1024
+OTHER = "other"
+"""Stands for the names of all further models."""
 
 
 @dataclass(slots=True)
@@ -31,7 +45,7 @@ class ModelLife:
     """One model over the lives of its process."""
 
     state: str | None = None
-    """unloaded, loading, loaded, sleeping, failed; None while the log has not said."""
+    """unloaded, loading, loaded, sleeping, failed; None until it was logged."""
     port: int | None = None
     loads: int = 0
     evictions: int = 0
@@ -43,7 +57,7 @@ class ModelLife:
     """A new one may be spawned before the old one's exit is logged."""
 
     @property
-    def told(self) -> RouterModel:
+    def record(self) -> RouterModel:
         """As a record."""
         return RouterModel(loads=self.loads, evictions=self.evictions, failures=self.failures)
 
@@ -59,17 +73,20 @@ R = TypeVar("R", bound=ChildReader)
 
 
 class RouterLog(Generic[R]):
-    """Follows a router's log. Not thread-safe: who feeds the log reader feeds it."""
+    """Follows a router's log. Not thread-safe: used with the lock of the log reader."""
 
-    def __init__(self, make_reader: Callable[[], R]) -> None:
+    def __init__(self, make_reader: Callable[[bool], R]) -> None:
+        """``make_reader`` makes a child's reader; its argument: whether the child's start was logged."""
         self._make_reader = make_reader
         self._readers: dict[int, tuple[R, ServerInfo]] = {}
-        """By port, and the router that they were told to belong to."""
+        """By port, and the router that they were assigned to."""
         self._names: dict[int, str] = {}
         self.models: dict[str, ModelLife] = {}
         self.seen = False
         """Whether this is a router's log at all."""
-        self._ended: list[R] = []
+        self.names_dropped = 0
+        """Messages about models beyond those that are told apart."""
+        self._disconnected: list[R] = []
 
     def __iter__(self) -> Iterator[R]:
         """The readers of its children."""
@@ -85,17 +102,17 @@ class RouterLog(Generic[R]):
         """The reader for lines of the child on ``port``."""
         entry = self._readers.get(port)
         if entry is None or entry[1] is not router:
-            reader = self._make_reader() if entry is None else entry[0]
             name = self._names.get(port)
+            reader = self._make_reader(name is not None) if entry is None else entry[0]
             reader.server = replace(router, model=name) if name else router
-            if entry is None and len(self._readers) >= _MAX_MODELS:  # none has so many: ports out of anybody's text
+            if entry is None and len(self._readers) >= _MAX_MODELS:  # no router has so many
                 del self._readers[next(iter(self._readers))]
             self._readers[port] = entry = (reader, router)
             self.seen = True
         return entry[0]
 
-    def heard(self, port: int, reader: R, time: float | None) -> None:
-        """A line of the child on ``port`` was read, written ``time`` seconds after its process began."""
+    def child_line(self, port: int, reader: R, time: float | None) -> None:
+        """A line of the child on ``port`` was read, written ``time`` seconds after its process started."""
         life = self.models.get(self._names.get(port, ""))
         if life is None or reader.logged_server.host is None:
             return
@@ -105,22 +122,24 @@ class RouterLog(Generic[R]):
         life.state = "sleeping" if reader.logged_server.sleeping else "loaded"
 
     def read(self, text: str) -> bool:
-        """Act on one of the router's own lines; False if it is about something else."""
-        if _ROUTER in text:
+        """Act on one of the router's own messages; False if it is about something else."""
+        if not text.startswith("srv "):
+            return False
+        if text[19:].startswith(_ROUTER):
             self.seen = True
             return True
         if "name=" in text:
             return self._read_named(text)
-        found = _KNOWN.search(text) if "] " in text else None
+        found = _KNOWN.match(text) if "] " in text else None
         if found is not None:
-            life = self._life(found.group(1))
+            _, life = self._life(found.group(1))
             life.state = life.state or "unloaded"
         return found is not None
 
-    def take_ended(self) -> list[R]:
-        """The readers of processes that ended since this was asked last: their requests in flight ended with them."""
-        ended, self._ended = self._ended, []
-        return ended
+    def pop_disconnected(self) -> list[R]:
+        """The readers of processes that ended since the last call: their requests in flight ended with them."""
+        readers, self._disconnected = self._disconnected, []
+        return readers
 
     def restart(self) -> None:
         """The router's process was replaced, and with it its children; what was counted goes on."""
@@ -131,25 +150,30 @@ class RouterLog(Generic[R]):
             life.stopping, life.processes = False, 0
 
     def _read_named(self, text: str) -> bool:
-        if found := _SPAWNING.search(text):
-            name, port = found.group(1), int(found.group(2))
-            life = self._life(name)
-            if life.port is not None and (entry := self._readers.pop(life.port, None)) is not None:
-                self._ended.append(entry[0])
-            life.state, life.port, life.loading_s, life.stopping = "loading", port, None, False
-            life.processes += 1
-            self._readers.pop(port, None)
-            self._names[port] = name
-            self.seen = True
-        elif found := _EVICTING.search(text):
-            life = self._life(found.group(1))
+        if found := _SPAWNING.match(text):
+            self._spawned(found.group(1), int(found.group(2)))
+        elif found := _EVICTING.match(text):
+            _, life = self._life(found.group(1))
             life.evictions += 1
             life.stopping = True
-        elif found := _STOPPING.search(text):
-            self._life(found.group(1)).stopping = True
-        elif found := _EXITED.search(text):
-            self._exited(self._life(found.group(1)), int(found.group(2)))
+        elif found := _STOPPING.match(text):
+            self._life(found.group(1))[1].stopping = True
+        elif found := _EXITED.match(text):
+            self._exited(self._life(found.group(1))[1], int(found.group(2)))
         return found is not None
+
+    def _spawned(self, name: str, port: int) -> None:
+        name, life = self._life(name)
+        if life.port is not None and (entry := self._readers.pop(life.port, None)) is not None:
+            self._disconnected.append(entry[0])
+        life.state, life.port, life.loading_s, life.stopping = "loading", port, None, False
+        life.processes += 1
+        self._readers.pop(port, None)
+        self._names.pop(port, None)
+        if len(self._names) >= _MAX_PORTS:
+            del self._names[next(iter(self._names))]
+        self._names[port] = name
+        self.seen = True
 
     def _exited(self, life: ModelLife, status: int) -> None:
         failed = status != 0 and not life.stopping
@@ -159,10 +183,16 @@ class RouterLog(Generic[R]):
             life.state = "failed" if failed else "unloaded"
             entry = None if life.port is None else self._readers.pop(life.port, None)
             if entry is not None:
-                self._ended.append(entry[0])
+                self._disconnected.append(entry[0])
             life.port, life.stopping = None, False
 
-    def _life(self, name: str) -> ModelLife:
+    def _life(self, name: str) -> tuple[str, ModelLife]:
+        """A model and the name it goes by: ``other`` beyond the first 512."""
         if name not in self.models and len(self.models) >= _MAX_MODELS:
-            return ModelLife()
-        return self.models.setdefault(name, ModelLife())
+            if not self.names_dropped:
+                _log.warning(
+                    "the router's log names more than %d models: further ones count as '%s'", _MAX_MODELS, OTHER
+                )
+            self.names_dropped += 1
+            name = OTHER
+        return name, self.models.setdefault(name, ModelLife())

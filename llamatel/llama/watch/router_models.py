@@ -220,4 +220,4 @@ def _completed(state: ServerSnapshot, log: RouterLog[LogReader]) -> ServerSnapsh
     if reader is not None and running and (cache is not None or reader.logged_server.sleeping):
         cache = kv_cache_state(reader.logged_server, state.slots, LoadedModel())
     loading_s = life.loading_s if running else None
-    return replace(state, loading_s=loading_s, kv_cache=cache, router_model=life.told)
+    return replace(state, loading_s=loading_s, kv_cache=cache, router_model=life.record)

@@ -1,0 +1,75 @@
+"""A record of ``--log-jsonl``: one JSON object a line, so a message with a line end in it stays one record.
+
+llama.cpp (October 2026 on; common/log.cpp) writes ``{"type":"log","time":US,"level":"info","msg":TEXT}`` to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from llamatel.llama.log.log_line import LogLine
+
+# A message without an escape needs no JSON parser, and is taken apart by the same expression.
+_PLAIN = re.compile(
+    r'\{"type":"log","time":(\d{1,15}),"level":"([a-z]{1,8})","msg":"'
+    r'((?:slot [^"\\]{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| *)?([^"\\]*))\\n"\}$'
+)
+_SLOT = re.compile(r"slot .{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| *(.*)", re.DOTALL)
+_LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "none": "N"}
+_LONGEST_RUN_US = 6e14
+"""Microseconds: no process runs for twenty years."""
+FRAGMENTS = frozenset("CN")
+"""Levels of what is no message of its own: the rest of one, or a line of a router's child."""
+
+
+def parse_record(line: str) -> LogLine | None:
+    """The record that a line of stdout is; None for any other line.
+
+    ``text`` is the whole message, line ends included.
+    """
+    found = _PLAIN.match(line)
+    if found is None:
+        return _parse_json(line) if line.startswith('{"') else None
+    time, level, text, slot, task, rest = found.groups()
+    if slot is None:
+        return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"))
+    return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"), None, None, int(slot), int(task), rest)
+
+
+def _parse_json(line: str) -> LogLine | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+        return None
+    time, text = record.get("time"), record.get("msg")
+    if not isinstance(time, (int, float)) or isinstance(time, bool) or not 0 <= time < _LONGEST_RUN_US:
+        time = None
+    if record["type"] != "log" or not isinstance(text, str):
+        return LogLine("", None if time is None else time / 1e6, "N")
+    text = text.rstrip("\n").encode("utf-8", "replace").decode()
+    parts = LogLine(text, None if time is None else time / 1e6, _LEVELS.get(str(record.get("level")), "N"))
+    found = _SLOT.match(text)
+    if found is None:
+        return parts
+    return parts._replace(slot=int(found.group(1)), task=int(found.group(2)), said=found.group(3))
+
+
+def readable(line: str) -> str:
+    """The record in ``line`` as llama.cpp prints it without ``--log-jsonl``, on one line; other lines as they are."""
+    record = parse_record(line) if line.startswith('{"type":') else None
+    if record is None or not record.text:
+        return line
+    text = record.text
+    if record.level == "N" and text.startswith("["):
+        port, mark, rest = text.partition("] ")
+        text = port + mark + readable(rest)
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
+    if record.time is None or record.level is None or record.level in FRAGMENTS:
+        return text
+    micros = round(record.time * 1e6)
+    minutes, micros = divmod(micros, 60_000_000)
+    millis, micros = divmod(micros, 1000)
+    return f"{minutes}.{millis // 1000:02d}.{millis % 1000:03d}.{micros:03d} {record.level} {text}"

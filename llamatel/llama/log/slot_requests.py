@@ -1,0 +1,190 @@
+"""The requests that hold slots, followed from launch to release by the lines of their slots.
+
+Which messages there are, and which function prints each: tools/server/server-context.cpp, server-queue.cpp. llama.cpp
+pads a function's name to 12 characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+from llamatel.llama.log.log_audit import LogAudit
+from llamatel.llama.log.log_counters import LogCounters
+from llamatel.llama.log.logged_request import LoggedRequest
+from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
+from llamatel.llama.log.rejections import launch_rejection
+
+# Numbers have no more digits than llama.cpp's can have.
+_RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d{1,12}), truncated = (\d)")
+_ERROR = re.compile(r"task id = (\d{1,12}), error: ([^\n]*)")
+_CANCEL = re.compile(r"cancel task, id_task = (\d{1,12})$")
+_TOO_LONG = "exceeds the available context size"
+_MAX_SLOTS = 1024
+
+
+class OnEnd(Protocol):
+    """Called for each request that ended, after its slot was given up."""
+
+    def __call__(
+        self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
+    ) -> None:
+        """It ended at ``time`` with ``tokens`` in its slot."""
+
+
+class SlotRequests:
+    """The requests in flight of one llama.cpp process. Times are log times, in seconds."""
+
+    def __init__(self, counters: LogCounters, audit: LogAudit, on_end: OnEnd) -> None:
+        self._counters = counters
+        self._audit = audit
+        self._on_end = on_end
+        self._batch = DEFAULT_BATCH
+        self._queue = QueueClock()
+        self._active: dict[int, LoggedRequest] = {}
+        self._selected: dict[int, float] = {}
+        """When each slot was last selected for a task."""
+        self._heading_slot: int | None = None
+        """The slot whose timings follow on lines of their own."""
+
+    def __iter__(self) -> Iterator[LoggedRequest]:
+        """The requests in flight."""
+        return iter(self._active.values())
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def slot_line(self, function: str, slot: int, task: int, message: str, time: float) -> str:
+        """Read a slot's message; returns the kind of the line."""
+        self._heading_slot = None
+        self._counters.slot_lines += 1
+        if function == "launch_slot_":
+            if message.startswith("processing task"):
+                return self._launch(slot, task, message, time)
+        elif function == "get_availabl":
+            if message.startswith("selected slot"):
+                if len(self._selected) < _MAX_SLOTS:
+                    self._selected[slot] = time
+                return "request"
+            return "server"
+        request = self._active.get(slot)
+        is_release = function == "     release" and message.startswith("stop processing")
+        if request is None or request.task != task:
+            # It began before the log was read, so nothing is known of its beginning.
+            if is_release:
+                self._queue.left(time)
+            return "server"
+        if is_release:
+            return self._release(request, message, time)
+        if not message and function == "print_timing":
+            self._heading_slot = slot
+            return "server"
+        shifts = request.shifts
+        kind = request.read(function, message, time)
+        self._counters.context_shifts += request.shifts - shifts
+        return kind
+
+    def continuation(self, text: str, time: float) -> bool:
+        """Whether a line belongs to timings whose heading was read (builds until April 2026), foreign lines between."""
+        if self._heading_slot is None:
+            return False
+        request = self._active.get(self._heading_slot)
+        message = text.lstrip()
+        if request is None or not message.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
+            return False
+        request.read("print_timing", message, time)
+        return True
+
+    def cancel(self, message: str, time: float) -> str:
+        """``stop: cancel task``: the client disconnected, or an error was sent."""
+        found = _CANCEL.match(message)
+        if found is None:
+            return "malformed"
+        task = int(found.group(1))
+        self._queue.number_taken(time)
+        request = self._by_task(task)
+        if request is not None:
+            request.cancelled = True
+        else:
+            self._queue.seen(task)
+        return "request"
+
+    def error(self, message: str) -> str:
+        """``send_error``: a request failed, or could not be launched."""
+        found = _ERROR.match(message)
+        if found is None:
+            return "malformed"
+        request, error = self._by_task(int(found.group(1))), found.group(2).strip()
+        if request is not None:
+            request.error = error
+        elif (reason := launch_rejection(error)) is not None:
+            self._counters.reject(reason)
+        return "request"
+
+    def number_taken(self, time: float) -> None:
+        """Something that is no request took a task number."""
+        self._queue.number_taken(time)
+
+    # -- the end of all ---------------------------------------------------------------------------------------------
+
+    def abort(self, time: float, error: str) -> None:
+        """The process is gone: every request in flight fails."""
+        for request in self._active.values():
+            request.error = error
+            request.queue_s = self._queue.broken_off(request.task, time, 0)
+            self._on_end(request, time)
+        self.reset()
+
+    def reset(self, batch: int | None = None) -> None:
+        """Another process follows, or the log ends: the requests in flight are dropped. ``batch``: its batch size."""
+        self._batch = batch or self._batch
+        self._queue = QueueClock(self._batch)
+        self._active.clear()
+        self._selected.clear()
+        self._heading_slot = None
+
+    # -- one request ------------------------------------------------------------------------------------------------
+
+    def _launch(self, slot: int, task: int, message: str, time: float) -> str:
+        if len(self._active) >= _MAX_SLOTS or not self._audit.launch(slot, task):
+            return "other"
+        lost = self._active.pop(slot, None)
+        if lost is not None:
+            self._counters.lost += 1
+            self._queue.broken_off(lost.task, time, 0)
+        selected = self._selected.pop(slot, time)
+        self._queue.launched(task, time, chosen=selected, idle=not self._active)
+        self._active[slot] = LoggedRequest(slot, task, time, is_child=message.rstrip().endswith("is_child = 1"))
+        self._counters.started += 1
+        return "request"
+
+    def _release(self, request: LoggedRequest, message: str, time: float) -> str:
+        found = _RELEASE.match(message)
+        del self._active[request.slot]
+        tokens = int(found.group(1)) if found is not None else 0
+        request.queue_s = self._waited(request, time, tokens)
+        if found is None:
+            self._counters.lost += 1
+            return "malformed"
+        self._on_end(request, time, tokens=tokens, truncated=found.group(2) != "0")
+        return "request"
+
+    def _waited(self, request: LoggedRequest, time: float, tokens: int) -> float | None:
+        """How long a request that releases its slot had waited for it."""
+        if request.timed_at is not None and request.decode_s is not None and request.generated is not None:
+            return self._queue.completed(
+                request.task,
+                time,
+                first_token=request.timed_at - request.decode_s,
+                steps=max(0, request.generated - 1 - (request.draft_accepted or 0)),
+                computed=request.computed or 0,
+            )
+        if request.error is not None and _TOO_LONG in request.error:
+            return self._queue.refused(request.task, time)
+        return self._queue.broken_off(request.task, time, tokens)
+
+    def _by_task(self, task: int) -> LoggedRequest | None:
+        return next((request for request in self._active.values() if request.task == task), None)
