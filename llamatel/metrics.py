@@ -171,8 +171,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.requests", Kind.COUNTER, "{request}",
-        "Requests that took a slot and ended, by outcome. What llama.cpp refuses before that is not in its log.",
+        "Requests that took a slot and ended, by outcome. Those rejected before that are llamacpp.requests.rejected.",
         ("outcome",),
+    ),
+    Metric(
+        "llamacpp.requests.rejected", Kind.TOTAL, "{request}",
+        "Requests that were rejected before they took a slot, by reason, as far as the server's log shows them: no "
+        "unknown paths (404), and no wrong API keys in builds that do not log those.",
+        ("reason",),
     ),
     Metric(
         "llamacpp.tokens", Kind.TOTAL, "{token}",
@@ -397,6 +403,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "llamatel.log.understood", Kind.GAUGE, "1",
         "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms lack them.",
+    ),
+    Metric(
+        "llamatel.log.contradictions", Kind.TOTAL, "{line}",
+        "Contradictions between the server's log and llama.cpp's own figures, by kind: a slot that does not exist, a "
+        "task launched twice or never given out, a line from the future, more tokens than were generated. Above 0, "
+        "a client may have written into the log (docs/security.md).",
+        ("kind",),
     ),
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
     Metric(

@@ -1,4 +1,4 @@
-"""Requests as they end: how long they took, in which part, with how many tokens, and how they ended.
+"""Requests: how long they took, in which phase, with how many tokens, how they ended; and those that were rejected.
 
 A further choice of a request (``n`` > 1) runs as a request of its own in llama.cpp, with a copy of its parent's prompt
 figures. It counts for what is its own, decoding and the tokens it generated, and not as a request.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from llamatel.collectors import Collector, Sample
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.semconv import PROVIDER, error_type, operation
+from llamatel.snapshots import Snapshot
 
 _SERVERS = 4096
 """Servers remembered at most; beyond that an outcome's count begins with its first request."""
@@ -24,6 +25,13 @@ class RequestsCollector(Collector):
     def __init__(self) -> None:
         self._seen: set[ServerKey] = set()
 
+    def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
+        """Rejected requests of each server whose log is read."""
+        for state in snapshot.servers:
+            if state.log is not None:
+                for reason, count in state.log.rejected.items():
+                    yield Sample("llamacpp.requests.rejected", count, state.server, {"reason": reason})
+
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log does not have gives none."""
         done = completion.outcome is Outcome.OK
@@ -33,9 +41,9 @@ class RequestsCollector(Collector):
             error = "cancelled" if completion.outcome is Outcome.CANCELLED else error_type(completion)
             ended = gen_ai if error is None else {**gen_ai, "error.type": error}
             yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, ended)
-            yield from self._begun(completion.server)
+            yield from self._zeros(completion.server)
             yield Sample("llamacpp.requests", 1, completion.server, {"outcome": completion.outcome.value})
-        for metric, value, wanted, attributes in (
+        for metric, value, applies, attributes in (
             ("gen_ai.server.time_to_first_token", completion.time_to_first_token_s, own and done, gen_ai),
             ("gen_ai.server.time_per_output_token", completion.time_per_output_token_s, done, gen_ai),
             ("llamacpp.request.queue.duration", completion.queue_s, own, {}),
@@ -45,10 +53,10 @@ class RequestsCollector(Collector):
             ("llamacpp.request.cached_tokens", completion.prompt_cached, own and done, {}),
             ("llamacpp.request.output_tokens", completion.generated, done, {}),
         ):
-            if wanted and value is not None:
+            if applies and value is not None:
                 yield Sample(metric, value, completion.server, attributes)
 
-    def _begun(self, server: ServerInfo) -> Iterator[Sample]:
+    def _zeros(self, server: ServerInfo) -> Iterator[Sample]:
         """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""
         key = server.key
         if key not in self._seen and len(self._seen) < _SERVERS:

@@ -52,6 +52,8 @@ def _info(state: ServerSnapshot) -> dict[str, str | int]:
 def _log(log: LogCounts, server: ServerInfo) -> Iterator[Sample]:
     for kind, count in log.lines.items():
         yield Sample("llamatel.log.lines", count, server, {"kind": kind})
+    for kind, count in log.contradictions.items():
+        yield Sample("llamatel.log.contradictions", count, server, {"kind": kind})
     yield Sample("llamatel.requests.lost", log.requests_lost, server)
     if log.understood is not None:
         yield Sample("llamatel.log.understood", int(log.understood), server)

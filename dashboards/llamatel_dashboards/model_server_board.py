@@ -198,6 +198,22 @@ def _llamatel() -> list[Panel]:
             empty="None",
             size=(12, 7),
         ),
+        lines(
+            "Rejected requests",
+            [Query(q.increase("llamacpp.requests.rejected", "reason", q.RATE), "{{reason}}")],
+            "Requests that llama.cpp rejected before they took a slot, by reason, as far as its log shows them.",
+            "Not failures of the server: clients send what it does not accept, or a wrong key.",
+            empty="None",
+            size=(12, 7),
+        ),
+        lines(
+            "Contradictions in the log",
+            [Query(q.increase("llamatel.log.contradictions", "kind", q.RATE), "{{kind}}")],
+            "What the log reports against llama.cpp's own figures, by kind.",
+            "Above 0: a client may have written into the log, see docs/security.md.",
+            empty="None",
+            size=(12, 7),
+        ),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llamatel.llama.log.log_audit import KINDS
+from llamatel.llama.log.rejections import REASONS
 from llamatel.snapshots import LogCounts
 
 
@@ -25,7 +26,7 @@ class LogCounters:
     context_shifts: int = 0
     slot_lines: int = 0
     """Lines about slots."""
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     """By reason."""
     contradictions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     """By kind; see ``log_audit``."""
@@ -35,7 +36,7 @@ class LogCounters:
 
     def reject(self, reason: str) -> None:
         """A request was rejected."""
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.rejected[reason] += 1
 
     def snapshot(self, generated_total: float | None) -> LogCounts:
         """The counts so far; ``generated_total`` is llama.cpp's own token counter, where it is known.
