@@ -20,6 +20,21 @@ class Outcome(str, Enum):
     CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
 
 
+class RecomputeCause(str, Enum):
+    """Why prompt tokens were computed again although they had been in the KV cache."""
+
+    SLOT_TAKEN = "slot_taken"  # another conversation had taken the slot: too few slots
+    PREFIX_CHANGED = "prefix_changed"  # the client changed the prompt before its end
+    NO_CHECKPOINT = "no_checkpoint"  # sliding-window or recurrent state, and no checkpoint to go back to
+    CHECKPOINT_EVICTED = "checkpoint_evicted"
+    CONTEXT_SHIFT = "context_shift"
+    CACHE_CLEARED = "cache_cleared"  # the server slept, or its cache was purged
+    PROMPT_CACHE_MISS = "prompt_cache_miss"  # evicted from the prompt cache in host memory (--cache-ram)
+    CACHE_PROMPT_OFF = "cache_prompt_off"  # the request switched reuse off
+    DRAFT_MODEL = "draft_model"
+    UNKNOWN = "unknown"
+
+
 ServerKey = tuple["str | None", "int | None", "str | None"]
 """Address, port and model of a server."""
 
@@ -140,6 +155,14 @@ class Completion:
     """Where prefill ends and decode starts."""
     prompt_computed: int | None = None
     prompt_cached: int | None = None
+    prompt_reusable: int | None = None
+    """Tokens that the prompt shared with the KV cache of the chosen slot."""
+    prompt_recomputed: int | None = None
+    """Tokens that were computed again although they had been in the cache."""
+    recompute_s: float | None = None
+    """Seconds for those, at the request's own prefill rate."""
+    recompute_cause: RecomputeCause | None = None
+    """None if no token was computed again; UNKNOWN if the log does not prove a cause."""
     generated: int | None = None
     draft_generated: int | None = None
     draft_accepted: int | None = None
