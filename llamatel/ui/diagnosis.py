@@ -1,0 +1,357 @@
+"""Why requests were slow: where their time went, what limits the server, which changes would help.
+
+A pure function of finished requests and of samples of the server's state. Every figure is observed or absent; savings
+are upper bounds, and what could not be determined is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.plan.model_shape import ModelShape
+from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.ui.remedies import Remedy, pool_remedy, recompute_remedy, slots_remedy
+
+_MIN_POINTS = 8
+"""Requests that a fitted line needs."""
+_MIN_SPREAD = 0.2
+"""... and how far their contexts are apart, as a share of the longest."""
+_TIGHT = 0.1
+"""Share of the pool below which headroom counts as a limit."""
+_OFTEN = 0.05
+"""Share of samples, or of the time, from which a limit is reported."""
+_NEAR_CEILING = 0.5
+_CHANGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The server's state at one poll."""
+
+    busy: int | None
+    slots: int | None
+    waiting: int | None
+    headroom: float | None
+    """Share of the KV pool that running requests can still use."""
+    throttled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was observed of one server."""
+
+    source: str
+    """The log file or the URL."""
+    seconds: float
+    completions: tuple[Completion, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    server: str = ""
+    build: str | None = None
+    model: str | None = None
+    settings: ServerSettings | None = None
+    shape: ModelShape | None = None
+    on_cpu: bool | None = None
+    decode_ceiling: Callable[[int], float | None] | None = None
+    """Tokens per second that the memory bandwidth allows one request, by its context in tokens."""
+    log_understood: bool | None = None
+    lines: int | None = None
+    """Lines of the log that were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeUse:
+    """Seconds of all requests by phase; ``other_s`` is time that the log does not divide."""
+
+    queue_s: float
+    prefill_s: float
+    recompute_s: float
+    """Prefill of tokens that had been in the cache; not in ``prefill_s``."""
+    decode_s: float
+    other_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.queue_s + self.prefill_s + self.recompute_s + self.decode_s + self.other_s
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Tokens that were computed again for one cause."""
+
+    cause: str
+    requests: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLine:
+    """Seconds per token as a line over the context: ``base_s + context * slope_s``, with its spread."""
+
+    requests: int
+    base_s: float
+    slope_s: float
+    spread: float
+    """Standard deviation of the residuals, as a share of the mean."""
+    shortest: int
+    longest: int
+    """Contexts of the requests, in tokens; the line holds between them."""
+
+    def rate(self, context: int) -> float | None:
+        """Tokens per second at a context; None where the line is not positive."""
+        seconds = self.base_s + context * self.slope_s
+        return 1 / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class RatePoint:
+    """A decode rate, and what share of the bandwidth's ceiling it is."""
+
+    context: int
+    tokens_per_second: float
+    ceiling_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The result. ``as_dict`` is for JSON: seconds and tokens, null where unknown."""
+
+    source: str
+    server: str
+    build: str | None
+    model: str | None
+    seconds: float
+    outcomes: dict[str, int]
+    time_use: TimeUse | None
+    prompt_tokens: int | None
+    reused_tokens: int | None
+    losses: tuple[Loss, ...]
+    decode: RateLine | None
+    decode_points: tuple[RatePoint, ...]
+    decode_by_concurrency: dict[int, float]
+    """Median tokens per second of a request, by the number of requests that ran when it ended."""
+    prefill_tokens_per_second: float | None
+    draft_acceptance: float | None
+    tokens_per_step: float | None
+    """Tokens per decode step with speculative decoding."""
+    decode_limit: tuple[str, str]
+    """A word (bandwidth, cpu, throttling, unknown) and its evidence."""
+    concurrency_limit: tuple[str, str]
+    """A word (slots, kv_pool, none, unknown) and its evidence."""
+    changes: tuple[Remedy, ...]
+    undetermined: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        document = dataclasses.asdict(self)
+        for name in ("decode_limit", "concurrency_limit"):
+            limit, evidence = document[name]
+            document[name] = {"limit": limit, "evidence": evidence}
+        return document
+
+
+def diagnose(observed: Observation) -> Diagnosis:
+    """Diagnose one server from what was observed."""
+    done = [completion for completion in observed.completions if completion.outcome is Outcome.OK]
+    outcomes = Counter(completion.outcome.value for completion in observed.completions)
+    losses = _losses(observed.completions)
+    decode = _decode_line(done)
+    points = _decode_points(decode, observed)
+    concurrency = _concurrency_limit(observed, outcomes)
+    prompts = [completion for completion in done if completion.prompt_tokens is not None]
+    prefills = [
+        completion.prompt_computed / completion.prefill_s
+        for completion in done
+        if completion.prefill_s and completion.prompt_computed
+    ]
+    return Diagnosis(
+        source=observed.source,
+        server=observed.server,
+        build=observed.build,
+        model=observed.model,
+        seconds=observed.seconds,
+        outcomes=dict(outcomes),
+        time_use=_time_use(observed.completions),
+        prompt_tokens=sum(completion.prompt_tokens or 0 for completion in prompts) if prompts else None,
+        reused_tokens=sum(completion.prompt_cached or 0 for completion in prompts) if prompts else None,
+        losses=losses,
+        decode=decode,
+        decode_points=points,
+        decode_by_concurrency=_by_concurrency(done),
+        prefill_tokens_per_second=statistics.median(prefills) if prefills else None,
+        draft_acceptance=_acceptance(done),
+        tokens_per_step=_tokens_per_step(done),
+        decode_limit=_decode_limit(observed, points),
+        concurrency_limit=concurrency,
+        changes=_changes(observed, losses, concurrency[0]),
+        undetermined=_undetermined(observed, done, decode),
+    )
+
+
+def _time_use(completions: Sequence[Completion]) -> TimeUse | None:
+    if not completions:
+        return None
+    queue = sum(completion.queue_s or 0.0 for completion in completions)
+    again = sum(completion.recompute_s or 0.0 for completion in completions)
+    prefill = sum(completion.prefill_s or 0.0 for completion in completions)
+    decode = sum(completion.decode_s or 0.0 for completion in completions)
+    total = sum(completion.duration_s for completion in completions)
+    return TimeUse(queue, max(0.0, prefill - again), again, decode, max(0.0, total - queue - prefill - decode))
+
+
+def _losses(completions: Sequence[Completion]) -> tuple[Loss, ...]:
+    by_cause: dict[RecomputeCause, list[Completion]] = defaultdict(list)
+    for completion in completions:
+        if completion.prompt_recomputed:
+            by_cause[completion.recompute_cause or RecomputeCause.UNKNOWN].append(completion)
+    losses = [
+        Loss(
+            cause.value,
+            len(found),
+            sum(completion.prompt_recomputed or 0 for completion in found),
+            sum(completion.recompute_s or 0.0 for completion in found),
+        )
+        for cause, found in by_cause.items()
+    ]
+    return tuple(sorted(losses, key=lambda loss: loss.seconds, reverse=True))
+
+
+def _middle(completion: Completion) -> int | None:
+    """The context in the middle of the answer, which stands for all of it: the cost grows linearly."""
+    if completion.context_tokens is None or completion.generated is None:
+        return None
+    return max(1, completion.context_tokens - completion.generated // 2)
+
+
+def _decode_line(done: Sequence[Completion]) -> RateLine | None:
+    pairs = [
+        (context, completion.time_per_output_token_s)
+        for completion in done
+        if (context := _middle(completion)) is not None and completion.time_per_output_token_s
+    ]
+    if len(pairs) < _MIN_POINTS:
+        return None
+    contexts, seconds = [float(context) for context, _ in pairs], [each for _, each in pairs]
+    if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
+        slope, base = 0.0, statistics.median(seconds)
+    else:
+        slope, base = statistics.linear_regression(contexts, seconds)
+    residuals = [each - base - slope * context for context, each in zip(contexts, seconds, strict=True)]
+    spread = statistics.pstdev(residuals) / statistics.fmean(seconds)
+    return RateLine(len(pairs), base, slope, spread, int(min(contexts)), int(max(contexts)))
+
+
+def _decode_points(line: RateLine | None, observed: Observation) -> tuple[RatePoint, ...]:
+    if line is None:
+        return ()
+    found = []
+    for context in sorted({line.shortest, (line.shortest + line.longest) // 2, line.longest}):
+        rate = line.rate(context)
+        if rate is not None:
+            ceiling = None if observed.decode_ceiling is None else observed.decode_ceiling(context)
+            found.append(RatePoint(context, rate, rate / ceiling if ceiling else None))
+    return tuple(found)
+
+
+def _by_concurrency(done: Sequence[Completion]) -> dict[int, float]:
+    rates: dict[int, list[float]] = defaultdict(list)
+    for completion in done:
+        if completion.tokens_per_second:
+            rates[1 + len(completion.in_flight)].append(completion.tokens_per_second)
+    return {number: statistics.median(found) for number, found in sorted(rates.items())}
+
+
+def _acceptance(done: Sequence[Completion]) -> float | None:
+    drafted = sum(completion.draft_generated or 0 for completion in done)
+    accepted = sum(completion.draft_accepted or 0 for completion in done)
+    return accepted / drafted if drafted else None
+
+
+def _tokens_per_step(done: Sequence[Completion]) -> float | None:
+    drafting = [completion for completion in done if completion.draft_generated and completion.generated]
+    tokens = sum((completion.generated or 1) - 1 for completion in drafting)
+    steps = tokens - sum(completion.draft_accepted or 0 for completion in drafting)
+    return tokens / steps if steps > 0 else None
+
+
+def _decode_limit(observed: Observation, points: Sequence[RatePoint]) -> tuple[str, str]:
+    throttled = [sample.throttled for sample in observed.samples if sample.throttled]
+    if observed.samples and len(throttled) > _OFTEN * len(observed.samples):
+        reasons = Counter(reason for found in throttled for reason in found)
+        share = len(throttled) / len(observed.samples)
+        return "throttling", f"the GPU was throttled in {share:.0%} of the samples ({', '.join(reasons)})"
+    if observed.on_cpu:
+        return "cpu", "the model runs on the CPU"
+    shares = [point.ceiling_share for point in points if point.ceiling_share is not None]
+    if shares:
+        text = f"decode reaches {min(shares):.0%} to {max(shares):.0%} of what the memory bandwidth allows one request"
+        return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), text
+    return "unknown", "the GPU's bandwidth, or the model's weights, are not known here"
+
+
+def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[str, str]:
+    full = outcomes[Outcome.CONTEXT_FULL.value]
+    if full:
+        return "kv_pool", f"{full} requests failed because the KV pool was full"
+    tight = [one for one in observed.samples if one.headroom is not None and one.headroom < _TIGHT]
+    if observed.samples and len(tight) > _OFTEN * len(observed.samples):
+        return "kv_pool", f"the KV pool was over 90% full in {len(tight) / len(observed.samples):.0%} of the samples"
+    waits = [one for one in observed.samples if one.waiting and one.slots and one.busy == one.slots]
+    if observed.samples and len(waits) > _OFTEN * len(observed.samples):
+        return "slots", f"requests waited for a slot in {len(waits) / len(observed.samples):.0%} of the samples"
+    known = [completion for completion in observed.completions if completion.queue_s is not None]
+    if known:
+        queued = sum(completion.queue_s or 0.0 for completion in known)
+        share = queued / max(sum(completion.duration_s for completion in known), 1e-9)
+        if share > _OFTEN:
+            return "slots", f"{share:.0%} of the requests' time was spent waiting for a slot (estimated)"
+        return "none", f"{share:.0%} of the requests' time was spent waiting for a slot (estimated)"
+    if observed.samples:
+        return "none", "no request waited for a slot in any sample"
+    return "unknown", "neither samples nor queue times"
+
+
+def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple[Remedy, ...]:
+    """The changes with the largest expected effect, at most three."""
+    found = [recompute_remedy(loss.cause, loss.seconds, observed.settings, observed.shape) for loss in losses]
+    queue_s = sum(completion.queue_s or 0.0 for completion in observed.completions)
+    if limit == "slots":
+        found.append(slots_remedy(queue_s, observed.settings, observed.shape))
+    if limit == "kv_pool":
+        found.append(pool_remedy(observed.settings, observed.shape))
+    if observed.on_cpu and observed.settings is not None and observed.settings.gpu_layers:
+        found.append(
+            Remedy("-ngl", "GPU layers were requested, but the model runs on the CPU: check the backend", None)
+        )
+    chosen = [remedy for remedy in found if remedy is not None]
+    return tuple(sorted(chosen, key=lambda remedy: remedy.at_most_s or 0.0, reverse=True)[:_CHANGES])
+
+
+def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:
+    missing = []
+    if not observed.completions:
+        if observed.lines:
+            missing.append(f"requests: none in {observed.lines:,} lines of the log")
+        else:
+            missing.append("requests, and with them where the time went: there is no request log (--log FILE)")
+    if observed.log_understood is False:
+        missing.append("requests: llama.cpp counts tokens that the log does not show")
+    unknown = sum(completion.queue_s is None for completion in done)
+    if unknown:
+        missing.append(f"the queue time of {unknown} of {len(done)} requests")
+    if done and all(completion.prompt_reusable is None for completion in done):
+        missing.append("prompt reuse: the log does not show slot selection")
+    if done and decode is None:
+        missing.append(f"decode rate by context: fewer than {_MIN_POINTS} requests with decode times")
+    if observed.shape is None:
+        missing.append("memory costs of changes: the model's file cannot be read from here")
+    if not observed.samples:
+        missing.append("slot and KV pool usage over time: only a log was read")
+    return tuple(missing)

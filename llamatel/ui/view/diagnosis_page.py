@@ -1,0 +1,112 @@
+"""A diagnosis on a page of 80 columns, and as HTML."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from llamatel.ui.diagnosis import Diagnosis, TimeUse
+from llamatel.ui.view.glyphs import UNICODE, Glyphs
+from llamatel.ui.view.number_format import count, plural, rate, seconds
+from llamatel.ui.view.text_page import Page, Row, printable, row_text, size, table_text
+
+_PHASES = (
+    ("queue", "queue_s"),
+    ("prefill, new tokens", "prefill_s"),
+    ("prefill, computed again", "recompute_s"),
+    ("decode", "decode_s"),
+    ("not in the log", "other_s"),
+)
+
+
+def diagnosis_text(diagnosis: Diagnosis, glyphs: Glyphs = UNICODE) -> Text:
+    """The page for a terminal or a pipe, without a final newline."""
+    text = Text(printable(title(diagnosis)), "bold")
+    for block in diagnosis_page(diagnosis, glyphs).blocks:
+        text.append_text(row_text(block) if isinstance(block, Row) else table_text(block))
+    return text
+
+
+def title(diagnosis: Diagnosis) -> str:
+    """What was diagnosed."""
+    return " ".join(filter(None, (diagnosis.server or diagnosis.source, diagnosis.model)))
+
+
+def diagnosis_page(diagnosis: Diagnosis, glyphs: Glyphs = UNICODE) -> Page:
+    """The blocks of the page."""
+    page = Page(glyphs, [])
+    total = sum(diagnosis.outcomes.values())
+    kinds = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in sorted(diagnosis.outcomes.items()))
+    page.row("observed", f"{printable(diagnosis.source)}, {seconds(diagnosis.seconds, glyphs)}")
+    page.row("requests", f"{plural(total, 'request')}: {kinds}" if total else "none")
+    if diagnosis.build:
+        page.row("llama.cpp", printable(diagnosis.build))
+    if diagnosis.time_use is not None and diagnosis.time_use.total_s:
+        _time(page, diagnosis.time_use)
+    _reuse(page, diagnosis)
+    _speed(page, diagnosis)
+    for label, (limit, evidence) in (
+        ("decode limit", diagnosis.decode_limit),
+        ("concurrency", diagnosis.concurrency_limit),
+    ):
+        page.row(label, f"{limit.replace('_', ' ')}: {evidence}")
+    _changes(page, diagnosis)
+    for number, sentence in enumerate(diagnosis.undetermined):
+        page.row("unknown" if number == 0 else "", printable(sentence))
+    return page
+
+
+def _time(page: Page, use: TimeUse) -> None:
+    rows = []
+    for name, attribute in _PHASES:
+        value = float(getattr(use, attribute))
+        if value:
+            rows.append((name, seconds(value, page.glyphs), f"{value / use.total_s:.0%}"))
+    page.table("where the time went", ("", "all requests", "share"), rows)
+
+
+def _reuse(page: Page, diagnosis: Diagnosis) -> None:
+    if diagnosis.prompt_tokens:
+        share = (diagnosis.reused_tokens or 0) / diagnosis.prompt_tokens
+        page.row("prompt cache", f"{share:.0%} of {diagnosis.prompt_tokens:,} prompt tokens were reused")
+    if diagnosis.losses:
+        rows = [
+            (loss.cause.replace("_", " "), count(loss.requests), count(loss.tokens), seconds(loss.seconds, page.glyphs))
+            for loss in diagnosis.losses
+        ]
+        page.table("prompt tokens computed again", ("cause", "requests", "tokens", "time"), rows)
+
+
+def _speed(page: Page, diagnosis: Diagnosis) -> None:
+    glyphs = page.glyphs
+    if diagnosis.prefill_tokens_per_second is not None:
+        page.row("prefill", f"{rate(diagnosis.prefill_tokens_per_second, glyphs)} tok/s (median)")
+    if diagnosis.decode is not None:
+        rows = [
+            (
+                f"{point.context:,}",
+                rate(point.tokens_per_second, glyphs),
+                glyphs.unknown if point.ceiling_share is None else f"{point.ceiling_share:.0%}",
+            )
+            for point in diagnosis.decode_points
+        ]
+        page.table("decode rate of one request", ("context, tokens", "tok/s", "of the ceiling"), rows)
+        page.row("spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests")
+    if len(diagnosis.decode_by_concurrency) > 1:
+        parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]
+        page.row("concurrent", f"tok/s of one request, by requests that run: {', '.join(parts[:8])}")
+    if diagnosis.draft_acceptance is not None:
+        steps = "" if diagnosis.tokens_per_step is None else f", {diagnosis.tokens_per_step:.2f} tokens per step"
+        page.row("drafting", f"{diagnosis.draft_acceptance:.0%} of the draft tokens were accepted{steps}")
+
+
+def _changes(page: Page, diagnosis: Diagnosis) -> None:
+    for number, remedy in enumerate(diagnosis.changes, 1):
+        effect = []
+        if remedy.at_most_s is not None:
+            effect.append(f"saves at most {seconds(remedy.at_most_s, page.glyphs)} of the observed time")
+        if remedy.cost_bytes:
+            effect.append(f"costs {size(remedy.cost_bytes)} of KV cache")
+        tail = f" ({'; '.join(effect)})" if effect else ""
+        page.row(f"change {number}", f"{remedy.change}: {remedy.reason}{tail}")
+    if not diagnosis.changes:
+        page.row("change", "none found")

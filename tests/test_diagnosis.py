@@ -1,0 +1,134 @@
+"""The diagnosis behind ``llamatel doctor``: from records and samples, with figures counted independently."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.gguf import parse_gguf_header
+from llamatel.models import tiny_model
+from llamatel.plan import cache_plan, shape_from_gguf
+from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.ui.diagnosis import Diagnosis, Observation, Sample, diagnose
+from llamatel.ui.view.diagnosis_page import diagnosis_text
+from llamatel.ui.view.glyphs import ASCII
+from tests.samples import completion
+
+SHAPE = shape_from_gguf(parse_gguf_header(tiny_model(), read_tensors=True))
+
+
+def timed(at: float, context: int = 1000, tpot: float = 0.01, **changes: Any) -> Completion:
+    """A request of 11 generated tokens with a prefill of 2 s and a queue of 1 s."""
+    values = {
+        "started_at": at, "first_token_at": at + 2.0, "ended_at": at + 2.0 + 10 * tpot, "queue_s": 1.0,
+        "prefill_s": 2.0,
+        "decode_s": 10 * tpot, "generated": 11, "prompt_computed": 100, "prompt_cached": 300, "context_tokens": context,
+    }  # fmt: skip
+    return completion(**{**values, **changes})
+
+
+def observed(*completions: Completion, **changes: Any) -> Diagnosis:
+    return diagnose(Observation(**{"source": "server.log", "seconds": 60.0, "completions": completions, **changes}))
+
+
+def test_diagnosis_time_use() -> None:
+    again = timed(10.0, prompt_recomputed=50, recompute_s=0.5, recompute_cause=RecomputeCause.SLOT_TAKEN)
+    use = observed(timed(0.0), again).time_use
+    assert use is not None
+    assert (use.queue_s, use.prefill_s, use.recompute_s) == pytest.approx((2.0, 3.5, 0.5))
+    assert use.decode_s == pytest.approx(0.2)
+    assert use.total_s == pytest.approx(6.2)
+
+
+def test_diagnosis_losses_by_cause() -> None:
+    changes: list[dict[str, Any]] = [
+        {"prompt_recomputed": 50, "recompute_s": 0.5, "recompute_cause": RecomputeCause.SLOT_TAKEN},
+        {"prompt_recomputed": 70, "recompute_s": 0.7, "recompute_cause": RecomputeCause.SLOT_TAKEN},
+        {"prompt_recomputed": 10, "recompute_s": 2.0, "recompute_cause": RecomputeCause.NO_CHECKPOINT},
+        {"prompt_recomputed": 0},
+    ]
+    found = observed(*(timed(10.0 * index, **each) for index, each in enumerate(changes)))
+    assert [(loss.cause, loss.requests, loss.tokens) for loss in found.losses] == [
+        ("no_checkpoint", 1, 10),
+        ("slot_taken", 2, 120),
+    ]
+    assert found.losses[1].seconds == pytest.approx(1.2)
+    assert (found.prompt_tokens, found.reused_tokens) == (1600, 1200)
+
+
+def test_diagnosis_decode_line_recovers_the_slope() -> None:
+    contexts = [1000 * number for number in range(1, 13)]
+    requests = [timed(10.0 * n, context + 5, 0.002 + 1e-6 * context) for n, context in enumerate(contexts)]
+    found = observed(*requests, decode_ceiling=lambda _: 1000.0)
+    assert found.decode is not None
+    assert found.decode.slope_s == pytest.approx(1e-6)
+    assert found.decode.base_s == pytest.approx(0.002)
+    assert found.decode.spread == pytest.approx(0.0, abs=1e-9)
+    last = found.decode_points[-1]
+    assert last.tokens_per_second == pytest.approx(1 / 0.014)
+    assert last.ceiling_share == pytest.approx(1 / 14)
+
+
+def test_diagnosis_decode_line_needs_enough_requests() -> None:
+    found = observed(timed(0.0), timed(10.0))
+    assert found.decode is None
+    assert any("decode rate by context" in sentence for sentence in found.undetermined)
+
+
+def test_diagnosis_slots_limit_and_cost() -> None:
+    busy = Sample(busy=2, slots=2, waiting=3, headroom=0.5)
+    settings = ServerSettings(ctx_size=2048, parallel=2)
+    found = observed(timed(0.0), samples=(busy, busy), settings=settings, shape=SHAPE)
+    assert found.concurrency_limit[0] == "slots"
+    [change] = found.changes
+    assert change.change == "-np 4"
+    doubled = cache_plan(SHAPE, ServerSettings(ctx_size=4096, parallel=4)).total_bytes
+    assert change.cost_bytes == doubled - cache_plan(SHAPE, settings).total_bytes
+
+
+def test_diagnosis_full_pool() -> None:
+    found = observed(timed(0.0, outcome=Outcome.CONTEXT_FULL), settings=ServerSettings(ctx_size=4096), shape=SHAPE)
+    assert found.concurrency_limit == ("kv_pool", "1 requests failed because the KV pool was full")
+    assert found.changes[0].change == "-c 8192"
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({"on_cpu": True}, "cpu"),
+        ({"samples": (Sample(1, 1, 0, 1.0, ("sw_power_cap",)),) * 3}, "throttling"),
+        ({}, "unknown"),
+    ],
+)
+def test_diagnosis_decode_limit(changes: dict[str, Any], limit: str) -> None:
+    assert observed(timed(0.0), **changes).decode_limit[0] == limit
+
+
+@pytest.mark.parametrize("cause", list(RecomputeCause))
+def test_diagnosis_change_for_each_cause(cause: RecomputeCause) -> None:
+    lost = timed(0.0, queue_s=0.0, prompt_recomputed=50, recompute_s=0.5, recompute_cause=cause)
+    found = observed(lost, settings=ServerSettings(ctx_size=4096), shape=SHAPE)
+    without = cause in (RecomputeCause.UNKNOWN, RecomputeCause.DRAFT_MODEL)
+    assert [change.at_most_s for change in found.changes] == ([] if without else [0.5])
+
+
+def test_diagnosis_page_and_json() -> None:
+    lost = timed(0.0, prompt_recomputed=50, recompute_s=0.5, recompute_cause=RecomputeCause.SLOT_TAKEN)
+    found = observed(lost, *(timed(10.0 * n, 1000 * n) for n in range(1, 9)), server="127.0.0.1:8080", model="m\x1b[2J")
+    text = diagnosis_text(found, ASCII).plain
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("where the time went", "prefill, computed again", "slot taken", "change 1", "-np 8", "unknown"):
+        assert words in text
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_diagnosis_without_requests() -> None:
+    found = observed(lines=120)
+    assert found.time_use is None
+    assert found.undetermined[0] == "requests: none in 120 lines of the log"
+    assert "none" in diagnosis_text(found).plain
