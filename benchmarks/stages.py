@@ -246,13 +246,13 @@ def _joined(recording: Recording) -> Callable[[], None]:
         for start in range(0, len(calls), 4):
             now[0] = calls[start].sent_at
             for call in calls[start : start + 4]:
-                joiner.began(call.key, _Underway(call.server, call.started_at))
+                joiner.started(call.key, _Underway(call.server, call.started_at))
             now[0] = max(call.ended_at for call in calls[start : start + 4])
             for call, completion in zip(
                 calls[start : start + 4], recording.completions[start : start + 4], strict=True
             ):
                 joiner.completed(completion)
-                joiner.ended(call)
+                joiner.finished(call)
             now[0] += 0.2
             for _ in joiner.due():
                 pass

@@ -50,7 +50,7 @@ _MODULES = {
 
 
 providers.register("html", "llamatel.ui.view.html:html_of")
-providers.register("zero_code", "llamatel.telemetry.zero_code:ZeroCode")
+providers.register("zero_code", "llamatel.telemetry.zero_code:zero_code")
 
 
 def __getattr__(name: str) -> object:

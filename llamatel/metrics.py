@@ -430,7 +430,7 @@ METRICS: tuple[Metric, ...] = (
 
 DROP_REASONS = (
     "shed", "queue_full", "export_failed", "rejected", "shutdown", "span_failed", "observer_full", "observer_closed",
-    "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_told",
+    "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_reported",
 )  # fmt: skip
 """Values of ``reason`` of ``llamatel.records.dropped``; the first six count spans."""
 

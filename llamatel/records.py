@@ -6,7 +6,7 @@ Times that end in ``_at`` are Unix time in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -257,6 +257,8 @@ class ClientCall:
     ended_at: float
     outcome: Outcome
     error_type: str | None = None
+    http_status: int | None = None
+    """None where no response came."""
     headers_at: float | None = None
     """When the response started; streams only, where that is when the slot was assigned."""
     first_chunk_at: float | None = None
@@ -277,6 +279,17 @@ class ClientCall:
     """llama.cpp's tasks for it: one per choice, text or document."""
     elsewhere: bool = False
     """Made and measured by another process."""
+    foreign_span: bool = False
+    """Another instrumentation made its span, and measures it."""
+    has_usage: bool = True
+    """Whether its span carries the token counts."""
+    resolve: Callable[[bool], None] | None = field(default=None, compare=False, repr=False)
+    """To be called with whether a server's request was joined with it."""
+
+    def resolved(self, joined: bool) -> None:
+        """Report whether a server's request was joined with it."""
+        if self.resolve is not None:
+            self.resolve(joined)
 
     @property
     def generates(self) -> bool:

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from opentelemetry import trace
-
 from llamatel import collectors
 from llamatel.collectors import Collector
 from llamatel.errors import PipelineError, UsageError
@@ -24,7 +22,6 @@ from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
-from llamatel.records import ClientCall
 from llamatel.telemetry import pipeline, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
@@ -38,7 +35,6 @@ from llamatel.tracing import decorators as tracing
 from llamatel.tracing import message_content
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.tracing.client_spans import ClientSpans
-from llamatel.tracing.joining import OpenCall
 from llamatel.ui.live import Live
 from llamatel.ui.notebook import Report, Trace
 from llamatel.ui.objectives import Objectives
@@ -57,8 +53,8 @@ class Runtime:
     instruments: Instruments
     live: Live
     """What runs now and what was just there."""
-    forget_servers: tuple[Callable[[], None], ...]
-    """Ends the watch for servers that are started, and for models that are loaded."""
+    undo: tuple[Callable[[], object], ...]
+    """Ends the watch for servers that are started and models that are loaded, and the instrumentation of clients."""
     calls: CallReporter | None
     """Tells another process's llamatel of the calls that are made here; None where it is not to."""
 
@@ -101,6 +97,7 @@ def init(
     without: Iterable[str] = (),
     sinks: Sequence[Sink] = (),
     resource: Mapping[str, str | int] | None = None,
+    instrument: bool = True,
 ) -> Runtime:
     """Turn telemetry on: every server that a ServerManager runs, now or later, is traced and measured.
 
@@ -108,9 +105,10 @@ def init(
     (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
     ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``page_token``: shows the web page beside
     /metrics beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
-    last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default where somebody sits
-    before this process, in a notebook or at Python's prompt. ``sinks`` are called with each finished Completion and its
-    trace id. ``resource``: more resource attributes. ``settings`` stands for all of it but ``sinks`` and ``resource``.
+    last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default in notebooks and at
+    Python's prompt. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
+    attributes. ``instrument``: follow calls of the ``openai`` package to llama.cpp. ``settings`` stands for all of it
+    but ``sinks``, ``resource`` and ``instrument``.
 
     A second call ends the first one's telemetry and begins anew. When the interpreter ends, servers are stopped first
     and telemetry after them, so that what they were doing is told. Raises UsageError and PipelineError.
@@ -132,7 +130,9 @@ def init(
             _Process.runtime = None
         named = metrics_addr is not None or any(os.environ.get(variable) for variable in _METRICS_ADDRESS)
         may_move = given is None and not named
-        _Process.runtime = _begin(settings, sinks, resource or {}, metrics_port_may_move=may_move)
+        _Process.runtime = _begin(
+            settings, sinks, resource or {}, metrics_port_may_move=may_move, instrument=instrument
+        )
         zero_code.init_is_active(active=True)
         # Anew each time: what is registered last is called first, and the pipeline has registered its own end.
         atexit.unregister(_leave)
@@ -165,7 +165,12 @@ def current() -> Runtime | None:
 
 
 def _begin(
-    settings: Settings, sinks: Sequence[Sink], resource: Mapping[str, str | int], *, metrics_port_may_move: bool
+    settings: Settings,
+    sinks: Sequence[Sink],
+    resource: Mapping[str, str | int],
+    *,
+    metrics_port_may_move: bool,
+    instrument: bool,
 ) -> Runtime:
     chosen = [] if settings.disabled else list(collectors.load(settings.collectors, settings.without))
     try:
@@ -177,13 +182,15 @@ def _begin(
         built = pipeline.build(settings, resource)
         _log.warning("%s; metrics are at %s instead", error, built.metrics_url)
     try:
-        return _connect(settings, built, chosen, sinks)
+        return _connect(settings, built, chosen, sinks, instrument=instrument)
     except BaseException:
         built.shutdown(0.0)
         raise
 
 
-def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink]) -> Runtime:
+def _connect(
+    settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink], *, instrument: bool
+) -> Runtime:
     about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about, Objectives.from_environment())
     instance = uuid.uuid4().hex
@@ -213,30 +220,26 @@ def _connect(settings: Settings, built: Pipeline, chosen: Sequence[Collector], s
         built.show(Page(document, receiver, host=host, token=settings.page_token))
     if not settings.disabled:
         content = message_content.wanted(os.environ)
-        call.listen(_client_spans(built.tracer, observer, told, content=content))
+        others = () if told is None else (told,)
+        call.listen(ClientSpans(built.tracer, observer, *others, content=content))
         tracing.use(built.tracer)
-    forget = [server.on_start(observer.watch), model.on_load(observer.watch)]
+    forget: list[Callable[[], object]] = [server.on_start(observer.watch), model.on_load(observer.watch)]
+    if instrument and not settings.disabled:
+        forget += _instrument_clients()
     if settings.keep_traces:
         forget.append(Watcher(observer).stop)
     return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
 
 
-def _client_spans(
-    tracer: trace.Tracer, observer: Observer, told: CallReporter | None, *, content: message_content.Wanted
-) -> ClientSpans:
-    """What listens to calls, and hands them on to the observer and to a llamatel elsewhere."""
-    if told is None:
-        return ClientSpans(tracer, began=observer.call_started, ended=observer.submit, content=content)
+def _instrument_clients() -> tuple[Callable[[], object], ...]:
+    """Follow calls of the openai package, unless the environment disables it; returns what undoes it."""
+    from llamatel.tracing.openai_instrumentor import OpenAIInstrumentor, is_disabled
 
-    def began(key: object, underway: OpenCall) -> None:
-        observer.call_started(key, underway)
-        told.began(key, underway)
-
-    def ended(record: ClientCall) -> None:
-        observer.submit(record)
-        told.ended(record)
-
-    return ClientSpans(tracer, began=began, ended=ended, content=content)
+    instrumentor = OpenAIInstrumentor()
+    if is_disabled(os.environ) or instrumentor.is_instrumented_by_opentelemetry:
+        return ()
+    instrumentor.instrument(zero_code=False)
+    return (instrumentor.uninstrument,)
 
 
 def _document(observer: Observer, live: Live, focus: str | None, after: int | None, *, refocus: bool) -> dict[str, Any]:
@@ -246,7 +249,7 @@ def _document(observer: Observer, live: Live, focus: str | None, after: int | No
 
 def _end(running: Runtime, timeout_s: float | None) -> bool:
     tracing.use(None)
-    call.listen(None)
+    zero_code.init_is_active(active=False)
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
     if running.calls is not None:
@@ -254,8 +257,8 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.observer.watching:
         # A client has its answer a moment before the server's log says so.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
-    for forget in running.forget_servers:
-        forget()
+    for undo in running.undo:
+        undo()
     written = running.observer.close(allowed / 2)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
 

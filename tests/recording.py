@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from llamatel.records import ClientCall
 
 
 class Recording:
@@ -30,3 +34,20 @@ class Recording:
         """The name of each span's parent, by the name of the span."""
         names = {span.context.span_id: span.name for span in self.spans if span.context is not None}
         return {span.name: names.get(span.parent.span_id) if span.parent is not None else None for span in self.spans}
+
+
+class CallRecorder:
+    """A sink of calls that keeps them; none is joined with a request."""
+
+    def __init__(self) -> None:
+        self.calls: list[ClientCall] = []
+
+    def call_started(self, key: object, call: Any) -> None:
+        pass
+
+    def call_dropped(self, key: object) -> None:
+        pass
+
+    def call_finished(self, call: ClientCall) -> None:
+        self.calls.append(call)
+        call.resolved(False)

@@ -1,4 +1,4 @@
-"""Calls told from one process to another: one trace of both, never a wrong one, and nobody held up."""
+"""Call reports between processes: one trace of both, never a wrong one, bounded work for the receiver."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_c
 
 from llamatel.inputs.http import HttpClient
 from llamatel.records import ClientCall, Outcome, ServerInfo
+from llamatel.tracing import call_reporter
 from llamatel.tracing.call_reporter import CallReporter
-from llamatel.tracing.call_reports import LARGEST, MOST, InvalidCallReport, read, write
+from llamatel.tracing.call_reports import MAX_BYTES, MAX_CALLS, InvalidCallReport, read, write
 from llamatel.tracing.joining import Joiner, Origin
 from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
@@ -46,23 +47,23 @@ def ask(client, streamed=False):
         list(answer)
 
 llamatel.init(service_name="script")
-told = runtime.current().calls
+reporter = runtime.current().calls
 {body}
-assert told.dropped == 0
+assert reporter.dropped == 0
 llamatel.shutdown()
 """
 ONE_BY_ONE = """
 client = LlamaCppClient(sys.argv[1])
 with llamatel.span("before"):
-    ask(client)  # nobody may have heard of us in time
+    ask(client)  # the first call may finish before the receiver knows of it
 with llamatel.span("asks"):
     ask(client)
 """
 FIFTY = """
 client = LlamaCppClient(sys.argv[1])
 ask(client)
-give = told.ended
-told.ended = lambda call: give(dataclasses.replace(call, slot=None))
+send = reporter.call_finished
+reporter.call_finished = lambda call: send(dataclasses.replace(call, slot=None))
 with ThreadPoolExecutor(50) as threads:
     list(threads.map(lambda number: ask(client, number % 2 == 0), range(50)))
 """
@@ -139,7 +140,7 @@ def of_kind(spans: list[SinkSpan], kind: str) -> list[SinkSpan]:
 # -- one trace of two processes ---------------------------------------------------------------------------------------
 
 
-def test_a_scripts_call_and_the_servers_request_are_one_trace(serving: Serving, sink: OtlpSink) -> None:
+def test_call_report_joins_two_processes(serving: Serving, sink: OtlpSink) -> None:
     spans = run_script(ONE_BY_ONE, serving.url, sink, serving.page_url, 2)
     [outer] = [span for span in spans if span.name == "asks"]
     [call] = [span for span in spans if span.parent_id == outer.span_id]
@@ -147,11 +148,16 @@ def test_a_scripts_call_and_the_servers_request_are_one_trace(serving: Serving, 
     assert {outer.trace_id} == {call.trace_id} == {request.trace_id}
     assert call.resource["process.pid"] != request.resource["process.pid"] == serving.pid
     assert {"prefill", "decode"} <= {span.name for span in spans if span.parent_id == request.span_id}
-    for name in ("llamacpp.slot.id", "gen_ai.usage.output_tokens", "llamacpp.prompt.computed_tokens"):
+    for name in ("llamacpp.slot.id", "llamacpp.prompt.computed_tokens"):
         assert call.attributes[name] == request.attributes[name]
+    # Counts and phases appear once in a trace.
+    assert "gen_ai.usage.output_tokens" in call.attributes
+    assert "gen_ai.usage.output_tokens" not in request.attributes
+    names = [span.name for span in spans if span.trace_id == outer.trace_id]
+    assert (names.count("prefill"), names.count("decode")) == (1, 1)
 
 
-def test_fifty_identical_calls_at_once_are_never_joined_wrongly(serving: Serving, sink: OtlpSink) -> None:
+def test_call_report_fifty_identical_calls(serving: Serving, sink: OtlpSink) -> None:
     """llama.cpp's own form tells the slot, which is kept from the joining and then compared."""
     spans = run_script(FIFTY, serving.url, sink, serving.page_url, 51)
     calls = {span.span_id: span for span in of_kind(spans, "CLIENT")}
@@ -168,27 +174,31 @@ def test_fifty_identical_calls_at_once_are_never_joined_wrongly(serving: Serving
     assert len(joined) >= 25  # were nothing ever joined, nothing would be wrong either
 
 
-def test_who_watches_other_servers_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    sender = CallReporter(serving.page_url, "we")
-    told: list[Any] = []
+@pytest.mark.parametrize("default_url", [True, False])
+def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.MonkeyPatch, default_url: bool) -> None:
+    """A llamatel whose address was given gets calls of all servers, as a proxy may hide which one it is."""
+    monkeypatch.setattr(call_reporter, "DEFAULT_URL", serving.page_url)
+    reporter = CallReporter(None if default_url else serving.page_url, "we")
+    sent: list[Any] = []
 
-    def keep(places: list[Any], calls: list[ClientCall]) -> bool:
-        told.append((places, calls))
+    def keep(endpoints: list[Any], calls: list[ClientCall]) -> bool:
+        sent.append((endpoints, calls))
         return True
 
-    monkeypatch.setattr(sender, "_post", keep)
+    monkeypatch.setattr(reporter, "_post", keep)
     ours = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
     for number, where in enumerate((HERE, ours, ServerInfo("10.0.0.1", ours.port))):
-        sender.began(number, OpenCall(where))
-        sender.ended(call(number, server=where))
-    sender.close(10.0)
-    place = ("127.0.0.1", ours.port)
-    assert [places for places, _ in told if places] in ([], [[place]])  # it may have ended before that was said
-    assert [one.key for _, calls in told for one in calls] == [1]
-    assert sender.losses() == {}
+        reporter.call_started(number, OpenCall(where))
+        reporter.call_finished(call(number, server=where))
+    reporter.close(10.0)
+    named = {endpoint for endpoints, _ in sent for endpoint in endpoints}
+    others = set() if default_url else {("127.0.0.1", 8090), ("10.0.0.1", ours.port)}
+    assert named <= {("127.0.0.1", ours.port), *others}  # a call may have finished before its server was named
+    assert [one.key for _, calls in sent for one in calls] == ([1] if default_url else [0, 1, 2])
+    assert reporter.losses() == {}
 
 
-def test_a_script_that_watches_its_own_server_does_not_tell_itself(sink: OtlpSink, tiny_model: Path) -> None:
+def test_reporter_own_server(sink: OtlpSink, tiny_model: Path) -> None:
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     spans = run_script(OUR_OWN, str(tiny_model), sink, url, 1, OTEL_EXPORTER_PROMETHEUS_PORT=port)
@@ -199,47 +209,47 @@ def test_a_script_that_watches_its_own_server_does_not_tell_itself(sink: OtlpSin
 # -- nobody there, or somebody who does not answer --------------------------------------------------------------------
 
 
-def test_without_a_llamatel_a_script_goes_on(serving: Serving, sink: OtlpSink) -> None:
+def test_reporter_no_receiver(serving: Serving, sink: OtlpSink) -> None:
     spans = run_script(ONE_BY_ONE, serving.url, sink, f"http://127.0.0.1:{free_port()}", 2)
     assert [span.parent_id for span in of_kind(spans, "SERVER")] == ["", ""]
 
 
-def test_what_is_no_llamatel_is_told_nothing(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    sender = CallReporter(serving.url, "we")  # a llama.cpp
-    monkeypatch.setattr(sender, "_post", lambda *_: pytest.fail("it was told"))
-    sender.began(1, OpenCall())
-    sender.ended(call(1))
-    sender.close(10.0)
-    assert sender.losses() == {}
+def test_reporter_receiver_is_llama_cpp(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = CallReporter(serving.url, "we")  # a llama.cpp
+    monkeypatch.setattr(reporter, "_post", lambda *_: pytest.fail("it was told"))
+    reporter.call_started(1, OpenCall())
+    reporter.call_finished(call(1))
+    reporter.close(10.0)
+    assert reporter.losses() == {}
 
 
-def test_one_that_never_answers_holds_nobody_up() -> None:
+def test_reporter_receiver_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        sender = CallReporter(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
+        reporter = CallReporter(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
         begun = time.monotonic()
         for number in range(1000):
             told = call(number)
-            sender.began(told.key, OpenCall())
-            sender.ended(told)
-        sender.close(0.2)
+            reporter.call_started(told.key, OpenCall())
+            reporter.call_finished(told)
+        reporter.close(0.2)
         assert time.monotonic() - begun < 5.0  # each answer is waited for a second
-        assert sender.losses() == {"call_not_told": 1000 - 512}
+        assert reporter.losses() == {"call_not_reported": 1000 - 512}
 
 
-def test_one_that_goes_away_is_not_asked_for_each_call(serving: Serving) -> None:
-    sender = CallReporter(serving.page_url, "we")
+def test_reporter_receiver_stops(serving: Serving) -> None:
+    reporter = CallReporter(serving.page_url, "we")
     where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
     first = call(1, server=where)
-    sender.began(first.key, OpenCall(where))
-    wait_until(lambda: sender._watched, 10, "the servers that it watches")
-    sender._http = HttpClient(f"http://127.0.0.1:{free_port()}")
-    sender.ended(first)
-    wait_until(lambda: sender.losses() == {"call_not_told": 1}, 10, "its loss")
+    reporter.call_started(first.key, OpenCall(where))
+    wait_until(lambda: reporter._watched, 10, "the servers that it watches")
+    reporter._http = HttpClient(f"http://127.0.0.1:{free_port()}")
+    reporter.call_finished(first)
+    wait_until(lambda: reporter.losses() == {"call_not_reported": 1}, 10, "its loss")
     second = call(2, server=where)
-    sender.began(second.key, OpenCall(where))
-    sender.ended(second)
-    sender.close(5.0)
-    assert sender.losses() == {"call_not_told": 1}
+    reporter.call_started(second.key, OpenCall(where))
+    reporter.call_finished(second)
+    reporter.close(5.0)
+    assert reporter.losses() == {"call_not_reported": 1}
 
 
 # -- who is listened to -----------------------------------------------------------------------------------------------
@@ -270,10 +280,10 @@ def post(serving: Serving, body: bytes, **headers: str) -> int:
         ({"Content_Length": "-1"}, 411),
         ({"Content_Length": "x"}, 411),
         ({"Content_Length": "9" * 5000}, 413),
-        ({"Content_Length": str(LARGEST + 1)}, 413),
+        ({"Content_Length": str(MAX_BYTES + 1)}, 413),
     ],
 )
-def test_web_sites_and_the_too_long_are_refused(serving: Serving, headers: dict[str, str], status: int) -> None:
+def test_receiver_refuses_browsers_and_large_bodies(serving: Serving, headers: dict[str, str], status: int) -> None:
     assert post(serving, write([], []), **headers) in ({status} if status < 400 else {status, 0})
 
 
@@ -283,29 +293,35 @@ def document(**changes: Any) -> bytes:
     return json.dumps(message).encode()
 
 
+TOO_MANY = json.dumps({"servers": [["x", 1]] * (MAX_CALLS + 1), "calls": []}).encode()
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b"", b"\xff", b"[]", b"{}", b"null", b"[" * 30000, b"9" * 30000, b'{"servers":[],"calls":{}}',
         b'{"servers":[["x"]],"calls":[]}', b'{"servers":[[1,1]],"calls":[]}', b'{"servers":[["",1]],"calls":[]}',
-        b'{"servers":[["x",1.5]],"calls":[]}', json.dumps({"servers": [["x", 1]] * (MOST + 1), "calls": []}).encode(),
+        b'{"servers":[["x",1.5]],"calls":[]}', TOO_MANY,
         document(more=1), document(outcome="fine"), document(outcome=[]), document(operation=[]), document(slot=True),
         document(started_at=float("nan")), document(ended_at=float("inf")), document(ended_at=0), document(tasks=0),
         document(tasks=2**80), document(prefill_s=-1), document(span="0" * 16), document(span="G" * 16),
+        document(sampled=1), document(http_status=99),
         document(trace="1"), document(trace=None), document(server=["x" * 300, 1]), document(server="x"),
     ],
 )  # fmt: skip
-def test_what_is_no_news_is_refused(serving: Serving, body: bytes) -> None:
+def test_receiver_refuses_invalid_reports(serving: Serving, body: bytes) -> None:
     assert post(serving, body) == 400
 
 
-def test_a_flood_costs_nobody_his_spans(serving: Serving, sink: OtlpSink) -> None:
+def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
     """The most expensive calls that we know, as many as are taken."""
     where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
     before = serving.resident_mib()
     rows = len(serving.records())
     statuses: set[int] = set()
-    flood = [call(number, server=where, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MOST)]
+    flood = [
+        call(number, server=where, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MAX_CALLS)
+    ]
     body = write([("127.0.0.1", where.port)], flood)
     end = time.monotonic() + 3.0
     asked = [
@@ -321,20 +337,20 @@ def test_a_flood_costs_nobody_his_spans(serving: Serving, sink: OtlpSink) -> Non
     wait_until(lambda: len(serving.records()) == rows + 4, 10, "the requests' rows")
     assert serving.resident_mib() < before + 64
     time.sleep(1.1)  # what is taken is counted by the second
-    test_a_scripts_call_and_the_servers_request_are_one_trace(serving, sink)
+    test_call_report_joins_two_processes(serving, sink)
 
 
 # -- the message, and the joiner --------------------------------------------------------------------------------------
 
 
-def test_a_message_holds_what_tells_calls_apart_and_no_text() -> None:
+def test_call_report_fields() -> None:
     told = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=BEGAN)
-    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [told] * MOST)
+    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [told] * MAX_CALLS)
     assert b"secret" not in body
-    assert len(body) < LARGEST
+    assert len(body) < MAX_BYTES
     places, calls = read(body)
     assert places == [("127.0.0.1", 8090), ("/a/socket", None)]
-    assert len(calls) == MOST
+    assert len(calls) == MAX_CALLS
     about = get_current_span(calls[0].span).get_span_context()  # type: ignore[arg-type]
     assert (about.trace_id, about.span_id, about.is_remote, about.trace_flags.sampled) == (7, 4, True, True)
     same: dict[str, Any] = {
@@ -357,13 +373,13 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from([*json.loads(document())["calls"][0]]), JSON)
-def test_no_value_breaks_the_reader(field: str, value: Any) -> None:
+def test_call_report_any_value(field: str, value: Any) -> None:
     with contextlib.suppress(InvalidCallReport):
         for read_call in read(document(**{field: value}))[1]:
             assert isinstance(read_call, ClientCall)
 
 
-def test_requests_wait_a_second_for_calls_that_are_expected_and_only_at_their_server() -> None:
+def test_joiner_expected_calls() -> None:
     now = BEGAN + 1.51
     joiner = Joiner(lambda: now)
     joiner.expect(("127.0.0.1", 8090), 10.0)
@@ -372,7 +388,7 @@ def test_requests_wait_a_second_for_calls_that_are_expected_and_only_at_their_se
     assert [done.task for done, _ in joiner.due()] == [2]
     now += 0.5
     told = call(1, elsewhere=True)
-    joiner.ended(told)
+    joiner.finished(told)
     now += 0.2
     assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=told))]
     joiner.completed(completion(task=3))
@@ -383,7 +399,7 @@ def test_requests_wait_a_second_for_calls_that_are_expected_and_only_at_their_se
     assert [done.task for done, _ in joiner.due()] == [4]
 
 
-def test_late_news_takes_no_other_request_for_its_own() -> None:
+def test_joiner_late_report() -> None:
     """Its own was written before anybody said that calls are to be expected."""
     now = BEGAN + 1.51
     joiner = Joiner(lambda: now)
@@ -392,13 +408,13 @@ def test_late_news_takes_no_other_request_for_its_own() -> None:
     joiner.expect(("127.0.0.1", 8090), 10.0)
     joiner.completed(completion(task=2, slot=3))
     told = call(1, elsewhere=True)
-    joiner.ended(told)
+    joiner.finished(told)
     now += 2.0
     assert [(done.task, origin) for done, origin in joiner.due()] == [(2, Origin(candidates=(told,)))]
 
 
-def test_only_so_many_calls_of_others_wait() -> None:
+def test_joiner_bounds_calls_of_other_processes() -> None:
     joiner = Joiner()
-    taken = [joiner.ended(call(number, elsewhere=True)) for number in range(100)]
+    taken = [joiner.finished(call(number, elsewhere=True)) for number in range(100)]
     assert taken.count(True) == 64
-    assert joiner.ended(call(1))
+    assert joiner.finished(call(1))

@@ -13,10 +13,9 @@ import pytest
 
 from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.client import client_call as calls
-from llamatel.records import ClientCall
 from llamatel.tracing.client_spans import ClientSpans
 from llamatel.tracing.message_content import Wanted
-from tests.recording import Recording
+from tests.recording import CallRecorder, Recording
 from tests.servers import BACKENDS, choose_backend
 
 FLAGS = ("-t", "1", "-c", "1024")
@@ -83,7 +82,7 @@ def client(
             yield made
 
 
-def test_the_middle_is_filled_in(client: LlamaCppClient) -> None:
+def test_client_infill(client: LlamaCppClient) -> None:
     answer = client.infill("def f(", "return x", n_predict=5, ignore_eos=True)
     assert (answer.tokens_predicted, answer.stop_type) == (5, "limit")
     texts = len(client.tokenize("def f(").tokens) + len(client.tokenize("return x").tokens)
@@ -95,9 +94,9 @@ def test_the_middle_is_filled_in(client: LlamaCppClient) -> None:
     assert stream.timings.predicted_n == 5
 
 
-def test_an_adapter_weighs_what_it_is_told_to(client: LlamaCppClient) -> None:
+def test_client_lora_scale(client: LlamaCppClient) -> None:
     def says() -> str:
-        return client.complete("Hello", n_predict=16, temperature=0, ignore_eos=True, cache_prompt=False).text
+        return str(client.complete("Hello", n_predict=16, temperature=0, ignore_eos=True, cache_prompt=False).text)
 
     [adapter] = client.lora.list()
     assert (adapter.id, adapter.scale) == (0, 1.0)
@@ -114,7 +113,7 @@ def test_an_adapter_weighs_what_it_is_told_to(client: LlamaCppClient) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_tool_is_called(client: LlamaCppClient, streamed: bool) -> None:
+def test_client_tool_call(client: LlamaCppClient, streamed: bool) -> None:
     """Random weights call no tool by themselves: the answer is begun for them, and the grammar does the rest."""
     city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Oslo"]}}, "required": ["city"]}
     begun = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "<tool_call>\n"}]
@@ -124,11 +123,11 @@ def test_a_tool_is_called(client: LlamaCppClient, streamed: bool) -> None:
     }  # fmt: skip
     recording = Recording()
     content = Wanted(on_spans=True)
-    calls.listen(ClientSpans(recording.tracer, began=lambda *_: None, ended=lambda _: None, content=content))
+    calls.listen(ClientSpans(recording.tracer, content=content))
     try:
         if streamed:
             chunks = list(client.chat.completions.create(begun, stream=True, **asked))
-            pieces = [piece for chunk in chunks if chunk.choices for piece in chunk.choices[0].delta.tool_calls]
+            pieces = [piece for chunk in chunks if chunk.choices for piece in chunk.choices[0].delta.tool_calls or ()]
             first = [piece.function for piece in pieces if piece.index == 0 and piece.function is not None]
             name, arguments = first[0].name, "".join(piece.arguments or "" for piece in first)
         else:
@@ -148,9 +147,9 @@ def test_a_tool_is_called(client: LlamaCppClient, streamed: bool) -> None:
     assert definition == {"type": "function", "name": "weather", "parameters": city}
 
 
-def test_documents_are_ranked_and_the_span_says_so(tiny_model: Path) -> None:
-    recording, ended = Recording(), list[ClientCall]()
-    calls.listen(ClientSpans(recording.tracer, began=lambda *_: None, ended=ended.append))
+def test_client_rerank_span(tiny_model: Path) -> None:
+    recording, sink = Recording(), CallRecorder()
+    calls.listen(ClientSpans(recording.tracer, sink))
     try:
         with ServerManager(backend="xllamacpp") as server:
             server.start_server(tiny_model, port=0, extra_args=(*FLAGS, "--reranking")).wait_until_ready(60)
@@ -160,7 +159,7 @@ def test_documents_are_ranked_and_the_span_says_so(tiny_model: Path) -> None:
     scores = [found.relevance_score for found in ranking.results]
     assert len(scores) == 2
     assert scores == sorted(scores, key=lambda score: -(score or 0))
-    [span], [call] = recording.spans, ended
+    [span], [call] = recording.spans, sink.calls
     found = dict(span.attributes or {})
     assert (span.name, found["gen_ai.operation.name"], call.tasks) == ("rerank", "rerank", 3)
     assert ranking.usage is not None

@@ -1,8 +1,7 @@
-"""Calls of the client as spans and metrics, and one trace with the server's side, on llama.cpp's servers."""
+"""Calls of LlamaCppClient as spans and metrics, and one trace with the server's side, on llama.cpp's servers."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -22,10 +21,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
 from llamatel.errors import ConnectError, ContextTooLong, RequestError
-from llamatel.llama import AsyncLlamaCppClient, LlamaCppClient, ServerManager
+from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.client import client_call as calls
 from llamatel.metrics import METRICS, table
-from llamatel.records import ClientCall, Outcome
+from llamatel.records import ClientCall
 from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.observer import Observer
 from llamatel.telemetry.request_spans import Spans
@@ -38,7 +37,7 @@ from llamatel.tracing.message_content import Wanted
 from llamatel_collectors.client import ClientCollector
 from tests import genai_conventions
 from tests.parts import free_port
-from tests.recording import Recording
+from tests.recording import CallRecorder, Recording
 from tests.servers import BACKENDS, LONG, choose_backend
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -50,7 +49,6 @@ class Joined(Recording):
 
     def __init__(self, server: ServerManager | None, *, content: Wanted = Wanted(), latest: bool = False) -> None:  # noqa: B008
         super().__init__()
-        self.calls: list[ClientCall] = []
         self.samples: list[Any] = []
         spans = Spans(self.tracer)
 
@@ -61,18 +59,15 @@ class Joined(Recording):
         self.observer = Observer([ClientCollector(opted)], emit=emit)
         self.observer.connect(lambda sample, _: self.samples.append(sample))
         if server is not None:
-            told_all(server)
+            drain_log(server)
             self.observer.watch(server)
-        self.listener = ClientSpans(self.tracer, began=self.observer.call_started, ended=self._ended, content=content)
+        self.recorder = CallRecorder()
+        self.listener = ClientSpans(self.tracer, self.observer, self.recorder, content=content)
         tracing.use(self.tracer)
         calls.listen(self.listener)
 
-    def _ended(self, call: ClientCall) -> None:
-        self.calls.append(call)
-        self.observer.submit(call)
-
     def settle(self) -> None:
-        """Wait until the server's log has told all, and all is written."""
+        """Wait until everything is written."""
         assert self.observer.flush(10.0)
 
     def of_kind(self, kind: SpanKind) -> list[ReadableSpan]:
@@ -90,8 +85,8 @@ class Joined(Recording):
         self.provider.shutdown()
 
 
-def told_all(server: ServerManager) -> None:
-    """Have the server's log end with what was asked before; it may be a moment behind the answers."""
+def drain_log(server: ServerManager) -> None:
+    """Wait until the server's log holds all earlier requests; it may be a moment behind the responses."""
     seen = threading.Event()
     end = server.subscribe(lambda completion: seen.set() if completion.generated == 33 else None)
     calls.listen(None)
@@ -152,7 +147,7 @@ def waits_for_the_log(joined: Joined, number: int) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_call_is_one_trace_from_the_task_to_the_servers_decode(
+def test_client_span_joined_with_server(
     server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool
 ) -> None:
     joined = listen(server)
@@ -202,25 +197,33 @@ def test_a_call_is_one_trace_from_the_task_to_the_servers_decode(
     assert found.items() >= expected.items()
     assert found.get("gen_ai.request.stream") is (True if streamed else None)
     assert ("gen_ai.response.time_to_first_chunk" in found) is streamed
-    parts = joined.children(span)
-    assert parts.keys() - {"queue"} == {"prefill", "decode", theirs.name}
-    assert seconds(parts["prefill"]) == pytest.approx(answer.timings.prompt_ms / 1e3, abs=1e-6)
-    assert seconds(parts["decode"]) == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1e-6) or streamed
-    for name in ("queue", "prefill", "decode"):
-        if name in parts:
-            inside = parts[name]
-            assert span.start_time <= inside.start_time <= inside.end_time <= span.end_time  # type: ignore[operator]
-    # What the client says and what the server's log says agree.
-    assert attributes(theirs)["gen_ai.usage.output_tokens"] == found["gen_ai.usage.output_tokens"]
+    # Each phase and each count appears once.
+    parts = joined.children(theirs)
+    assert joined.children(span).keys() - {"wait", "network.request", "network.response"} == {theirs.name}
+    assert parts.keys() - {"queue"} == {"prefill", "decode"}
+    assert not [name for name in attributes(theirs) if name.startswith("gen_ai.usage")]
+    assert seconds(parts["prefill"]) == pytest.approx(answer.timings.prompt_ms / 1e3, abs=1.1e-5)
+    assert seconds(parts["decode"]) == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1.1e-5)
+    for inside in (theirs, *parts.values()):
+        assert span.start_time <= inside.start_time <= inside.end_time  # type: ignore[operator]
     assert attributes(theirs)["llamacpp.prompt.computed_tokens"] == found["llamacpp.prompt.computed_tokens"]
-    their_decode = seconds(joined.children(theirs)["decode"])
-    assert their_decode == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1.1e-5)
+
+
+def test_client_span_parts_without_server_log(client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(None)
+    answer = client.chat.completions.create(HELLO, max_tokens=12, ignore_eos=True)
+    joined.settle()
+    [span] = joined.of_kind(SpanKind.CLIENT)
+    parts = joined.children(span)
+    assert parts.keys() - {"wait"} == {"prefill", "decode"}
+    assert seconds(parts["prefill"]) == pytest.approx(answer.timings.prompt_ms / 1e3, abs=1e-6)
+    assert seconds(parts["decode"]) == pytest.approx(answer.timings.predicted_ms / 1e3, abs=1e-6)
+    for inside in parts.values():
+        assert span.start_time <= inside.start_time <= inside.end_time <= span.end_time  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("latest", [False, True])
-def test_names_and_types_are_those_of_the_conventions(
-    server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool
-) -> None:
+def test_client_span_conventions(server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool) -> None:
     joined = listen(server, content=Wanted(on_spans=True), latest=latest)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     everything: dict[str, Any] = {
@@ -230,7 +233,7 @@ def test_names_and_types_are_those_of_the_conventions(
     client.chat.completions.create(HELLO, **everything)
     list(client.chat.completions.create(HELLO, stream=True, max_tokens=3))
     client.chat.completions.create(HELLO, max_tokens=2, n=2)
-    client.messages.create(HELLO, max_tokens=2, system="Be brief.")
+    client.chat.completions.create(HELLO, max_tokens=2, system="Be brief.")
     client.complete("x", n_predict=2)
     with pytest.raises(RequestError):
         client.embeddings.create("x", encoding_format="float", dimensions=4)
@@ -271,12 +274,12 @@ def test_names_and_types_are_those_of_the_conventions(
         assert latest or row.name in genai_conventions.SHIPPED_METRICS
 
 
-def test_the_metric_table_has_the_conventions_client_metrics() -> None:
+def test_client_metrics_conventions() -> None:
     ours = {row.name: (row.kind.value, row.unit) for row in METRICS if row.name.startswith("gen_ai.client.")}
     assert ours == genai_conventions.METRICS
 
 
-def test_metrics_of_calls(client: LlamaCppClient, listen: Listen) -> None:
+def test_client_metrics_values(client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(None)
     client.chat.completions.create(HELLO, max_tokens=4, ignore_eos=True)
     chunks = list(client.chat.completions.create(HELLO, stream=True, max_tokens=6, ignore_eos=True))
@@ -295,7 +298,7 @@ def test_metrics_of_calls(client: LlamaCppClient, listen: Listen) -> None:
     assert all(sample.server.address == "127.0.0.1" for sample in joined.samples)
 
 
-def test_samples_fit_the_instruments(client: LlamaCppClient, listen: Listen) -> None:
+def test_client_metrics_fit_instruments(client: LlamaCppClient, listen: Listen) -> None:
     from opentelemetry.metrics import NoOpMeter
 
     instruments = Instruments(NoOpMeter("tests"), METRICS, list)
@@ -311,9 +314,7 @@ def test_samples_fit_the_instruments(client: LlamaCppClient, listen: Listen) -> 
 # -- streams that are left, errors ------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_is_left_says_so_and_is_linked(
-    server: ServerManager, client: LlamaCppClient, listen: Listen
-) -> None:
+def test_client_span_stream_left(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(server)
     with client.chat.completions.create(HELLO, stream=True, max_tokens=LONG, ignore_eos=True) as stream:
         for _ in range(4):
@@ -323,16 +324,12 @@ def test_a_stream_that_is_left_says_so_and_is_linked(
     found = attributes(span)
     assert (found["llamacpp.outcome"], span.status.status_code) == ("cancelled", StatusCode.UNSET)
     assert "gen_ai.usage.output_tokens" not in found
-    assert "decode" in joined.children(span)
-    assert theirs.parent is None
-    assert [link.context for link in theirs.links] == [span.context]
+    assert theirs.parent == span.context
     [duration] = [sample for sample in joined.samples if sample.metric == "gen_ai.client.operation.duration"]
     assert duration.attributes["error.type"] == "cancelled"
 
 
-def test_errors_are_told_without_what_may_repeat_a_prompt(
-    server: ServerManager, client: LlamaCppClient, listen: Listen
-) -> None:
+def test_client_span_error_descriptions(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(None)
     with pytest.raises(ContextTooLong):
         client.complete("again " * 9000)
@@ -349,12 +346,12 @@ def test_errors_are_told_without_what_may_repeat_a_prompt(
     assert joined.children(nobody) == {}
 
 
-def test_telemetry_that_fails_does_not_end_a_call(client: LlamaCppClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_call_listener_failure(client: LlamaCppClient, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        def began(self, call: calls.Call) -> dict[str, str]:
+        def started(self, call: calls.Call) -> dict[str, str]:
             raise OSError
 
-        def ended(self, call: calls.Call) -> None:
+        def finished(self, call: calls.Call) -> None:
             raise OSError
 
     calls.listen(Broken())
@@ -363,7 +360,7 @@ def test_telemetry_that_fails_does_not_end_a_call(client: LlamaCppClient, caplog
     finally:
         calls.listen(None)
     assert [record.levelno for record in caplog.records if "telemetry of a call" in record.message] == [logging.ERROR]
-    calls._Listening.complained = False
+    calls._Registered.failure_logged = False
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
@@ -381,14 +378,12 @@ def test_telemetry_that_fails_does_not_end_a_call(client: LlamaCppClient, caplog
         ("EVENT_ONLY", Wanted(on_events=True), 1),
     ],
 )
-def test_content_is_for_those_who_ask(
-    value: str, wanted: Wanted, warned: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_content_capture_variable(value: str, wanted: Wanted, warned: int, caplog: pytest.LogCaptureFixture) -> None:
     assert message_content.wanted({message_content.VARIABLE: value}) == wanted
     assert len(caplog.records) == warned
 
 
-def test_without_being_asked_no_text_is_written(client: LlamaCppClient, listen: Listen) -> None:
+def test_content_capture_default_off(client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(None)
     said = client.chat.completions.create([{"role": "user", "content": "tell-tale"}], max_tokens=40, ignore_eos=True)
     [span] = joined.of_kind(SpanKind.CLIENT)
@@ -397,7 +392,7 @@ def test_without_being_asked_no_text_is_written(client: LlamaCppClient, listen: 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_content_is_json_by_the_conventions(client: LlamaCppClient, listen: Listen, streamed: bool) -> None:
+def test_content_capture_json(client: LlamaCppClient, listen: Listen, streamed: bool) -> None:
     joined = listen(None, content=Wanted(on_spans=True))
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
@@ -418,14 +413,14 @@ def test_content_is_json_by_the_conventions(client: LlamaCppClient, listen: List
     assert answer == {"role": "assistant", "parts": [{"type": "text", "content": said}], "finish_reason": "length"}
 
 
-def test_long_content_is_cut_and_still_json() -> None:
-    told = message_content.asked({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
+def test_content_capture_cut() -> None:
+    told = message_content.requested({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
     [message] = json.loads(message_content.as_text(told)["gen_ai.input.messages"])
     assert len(message["parts"][0]["content"]) == message_content.LONGEST
     assert len(told["gen_ai.system_instructions"][0]["content"]) == message_content.LONGEST
 
 
-def test_tool_calls_and_images_in_content() -> None:
+def test_content_capture_tools_and_images() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
     messages = [
@@ -433,7 +428,7 @@ def test_tool_calls_and_images_in_content() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
     ]
-    given = message_content.asked({"messages": messages})["gen_ai.input.messages"]
+    given = message_content.requested({"messages": messages})["gen_ai.input.messages"]
     assert "AAAA" not in str(given)
     assert given[0]["parts"] == [{"type": "blob", "modality": "image", "content": ""}]
     assert given[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
@@ -443,17 +438,15 @@ def test_tool_calls_and_images_in_content() -> None:
     pieces[1]["function"] = {"arguments": ":1}"}
     documents = [{"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]} for piece in pieces]
     documents.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
-    [answer] = message_content.answered(documents)["gen_ai.output.messages"]
+    [answer] = message_content.generated(documents)["gen_ai.output.messages"]
     assert answer["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
     # What is no object, or not a whole one, stays the text that it is.
     call["function"] = {"name": "f", "arguments": '{"a":'}
-    given = message_content.asked({"messages": messages})["gen_ai.input.messages"]
+    given = message_content.requested({"messages": messages})["gen_ai.input.messages"]
     assert given[1]["parts"][0]["arguments"] == '{"a":'
 
 
-def test_content_as_an_event_below_the_calls_span(
-    client: LlamaCppClient, listen: Listen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_capture_event(client: LlamaCppClient, listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
@@ -482,13 +475,13 @@ def test_content_as_an_event_below_the_calls_span(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_fifty_identical_requests_at_once_are_never_joined_wrongly(
+def test_join_fifty_identical_requests(
     server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llama.cpp's own form tells the slot, which is kept from the joining here and then compared."""
     joined = listen(server)
     slots: dict[int, int] = {}
-    give = joined.observer.submit
+    submit = joined.observer.submit
 
     def without_slot(call: ClientCall) -> None:
         from dataclasses import replace
@@ -497,12 +490,12 @@ def test_fifty_identical_requests_at_once_are_never_joined_wrongly(
 
         assert call.slot is not None
         slots[trace.get_current_span(call.span).get_span_context().span_id] = call.slot  # type: ignore[arg-type]
-        give(replace(call, slot=None))
+        submit(replace(call, slot=None))
 
-    monkeypatch.setattr(joined.listener, "_ended", without_slot)
+    monkeypatch.setattr(joined.observer, "call_finished", without_slot)
 
     def ask(_: int) -> None:
-        answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)  # type: ignore[call-overload]
+        answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)
         if streamed:
             list(answer)
 
@@ -522,16 +515,16 @@ def test_fifty_identical_requests_at_once_are_never_joined_wrongly(
     assert len(parents) >= 25
 
 
-def test_requests_of_strangers_stay_their_own(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
+def test_join_requests_of_other_clients(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(server)
     stranger = LlamaCppClient(server.base_url)
     with ThreadPoolExecutor(8) as threads:
         ours = [threads.submit(client.complete, "Ours", n_predict=20, ignore_eos=True) for _ in range(8)]
-        listener, calls._Listening.listener = calls._Listening.listener, None
+        listener, calls._Registered.listener = calls._Registered.listener, None
         theirs = [threads.submit(stranger.complete, "Theirs", n_predict=20, ignore_eos=True) for _ in range(8)]
         for future in (*ours, *theirs):
             future.result()
-        calls._Listening.listener = listener
+        calls._Registered.listener = listener
     waits_for_the_log(joined, 16)
     spans = joined.of_kind(SpanKind.SERVER)
     mine = {span.context.span_id for span in joined.of_kind(SpanKind.CLIENT) if span.context is not None}
@@ -541,41 +534,10 @@ def test_requests_of_strangers_stay_their_own(server: ServerManager, client: Lla
     assert len(parents) == len(set(parents)) <= len(mine)
 
 
-def test_asyncio_joins_too(server: ServerManager, listen: Listen) -> None:
-    joined = listen(server)
-
-    @llamatel.task
-    async def agent(client: AsyncLlamaCppClient, number: int) -> None:
-        await client.chat.completions.create(HELLO, max_tokens=number + 2, ignore_eos=True)
-
-    async def main() -> None:
-        async with AsyncLlamaCppClient(server.base_url) as client:
-            await asyncio.gather(*(agent(client, number) for number in range(5)))
-
-    asyncio.run(main())
-    waits_for_the_log(joined, 5)
-    agents = [span for span in joined.spans if span.name.endswith("agent")]
-    traces = {span.context.trace_id for span in agents if span.context is not None}
-    assert len(traces) == 5
-    assert {span.context.trace_id for span in joined.of_kind(SpanKind.SERVER) if span.context is not None} == traces
-
-
-def test_forms_without_timings_are_joined_if_nothing_else_ran(
-    server: ServerManager, client: LlamaCppClient, listen: Listen
-) -> None:
-    joined = listen(server)
-    client.messages.create(HELLO, max_tokens=5)
-    waits_for_the_log(joined, 1)
-    client.responses.create("Hello", max_output_tokens=5)
-    waits_for_the_log(joined, 2)
-    assert [span.parent is not None for span in joined.of_kind(SpanKind.SERVER)] == [True, True]
-    assert [call.outcome for call in joined.calls] == [Outcome.OK, Outcome.OK]
-
-
-def test_init_and_shutdown_switch_the_clients_telemetry() -> None:
+def test_init_and_shutdown_register_listener() -> None:
     try:
         llamatel.init(metrics_addr="none")
-        assert calls._Listening.listener is not None
+        assert calls._Registered.listener is not None
     finally:
         llamatel.shutdown()
-    assert calls._Listening.listener is None
+    assert calls._Registered.listener is None

@@ -1,4 +1,4 @@
-"""Which request was which call: only what cannot be otherwise."""
+"""Joiner: a request becomes the child of a call only where nothing else is possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = ServerInfo("localhost", 8090)
 
 
 class OpenCall:
-    """A call that has not ended."""
+    """A call in flight."""
 
     def __init__(self, started_at: float = BEGAN - 0.3, headers_at: float | None = None) -> None:
         self.server = HERE
@@ -22,22 +22,27 @@ class OpenCall:
 
 
 class Bench:
-    """A joiner, its clock, and what it gave back."""
+    """A joiner, its clock, and what it returned."""
 
     def __init__(self) -> None:
         self.now = BEGAN + 1.51
         self.joiner = Joiner(lambda: self.now)
         self.written: dict[int | None, Origin] = {}
 
+    def watch(self) -> None:
+        """Let the joiner see a request of the server HERE."""
+        self.joiner.completed(completion(task=0, generated=1))
+        list(self.joiner.due())
+
     def after(self, seconds: float) -> dict[int | None, Origin]:
-        """What was written so far, once so much time has passed; by task."""
+        """The origins of all requests returned so far, by task, after so many seconds."""
         self.now += seconds
         for request, origin in self.joiner.due():
             self.written[request.task] = origin
         return self.written
 
     def call(self, **changes: Any) -> ClientCall:
-        """A call that ``samples.completion`` may have been, and that has ended."""
+        """A finished call that ``samples.completion`` may have been."""
         call = ClientCall(
             key=object(), span=None, server=HERE, operation="chat", started_at=BEGAN - 0.3, sent_at=BEGAN - 0.29,
             ended_at=BEGAN + 1.5, outcome=Outcome.OK, input_tokens=40, output_tokens=21, cached_tokens=10,
@@ -46,129 +51,130 @@ class Bench:
         return dataclasses.replace(call, **changes)
 
     def run(self, *requests: Completion, calls: tuple[ClientCall, ...]) -> dict[int | None, Origin]:
-        """All of it begins and ends together."""
+        """All of it starts and ends together."""
         for call in calls:
-            self.joiner.began(call.key, OpenCall())
+            self.joiner.started(call.key, OpenCall())
         for request in requests:
             self.joiner.completed(request)
         for call in calls:
-            self.joiner.ended(call)
+            self.joiner.finished(call)
         return self.after(3.0)
 
 
-NOBODY = Origin()
+UNKNOWN = Origin()
 UNTIMED = {"prefill_s": None, "decode_s": None, "prompt_computed": None}
 
 
-def test_what_agrees_in_all_figures_is_joined() -> None:
+def test_joiner_all_figures_agree() -> None:
     bench = Bench()
     call = bench.call()
     assert bench.run(completion(task=1), calls=(call,)) == {1: Origin(parent=call)}
 
 
-def test_without_a_call_nothing_waits() -> None:
+def test_joiner_no_call_no_wait() -> None:
     bench = Bench()
     bench.joiner.completed(completion(task=1))
-    assert bench.after(0.0) == {1: NOBODY}
+    assert bench.after(0.0) == {1: UNKNOWN}
     assert not bench.joiner.waits
 
 
-def test_one_figure_that_differs_is_enough_to_be_anothers() -> None:
+def test_joiner_one_figure_differs() -> None:
     for changes in (
         {"prefill_s": 0.50001}, {"decode_s": 1.00001}, {"generated": 22}, {"prompt_computed": 29}, {"prompt_cached": 9},
         {"ended_at": BEGAN + 2.0}, {"started_at": BEGAN - 0.6}, {"server": ServerInfo("127.0.0.1", 8091)},
         {"server": ServerInfo("10.0.0.1", 8090)}, {"is_child": True},
     ):  # fmt: skip
         bench = Bench()
-        assert bench.run(completion(task=1, **changes), calls=(bench.call(),)) == {1: NOBODY}, changes
+        bench.watch()
+        assert bench.run(completion(task=1, **changes), calls=(bench.call(),)) == {1: UNKNOWN}, changes
 
 
-def test_the_slot_tells_twins_apart_where_the_answer_names_it() -> None:
+def test_joiner_slot_separates_identical_requests() -> None:
     bench = Bench()
     one, two = bench.call(slot=0), bench.call(slot=1)
     found = bench.run(completion(task=1, slot=1), completion(task=2, slot=0), calls=(one, two))
     assert found == {1: Origin(parent=two), 2: Origin(parent=one)}
 
 
-def test_twins_are_linked_and_not_joined() -> None:
+def test_joiner_identical_calls_are_linked() -> None:
     bench = Bench()
     one, two = bench.call(), bench.call()
     found = bench.run(completion(task=1), completion(task=2, slot=3), calls=(one, two))
     assert found == {1: Origin(candidates=(one, two)), 2: Origin(candidates=(one, two))}
 
 
-def test_a_strangers_twin_makes_it_a_guess() -> None:
+def test_joiner_identical_request_of_another_client_is_linked() -> None:
     bench = Bench()
     call = bench.call()
     found = bench.run(completion(task=1), completion(task=2, slot=3), calls=(call,))
     assert found == {1: Origin(candidates=(call,)), 2: Origin(candidates=(call,))}
 
 
-def test_a_stranger_is_nobodys_and_waits_a_second_at_most() -> None:
+def test_joiner_unrelated_request_waits_one_second() -> None:
     bench = Bench()
-    bench.joiner.began(1, OpenCall())
+    bench.joiner.started(1, OpenCall())
     bench.joiner.completed(completion(task=1))
     assert bench.after(0.9) == {}
-    assert bench.after(0.2) == {1: NOBODY}
+    assert bench.after(0.2) == {1: UNKNOWN}
 
 
-def test_once_no_call_is_under_way_a_stranger_waits_no_longer() -> None:
+def test_joiner_unrelated_request_stops_waiting_after_last_call() -> None:
     bench = Bench()
-    bench.joiner.began(1, OpenCall())
+    bench.joiner.started(1, OpenCall())
     bench.joiner.completed(completion(task=1))
     assert bench.after(0.0) == {}
-    bench.joiner.gone(1)
-    assert bench.after(0.11) == {1: NOBODY}
+    bench.joiner.dropped(1)
+    assert bench.after(0.11) == {1: UNKNOWN}
 
 
-def test_a_call_waits_for_its_request_beside_many_others() -> None:
+def test_joiner_forty_calls_at_once() -> None:
     bench = Bench()
     calls = [bench.call(slot=number, prefill_s=0.5 + number / 1000) for number in range(40)]
     for call in calls:
-        bench.joiner.began(call.key, OpenCall())
+        bench.joiner.started(call.key, OpenCall())
     for number in range(40):
         bench.joiner.completed(completion(task=number, slot=number, prefill_s=0.5 + number / 1000))
         assert bench.after(0.02) == {}
     for call in calls:
-        bench.joiner.ended(call)
+        bench.joiner.finished(call)
     assert bench.after(0.2) == {number: Origin(parent=call) for number, call in enumerate(calls)}
     assert not bench.joiner.waits
 
 
-def test_a_stream_that_is_read_slowly_is_waited_for_and_strangers_meanwhile_are_not() -> None:
+def test_joiner_slowly_read_stream() -> None:
     bench = Bench()
     call = bench.call(headers_at=BEGAN + 0.001, ended_at=BEGAN + 5.0)
-    bench.joiner.began(call.key, OpenCall(headers_at=BEGAN + 0.001))
+    bench.joiner.started(call.key, OpenCall(headers_at=BEGAN + 0.001))
     bench.joiner.completed(completion(task=1))
     bench.joiner.completed(completion(task=2, started_at=BEGAN + 0.5, generated=5))
-    assert bench.after(0.0) == {2: NOBODY}
+    assert bench.after(0.0) == {2: UNKNOWN}
     bench.after(3.4)
-    bench.joiner.ended(call)
-    assert bench.after(0.2) == {2: NOBODY, 1: Origin(parent=call)}
+    bench.joiner.finished(call)
+    assert bench.after(0.2) == {2: UNKNOWN, 1: Origin(parent=call)}
 
 
-def test_a_request_that_was_there_before_the_call_was_sent_is_not_it() -> None:
+def test_joiner_request_before_call() -> None:
     bench = Bench()
     first, later = bench.call(), bench.call(sent_at=BEGAN + 1.52, started_at=BEGAN + 1.52, ended_at=BEGAN + 1.9)
-    bench.joiner.began(later.key, OpenCall())
+    bench.joiner.started(later.key, OpenCall())
     bench.joiner.completed(completion(task=1))
     bench.now = BEGAN + 1.95
-    bench.joiner.ended(later)
-    assert bench.after(1.0) == {1: NOBODY}
+    bench.joiner.finished(later)
+    assert bench.after(1.0) == {1: UNKNOWN}
     assert first.key is not later.key
 
 
-def test_without_timings_the_only_one_that_fits_is_it() -> None:
+def test_joiner_without_timings() -> None:
     bench = Bench()
     call = bench.call(**UNTIMED)
     other = completion(task=2, generated=5)
-    assert bench.run(completion(task=1), other, calls=(call,)) == {1: Origin(parent=call), 2: NOBODY}
+    assert bench.run(completion(task=1), other, calls=(call,)) == {1: Origin(parent=call), 2: UNKNOWN}
     bench = Bench()
     two = (completion(task=1), completion(task=2, prefill_s=0.3))
     assert bench.run(*two, calls=(call,)) == {1: Origin(candidates=(call,)), 2: Origin(candidates=(call,))}
 
 
-def test_an_embedding_of_several_texts_is_all_of_them_or_none() -> None:
+def test_joiner_embeddings_of_several_texts() -> None:
     bench = Bench()
     call = bench.call(operation="embeddings", tasks=2, output_tokens=None, **UNTIMED)
     parts = [cut_short(Outcome.OK, task=task) for task in (1, 2, 3)]
@@ -176,50 +182,104 @@ def test_an_embedding_of_several_texts_is_all_of_them_or_none() -> None:
     bench = Bench()
     assert all(origin.parent is None for origin in bench.run(*parts, calls=(call,)).values())
     bench = Bench()
-    assert bench.run(parts[0], calls=(call,)) == {1: NOBODY}
+    assert bench.run(parts[0], calls=(call,)) == {1: UNKNOWN}
 
 
-def test_a_cancelled_call_is_linked_if_times_leave_one() -> None:
+def test_joiner_cancelled_call() -> None:
     bench = Bench()
     call = bench.call(outcome=Outcome.CANCELLED, ended_at=BEGAN + 1.2, output_tokens=None, **UNTIMED)
-    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(candidates=(call,))}
+    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(parent=call)}
     bench = Bench()
     two = [cut_short(Outcome.CANCELLED, task=task) for task in (1, 2)]
-    assert bench.run(*two, calls=(call,)) == {1: NOBODY, 2: NOBODY}
+    assert bench.run(*two, calls=(call,)) == {1: Origin(candidates=(call,)), 2: Origin(candidates=(call,))}
     bench = Bench()
-    assert bench.run(completion(task=1), calls=(call,)) == {1: NOBODY}
+    assert bench.run(completion(task=1), calls=(call,)) == {1: UNKNOWN}
 
 
-def test_a_request_that_was_cancelled_long_before_the_call_is_anothers() -> None:
+def test_joiner_request_cancelled_before_call() -> None:
     bench = Bench()
     call = bench.call(outcome=Outcome.CANCELLED, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
-    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: NOBODY}
+    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: UNKNOWN}
 
 
-def test_a_failed_call_may_end_long_after_its_request() -> None:
+def test_joiner_failed_call_ends_after_request() -> None:
     bench = Bench()
-    call = bench.call(outcome=Outcome.ERROR, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
-    assert bench.run(cut_short(Outcome.ERROR, task=1), calls=(call,)) == {1: Origin(candidates=(call,))}
+    call = bench.call(outcome=Outcome.ERROR, http_status=500, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
+    assert bench.run(cut_short(Outcome.ERROR, task=1), calls=(call,)) == {1: Origin(parent=call)}
 
 
-def test_a_call_for_vectors_is_no_request_that_generated() -> None:
+def test_joiner_embeddings_call_and_generating_request() -> None:
     bench = Bench()
     call = bench.call(operation="embeddings", output_tokens=None, **UNTIMED)
-    assert bench.run(completion(task=1), calls=(call,)) == {1: NOBODY}
+    assert bench.run(completion(task=1), calls=(call,)) == {1: UNKNOWN}
 
 
-def test_a_failed_call_is_linked_to_what_failed() -> None:
+FAILED: dict[str, Any] = {"outcome": Outcome.ERROR, "error_type": "server_error", "http_status": 500}
+LEFT: dict[str, Any] = {"outcome": Outcome.ERROR, "error_type": "timeout", "http_status": None}
+
+
+def test_joiner_failed_call() -> None:
     bench = Bench()
-    call = bench.call(outcome=Outcome.ERROR, error_type="server_error", output_tokens=None, **UNTIMED)
+    call = bench.call(output_tokens=None, **FAILED, **UNTIMED)
     full = cut_short(Outcome.CONTEXT_FULL, task=1)
-    assert bench.run(full, completion(task=2), calls=(call,)) == {1: Origin(candidates=(call,)), 2: NOBODY}
+    assert bench.run(full, completion(task=2), calls=(call,)) == {1: Origin(parent=call), 2: UNKNOWN}
 
 
-def test_at_the_end_all_is_decided_with_what_is_there() -> None:
+def test_joiner_two_calls_fill_the_pool() -> None:
+    bench = Bench()
+    one, two = (bench.call(output_tokens=None, **FAILED, **UNTIMED) for _ in range(2))
+    full = [cut_short(Outcome.CONTEXT_FULL, task=task) for task in (1, 2)]
+    both = Origin(candidates=(one, two))
+    assert bench.run(*full, calls=(one, two)) == {1: both, 2: both}
+
+
+def test_joiner_call_that_timed_out() -> None:
+    bench = Bench()
+    call = bench.call(ended_at=BEGAN + 1.2, output_tokens=None, **LEFT, **UNTIMED)
+    assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(parent=call)}
+    bench = Bench()
+    assert bench.run(cut_short(Outcome.CONTEXT_FULL, task=1), calls=(call,)) == {1: UNKNOWN}
+
+
+PROXY = ServerInfo("proxy.example", 80)
+
+
+def test_joiner_learns_proxy_address_from_timings() -> None:
+    bench = Bench()
+    origins = []
+    for number in range(4):
+        call = bench.call(server=PROXY, prefill_s=0.5 + number / 1000)
+        bench.now = BEGAN + 1.51
+        found = bench.run(completion(task=number, prefill_s=0.5 + number / 1000), calls=(call,))[number]
+        origins.append((found.parent is call, found.candidates == (call,)))
+    assert origins == [(False, True), (False, True), (True, False), (True, False)]
+
+
+def test_joiner_address_of_an_unwatched_server() -> None:
+    """A call that no request fits went elsewhere: its address is never taken for a watched server's."""
+    bench = Bench()
+    bench.watch()
+    bench.run(calls=(bench.call(server=PROXY, prefill_s=0.7),))
+    for number in range(1, 5):
+        call = bench.call(server=PROXY, prefill_s=0.5 + number / 1000)
+        bench.now = BEGAN + 1.51
+        assert bench.run(completion(task=number, prefill_s=0.5 + number / 1000), calls=(call,))[number] == UNKNOWN
+
+
+def test_joiner_reports_each_call_once() -> None:
+    bench = Bench()
+    decided: list[tuple[object, bool]] = []
+    bench.joiner = Joiner(lambda: bench.now, decided=lambda call, joined: decided.append((call.key, joined)))
+    one, two = bench.call(), bench.call(prefill_s=0.9)
+    bench.run(completion(task=1), calls=(one, two))
+    assert sorted(decided, key=lambda pair: pair[1]) == [(two.key, False), (one.key, True)]
+
+
+def test_joiner_decides_all_at_end() -> None:
     bench = Bench()
     call = bench.call()
-    bench.joiner.began(call.key, OpenCall())
+    bench.joiner.started(call.key, OpenCall())
     bench.joiner.completed(completion(task=1))
-    bench.joiner.ended(call)
+    bench.joiner.finished(call)
     assert [origin for _, origin in bench.joiner.due(all_of_them=True)] == [Origin(parent=call)]
     assert not bench.joiner.waits

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamatel.gguf import GGUFHeader as GGUFHeader
     from llamatel.gguf import parse_gguf_header as parse_gguf_header
-    from llamatel.llama.client import AsyncLlamaCppClient as AsyncLlamaCppClient
     from llamatel.llama.client import LlamaCppClient as LlamaCppClient
     from llamatel.llama.server.manager import ServerManager as ServerManager
     from llamatel.llama.server.supervisor import ServerState as ServerState
 
 __all__ = [
-    "AsyncLlamaCppClient",
     "GGUFHeader",
     "LlamaCppClient",
     "ServerManager",
@@ -23,7 +21,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncLlamaCppClient": "llamatel.llama.client",
     "GGUFHeader": "llamatel.gguf",
     "LlamaCppClient": "llamatel.llama.client",
     "ServerManager": "llamatel.llama.server.manager",

@@ -100,7 +100,7 @@ class Observer:
         self._dropped_elsewhere = dropped
         self._clock = clock
         self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(capacity)
-        self._joiner = Joiner()
+        self._joiner = Joiner(decided=self._decided)
         self.shedding = SpanShedding(lambda: max(self._queue.qsize() / capacity, span_load()))
         self._hurry = threading.Event()
         """Set when requests must not wait for calls of clients any longer."""
@@ -154,8 +154,8 @@ class Observer:
         While the queue is full a request is measured on the calling thread and has no spans.
         """
         if isinstance(finished, ClientCall) and finished.elsewhere and self._queue.qsize() > self._queue.maxsize // 4:
-            self._joiner.gone(finished.key)
             self._drop("call_elsewhere")  # calls of other processes must not cost requests
+            finished.resolved(False)
             return
         while wait and not self._closed:
             with contextlib.suppress(queue.Full):
@@ -175,11 +175,19 @@ class Observer:
     def call_started(self, key: object, call: OpenCall) -> None:
         """A client in this process is about to send a call: its request waits a little for the call's end."""
         if not self._closed:
-            self._joiner.began(key, call)
+            self._joiner.started(key, call)
 
-    def expect_calls(self, where: Endpoint, seconds: float) -> None:
-        """Another process calls this server: requests wait a little for its report."""
-        self._joiner.expect(where, seconds)
+    def call_dropped(self, key: object) -> None:
+        """It was not a call of llama.cpp."""
+        self._joiner.dropped(key, other_server=True)
+
+    def call_finished(self, call: ClientCall) -> None:
+        """A call has finished; never blocks."""
+        self.submit(call)
+
+    def expect_calls(self, endpoint: Endpoint | None, seconds: float) -> None:
+        """Another process calls this server (None: one of them): requests wait a little for its report."""
+        self._joiner.expect(endpoint, seconds)
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
         """The state of all watched servers: the latest snapshot if it is at most that old, else a new one.
@@ -269,12 +277,10 @@ class Observer:
                 elif isinstance(finished, ObservedRequest):
                     self._write_observed(finished)
                     self._queue.task_done()
-                else:
-                    if finished is not None:
-                        if not self._joiner.ended(finished):
-                            self._drop("call_elsewhere")
-                        self._measure_call(finished, record)
+                elif finished is None:
                     self._queue.task_done()
+                else:
+                    self._consume_call(finished, record)
             if not ended and time.monotonic() < join_at and (waited or not self._queue.empty()):
                 continue  # the joiner's cost grows with what waits
             hurry = ended or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
@@ -297,8 +303,25 @@ class Observer:
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
             self._failed("span_failed", "the spans of a request could not be written")
 
+    def _consume_call(self, call: ClientCall, record: Record) -> None:
+        self._measure_call(call, record)
+        if not self.watching:
+            self._joiner.dropped(call.key)
+            self._decided(call, False)
+        elif not self._joiner.finished(call):
+            self._drop("call_elsewhere")
+            self._decided(call, False)
+
+    def _decided(self, call: ClientCall, joined: bool) -> None:
+        try:
+            call.resolved(joined)
+        except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
+            self._failed("span_failed", "the parts of a call could not be written")
+        finally:
+            self._queue.task_done()
+
     def _measure_call(self, call: ClientCall, record: Record) -> None:
-        if call.elsewhere:  # measured by its own process
+        if call.elsewhere or call.foreign_span:  # measured by its own process, or by the instrumentation that made it
             return
         with self._recording:
             for guard in self._guards:
@@ -335,7 +358,8 @@ class Observer:
         """Record counters and histograms on the calling thread: the queue is full, or the observer is closed."""
         self._drop("observer_closed" if self._closed else "observer_full")
         if isinstance(finished, ClientCall):
-            self._joiner.gone(finished.key)
+            self._joiner.dropped(finished.key)
+            finished.resolved(False)
         if self._record is None or self._closed or isinstance(finished, ObservedRequest):
             return
         if isinstance(finished, ClientCall):

@@ -35,6 +35,7 @@ from llamatel.telemetry.exporters import CountedSpanProcessor, Delivery, MetricD
 from llamatel.telemetry.kept_spans import KeptSpans
 from llamatel.telemetry.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
 from llamatel.telemetry.settings import Settings
+from llamatel.tracing import global_tracer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -44,9 +45,6 @@ _log = logging.getLogger(__name__)
 _SCOPE = "llamatel"
 _FAILING_TIMEOUT_S = 1.0
 """How long shutting down waits for an endpoint that did not take the last export either."""
-
-_retired: weakref.WeakSet[object] = weakref.WeakSet()
-"""Providers of ours that were shut down. A global provider cannot be replaced, so one of these may still be it."""
 
 
 @dataclass
@@ -167,7 +165,8 @@ class Pipeline:
             owned.spans.abandon()
         if owned.endpoint is not None:
             owned.endpoint.close()
-        _retired.update(owned.providers)
+        for provider in owned.providers:
+            global_tracer.ended(provider)
         lost = sum(self.dropped().values()) - before
         if lost:
             _log.warning("%d spans could not be sent to %s before the end", lost, self.otlp_endpoint)
@@ -212,7 +211,7 @@ def build(settings: Settings, resource: Mapping[str, str | int] | None = None) -
 
 def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.TracerProvider:
     current = trace.get_tracer_provider()
-    retired = current in _retired
+    retired = global_tracer.has_ended(current)
     if not retired and not _is_unset(current):
         _log.info("spans go to the tracer provider that the application has set")
         return current
@@ -239,7 +238,7 @@ def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.Tracer
 
 def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.MeterProvider:
     current = metrics.get_meter_provider()
-    retired = current in _retired
+    retired = global_tracer.has_ended(current)
     if not retired and not _is_unset(current):
         _log.info("metrics go to the meter provider that the application has set")
         return current
@@ -272,11 +271,6 @@ def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.Meter
     if settings.metrics_addr is not None:
         owned.endpoint = MetricsEndpoint(*settings.metrics_addr, registry)
     return provider
-
-
-def is_over(provider: object) -> bool:
-    """Whether it was one of ours, and was shut down."""
-    return provider in _retired
 
 
 def _is_unset(provider: object) -> bool:

@@ -17,20 +17,23 @@ from opentelemetry.trace import (
     SpanKind,
     Status,
     StatusCode,
-    TraceFlags,
     Tracer,
     get_current_span,
     set_span_in_context,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from llamatel.records import Call, Completion, ObservedRequest, RequestGpu
+from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
 from llamatel.semconv import PROVIDER, error_type, operation
 from llamatel.tracing.joining import Origin
 from llamatel.tracing.span_values import rate, unix_ns
 
 _SHORTEST_QUEUE_S = 0.0001
 """Less is within the estimate's error, and nothing that anyone waits for."""
+_SHORTEST_NETWORK_S = 0.002
+"""Less is within the error of the log's clock."""
 _ROOT = Context()
+_PROPAGATOR = TraceContextTextMapPropagator()
 _CANDIDATE = {"llamacpp.join": "candidate"}
 """On a link to a call that the request may have been."""
 
@@ -42,18 +45,27 @@ class Spans:
         self._tracer = tracer
 
     def emit(
-        self, completion: Completion, parent: Context | None = None, links: Sequence[Link] = (), share: float = 1.0
+        self,
+        completion: Completion,
+        parent: Context | None = None,
+        links: Sequence[Link] = (),
+        share: float = 1.0,
+        *,
+        has_usage: bool = True,
     ) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
         ``parent`` is the context that the request came from; without one, and where the request itself names none, it
         makes a trace of its own, whatever span is current in this thread. ``links`` name spans that it may belong to.
-        ``share`` is the share of requests that get spans, below 1 under overload.
+        ``share`` is the share of requests that get spans, below 1 under overload. ``has_usage``: whether it carries the
+        token counts, which a trace has once.
         """
         call = completion.call
         if parent is None and call is not None:
             parent = _caller(call)
         attributes = _attributes(completion)
+        if not has_usage:
+            attributes = {name: value for name, value in attributes.items() if not name.startswith("gen_ai.usage.")}
         if share < 1.0:
             attributes["llamatel.sampling.ratio"] = share
         model = completion.server.model
@@ -102,34 +114,60 @@ class Spans:
         ).end(unix_ns(request.last_seen_at))
 
     def emit_from(self, completion: Completion, origin: Origin, share: float = 1.0) -> Context:
-        """``emit`` below the call of our client that the request was, or linked to those that it may have been.
+        """``emit`` below the client call that the request was, or linked to those that it may have been.
 
-        No request arrives before it was sent: that bounds the estimate of its queue.
+        Below a call the server's spans start no earlier than it was sent, and what passed between client and server is
+        written as parts of the call. A call that was not sampled leaves its request unsampled.
         """
         parent = origin.parent
-        if parent is not None and completion.queue_s is not None:
-            waited = max(0.0, completion.started_at - parent.sent_at)
-            completion = replace(completion, queue_s=min(completion.queue_s, waited))
-        links = [
-            Link(get_current_span(call.span).get_span_context(), _CANDIDATE)
-            for call in origin.candidates
-            if isinstance(call.span, Context)
-        ]
-        context = parent.span if parent is not None and isinstance(parent.span, Context) else None
-        return self.emit(completion, context, links, share)
+        if parent is not None and isinstance(parent.span, Context):
+            completion = _after(completion, parent.sent_at)
+            context = self.emit(completion, parent.span, share=share, has_usage=not parent.has_usage)
+            if get_current_span(context).is_recording():
+                for name, start, end in _between(parent, completion):
+                    self._tracer.start_span(name, context=parent.span, start_time=unix_ns(start)).end(unix_ns(end))
+            return context
+        contexts = [call.span for call in origin.candidates if isinstance(call.span, Context)]
+        callers = [get_current_span(context).get_span_context() for context in contexts]
+        if callers and not any(caller.trace_flags.sampled for caller in callers):
+            return self.emit(completion, contexts[0], share=share)
+        return self.emit(completion, links=[Link(caller, _CANDIDATE) for caller in callers], share=share)
+
+
+def _after(completion: Completion, sent_at: float) -> Completion:
+    """A request at times after it was sent: its queue starts no earlier, and the log's clock may be some ms behind."""
+    late = max(0.0, sent_at - completion.started_at)
+    first = completion.first_token_at
+    queue = completion.queue_s
+    return replace(
+        completion,
+        started_at=completion.started_at + late,
+        ended_at=completion.ended_at + late,
+        first_token_at=None if first is None else first + late,
+        queue_s=None if queue is None else min(queue, completion.started_at + late - sent_at),
+    )
+
+
+def _between(call: ClientCall, completion: Completion) -> list[tuple[str, float, float]]:
+    """What passed between client and server: name, start, end (Unix seconds)."""
+    before = "wait" if completion.queue_s is None else "network.request"
+    parts = [(before, call.sent_at, completion.arrived_at)]
+    if call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1:  # a stream arrives as it is made
+        parts.append(("network.response", completion.ended_at, call.ended_at))
+    return [part for part in parts if part[2] - part[1] > _SHORTEST_NETWORK_S]
 
 
 def _caller(call: Call) -> Context | None:
     """The context of the span that made the call; None if there was none."""
-    parts = (call.traceparent or "").split("-")
-    if len(parts) != 4:
+    if call.traceparent is None:
         return None
-    try:
-        trace, span, flags = (int(part, 16) for part in parts[1:])
-    except ValueError:
+    found = _PROPAGATOR.extract({"traceparent": call.traceparent}, _ROOT)
+    about = get_current_span(found).get_span_context()
+    if not about.is_valid:
         return None
-    about = SpanContext(trace, span, is_remote=not call.in_process, trace_flags=TraceFlags(flags))
-    return set_span_in_context(NonRecordingSpan(about), _ROOT) if about.is_valid else None
+    if call.in_process:
+        about = SpanContext(about.trace_id, about.span_id, is_remote=False, trace_flags=about.trace_flags)
+    return set_span_in_context(NonRecordingSpan(about), _ROOT)
 
 
 def span_count(completion: Completion) -> int:

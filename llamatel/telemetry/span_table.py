@@ -32,6 +32,18 @@ SPANS = (
         "released. Status ERROR if it failed; a request that its client cancelled has no error status.",
     ),
     SpanRow("queue", "INTERNAL", "The wait for a slot, where it is known and above 0.1 ms. Its length is an estimate."),
+    SpanRow(
+        "network.request, network.response",
+        "INTERNAL",
+        "Below a client call that was joined with its request: the time from sending the call to its arrival in the "
+        "server, and from the end of the request to that of the call. They contain proxies; above 2 ms.",
+    ),
+    SpanRow(
+        "wait",
+        "INTERNAL",
+        "In place of `network.request` and `queue` where they cannot be told apart: the server's queue is unknown, or "
+        "the call was not joined with a request.",
+    ),
     SpanRow("prefill", "INTERNAL", "Processing the part of the prompt that was not cached, up to the first token."),
     SpanRow("decode", "INTERNAL", "From the first generated token to the last."),
     SpanRow(
@@ -152,6 +164,7 @@ CLIENT = (
         "connection_closed, connection_timeout, broken_stream, timeout, bad_answer, or an exception's name; absent "
         "where nothing failed.",
     ),
+    AttributeRow("http.response.status_code", "int", "Of a failed call that the server answered."),
     AttributeRow("llamacpp.outcome", "string", "ok, cancelled, error."),
     AttributeRow("llamacpp.slot.id", "int", "The slot that served it, where the answer tells."),
     AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "By the answer's timings, as the next four."),

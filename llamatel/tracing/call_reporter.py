@@ -1,6 +1,6 @@
-"""The script's side: tells the llamatel that watches a server about the calls that are made here.
+"""The client's side of call reports: sends the calls made here to the llamatel that watches their server.
 
-Callers only leave a note; a thread of its own sends. What cannot be sent, or not soon enough, is dropped and counted.
+Callers only append to a queue; one thread sends. What cannot be sent, or not soon enough, is dropped and counted.
 """
 
 from __future__ import annotations
@@ -18,92 +18,104 @@ from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.records import ClientCall, ServerInfo
 from llamatel.tracing.call_reports import (
     CALLS_PATH,
-    MOST,
+    MAX_CALLS,
     RENEWED_S,
     SERVERS_PATH,
     InvalidCallReport,
-    is_reported,
+    has_trace,
     read_endpoint,
     write,
 )
 from llamatel.tracing.joining import HERE, Endpoint, OpenCall, endpoint_of
 
 DEFAULT_URL = f"http://{DEFAULT_METRICS_ADDR}"
-"""Where a llamatel shows its page if nothing else is said."""
+"""A llamatel's default address."""
 
-_WAITING = 512
-"""Ended calls that wait to be told at most."""
-_TOGETHER_S = 0.03
-"""Calls that end within this time are told together; requests wait a second for their calls."""
+_MAX_QUEUED = 512
+"""Finished calls that wait to be sent."""
+_BATCH_S = 0.03
+"""Calls that finish within this time are sent together; requests wait a second for their calls."""
 _TIMEOUT_S = 1.0
-_ASK_AGAIN_S = 30.0
-"""When a llamatel that was not there, or does not watch a server, is asked again."""
-_PLACES = 256
+_RETRY_S = 30.0
+"""When a llamatel that did not answer, or does not watch a server, is queried again."""
+_MAX_ENDPOINTS = 256
 
 
 class CallReporter:
-    """Listens to calls beside the observer."""
+    """Receives calls alongside the observer and reports them to another process's llamatel."""
 
     def __init__(self, url: str | None, instance: str, *, token: str | None = None) -> None:
         """Nothing is sent, and no thread started, before the first call.
 
-        ``url``: where the llamatel is; None is the default place, for servers of this machine. ``instance``: who we
-        are, as we are not told of our own calls. ``token``: goes to an ``url`` that was given, and nowhere else.
+        ``url``: the llamatel's address; None is the default one, for servers of this machine. With an address that was
+        given, calls of any llama.cpp server are reported, as a proxy or tunnel may hide which one it is. ``instance``:
+        our own id, as our own calls need no report. ``token``: sent to an ``url`` that was given, and nowhere else.
         """
-        self._elsewhere_too = url is not None
+        self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
-        self._headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._http = HttpClient(self._url, headers=self._headers)
-        self._underway: dict[object, Endpoint] = {}
-        self._ended: deque[ClientCall] = deque()
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = HttpClient(self._url, headers=headers)
+        self._in_flight: dict[object, Endpoint] = {}
+        self._finished: deque[ClientCall] = deque()
         self._quiet_until: dict[Endpoint, float] = {}
-        """Until then nobody needs to be told that a server is called: it was said, or nobody listens."""
-        self._watched: frozenset[Endpoint] = frozenset()
-        """What the llamatel watches."""
+        """Until then a server need not be named: it was just named, or no llamatel answered."""
+        self._watched: frozenset[Endpoint] | None = None
+        """The servers that the llamatel watches; None where it did not answer, or is our own."""
         self._wake = threading.Event()
         self._starting = threading.Lock()
         self._closed = False
         self._thread: threading.Thread | None = None
         self.dropped = 0
-        """Calls that could not be told though somebody listens."""
+        """Calls that could not be reported although a llamatel answers."""
 
-    def began(self, key: object, call: OpenCall) -> None:
+    def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
-        where = endpoint_of(call.server)
-        if self._elsewhere_too or where[0] in HERE:
-            self._underway[key] = where
-            if self._quiet_until.get(where, 0.0) <= time.monotonic():
-                self._hurry()
+        endpoint = endpoint_of(call.server)
+        if self._any_server or endpoint[0] in HERE:
+            self._in_flight[key] = endpoint
+            if self._quiet_until.get(endpoint, 0.0) <= time.monotonic():
+                self._notify()
 
-    def ended(self, call: ClientCall) -> None:
-        """How it ended; returns at once."""
-        where = self._underway.pop(call.key, None)
-        if where is None or not is_reported(call) or (where not in self._watched and where in self._quiet_until):
-            return
-        if len(self._ended) >= _WAITING:
+    def call_dropped(self, key: object) -> None:
+        """It was not a call of llama.cpp."""
+        self._in_flight.pop(key, None)
+
+    def call_finished(self, call: ClientCall) -> None:
+        """A call has finished; returns at once."""
+        endpoint = self._in_flight.pop(call.key, None)
+        unwatched = endpoint in self._quiet_until and not self._wants(endpoint)
+        if endpoint is None or self._closed or not has_trace(call) or unwatched:
+            call.resolved(False)
+        elif len(self._finished) >= _MAX_QUEUED:
             self.dropped += 1
-            return
-        self._ended.append(call)
-        self._hurry()
+            call.resolved(False)
+        else:
+            self._finished.append(call)
+            self._notify()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Tell what waits, within the time given."""
+        """Send what is queued, within the time given."""
         self._closed = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def losses(self) -> Mapping[str, int]:
-        """What was dropped, by reason; empty where nothing was."""
-        return {"call_not_told": self.dropped} if self.dropped else {}
+        """Dropped calls by reason; empty where none was dropped."""
+        return {"call_not_reported": self.dropped} if self.dropped else {}
 
-    def _hurry(self) -> None:
+    def _wants(self, endpoint: Endpoint | None) -> bool:
+        """Whether the llamatel may see the requests of a server."""
+        watched = self._watched
+        return watched is not None and (endpoint in watched or (self._any_server and bool(watched)))
+
+    def _notify(self) -> None:
         self._wake.set()
-        if self._thread is None or not self._thread.is_alive():  # not begun, or lost in a fork
-            with self._starting, contextlib.suppress(RuntimeError):  # at the interpreter's end none can be started
+        if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
+            with self._starting, contextlib.suppress(RuntimeError):  # the interpreter's end allows no new thread
                 if not self._closed and (self._thread is None or not self._thread.is_alive()):
                     thread = threading.Thread(target=self._run, name="llamatel-calls", daemon=True)
                     thread.start()
@@ -112,59 +124,65 @@ class CallReporter:
     # -- its thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        told_at = 0.0
-        while not self._closed or self._ended:
-            self._wake.wait(RENEWED_S if self._underway else None)
+        sent_at = 0.0
+        while not self._closed or self._finished:
+            self._wake.wait(RENEWED_S if self._in_flight else None)
             self._wake.clear()
-            self._tell_places()
-            if self._ended and not self._closed:
-                time.sleep(max(0.0, told_at + _TOGETHER_S - time.monotonic()))
-            self._tell_calls()
-            told_at = time.monotonic()
+            self._send_endpoints()
+            if self._finished and not self._closed:
+                time.sleep(max(0.0, sent_at + _BATCH_S - time.monotonic()))
+            self._send_calls()
+            sent_at = time.monotonic()
         self._http.close()
 
-    def _tell_places(self) -> None:
-        """Name the servers that are being called and have not been named lately."""
+    def _send_endpoints(self) -> None:
+        """Name the servers that are being called and were not named lately."""
         now = time.monotonic()
-        called = {where for where in list(self._underway.values()) if self._quiet_until.get(where, 0.0) <= now}
-        if called and not called <= self._watched:
-            self._watched = self._ask()
-        if len(self._quiet_until) > _PLACES:
+        in_flight = [*self._in_flight.values(), *(endpoint_of(call.server) for call in list(self._finished))]
+        called = {endpoint for endpoint in in_flight if self._quiet_until.get(endpoint, 0.0) <= now}
+        if called and not called <= (self._watched or frozenset()):
+            self._watched = self._query()
+        if len(self._quiet_until) > _MAX_ENDPOINTS:
             self._quiet_until = {}
-        told = list(called & self._watched)[:MOST]
-        if told:
-            self._post(told, [])
+        named = [endpoint for endpoint in called if self._wants(endpoint)][:MAX_CALLS]
+        if named:
+            self._post(named, [])
         now = time.monotonic()
         self._quiet_until.update(
-            (where, now + RENEWED_S if where in self._watched else now + _ASK_AGAIN_S) for where in called
+            (endpoint, now + RENEWED_S if self._wants(endpoint) else now + _RETRY_S) for endpoint in called
         )
 
-    def _tell_calls(self) -> None:
-        while self._ended:
-            calls = [self._ended.popleft() for _ in range(min(MOST, len(self._ended)))]
-            calls = [call for call in calls if endpoint_of(call.server) in self._watched]
-            if calls and not self._post([], calls):
+    def _send_calls(self) -> None:
+        while self._finished:
+            queued = [self._finished.popleft() for _ in range(min(MAX_CALLS, len(self._finished)))]
+            calls = [call for call in queued if self._wants(endpoint_of(call.server))]
+            sent = bool(calls) and self._post([], calls)
+            if calls and not sent:
                 self.dropped += len(calls)
+            watched = self._watched or frozenset()
+            for call in queued:
+                # Whether it was joined there is not known; of a server that is watched its own trace has the phases.
+                call.resolved(sent and (endpoint_of(call.server) in watched or call.has_timings))
 
-    def _ask(self) -> frozenset[Endpoint]:
-        """The servers that the llamatel watches; none where there is no llamatel, or it is our own."""
+    def _query(self) -> frozenset[Endpoint] | None:
+        """The servers that the llamatel watches; None where there is no llamatel, or it is our own."""
         try:
             answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
             document: Any = answer.json() if answer.status == 200 else None
             if not isinstance(document, dict) or document.get("instance") == self._instance:
-                return frozenset()
+                return None
             found = (read_endpoint(entry) for entry in document["servers"])
-            return frozenset(endpoint_of(ServerInfo(*where)) for where in found)
+            return frozenset(endpoint_of(ServerInfo(*endpoint)) for endpoint in found)
         except (HttpError, InvalidCallReport, ValueError, KeyError, TypeError):
-            return frozenset()
+            return None
 
-    def _post(self, places: list[Endpoint], calls: list[ClientCall]) -> bool:
-        """Whether it was taken. If nobody answers, nobody listens until we ask again."""
+    def _post(self, endpoints: list[Endpoint], calls: list[ClientCall]) -> bool:
+        """Whether it was accepted. After a failed connection nothing is sent for a while."""
         try:
-            body = write(places, calls)
+            body = write(endpoints, calls)
             answer = self._http.request(CALLS_PATH, body=body, total_s=_TIMEOUT_S)
         except HttpError:
-            self._watched = frozenset()
-            self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _ASK_AGAIN_S)
+            self._watched = None
+            self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _RETRY_S)
             return False
         return answer.status == 204

@@ -1,12 +1,12 @@
-"""Calls of a script's client, told to the llamatel that watches the server in another process of this machine.
+"""Reports of client calls, sent to the llamatel that watches the server from another process.
 
-So that there, too, a request becomes the child of its call (see ``joining``). ``call_reporter`` is the script's side,
-``call_report_receiver`` the other one; this is what goes between them, as JSON over loopback HTTP:
+So that there, too, a request becomes the child of its call (see ``joining``). ``call_reporter`` is the client's side,
+``call_report_receiver`` the other one; this is the message between them, JSON over HTTP:
 
-- ``GET /servers.json`` says who answers, and which servers it watches;
-- ``POST /calls.json`` says which of them are being called now, and what the calls were that have ended.
+- ``GET /servers.json`` returns the receiver's id and the servers that it watches;
+- ``POST /calls.json`` names the servers being called now, and describes the calls that have finished.
 
-Times, counts and the context of the call's span: never a word of a prompt or an answer.
+Times, counts and the context of the call's span: never text of a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from llamatel.tracing.joining import Endpoint, endpoint_of
 
 SERVERS_PATH = "/servers.json"
 CALLS_PATH = "/calls.json"
-LARGEST = 65536
-"""Bytes of one message at most."""
-MOST = 64
-"""Calls, and servers, in one message at most; 64 calls are some 35 KiB."""
+MAX_BYTES = 65536
+"""Of one message."""
+MAX_CALLS = 64
+"""Calls, and servers, in one message; 64 calls are some 35 KiB."""
 RENEWED_S = 3.0
-"""How often a server is named while calls of it are under way."""
+"""How often a server is named while calls to it are in flight."""
 EXPECTED_S = 10.0
-"""How long calls of a server are expected after it was named."""
+"""How long calls to a server are expected after it was named."""
 
 _LONGEST_TEXT = 255
 _LARGEST_NUMBER = 2**53
@@ -46,7 +46,7 @@ _OPERATIONS = ("chat", "text_completion", "embeddings", "rerank")
 
 
 class InvalidCallReport(ValueError):
-    """What arrived is no such message."""
+    """The body is not a call report."""
 
 
 def _text(value: Any) -> str:
@@ -67,54 +67,65 @@ def _count(value: Any) -> int:
     return value
 
 
+def _status(value: Any) -> int:
+    if type(value) is not int or not 100 <= value <= 599:
+        raise InvalidCallReport("an HTTP status is missing, or out of range")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise InvalidCallReport("a flag is missing")
+    return value
+
+
 def _operation(value: Any) -> str:
     if value not in _OPERATIONS:
-        raise InvalidCallReport("there is no such operation")
+        raise InvalidCallReport("the operation is unknown")
     return str(value)
 
 
 _REQUIRED: dict[str, Callable[[Any], Any]] = {
     "operation": _operation, "started_at": _number, "sent_at": _number, "ended_at": _number, "outcome": Outcome,
-    "tasks": _count,
+    "tasks": _count, "has_usage": _flag,
 }  # fmt: skip
 _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "headers_at": _number, "prefill_s": _number, "decode_s": _number, "input_tokens": _count, "output_tokens": _count,
-    "cached_tokens": _count, "prompt_computed": _count, "slot": _count,
+    "cached_tokens": _count, "prompt_computed": _count, "slot": _count, "http_status": _status,
 }  # fmt: skip
-"""The fields of ClientCall that tell which request it was."""
+"""The fields of ClientCall that identify its request, or that the server's spans depend on."""
 
 
-def write(places: Iterable[Endpoint], calls: Iterable[ClientCall]) -> bytes:
-    """A message: the servers that are being called, and calls that have ended."""
-    document = {"servers": list(places), "calls": [_call_as_dict(call) for call in calls]}
+def write(endpoints: Iterable[Endpoint], calls: Iterable[ClientCall]) -> bytes:
+    """A message: the servers being called, and calls that have finished."""
+    document = {"servers": list(endpoints), "calls": [_call_as_dict(call) for call in calls]}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def read(body: bytes) -> tuple[list[Endpoint], list[ClientCall]]:
-    """The message again. Raises InvalidCallReport for anything that ``write`` would not have written."""
+    """Parse a message. Raises InvalidCallReport for anything that ``write`` does not produce."""
     try:
         document = json.loads(body)
         servers, calls = document["servers"], document["calls"]
-        if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MOST:
-            raise InvalidCallReport("no lists, or too long ones")
+        if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MAX_CALLS:
+            raise InvalidCallReport("the lists are missing, or too long")
         return [read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls]
     except InvalidCallReport:
         raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidCallReport(f"this is no news of calls: {type(error).__name__}") from error
+        raise InvalidCallReport(f"not a call report: {type(error).__name__}") from error
 
 
 def read_endpoint(value: Any) -> Endpoint:
-    """Where a server is. Raises InvalidCallReport."""
+    """A server's endpoint. Raises InvalidCallReport."""
     if not isinstance(value, list) or len(value) != 2:
         raise InvalidCallReport("a server is [address, port]")
     return _text(value[0]), None if value[1] is None else _count(value[1])
 
 
-def is_reported(call: ClientCall) -> bool:
-    """Whether its span is one that others can belong to: one that is sampled."""
-    about = get_current_span(_context(call)).get_span_context()
-    return about.is_valid and about.trace_flags.sampled
+def has_trace(call: ClientCall) -> bool:
+    """Whether there is a trace that the request can belong to."""
+    return get_current_span(_context(call)).get_span_context().is_valid
 
 
 def _context(call: ClientCall) -> Context:
@@ -128,21 +139,31 @@ def _call_as_dict(call: ClientCall) -> dict[str, Any]:
         "server": endpoint_of(call.server),
         "trace": format_trace_id(about.trace_id),
         "span": format_span_id(about.span_id),
+        "sampled": about.trace_flags.sampled,
         **{name: value for name, value in known.items() if value is not None},
         "outcome": call.outcome.value,
     }
 
 
 def _call(entry: Any) -> ClientCall:
-    if not isinstance(entry, dict) or entry.keys() - _REQUIRED.keys() - _OPTIONAL.keys() != {"server", "trace", "span"}:
-        raise InvalidCallReport("a call has fields that are not known, or lacks some")
+    if not isinstance(entry, dict) or entry.keys() - _REQUIRED.keys() - _OPTIONAL.keys() != {
+        "server",
+        "trace",
+        "span",
+        "sampled",
+    }:
+        raise InvalidCallReport("a call has unknown fields, or lacks some")
     address, port = read_endpoint(entry["server"])
     trace, span = _identifier(entry["trace"], 32), _identifier(entry["span"], 16)
-    about = SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    flags = TraceFlags(TraceFlags.SAMPLED if _flag(entry["sampled"]) else TraceFlags.DEFAULT)
+    about = SpanContext(trace, span, is_remote=True, trace_flags=flags)
     values: dict[str, Any] = {name: check(entry[name]) for name, check in _REQUIRED.items()}
     values.update({name: check(entry[name]) for name, check in _OPTIONAL.items() if name in entry})
-    if not values["started_at"] <= values["sent_at"] <= values["ended_at"] or not 1 <= values["tasks"] <= MOST * MOST:
-        raise InvalidCallReport("a call's times, or tasks, cannot be")
+    if (
+        not values["started_at"] <= values["sent_at"] <= values["ended_at"]
+        or not 1 <= values["tasks"] <= MAX_CALLS * MAX_CALLS
+    ):
+        raise InvalidCallReport("a call's times or tasks are impossible")
     return ClientCall(
         key=(trace, span),
         span=set_span_in_context(NonRecordingSpan(about), Context()),
@@ -155,5 +176,5 @@ def _call(entry: Any) -> ClientCall:
 def _identifier(value: Any, digits: int) -> int:
     text = _text(value)
     if len(text) != digits or not set(text) <= set("0123456789abcdef") or not int(text, 16):
-        raise InvalidCallReport("an identifier is no such one")
+        raise InvalidCallReport("an identifier is not a trace or span id")
     return int(text, 16)

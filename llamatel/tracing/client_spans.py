@@ -1,52 +1,73 @@
-"""Calls of our client as CLIENT spans by the GenAI conventions, with ``queue``, ``prefill`` and ``decode`` below them.
+"""Calls to models as CLIENT spans by the GenAI conventions.
 
-Source of names: semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md. A span begins with the call, in its caller's
-context, and is written when the call ends; what the observer needs of it goes on as a ClientCall.
+Source of names: semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md. A span starts with the call, in its caller's
+context, and ends with it; the observer and the call reporter receive a ClientCall. Where another instrumentation has
+made the client span already, that span is used and none is added.
+
+Each phase of a request appears once: in the server's span where llamatel watches the server. Only where none does, the
+call writes ``wait``, ``prefill`` and ``decode`` below its own span, from the response's timings.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.propagate import inject
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_current_span, set_span_in_context
 
-from llamatel.errors import BadRequest, ContextTooLong, InvalidResponse, ServerFailure
-from llamatel.llama.client import answer_usage as facts
+from llamatel.errors import RequestError
+from llamatel.llama.client import answer_usage as usage
 from llamatel.llama.client.client_call import Call
 from llamatel.records import ClientCall, Outcome, ServerInfo
 from llamatel.semconv import PROVIDER
 from llamatel.tracing import message_content
+from llamatel.tracing.joining import OpenCall
+from llamatel.tracing.model_span import is_model_span
+from llamatel.tracing.request_parameters import parameters, task_count
 from llamatel.tracing.span_values import rate, unix_ns
 
 _NO_CONTENT = message_content.Wanted()
 _SHORTEST_S = 0.0001
-"""Less is nothing that anyone waits for."""
+"""A shorter wait is not written."""
 _SAME_MOMENT_S = 0.005
-"""What may lie between an event in the server and its bytes here."""
+"""The most that passes between an event in the server and the arrival of its bytes."""
 _UNTELLABLE_S = 0.0005
-"""Headers that come with the first token do not say when the slot began; builds before 2026 send them so."""
-
-_NUMBERS: tuple[tuple[str, tuple[str, ...], type], ...] = (
-    ("gen_ai.request.max_tokens", ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"), int),
-    ("gen_ai.request.temperature", ("temperature",), float),
-    ("gen_ai.request.top_p", ("top_p",), float),
-    ("gen_ai.request.top_k", ("top_k",), int),
-    ("gen_ai.request.frequency_penalty", ("frequency_penalty",), float),
-    ("gen_ai.request.presence_penalty", ("presence_penalty",), float),
-    ("gen_ai.request.seed", ("seed",), int),
-    ("gen_ai.embeddings.dimension.count", ("dimensions",), int),
-)
+"""Headers that arrive with the first token do not mark the slot's start; builds before 2026 send them so."""
+_MAX_REASON = 200
+_QUOTE = re.compile(r"""["'{}\n]|(?<=\S): |(?<=\S)\[""")
+"""Where llama.cpp's error messages start to quote the request."""
 
 
-class _Told:
-    """What is kept of a call while it is under way: a ``joining.OpenCall``."""
+class CallSink(Protocol):
+    """What receives calls: the observer of this process, the reporter to another one."""
 
-    def __init__(self, call: Call, span: Span, server: ServerInfo) -> None:
-        self.span = span
+    def call_started(self, key: object, call: OpenCall) -> None:
+        """A call is about to be sent."""
+
+    def call_dropped(self, key: object) -> None:
+        """It was not a call of llama.cpp."""
+
+    def call_finished(self, call: ClientCall) -> None:
+        """It has finished; ``call.resolve`` must be called with whether a server's request was joined with it."""
+
+
+class _InFlight:
+    """A call that has not finished: a ``joining.OpenCall``."""
+
+    def __init__(self, call: Call, server: ServerInfo, context: Context) -> None:
         self.server = server
+        self.context = context
+        """The caller's."""
+        self.span: Span | None = None
+        """None until the server is known to be llama.cpp."""
+        self.foreign = False
+        """Another instrumentation made the span."""
+        self.recorder: ClientSpans | None = None
+        """Set by a listener that is not the recorder itself."""
         self._call = call
 
     @property
@@ -55,79 +76,132 @@ class _Told:
 
     @property
     def headers_at(self) -> float | None:
-        return self._call.headers_at if self._call.request.stream else None
+        return self._call.headers_at if self._call.stream else None
 
 
 class ClientSpans:
-    """Listens to calls, writes their spans, and tells the observer."""
+    """A listener of calls that writes their spans and passes them to the sinks."""
 
-    def __init__(
-        self,
-        tracer: Tracer,
-        *,
-        began: Callable[[object, Any], None],
-        ended: Callable[[ClientCall], None],
-        content: message_content.Wanted = _NO_CONTENT,
-    ) -> None:
+    def __init__(self, tracer: Tracer, *sinks: CallSink, content: message_content.Wanted = _NO_CONTENT) -> None:
         """``content``: where prompts and answers are written, too."""
         self._tracer = tracer
-        self._began = began
-        self._ended = ended
+        self._sinks = sinks
         self._content = content
 
-    def began(self, call: Call) -> Mapping[str, str]:
-        """Start its span; returns the headers that carry its context."""
-        body = call.request.body if isinstance(call.request.body, Mapping) else {}
-        model = body.get("model")
+    def started(self, call: Call) -> Mapping[str, str]:
+        """Start its span, unless the server is still unknown; returns the headers that carry its context."""
+        model = call.body.get("model")
         server = ServerInfo(call.address, call.port, model if isinstance(model, str) and model else None)
-        operation = str(call.request.operation)
-        span = self._tracer.start_span(
-            f"{operation} {server.model}" if server.model else operation,
-            kind=SpanKind.CLIENT,
-            attributes={**_asked(operation, server), **_parameters(body)},
-            start_time=unix_ns(call.started_at),
-        )
-        call.told = _Told(call, span, server)
-        if self._content.on_events or (self._content.on_spans and span.is_recording()):
+        call.state = flight = _InFlight(call, server, get_current())
+        current = get_current_span(flight.context)
+        if is_model_span(current):
+            flight.span, flight.foreign = current, True
+        elif call.is_llama_cpp:
+            self._start(call, flight)
+        elif self._content.on_spans or self._content.on_events:
             call.output = []
-        if self._content.on_spans and span.is_recording():
-            span.set_attributes(message_content.as_text(message_content.asked(body)))
-        self._began(call, call.told)
+        for sink in self._sinks:
+            sink.call_started(call, flight)
         headers: dict[str, str] = {}
-        inject(headers, set_span_in_context(span))
+        if flight.span is not None:
+            inject(headers, set_span_in_context(flight.span, flight.context))
         return headers
 
-    def ended(self, call: Call) -> None:
-        """Write its span, and hand on what it was."""
-        told: _Told = call.told
-        context = set_span_in_context(told.span, Context())
-        record = _record(call, told.server, context)
-        if told.span.is_recording():
-            self._write(call, record, told.span, context)
-        told.span.end(unix_ns(record.ended_at))
-        self._ended(record)
-        if self._content.on_events and record.generates:
-            self._tell(call, record, context)
+    def context_of(self, call: Call) -> Context | None:
+        """The context for code that runs inside the call, such as instrumented HTTP; None where it is the caller's."""
+        flight: _InFlight = call.state
+        own = flight.span is not None and not flight.foreign
+        return set_span_in_context(flight.span, flight.context) if own and flight.span is not None else None
 
-    def _tell(self, call: Call, record: ClientCall, context: Context) -> None:
-        body = call.request.body if isinstance(call.request.body, Mapping) else {}
-        about = {**_asked(record.operation, record.server), **_parameters(body), **_answered(call, record)}
-        told = {key: value for key, value in about.items() if value is not None and not key.startswith("llamacpp.")}
-        content = {**message_content.asked(body), **message_content.answered(call.output or ())}
-        message_content.emit({**told, **content}, context, unix_ns(record.ended_at))
+    def finished(self, call: Call) -> None:
+        """Write its span and pass on what is known of it."""
+        flight: _InFlight = call.state
+        if not call.is_llama_cpp:
+            for sink in self._sinks:
+                sink.call_dropped(call)
+            return
+        if flight.span is None:
+            self._start(call, flight)
+        assert flight.span is not None  # noqa: S101 - for the type checker
+        context = set_span_in_context(flight.span, Context())
+        parts = _OwnParts(self, len(self._sinks))
+        record = _record(call, flight, context, parts.resolve)
+        parts.call, parts.record, parts.wanted = call, record, flight.span.is_recording() and not flight.foreign
+        if not flight.foreign:
+            if flight.span.is_recording():
+                self._write(call, record, flight.span)
+            flight.span.end(unix_ns(record.ended_at))
+            if self._content.on_events and record.generates:
+                self._emit_event(call, record, context)
+        for sink in self._sinks:
+            sink.call_finished(record)
+        if not self._sinks:
+            parts.write()
 
-    def _write(self, call: Call, record: ClientCall, span: Span, context: Context) -> None:
-        span.set_attributes({key: value for key, value in _answered(call, record).items() if value is not None})
+    def _start(self, call: Call, flight: _InFlight) -> None:
+        server = flight.server
+        flight.span = span = self._tracer.start_span(
+            f"{call.operation} {server.model}" if server.model else call.operation,
+            context=flight.context,
+            kind=SpanKind.CLIENT,
+            attributes={**_identity(call.operation, server), **parameters(call.body)},
+            start_time=unix_ns(call.started_at),
+        )
+        if call.output is None and (self._content.on_events or (self._content.on_spans and span.is_recording())):
+            call.output = []
+        if self._content.on_spans and span.is_recording():
+            span.set_attributes(message_content.as_text(message_content.requested(call.body)))
+
+    def _emit_event(self, call: Call, record: ClientCall, context: Context) -> None:
+        attributes = {**_identity(record.operation, record.server), **parameters(call.body), **_results(call, record)}
+        known = {key: value for key, value in attributes.items() if value is not None}
+        event = {key: value for key, value in known.items() if not key.startswith(("llamacpp.", "http."))}
+        content = {**message_content.requested(call.body), **message_content.generated(call.output or ())}
+        message_content.emit({**event, **content}, context, unix_ns(record.ended_at))
+
+    def _write(self, call: Call, record: ClientCall, span: Span) -> None:
+        span.set_attributes({key: value for key, value in _results(call, record).items() if value is not None})
         if record.error_type is not None:
-            span.set_status(Status(StatusCode.ERROR, _said(call.error)))
+            span.set_status(Status(StatusCode.ERROR, _description(call)))
         if self._content.on_spans and call.output is not None:
-            span.set_attributes(message_content.as_text(message_content.answered(call.output)))
-        for name, start, end, attributes in _phases(call, record):
-            child = self._tracer.start_span(name, context=context, attributes=attributes, start_time=unix_ns(start))
-            child.end(unix_ns(end))
+            span.set_attributes(message_content.as_text(message_content.generated(call.output)))
+
+    def write_parts(self, call: Call, record: ClientCall) -> None:
+        """Write the parts of a call that no server's span shows."""
+        context = record.span if isinstance(record.span, Context) else None
+        for name, start, end in _parts(call, record):
+            self._tracer.start_span(name, context=context, start_time=unix_ns(start)).end(unix_ns(end))
 
 
-def _asked(operation: str, server: ServerInfo) -> dict[str, Any]:
+class _OwnParts:
+    """Writes a call's own parts once no sink has joined it with a server's request."""
+
+    call: Call
+    record: ClientCall
+    wanted = False
+
+    def __init__(self, spans: ClientSpans, sinks: int) -> None:
+        self._spans = spans
+        self._open = sinks
+        self._joined = False
+        self._lock = Lock()
+
+    def resolve(self, joined: bool) -> None:
+        """A sink's result."""
+        with self._lock:
+            self._open -= 1
+            self._joined |= joined
+            last = self._open == 0
+        if last:
+            self.write()
+
+    def write(self) -> None:
+        """Write them, unless the call was joined."""
+        if self.wanted and not self._joined:
+            self._spans.write_parts(self.call, self.record)
+
+
+def _identity(operation: str, server: ServerInfo) -> dict[str, Any]:
     attributes = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,
@@ -138,66 +212,45 @@ def _asked(operation: str, server: ServerInfo) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if value is not None}
 
 
-def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a request that the conventions name; those of a wrong type are the server's to refuse."""
-    found: dict[str, Any] = {}
-    for attribute, fields, kind in _NUMBERS:
-        value = next((body[field] for field in fields if field in body), None)
-        if isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool):
-            found[attribute] = kind(value)
-    stop = body.get("stop", body.get("stop_sequences"))
-    stops = [stop] if isinstance(stop, str) else stop
-    if isinstance(stops, (list, tuple)) and all(isinstance(one, str) for one in stops):
-        found["gen_ai.request.stop_sequences"] = list(stops)
-    choices = body.get("n")
-    if isinstance(choices, int) and choices != 1:
-        found["gen_ai.request.choice.count"] = choices
-    if body.get("stream") is True:
-        found["gen_ai.request.stream"] = True
-    encoding = body.get("encoding_format")
-    if isinstance(encoding, str):
-        found["gen_ai.request.encoding_formats"] = [encoding]
-    wanted = body.get("response_format")
-    if isinstance(wanted, Mapping) and isinstance(wanted.get("type"), str):
-        found["gen_ai.output.type"] = "json" if wanted["type"].startswith("json") else "text"
-    return found
-
-
-def _record(call: Call, server: ServerInfo, context: Context) -> ClientCall:
+def _record(call: Call, flight: _InFlight, context: Context, resolve: Callable[[bool], None]) -> ClientCall:
     answer = call.answer
-    tasks = _tasks(call)
-    # Of several choices llama.cpp gives the first one's figures for all.
+    tasks = task_count(call.operation, call.body)
+    # llama.cpp gives the first choice's figures for all.
     timings: Mapping[str, Any] = answer.get("timings", {}) if tasks == 1 else {}
     prefill, decode = timings.get("prompt_ms"), timings.get("predicted_ms")
-    outcome = Outcome.CANCELLED if call.cancelled else Outcome.ERROR if call.error is not None else Outcome.OK
     return ClientCall(
         key=call,
         span=context,
-        server=server,
-        operation=str(call.request.operation),
+        server=flight.server,
+        operation=call.operation,
         started_at=call.started_at,
         sent_at=call.sent_at or call.started_at,
         ended_at=call.ended_at or call.started_at,
-        outcome=outcome,
-        error_type=call.error_kind,
-        headers_at=call.headers_at if call.request.stream else None,
+        outcome=Outcome.CANCELLED if call.cancelled else Outcome.ERROR if call.failed else Outcome.OK,
+        error_type=call.error_type,
+        http_status=call.status,
+        headers_at=call.headers_at if call.stream else None,
         first_chunk_at=call.first_token_at,
         chunk_gaps=call.chunk_gaps,
         response_model=answer.get("model"),
-        input_tokens=facts.input_tokens(answer),
-        output_tokens=facts.output_tokens(answer) if tasks == 1 else None,
-        cached_tokens=facts.cached_tokens(answer) if tasks == 1 else None,
+        input_tokens=usage.input_tokens(answer),
+        output_tokens=usage.output_tokens(answer) if tasks == 1 else None,
+        cached_tokens=usage.cached_tokens(answer) if tasks == 1 else None,
         prompt_computed=timings.get("prompt_n"),
         prefill_s=None if prefill is None else prefill / 1e3,
         decode_s=None if decode is None else decode / 1e3,
         slot=answer.get("slot"),
-        modality="unknown" if _has_media(call.request.body) else "text",
+        modality="unknown" if _has_media(call.body) else "text",
         tasks=tasks,
+        foreign_span=flight.foreign,
+        # Another instrumentation writes the counts of the response's usage, and knows nothing of timings.
+        has_usage="usage" in answer or (not flight.foreign and "timings" in answer),
+        resolve=resolve,
     )
 
 
-def _has_media(body: object) -> bool:
-    messages = body.get("messages") if isinstance(body, Mapping) else None
+def _has_media(body: Mapping[str, Any]) -> bool:
+    messages = body.get("messages")
     return isinstance(messages, list) and any(
         isinstance(part, Mapping) and part.get("type") not in ("text", None)
         for message in messages
@@ -206,20 +259,7 @@ def _has_media(body: object) -> bool:
     )
 
 
-def _tasks(call: Call) -> int:
-    body = call.request.body if isinstance(call.request.body, Mapping) else {}
-    operation = call.request.operation
-    many = body.get("documents") if operation == "rerank" else body.get("input", body.get("prompt"))
-    count = body.get("n", body.get("n_cmpl", 1))
-    if operation in ("chat", "text_completion"):
-        texts = many if operation == "text_completion" else None
-        lists = isinstance(texts, list) and any(isinstance(text, (str, list)) for text in texts)
-        return (count if isinstance(count, int) else 1) * (len(texts) if lists and texts else 1)
-    lists = isinstance(many, list) and any(isinstance(text, (str, list)) for text in many)
-    return len(many) if lists and many else 1
-
-
-def _answered(call: Call, record: ClientCall) -> dict[str, Any]:
+def _results(call: Call, record: ClientCall) -> dict[str, Any]:
     answer = call.answer
     timings = answer.get("timings", {}) if record.tasks == 1 else {}
     first = record.first_chunk_at
@@ -233,6 +273,7 @@ def _answered(call: Call, record: ClientCall) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": decoded,
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "error.type": record.error_type,
+        "http.response.status_code": record.http_status if record.error_type is not None else None,
         "llamacpp.outcome": record.outcome.value,
         "llamacpp.slot.id": record.slot,
         "llamacpp.prompt.computed_tokens": record.prompt_computed,
@@ -244,29 +285,34 @@ def _answered(call: Call, record: ClientCall) -> dict[str, Any]:
     }
 
 
-def _said(error: BaseException | None) -> str:
-    """An error without what may repeat a prompt: llama.cpp quotes what it cannot parse."""
-    quotes = isinstance(error, (BadRequest, ServerFailure, InvalidResponse)) and not isinstance(error, ContextTooLong)
-    return type(error).__name__ if quotes else f"{type(error).__name__}: {error}"
+def _description(call: Call) -> str:
+    """The server's reason up to where it starts to quote the request; of other errors the exception and its text."""
+    if call.reason is not None:
+        quoted = _QUOTE.search(call.reason)
+        reason = call.reason if quoted is None else call.reason[: quoted.start()]
+        status = f"{call.status} " if call.status is not None else ""
+        return f"{status}{call.error_type}: {reason[:_MAX_REASON]}".rstrip(": ")
+    if isinstance(call.error, RequestError):  # our own text, on the connection
+        return f"{type(call.error).__name__}: {call.error}"
+    return type(call.error).__name__ if call.error is not None else str(call.error_type)
 
 
-def _phases(call: Call, record: ClientCall) -> list[tuple[str, float, float, dict[str, bool] | None]]:
-    """The parts of a call: name, start and end (Unix seconds), attributes.
+def _parts(call: Call, record: ClientCall) -> list[tuple[str, float, float]]:
+    """Name, start and end (Unix seconds) of each part of a call.
 
-    By llama.cpp's timings where there are any. Of a stream the headers tell when a slot took it, and the first token
-    when prefill was over. Of what is not streamed prefill and decode end with the answer: what was before them is
-    ``queue``, with the way there, so that is an estimate.
+    From llama.cpp's timings where there are any. Headers of a stream mark the time when a slot took it, the first
+    token the end of prefill. Without a stream prefill and decode end with the response, and ``wait`` is all before
+    them: network, proxies and the server's queue, which a client cannot tell apart.
     """
     if not record.generates or record.tasks != 1:
         return []
     start, first = record.headers_at, record.first_chunk_at
     decode: tuple[float, float] | None
-    estimated = start is None
     if record.prefill_s is not None and record.decode_s is not None:
         if start is None:
             start = (call.headers_at or record.ended_at) - record.decode_s - record.prefill_s
         elif first is not None and start + record.prefill_s > first + _SAME_MOMENT_S:
-            start, estimated = first - record.prefill_s, True
+            start = first - record.prefill_s
         start = max(start, record.sent_at)
         first = min(start + record.prefill_s, record.ended_at)
         decode = first, min(first + record.decode_s, record.ended_at)
@@ -276,11 +322,11 @@ def _phases(call: Call, record: ClientCall) -> list[tuple[str, float, float, dic
         if first is not None and first - start < _UNTELLABLE_S:
             start = None
         decode = (first, record.ended_at) if first is not None else None
-    phases: list[tuple[str, float, float, dict[str, bool] | None]] = []
+    parts: list[tuple[str, float, float]] = []
     if start is not None and start - record.sent_at > _SHORTEST_S:
-        phases.append(("queue", record.sent_at, start, {"llamacpp.queue.estimated": True} if estimated else None))
+        parts.append(("wait", record.sent_at, start))
     if start is not None and first is not None:
-        phases.append(("prefill", start, first, None))
+        parts.append(("prefill", start, first))
     if decode is not None:
-        phases.append(("decode", *decode, None))
-    return phases
+        parts.append(("decode", *decode))
+    return parts

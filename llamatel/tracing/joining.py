@@ -1,16 +1,20 @@
-"""Which of a server's requests was which of our client's calls.
+"""Finds out which of a server's requests was which client call.
 
-llama.cpp's log does not say who asked, so a request becomes the child of a call only where nothing else is possible:
+llama.cpp's log does not name the client, so a request becomes the child of a call only where nothing else is possible:
 
-- a call that ended well has run as a request in the time from its sending to its answer;
-- the two agree in all that both tell: tokens, and prefill and decode to the log's 0.01 ms, the slot;
+- a call that succeeded has run as a request between its sending and its response;
+- both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms, the slot;
+- a call that failed or was cancelled has no figures: times, and the way it ended, must leave one request to it;
 - and no other request in that time agrees, nor another call with that request.
 
-Where several would fit, the requests get links to the calls that they may be. A call that was cancelled or failed has
-no figures: it is linked if times leave one request to it and one call to that. Everything else is nobody's.
+Where several agree, the requests get links to the calls that they may be. All others remain without a client.
 
-Requests wait here for calls that may be theirs, at most a second; without a call under way none waits. Calls of other
-processes (``llamatel.tracing.call_reports``) are held to the same, and only so many of them are looked at.
+A call to an address that no watched server has may have gone through a proxy or a tunnel. Its timings then identify the
+request. The address counts as another name of that server once two calls were identified so and none was not; until
+then the requests get links.
+
+Requests wait here for calls that may be theirs, for a second at most; none waits without a call in flight. The same
+holds for calls of other processes (``llamatel.tracing.call_reports``), of which only a bounded number is compared.
 """
 
 from __future__ import annotations
@@ -26,47 +30,55 @@ from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
 from llamatel.semconv import operation
 
 _CLOCK_S = 0.25
-"""How far a log's time and the clock on the wall may be apart; far more than they are."""
+"""How far the log's time and the wall clock may be apart; in practice they differ by much less."""
 _ROUNDED_S = 0.0000051
-"""Half of the log's 0.01 ms, and what floating point adds."""
+"""Half of the log's 0.01 ms, and floating-point error."""
 _LOOKS_S = 0.3
-"""From one look for a call's request to the next."""
+"""Time between two searches for a call's request."""
 _WEIGHED_S = 0.1
-"""And from one look whether a request has to wait to the next: it costs a comparison with each call."""
+"""Time between two checks whether a request has to wait: each costs a comparison with every call."""
 _DECIDED_AFTER_S = (0.15, 0.4)
-"""From a call's end until the log has told all that came before it: for calls with timings, and for those without."""
+"""From a call's end until the log holds all requests before it: for calls with timings, and for those without."""
 _LATE_S = 0.9
 """How long a call waits for a request that fits."""
 _HELD_S = 1.0
 """How long a request waits for a call that may be its own."""
 _HELD_FOR_STREAM_S = 5.0
-"""The same where a stream began with it: its reader may be slow."""
-_NOTICED_S = 1.5
-"""llama.cpp looks once a second whether its client is still there."""
+"""The same where a stream started with it: its reader may be slow."""
+_NOTICED_S = 1.2
+"""llama.cpp checks once a second whether its client is still connected."""
 _REMEMBERED = 1024
-_ELSEWHERE = 64
-"""Calls of other processes that wait for their requests at most: each costs up to 1,024 comparisons a look."""
-_MOST_FITTING = 64
-"""Where more fit than that, nothing can be told."""
-_MOST_LINKS = 8
+_MAX_ELSEWHERE = 64
+"""Calls of other processes that wait for their requests: each costs up to 1,024 comparisons a search."""
+_MAX_FITTING = 64
+"""Where more fit than that, none is chosen."""
+_MAX_LINKS = 8
+_MAX_ADDRESSES = 256
+_SURE = 2
+"""Calls identified by their timings until an address counts as another name of a server."""
 HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - recognised, not bound
 """Names of this machine."""
 
 
 class OpenCall(Protocol):
-    """A call that has not ended."""
+    """A call in flight."""
 
     @property
     def server(self) -> ServerInfo:
-        """Whom it asks."""
+        """The server's address."""
 
-    started_at: float
-    headers_at: float | None
+    @property
+    def started_at(self) -> float:
+        """Unix time."""
+
+    @property
+    def headers_at(self) -> float | None:
+        """When the response of a stream started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from, as far as that is known: opaque contexts of the calls' spans."""
+    """Where a request came from, as far as known."""
 
     parent: ClientCall | None = None
     candidates: tuple[ClientCall, ...] = ()
@@ -76,140 +88,199 @@ class Origin:
 class _Held:
     completion: Completion
     arrived_at: float
-    look_at: float = 0.0
-    """Until then it waits, if it is nobody's."""
+    check_at: float = 0.0
+    """Until then it waits, if it has no origin."""
     written: bool = False
     origin: Origin | None = None
     candidates: list[ClientCall] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
-class _Ended:
+class _Finished:
     call: ClientCall
     arrived_at: float
-    looked_at: float = 0.0
+    searched_at: float = 0.0
 
 
 Endpoint = tuple["str | None", "int | None"]
 
 
 def endpoint_of(server: ServerInfo) -> Endpoint:
-    """What tells servers apart for both sides; the names of this machine are one."""
+    """Identifies a server for both sides; the names of this machine are one."""
     address = None if server.address is None else server.address.lower()
     return ("127.0.0.1" if address in HERE else address, server.port)
 
 
-class Joiner:
-    """Takes calls and requests as they end, and gives the requests back with their origin.
+class _Addresses:
+    """The addresses of the watched servers, and other names of them."""
 
-    ``began``, ``gone`` and ``expect`` may be called by any thread; all else by one.
+    def __init__(self) -> None:
+        self._watched: set[Endpoint] = set()
+        self._names: dict[Endpoint, tuple[Endpoint, int]] = {}
+        """The server that calls to an address were identified with, and how many."""
+        self._others: set[Endpoint] = set()
+        """Addresses that belong to no watched server."""
+
+    def watch(self, endpoint: Endpoint) -> None:
+        self._watched.add(endpoint)
+
+    def server(self, endpoint: Endpoint) -> Endpoint | None:
+        """The server at an address; None where that is not yet known."""
+        if endpoint in self._watched or endpoint in self._others:
+            return endpoint
+        found, count = self._names.get(endpoint, (None, 0))
+        return found if count >= _SURE else None
+
+    def identified(self, endpoint: Endpoint, server: Endpoint) -> None:
+        """A call to this address ran on this server."""
+        found, count = self._names.get(endpoint, (server, 0))
+        if found == server and len(self._names) < _MAX_ADDRESSES:
+            self._names[endpoint] = server, count + 1
+        else:
+            self.other(endpoint)
+
+    def other(self, endpoint: Endpoint) -> None:
+        """A call to this address ran on no watched server."""
+        if endpoint not in self._watched and len(self._others) < _MAX_ADDRESSES:
+            self._names.pop(endpoint, None)
+            self._others.add(endpoint)
+
+
+class Joiner:
+    """Consumes calls and requests as they end, and returns the requests with their origin.
+
+    ``started``, ``dropped`` and ``expect`` may be called by any thread; all else by one.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        decided: Callable[[ClientCall, bool], None] = lambda call, joined: call.resolved(joined),
+    ) -> None:
+        """``decided`` is called for each finished call with whether a request was joined with it."""
         self._clock = clock
+        self._decided = decided
         self._lock = Lock()
-        self._underway: dict[object, OpenCall] = {}
-        self._expected: dict[Endpoint, float] = {}
-        self._ended: list[_Ended] = []
+        self._in_flight: dict[object, OpenCall] = {}
+        self._expected: dict[Endpoint | None, float] = {}
+        self._finished: list[_Finished] = []
         self._held: list[_Held] = []
         self._recent: deque[_Held] = deque(maxlen=_REMEMBERED)
+        self._addresses = _Addresses()
         self._forgotten_at = 0.0
         """When the last request that may matter was forgotten."""
 
-    def began(self, key: object, call: OpenCall) -> None:
+    def started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
         with self._lock:
-            self._underway[key] = call
+            self._in_flight[key] = call
 
-    def gone(self, key: object) -> None:
-        """A call has ended; ``ended`` may follow."""
+    def dropped(self, key: object, *, other_server: bool = False) -> None:
+        """A call has ended; ``finished`` may follow. ``other_server``: it was not a call of llama.cpp."""
         with self._lock:
-            self._underway.pop(key, None)
+            call = self._in_flight.pop(key, None)
+            if other_server and call is not None:
+                self._addresses.other(endpoint_of(call.server))
 
-    def expect(self, where: Endpoint, seconds: float) -> None:
-        """Another process calls this server: for so long requests may be its own."""
+    def expect(self, endpoint: Endpoint | None, seconds: float) -> None:
+        """Another process calls this server (None: one of them): requests of that time may be its own."""
         with self._lock:
-            self._expected[where] = self._clock() + seconds
+            self._expected[endpoint] = self._clock() + seconds
 
-    def ended(self, call: ClientCall) -> bool:
-        """How it ended; False if too many wait."""
-        self.gone(call.key)
-        if call.elsewhere and sum(ended.call.elsewhere for ended in self._ended) >= _ELSEWHERE:
+    def finished(self, call: ClientCall) -> bool:
+        """A call has finished; False if too many wait."""
+        self.dropped(call.key)
+        if call.elsewhere and sum(one.call.elsewhere for one in self._finished) >= _MAX_ELSEWHERE:
             return False
-        self._ended.append(_Ended(call, self._clock()))
+        self._finished.append(_Finished(call, self._clock()))
         return True
 
     def completed(self, completion: Completion) -> None:
         """A request has ended."""
         held = _Held(completion, self._clock())
         self._held.append(held)
-        if completion.call is not None:  # in this process: it says itself who asked
+        if completion.call is not None:  # inside of this process: it names its caller itself
             held.origin = Origin()
             return
-        # Always: news of another process's call may come when its request has ended.
+        self._addresses.watch(endpoint_of(completion.server))
+        # Always: a report of another process's call may arrive after its request has ended.
         if len(self._recent) == _REMEMBERED:
             self._forgotten_at = self._recent[0].arrived_at
         self._recent.append(held)
 
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
-        """The requests whose origin is known, or need not be waited for any longer."""
+        """The requests whose origin is known, or that need not wait any longer."""
         now = self._clock()
         decided = [
-            (ended, found)
-            for ended in self._ended
-            if (found := self._fitting(ended.call) if all_of_them else self._found(ended, now)) is not None
+            (one, found)
+            for one in self._finished
+            if (found := self._fitting(one.call) if all_of_them else self._found(one, now)) is not None
         ]
         # All at once: two calls that fit the same request must both be seen.
-        every = [ended.call for ended in self._ended]
-        for ended, found in decided:
-            self._decide(ended.call, found, every)
-        over = {id(ended) for ended, _ in decided}
-        self._ended = [ended for ended in self._ended if id(ended) not in over]
+        every = [one.call for one in self._finished]
+        for one, found in decided:
+            self._decided(one.call, self._decide(one.call, found, every))
+        done = {id(one) for one, _ in decided}
+        self._finished = [one for one in self._finished if id(one) not in done]
         with self._lock:
-            underway = [(endpoint_of(call.server), call) for call in self._underway.values()]
+            in_flight = [(self._addresses.server(endpoint_of(call.server)), call) for call in self._in_flight.values()]
         kept = []
         for held in self._held:
-            if held.origin is None and not all_of_them and self._has_to_wait(held, underway, now):
+            if held.origin is None and not all_of_them and self._has_to_wait(held, in_flight, now):
                 kept.append(held)
             else:
                 held.written = True
-                origin = held.origin or Origin(candidates=tuple(held.candidates[:_MOST_LINKS]))
+                origin = held.origin or Origin(candidates=tuple(held.candidates[:_MAX_LINKS]))
                 yield held.completion, origin
         self._held = kept
 
     @property
     def waits(self) -> bool:
-        """Whether ``due`` should be asked again soon."""
-        return bool(self._held or self._ended)
+        """Whether ``due`` should be called again soon."""
+        return bool(self._held or self._finished)
 
     # -- what belongs together ----------------------------------------------------------------------------------------
 
-    def _found(self, ended: _Ended, now: float) -> list[_Held] | None:
+    def _found(self, finished: _Finished, now: float) -> list[_Held] | None:
         """The requests that fit a call, once it can be decided; None before."""
-        call, waited = ended.call, now - ended.arrived_at
+        call, waited = finished.call, now - finished.arrived_at
         if waited < _DECIDED_AFTER_S[not call.has_timings]:
             return None
         if call.outcome is not Outcome.OK:
-            return self._fitting(call) if waited >= _NOTICED_S / 2 else None
+            return self._fitting(call) if waited >= self._noticed(call) else None
         if waited >= _LATE_S:
             return self._fitting(call)
-        if now < ended.looked_at + _LOOKS_S:
+        if now < finished.searched_at + _LOOKS_S:
             return None
-        ended.looked_at = now
+        finished.searched_at = now
         return self._fitting(call) or None
 
-    def _decide(self, call: ClientCall, fitting: list[_Held], others: list[ClientCall]) -> None:
+    def _noticed(self, call: ClientCall) -> float:
+        """How long it takes until the log shows the end of a call that failed."""
+        return _DECIDED_AFTER_S[1] if _server_failed(call) else _NOTICED_S
+
+    def _decide(self, call: ClientCall, fitting: list[_Held], others: list[ClientCall]) -> bool:
+        """Give the requests that fit a call their origin; whether one was joined."""
         found = [held for held in fitting if held.origin is None]
-        if not found or len(found) < call.tasks or len(fitting) > _MOST_FITTING + call.tasks:
-            return
-        sure = call.outcome is Outcome.OK and len(found) == call.tasks
+        endpoint = endpoint_of(call.server)
+        named = self._addresses.server(endpoint) is not None
+        if not found or len(found) < call.tasks or len(fitting) > _MAX_FITTING + call.tasks:
+            if not named and call.has_timings and not fitting:
+                self._addresses.other(endpoint)
+            return False
+        joined = False
         for held in found:
-            rivals = any(other is not call and _agree(other, held.completion) for other in others)
-            certain = sure and (call.tasks > 1 or not rivals)
+            rivals = any(other is not call and self._agree(other, held.completion) for other in others)
+            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals)
+            if certain and not named:
+                self._addresses.identified(endpoint, endpoint_of(held.completion.server))
+                certain = False
             if certain and (call.has_timings or call.sent_at - _CLOCK_S > self._forgotten_at):
                 held.origin = Origin(parent=call)
-            elif call.outcome is Outcome.OK or (len(found) == 1 and not rivals):
+                joined = joined or not held.written
+            else:
                 held.candidates.append(call)
+        return joined
 
     def _fitting(self, call: ClientCall) -> list[_Held]:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
@@ -217,74 +288,81 @@ class Joiner:
         for held in reversed(self._recent):
             if held.arrived_at < call.sent_at:  # both by our clock
                 break
-            if held.origin is None and _agree(call, held.completion):
+            if held.origin is None and self._agree(call, held.completion):
                 found.append(held)
-                if len(found) > _MOST_FITTING + call.tasks:
+                if len(found) > _MAX_FITTING + call.tasks:
                     break
         return found
 
-    def _has_to_wait(self, held: _Held, underway: list[tuple[Endpoint, OpenCall]], now: float) -> bool:
+    def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
         """Whether a call may still turn out to be its own."""
-        if now >= held.look_at:
-            until = held.arrived_at + self._patience(held.completion, underway, now)
-            held.look_at = min(until, now + _WEIGHED_S)
-        return now < held.look_at
+        if now >= held.check_at:
+            until = held.arrived_at + self._patience(held.completion, in_flight, now)
+            held.check_at = min(until, now + _WEIGHED_S)
+        return now < held.check_at
 
-    def _patience(self, completion: Completion, underway: list[tuple[Endpoint, OpenCall]], now: float) -> float:
+    def _patience(self, completion: Completion, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> float:
         """How long a request may wait for a call that is its own; 0 where there is none that may be."""
         here, patience = endpoint_of(completion.server), 0.0
-        if any(_may_be(ended.call, completion) for ended in self._ended):
-            patience = _HELD_S + _NOTICED_S / 2
-        if self._expected.get(here, 0.0) > now:
+        if any(self._may_be(one.call, completion) for one in self._finished):
+            patience = _HELD_S + _NOTICED_S
+        if max(self._expected.get(here, 0.0), self._expected.get(None, 0.0)) > now:
             patience = max(patience, _HELD_S)
-        for where, call in underway:
-            if where != here or completion.ended_at < call.started_at - _CLOCK_S:
+        for endpoint, call in in_flight:
+            if endpoint not in (here, None) or completion.ended_at < call.started_at - _CLOCK_S:
                 continue
-            began = call.headers_at
-            if began is None:
+            headers_at = call.headers_at
+            if headers_at is None:
                 patience = max(patience, _HELD_S)
-            elif abs(began - completion.started_at) < _CLOCK_S:
+            elif abs(headers_at - completion.started_at) < _CLOCK_S:
                 patience = max(patience, _HELD_FOR_STREAM_S)
         return patience
 
+    def _may_be(self, call: ClientCall, completion: Completion) -> bool:
+        """Whether addresses and times allow it."""
+        late = _CLOCK_S if call.outcome is Outcome.OK or _server_failed(call) else _NOTICED_S + _CLOCK_S
+        if completion.started_at < call.sent_at - _CLOCK_S or completion.ended_at > call.ended_at + late:
+            return False
+        server = self._addresses.server(endpoint_of(call.server))
+        return call.has_timings if server is None else server == endpoint_of(completion.server)
 
-def _may_be(call: ClientCall, completion: Completion) -> bool:
-    """Whether places and times allow it."""
-    late = _CLOCK_S if call.outcome is Outcome.OK else _NOTICED_S + _CLOCK_S
-    in_time = completion.started_at >= call.sent_at - _CLOCK_S and completion.ended_at <= call.ended_at + late
-    return in_time and endpoint_of(call.server) == endpoint_of(completion.server)
-
-
-def _agree(call: ClientCall, completion: Completion) -> bool:
-    """Whether a request may be a call: in place and time, in how it ended, and in all figures that both have."""
-    if call.outcome is not Outcome.OK:
-        return _may_be(call, completion) and _broke_off(call, completion)
-    # The figures first: they are quick to compare, and tell most apart.
-    if call.tasks == 1 and (
-        completion.is_child
-        or _differ(call.slot, completion.slot)
-        or _differ(call.output_tokens, completion.generated)
-        or _differ(call.prompt_computed, completion.prompt_computed)
-        or _differ(call.cached_tokens, completion.prompt_cached)
-        or _differ(call.prefill_s, completion.prefill_s, _ROUNDED_S)
-        or _differ(call.decode_s, completion.decode_s, _ROUNDED_S)
-        or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
-    ):
-        return False
-    if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
-        return False
-    return _may_be(call, completion)
+    def _agree(self, call: ClientCall, completion: Completion) -> bool:
+        """Whether a request may be a call: in address and time, in how it ended, and in all figures that both have."""
+        if call.outcome is not Outcome.OK:
+            return self._may_be(call, completion) and _broke_off(call, completion)
+        # The figures first: they are quick to compare, and tell most apart.
+        if call.tasks == 1 and (
+            completion.is_child
+            or _differ(call.slot, completion.slot)
+            or _differ(call.output_tokens, completion.generated)
+            or _differ(call.prompt_computed, completion.prompt_computed)
+            or _differ(call.cached_tokens, completion.prompt_cached)
+            or _differ(call.prefill_s, completion.prefill_s, _ROUNDED_S)
+            or _differ(call.decode_s, completion.decode_s, _ROUNDED_S)
+            or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
+        ):
+            return False
+        if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
+            return False
+        return self._may_be(call, completion)
 
 
 def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:
     return ours is not None and theirs is not None and abs(ours - theirs) > by
 
 
+def _server_failed(call: ClientCall) -> bool:
+    """Whether the server answered with an error, rather than the client leaving."""
+    return call.outcome is Outcome.ERROR and call.http_status is not None
+
+
 def _broke_off(call: ClientCall, completion: Completion) -> bool:
     """Whether a request that did not complete may be a call that did not."""
-    wanted = (Outcome.CANCELLED,) if call.outcome is Outcome.CANCELLED else (Outcome.ERROR, Outcome.CONTEXT_FULL)
-    if completion.outcome not in wanted:
-        return False
-    if call.outcome is Outcome.CANCELLED and completion.ended_at < call.ended_at - _CLOCK_S:
+    if _server_failed(call):
+        if completion.outcome not in (Outcome.ERROR, Outcome.CONTEXT_FULL):
+            return False
+    elif call.outcome is Outcome.ERROR and completion.outcome is Outcome.ERROR:  # the server exited
+        pass
+    elif completion.outcome is not Outcome.CANCELLED or completion.ended_at < call.ended_at - _CLOCK_S:
         return False
     return call.headers_at is None or abs(call.headers_at - completion.started_at) <= _CLOCK_S

@@ -71,7 +71,7 @@ def as_text(content: Mapping[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in content.items()}
 
 
-def asked(body: Mapping[str, Any]) -> dict[str, Any]:
+def requested(body: Mapping[str, Any]) -> dict[str, Any]:
     """What a request holds: messages, or its prompt as one; instructions that are given apart; tools."""
     attributes: dict[str, Any] = {}
     apart = body.get("system", body.get("instructions"))
@@ -90,19 +90,19 @@ def asked(body: Mapping[str, Any]) -> dict[str, Any]:
     return attributes
 
 
-def answered(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def generated(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the model said: one message for each choice."""
-    said: dict[int, _Said] = {}
+    answers: dict[int, _Answer] = {}
     for document in documents:
         for index, piece, reason in _pieces(document):
-            one = said.setdefault(index, _Said())
+            one = answers.setdefault(index, _Answer())
             one.add(piece)
             one.reason = reason or one.reason
-    messages = [one.message() for _, one in sorted(said.items()) if not one.empty]
+    messages = [one.message() for _, one in sorted(answers.items()) if not one.empty]
     return {"gen_ai.output.messages": messages} if messages else {}
 
 
-class _Said:
+class _Answer:
     """One answer, put together from its pieces."""
 
     def __init__(self) -> None:

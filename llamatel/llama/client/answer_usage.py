@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def take(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
+def update(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     """Add to ``answer`` what a document (a whole answer or an event of a stream) tells.
 
     Keys: ``id``, ``model``, ``finish_reasons``, ``usage``, ``timings``, ``slot``, ``truncated``.
@@ -16,7 +16,7 @@ def take(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     # A stream's last event of Responses and first of Messages hold the thing itself.
     inner = document.get("response") or document.get("message")
     if isinstance(inner, Mapping):
-        take(answer, inner)
+        update(answer, inner)
     for key, kind in (("id", str), ("model", str)):
         value = document.get(key)
         if isinstance(value, kind) and value:

@@ -1,67 +1,202 @@
-"""How JSON becomes results.
+"""Responses of llama.cpp as objects: ``answer.choices[0].message.content``.
 
-Each result is a frozen dataclass of the fields that llama.cpp sends today; all that came, also what has no field, is in
-``raw``. What an answer lacks is None, or empty where it is a sequence.
+A result is the JSON object as it came, with its keys as attributes. The fields that llama.cpp leaves out now and then
+are None where they are missing; any other missing name is an AttributeError.
 """
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache, partial
-from typing import Any, TypeVar, Union, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from llamatel.providers import HtmlRepresentation
 
-T = TypeVar("T", bound="Result")
+_OPTIONAL = frozenset(
+    [
+        "cache_n",
+        "prompt_n",
+        "prompt_ms",
+        "prompt_per_token_ms",
+        "prompt_per_second",
+        "predicted_n",
+        "predicted_ms",
+        "predicted_per_token_ms",
+        "predicted_per_second",
+        "draft_n",
+        "draft_n_accepted",
+        "cached_tokens",
+        "reasoning_tokens",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "prompt_tokens_details",
+        "completion_tokens_details",
+        "id",
+        "model",
+        "created",
+        "object",
+        "system_fingerprint",
+        "choices",
+        "usage",
+        "timings",
+        "prompt_progress",
+        "index",
+        "message",
+        "delta",
+        "finish_reason",
+        "logprobs",
+        "role",
+        "content",
+        "reasoning_content",
+        "tool_calls",
+        "type",
+        "function",
+        "name",
+        "arguments",
+        "id_slot",
+        "stop",
+        "stop_type",
+        "stopping_word",
+        "tokens_predicted",
+        "tokens_evaluated",
+        "tokens_cached",
+        "truncated",
+        "total_slots",
+        "model_path",
+        "model_alias",
+        "build_info",
+        "chat_template",
+        "modalities",
+        "is_sleeping",
+        "n_ctx",
+        "is_processing",
+        "id_task",
+        "n_prompt_tokens",
+        "n_prompt_tokens_processed",
+        "n_prompt_tokens_cache",
+        "filename",
+        "n_saved",
+        "n_written",
+        "n_restored",
+        "n_read",
+        "n_erased",
+        "owned_by",
+        "meta",
+        "status",
+        "path",
+        "scale",
+        "relevance_score",
+        "document",
+    ]
+)
 
 
-@dataclass(frozen=True)
-class Result(HtmlRepresentation):
-    """Base: ``raw`` is the JSON object as it came."""
+class Result(Mapping[str, Any], HtmlRepresentation):
+    """A JSON object; ``raw`` is it as it came."""
 
-    raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
+    __slots__ = ("raw",)
 
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
 
-def decode(kind: type[T], document: Mapping[str, Any]) -> T:
-    """Make a result of a JSON object; fields that it lacks, or has in another form, stay at their defaults."""
-    values: dict[str, Any] = {}
-    for name, convert in _plan(cast("Any", kind)):
-        if name in document:
-            value = document[name] if convert is None else convert(document[name])
-            if value is not None:
-                values[name] = value
-    return kind(raw=document, **values)
+    def __getattr__(self, name: str) -> Any:
+        if name in self.raw and name != "raw":
+            return wrapped(self.raw[name])
+        if name in _OPTIONAL:
+            return None
+        raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {', '.join(self.raw) or 'no field'}")
 
+    def __getitem__(self, key: str) -> Any:
+        return self.raw[key]
 
-@cache
-def _plan(kind: Any) -> tuple[tuple[str, Callable[[Any], Any] | None], ...]:
-    hints = typing.get_type_hints(kind)
-    return tuple((one.name, _converter(hints[one.name])) for one in fields(kind) if one.name != "raw")
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
 
+    def __len__(self) -> int:
+        return len(self.raw)
 
-def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """What makes a field's value; None where it is taken as it is."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        kinds = [one for one in typing.get_args(hint) if one is not type(None)]
-        hint = kinds[0] if len(kinds) == 1 else Any
-    if isinstance(hint, type) and issubclass(hint, Result):
-        return partial(_one, hint)
-    if typing.get_origin(hint) is tuple:
-        [element, _] = typing.get_args(hint)
-        convert = _converter(element)
-        return lambda value: _many(convert, value)
-    return None
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(key for key in self.raw if key.isidentifier())})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self.raw)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.raw,)
 
 
-def _one(kind: type[Result], value: Any) -> Result | None:
-    return decode(kind, value) if isinstance(value, Mapping) else None
+def wrapped(value: Any) -> Any:
+    """A JSON value as a result: objects are Results, arrays tuples."""
+    if isinstance(value, Mapping):
+        return Result(value)
+    return tuple(wrapped(one) for one in value) if isinstance(value, list) else value
 
 
-def _many(convert: Callable[[Any], Any] | None, value: Any) -> tuple[Any, ...] | None:
-    if not isinstance(value, list):
-        return None
-    made = value if convert is None else [convert(one) for one in value]
-    return tuple(one for one in made if one is not None)
+class TextCompletion(Result):
+    """``complete`` and ``infill``: llama.cpp's own form. The last chunk of a stream has all of its fields."""
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        """The generated text."""
+        return str(self.raw.get("content") or "")
+
+    @property
+    def usage(self) -> Result | None:
+        """Its tokens in OpenAI's form; None in a chunk before the last."""
+        prompt, generated = self.tokens_evaluated, self.tokens_predicted
+        if self.timings is None or prompt is None or generated is None:
+            return None
+        details = {"cached_tokens": self.timings.cache_n}
+        counts = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return Result({**counts, "prompt_tokens_details": details})
+
+
+class Tokens(Result):
+    """``tokenize``: an iterable of the ids; ``pieces`` is the text of each where it was requested."""
+
+    __slots__ = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The ids."""
+        return tuple(one["id"] if isinstance(one, Mapping) else one for one in self.raw.get("tokens", ()))
+
+    @property
+    def pieces(self) -> tuple[str | list[int], ...]:
+        """The text of each; its bytes where they are not UTF-8."""
+        return tuple(one["piece"] for one in self.raw.get("tokens", ()) if isinstance(one, Mapping))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tokens)
+
+
+class Health(Result):
+    """``health``: true if the server is ready; ``status`` is ``ok``, or ``loading`` while the model loads."""
+
+    __slots__ = ()
+
+    @property
+    def status(self) -> str | None:
+        """In llama.cpp's words."""
+        return "loading" if "error" in self.raw else self.raw.get("status")
+
+    def __bool__(self) -> bool:
+        return self.status == "ok"
+
+
+class Props(Result):
+    """``props``: what the server is."""
+
+    __slots__ = ()
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Tokens that one slot holds."""
+        found = self.raw.get("default_generation_settings")
+        value = found.get("n_ctx") if isinstance(found, Mapping) else None
+        return value if isinstance(value, int) else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from llamatel.llama.in_process import perf_counters as counters
 from llamatel.llama.in_process.loaded_llama import Attributes, LoadedModel, is_closed
@@ -195,10 +195,9 @@ def _request(arguments: Mapping[str, Any]) -> Attributes:
 
 
 def _traceparent() -> str | None:
-    current = trace.get_current_span().get_span_context()
-    if not current.is_valid:
-        return None
-    return f"00-{current.trace_id:032x}-{current.span_id:016x}-{int(current.trace_flags):02x}"
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent")
 
 
 def _ends(llama: Any, token: int) -> bool:

@@ -6,7 +6,6 @@ Every text is escaped: names come from strangers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import singledispatch
 from html import escape
 
@@ -62,9 +61,8 @@ def _summary_html(summary: Summary) -> str:
 
 @html_of.register
 def _result_html(result: Result) -> str:
-    """Named values as an HTML fragment; unknown ones are left out, long ones cut."""
-    values = {one.name: getattr(result, one.name) for one in fields(result)[1:]}
-    rows = [(name, _short(value)) for name, value in values.items() if value is not None and value != ()]
+    """A response as an HTML fragment; long values are cut."""
+    rows = [(printable(name), _short(value)) for name, value in result.raw.items() if value is not None]
     return f"<div><b>{escape(printable(type(result).__name__))}</b>{_grid((), rows)}</div>"
 
 

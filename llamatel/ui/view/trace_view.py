@@ -17,7 +17,6 @@ _ROWS = 200
 """Spans that are drawn at most."""
 _NAME = 34
 _TOOK = 8
-_PARTS = ("queue", "prefill", "decode")
 COLOURS = {"queue": "#d6a100", "prefill": "#1f9aa8", "decode": "#2e9e4f", "span": "#6b7a90", "failed": "#c8372d"}
 """Of bars, in HTML and pictures; readable on white and on black."""
 
@@ -35,18 +34,10 @@ class Bar:
     facts: str
 
 
-def _once(spans: Sequence[KeptSpan]) -> list[KeptSpan]:
-    """Without the parts of a call that its server's span has, too: what the server says of them is exact."""
-    servers = {span.span_id: span.parent_id for span in spans if span.kind == "SERVER"}
-    known = {(servers[span.parent_id], span.name) for span in spans if span.parent_id in servers}
-    return [span for span in spans if span.name not in _PARTS or (span.parent_id, span.name) not in known]
-
-
 def bars(spans: Sequence[KeptSpan]) -> list[Bar]:
-    """The rows of a trace, parents before their children; each part of a request once."""
+    """The rows of a trace, parents before their children."""
     if not spans:
         return []
-    spans = _once(spans)
     begin = min(span.started_at for span in spans)
     return [
         Bar(
@@ -62,29 +53,29 @@ def bars(spans: Sequence[KeptSpan]) -> list[Bar]:
 
 
 def _left_out(spans: Sequence[KeptSpan], rows: Sequence[Bar]) -> str | None:
-    """What is said below the rows of a trace that has more."""
-    more = len(_once(spans)) - len(rows)
+    """The line below the rows of a trace that has more spans."""
+    more = len(spans) - len(rows)
     return f"and {plural(more, 'more span')}" if more else None
 
 
 def _facts(span: KeptSpan) -> str:
-    told = span.attributes
+    attributes = span.attributes
     parts = []
     for name, words in (
         ("gen_ai.usage.input_tokens", "in"),
         ("gen_ai.usage.cache_read.input_tokens", "cached"),
         ("gen_ai.usage.output_tokens", "out"),
     ):
-        value = told.get(name)
+        value = attributes.get(name)
         if isinstance(value, int):
             parts.append(f"{value:,} {words}")
-    speed = told.get("llamacpp.decode.tokens_per_second")
+    speed = attributes.get("llamacpp.decode.tokens_per_second")
     if isinstance(speed, float):
         parts.append(f"{rate(speed)} tok/s")
-    error = told.get("error.type")
+    error = attributes.get("error.type")
     if isinstance(error, str):
         parts.append(printable(error, 60))
-    elif told.get("llamacpp.outcome") == "cancelled":
+    elif attributes.get("llamacpp.outcome") == "cancelled":
         parts.append("cancelled")
     return ", ".join(parts)
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs
 
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.settings import is_loopback
-from llamatel.tracing.call_reports import CALLS_PATH, LARGEST, SERVERS_PATH, InvalidCallReport
+from llamatel.tracing.call_reports import CALLS_PATH, MAX_BYTES, SERVERS_PATH, InvalidCallReport
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -87,20 +87,23 @@ class Page:
         return _answer(start_response, "200 OK", kind, files(__package__).joinpath(name).read_bytes())
 
     def _receive_report(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """A call report. Browsers send Origin, and cannot post JSON to another site without a preflight request."""
+        """A call report. Browsers send Origin, and cannot post JSON to another site without a preflight request.
+
+        From another machine it needs the page's token, which has been checked.
+        """
         length = environ.get("CONTENT_LENGTH", "")
-        if "HTTP_ORIGIN" in environ or not is_loopback(environ.get("REMOTE_ADDR", "")):
+        if "HTTP_ORIGIN" in environ or (self._token is None and not is_loopback(environ.get("REMOTE_ADDR", ""))):
             return _answer_text(
-                start_response, "403 Forbidden", "call reports are accepted from programs on this machine only"
+                start_response, "403 Forbidden", "without a page token call reports come from this machine only"
             )
         if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
             return _answer_text(start_response, "415 Unsupported Media Type", "call reports are application/json")
         if not (length.isascii() and length.isdecimal()):
             return _answer_text(start_response, "411 Length Required", "Content-Length is required")
-        if len(length) > len(str(LARGEST)) or int(length) > LARGEST:
-            return _answer_text(start_response, "413 Content Too Large", f"at most {LARGEST} bytes")
+        if len(length) > len(str(MAX_BYTES)) or int(length) > MAX_BYTES:
+            return _answer_text(start_response, "413 Content Too Large", f"at most {MAX_BYTES} bytes")
         try:
-            accepted = self._calls.take(environ["wsgi.input"].read(int(length)))
+            accepted = self._calls.receive(environ["wsgi.input"].read(int(length)))
         except InvalidCallReport as error:
             return _answer_text(start_response, "400 Bad Request", str(error))
         except OSError:  # it did not come

@@ -1,0 +1,43 @@
+"""The process's tracer provider, where an application has set one."""
+
+from __future__ import annotations
+
+import weakref
+
+from opentelemetry import trace
+
+_SCOPE = "llamatel"
+_ended: weakref.WeakSet[object] = weakref.WeakSet()
+"""Providers that ``shutdown()`` has ended. A global provider cannot be replaced, so one of these may still be it."""
+
+
+def ended(provider: object) -> None:
+    """This provider of ours was shut down."""
+    _ended.add(provider)
+
+
+def has_ended(provider: object) -> bool:
+    """Whether it is one of ours that was shut down."""
+    return provider in _ended
+
+
+def provider() -> trace.TracerProvider | None:
+    """The global provider; None where there is only the API's placeholder, or one of ours that was shut down."""
+    current = trace.get_tracer_provider()
+    placeholder = isinstance(current, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    return None if placeholder or has_ended(current) else current
+
+
+class _Cached:
+    provider: trace.TracerProvider | None = None
+    tracer: trace.Tracer | None = None
+
+
+def tracer() -> trace.Tracer | None:
+    """A tracer of the global provider; None where there is none."""
+    found = provider()
+    if found is None:
+        return None
+    if found is not _Cached.provider:
+        _Cached.tracer, _Cached.provider = found.get_tracer(_SCOPE), found
+    return _Cached.tracer

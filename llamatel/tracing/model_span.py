@@ -1,0 +1,33 @@
+"""Recognises spans of calls to models that other instrumentations have started."""
+
+from __future__ import annotations
+
+from opentelemetry.trace import Span
+
+_OPERATIONS = frozenset(
+    {"chat", "text_completion", "generate_content", "embeddings", "rerank", "completion", "responses"}
+)
+_KINDS = frozenset({"LLM", "EMBEDDING", "RERANKER"})
+_SCOPES = (
+    "opentelemetry.instrumentation.openai",
+    "opentelemetry.instrumentation.genai",
+    "openinference.instrumentation.openai",
+)
+
+
+def is_model_span(span: Span) -> bool:
+    """Whether a recording span stands for one call to a model, by the GenAI conventions or those of OpenInference.
+
+    Spans of agents, workflows and tools do not.
+    """
+    if not span.is_recording():
+        return False
+    attributes = getattr(span, "attributes", None) or {}
+    operation = attributes.get("gen_ai.operation.name")
+    if operation is not None:
+        return operation in _OPERATIONS
+    kind = attributes.get("openinference.span.kind")
+    if kind is not None:
+        return kind in _KINDS
+    scope = getattr(getattr(span, "instrumentation_scope", None), "name", None)
+    return "llm.request.type" in attributes or (isinstance(scope, str) and scope.startswith(_SCOPES))
