@@ -76,6 +76,13 @@ class KvCacheState:
     fixed size."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether any number is known."""
+        return (self.capacity, self.active, self.cached) != (None,) * 3 or bool(
+            self.planned_bytes or self.reported_bytes
+        )
+
+    @property
     def headroom(self) -> int | None:
         """Tokens left for running requests: free ones, and those that idle slots hold."""
         if self.capacity is None or self.active is None:

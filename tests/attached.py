@@ -74,7 +74,7 @@ class Attached:
 
     def states(self) -> list[ServerSnapshot]:
         """All snapshots, of models too."""
-        return [state for poller in self.fleet.pollers for state in poller.snapshots()]
+        return [state for server in self.fleet.servers for state in server.snapshots()]
 
     def wait(self, condition: Callable[[ServerSnapshot], object], model: str | None = None) -> ServerSnapshot:
         """The first snapshot, of that model of a router if one is named, for which the condition holds."""

@@ -22,9 +22,9 @@ from llamatel.inputs.credentials import read_headers, trust
 from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.watch.fleet import Access
-from llamatel.llama.watch.instance import Instance
+from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, target
-from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.records import ObservedRequest
 from tests.attached import Unmanaged, attached, unmanaged
 from tests.parts import MissingPart, wait_until
 from tests.parts.forwarder import Forwarder
@@ -151,7 +151,7 @@ def test_a_sleeping_server_stays_asleep_and_one_that_is_awake_falls_asleep(start
 def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics", "--sleep-idle-seconds", "1")
     with attached(server.url, interval_s=600) as fleet:
-        [poller] = fleet.fleet.pollers
+        [poller] = fleet.fleet.servers
         wait_until(poller.snapshots, 20, "the first poll")
         thread = threading.Thread(target=server.complete, args=(1500,))
         thread.start()
@@ -178,12 +178,12 @@ class Unanswered(ServerClient):
 def test_who_does_not_say_whether_it_sleeps_is_not_asked_for_its_slots(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics", "--sleep-idle-seconds", "1")
     wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
-    instance = Instance(Unanswered(server.url), "it")
-    instance.poll()
-    assert instance.snapshot(ServerInfo("it"), up=True, state="ready").slots is None
-    instance.use(ServerClient(server.url))
-    instance.poll()
-    assert instance.sleeping
+    polling = Polling(Unanswered(server.url), "it")
+    polling.poll()
+    assert polling.slots is None
+    polling.use(ServerClient(server.url))
+    polling.poll()
+    assert polling.sleeping
     assert "exiting sleeping" not in server.child.output()
 
 
@@ -196,7 +196,7 @@ def test_without_metrics_a_server_is_seldom_looked_at_and_falls_asleep(
         assert (state.up, state.counters, state.deferred) == (True, {}, None)
         wait_until(lambda: "entering sleeping state" in server.child.output(), 30, "it sleeps")
     assert [record.getMessage() for record in caplog.records if "--metrics" in record.getMessage()] == [
-        f"{server.url} was started without --metrics: its counters are absent, its slots seldom looked at"
+        f"{server.url} was started without --metrics: its counters are absent, its slots seldom polled"
     ]
 
 
@@ -250,7 +250,7 @@ def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(
 def test_a_restart_between_two_polls_is_told_though_no_counter_fell(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics")
     with attached(server.url, interval_s=600) as fleet:
-        [poller] = fleet.fleet.pollers
+        [poller] = fleet.fleet.servers
         wait_until(poller.snapshots, 20, "the first poll")
         server.complete(3)
         poller.poll()
@@ -281,7 +281,7 @@ def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[...,
         (("-c", "2048", "-np", "4"), {}, (2048, False)),
         (("-c", "65536", "-np", "2", "-kvu"), {}, (65536, True)),  # a slot is capped to what the model was made for
         ((), {"LLAMA_ARG_CTX_SIZE": "3072"}, (3072, True)),
-        ((), {}, (None, None)),
+        ((), {}, (None, True)),
     ],
 )
 def test_the_pool_of_a_server_on_this_machine(
@@ -316,7 +316,7 @@ def test_the_pool_of_a_server_on_this_machine(
     [
         (404, None, "no llama.cpp server, or one behind another path"),
         (500, None, "see its log"),
-        (502, False, "what stands in front of it finds no server"),
+        (502, False, "the proxy in front of it finds no server"),
     ],
 )
 def test_somebody_else_answers(status: int, up: bool | None, line: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -350,7 +350,7 @@ def test_a_wrong_key_is_one_clear_line(
     with attached(server.url, access=Access("wrong"), interval_s=600) as fleet:
         fleet.wait(lambda state: state.up)
         with pytest.raises(ServerUnreachable, match=re.escape(line)):
-            fleet.fleet.pollers[0].check()
+            fleet.fleet.servers[0].check()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == 2 * [line]
     # The right one: for all, as a header, or in a target's own file.
     own, headers = tmp_path / "key", tmp_path / "headers"
@@ -410,7 +410,7 @@ def test_a_discovery_file_is_read_again_when_it_changes(
     server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "targets.json"
-    gone: list[int] = []
+    gone: list[int | None] = []
 
     def write(*ports: int) -> None:
         new = tmp_path / "new"
@@ -420,14 +420,14 @@ def test_a_discovery_file_is_read_again_when_it_changes(
     with Forwarder(server.port, 2) as forwarder:
         first, second = forwarder.ports
         write(first)
-        with attached(files=(str(file),), removed=lambda poller: gone.append(poller.target.port)) as fleet:
+        with attached(files=(str(file),), removed=lambda poller: gone.append(poller.info.port)) as fleet:
             assert fleet.wait(lambda state: state.counters).server.port == first
             write(first, second)
             fleet.wait(lambda state: state.server.port == second and state.counters)
             assert len(fleet.states()) == 2
             file.write_text("nonsense")
             wait_until(lambda: "its last targets are kept" in caplog.text, 20, "a complaint")
-            assert len(fleet.fleet.pollers) == 2
+            assert len(fleet.fleet.servers) == 2
             write(second)
             wait_until(lambda: gone == [first], 20, "one that is gone")
             assert {state.server.port for state in fleet.states()} == {second}

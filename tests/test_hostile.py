@@ -34,8 +34,9 @@ from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_source import FileSource, StreamSource
 from llamatel.llama.log.reader import LogReader
+from llamatel.llama.watch.fleet import logged_server
 from llamatel.llama.watch.log_follower import LogFollower
-from llamatel.llama.watch.server_poller import ServerPoller
+from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.targets import target
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, ServerInfo
@@ -63,11 +64,12 @@ def server() -> Iterator[HostileServer]:
 
 def poll(server: HostileServer, *, times: int = 2) -> tuple[ServerSnapshot, ...]:
     client = ServerClient(server.url, api_key="sk-secret", timeout_s=0.5)
-    poller = ServerPoller(target(server.url), client)
+    address = target(server.url)
+    observed = ObservedServer(ServerInfo(address.address, address.port), client=client)
     for _ in range(times):
-        poller.poll()
-    poller.close()
-    return poller.snapshots()
+        observed.poll()
+    observed.close()
+    return observed.snapshots()
 
 
 def endless() -> Iterator[bytes]:
@@ -330,12 +332,12 @@ def test_a_defect_of_the_reader_ends_no_log(
         return really(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LogReader, "_message", read)
-    follower = LogFollower(FileSource(log, from_start=True))
+    observed = logged_server()
     ended = threading.Event()
-    follower.subscribe(lambda request: (taken.append(request), ended.set())[0])  # type: ignore[func-returns-value]
-    follower.start()
+    observed.subscribe(lambda request: (taken.append(request), ended.set())[0])  # type: ignore[func-returns-value]
+    follower = LogFollower(FileSource(log, from_start=True), observed).start()
     assert ended.wait(60)
-    counts = follower.snapshots()[0].log
+    counts = observed.snapshots()[0].log
     follower.stop()
     assert len(taken) == 1
     assert counts is not None

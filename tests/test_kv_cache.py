@@ -19,7 +19,7 @@ from llamatel.llama import ServerManager
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.http.slots_endpoint import DecodeRate
 from llamatel.llama.log.logged_server import LoggedServer
-from llamatel.llama.watch.kv_state import LoadedModel, pool_capacity
+from llamatel.llama.watch.kv_state import LoadedModel, Polled, pool_capacity
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
 from tests.exact.models import MODELS
@@ -59,7 +59,7 @@ def state_of(server: ServerManager) -> ServerSnapshot:
 
 
 def facts_of(server: ServerManager) -> LoggedServer:
-    return server._watch.reader.logged_server
+    return server._observed_log.facts
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -179,7 +179,7 @@ def test_the_capacity_is_what_the_log_says_with_more_words(
     facts = facts_of(server)
     assert facts.pool is not None
     # What the default verbosity says must come to the same.
-    assert pool_capacity(replace(facts, pool=None), None, LoadedModel()) == facts.pool
+    assert pool_capacity(replace(facts, pool=None), Polled(), LoadedModel()) == facts.pool
     state = state_of(server).kv_cache
     assert state is not None
     assert (state.capacity, state.unified) == (facts.pool, facts.kv_unified)
@@ -374,7 +374,7 @@ def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
 def test_a_server_that_dies_leaves_a_gap_and_goes_on_counting(start: Start, backend: str) -> None:
     server = start(backend, "-c", "1024", restart="on-failure")
     assert ask(server.base_url, 20) == 200
-    wait_for(lambda: not server._watch.reader.busy, "the request ended")
+    wait_for(lambda: not server._observed_log.busy, "the request ended")
     before = state_of(server)
     assert before.process is not None
     assert before.process.cpu_s is not None

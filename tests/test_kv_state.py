@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from llamatel.flags.parse import given_flags, parse_server_flags
 from llamatel.llama.http.slots_endpoint import DecodeRate, parse_slots
 from llamatel.llama.log.logged_server import LoggedServer, learn
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state, pool_capacity
-from llamatel.llama.watch.process_usage import ProcessClock, parse_stat
+from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state, pool_capacity
+from llamatel.llama.watch.local_process import ProcessUsage
 from llamatel.plan import cache_plan, shape_from_metadata
 from llamatel.records import ServerInfo
 from llamatel.snapshots import SlotState
@@ -27,6 +29,7 @@ from tests.samples import known_snapshot, samples_of, server_snapshot, snapshot
 
 LOGS = Path(__file__).parent / "golden" / "logs"
 MIB = 1 << 20
+SPIN = "import time\nwhile time.process_time() < 0.2: pass\nprint('ready', flush=True)\ntime.sleep(60)"
 
 
 def facts_of(*lines: str) -> LoggedServer:
@@ -71,14 +74,14 @@ def model(flags: str, architecture: str = "llama", **keys: int | list[int]) -> L
 def test_recorded_logs_that_say_what_was_allocated(name: str, pool: int, size: int) -> None:
     facts = recorded(name)
     assert (facts.pool, dict(facts.reported)) == (pool, {"k": size, "v": size})
-    assert pool_capacity(facts, None, LoadedModel()) is not None
+    assert pool_capacity(facts, Polled(), LoadedModel()) is not None
 
 
 @pytest.mark.parametrize("name", ["llama-server.log", "2026.10.11549.log"])
 def test_recorded_logs_of_the_default_verbosity(name: str) -> None:
     facts = recorded(name)
     assert (facts.pool, facts.reported, facts.prompt_cache) == (None, {}, None)
-    assert pool_capacity(facts, None, LoadedModel()) == 2048
+    assert pool_capacity(facts, Polled(), LoadedModel()) == 2048
 
 
 def test_the_prompt_cache_of_a_recorded_log() -> None:
@@ -109,7 +112,7 @@ def test_what_was_reported_holds_after_a_sleep_if_the_same_is_loaded() -> None:
     before = [loading, size, slots.format(1024)]
     facts = facts_of(*before, asleep)
     assert facts.sleeping
-    state = kv_cache_state(facts, None, LoadedModel())
+    state = kv_cache_state(facts, Polled(), LoadedModel())
     assert (state.active, state.cached, state.capacity, state.reported_bytes) == (0, 0, 1024, {"k": 0, "v": 0})
     facts = facts_of(*before, asleep, awake, loading, slots.format(1024))
     assert (facts.sleeping, dict(facts.reported)) == (False, {"k": MIB, "v": MIB})
@@ -147,15 +150,15 @@ def test_what_was_reported_holds_after_a_sleep_if_the_same_is_loaded() -> None:
 )
 def test_the_pool(lines: list[str], flags: str, capacity: int | None) -> None:
     facts = facts_of(*(f"srv    load_model: {'initializing, ' * ('n_slots' in line)}{line}" for line in lines))
-    assert pool_capacity(facts, None, model(flags)) == capacity
+    assert pool_capacity(facts, Polled(), model(flags)) == capacity
 
 
 def test_a_pool_that_only_the_slots_tell() -> None:
     slots = tuple(SlotState(number, busy=False, context_size=1024) for number in range(4))
-    assert pool_capacity(LoggedServer(), slots, model("-np 4")) == 4096
-    assert pool_capacity(LoggedServer(), slots, model("-kvu")) == 1024
+    assert pool_capacity(LoggedServer(), Polled(slots), model("-np 4")) == 4096
+    assert pool_capacity(LoggedServer(), Polled(slots), model("-kvu")) == 1024
     capped = tuple(SlotState(number, busy=False, context_size=4096) for number in range(4))
-    assert pool_capacity(LoggedServer(), capped, model("-np 4")) is None
+    assert pool_capacity(LoggedServer(), Polled(capped), model("-np 4")) is None
 
 
 def test_nothing_but_states_is_no_pool() -> None:
@@ -166,7 +169,9 @@ def test_nothing_but_states_is_no_pool() -> None:
         SlotState(2, False, 512, 9),
         SlotState(3, False, 512, 0),
     )
-    state = kv_cache_state(facts_of("initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'"), slots, mamba)
+    state = kv_cache_state(
+        facts_of("initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'"), Polled(slots), mamba
+    )
     assert (state.capacity, state.headroom, state.active, state.cached) == (None, None, 30, 9)
     assert state.used_bytes == {"recurrent": state.planned_bytes["recurrent"] // 2}
 
@@ -180,11 +185,11 @@ def test_bytes_in_use_are_a_tokens_bytes_times_tokens(flags: str) -> None:
     assert loaded.sure is not None
     facts = facts_of("initializing, n_slots = 2, n_ctx_slot = 512, kv_unified = 'false'")
     slots = (SlotState(0, True, 512, 100), SlotState(1, False, 512, 28))
-    state = kv_cache_state(facts, slots, loaded)
+    state = kv_cache_state(facts, Polled(slots), loaded)
     per_token = {part: size / 1024 for part, size in state.planned_bytes.items()}
     assert state.used_bytes == {part: size * 128 for part, size in per_token.items()}
     full = (SlotState(0, True, 512, 512), SlotState(1, False, 512, 512))
-    assert kv_cache_state(facts, full, loaded).used_bytes == state.planned_bytes
+    assert kv_cache_state(facts, Polled(full), loaded).used_bytes == state.planned_bytes
 
 
 def test_a_window_is_never_more_than_full() -> None:
@@ -195,7 +200,7 @@ def test_a_window_is_never_more_than_full() -> None:
     facts = facts_of("initializing, n_slots = 1, n_ctx_slot = 4096, kv_unified = 'false'")
 
     def used(tokens: int) -> int:
-        return sum(kv_cache_state(facts, (SlotState(0, True, 4096, tokens),), loaded).used_bytes.values())
+        return sum(kv_cache_state(facts, Polled((SlotState(0, True, 4096, tokens),)), loaded).used_bytes.values())
 
     per_token = dense.total_bytes // dense.cells + window.total_bytes // window.cells
     assert used(100) == 100 * per_token
@@ -228,17 +233,17 @@ def test_the_cache_that_drafts_is_filled_only_where_something_drafts(
         SlotState(0, True, 512, 100, speculative=speculative[0]),
         SlotState(1, False, 512, 28, speculative=speculative[1]),
     ]
-    alone = kv_cache_state(facts, slots, loaded).used_bytes
+    alone = kv_cache_state(facts, Polled(slots), loaded).used_bytes
     used = {} if times is None else {part: times * size for part, size in alone.items()}
     assert alone
-    assert kv_cache_state(facts, slots, drafting).used_bytes == used
+    assert kv_cache_state(facts, Polled(slots), drafting).used_bytes == used
 
 
 def test_what_is_not_known_is_absent() -> None:
     slots = (SlotState(0, busy=True, context_size=512), SlotState(1, busy=False, context_tokens=3))
-    state = kv_cache_state(LoggedServer(), slots, model("-c 1024"))
+    state = kv_cache_state(LoggedServer(), Polled(slots), model("-c 1024"))
     assert (state.active, state.cached, state.used_bytes, state.headroom) == (None, 3, {}, None)
-    state = kv_cache_state(LoggedServer(), None, LoadedModel())
+    state = kv_cache_state(LoggedServer(), Polled(), LoadedModel())
     assert (state.capacity, state.active, state.planned_bytes, state.reported_bytes) == (None, None, {}, {})
 
 
@@ -357,22 +362,29 @@ def test_settings_that_were_given() -> None:
     assert given_flags(parse_server_flags([], environ={"LLAMA_ARG_KV_UNIFIED": "0"})) == {"kv-unified": "false"}
 
 
-def test_a_process_with_a_name_to_stumble_over(tmp_path: Path) -> None:
-    stat = "17 (a ) b) S 1 17 17 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1000 900000 321 18446744073709551615 1"
-    assert parse_stat(stat) == (300, 321)
-    (tmp_path / "17").mkdir()
-    (tmp_path / "17" / "stat").write_text(stat)
-    clock = ProcessClock(tmp_path)
-    assert clock.read(None).cpu_s is None
-    first = clock.read(17)
-    assert first.cpu_s == pytest.approx(3.0)
-    assert first.memory_bytes is not None
-    assert (clock.read(None).cpu_s, clock.read(None).memory_bytes) == (first.cpu_s, None)
-    (tmp_path / "18").mkdir()
-    (tmp_path / "18" / "stat").write_text(stat)
-    assert clock.read(18).cpu_s == pytest.approx(6.0)
-    assert clock.read(19).cpu_s == pytest.approx(6.0)
-    assert clock.read(19).memory_bytes is None
+def test_process_usage_goes_on_over_restarts() -> None:
+    usage = ProcessUsage()
+    assert usage.read(None).cpu_s is None
+    programs = [subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"ready\n"
+        first = usage.read(programs[0].pid)
+        assert first.cpu_s is not None
+        assert first.cpu_s > 0
+        assert first.memory_bytes is not None
+        assert first.memory_bytes > 1 << 20
+        assert (usage.read(None).cpu_s, usage.read(None).memory_bytes) == (first.cpu_s, None)
+        second = usage.read(programs[1].pid)
+        assert second.cpu_s is not None
+        assert second.cpu_s > first.cpu_s
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
+    gone = usage.read(programs[1].pid)
+    assert (gone.cpu_s, gone.memory_bytes) == (second.cpu_s, None)
 
 
 def test_samples_of_the_kv_cache() -> None:

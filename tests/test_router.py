@@ -131,18 +131,18 @@ def test_a_killed_child_is_a_failure_and_a_killed_router_a_gap(start: Callable[.
 def test_its_log_tells_requests_with_their_model_and_what_polling_misses(start: Callable[..., Unmanaged]) -> None:
     router = start("--models-max", "1")
     done: list[Completion] = []
-    with attached(router.url, interval_s=0.3) as fleet:
-        follower = LogFollower(FileSource(router.child.log, from_start=True), fleet.fleet.pollers[0])
-        follower.subscribe(done.append)
-        follower.start()
+    with attached(router.url, interval_s=0.3, has_log=True) as fleet:
+        [server] = fleet.fleet.servers
+        server.subscribe(done.append)  # type: ignore[arg-type]
+        follower = LogFollower(FileSource(router.child.log, from_start=True), server).start()
         try:
             for number, model in enumerate("abca", 3):
                 router.complete(number, model=model)
             wait_until(lambda: len(done) == 4, 20, "four requests")
             assert [(entry.server.model, entry.generated) for entry in done] == [("a", 3), ("b", 4), ("c", 5), ("a", 6)]
             assert {entry.server.port for entry in done} == {router.port}
-            wait_until(lambda: state_of(follower.snapshots(), "a").state == "loaded", 20, "the last state")
-            states = follower.snapshots()
+            wait_until(lambda: state_of(server.snapshots(), "a").state == "loaded", 20, "the last state")
+            states = server.snapshots()
         finally:
             follower.stop()
     a, b = state_of(states, "a"), state_of(states, "b")

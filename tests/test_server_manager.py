@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from llamatel.errors import LlamatelError, ServerStartError, ServerStateError, ServerTimeout, UsageError
+from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.failure_line import failure_line
 from llamatel.llama.server import manager as launch
 from llamatel.llama.server.manager import ServerManager
@@ -464,18 +465,51 @@ def test_a_log_that_shows_no_requests_is_said_once(
     ]
 
 
-def test_a_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
+def test_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
     path = tmp_path / "llama.sock"
     server = servers.manager(backend).start_server(servers.model, host=str(path)).wait_until_ready(60)
-    assert (server.info.address, server.info.port) == (str(path), None)
-    with pytest.raises(ServerStateError, match="listens on a Unix socket"):
-        _ = server.base_url
+    assert (server.info.address, server.info.port, server.base_url) == (str(path), None, f"unix://{path}")
+    body = b'{"prompt": "Hello", "n_predict": 4, "ignore_eos": true}'
+    assert HttpClient(server.base_url).request("/completion", body=body, total_s=60).status == 200
     snapshot = server.snapshot()
     assert snapshot is not None
-    assert (snapshot.up, snapshot.counters) == (True, {})
-    server.restart(60)  # llama.cpp itself does not start where a socket lies
+    assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
+    server.restart(60)  # llama.cpp itself does not start where a socket exists
+    os.kill(pid_of(server), signal.SIGKILL)
+    server.wait(60)
+    assert not path.exists()
+    server.start_server(servers.model, extra_args=["--host", str(path)]).wait_until_ready(60)
     server.stop_server()
     assert not path.exists()
+
+
+def test_unix_socket_that_exists_is_kept(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+    """Whatever is there already is left alone, and reported before the model is loaded."""
+    used, unused, file = (tmp_path / name for name in ("used.sock", "unused.sock", "file.sock"))
+    file.write_text("precious")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(unused))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(used))
+        listening.listen()
+        for path, why in ((used, "another server listens there"), (unused, "remove it"), (file, "remove it")):
+            with pytest.raises(UsageError, match=f"{path.name} exists: {why}"):
+                servers.manager(llama_server_binary).start_server(servers.model, host=str(path))
+            assert path.exists()
+    with pytest.raises(UsageError, match="there is no folder"):
+        servers.manager(llama_server_binary).start_server(servers.model, host=str(tmp_path / "no" / "l.sock"))
+
+
+def test_unix_socket_named_by_the_log_is_kept(servers: Servers, tmp_path: Path) -> None:
+    """Text of clients in the log names no file to remove, nor an address to poll."""
+    victim = tmp_path / "victim.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(victim))
+    program = script(tmp_path / "liar", f"echo 'srv main: server is listening on unix://{victim}'\nexec sleep 60\n")
+    server = servers.manager(program).start_server(servers.model, port=free_port()).wait_until_ready(60)
+    assert str(victim) not in (server.info.address, server.base_url)
+    server.stop_server()
+    assert victim.exists()
 
 
 def test_an_ipv6_address(servers: Servers, backend: str) -> None:

@@ -30,7 +30,7 @@ from llamatel.cli.telemetry_options import (
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.errors import UsageError
 from llamatel.llama.log.log_source import FileSource, StreamSource
-from llamatel.llama.watch.fleet import Fleet
+from llamatel.llama.watch.fleet import Fleet, logged_server
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.targets import TargetFiles, target
 from llamatel.ui.request_statistics import RequestStatistics
@@ -96,11 +96,13 @@ def command(**values: Any) -> int:
                 fleet = Fleet(targets, access, interval_s=what.interval, added=watch, removed=unwatch)
                 follower = None
             else:
-                fleet = Fleet(targets, access, interval_s=what.interval)
-                follower = LogFollower(source, next(iter(fleet.pollers), None))
-                running.observer.watch(follower)
-            if len(fleet.pollers) == 1 and not what.targets:
-                fleet.pollers[0].check()
+                fleet = Fleet(targets, access, interval_s=what.interval, has_log=True)
+                server = next(iter(fleet.servers), None) or logged_server()
+                server.blocking = True
+                follower = LogFollower(source, server)
+                running.observer.watch(server)
+            if len(fleet.servers) == 1 and not what.targets:
+                fleet.servers[0].check()
             notes.print(f"llamatel: {_doing(source, fleet)}; Ctrl-C ends it", soft_wrap=True)
             about = {
                 "server": _servers(fleet, what),
@@ -135,14 +137,14 @@ def _source(what: AttachOptions) -> FileSource | StreamSource | None:
 def _doing(source: FileSource | StreamSource | None, fleet: Fleet) -> str:
     if source is not None:
         return f"reading {source.name}"
-    number = len(fleet.pollers)
+    number = len(fleet.servers)
     return f"polling {number} server{'' if number == 1 else 's'}"
 
 
 def _servers(fleet: Fleet, what: AttachOptions) -> str:
     if what.targets:
         return ", ".join((*what.urls, *what.targets))
-    names = [" ".join(filter(None, (poller.target.url, poller.info.model))) for poller in fleet.pollers]
+    names = [" ".join(filter(None, (server.url, server.info.model))) for server in fleet.servers]
     return ", ".join(names) or "as its log says; its state and its counters need a URL"
 
 

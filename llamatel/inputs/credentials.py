@@ -51,3 +51,14 @@ def trust(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or "it holds no certificate"
         raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: {reason}") from None
+
+
+def pin(certificate: str | os.PathLike[str]) -> ssl.SSLContext:
+    """TLS for a server whose own certificate is in a PEM file: that one is trusted, whatever its names are.
+
+    Raises UsageError.
+    """
+    context = trust(certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be signed by itself
+    return context

@@ -1,6 +1,7 @@
 """The server manager: what a program or the command line uses to run a llama.cpp server.
 
-A Supervisor does the work in a thread of its own; a ServerWatch has what is seen of the server, process after process.
+A Supervisor does the work in a thread of its own; an ObservedServer derives what is known of the server, over the lives
+of its process.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 
 from llamatel.errors import ServerStateError, ServerTimeout, UsageError
-from llamatel.llama.http.server_client import base_url
 from llamatel.llama.interactive import interactive
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
@@ -26,7 +26,9 @@ from llamatel.llama.server.backends import Backend, find_backend
 from llamatel.llama.server.log_copy import LogCopy
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.server.supervisor import ServerState, Supervisor
-from llamatel.llama.watch.server_watch import ServerWatch
+from llamatel.llama.server.unix_socket import UnixSocket
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import ServerSnapshot
 
@@ -35,6 +37,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT = 8090
 _STOP_S = 5.0
 """With what telemetry then needs it is less than the 10 s that container runtimes give a program to end."""
+_LAST_POLL_S = 0.5
 _EXIT_S = 1.0
 """What servers get to end in order when the interpreter ends."""
 
@@ -73,7 +76,7 @@ class ServerManager:
         self._backend: Backend | None = None
         self._asked = ServerInfo("127.0.0.1")
         self._supervisor: Supervisor | None = None
-        self._watch = ServerWatch(self._asked)
+        self._observe(self._asked)
         self._listeners = Listeners[Completion]()
         self.listener_failures = 0
         """How often a listener raised."""
@@ -125,8 +128,13 @@ class ServerManager:
             if backend.name == LLAMA_CPP_PYTHON:
                 llama_cpp_flags.parse(command.arguments)
             name = command.alias or (Path(model_path).name if model_path is not None else None)
-            self._make_way(host, port)
-            self._begin(backend, command, ServerInfo(host, port or None, name, backend.version, backend.name))
+            listen = command.listen
+            self._make_way(listen.host, listen.port or 0)
+            if listen.scheme == "unix":
+                UnixSocket(listen.host).check()
+            self._begin(
+                backend, command, ServerInfo(listen.host, listen.port or None, name, backend.version, backend.name)
+            )
         self._announce()
         return self
 
@@ -145,7 +153,7 @@ class ServerManager:
         if supervisor is None:
             return None
         if supervisor.running:
-            self._watch.poll_last(supervisor)
+            self._observed.poll_counters(_LAST_POLL_S)
             supervisor.stop(timeout)
         return supervisor.returncode
 
@@ -165,9 +173,9 @@ class ServerManager:
         return None if supervisor.running else supervisor.returncode
 
     def subscribe(self, listener: CompletionListener) -> Callable[[], None]:
-        """Have ``listener`` called for each request that ends, on the thread that reads the log (it must be quick).
+        """Call ``listener`` for each finished request, on the thread that reads the log (it must be quick).
 
-        Returns what ends the subscription.
+        Returns a function that unsubscribes.
         """
         return self._listeners.add(listener)
 
@@ -177,13 +185,14 @@ class ServerManager:
         One GET of /metrics while it is ready, and of /slots if something ran since the last time; where the first
         fails, or the server has ended, the counters are the last ones. Takes 2.5 seconds where nothing answers.
         """
-        supervisor = self._supervisor
-        return None if supervisor is None else self._watch.snapshot(supervisor)
+        return next(iter(self.snapshots()), None)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
-        """``snapshot`` for those who watch, and one for each model of a router; none if it was never started."""
-        supervisor = self._supervisor
-        return () if supervisor is None else self._watch.snapshots(supervisor)
+        """``snapshot``, and one for each model of a router; none if it was never started."""
+        if self._supervisor is None:
+            return ()
+        self._observed.poll()
+        return self._observed.snapshots()
 
     @property
     def state(self) -> ServerState:
@@ -197,13 +206,11 @@ class ServerManager:
 
     @property
     def base_url(self) -> str:
-        """Address for clients. Raises ServerStateError while a free port is not known yet."""
-        info = self.info
-        if info.port is None:
-            if self.state is ServerState.READY:
-                raise ServerStateError(f"the server listens on a Unix socket, {info.address}, which has no URL")
+        """Address for clients: http://, https:// or unix:///PATH. Raises ServerStateError while a port is not known."""
+        address = self._started().address
+        if address is None:
             raise ServerStateError("the server has no port yet: wait_until_ready() first")
-        return base_url(info.address, info.port)
+        return address.url
 
     @property
     def backend(self) -> Backend | None:
@@ -231,9 +238,9 @@ class ServerManager:
         return () if self._supervisor is None else self._supervisor.log_tail
 
     def __repr__(self) -> str:
-        info = self.info
-        where = "" if info.port is None else f" {base_url(info.address, info.port)}"
-        return f"<ServerManager {self.state.value}{where}{f' {info.model}' if info.model else ''}>"
+        address = None if self._supervisor is None else self._supervisor.address
+        where, model = "" if address is None else f" {address.url}", self.info.model
+        return f"<ServerManager {self.state.value}{where}{f' {model}' if model else ''}>"
 
     def __enter__(self) -> ServerManager:
         return self
@@ -274,17 +281,25 @@ class ServerManager:
         log = None if self._server_log is None else LogCopy(self._server_log)
         if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
             # Another server to those who look at the figures: what was counted until now is not its own.
-            self._watch = ServerWatch(asked)
-        watch = self._watch
+            self._observe(asked)
         if before is None:
-            watch.launches(command)
+            self._observed.launch(command.arguments, {**os.environ, **command.environment})
         supervisor = Supervisor(
-            backend, command, asked, watch.reader,
-            hand_out=self._hand_out, process_replaced=watch.process_replaced,
+            backend, command, asked, self._observed_log,
+            hand_out=self._hand_out, process_replaced=self._observed.process_replaced,
             restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
         self._backend, self._asked, self._supervisor = backend, asked, supervisor
         supervisor.start()
+
+    def _observe(self, asked: ServerInfo) -> None:
+        """Observe this server from now on."""
+        self._observed_log = ServerLog(asked, supervised=True)
+        self._observed = ObservedServer(
+            asked,
+            log=self._observed_log,
+            lifecycle=lambda: None if self._supervisor is None else self._supervisor.lifecycle(),
+        )
 
     def _announce(self) -> None:
         with _known:
@@ -336,7 +351,7 @@ def stop_all(timeout: float = _EXIT_S) -> None:
     for manager in managers:
         supervisor = manager._supervisor
         if supervisor is not None and supervisor.running:
-            manager._watch.poll_last(supervisor)
+            manager._observed.poll_counters(_LAST_POLL_S)
             supervisor.ask_to_stop(timeout)
             stopping.append(supervisor)
     for supervisor in stopping:

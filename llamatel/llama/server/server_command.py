@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamatel.errors import UsageError
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.credentials import check_api_key, read_api_key
+from llamatel.inputs.http import Address, parse_address
 
 # Python name -> llama-server flag (common/arg.cpp).
 _VALUES: Mapping[str, str] = {
@@ -27,8 +29,8 @@ _VALUES: Mapping[str, str] = {
 }
 _API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
-_API_KEY_FILE_VARIABLE = "LLAMA_ARG_API_KEY_FILE"
-_BATCH_VARIABLE = "LLAMA_ARG_BATCH"
+_SOCKET = ".sock"
+"""llama-server takes a host with this end for the path of a Unix socket."""
 # What the log reader lives on; later flags win, so the user's own still hold.
 _LOG_FLAGS = ("--log-prefix", "--log-timestamps")
 
@@ -43,8 +45,17 @@ class CommandLine:
     """The key to use when we talk to the server ourselves."""
     alias: str | None
     """The model's name, where the arguments give it one."""
+    listen: Address
+    """Where the server listens: its host may be 0.0.0.0, its port 0 (a free one)."""
+    certificate: str | None = None
+    """The file of its certificate, if it speaks https."""
     batch: int | None = None
     """Prompt tokens that are processed at once; None is llama-server's default."""
+
+    def client_address(self, port: int | None) -> Address:
+        """Where clients on this machine reach it; ``port`` is the one that it found, if it had to find one."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen.host, self.listen.host)  # noqa: S104 - recognised, not bound
+        return replace(self.listen, host=host, port=port if port is not None else self.listen.port)
 
 
 def build(
@@ -98,39 +109,44 @@ def build(
         environment[API_KEY_VARIABLE] = keys
     if api_key_file:
         arguments += ["--api-key-file", str(Path(api_key_file).expanduser())]
-    _check_port_can_be_read(arguments)
-    aliases = _values(arguments, "-a", "--alias")
     all_variables = {**os.environ, **environment}
-    batches = [all_variables.get(_BATCH_VARIABLE, ""), *_values(arguments, "-b", "--batch-size")]
+    settings = parse_server_flags(arguments, environ=all_variables, lenient=True)
+    _check_port_can_be_read(settings)
     return CommandLine(
         tuple(arguments),
         environment,
-        api_key=_own_key(arguments, all_variables),
-        alias=aliases[-1].split(",")[0] if aliases else None,
-        batch=int(batches[-1]) if batches[-1].isdecimal() else None,
+        api_key=_own_key(settings, all_variables),
+        alias=settings.alias.split(",")[0] if settings.alias else None,
+        listen=_listen(settings),
+        certificate=settings.ssl_cert_file,
+        batch=settings.batch_size if "batch_size" in settings.given else None,
     )
 
 
-def _values(arguments: Sequence[str], *flags: str) -> list[str]:
-    """What the flags were given, in order."""
-    return [value for flag, value in pairwise(arguments) if flag in flags]
+def _listen(settings: ServerSettings) -> Address:
+    """Where the server listens. Raises UsageError."""
+    prefix, port = settings.api_prefix.rstrip("/"), settings.port
+    if prefix and not prefix.startswith("/"):
+        raise UsageError(f"--api-prefix {prefix}: llama-server takes one that starts with a slash")
+    if settings.host.endswith(_SOCKET):  # tools/server/server-http.cpp
+        return Address("unix", str(Path(settings.host).absolute()), None, prefix)
+    if port is None or not 0 <= port <= 65535:
+        raise UsageError(f"--port {port} is not between 0 and 65535")
+    scheme = "https" if settings.ssl_key_file and settings.ssl_cert_file else "http"
+    return replace(parse_address(f"{scheme}://llama{prefix}"), host=settings.host, port=port)
 
 
-def _check_port_can_be_read(arguments: Sequence[str]) -> None:
+def _check_port_can_be_read(settings: ServerSettings) -> None:
     """A free port is read from the log, where llama.cpp says it at the verbosity that it has by default."""
-    if _values(arguments, "--port")[-1] != "0":
-        return
-    quiet = any(level in ("0", "1", "2") for level in _values(arguments, "-lv", "--verbosity", "--log-verbosity")[-1:])
-    if quiet or "--log-disable" in arguments:
+    if settings.port == 0 and not settings.host.endswith(_SOCKET) and (settings.log_disable or settings.verbosity < 3):
         raise UsageError("port 0 needs the server's log at verbosity 3, where it says which port it took: name a port")
 
 
-def _own_key(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+def _own_key(settings: ServerSettings, environment: Mapping[str, str]) -> str | None:
     """A key to use ourselves: the first of those that the server will take."""
-    files = _values(arguments, "--api-key-file") or [environment.get(_API_KEY_FILE_VARIABLE, "")]
     key: str | None
-    if files[-1]:
-        key = read_api_key(files[-1])
+    if settings.api_key_file:
+        key = read_api_key(settings.api_key_file)
     else:
         keys = environment.get(API_KEY_VARIABLE, "")
         check_api_key(keys)

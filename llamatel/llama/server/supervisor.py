@@ -18,14 +18,17 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
-from llamatel.llama.http.server_client import ServerClient, base_url
+from llamatel.inputs.credentials import pin
+from llamatel.inputs.http import Address
+from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.failure_line import failure_line, hint
-from llamatel.llama.log.reader import LogReader
 from llamatel.llama.server.backends import XLLAMACPP, Backend
 from llamatel.llama.server.child_process import Child
 from llamatel.llama.server.log_copy import LogCopy
 from llamatel.llama.server.server_command import CommandLine
-from llamatel.llama.watch.slot_polling import Activity
+from llamatel.llama.server.unix_socket import UnixSocket
+from llamatel.llama.watch.observed_server import Lifecycle
+from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
 
 _log = logging.getLogger(__name__)
@@ -90,7 +93,7 @@ class Supervisor:
         backend: Backend,
         command: CommandLine,
         info: ServerInfo,
-        reader: LogReader,
+        server_log: ServerLog,
         *,
         hand_out: Callable[[Sequence[Completion]], None],
         process_replaced: Callable[[], None],
@@ -112,15 +115,14 @@ class Supervisor:
         self.started_at: float | None = None
         self.loading_s: float | None = None
         self.client: ServerClient | None = None
-        """To ask the server; None unless it is ready, and on a TCP port."""
-        self._active_at = time.monotonic()
-        """When the log last told of something done to slots."""
-        self.reader_lock = threading.Lock()
-        """Held while the log reader is read or fed, and while ``info`` changes."""
-        self.backend, self.command, self._reader = backend, command, reader
+        """Polls the server; None unless it is ready."""
+        self._lock = threading.Lock()
+        """Held while ``info`` and the tail of the log change."""
+        self.backend, self.command, self._server_log = backend, command, server_log
         self.found_port: int | None = None if before is None else before.found_port
-        """The port that the server found for itself; its next process is told to take it again."""
-        self._port = self.found_port or info.port or 0
+        """The port that the server found for itself; its next process gets it again."""
+        self._port = self.found_port or command.listen.port or 0
+        self._socket = UnixSocket(command.listen.host) if command.listen.scheme == "unix" else None
         self._hand_out, self._process_replaced = hand_out, process_replaced
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
@@ -148,7 +150,7 @@ class Supervisor:
     @property
     def log_tail(self) -> tuple[str, ...]:
         """The last lines of the log, oldest first."""
-        with self.reader_lock:
+        with self._lock:
             return tuple(self._tail)
 
     def wait_until_ready(self, timeout: float | None) -> None:
@@ -186,23 +188,14 @@ class Supervisor:
             if first and not self._over:
                 os.write(self._wake_write, b"!")
 
-    def learn(self, **changes: str | int | None) -> None:
-        """More about the server: fields of ``info``."""
-        with self.reader_lock:
-            self.info = replace(self.info, **changes)  # type: ignore[arg-type]
-            self._reader.server = self.info
+    def lifecycle(self) -> Lifecycle:
+        """The process now."""
+        return Lifecycle(self.info, self.state.value, self.client, self.restarts, self.started_at, self.loading_s)
 
-    def activity(self) -> Activity:
-        """What the log says about the slots' work."""
-        with self.reader_lock:
-            reader = self._reader
-            quiet_s = time.monotonic() - self._active_at
-            return Activity(reader.activity, bool(reader.busy), quiet_s, sleeping=reader.logged_server.sleeping)
-
-    def polled(self) -> None:
-        """We asked the server for something that takes a task number."""
-        with self.reader_lock:
-            self._reader.polled()
+    @property
+    def address(self) -> Address | None:
+        """Where clients on this machine reach it; None while a free port is not known yet."""
+        return None if self._socket is None and not self._port else self.command.client_address(self._port or None)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the server has ended for good.
@@ -269,9 +262,8 @@ class Supervisor:
 
     def _live(self) -> float | None:
         """One process from its start to its end. The seconds for which it was ready; None if it never was."""
-        with self.reader_lock:
-            self._reader.restart(batch=self.command.batch)
-            self._reader.server = self.info
+        self._server_log.restart(self.info, batch=self.command.batch)
+        with self._lock:
             self._tail.clear()
         self._process_replaced()
         self.loading_s = self.returncode = None
@@ -305,21 +297,20 @@ class Supervisor:
             self._close(child)
         ended_at = time.monotonic()
         self.failure = None if self._stop_by is not None else self._why(was_ready=ready_at is not None)
-        with self.reader_lock:
-            cut_off = self._reader.abort(time.time(), self.failure or "the server was stopped")
-        self._hand_out(cut_off)
-        self.learn(pid=None)
+        self._hand_out(self._server_log.abort(time.time(), self.failure or "the server was stopped"))
+        self._learn(pid=None)
         return None if ready_at is None else ended_at - ready_at
 
     def _start(self) -> Child:
         arguments = self.command.arguments
         if self.found_port is not None:
             arguments += ("--port", str(self.found_port))
-        # Where somebody else answers already, an answer would not be our server's.
-        on_tcp = bool(self._port) and "/" not in (self.info.address or "")
-        self._may_ask = on_tcp and not self._asks_healthy()
+        if self._socket is not None:
+            self._socket.before_start()
+        # Where another server answers already, an answer would not be our server's.
+        self._may_ask = self.address is not None and not self._is_healthy()
         child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
-        self.learn(pid=child.pid)
+        self._learn(pid=child.pid)
         return child
 
     def _press(self, child: Child, stop: _Stop, lines: Sequence[str]) -> None:
@@ -343,48 +334,54 @@ class Supervisor:
         client, self.client = self.client, None
         if client is not None:
             client.close()
+        if self._socket is not None:
+            self._socket.after_end()
 
     def _take(self, lines: Sequence[str]) -> None:
         if not lines:
             return
         now = time.time()
         lines = without_key(lines, self.command.api_key)
-        ended: list[Completion] = []
-        with self.reader_lock:
+        with self._lock:
             self._tail.extend(lines)
-            before = self._reader.activity
-            for line in lines:
-                ended.extend(self._reader.feed(line, now))
-            if self._reader.activity != before:
-                self._active_at = time.monotonic()
+        ended = self._server_log.feed(lines, now)
         if self._log is not None:
             self._log.put(lines)
         self._hand_out(ended)
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""
-        facts = self._reader.logged_server
-        if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._asks_healthy()):
+        facts = self._server_log.facts
+        if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._is_healthy()):
             return False
-        port = self._port if facts.host is None else facts.port
-        if port is not None and port != self._port:
-            self._port = self.found_port = port
+        if self._socket is None and facts.port is not None and facts.port != self._port:
+            self._port = self.found_port = facts.port
         # A wheel built without its number says "b0-unknown": then its version tells more.
         known = facts.build is not None and "unknown" not in facts.build
-        self.learn(port=port, build=facts.build if known else self.info.build)
-        self.started_at = self._reader.process_started_at or self.started_at
-        if port is None:
-            self.learn(address=facts.host)  # a Unix socket
-        else:
-            self.client = ServerClient(base_url(self.info.address, port), api_key=self.command.api_key)
+        self._learn(port=self._port or None, build=facts.build if known else self.info.build)
+        self.client = self._new_client(api_key=self.command.api_key)
         return True
 
-    def _asks_healthy(self) -> bool:
-        probe = ServerClient(base_url(self.info.address, self._port), timeout_s=0.5)
+    def _new_client(self, *, api_key: str | None = None, timeout_s: float = 2.0) -> ServerClient | None:
+        if self.address is None:
+            return None
+        tls = pin(self.command.certificate) if self.address.scheme == "https" and self.command.certificate else None
+        return ServerClient(self.address.url, api_key=api_key, tls=tls, timeout_s=timeout_s)
+
+    def _is_healthy(self) -> bool:
+        probe = self._new_client(timeout_s=0.5)
+        if probe is None:
+            return False
         try:
             return probe.healthy()
         finally:
             probe.close()
+
+    def _learn(self, **changes: str | int | None) -> None:
+        """More about the server: fields of ``info``."""
+        with self._lock:
+            self.info = replace(self.info, **changes)  # type: ignore[arg-type]
+            self._server_log.identify(self.info)
 
     def _why(self, *, was_ready: bool) -> str:
         code = self.returncode

@@ -18,14 +18,18 @@ from dataclasses import dataclass, field
 from llamatel.errors import LlamatelError
 from llamatel.inputs.credentials import read_api_key
 from llamatel.llama.http.server_client import ServerClient
-from llamatel.llama.watch.server_poller import ServerPoller
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.server_log import ServerLog
 from llamatel.llama.watch.targets import Target, TargetFiles
+from llamatel.log_once import LogOnce
+from llamatel.records import ServerInfo
 
 _log = logging.getLogger(__name__)
 
 _THREADS = 32
 _LOOK_S = 1.0
-"""How often the discovery files are looked at."""
+"""How often the discovery files are checked."""
 _STAGGER_S = 0.002
 
 
@@ -43,8 +47,14 @@ class Access:
         return ServerClient(target.url, api_key=key, headers=self.headers, tls=self.tls, timeout_s=timeout_s)
 
 
+def logged_server() -> ObservedServer:
+    """A server of which only the log is there."""
+    info = ServerInfo("unknown")
+    return ObservedServer(info, log=ServerLog(info, LogClock()))
+
+
 class Fleet:
-    """Polls servers; ``added`` and ``removed`` are told of each that comes and goes."""
+    """Polls servers; ``added`` and ``removed`` are called with each that comes and goes."""
 
     def __init__(
         self,
@@ -52,49 +62,54 @@ class Fleet:
         access: Access,
         *,
         interval_s: float = 1.0,
-        added: Callable[[ServerPoller], None] = lambda _: None,
-        removed: Callable[[ServerPoller], None] = lambda _: None,
+        has_log: bool = False,
+        added: Callable[[ObservedServer], None] = lambda _: None,
+        removed: Callable[[ObservedServer], None] = lambda _: None,
     ) -> None:
-        """``added`` is called at once for those that are known. Raises UsageError if a target's key cannot be read."""
+        """``added`` is called at once for those that are known. Raises UsageError if a target's key cannot be read.
+
+        ``has_log``: the servers have a log, which the caller feeds.
+        """
         self._targets = targets
         self._access = access
         self._interval_s = interval_s
+        self._has_log = has_log
         self._added, self._removed = added, removed
-        self._pollers: dict[Target, ServerPoller] = {}
+        self._servers: dict[Target, ObservedServer] = {}
         self._changed = threading.Condition()
-        self._timetable: list[tuple[float, int, ServerPoller]] = []
+        self._timetable: list[tuple[float, int, ObservedServer]] = []
         self._order = 0
         """Tells entries of the same time apart."""
-        self._due: queue.SimpleQueue[ServerPoller | None] = queue.SimpleQueue()
+        self._due: queue.SimpleQueue[ObservedServer | None] = queue.SimpleQueue()
         self._waiting = 0
         """Threads that have nothing to do."""
         self._threads: list[threading.Thread] = []
         self._stopped = False
-        self._failures = 0
+        self._once = LogOnce(_log)
         self._clock = threading.Thread(target=self._run, name="llamatel-fleet", daemon=True)
-        self._take_targets(strict=True)
+        self._update(strict=True)
 
     @property
-    def pollers(self) -> tuple[ServerPoller, ...]:
+    def servers(self) -> tuple[ObservedServer, ...]:
         """Those that are polled now."""
         with self._changed:
-            return tuple(self._pollers.values())
+            return tuple(self._servers.values())
 
     def start(self) -> Fleet:
-        """Begin to poll."""
+        """Start to poll."""
         self._clock.start()
         return self
 
     def stop(self) -> None:
-        """End; polls that wait for an answer are not waited for."""
+        """Stop; polls that wait for an answer are not waited for."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-            pollers = list(self._pollers.values())
+            servers = list(self._servers.values())
         for _ in self._threads:
             self._due.put(None)
-        for poller in pollers:
-            poller.close()
+        for server in servers:
+            server.close()
 
     # -- the timetable's thread -------------------------------------------------------------------------------------
 
@@ -115,46 +130,59 @@ class Fleet:
                     self._hand_out(heapq.heappop(self._timetable)[2])
             if self._targets.watched and now >= look_at:
                 look_at = now + _LOOK_S
-                if self._targets.changed():
-                    self._take_targets(strict=False)
+                try:
+                    if self._targets.changed():
+                        self._update(strict=False)
+                except Exception:  # noqa: BLE001 - the boundary to discovery: its failure must not end the polls
+                    self._once.error("targets", "the targets could not be read again", exc_info=True)
 
-    def _hand_out(self, poller: ServerPoller) -> None:
+    def _hand_out(self, server: ObservedServer) -> None:
         """Give a poll to a thread; our lock is held."""
-        self._due.put(poller)
+        self._due.put(server)
         if self._waiting < self._due.qsize() and len(self._threads) < _THREADS:
             thread = threading.Thread(target=self._work, name=f"llamatel-poll-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _take_targets(self, *, strict: bool) -> None:
+    def _update(self, *, strict: bool) -> None:
+        """Add and remove servers as the targets have changed."""
         wanted = self._targets.targets()
         with self._changed:
-            gone = [self._pollers.pop(target) for target in self._pollers.keys() - set(wanted)]
-            new = [target for target in wanted if target not in self._pollers]
-        for poller in gone:
-            self._removed(poller)
-            poller.close()
+            gone = [self._servers.pop(target) for target in self._servers.keys() - set(wanted)]
+            new = [target for target in wanted if target not in self._servers]
+        for server in gone:
+            self._removed(server)
+            server.close()
         now = time.monotonic()
-        # Spread over one interval, so that they never all ask at once.
+        # Spread over one interval, so that they are never all polled at once.
         pause = min(_STAGGER_S, self._interval_s / max(1, len(new)))
         for number, target in enumerate(new):
             try:
-                poller = ServerPoller(target, self._access.client(target), interval_s=self._interval_s)
+                server = self._observe(target)
             except LlamatelError as error:
                 if strict:
                     raise
                 _log.warning("%s is left out: %s", target.url, error)
                 continue
-            self._added(poller)
+            self._added(server)
             with self._changed:
-                self._pollers[target] = poller
-                self._plan(now + number * pause, poller)
+                self._servers[target] = server
+                self._plan(now + number * pause, server)
 
-    def _plan(self, at: float, poller: ServerPoller) -> None:
+    def _observe(self, target: Target) -> ObservedServer:
+        info = ServerInfo(target.address, target.port)
+        return ObservedServer(
+            info,
+            client=self._access.client(target),
+            log=ServerLog(info, LogClock()) if self._has_log else None,
+            interval_s=self._interval_s,
+        )
+
+    def _plan(self, at: float, server: ObservedServer) -> None:
         """Poll it then; our lock is held."""
         self._order += 1
-        heapq.heappush(self._timetable, (at, self._order, poller))
-        if self._timetable[0][2] is poller:
+        heapq.heappush(self._timetable, (at, self._order, server))
+        if self._timetable[0][2] is server:
             self._changed.notify_all()
 
     # -- the polls' threads -----------------------------------------------------------------------------------------
@@ -163,20 +191,20 @@ class Fleet:
         while True:
             with self._changed:
                 self._waiting += 1
-            poller = self._due.get()
+            server = self._due.get()
             with self._changed:
                 self._waiting -= 1
-                if poller is None or self._stopped:
+                if server is None or self._stopped:
                     return
-                if self._pollers.get(poller.target) is not poller:
+                if all(server is not known for known in self._servers.values()):
                     continue
-            begun = time.monotonic()
+            started_at = time.monotonic()
             try:
-                poller.poll()
+                server.poll()
             except Exception:  # noqa: BLE001 - the boundary to what servers answer: one must not end the others' polls
-                if not self._failures:
-                    _log.exception("a poll of %s failed; further failures are only counted", poller.target.url)
-                self._failures += 1
+                self._once.error(
+                    "poll", "a poll of %s failed; further failures are not logged", server.url, exc_info=True
+                )
             with self._changed:
                 # After a late one the next comes when it would have come, not at once.
-                self._plan(max(begun + poller.due_in_s, time.monotonic()), poller)
+                self._plan(max(started_at + server.due_in_s, time.monotonic()), server)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llamatel.flags.server_settings import ServerSettings
+from llamatel.flags.server_settings import ServerSettings, padded
+from llamatel.inputs.documents import count
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.plan.cache_plan import CachePart, CachePlan
 from llamatel.plan.model_shape import ModelShape
@@ -33,12 +34,23 @@ class LoadedModel:
         return any(kind.startswith("draft-") for kind in asked or own)
 
 
-def kv_cache_state(facts: LoggedServer, slots: Sequence[SlotState] | None, model: LoadedModel) -> KvCacheState:
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What polling shows of the cache."""
+
+    slots: Sequence[SlotState] | None = None
+    trained_context: int | None = None
+    """Tokens that the model was trained for, as ``/v1/models`` has it."""
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    sleeping: bool | None = None
+    """None where only the log can tell."""
+
+
+def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> KvCacheState:
     """The state now; a server that sleeps has freed its memory, and its slots with it."""
-    unified = _unified(facts, model)
+    capacity, unified = _pool(facts, polled, model)
     planned = {} if model.sure is None else parts_of(model.sure.parts)
-    capacity = pool_capacity(facts, slots, model)
-    if facts.sleeping:
+    if facts.sleeping if polled.sleeping is None else polled.sleeping:
         return KvCacheState(
             capacity=capacity,
             unified=unified,
@@ -51,39 +63,95 @@ def kv_cache_state(facts: LoggedServer, slots: Sequence[SlotState] | None, model
     return KvCacheState(
         capacity=capacity,
         unified=unified,
-        active=_tokens(slots, busy=True),
-        cached=_tokens(slots, busy=False),
+        active=_tokens(polled.slots, busy=True),
+        cached=_tokens(polled.slots, busy=False),
         planned_bytes=planned,
         reported_bytes=facts.reported,
-        used_bytes={} if slots is None else _used(slots, model),
+        used_bytes={} if polled.slots is None else _used(polled.slots, model),
     )
 
 
-def pool_capacity(facts: LoggedServer, slots: Sequence[SlotState] | None, model: LoadedModel) -> int | None:
-    """Tokens that fit into the KV cache; None where that is not known, or tokens take no room (recurrent models).
+def pool_capacity(facts: LoggedServer, polled: Polled, model: LoadedModel) -> int | None:
+    """Tokens that fit into the KV cache; None where that is unknown, or tokens take no room (recurrent models).
 
-    The log says it outright at ``-lv 4``, and else what one slot gets: ``n_ctx_slot``, with a warning that names the
-    uncapped size where it was capped (to the model's training context, or ``--kv-unified-per-slot``). One pool is as
-    large as that; else every slot has one (src/llama-context.cpp:290 pads the context so that it comes out even).
-    Builds from April to summer 2026 say neither: there the slots tell it unless they may be capped, or the flags.
+    The log has it at ``-lv 4``, and else what one slot gets: ``n_ctx_slot``, with a warning that names the uncapped
+    size where it was capped (to the model's training context, or ``--kv-unified-per-slot``). One pool is as large as
+    that; else every slot has one (src/llama-context.cpp:290 pads the context so that it comes out even). Builds from
+    April to summer 2026 log neither, and other servers have no log: there the slots show it, with the flags.
     """
-    if model.shape is not None and model.shape.cache in ("recurrent", "none"):
-        return None
-    unified, number = _unified(facts, model), facts.slots or (len(slots) if slots else None)
-    if model.shape is not None and model.shape.cache == "compressed":
-        unified = False  # each slot has its own, whatever the flag says
+    return _pool(facts, polled, model)[0]
+
+
+def _pool(facts: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int | None, bool | None]:
+    """The pool's size in tokens, and whether the slots share it."""
+    unified = _unified(facts, model)
+    shape, shared = model.shape, unified
+    if shape is not None and shape.cache in ("recurrent", "none"):
+        return None, unified
+    if shape is not None and shape.cache == "compressed":
+        shared = False  # each slot has its own, whatever the flag is
     elif facts.pool is not None:
-        return facts.pool
+        return facts.pool, unified
     sequence = facts.sequence_context or facts.slot_context
-    if sequence is None and slots:
-        trained = None if model.shape is None else model.shape.context_length
-        per_slot = None if model.settings is None else model.settings.kv_unified_per_slot
-        size = slots[0].context_size
-        if size is not None and trained is not None and size < trained and per_slot is None:
-            sequence = size
-    if sequence is not None and unified is not None and number is not None:
-        return sequence if unified else sequence * number
-    return model.sure.cells.context if model.sure is not None and model.sure.cells is not None else None
+    number = facts.slots or (len(polled.slots) if polled.slots else None)
+    if sequence is None and polled.slots:
+        seen = _pool_of_slots(polled, model, unified)
+        if seen is not None:
+            return seen
+        sequence = _uncapped(polled, model)
+    if sequence is not None and number is not None and (shared is not None or number == 1):
+        return (sequence if shared else sequence * number), unified
+    if (gauged := _gauged(polled.gauges)) is not None:
+        return gauged, unified
+    planned = model.sure.cells if model.sure is not None else None
+    return (None if planned is None else planned.context), unified
+
+
+def _gauged(gauges: Mapping[str, float]) -> int | None:
+    """llama.cpp's own gauges until May 2025, which forks have kept."""
+    ratio, tokens = gauges.get("kv_cache_usage_ratio"), gauges.get("kv_cache_tokens")
+    return count(round(tokens / ratio)) if ratio and tokens and 1e-9 < ratio <= 1 else None
+
+
+def _slot_size(slots: Sequence[SlotState]) -> int | None:
+    """What each slot may hold: the whole pool if it is shared, its share if it is split, unless it is capped."""
+    sizes = {slot.context_size for slot in slots}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _pool_of_slots(polled: Polled, model: LoadedModel, unified: bool | None) -> tuple[int | None, bool | None] | None:
+    """The pool where the flag that sizes it and the slots agree; None where there is no such flag.
+
+    What several slots hold together proves nothing: the answers to one prompt share cells.
+    """
+    slots = polled.slots or ()
+    asked = padded((model.settings.ctx_size if model.settings is not None else None) or 0)
+    size, number = _slot_size(slots), len(slots)
+    if not asked or size is None or number == 1:
+        return None
+    if size == asked:
+        return asked, True
+    if size == padded(-(-asked // number)):
+        return size * number, False
+    if size < asked and unified and (size == _trained(polled, model) or _capped_per_slot(model) is not None):
+        return asked, True
+    return None, unified
+
+
+def _uncapped(polled: Polled, model: LoadedModel) -> int | None:
+    """What a slot may hold, where that is certainly not capped."""
+    size, trained = _slot_size(polled.slots or ()), _trained(polled, model)
+    below = size is not None and trained is not None and size < trained
+    return size if below and _capped_per_slot(model) is None else None
+
+
+def _trained(polled: Polled, model: LoadedModel) -> int | None:
+    own = None if model.shape is None else model.shape.context_length
+    return own if own is not None else polled.trained_context
+
+
+def _capped_per_slot(model: LoadedModel) -> int | None:
+    return None if model.settings is None else model.settings.kv_unified_per_slot
 
 
 def parts_of(parts: Iterable[CachePart]) -> dict[str, int]:

@@ -1,83 +1,196 @@
-"""The flags of a llama-server on this machine, by the port that it listens on. Linux; elsewhere nothing is known.
+"""The process of a llama-server on this machine: its flags, its model's file, its CPU time and memory.
 
-``/slots`` and ``/props`` do not say how large the KV pool is; the command line does, where somebody wrote it there.
+Of other users' processes and other machines' servers nothing is known. A path that a server's log or answer names is
+opened only if the operating system says that the server's process has that file mapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import ip_address
+import re
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.inputs.http import Address, is_loopback
+from llamatel.snapshots import ProcessState
 
-_LISTEN = "0A"
-_PROC = Path("/proc")
+if TYPE_CHECKING:
+    import psutil
+
+_PROGRAM = re.compile(r"llama-server(?!\w)|llamatel\.llama\.server\.xllamacpp_server$")
+_LOADER = re.compile(r"(?:ld[-.]|ld64|qemu-|box64|valgrind|python)")
+"""Programs that run another one in their own process: the words before it are theirs."""
+_ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
-def local_flags(address: str | None, port: int | None, proc: Path = _PROC) -> ServerSettings | None:
-    """The settings of the one llama-server that listens there; None where that is unsure.
+def server_flags(command: Sequence[str]) -> list[str] | None:
+    """llama-server's flags in a process's command line; None if it is another program."""
+    if not command:
+        return None
+    own, loaded = Path(command[0]).name, range(1, len(command))
+    if _PROGRAM.search(own):
+        return list(command[1:])
+    if _LOADER.match(own):
+        for index in loaded:
+            if _PROGRAM.search(Path(command[index]).name):
+                return list(command[index + 1 :])
+    return None
 
-    That is so for another machine's address, for what only forwards the port (its program has another name), and for
-    processes of other users.
+
+class LocalProcess:
+    """A llama-server's process. Raises nothing where it has ended: then nothing is known."""
+
+    def __init__(self, process: psutil.Process, flags: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._process = process
+        self.pid: int = process.pid
+        self.flags = tuple(flags)
+        """Its command line without the program."""
+        self.environ = environ
+
+    @property
+    def settings(self) -> ServerSettings:
+        """What its flags and environment come to."""
+        return parse_server_flags(self.flags, environ=self.environ, lenient=True)
+
+    @property
+    def started_at(self) -> float | None:
+        """Unix time."""
+        import psutil
+
+        try:
+            return float(self._process.create_time())
+        except psutil.Error:
+            return None
+
+    def model_file(self, given: str | None, named: Sequence[str | None] = ()) -> Path | None:
+        """The file of a model: as its flags give it, else what ``named`` names, if the process has it mapped."""
+        if given is not None:
+            path = self._seen(given)
+            if path is not None and path.is_file():
+                return path
+        wanted = {name for name in named if name}
+        for mapped in self._mapped() if wanted else ():
+            if mapped in wanted and (path := self._seen(mapped)) is not None and path.is_file():
+                return path
+        return None
+
+    def _seen(self, name: str) -> Path | None:
+        """A file of the process: in its working directory and its mounts, which may be a container's."""
+        import psutil
+
+        try:
+            path = Path(self._process.cwd()) / name
+            elsewhere = Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{self.pid}/ns/mnt").readlink()
+        except FileNotFoundError:  # no Linux
+            elsewhere = False
+        except (psutil.Error, OSError):
+            return None
+        return Path(f"/proc/{self.pid}/root") / path.relative_to("/") if elsewhere else path
+
+    def _mapped(self) -> list[str]:
+        import psutil
+
+        try:
+            return [entry.path for entry in self._process.memory_maps()]
+        except (psutil.Error, OSError, AttributeError):  # macOS has none
+            return []
+
+
+def find_process(address: Address) -> LocalProcess | None:
+    """The one llama-server that listens at an address of this machine; None where that is unsure.
+
+    So it is for another machine's address, for what only forwards the port, and for processes of other users.
     """
-    if port is None or not _is_this_machine(address):
-        return None
-    sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
-    owners = [process for process in _processes(proc) if sockets and not sockets.isdisjoint(_open_files(process))]
-    if len(owners) != 1:
-        return None
-    words = _strings(owners[0] / "cmdline")
-    if not words or "llama-server" not in Path(words[0]).name:
-        return None
-    environ = dict(entry.split("=", 1) for entry in _strings(owners[0] / "environ") if "=" in entry)
-    return parse_server_flags(words[1:], environ=environ, lenient=True)
+    import psutil
 
-
-def _is_this_machine(address: str | None) -> bool:
-    if address == "localhost":
-        return True
+    if not address.is_local:
+        return None
     try:
-        return ip_address(address or "").is_loopback
-    except ValueError:
+        if address.scheme == "unix":
+            found = [
+                entry for entry in psutil.net_connections("unix") if str(entry.laddr) == address.host and entry.pid
+            ]
+        else:
+            found = [entry for entry in psutil.net_connections("tcp") if _listens(entry, address.port)]
+    except (psutil.Error, OSError, RuntimeError):
+        return None
+    owners = {entry.pid for entry in found}
+    pid = owners.pop() if len(owners) == 1 else None
+    return None if pid is None else process_of(pid)
+
+
+def own_process(pid: int | None, flags: Sequence[str], environ: Mapping[str, str]) -> LocalProcess | None:
+    """A process that was started with these flags; None if it has ended."""
+    import psutil
+
+    try:
+        return None if pid is None else LocalProcess(psutil.Process(pid), flags, environ)
+    except psutil.Error:
+        return None
+
+
+def process_of(pid: int) -> LocalProcess | None:
+    """The llama-server with this process id; None if it is another program, or another user's."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        flags = server_flags(process.cmdline())
+        return None if flags is None else LocalProcess(process, flags, process.environ())
+    except (psutil.Error, OSError):
+        return None
+
+
+def _listens(entry: Any, port: int | None) -> bool:
+    """Whether a TCP socket of psutil's list listens on a port of loopback."""
+    if entry.status != "LISTEN" or not entry.laddr or entry.laddr.port != port:
         return False
+    host = str(entry.laddr.ip)
+    return host in _ANY or is_loopback(host)
 
 
-def _listening(port: int, proc: Path) -> Iterator[str]:
-    """Inodes of the TCP sockets that listen on a port (``proc_net_tcp``: columns 2, 4 and 10)."""
-    for table in ("tcp", "tcp6"):
-        try:
-            rows = (proc / "self" / "net" / table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            columns = row.split()
-            if columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
-                yield columns[9]
+class ProcessUsage:
+    """CPU time and memory of the process that a server has now; its CPU time never goes down. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: psutil.Process | None = None
+        self._before_s = 0.0
+        self._last_s: float | None = None
+
+    def read(self, pid: int | None) -> ProcessState:
+        """State of process ``pid``; without one, or where it cannot be read, the CPU time until then and no memory."""
+        import psutil
+
+        with self._lock:
+            if pid is not None and (self._process is None or pid != self._process.pid):
+                self._before_s += self._last_s or 0.0
+                self._last_s = None
+                try:
+                    self._process = psutil.Process(pid)
+                except psutil.Error:
+                    self._process = None
+            memory = None
+            if pid is not None and self._process is not None:
+                try:
+                    with self._process.oneshot():
+                        times, memory = self._process.cpu_times(), int(self._process.memory_info().rss)
+                    self._last_s = max(times.user + times.system, self._last_s or 0.0)
+                except psutil.Error:
+                    memory = None
+            known = self._last_s is not None or self._before_s
+            return ProcessState(self._before_s + (self._last_s or 0.0) if known else None, memory)
 
 
-def _processes(proc: Path) -> Iterator[Path]:
+def cpu_time(pid: int | None) -> float | None:
+    """Seconds of CPU time that a process has used; None where that is not known."""
+    import psutil
+
     try:
-        yield from (entry for entry in proc.iterdir() if entry.name.isdigit())
-    except OSError:
-        return
-
-
-def _open_files(process: Path) -> Iterator[str]:
-    try:
-        entries = list((process / "fd").iterdir())
-    except OSError:  # gone meanwhile, or another user's
-        return
-    for entry in entries:
-        try:
-            yield str(entry.readlink())
-        except OSError:
-            continue
-
-
-def _strings(path: Path) -> list[str]:
-    try:
-        return path.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    except OSError:
-        return []
+        times = None if pid is None else psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return None if times is None else float(times.user + times.system)

@@ -1,17 +1,17 @@
 """A router (llama-server without a model of its own) as polling sees it: one server with many models.
 
-``GET /models`` gives the states and loads nothing. A loaded model is asked through the router, always with
-``autoload=false``: one that was unloaded meanwhile is not brought back. The router logs a line for each such question
-and gives no model up while it answers one, so idle models are asked seldom; unloaded and sleeping ones not at all.
+``GET /models`` returns the states and loads nothing. A loaded model is polled through the router, always with
+``autoload=false``: one that was unloaded in the meantime is not loaded again. The router logs a line for each such
+request and unloads no model while it answers one, so idle models are polled seldom; unloaded and sleeping ones never.
 
-What happens between two looks is seen late or not at all: loads and failures are counted as far as they were seen, and
-why a model was unloaded cannot be told. The router's log says all of it (see ``log.router``).
+What happens between two polls is seen late or not at all: loads and failures are counted as far as they were seen, and
+why a model was unloaded is unknown. The router's log has all of it (see ``log.router_log``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,10 +21,11 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.documents import text
 from llamatel.llama.http.props import ModelCard, parse_model_card
 from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
-from llamatel.llama.watch.instance import Instance
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
+from llamatel.llama.watch.polling import Polling
 from llamatel.records import ObservedRequest, ServerInfo
 from llamatel.snapshots import RouterModel, ServerSnapshot
 
@@ -45,7 +46,7 @@ class ModelEntry:
     """Of its process, while it has one."""
     exit_code: int | None = None
     card: ModelCard = field(default_factory=ModelCard)
-    flags: ServerSettings | None = None
+    settings: ServerSettings | None = None
 
     @property
     def running(self) -> bool:
@@ -68,15 +69,16 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
         if state == "unloaded" and status.get("failed"):
             state = "failed"
         args = [word for word in given if isinstance(word, str)] if isinstance(given, list) else []
-        flags = parse_server_flags(args, environ={}, lenient=True) if args else None
+        settings = parse_server_flags(args, environ={}, lenient=True) if args else None
+        port = None if settings is None else settings.port
         entries.append(
             ModelEntry(
                 name,
                 state,
-                port=flags.port if flags is not None and flags.port and 0 < flags.port < 65536 else None,
+                port=port if port is not None and 0 < port < 65536 else None,
                 exit_code=exit_code if isinstance(exit_code, int) else None,
                 card=parse_model_card(model),
-                flags=flags,
+                settings=settings,
             )
         )
     return entries
@@ -85,52 +87,62 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
 class _Model:
     """One model over its loads."""
 
-    def __init__(self, entry: ModelEntry, instance: Instance) -> None:
+    def __init__(self, entry: ModelEntry, polling: Polling) -> None:
         self.entry = entry
-        self.instance = instance
+        self.polling = polling
         self.loads = self.failures = 0
         self.stale = False
-        self.ask_at = float("-inf")
+        self.due_at = float("-inf")
 
     def observe(self, entry: ModelEntry) -> None:
-        """Another look at the list."""
+        """Its entry in the list of another poll."""
         before, self.entry = self.entry, entry
         if entry.running and (not before.running or entry.port != before.port):
             self.loads += 1
-            self.ask_at = float("-inf")
+            self.due_at = float("-inf")
         if entry.state == "failed" and before.state != "failed":
             self.failures += 1
         if entry.state != "loaded":
             self.stale = False
-            self.ask_at = float("-inf")
+            self.due_at = float("-inf")
             if entry.state == "sleeping":
-                self.instance.asleep()
+                self.polling.asleep()
             else:
-                self.instance.gone()
-        self.instance.flags = entry.flags
-        self.instance.trained_context = entry.card.trained_context
+                self.polling.disconnected()
+        self.polling.trained_context = entry.card.trained_context
 
-    def ask(self, now: float, interval_s: float) -> None:
-        """Ask a loaded one for its figures, if it is time."""
-        if self.entry.state != "loaded" or now < self.ask_at:
+    def poll(self, now: float, interval_s: float) -> None:
+        """Poll it, if it is loaded and due."""
+        if self.entry.state != "loaded" or now < self.due_at:
             return
         try:
-            self.instance.poll()
+            self.polling.poll()
             self.stale = False
         except ServerUnreachable as error:
-            # Busy: its last figures are kept. Unloaded since we looked (400), or away: the next list will tell.
+            # Busy: its last figures are kept. Unloaded in the meantime (400), or gone: the next list shows it.
             self.stale = error.busy
-        self.ask_at = now + (interval_s if self.instance.busy or self.stale else max(_IDLE_S, interval_s))
+        self.due_at = now + (interval_s if self.polling.busy or self.stale else max(_IDLE_S, interval_s))
 
-    def snapshot(self, server: ServerInfo) -> ServerSnapshot:
-        """What was seen last; of a model that has no process only its state."""
-        entry = self.entry
+    def snapshot(self, server: ServerInfo, facts: LoggedServer) -> ServerSnapshot:
+        """What was seen last, with what its log says; of a model that has no process only its state."""
+        entry, polling = self.entry, self.polling
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
         if not entry.running:
             return ServerSnapshot(about, up=None, state=entry.state, router_model=life)
-        state = self.instance.snapshot(about, up=None, state=entry.state, stale=self.stale)
-        return replace(state, restarts=None, router_model=life)
+        cache = kv_cache_state(facts, polling.polled, LoadedModel(None, entry.settings))
+        return ServerSnapshot(
+            about,
+            up=None,
+            state=entry.state,
+            stale=self.stale,
+            counters=polling.totals if polling.answers else {},
+            deferred=polling.deferred,
+            slots=polling.slots,
+            decode_rate=polling.decode_rate,
+            kv_cache=cache if cache.is_known else None,
+            router_model=life,
+        )
 
 
 class Router:
@@ -141,13 +153,13 @@ class Router:
         client: ServerClient,
         *,
         interval_s: float = 1.0,
-        asked: Callable[[str], None] = lambda _: None,
+        on_task: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``asked`` is called with a model's name at each question that takes a task number of its process."""
+        """``on_task`` is called with a model's name before each request that takes a task number of its process."""
         self._client = client
         self._interval_s = interval_s
-        self._asked = asked
+        self._on_task = on_task
         self._clock = clock
         self._models: dict[str, _Model] = {}
 
@@ -157,7 +169,7 @@ class Router:
             self._client = client
             self.gone()
             for name, model in self._models.items():
-                model.instance.use(client.of_model(name))
+                model.polling.use(client.of_model(name))
 
     def poll(self) -> None:
         """One round. Raises ServerUnreachable where the list cannot be had."""
@@ -166,58 +178,59 @@ class Router:
         for name, entry in entries.items():
             self._models[name].observe(entry)
         for model in self._models.values():
-            model.ask(self._clock(), self._interval_s)
+            model.poll(self._clock(), self._interval_s)
 
     def gone(self) -> None:
         """It does not answer any more, and its models went with it; what they counted is kept, to be resumed."""
         for model in self._models.values():
-            model.instance.gone()
+            model.polling.disconnected()
             model.entry = replace(model.entry, state=None, port=None)
 
     def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
-        """The requests that looks at the models' slots showed to be gone since this was asked last."""
+        """The requests that the models' slots showed to have finished since the last call."""
         return [
             request
             for name, model in self._models.items()
-            for request in model.instance.take_observed(replace(server, model=name))
+            for request in model.polling.take_observed(replace(server, model=name))
         ]
 
-    def snapshots(self, server: ServerInfo) -> tuple[ServerSnapshot, ...]:
-        """Its models as last seen; none that we know nothing of."""
-        return tuple(model.snapshot(server) for model in self._models.values() if model.entry.state is not None)
+    def snapshots(
+        self, server: ServerInfo, facts: Callable[[str], LoggedServer] = lambda _: LoggedServer()
+    ) -> tuple[ServerSnapshot, ...]:
+        """Its models as last seen; none of which nothing is known. ``facts``: what a model's log says."""
+        known = [model for model in self._models.values() if model.entry.state is not None]
+        return tuple(model.snapshot(server, facts(model.entry.name)) for model in known)
 
     def _new(self, entry: ModelEntry) -> _Model:
-        instance = Instance(
+        polling = Polling(
             self._client.of_model(entry.name),
             f"{self._client.base_url} ({entry.name})",
             interval_s=self._interval_s,
-            asked=partial(self._asked, entry.name),
+            on_task=partial(self._on_task, entry.name),
             clock=self._clock,
         )
-        return _Model(entry, instance)
+        return _Model(entry, polling)
 
 
-def with_log(
-    server: ServerInfo, polled: Sequence[ServerSnapshot], log: RouterLog[LogReader]
-) -> tuple[ServerSnapshot, ...]:
-    """What polling and the router's log say of its models, together; nothing was polled if it could not be."""
-    states = {state.server.model: state for state in polled}
+def models_with_log(server: ServerInfo, router: Router | None, log: RouterLog[LogReader]) -> tuple[ServerSnapshot, ...]:
+    """A router's models as polling and its log have them; ``router`` is None where it cannot be polled."""
+
+    def facts(name: str) -> LoggedServer:
+        reader = log.reader_of(name)
+        return LoggedServer() if reader is None else reader.logged_server
+
+    polled = () if router is None else router.snapshots(server, facts)
     if not polled:
         lives = {name: life.state for name, life in log.models.items() if life.state is not None}
-        states = {
-            name: ServerSnapshot(replace(server, model=name), up=None, state=state) for name, state in lives.items()
-        }
-    return tuple(_completed(state, log) for state in states.values())
+        polled = tuple(
+            ServerSnapshot(replace(server, model=name), up=None, state=state) for name, state in lives.items()
+        )
+    return tuple(_completed(state, log) for state in polled)
 
 
 def _completed(state: ServerSnapshot, log: RouterLog[LogReader]) -> ServerSnapshot:
-    name = state.server.model or ""
-    life, reader = log.models.get(name), log.reader_of(name)
+    life = log.models.get(state.server.model or "")
     if life is None:
         return state
     running = state.state in ("loaded", "sleeping")
-    cache = state.kv_cache
-    if reader is not None and running and (cache is not None or reader.logged_server.sleeping):
-        cache = kv_cache_state(reader.logged_server, state.slots, LoadedModel())
-    loading_s = life.loading_s if running else None
-    return replace(state, loading_s=loading_s, kv_cache=cache, router_model=life.record)
+    return replace(state, loading_s=life.loading_s if running else None, router_model=life.record)

@@ -105,13 +105,13 @@ class ServersSource:
         """Raises ServerUnreachable if the only server rejects the API key."""
         self._live = Live()
         self._fleet = Fleet(TargetFiles((), list(targets)), access, interval_s=interval_s)
-        if len(self._fleet.pollers) == 1:
-            self._fleet.pollers[0].check()
+        if len(self._fleet.servers) == 1:
+            self._fleet.servers[0].check()
         self._fleet.start()
 
     def document(self, focus: str | None) -> dict[str, Any]:
         """The state at the last poll."""
-        states = tuple(state for poller in self._fleet.pollers for state in poller.snapshots())
+        states = tuple(state for server in self._fleet.servers for state in server.snapshots())
         snapshot = Snapshot(time.time(), states)
         self._live.observe(snapshot)
         return self._live.document(snapshot, focus)

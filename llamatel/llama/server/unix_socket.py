@@ -1,0 +1,64 @@
+"""The Unix socket of a server that was launched: llama.cpp leaves it behind, and cannot listen where one exists."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import stat
+from pathlib import Path
+
+from llamatel.errors import UsageError
+
+_CONNECT_S = 1.0
+
+
+class UnixSocket:
+    """Removes the socket that the server's process has made, and no other file.
+
+    The path is the one that was given to the server, never one that its log names.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._ours = False
+
+    def check(self) -> None:
+        """Raise UsageError where the server could not listen."""
+        if self._exists():
+            what = "another server listens there" if self._answers() else "remove it, if no server uses it any more"
+            raise UsageError(f"{self._path} exists: {what}")
+        if not self._path.parent.is_dir():
+            raise UsageError(f"{self._path}: there is no folder {self._path.parent}")
+
+    def before_start(self) -> None:
+        """A process is about to start: what exists now is not its own."""
+        self._ours = not self._exists()
+
+    def after_end(self) -> None:
+        """The process has ended: remove the socket that it made."""
+        if self._ours and self._is_socket() and not self._answers():
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def _exists(self) -> bool:
+        try:
+            self._path.lstat()
+        except OSError:
+            return False
+        return True
+
+    def _is_socket(self) -> bool:
+        try:
+            return stat.S_ISSOCK(self._path.lstat().st_mode)
+        except OSError:
+            return False
+
+    def _answers(self) -> bool:
+        """Whether a process listens on it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_CONNECT_S)
+            try:
+                probe.connect(str(self._path))
+            except OSError:
+                return False
+        return True

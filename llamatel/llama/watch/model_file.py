@@ -1,0 +1,80 @@
+"""The model that a server runs: its shape, from its file, and its cache as planned with the server's flags."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from llamatel.errors import LlamatelError
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.gguf.split_files import parse_gguf_header
+from llamatel.llama.log.logged_server import LoggedServer
+from llamatel.llama.watch.kv_state import LoadedModel, Polled, pool_capacity
+from llamatel.llama.watch.local_process import LocalProcess
+from llamatel.plan.cache_plan import cache_plan
+from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.shape_from_gguf import shape_from_gguf
+
+_log = logging.getLogger(__name__)
+
+
+class ModelFile:
+    """Reads the model's file, again only when the server has loaded something else. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._model = LoadedModel()
+        self._read_for: tuple[object, ...] | None = None
+
+    def read(
+        self, facts: LoggedServer, settings: ServerSettings | None, process: LocalProcess | None, named: str | None
+    ) -> LoadedModel:
+        """What is known of the model; ``named`` is its path as the server's ``/props`` has it.
+
+        Takes some milliseconds where the model is new.
+        """
+        loaded = (
+            settings, None if process is None else process.pid, named, facts.model_path, facts.draft_path, facts.slots,
+            facts.slot_context, facts.kv_unified, facts.pool,
+        )  # fmt: skip
+        if self._read_for != loaded:
+            self._model = _read(facts, settings, process, named)
+            self._read_for = loaded
+        return self._model
+
+
+def _read(
+    facts: LoggedServer, settings: ServerSettings | None, process: LocalProcess | None, named: str | None
+) -> LoadedModel:
+    if settings is None or process is None:
+        return LoadedModel(None, settings)
+    shape = _shape(process.model_file(settings.model, (named, facts.model_path)))
+    if settings.not_understood:
+        return LoadedModel(shape)
+    if shape is None:
+        return LoadedModel(None, settings)
+    if facts.draft_path is not None:
+        # A repository's own draft may come with its model, without a flag: the log names it, and its file.
+        draft = process.model_file(settings.draft_model, (facts.draft_path,))
+        settings = replace(settings, draft_model=str(draft or facts.draft_path))
+        shape = replace(shape, draft=_shape(draft))
+    return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
+
+
+def _as_fitted(settings: ServerSettings, facts: LoggedServer, shape: ModelShape) -> ServerSettings:
+    """The settings with the context that llama.cpp chose, where it was left to it and its log says which."""
+    if settings.ctx_size:
+        return settings
+    pool = pool_capacity(facts, Polled(), LoadedModel(shape, settings))
+    # Below a batch's length the context also bounds the batch, by its size before padding, which is not reported.
+    return replace(settings, ctx_size=pool) if pool is not None and pool >= settings.batch_size else settings
+
+
+def _shape(path: Path | None) -> ModelShape | None:
+    if path is None:
+        return None
+    try:
+        return shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+    except (LlamatelError, OSError) as error:
+        _log.debug("the model's header cannot be read: %s", error)
+        return None

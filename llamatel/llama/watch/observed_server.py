@@ -1,0 +1,490 @@
+"""One server, observed from the sources that it offers: its process, its log, HTTP, its flags, its model's file.
+
+It does not matter who started the server. A source that is missing leaves fields of the snapshot unknown; no source is
+queried in a way that wakes a sleeping server, keeps one awake or makes a router load a model (see ``polling``).
+
+``poll`` queries the sources; ``snapshots`` returns what was seen last, so that exports and polls do not wait for each
+other. A poll that times out while the server works makes its figures stale, not the server down. Counters go on from
+where they were when a server comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from llamatel.errors import ServerUnreachable
+from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.inputs.http import parse_address
+from llamatel.llama.http.props import ServerProps
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.listeners import Listeners
+from llamatel.llama.log.logged_server import LoggedServer
+from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state
+from llamatel.llama.watch.local_process import LocalProcess, ProcessUsage, cpu_time, find_process, own_process
+from llamatel.llama.watch.model_file import ModelFile
+from llamatel.llama.watch.polling import Polling
+from llamatel.llama.watch.router_models import Router, models_with_log
+from llamatel.llama.watch.server_log import LogState, ServerLog
+from llamatel.log_once import LogOnce
+from llamatel.records import Completion, ObservedRequest, ServerInfo
+from llamatel.snapshots import ProcessState, ServerSnapshot
+
+_log = logging.getLogger(__name__)
+
+_HEALTH_S = 0.5
+_SILENT_S = 60.0
+"""A server that takes connections and answers nothing at all for that long is down, unless its process works."""
+_WORKING_SHARE = 0.1
+"""Of one CPU: a process that used more while a request waited for its answer is at work."""
+_SLOW_S = 1.0
+_FAR_S = 10.0
+"""Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
+_LATE_S = 10.0
+_NO_SERVER_STATUS = (502, 504)
+_NO_SERVER = "the proxy in front of it finds no server"
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """The process of a server that this program has launched, as its supervisor sees it."""
+
+    info: ServerInfo
+    state: str
+    """stopped, starting, ready, stopping, failed."""
+    client: ServerClient | None = None
+    """None unless it is ready."""
+    restarts: int = 0
+    started_at: float | None = None
+    loading_s: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process that is meant to run."""
+        return self.state in ("starting", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class _Poll:
+    """How a poll went."""
+
+    life: Lifecycle | None = None
+    up: bool | None = None
+    state: str | None = None
+    stale: bool = False
+
+
+class ObservedServer:
+    """Observes one server. Thread-safe."""
+
+    def __init__(
+        self,
+        info: ServerInfo,
+        *,
+        client: ServerClient | None = None,
+        log: ServerLog | None = None,
+        lifecycle: Callable[[], Lifecycle | None] | None = None,
+        interval_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Sources: ``client`` (HTTP), ``log``, and ``lifecycle`` of a server that this program has launched."""
+        self.info = info
+        self.log = log
+        self.due_in_s = interval_s
+        """When it is to be polled again."""
+        self.blocking = False
+        """Whether a listener may hold up the log's reader: True where its lines wait in a file or pipe."""
+        self._client = client
+        self._lifecycle = lifecycle
+        self._interval_s = interval_s
+        self._clock = clock
+        self._poll_lock = threading.Lock()
+        self._poll_started_at = float("-inf")
+        self._polled_at = clock()
+        self._answered_at: float | None = None
+        self._unknown = True
+        """Whether it has to say (again) what it is."""
+        self._polling = None if client is None else self._new_polling(client)
+        self._router: Router | None = None
+        self._process: LocalProcess | None = None
+        self._usage = ProcessUsage()
+        self._settings: ServerSettings | None = None
+        """From its flags and environment."""
+        self._environ: dict[str, str] = {}
+        self._words: tuple[str, ...] = ()
+        self._model_file = ModelFile()
+        self._named_model: str | None = None
+        """The path of its model in ``/props``."""
+        self._refused: int | None = None
+        self._reports_key = False
+        """Whether the caller reports a wrong key."""
+        self._once = LogOnce(_log)
+        self._snapshots: tuple[ServerSnapshot, ...] = ()
+        self._last = _Poll()
+        self._build_lock = threading.Lock()
+        self._listeners = Listeners[Completion | ObservedRequest]()
+
+    # -- for those who watch ------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str | None:
+        """Where it is polled; without credentials."""
+        return None if self._client is None else self._client.base_url
+
+    @property
+    def is_router(self) -> bool:
+        """Whether it is a router, as far as is known."""
+        return self._router is not None or (self.log is not None and self.log.is_router)
+
+    def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
+        """Call ``listener`` for each finished request, from the log, or as the slots showed it.
+
+        Returns a function that unsubscribes.
+        """
+        return self._listeners.add(listener)
+
+    def publish(self, finished: Sequence[Completion | ObservedRequest]) -> None:
+        """Hand finished requests to the listeners."""
+        for request in finished:
+            for listener in self._listeners:
+                listener(request)
+
+    def snapshots(self) -> tuple[ServerSnapshot, ...]:
+        """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""
+        grows = self._lifecycle is None and self.log is not None  # the log is read between polls, too
+        snapshots = self._build() if grows else self._snapshots
+        if self._lifecycle is None and self._clock() - self._polled_at > max(_LATE_S, 5 * self.due_in_s):
+            return tuple(replace(snapshot, stale=True) for snapshot in snapshots)
+        return snapshots
+
+    def check(self) -> None:
+        """Poll once; raises ServerUnreachable, with one clear line, where the key is wrong."""
+        self._reports_key = True
+        self.poll()
+        if self._refused == 401:
+            raise ServerUnreachable(self._refusal(401), status=401)
+
+    def poll(self) -> None:
+        """Query the sources. Raises nothing that a server can cause. One thread polls, others use its result."""
+        wanted_at = self._clock()
+        with self._poll_lock:
+            if self._poll_started_at > wanted_at:
+                return
+            self._poll_started_at = self._clock()
+            self.due_in_s = self._interval_s
+            self._refused = None
+            self._poll()
+            self._polled_at = self._clock()
+
+    def poll_counters(self, timeout_s: float) -> None:
+        """Take what a server that is about to be stopped has counted since the last poll."""
+        if not self._poll_lock.acquire(timeout=timeout_s):
+            return  # another thread polls it, and gets no answer
+        try:
+            life = None if self._lifecycle is None else self._lifecycle()
+            if life is not None:
+                self._follow(life)
+            if self._polling is not None and not self.is_router:
+                self._polling.poll_counters(timeout_s)
+        finally:
+            self._poll_lock.release()
+
+    def close(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            self._client.close()
+
+    # -- for those who own or find its process ------------------------------------------------------------------------
+
+    def launch(self, words: Sequence[str], environ: dict[str, str]) -> None:
+        """It is about to be launched with these flags and this environment."""
+        self._words, self._environ = tuple(words), environ
+        self._settings = parse_server_flags(words, environ=environ, lenient=True)
+
+    def process_replaced(self) -> None:
+        """A new process of it is about to start."""
+        if self._polling is not None:
+            self._polling.replaced()
+        self._unknown = True
+
+    def learn_from_log(self) -> None:
+        """Complete its identity from its log; called where a line says something new (within ``ServerLog.feed``)."""
+        if self.log is None or self._lifecycle is not None:
+            return
+        facts, info = self.log.facts, self.info
+        if info.address == "unknown" and facts.host is not None:
+            info = replace(info, address=facts.host, port=facts.port)
+        if info.model is None and facts.model_path is not None and not self.is_router:
+            info = replace(info, model=facts.model_path.rpartition("/")[2])
+        if info.build is None and facts.build is not None:
+            info = replace(info, build=facts.build)
+        if info != self.info:
+            self.info = info
+            self.log.identify_unlocked(info)
+
+    # -- one poll -----------------------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        life = None if self._lifecycle is None else self._lifecycle()
+        if life is not None:
+            self._follow(life)
+            if life.state != "ready" or life.client is None:
+                self._publish(life, up=life.state == "ready", state=life.state)
+                return
+        elif self._client is None or self._lifecycle is not None:
+            self._publish(None, up=None, state=None)
+            return
+        started_at, pid = self._clock(), self._pid(life)
+        cpu_s = cpu_time(pid)
+        try:
+            self._poll_http(life)
+        except ServerUnreachable as error:
+            working = self._has_worked(pid, cpu_s, self._clock() - started_at)
+            self._failed(error, life, started_at, working=working)
+        else:
+            if self._once.reset("down"):
+                _log.warning("%s answers now", self.url)
+            self._answered_at = self._clock()
+            asleep = self._polling is not None and self._polling.sleeping
+            self._publish(life, up=True, state="sleeping" if asleep else "ready")
+        source = self._router or self._polling
+        if source is not None:
+            observed = source.take_observed(self.info)
+            if not self._log_shows_requests:
+                self.publish(observed)
+
+    def _follow(self, life: Lifecycle) -> None:
+        """Take what the supervisor says of the process."""
+        self.info = life.info
+        if life.client is not None and life.client is not self._client:
+            self._client = life.client
+            self._unknown = True
+            if self._polling is None:
+                self._polling = self._new_polling(life.client)
+            self._polling.use(life.client)
+            if self._router is not None:
+                self._router.use(life.client)
+        if self._process is None or self._process.pid != life.info.pid:
+            self._process = own_process(life.info.pid, self._words, self._environ)
+        if self._polling is not None and self._settings is not None and self._settings.slot_save_path is not None:
+            self._polling.always_slots = True  # /slots/ID?action=restore changes slots without a line or a counter
+
+    def _poll_http(self, life: Lifecycle | None) -> None:
+        if self._unknown:
+            self._identify(life)
+        activity = None if self.log is None else self.log.activity()
+        polling = self._polling
+        if self._router is not None:
+            self._router.poll()
+        elif polling is not None and polling.poll(activity):
+            self._identify(life)  # another process: perhaps with another model
+            if self._polling is not polling and self._polling is not None:
+                self._polling.poll(activity)
+        if self.log is not None and self._polling is not None and self._router is None:
+            self.log.audit(self._polling.generated_total, self._polling.slots if self._polling.slots_are_new else None)
+
+    def _identify(self, life: Lifecycle | None) -> None:
+        """What it is: asked once, and again when another process answers."""
+        client = self._client
+        if client is None:
+            return
+        if life is None and (status := client.health()) != 200:
+            raise ServerUnreachable(f"{client.base_url}/health answered {status}", status=status)
+        props = client.props()
+        if props == ServerProps():
+            return  # it does not say: with a wrong key the next request shows that
+        self._named_model = props.model_path
+        build = self.info.build or props.build if life is not None else props.build
+        model = self.info.model
+        if props.role == "router":
+            self._router = self._router or Router(
+                client, interval_s=self._interval_s, on_task=self._note_task, clock=self._clock
+            )
+            model = model if life is not None else None
+        else:
+            card = client.model_card()
+            if life is None:
+                if self._router is not None or (model is not None and card.name != model):
+                    # Another server to those who look at the figures: what was counted until now is not its own.
+                    self._polling = self._new_polling(client)
+                model = card.name or model
+            self._router = None
+            if self._polling is not None:
+                self._polling.trained_context = card.trained_context
+        if life is None:
+            self._process = find_process(parse_address(client.base_url))
+            self._settings = None if self._process is None else self._process.settings
+        self._set_info(replace(self.info, model=model, build=build))
+        self._unknown = False
+
+    def _set_info(self, info: ServerInfo) -> None:
+        self.info = info
+        if self.log is not None and self._lifecycle is None:
+            self.log.identify(info)
+
+    def _failed(self, error: ServerUnreachable, life: Lifecycle | None, started_at: float, *, working: bool) -> None:
+        now = self._clock()
+        if error.status == 503:
+            # Loading, says llama.cpp; or a proxy in front of it finds no server. It is of no use yet either way.
+            self._disconnected()
+            self._publish(life, up=False, state="starting")
+        elif error.status is not None:
+            # Only 401 is llama.cpp's own; else something unknown answers, or a proxy that finds no server.
+            self._refused = error.status
+            if error.status != 401 or not self._reports_key:
+                self._once.warning(str(error.status), "%s", self._refusal(error.status))
+            self._disconnected()
+            up = False if error.status in _NO_SERVER_STATUS else None
+            self._publish(life, up=True if error.status == 401 or life is not None else up, state=None)
+        elif error.busy and (self._is_healthy(now) or working or self._answered_lately(life, now)):
+            self._publish(life, up=True, state="ready", stale=True)
+        else:
+            if life is None:
+                self._once.warning("down", "%s", error)
+            self._disconnected()
+            self._publish(life, up=False, state=None if life is None else life.state)
+            if now - started_at > _SLOW_S:
+                self.due_in_s = max(_FAR_S, self._interval_s)
+
+    def _is_healthy(self, now: float) -> bool:
+        """Whether a server that did not answer in time answers ``/health``, which waits for nothing."""
+        if self._client is None or not self._client.healthy(_HEALTH_S):
+            return False
+        self._answered_at = now
+        return True
+
+    def _answered_lately(self, life: Lifecycle | None, now: float) -> bool:
+        """Whether it answered a while ago. Of our own process it is known whether it works."""
+        return life is None and self._answered_at is not None and now - self._answered_at < _SILENT_S
+
+    def _pid(self, life: Lifecycle | None) -> int | None:
+        return self._process.pid if self._process is not None else None if life is None else life.info.pid
+
+    @staticmethod
+    def _has_worked(pid: int | None, cpu_s: float | None, seconds: float) -> bool:
+        """Whether the process has used the CPU while its answer was waited for."""
+        after = cpu_time(pid)
+        return cpu_s is not None and after is not None and after - cpu_s > _WORKING_SHARE * seconds
+
+    def _disconnected(self) -> None:
+        self._unknown = True
+        if self._polling is not None:
+            self._polling.disconnected()
+        if self._router is not None:
+            self._router.gone()
+
+    @property
+    def _log_shows_requests(self) -> bool:
+        """Whether the log has the requests, all of them and exactly."""
+        own = next(iter(self._snapshots), None)
+        return self.log is not None and (own is None or own.log is None or own.log.understood is not False)
+
+    def _note_task(self, model: str | None = None) -> None:
+        if self.log is not None:
+            self.log.polled(model)
+
+    def _new_polling(self, client: ServerClient) -> Polling:
+        return Polling(client, client.base_url, interval_s=self._interval_s, on_task=self._note_task, clock=self._clock)
+
+    def _refusal(self, status: int) -> str:
+        hints = {
+            200: "with something that llama.cpp does not send",
+            401: "the API key is missing or wrong: use --api-key-file",
+            403: "the proxy in front of it forbids it",
+            404: "no llama.cpp server, or one behind another path",
+            502: _NO_SERVER,
+            504: _NO_SERVER,
+        }
+        return f"{self.url} answered {status}: {hints.get(status, 'see its log')}"
+
+    # -- the snapshot -------------------------------------------------------------------------------------------------
+
+    def _publish(self, life: Lifecycle | None, *, up: bool | None, state: str | None, stale: bool = False) -> None:
+        self._last = _Poll(life, up, state, stale)
+        self._snapshots = self._build()
+
+    def _build(self) -> tuple[ServerSnapshot, ...]:
+        """The server and its models, as the last poll and the log have them now."""
+        with self._build_lock:
+            last, polling, router = self._last, self._polling, self._router
+            log = None
+            if self.log is not None:
+                log = self.log.state(None if polling is None else polling.generated_total)
+                self._warn_if_not_understood(log)
+            own = self._snapshot(last, polling, log)
+            if self.log is None or log is None or not log.is_router:
+                models = () if router is None else router.snapshots(own.server)
+            else:
+                polled = router if last.up or last.life is None else None
+                models = self.log.with_router(lambda seen: models_with_log(own.server, polled, seen))
+            return own, *(replace(model, stale=last.stale or model.stale) for model in models)
+
+    def _snapshot(self, last: _Poll, polling: Polling | None, log: LogState | None) -> ServerSnapshot:
+        life, up, facts = last.life, last.up, LoggedServer() if log is None else log.server
+        snapshot = ServerSnapshot(
+            server=self.info,
+            up=up,
+            state=last.state,
+            stale=last.stale,
+            process_started_at=self._process_started_at(life, log, up=up),
+            process=self._process_state(life),
+            settings=None if up is False else self._completed_settings(facts),
+        )
+        if life is not None:
+            snapshot = replace(snapshot, restarts=life.restarts, loading_s=life.loading_s if life.alive else None)
+        elif polling is not None:
+            snapshot = replace(snapshot, restarts=polling.restarts)
+        if log is not None:
+            snapshot = replace(
+                snapshot,
+                context_shifts=log.context_shifts,
+                prompt_cache=None if up is False else facts.prompt_cache,
+                placement=facts.placement,
+                log=log.counts,
+            )
+        if polling is not None and (polling.answers or life is not None):
+            snapshot = replace(snapshot, counters=polling.totals)
+        if self.is_router or up is False:
+            return snapshot
+        model = self._model_file.read(facts, self._settings, self._process, self._named_model) if up else LoadedModel()
+        cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
+        if polling is not None:
+            snapshot = replace(
+                snapshot, slots=polling.slots, decode_rate=polling.decode_rate, deferred=polling.deferred
+            )
+        return replace(snapshot, model=model.shape, kv_cache=cache if cache.is_known else None)
+
+    def _process_started_at(self, life: Lifecycle | None, log: LogState | None, *, up: bool | None) -> float | None:
+        if life is not None:
+            return life.started_at if life.alive else None
+        if up is not False and self._process is not None:
+            return self._process.started_at
+        return None if log is None else log.process_started_at
+
+    def _process_state(self, life: Lifecycle | None) -> ProcessState | None:
+        if life is None and self._process is None:
+            return None
+        return self._usage.read(self._pid(life) if life is None else life.info.pid)
+
+    def _completed_settings(self, facts: LoggedServer) -> ServerSettings | None:
+        """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
+        settings = self._settings
+        if settings is not None and facts.slots is not None:
+            settings = replace(settings, parallel=facts.slots, given=settings.given | {"parallel"})
+        if settings is not None and facts.kv_unified is not None:
+            settings = replace(settings, kv_unified=facts.kv_unified, given=settings.given | {"kv_unified"})
+        return settings
+
+    def _warn_if_not_understood(self, log: LogState) -> None:
+        if log.counts.understood is False:
+            self._once.warning(
+                "log",
+                "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
+                "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "
+                "this llama.cpp build (%s) words its log in a new way",
+                self.info.build or "unknown",
+            )

@@ -1,0 +1,285 @@
+"""One llama.cpp process as HTTP shows it: a server, or a router's model. Polls neither wake it nor keep it awake.
+
+``/metrics`` and ``/props`` neither wake a sleeping server nor keep one awake, ``/slots`` does both. So each poll sends
+``/metrics`` alone, and ``/slots`` only while requests run, or once after something happened (a counter moved, or a line
+of the log was written), and then only if ``/props`` says that the server does not sleep. Without ``--metrics`` it is
+unknown whether anything happened: the slots are then polled in pauses that double while nothing changes, so that the
+server falls asleep after at most twice its time.
+
+What a server does not offer (501, or an older build's 404) is absent and logged once. Gauges that llama.cpp resets at
+each scrape (``*_tokens_seconds``) are not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from llamatel.errors import ServerUnreachable
+from llamatel.llama.http.carried_counters import CarriedCounters
+from llamatel.llama.http.props import ServerProps
+from llamatel.llama.http.server_client import Scrape, ServerClient
+from llamatel.llama.http.slots_endpoint import DecodeRate
+from llamatel.llama.watch.kv_state import Polled
+from llamatel.llama.watch.observed_requests import SlotTrace
+from llamatel.llama.watch.server_log import Activity
+from llamatel.log_once import LogOnce
+from llamatel.records import ObservedRequest, ServerInfo
+from llamatel.snapshots import SlotState
+
+_log = logging.getLogger(__name__)
+
+_PROPS_S = 10.0
+"""How often an idle server is asked whether it sleeps."""
+_LONGEST_S = 3600.0
+_MISSING = (404, 501)
+_NO_SERVER = ServerInfo("unknown")
+
+
+class Polling:
+    """Polls one llama.cpp. One thread polls at a time; ``replaced`` may be called from any."""
+
+    def __init__(
+        self,
+        client: ServerClient,
+        name: str,
+        *,
+        interval_s: float = 1.0,
+        on_task: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``name`` is for messages; ``on_task`` is called before each request that takes a task number of llama.cpp."""
+        self._client = client
+        self._name = name
+        self._interval_s = interval_s
+        self._on_task = on_task
+        self._clock = clock
+        self._lock = threading.Lock()
+        """Held while a scrape is recorded, and while the process is declared replaced."""
+        self._counters = CarriedCounters()
+        self._values: Mapping[str, float] = {}
+        self._process: str | None = None
+        self._rate = DecodeRate()
+        self.decode_rate: float | None = None
+        """Tokens a second over all slots."""
+        self._trace = SlotTrace()
+        self._observed: list[ObservedRequest] = []
+        self._lacks: set[str] = set()
+        self._once = LogOnce(_log)
+        self.slots: tuple[SlotState, ...] | None = None
+        """As last seen."""
+        self.slots_are_new = False
+        """Whether the last poll has seen them."""
+        self._changed = True
+        """Whether something happened since the slots were polled."""
+        self._log_lines: int | None = None
+        self._props_at = float("-inf")
+        self._pause_s = interval_s
+        self._slots_at = float("-inf")
+        self.sleeping: bool | None = None
+        self.restarts = 0
+        """Times another process was found in its place."""
+        self.trained_context: int | None = None
+        self.always_slots = False
+        """Poll the slots each time: something may change them that neither a counter nor the log shows."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests ran, or waited, at the last poll."""
+        return self._works or any(slot.busy for slot in self.slots or ())
+
+    @property
+    def _works(self) -> bool:
+        """Whether its gauges say so."""
+        return any(self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred"))
+
+    @property
+    def polled(self) -> Polled:
+        """What the KV cache is derived from."""
+        return Polled(self.slots, self.trained_context, self._values, self.sleeping)
+
+    @property
+    def answers(self) -> bool:
+        """Whether its counters are those of a server that answers now."""
+        return bool(self._values)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """llama.cpp's counters over the lives of its process."""
+        return self._counters.totals()
+
+    @property
+    def generated_total(self) -> float | None:
+        """Tokens that the process which runs now has generated."""
+        return self._counters.raw("tokens_predicted_total")
+
+    @property
+    def deferred(self) -> int | None:
+        """Requests that wait for a slot."""
+        value = self._values.get("requests_deferred")
+        return None if value is None else int(value)
+
+    def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
+        """The requests that the slots showed to have finished since the last call."""
+        observed, self._observed = self._observed, []
+        return [replace(request, server=server) for request in observed]
+
+    def poll(self, log: Activity | None = None) -> bool:
+        """Poll once; True if another process was found. ``log``: what the server's log says, if there is one.
+
+        Raises ServerUnreachable.
+        """
+        self.slots_are_new = False
+        if log is not None and log.lines != self._log_lines:
+            self._changed, self._log_lines = True, log.lines
+        if log is not None and log.sleeping != bool(self.sleeping):
+            self._props_at = float("-inf")
+        if "metrics" in self._lacks:
+            self._poll_without_metrics()
+            return False
+        life = self._counters.process
+        try:
+            self._on_task()
+            scrape = self._client.scrape()
+        except ServerUnreachable as error:
+            if error.status not in _MISSING:
+                raise
+            self._lack("metrics", "was started without --metrics: its counters are absent, its slots seldom polled")
+            self._poll_without_metrics()
+            return False
+        with self._lock:
+            if life != self._counters.process:
+                return False  # of a process that was replaced in the meantime
+            restarted = self._record(scrape)
+        self._poll_slots()
+        return restarted
+
+    def poll_counters(self, timeout_s: float) -> None:
+        """Take the counters of a server that is about to end; errors are ignored."""
+        life = self._counters.process
+        try:
+            self._on_task()
+            scrape = self._client.scrape(timeout_s)
+        except ServerUnreachable as error:
+            _log.debug("llama.cpp's counters cannot be read: %s", error)
+            return
+        self._counters.observe(scrape.values, life)
+
+    def use(self, client: ServerClient) -> None:
+        """It is reached another way now."""
+        self._client = client
+
+    def replaced(self) -> None:
+        """Another process is about to take its place; its counters go on."""
+        with self._lock:
+            self._counters.restarted()
+            self._process = None
+            self.disconnected()
+
+    def asleep(self) -> None:
+        """It sleeps: its model, and with it its KV cache, is unloaded."""
+        self.sleeping = True
+        self.slots = self.decode_rate = None
+        self._rate = DecodeRate()
+        self._changed = False
+
+    def disconnected(self) -> None:
+        """It does not answer: its state is unknown. Its counters are kept."""
+        self.slots = self.decode_rate = self.sleeping = None
+        self._values = {}
+        self._changed = True
+        self._rate = DecodeRate()
+        self._trace.forget()
+        self._lacks.clear()  # the one that comes back may be started in another way
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _record(self, scrape: Scrape) -> bool:
+        values = {name: value for name, value in scrape.values.items() if not name.endswith("_tokens_seconds")}
+        totals = {name: value for name, value in values.items() if name.endswith("_total")}
+        known = self._process is not None and scrape.process is not None
+        fell = any(value < (self._counters.raw(name) or 0.0) for name, value in totals.items())
+        restarted = scrape.process != self._process if known else fell
+        if restarted:
+            self.disconnected()
+            self._counters.restarted()
+            self.restarts += 1
+        self._process = scrape.process
+        if any(value != self._counters.raw(name) for name, value in totals.items()):
+            self._changed = True
+        self._counters.observe(values, self._counters.process)
+        self._values = values
+        return restarted
+
+    def _poll_slots(self) -> None:
+        now = self._clock()
+        if not self._values.get("requests_processing", 1):
+            self._trace.idle(time.time())
+        if self._works:
+            self._changed, self.sleeping = True, False
+            self._look(now)
+        elif self._changed or self.busy or self.always_slots:  # busy: when they were polled last, perhaps long ago
+            if self._ask_sleeping(now):
+                self._look(now)
+                self._changed = False
+        elif now - self._props_at > _PROPS_S:
+            self._ask_sleeping(now)
+        elif self.slots is not None:
+            self._observe_rate(now)
+
+    def _ask_sleeping(self, now: float) -> bool:
+        """Ask whether it sleeps; True if it may be asked for its slots: it answered, and does not (or never sleeps)."""
+        self._props_at = now
+        props = self._client.props()
+        if props == ServerProps():
+            return False
+        if props.sleeping:
+            self.asleep()
+        self.sleeping = props.sleeping
+        return not props.sleeping
+
+    def _look(self, now: float) -> None:
+        if "slots" in self._lacks:
+            return
+        try:
+            self._on_task()
+            self.slots = self._client.slots()
+        except ServerUnreachable as error:
+            if error.status not in _MISSING:
+                raise
+            self._lack("slots", "was started with --no-slots: its slots and the use of its KV cache are absent")
+            return
+        self.slots_are_new = True
+        self._observed += self._trace.observe(_NO_SERVER, self.slots, time.time())
+        self._observe_rate(now)
+
+    def _observe_rate(self, now: float) -> None:
+        self.decode_rate = self._rate.observe(self.slots or (), self._values.get("tokens_predicted_total"), now)
+        if self.slots is not None:
+            self.slots = self._rate.paced(self.slots)
+
+    def _poll_without_metrics(self) -> None:
+        status = self._client.health()
+        if status != 200:
+            raise ServerUnreachable(f"{self._name} answered {status}", status=status)
+        now = self._clock()
+        due = "slots" not in self._lacks and now >= self._slots_at
+        if not due and now - self._props_at <= _PROPS_S:
+            return
+        slept = self.sleeping
+        awake = self._ask_sleeping(now)
+        if slept and awake:
+            self._pause_s, due = self._interval_s, "slots" not in self._lacks
+        if due and awake:
+            before = self.slots
+            self._look(now)
+            quiet = self.slots == before and not self.busy
+            self._pause_s = min(2 * self._pause_s, _LONGEST_S) if quiet else self._interval_s
+            self._slots_at = now + self._pause_s
+
+    def _lack(self, what: str, sentence: str) -> None:
+        self._lacks.add(what)
+        self._once.warning(what, "%s %s", self._name, sentence)

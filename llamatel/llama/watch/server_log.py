@@ -1,0 +1,166 @@
+"""A server's log as a source of what is known of it: lines go in, finished requests and facts come out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.logged_server import LoggedServer
+from llamatel.llama.log.reader import LogReader
+from llamatel.llama.log.router_log import RouterLog
+from llamatel.records import Completion, ServerInfo
+from llamatel.snapshots import LogCounts, SlotState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the log says about the slots' work."""
+
+    lines: int
+    """Lines about slots so far."""
+    sleeping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """What the log has said so far."""
+
+    server: LoggedServer
+    counts: LogCounts
+    context_shifts: int
+    process_started_at: float | None
+    is_router: bool
+
+
+class ServerLog:
+    """Reads the log of one server, over the lives of its process. Thread-safe."""
+
+    def __init__(self, server: ServerInfo, clock: LogClock | None = None, *, supervised: bool = False) -> None:
+        """``supervised``: the owner calls ``restart`` when the server's process is replaced."""
+        self._reader = LogReader(server, clock, supervised=supervised)
+        self._lock = threading.Lock()
+
+    @property
+    def facts(self) -> LoggedServer:
+        """What it says about the server itself."""
+        return self._reader.logged_server
+
+    @property
+    def busy(self) -> int:
+        """Requests that run now."""
+        with self._lock:
+            return self._reader.busy
+
+    @property
+    def is_router(self) -> bool:
+        """Whether it is the log of a router."""
+        return self._reader.router.seen
+
+    @property
+    def process_started_at(self) -> float | None:
+        """When the process began to log (Unix time)."""
+        return self._reader.process_started_at
+
+    def identify(self, server: ServerInfo) -> None:
+        """Whose the next requests are."""
+        with self._lock:
+            self._reader.server = server
+
+    def feed(self, lines: Sequence[str], now: float, *, learned: Callable[[], None] | None = None) -> list[Completion]:
+        """Read lines that were written at about Unix time ``now``; the requests that ended with them.
+
+        ``learned`` is called (it may call ``identify_unlocked``) where a line says something new about the server.
+        """
+        ended: list[Completion] = []
+        with self._lock:
+            for line in lines:
+                before = self._reader.logged_server
+                ended.extend(self._reader.feed(line, now))
+                if learned is not None and self._reader.logged_server is not before:
+                    learned()
+        return ended
+
+    def identify_unlocked(self, server: ServerInfo) -> None:
+        """``identify`` for ``learned``, which is called within ``feed``."""
+        self._reader.server = server
+
+    def feed_backlog(
+        self, lines: Sequence[str], at: float, *, learned: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        """Read lines that were written before: those of the last process, dated by the last one, written at ``at``."""
+        lines = lines[last_process(lines) :]
+        stamped = next((parts for line in reversed(lines) if (parts := split_line(line)).time is not None), None)
+        if stamped is not None and stamped.time is not None:
+            with self._lock:
+                self._reader.date(stamped.time, stamped.wall or at)
+        return self.feed(lines, at, learned=learned)
+
+    def restart(self, server: ServerInfo, *, batch: int | None = None) -> None:
+        """A new process begins to log; ``batch`` is its --batch-size."""
+        with self._lock:
+            self._reader.restart(batch=batch)
+            self._reader.server = server
+
+    def abort(self, now: float, error: str) -> list[Completion]:
+        """The process has ended: its requests in flight end at Unix time ``now`` with this error."""
+        with self._lock:
+            return self._reader.abort(now, error)
+
+    def forget(self) -> None:
+        """No more lines come, and the requests in flight go on unseen."""
+        with self._lock:
+            self._reader.forget()
+
+    def polled(self, model: str | None = None) -> None:
+        """The server, or one of its models, was sent something that takes a task number (/metrics, /slots)."""
+        with self._lock:
+            reader = self._reader if model is None else self._reader.router.reader_of(model)
+            if reader is not None:
+                reader.polled()
+
+    def audit(self, generated_total: float | None, slots: Sequence[SlotState] | None) -> None:
+        """Compare it with llama.cpp's own figures, polled just now; None: not known."""
+        with self._lock:
+            self._reader.audit(generated_total, slots)
+
+    def activity(self) -> Activity:
+        """What it says about the slots' work."""
+        with self._lock:
+            return Activity(self._reader.activity, self._reader.logged_server.sleeping)
+
+    def state(self, generated_total: float | None) -> LogState:
+        """What it has said; ``generated_total`` is llama.cpp's own token counter, where it can be had."""
+        with self._lock:
+            reader = self._reader
+            return LogState(
+                reader.logged_server,
+                reader.counts(generated_total),
+                reader.context_shifts,
+                reader.process_started_at,
+                reader.router.seen,
+            )
+
+    def with_router(self, read: Callable[[RouterLog[LogReader]], T]) -> T:
+        """What ``read`` returns of the log of a router's models."""
+        with self._lock:
+            return read(self._reader.router)
+
+
+def last_process(lines: Sequence[str]) -> int:
+    """Where in ``lines`` the last process starts: its times start again. Lines of earlier ones cannot be dated."""
+    begin, last = 0, 0.0
+    for index, line in enumerate(lines):
+        parts = split_line(line)
+        # What a container runtime has dated needs no such care, and a router's children count on clocks of their own.
+        if parts.time is None or parts.wall is not None or parts.child is not None:
+            continue
+        if parts.time < last - 1.0:
+            begin = index
+        last = parts.time
+    return begin
