@@ -59,9 +59,12 @@ def __getattr__(name: str) -> object:
 
         return getattr(import_module(_MODULES[name]), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("llamatel")
+        try:
+            return version("llamatel")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -52,7 +52,8 @@ class ServerInfo:
     build: str | None = None
     """llama.cpp's build, as the server prints it."""
     backend: str | None = None
-    """``llama-server``, ``xllamacpp`` or ``llama-cpp-python``; None for a server that llamatel did not start."""
+    """``llama-server`` or ``xllamacpp``; ``llama-cpp-python`` for a model in a Python process; None for a server that
+    llamatel did not start."""
     pid: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,8 +91,6 @@ class Call:
 
     operation: str
     """``gen_ai.operation.name``: chat, text_completion, embeddings."""
-    in_process: bool
-    """False where llama-cpp-python's server took it, for a client."""
     phases: tuple[Phase, ...] = ()
     """A chat format that calls tools may generate several times for one request. A decode lasts as long as the caller
     took to fetch its tokens; ``Completion.decode_s`` is what llama.cpp computed."""

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 HEAVY = (
-    "aiohttp",
     "gguf",
     "grpc",
     "huggingface_hub",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import signal
 import socket
@@ -20,12 +21,14 @@ from typing import Any
 import pytest
 
 from llamatel.errors import LlamatelError, ServerStartError, ServerStateError, ServerTimeout, UsageError
+from llamatel.inputs.credentials import pin
 from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.failure_line import failure_line
 from llamatel.llama.server import manager as launch
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.server.supervisor import ServerState
 from llamatel.records import Completion, Outcome
+from tests.certificates import make_certificate
 from tests.parts import free_port, wait_until
 from tests.servers import ask, ask_at_once, descriptors, gone, script
 from tests.tiny_gguf import write_tiny_model
@@ -510,6 +513,41 @@ def test_unix_socket_named_by_the_log_is_kept(servers: Servers, tmp_path: Path) 
     assert str(victim) not in (server.info.address, server.base_url)
     server.stop_server()
     assert victim.exists()
+
+
+@pytest.mark.parametrize("way", ["flag", "variable"])
+def test_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "variable":
+        monkeypatch.setenv("LLAMA_ARG_API_PREFIX", "/llm")
+    server = servers.ready(backend, *(("--api-prefix", "/llm") if way == "flag" else ()))
+    assert server.base_url.endswith("/llm")
+    assert ask(server.base_url, 4) == 200
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
+    assert snapshot.slots is not None
+
+
+def test_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> None:
+    """A server that was launched with a certificate is polled over https, whatever names the certificate has."""
+    certificate, key = make_certificate(tmp_path, "llama.example")
+    server = servers.ready(
+        sid_server, "--ssl-key-file", str(key), "--ssl-cert-file", str(certificate), "--api-prefix", "/llm"
+    )
+    assert re.fullmatch(r"https://127\.0\.0\.1:\d+/llm", server.base_url)
+    body = b'{"prompt": "Hello", "n_predict": 4, "ignore_eos": true}'
+    client = HttpClient(server.base_url, tls=pin(certificate))
+    assert client.request("/completion", body=body, total_s=60).status == 200
+    client.close()
+    snapshot = server.snapshot()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
+
+
+def test_shipped_model(servers: Servers, backend: str) -> None:
+    server = servers.manager(backend).start_server("tiny", port=0).wait_until_ready(60)
+    assert server.info.model == "tiny.gguf"
+    assert ask(server.base_url) == 200
 
 
 def test_an_ipv6_address(servers: Servers, backend: str) -> None:

@@ -73,7 +73,7 @@ class Spans:
         span = self._tracer.start_span(
             f"{name} {model}" if model else str(name),
             context=_ROOT if parent is None else parent,
-            kind=SpanKind.INTERNAL if call is not None and call.in_process else SpanKind.SERVER,
+            kind=SpanKind.SERVER if call is None else SpanKind.INTERNAL,
             attributes=attributes,
             links=links,
             start_time=unix_ns(completion.arrived_at),
@@ -165,8 +165,7 @@ def _caller(call: Call) -> Context | None:
     about = get_current_span(found).get_span_context()
     if not about.is_valid:
         return None
-    if call.in_process:
-        about = SpanContext(about.trace_id, about.span_id, is_remote=False, trace_flags=about.trace_flags)
+    about = SpanContext(about.trace_id, about.span_id, is_remote=False, trace_flags=about.trace_flags)
     return set_span_in_context(NonRecordingSpan(about), _ROOT)
 
 

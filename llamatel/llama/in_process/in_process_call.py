@@ -156,7 +156,6 @@ class RunningCall:
             context_tokens=None if embedding else context,
             call=Call(
                 self.operation,
-                in_process=True,
                 phases=tuple(phase for one in self._passes for phase in one.phases(ended_at)),
                 sampled=sampled if decoded else None,
                 attributes=attributes,

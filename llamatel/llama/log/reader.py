@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON, MARK, read_call_line
 from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.jsonl_record import FRAGMENTS, parse_record
 from llamatel.llama.log.log_audit import LogAudit
@@ -77,8 +76,6 @@ class LogReader:
 
     def feed(self, line: str, now: float) -> Sequence[Completion]:
         """Read one line of text (without its line end) at Unix time ``now``; the requests that ended with it."""
-        if line.startswith(MARK) and self.server.backend == LLAMA_CPP_PYTHON:
-            return self._read_call(line)
         try:
             line = line[:_MAX_LENGTH]
             parts = split_line(line)
@@ -113,16 +110,6 @@ class LogReader:
         self._counters.lines["malformed"] += 1
         self._completed = []
         return ()
-
-    def _read_call(self, line: str) -> Sequence[Completion]:
-        completion = read_call_line(line, self.server)
-        self._counters.lines["malformed" if completion is None else "request"] += 1
-        if completion is None:
-            return ()
-        self._counters.started += 1
-        if completion.prefill_s is not None:
-            self._counters.timed += 1
-        return (completion,)
 
     def _read_fragment(self, parts: LogLine, now: float) -> Sequence[Completion]:
         """A record that is no message of llama.cpp's own: a router passes its children's lines on in such."""

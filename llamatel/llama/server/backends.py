@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 
 from llamatel.errors import BackendNotFound
-from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
 
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
@@ -28,7 +27,7 @@ class Backend:
     """A llama.cpp server that can be started."""
 
     name: str
-    """``llama-server``, ``xllamacpp`` or ``llama-cpp-python``."""
+    """``llama-server`` or ``xllamacpp``."""
     command: tuple[str, ...]
     """What to run; llama-server's flags follow."""
     why: str
@@ -62,14 +61,6 @@ def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) ->
     return Backend(name, (sys.executable, "-m", module), why, version=version, rejected=rejected)
 
 
-def _llama_cpp_python() -> Backend:
-    lacking = [name for name in ("llama_cpp", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if lacking:
-        install = f"{Path(sys.executable).name} -m pip install 'llamatel[llama]'"
-        raise BackendNotFound(f"{LLAMA_CPP_PYTHON}'s server lacks {', '.join(lacking)}; install it with: {install}")
-    return _module(LLAMA_CPP_PYTHON, "llamatel.llama.server.llama_cpp_server", "it was asked for")
-
-
 def build_of(backend: Backend) -> str | None:
     """llama.cpp's build without starting a server: what the wheel or ``--version`` says; None where neither does.
 
@@ -89,10 +80,9 @@ def build_of(backend: Backend) -> str | None:
 def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.environ) -> Backend:
     """The backend to use.
 
-    ``choice``: None, ``"llama-server"``, ``"xllamacpp"``, ``"llama-cpp-python"`` or a path to a llama-server. Without
-    one: the path in LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order. Raises
-    BackendNotFound with what was tried and the command that mends it. ``"llama-server"`` is the one that the variable
-    names, if it is set.
+    ``choice``: None, ``"llama-server"``, ``"xllamacpp"`` or a path to a llama-server. Without one: the path in
+    LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order; ``"llama-server"`` is the one
+    in the variable, if it is set. Raises BackendNotFound with what was tried and the command to install one.
     """
     install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
     if choice == XLLAMACPP:
@@ -100,8 +90,6 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
         if backend is None:
             raise BackendNotFound(f"xllamacpp is not installed; {install}")
         return backend
-    if choice == LLAMA_CPP_PYTHON:
-        return _llama_cpp_python()
     if choice is not None and (choice != LLAMA_SERVER or not environ.get(PATH_VARIABLE)):
         found = _binary(choice, environ)
         if found is None:

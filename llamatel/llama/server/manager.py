@@ -13,14 +13,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 
 from llamatel.errors import ServerStateError, ServerTimeout, UsageError
 from llamatel.llama.interactive import interactive
 from llamatel.llama.listeners import Listeners
-from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
-from llamatel.llama.server import llama_cpp_flags
 from llamatel.llama.server import server_command as command_line
 from llamatel.llama.server.backends import Backend, find_backend
 from llamatel.llama.server.log_copy import LogCopy
@@ -47,8 +44,7 @@ CompletionListener = Callable[[Completion], None]
 class ServerManager:
     """A llama.cpp server as a child process.
 
-    ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"``,
-    ``"llama-cpp-python"`` (its Python server) or a path.
+    ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"`` or a path.
     ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back with growing pauses, at most
     ``max_restarts`` times in a row; a minute of good health clears the count.
     ``server_log``: where the server's own log goes too: a path (appended to), ``"-"`` for stderr, or None.
@@ -125,9 +121,7 @@ class ServerManager:
         )  # fmt: skip
         with self._lock:
             backend = find_backend(self._choice)
-            if backend.name == LLAMA_CPP_PYTHON:
-                llama_cpp_flags.parse(command.arguments)
-            name = command.alias or (Path(model_path).name if model_path is not None else None)
+            name = command.alias or (command_line.model_file(model_path).name if model_path is not None else None)
             listen = command.listen
             self._make_way(listen.host, listen.port or 0)
             if listen.scheme == "unix":

@@ -13,6 +13,7 @@ from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.credentials import check_api_key, read_api_key
 from llamatel.inputs.http import Address, parse_address
+from llamatel.models import tiny_model
 
 # Python name -> llama-server flag (common/arg.cpp).
 _VALUES: Mapping[str, str] = {
@@ -80,9 +81,7 @@ def build(
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535")
-    if model_path is not None and Path(model_path).expanduser().is_dir():
-        raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
-    arguments = [] if model_path is None else ["--model", str(Path(model_path).expanduser())]
+    arguments = [] if model_path is None else ["--model", str(model_file(model_path))]
     arguments += ["--host", host, "--port", str(port), "--metrics", *_LOG_FLAGS]
     for name, value in values.items():
         if name not in _VALUES:
@@ -121,6 +120,14 @@ def build(
         certificate=settings.ssl_cert_file,
         batch=settings.batch_size if "batch_size" in settings.given else None,
     )
+
+
+def model_file(model_path: str | os.PathLike[str]) -> Path:
+    """The file to load; ``tiny`` is the model that llamatel ships. Raises UsageError for a folder."""
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
+    return tiny_model() if os.fspath(model_path) == "tiny" and not path.exists() else path
 
 
 def _listen(settings: ServerSettings) -> Address:
