@@ -330,8 +330,12 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
         found.append(
             Remedy("-ngl", "GPU layers were requested, but the model runs on the CPU: check the backend", None)
         )
-    chosen = [remedy for remedy in found if remedy is not None]
-    return tuple(sorted(chosen, key=lambda remedy: remedy.at_most_s or 0.0, reverse=True)[:_CHANGES])
+    by_change: dict[str, Remedy] = {}
+    for remedy in sorted(filter(None, found), key=lambda remedy: remedy.at_most_s or 0.0, reverse=True):
+        known = by_change.setdefault(remedy.change, remedy)
+        if known is not remedy:  # two reasons for one change
+            by_change[remedy.change] = dataclasses.replace(known, reason=f"{known.reason}; {remedy.reason}")
+    return tuple(by_change.values())[:_CHANGES]
 
 
 def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:

@@ -21,8 +21,13 @@ _PHASES = (
 def diagnosis_text(diagnosis: Diagnosis, glyphs: Glyphs = UNICODE) -> Text:
     """The page for a terminal or a pipe, without a final newline."""
     text = Text(printable(title(diagnosis)), "bold")
+    after_table = False
     for block in diagnosis_page(diagnosis, glyphs).blocks:
-        text.append_text(row_text(block) if isinstance(block, Row) else table_text(block))
+        if isinstance(block, Row):
+            text.append("\n" * after_table).append_text(row_text(block))
+        else:
+            text.append_text(table_text(block))
+        after_table = not isinstance(block, Row)
     return text
 
 
