@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test parts verify estimates acceptance lint type fmt docs dashboards bench fuzz lock clean
+.PHONY: help run test parts verify estimates acceptance soak lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ verify: parts ## Compare planned cache sizes with what llama-server allocates, o
 
 acceptance: parts ## Run the long proofs and write their figures to tests/acceptance/results; one: ARGS=NAME
 	$(BIN)/python -m tests.acceptance $(ARGS)
+
+soak: parts ## Run a real server under load and faults for an hour (SOAK_SECONDS, SOAK_SEED); every count must agree
+	$(BIN)/python -m tests.acceptance soak
 
 estimates: parts ## Compare estimated compute buffers with llama.cpp's, on models of real dimensions
 	$(BIN)/python -m tests.exact.estimates $(ARGS)
