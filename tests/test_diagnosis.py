@@ -91,7 +91,7 @@ def test_diagnosis_slots_limit_and_cost() -> None:
 
 def test_diagnosis_full_pool() -> None:
     found = observed(timed(0.0, outcome=Outcome.CONTEXT_FULL), settings=ServerSettings(ctx_size=4096), shape=SHAPE)
-    assert found.concurrency_limit == ("kv_pool", "1 requests failed because the KV pool was full")
+    assert found.concurrency_limit == ("kv_pool", "1 request failed because the KV pool was full")
     assert found.changes[0].change == "-c 8192"
 
 

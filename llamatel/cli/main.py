@@ -30,6 +30,7 @@ COMMANDS = {
     "inspect": ("llamatel.cli.inspect", "Describe a model from its header: attention, KV cache, weights."),
     "plan": ("llamatel.cli.plan", "Compute a server's memory, and whether it fits."),
     "explore": ("llamatel.cli.explore", "Show attention maps, keys and weights of a model."),
+    "doctor": ("llamatel.cli.doctor", "Explain why requests were slow, and which flags would help."),
     "dashboards": ("llamatel.cli.dashboards", "Export Grafana dashboards and alert rules, or push them."),
 }
 """Command: its module, and its line in the help (here, so that the help imports no command)."""

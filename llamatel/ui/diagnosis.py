@@ -96,6 +96,8 @@ class RateLine:
     """Seconds per token as a line over the context: ``base_s + context * slope_s``, with its spread."""
 
     requests: int
+    concurrency: int
+    """Requests that ran at the same time, the same for all of these."""
     base_s: float
     slope_s: float
     spread: float
@@ -231,11 +233,14 @@ def _middle(completion: Completion) -> int | None:
 
 
 def _decode_line(done: Sequence[Completion]) -> RateLine | None:
-    pairs = [
-        (context, completion.time_per_output_token_s)
-        for completion in done
-        if (context := _middle(completion)) is not None and completion.time_per_output_token_s
-    ]
+    # A line over requests of different concurrency would show the load, not the context.
+    groups: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for completion in done:
+        context, each = _middle(completion), completion.time_per_output_token_s
+        if context is not None and each:
+            groups[1 + len(completion.in_flight)].append((context, each))
+    concurrency = max(groups, key=lambda number: len(groups[number]), default=0)
+    pairs = groups.get(concurrency, [])
     if len(pairs) < _MIN_POINTS:
         return None
     contexts, seconds = [float(context) for context, _ in pairs], [each for _, each in pairs]
@@ -245,7 +250,7 @@ def _decode_line(done: Sequence[Completion]) -> RateLine | None:
         slope, base = statistics.linear_regression(contexts, seconds)
     residuals = [each - base - slope * context for context, each in zip(contexts, seconds, strict=True)]
     spread = statistics.pstdev(residuals) / statistics.fmean(seconds)
-    return RateLine(len(pairs), base, slope, spread, int(min(contexts)), int(max(contexts)))
+    return RateLine(len(pairs), concurrency, base, slope, spread, int(min(contexts)), int(max(contexts)))
 
 
 def _decode_points(line: RateLine | None, observed: Observation) -> tuple[RatePoint, ...]:
@@ -299,7 +304,7 @@ def _decode_limit(observed: Observation, points: Sequence[RatePoint]) -> tuple[s
 def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[str, str]:
     full = outcomes[Outcome.CONTEXT_FULL.value]
     if full:
-        return "kv_pool", f"{full} requests failed because the KV pool was full"
+        return "kv_pool", f"{full} request{'s' * (full > 1)} failed because the KV pool was full"
     tight = [one for one in observed.samples if one.headroom is not None and one.headroom < _TIGHT]
     if observed.samples and len(tight) > _OFTEN * len(observed.samples):
         return "kv_pool", f"the KV pool was over 90% full in {len(tight) / len(observed.samples):.0%} of the samples"
@@ -353,7 +358,7 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
     if done and all(completion.prompt_reusable is None for completion in done):
         missing.append("prompt reuse: the log does not show slot selection")
     if done and decode is None:
-        missing.append(f"decode rate by context: fewer than {_MIN_POINTS} requests with decode times")
+        missing.append(f"decode rate by context: fewer than {_MIN_POINTS} comparable requests")
     if observed.shape is None:
         missing.append("memory costs of changes: the model's file cannot be read from here")
     if not observed.samples:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamatel.records import Outcome
+from llamatel.records import Outcome, RecomputeCause
 from llamatel.ui.live import VERSION
 from llamatel.ui.view.text_page import printable
 
@@ -57,6 +57,10 @@ def _flag(value: object) -> bool:
 
 def _outcome(value: object) -> str:
     return Outcome(value).value
+
+
+def _cause(value: object) -> str:
+    return RecomputeCause(value).value
 
 
 def _optional(check: Check) -> Check:
@@ -137,8 +141,9 @@ _REQUEST = _Object(
         "server": _text, "trace_id": _TEXT, "slot": _COUNT, "task": _COUNT, "outcome": _outcome, "error": _TEXT,
         "started_at": _number, "ended_at": _number, "queue_s": _NUMBER, "prefill_s": _NUMBER,
         "decode_s": _NUMBER, "first_token_at": _NUMBER, "prompt_tokens": _COUNT, "prompt_cached": _COUNT,
-        "generated": _COUNT, "context_tokens": _COUNT, "truncated": _FLAG, "context_shifts": _count,
-        "bandwidth_utilization": _NUMBER,
+        "prompt_reusable": _COUNT, "prompt_recomputed": _COUNT, "recompute_s": _NUMBER,
+        "recompute_cause": _optional(_cause), "generated": _COUNT, "context_tokens": _COUNT, "truncated": _FLAG,
+        "context_shifts": _count, "bandwidth_utilization": _NUMBER,
     }
 )  # fmt: skip
 _DEVICE = _Object(

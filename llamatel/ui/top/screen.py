@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.records import Completion, Outcome, RecomputeCause, ServerInfo
 from llamatel.ui.top.server_table import ORDERS, Row, ordered, state, table
 from llamatel.ui.view.glyphs import OUTCOME_STYLES, UNICODE, Glyphs
 from llamatel.ui.view.number_format import count, exact, plural, rate, seconds
@@ -136,11 +136,14 @@ def _chosen_server(document: Document, choices: Choices, key: str) -> str | None
 
 def completion_of(request: Mapping[str, Any]) -> Completion:
     """A request of the document as a Completion, as far as its fields are in the document."""
-    fields = {field.name for field in dataclasses.fields(Completion)} - {"server", "outcome", "prompt_computed"}
+    made = {"server", "outcome", "prompt_computed", "recompute_cause"}
+    fields = {field.name for field in dataclasses.fields(Completion)} - made
+    cause = request["recompute_cause"]
     prompt, cached = request["prompt_tokens"], request["prompt_cached"]
     return Completion(
         server=ServerInfo("", model=printable(request["server"]).partition(" ")[2] or None),
         outcome=Outcome(request["outcome"]),
+        recompute_cause=None if cause is None else RecomputeCause(cause),
         prompt_computed=None if prompt is None or cached is None else prompt - cached,
         **{name: value for name, value in request.items() if name in fields},
     )

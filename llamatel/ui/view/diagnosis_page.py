@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from rich.text import Text
 
 from llamatel.ui.diagnosis import Diagnosis, TimeUse
 from llamatel.ui.view.glyphs import UNICODE, Glyphs
+from llamatel.ui.view.html import page_html
 from llamatel.ui.view.number_format import count, plural, rate, seconds
 from llamatel.ui.view.text_page import Page, Row, printable, row_text, size, table_text
 
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color-scheme:light dark}"
+    "table{border-collapse:collapse}th,td{padding:.15em .8em .15em 0;vertical-align:top}summary{cursor:pointer}"
+)
 _PHASES = (
     ("queue", "queue_s"),
     ("prefill, new tokens", "prefill_s"),
@@ -29,6 +36,17 @@ def diagnosis_text(diagnosis: Diagnosis, glyphs: Glyphs = UNICODE) -> Text:
             text.append_text(table_text(block))
         after_table = not isinstance(block, Row)
     return text
+
+
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    """The page as one HTML document that needs no network."""
+    name = escape(printable(title(diagnosis)))
+    body = page_html(title(diagnosis), diagnosis_page(diagnosis), open_tables=True)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name} · llamatel doctor</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>'
+        f"<h1>llamatel doctor</h1>{body}</html>\n"
+    )
 
 
 def title(diagnosis: Diagnosis) -> str:
@@ -94,7 +112,10 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
             )
             for point in diagnosis.decode_points
         ]
-        page.table("decode rate of one request", ("context, tokens", "tok/s", "of the ceiling"), rows)
+        running = plural(diagnosis.decode.concurrency, "request")
+        page.table(
+            f"decode rate of one request, while {running} ran", ("context, tokens", "tok/s", "of the ceiling"), rows
+        )
         page.row("spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests")
     if len(diagnosis.decode_by_concurrency) > 1:
         parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]

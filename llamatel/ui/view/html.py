@@ -71,18 +71,18 @@ def _short(value: object) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:_LONGEST])
 
 
-def page_html(title: str, page: Page, more: str = "") -> str:
-    """A page's rows as a table, its tables folded away; ``more`` is HTML that follows."""
+def page_html(title: str, page: Page, more: str = "", *, open_tables: bool = False) -> str:
+    """A page's rows as a table, then its tables, folded unless ``open_tables``; ``more`` is HTML that follows."""
     rows = [block for block in page.blocks if isinstance(block, Row)]
     body = "".join(f"<tr><th{_LEFT}>{escape(row.label)}</th><td{_LEFT}>{escape(row.content)}</td></tr>" for row in rows)
     parts = [f"<b>{escape(printable(title))}</b><table>{body}</table>"]
     tables = [block for block in page.blocks if isinstance(block, Table)]
-    parts += [_folded(table.title, _grid(table.header, table.rows)) for table in tables]
+    parts += [_folded(table.title, _grid(table.header, table.rows), is_open=open_tables) for table in tables]
     return "<div>" + "".join(parts) + more + "</div>"
 
 
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+def _folded(title: str, content: str, *, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _grid(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

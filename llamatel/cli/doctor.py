@@ -1,0 +1,274 @@
+"""``llamatel doctor``: why requests were slow, on one page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llamatel.cli.console import note_console, output_console
+from llamatel.cli.options import verbose_option
+from llamatel.cli.server_options import AccessOptions, access_options
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.cli.telemetry_options import read_page_token, take
+from llamatel.errors import ServerUnreachable, UsageError
+from llamatel.gpu.ceilings import decode_ceiling
+from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.offload import devices_of, fell_back
+from llamatel.llama.log.log_source import StreamSource
+from llamatel.llama.watch.fleet import Fleet, logged_server
+from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.targets import TargetFiles, target
+from llamatel.metrics import DEFAULT_METRICS_ADDR
+from llamatel.records import Completion, ObservedRequest
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
+from llamatel.ui.diagnosis import Observation, Sample, diagnose
+from llamatel.ui.top.live_source import LlamatelSource, is_llamatel
+from llamatel.ui.top.screen import completion_of
+from llamatel.ui.view.diagnosis_page import diagnosis_html, diagnosis_text
+from llamatel.ui.view.glyphs import glyphs_for
+
+_MAX_REQUESTS = 200_000
+"""Requests that are kept for the diagnosis; older ones are dropped."""
+_INTERVAL_S = 1.0
+_PROBE_S = 5.0
+
+
+@click.command("doctor")
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--log", metavar="FILE|-", help="A llama.cpp log; -: standard input. It is read to its end.")
+@click.option(
+    "--for", "seconds", type=click.FloatRange(min=1), metavar="SECONDS", default=30.0, show_default=True,
+    help="How long to observe a llama.cpp server.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
+@click.option("--html", metavar="FILE", help="Write the page as HTML, too.")
+@access_options
+@click.option("--page-token-file", metavar="FILE", help="Token of a llamatel page that needs one.")
+@verbose_option
+def command(url: str | None, log: str | None, seconds: float, as_json: bool, html: str | None, **values: Any) -> int:
+    """Explain why requests were slow: where the time went, what limits the server, which flags would help.
+
+    URL is a running llamatel (http://127.0.0.1:9464, the default), whose recent requests are used, or a llama.cpp
+    server, which is observed for a while. With --log the requests of a llama.cpp log are used.
+
+        llamatel doctor --log llama-server.log
+    """
+    token = read_page_token(values.pop("page_token_file"))
+    access = take(AccessOptions, values)
+    notes = note_console()
+    address = url or (None if log else f"http://{DEFAULT_METRICS_ADDR}")
+    with ending_signals():
+        if address is not None and log is None and is_llamatel(target(address).url, token, _PROBE_S):
+            observation = _of_llamatel(target(address).url, token)
+        elif url is None and log is None:
+            raise ServerUnreachable(f"no llamatel answers at {address}: give a URL, or --log FILE")
+        else:
+            observation = _observe(url, log, seconds, access, notes)
+    diagnosis = diagnose(observation)
+    if html is not None:
+        _write(html, diagnosis_html(diagnosis))
+    if as_json:
+        json.dump(diagnosis.as_dict(), sys.stdout, indent=2, allow_nan=False)
+        sys.stdout.write("\n")
+    else:
+        console = output_console()
+        console.print(diagnosis_text(diagnosis, glyphs_for(console.encoding)), soft_wrap=True)
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be written: {error.strerror}") from None
+
+
+# -- a running llamatel ------------------------------------------------------------------------------------------------
+
+
+def _of_llamatel(url: str, token: str | None) -> Observation:
+    """From the document of a llamatel: the recent requests and the history of the server in focus."""
+    source = LlamatelSource(url, token)
+    try:
+        document = source.document(None)
+    finally:
+        source.close()
+    focus = document["focus"]
+    requests = [completion_of(request) for request in document["requests"] if request["server"] == focus]
+    server = next((one for one in document["servers"] if one["key"] == focus), None)
+    slots = None if server is None or server["slots"] is None else len(server["slots"])
+    history = document["history"]
+    samples = [
+        Sample(busy=busy, slots=slots, waiting=None, headroom=None) for busy in history["busy"] if busy is not None
+    ]
+    times = [request.arrived_at for request in requests]
+    return Observation(
+        source=url,
+        seconds=document["taken_at"] - min(times) if times else 0.0,
+        completions=tuple(requests),
+        samples=tuple(samples),
+        server=(focus or "").partition(" ")[0],
+        model=None if server is None else server["model"],
+    )
+
+
+# -- a log, a server ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Observed:
+    """What is collected while a server is observed."""
+
+    completions: deque[Completion] = field(default_factory=lambda: deque(maxlen=_MAX_REQUESTS))
+    samples: list[Sample] = field(default_factory=list)
+    devices: tuple[DeviceSnapshot, ...] = ()
+
+    def finished(self, request: Completion | ObservedRequest) -> None:
+        """A listener of the server."""
+        if isinstance(request, Completion):
+            self.completions.append(request)
+
+    def sample(self, state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> None:
+        """Record the state at a poll."""
+        self.devices = devices
+        cache, slots = state.kv_cache, state.slots
+        share = None
+        if cache is not None and cache.headroom is not None and cache.capacity:
+            share = cache.headroom / cache.capacity
+        throttled = {reason for device in devices_of(state, devices)[0] for reason in device.throttled_by or ()}
+        self.samples.append(
+            Sample(
+                busy=None if slots is None else sum(slot.busy for slot in slots),
+                slots=None if slots is None else len(slots),
+                waiting=state.deferred,
+                headroom=share,
+                throttled=tuple(sorted(throttled)),
+            )
+        )
+
+
+def _observe(url: str | None, log: str | None, seconds: float, access: AccessOptions, notes: Console) -> Observation:
+    observed = _Observed()
+    started = time.monotonic()
+    with contextlib.ExitStack() as running:
+        fleet = Fleet(TargetFiles((), [target(url)] if url else []), access.access(), has_log=log is not None)
+        running.callback(fleet.stop)
+        server = next(iter(fleet.servers), None) or logged_server()
+        server.blocking = True
+        running.callback(server.subscribe(observed.finished))
+        if url:
+            server.check()
+            fleet.start()
+        follower = running.enter_context(_following(log, server)) if log is not None else None
+        progress = running.enter_context(_progress(notes, f"observing {url}" if url else f"reading {log}"))
+        with contextlib.suppress(Interrupted):  # Ctrl-C: diagnose what was observed so far
+            _collect(server if url else None, follower, observed, seconds)
+        del progress
+        state = server.snapshots()[0]
+    times = [completion.arrived_at for completion in observed.completions]
+    span = max(completion.ended_at for completion in observed.completions) - min(times) if times else 0.0
+    return Observation(
+        source=" and ".join(filter(None, (url, log and ("standard input" if log == "-" else log)))),
+        seconds=time.monotonic() - started if url else span,
+        completions=tuple(observed.completions),
+        samples=tuple(observed.samples),
+        server=state.server.shown_address if state.server.address != "unknown" else "",
+        build=state.server.build,
+        model=state.server.model,
+        settings=state.settings,
+        shape=state.model,
+        on_cpu=_on_cpu(state, observed.devices),
+        decode_ceiling=_ceiling(state, observed.devices),
+        log_understood=None if state.log is None else state.log.understood,
+        lines=None if state.log is None else sum(state.log.lines.values()),
+    )
+
+
+def _collect(server: ObservedServer | None, follower: LogFollower | None, observed: _Observed, seconds: float) -> None:
+    """Until the time is up; without a server, until the log ends."""
+    deadline = time.monotonic() + seconds
+    driver = _driver() if server is not None else None
+    try:
+        while server is None or time.monotonic() < deadline:
+            if follower is not None and follower.wait(_INTERVAL_S) and server is None:
+                return
+            if server is not None:
+                if follower is None or follower.wait(0):
+                    time.sleep(min(_INTERVAL_S, max(0.0, deadline - time.monotonic())))
+                observed.sample(server.snapshots()[0], _read(driver))
+    finally:
+        if driver is not None:
+            driver.close()
+
+
+@contextlib.contextmanager
+def _following(log: str, server: ObservedServer) -> Iterator[LogFollower]:
+    with contextlib.ExitStack() as opened:
+        if log == "-":
+            source = StreamSource()
+        else:
+            try:
+                descriptor = os.open(log, os.O_RDONLY)
+            except OSError as error:
+                raise UsageError(f"'{log}' cannot be read: {error.strerror}") from None
+            opened.callback(os.close, descriptor)
+            source = StreamSource(descriptor, log)
+        follower = LogFollower(source, server).start()
+        opened.callback(follower.stop)
+        yield follower
+
+
+@contextlib.contextmanager
+def _progress(notes: Console, text: str) -> Iterator[None]:
+    if not notes.is_terminal:
+        notes.print(f"llamatel: {text}", soft_wrap=True)
+        yield
+        return
+    shown = (SpinnerColumn("line"), TextColumn("{task.description}; Ctrl-C ends it"), TimeElapsedColumn())
+    with Progress(*shown, console=notes, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+# -- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+def _driver() -> Nvml | None:
+    try:
+        return Nvml()
+    except NoGpu:
+        return None
+
+
+def _read(driver: Nvml | None) -> tuple[DeviceSnapshot, ...]:
+    try:
+        return () if driver is None else driver.read()
+    except DriverGone:
+        return ()
+
+
+def _on_cpu(state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> bool | None:
+    if state.placement is not None and state.placement.no_gpu:
+        return True
+    return fell_back(state, devices)
+
+
+def _ceiling(state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> Any:
+    used, _ = devices_of(state, devices)
+    if state.model is None or state.settings is None or not used:
+        return None
+    return partial(decode_ceiling, state.model, state.settings, used)
