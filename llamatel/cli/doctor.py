@@ -172,6 +172,8 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         running.callback(server.subscribe(observed.finished))
         if url:
             server.check()
+            if log is None and server.snapshots()[0].up is not True:
+                raise ServerUnreachable(f"no llama.cpp server answers at {url}: check the URL, or give --log FILE")
             fleet.start()
         follower = running.enter_context(_following(log, server)) if log is not None else None
         progress = running.enter_context(_progress(notes, f"observing {url}" if url else f"reading {log}"))

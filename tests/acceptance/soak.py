@@ -52,8 +52,9 @@ class Soak:
             rotel = RotelAgent(sink, self.folder)
             rotel.start()
             running.callback(rotel.stop)
+            model = write_tiny_model(self.folder / "tiny.gguf")
             serving = Serving(
-                self.folder, write_tiny_model(self.folder / "tiny.gguf"), "--restart", "on-failure", "--max-restarts", "100000",
+                self.folder, model, "--restart", "on-failure", "--max-restarts", "100000",
                 "--otlp-endpoint", rotel.grpc_endpoint, "--server-log", str(self.folder / "server.log"),
                 OTEL_BSP_SCHEDULE_DELAY="200",
             )  # fmt: skip
