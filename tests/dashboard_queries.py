@@ -24,7 +24,7 @@ class PanelQuery:
     """The panel's type: stat, timeseries, ..."""
     unit: str
     expr: str
-    """With Grafana's variables."""
+    """With Grafana's variables in it."""
     legend: str
 
     @property
@@ -33,15 +33,14 @@ class PanelQuery:
         return f"{self.dashboard}: {self.panel}"
 
     def sent(self, **variables: str) -> str:
-        """As sent with All selected everywhere, except in ``variables``."""
+        """As sent when everything is chosen, but for ``variables``."""
         return interpolate(self.expr, **variables)
 
 
 def interpolate(text: str, **variables: str) -> str:
-    """With Grafana's variables replaced: ``.*`` for All, the default of an objective, a window."""
+    """Put in what Grafana puts in: ``.*`` for All, the preset of an objective, a window."""
     values = {
-        **dict.fromkeys(("cluster", "namespace", "job", "instance", "server", "port", "model"), ".*"),
-        "error_budget": "0.05",
+        **dict.fromkeys(("job", "instance", "server", "port", "model"), ".*"),
         "ttft_objective": "2.5",
         "tpot_objective": "0.1",
         "__rate_interval": WINDOW,
@@ -75,7 +74,7 @@ def panel_queries() -> Iterator[PanelQuery]:
 
 
 def variable_queries() -> Iterator[tuple[str, str, str]]:
-    """Name, selector and label of each variable that queries Prometheus."""
+    """Of each variable that asks Prometheus, its name, the selector and the label whose values it takes."""
     for dashboard in dashboards().values():
         for variable in dashboard["templating"]["list"]:
             if variable["type"] == "query":
@@ -85,7 +84,7 @@ def variable_queries() -> Iterator[tuple[str, str, str]]:
 
 
 def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
-    """Name and matched labels of each selector in a query; raises ValueError if it is not PromQL."""
+    """Name and matched labels of each selector in a query; raises ValueError if it is no PromQL."""
     promql.parse(expr)
     for name, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expr):
         yield name, set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers))

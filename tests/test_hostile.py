@@ -32,7 +32,8 @@ from llamatel.inputs.documents import LARGEST
 from llamatel.inputs.http import HttpClient
 from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.llama.http.server_client import ServerClient
-from llamatel.llama.log.log_source import FileSource, StreamSource
+from llamatel.llama.log.log_file import FileSource
+from llamatel.llama.log.log_source import Backlog, StreamSource
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.watch.fleet import logged_server
 from llamatel.llama.watch.log_follower import LogFollower
@@ -345,17 +346,27 @@ def test_a_defect_of_the_reader_ends_no_log(
     assert caplog.text.count("could not be read; further ones are only counted") == 1
 
 
-def test_a_backlog_of_lines_without_end_is_the_newest_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backlog_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read in pieces, twice; of a stream so much is kept at most."""
     monkeypatch.setattr("llamatel.llama.log.log_source._BACKLOG_LINES", 100)
+    monkeypatch.setattr("llamatel.llama.log.log_file.READ_BYTES", 1000)
+    expected = [str(number) for number in range(1000)]
     log = tmp_path / "server.log"
-    log.write_text("".join(f"{number}\n" for number in range(1000)))
+    log.write_text("".join(f"{line}\n" for line in expected))
     batches = FileSource(log, from_start=True).batches()
-    assert next(batches).lines == [str(number) for number in range(900, 1000)]
+    backlog = next(batches)
+    assert isinstance(backlog, Backlog)
+    pieces = list(backlog.scan())
+    assert max(map(len, pieces)) < 600
+    assert [line for piece in pieces for line in piece] == expected
+    assert [line for piece, _ in backlog.batches() for line in piece] == expected
+    monkeypatch.setattr("llamatel.llama.log.log_source.READ_BYTES", 1000)
     with log.open() as stream:
-        source = StreamSource(stream.fileno(), "a pipe")
-        first = next(source.batches())
-    assert first.backlog
-    assert first.lines[0] == "0"
+        found = [each for each in StreamSource(stream.fileno(), "a pipe").batches() if isinstance(each, Backlog)]
+    parts = [[line for piece in each.scan() for line in piece] for each in found]
+    assert len(parts) > 1
+    assert max(map(len, parts)) < 600
+    assert [line for part in parts for line in part] == expected
 
 
 # -- who asks us ------------------------------------------------------------------------------------------------------

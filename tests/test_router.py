@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llamatel.llama.log.log_source import FileSource
+from llamatel.llama.log.log_file import FileSource
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.router_models import parse_models

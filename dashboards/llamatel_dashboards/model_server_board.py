@@ -11,7 +11,6 @@ from llamatel_dashboards.panels import (
     RED,
     TOKENS_A_SECOND,
     YELLOW,
-    Column,
     Panel,
     Query,
     at,
@@ -22,8 +21,7 @@ from llamatel_dashboards.panels import (
 )
 
 _NAMES = {q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"}
-_HIDDEN = ("job", "cluster")
-_FIRST = ("namespace", "pod", "instance", "server", "port", "model")
+_PLACE = ("job", "instance")
 
 
 def _model() -> list[Panel]:
@@ -32,11 +30,10 @@ def _model() -> list[Panel]:
         rows(
             "Models",
             {"": q.selector("llamacpp.model.info")},
-            "Architecture, quantisation, attention, layers and heads, from each model's GGUF.",
-            "The KV cache grows with kv_heads times layers: `llamatel inspect MODEL` has the details.",
+            "What each model's GGUF says: architecture, quantisation, attention, layers and heads.",
+            "kv_heads times layers is what the KV cache costs a token: `llamatel inspect MODEL` has the details.",
             names=_NAMES,
-            hidden=_HIDDEN,
-            first=_FIRST,
+            hidden=_PLACE,
             empty="No model file that llamatel can read",
             size=(24, 6),
         ),
@@ -45,15 +42,15 @@ def _model() -> list[Panel]:
             {
                 "parameters": q.total(q.selector("llamacpp.model.parameters"), by),
                 "active parameters": q.total(q.selector("llamacpp.model.active_parameters"), by),
-                "bytes": Column(q.total(q.selector("llamacpp.model.size"), by), "bytes"),
+                "bytes": q.total(q.selector("llamacpp.model.size"), by),
                 "context length": q.total(q.selector("llamacpp.model.context_length"), by),
             },
-            "Weights of each model, those that one token uses (few of the experts), their bytes, and the trained "
-            "context.",
-            "bytes over the device's bandwidth is the lower limit of the time per token.",
+            "Weights of each model, those that one token uses (of experts a few), their bytes, and the context it was "
+            "made for.",
+            "bytes over the device's bandwidth is the least time a token can take.",
+            units={"bytes": "bytes"},
             names=_NAMES,
-            hidden=_HIDDEN,
-            first=_FIRST,
+            hidden=_PLACE,
             empty="No model file that llamatel can read",
             size=(24, 6),
         ),
@@ -65,11 +62,10 @@ def _settings() -> list[Panel]:
         rows(
             "Settings",
             {"": q.selector("llamacpp.server.info")},
-            "llama.cpp's build, its backend, and the settings that explain its behaviour, as they were given.",
-            "A setting that is missing has llama.cpp's default.",
+            "llama.cpp's build, what runs it, and the settings that explain how it behaves, as they were given.",
+            "A setting that is not here was left at llama.cpp's default.",
             names=_NAMES,
-            hidden=_HIDDEN,
-            first=_FIRST,
+            hidden=_PLACE,
             empty="No server",
             size=(24, 6),
         ),
@@ -81,8 +77,8 @@ def _life() -> list[Panel]:
         figure(
             "Up since, youngest",
             f"min(time() - {q.selector('llamacpp.server.start_time')})",
-            "Age of the youngest server process.",
-            "Small without a planned restart: it crashed. Its log has the reason.",
+            "Age of the server process that started last.",
+            "Small, and nobody restarted it: it crashed. Its log says why.",
             unit="s",
             empty="Unknown",
             size=(6, 4),
@@ -91,7 +87,7 @@ def _life() -> list[Panel]:
             "Restarts",
             q.increase("llamacpp.server.restarts"),
             "Times llamatel restarted a server after a failure, in the time shown.",
-            "The end of the log before each restart has the reason.",
+            "Each has a reason at the end of the log of that life.",
             thresholds=at((None, GREEN), (1, YELLOW), (3, RED)),
             empty="None",
             size=(6, 4),
@@ -99,8 +95,8 @@ def _life() -> list[Panel]:
         figure(
             "Slowest load",
             f"max({q.selector('llamacpp.server.loading.duration')})",
-            "Time from the process's start until its model was ready, on the slowest server.",
-            "Long: is the file on a slow disk or a network mount? --no-mmap can help there.",
+            "Time from a process's start until its model was ready; of the slowest server.",
+            "Long: is the file on a slow disk, or fetched from the network? --no-mmap can help on network disks.",
             unit="s",
             empty="Unknown",
             size=(6, 4),
@@ -109,7 +105,7 @@ def _life() -> list[Panel]:
             "Decoding now",
             q.total(q.selector("llamacpp.decode.rate")),
             "Tokens a second that all slots together generate, between the last two collections.",
-            "`llamatel plan` prints the most that the device's memory bandwidth allows.",
+            "`llamatel plan` says the most that the device's memory bandwidth allows.",
             unit=TOKENS_A_SECOND,
             empty="Unknown",
             size=(6, 4),
@@ -118,41 +114,37 @@ def _life() -> list[Panel]:
             "States",
             Query(q.selector("llamacpp.server.state"), f"{q.SERVER_LEGEND} {{{{state}}}}"),
             "The state of each server over time: starting, ready, sleeping, stopping, stopped, failed.",
-            "failed: see its log. sleeping: the first request wakes it, and waits.",
+            "failed: its log. sleeping: the first request wakes it, and waits for it.",
         ),
         lines(
             "CPU of llama.cpp",
             [Query(q.rate("process.cpu.time", q.BY_SERVER), q.SERVER_LEGEND)],
             "Cores that each server's process uses.",
-            "With all layers on a GPU one core is normal; with many, layers run on the CPU.",
+            "With all layers on a GPU one core is normal; many say that layers run on the CPU.",
             empty="Unknown",
             size=(12, 8),
         ),
         lines(
             "Memory of llama.cpp",
             [Query(q.total(q.selector("process.memory.usage"), q.BY_SERVER), q.SERVER_LEGEND)],
-            "Resident memory of each server's process; a mapped model counts as its pages are read.",
-            "Unbounded growth: --cache-ram limits the prompts that it keeps.",
+            "Resident memory of each server's process; a mapped model counts as it is touched.",
+            "Growth without end: --cache-ram bounds the prompts that it keeps.",
             unit="bytes",
             empty="Unknown",
             size=(12, 8),
         ),
         lines(
-            "Restarts",
-            [Query(q.increase("llamacpp.server.restarts", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
-            "Restarts of each server's process.",
-            "Several in a row: the end of the log before each one has the reason.",
+            "Restarts and loads",
+            [
+                Query(q.total(q.selector("llamacpp.server.restarts"), q.BY_SERVER), f"{q.SERVER_LEGEND} restarts"),
+                Query(
+                    q.total(q.selector("llamacpp.server.loading.duration"), q.BY_SERVER), f"{q.SERVER_LEGEND} load (s)"
+                ),
+            ],
+            "Restarts since llamatel began to watch, and how long the last load took.",
+            "A staircase of restarts is a crash loop.",
             empty="Unknown",
-            size=(12, 7),
-        ),
-        lines(
-            "Time of the last load",
-            [Query(q.total(q.selector("llamacpp.server.loading.duration"), q.BY_SERVER), q.SERVER_LEGEND)],
-            "Time from the process's start until the model was ready.",
-            "Longer than before: a slower disk, or a model that was not in the page cache.",
-            unit="s",
-            empty="Unknown",
-            size=(12, 7),
+            size=(24, 7),
         ),
     ]
 
@@ -162,9 +154,9 @@ def _llamatel() -> list[Panel]:
         lines(
             "Log lines",
             [Query(q.rate("llamatel.log.lines", "kind"), "{{kind}}")],
-            "Lines of llama.cpp's log that llamatel read, a second. `malformed` ones have a known beginning and cannot "
-            "be parsed.",
-            "malformed above 0: lines are cut or interleaved on their way; use a log file for each server.",
+            "Lines of llama.cpp's log that llamatel read, a second. `malformed` ones looked familiar and could not be "
+            "read.",
+            "malformed above 0: lines are cut or mixed on their way; send the log through a file of its own.",
             stacked=True,
             empty="No log",
         ),
@@ -175,31 +167,31 @@ def _llamatel() -> list[Panel]:
                 Query(q.selector("llamatel.spans.shed_ratio"), "spans shed"),
             ],
             "Records that llamatel lost, by reason, and the share of spans that it sheds under overload.",
-            "queue_full and export_failed: the OTLP endpoint. observer_full, shed: too many requests a second.",
+            "queue_full and export_failed: the OTLP endpoint. observer_full: more requests than llamatel can write.",
             empty="None",
         ),
         lines(
             "Collectors",
             [Query(q.total(q.selector("llamatel.collector.duration"), "collector"), "{{collector}}")],
-            "Time that each collector needed for the last snapshot.",
+            "Time that each collector took for the last snapshot.",
             "A slow one delays a scrape, never a request.",
             unit="s",
             empty="No llamatel",
         ),
         lines(
-            "Collectors and log",
+            "Working as it should",
             [
                 Query(f"min by (collector) ({q.selector('llamatel.collector.success')})", "{{collector}}"),
                 Query(f"min({q.selector('llamatel.log.understood')})", "log understood"),
             ],
-            "1 for each collector that works, and while the log shows the requests that llama.cpp counts.",
-            "0: llamatel's own log has the reason.",
+            "1 for each collector that works, and while the log shows what llama.cpp counts.",
+            "0: llamatel's own log says why.",
             at_most=1,
             empty="No llamatel",
             size=(12, 7),
         ),
         lines(
-            "Requests without an end",
+            "Requests not seen to end",
             [Query(q.increase("llamatel.requests.lost", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
             "Requests whose end was not in the log.",
             "Does the log arrive whole, and in order?",
@@ -226,7 +218,7 @@ def _llamatel() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """The Model and server dashboard."""
+    """What runs, with which settings."""
     return board(
         "model-server",
         "llamatel / Model and server",

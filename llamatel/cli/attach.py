@@ -29,7 +29,8 @@ from llamatel.cli.telemetry_options import (
 )
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.errors import UsageError
-from llamatel.llama.log.log_source import FileSource, StreamSource
+from llamatel.llama.log.log_file import open_log
+from llamatel.llama.log.log_source import LogSource
 from llamatel.llama.watch.fleet import Fleet, logged_server
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.targets import TargetFiles, target
@@ -47,6 +48,7 @@ class AttachOptions:
     targets: tuple[str, ...] = ()
     log: str | None = None
     from_start: bool = False
+    log_state: str | None = None
     interval: float = 1.0
 
 
@@ -55,6 +57,11 @@ class AttachOptions:
 @click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file, read again when it changes.")
 @click.option("--log", metavar="FILE|-", help="The log of the one server; -: standard input.")
 @click.option("--from-start", is_flag=True, help="Read what is in the log already, too.")
+@click.option(
+    "--log-state",
+    metavar="FILE",
+    help="Keep the read position of the log here, so that a restart goes on where reading ended.",
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
@@ -89,6 +96,7 @@ def command(**values: Any) -> int:
     lines = None if source is None else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()
+    follower: LogFollower | None = None
     try:
         with ending_signals(), telemetry(options, [lines, tally]) as running:
             if source is None:
@@ -98,8 +106,7 @@ def command(**values: Any) -> int:
             else:
                 fleet = Fleet(targets, access, interval_s=what.interval, has_log=True)
                 server = next(iter(fleet.servers), None) or logged_server()
-                server.blocking = True
-                follower = LogFollower(source, server)
+                follower = LogFollower(source, server, added=running.observer.watch)
                 running.observer.watch(server)
             if len(fleet.servers) == 1 and not what.targets:
                 fleet.servers[0].check()
@@ -118,23 +125,27 @@ def command(**values: Any) -> int:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise
     if source is not None:
+        if follower is not None and (why := follower.explanation) is not None:
+            notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
         notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
     return 0
 
 
-def _source(what: AttachOptions) -> FileSource | StreamSource | None:
+def _source(what: AttachOptions) -> LogSource | None:
     if what.log is None:
         if not what.urls and not what.targets:
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
         if what.from_start:
             raise UsageError("--from-start is about a log: add --log FILE")
+        if what.log_state is not None:
+            raise UsageError("--log-state is about a log: add --log FILE")
         return None
     if what.targets or len(what.urls) > 1:
         raise UsageError("a log tells of one server: give --log with one URL or none")
-    return StreamSource() if what.log == "-" else FileSource(what.log, from_start=what.from_start)
+    return open_log(what.log, from_start=what.from_start, state=what.log_state)
 
 
-def _doing(source: FileSource | StreamSource | None, fleet: Fleet) -> str:
+def _doing(source: LogSource | None, fleet: Fleet) -> str:
     if source is not None:
         return f"reading {source.name}"
     number = len(fleet.servers)

@@ -10,7 +10,11 @@ from typing import NamedTuple
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_source import Backlog, Batch
 from llamatel.llama.log.reader import LogReader
+from llamatel.llama.watch.log_streams import LogStreams
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import LogCounts
 
@@ -49,6 +53,31 @@ def read(lines: Iterable[tuple[str, float]]) -> Reading:
         completions.extend(reader.feed(line, now))
     completions.extend(reader.abort(now, "the server is gone"))
     return Reading(completions, reader.counts(), reader)
+
+
+def read_streams(batches: Iterable[Batch | Backlog], info: ServerInfo | None = None) -> list[Completion]:
+    """The requests of a log as an attached one is read; those of all servers in it, in the order of their ends."""
+    completions: list[Completion] = []
+
+    def watch(server: ObservedServer) -> None:
+        server.subscribe(lambda finished: completions.append(finished) if isinstance(finished, Completion) else None)
+
+    info = info or ServerInfo("unknown")
+    first = ObservedServer(info, log=ServerLog(info))
+    watch(first)
+    streams = LogStreams(first, added=watch)
+    for batch in batches:
+        if isinstance(batch, Backlog):
+            streams.read_backlog(batch)
+        else:
+            streams.read(batch)
+    streams.forget()
+    return completions
+
+
+def read_attached(lines: Iterable[tuple[str, float]]) -> list[Completion]:
+    """The same, of lines that are read as they are written."""
+    return read_streams(Batch(line.split("\n"), now) for line, now in lines)
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _MAX_LINE = 65536
-"""A longer line is cut: nothing llama.cpp says of a request comes near."""
+"""A longer line is cut: nothing that llama.cpp logs of a request comes near."""
 
 
 class LineBuffer:
@@ -13,8 +13,18 @@ class LineBuffer:
         self._rest = b""
         self._skipping = False
 
+    @property
+    def rest(self) -> bytes:
+        """The start of a line whose end has not come."""
+        return self._rest
+
     def feed(self, data: bytes) -> list[str]:
-        """The lines that ended in ``data``, without their ends; what is no UTF-8 is replaced."""
+        """The lines that end in ``data``, without their ends; what is not UTF-8 is replaced, NULs are left out.
+
+        A file has NULs where it was truncated under a writer that does not append.
+        """
+        if b"\0" in data:
+            data = data.replace(b"\0", b"")
         *whole, self._rest = (self._rest + data).split(b"\n")
         lines = [line[:_MAX_LINE].rstrip(b"\r").decode("utf-8", "replace") for line in whole]
         if self._skipping and lines:

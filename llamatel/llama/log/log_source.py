@@ -1,7 +1,7 @@
-"""Lines of a log that somebody else writes: a file that grows, or standard input.
+"""Lines of a log that another program writes: standard input or a FIFO here, files in ``log_file``.
 
-A source first gives its backlog, what was written before we looked, in one piece: its times can only be told from its
-last line. Then it gives batches of lines as they come.
+A source first gives its backlog, what was written before it was opened, because its times follow from its last line
+only. Then it gives batches of lines as they come.
 """
 
 from __future__ import annotations
@@ -9,149 +9,125 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from llamatel.errors import LogSourceError
 from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
 
-_READ_BYTES = 1 << 16
+READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 64 << 20
-"""More of what was there before is not read: the newest part is taken."""
 _BACKLOG_LINES = 1 << 20
-"""The same, for lines: an empty one costs memory, too."""
-_LOOK_S = 0.2
+"""A stream's backlog is given in pieces of this size at most: it is kept in memory."""
 _SILENCE_S = 0.3
 """A stream's backlog is over when nothing came for that long."""
 _BACKLOG_S = 10.0
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Lines, and when the last of them was written at the latest (Unix time)."""
 
-    lines: list[str]
+    lines: Sequence[str]
     at: float
-    backlog: bool = False
+    live: bool = True
+    """Whether they were read right after they were written."""
 
 
-class FileSource:
-    """A file that grows, also when it is rotated (moved away and made anew) or truncated, or is not there yet."""
+class Backlog:
+    """Lines that were there before. They are read twice: to date them, and for their content."""
 
-    def __init__(self, path: str | os.PathLike[str], *, from_start: bool = False) -> None:
-        """``from_start``: read what is in it already; else only what comes. Raises LogSourceError if it cannot be."""
-        self.name = os.fspath(path)
-        self._path = Path(path)
-        self._from_start = from_start
-        self._stop = threading.Event()
-        if self._path.is_dir():
-            raise LogSourceError(f"{self.name} is a folder, not a log")
-        if from_start and not self._path.exists():
-            raise LogSourceError(f"there is no log {self.name}")
-        if self._path.exists() and not os.access(self._path, os.R_OK):
-            raise LogSourceError(f"the log {self.name} cannot be read: permission denied")
+    def __init__(self, lines: Sequence[str], at: float) -> None:
+        self._lines = lines
+        self.at = at
+        """Unix time at which the last was written at the latest."""
+
+    def scan(self) -> Iterator[Sequence[str]]:
+        """All lines, to look at."""
+        yield self._lines
+
+    def batches(self) -> Iterator[tuple[Sequence[str], bool]]:
+        """All lines, and whether their requests were recorded before (by a process that read this log until then)."""
+        yield self._lines, False
+
+
+class LogSource(Protocol):
+    """A log that is read on one thread."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def blocking(self) -> bool:
+        """Whether its writer does not wait for the reader, so that the reader may take its time."""
 
     def stop(self) -> None:
         """End ``batches`` soon; may be called from any thread."""
-        self._stop.set()
 
-    def batches(self) -> Iterator[Batch]:
-        """Batches until ``stop``. Raises LogSourceError if the file can no longer be read."""
-        buffer = LineBuffer()
-        descriptor: int | None = None
-        first = True
-        try:
-            while not self._stop.is_set():
-                if descriptor is None:
-                    with contextlib.suppress(FileNotFoundError):
-                        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                    if descriptor is not None and first:
-                        yield from self._backlog(descriptor, buffer)
-                    first = False
-                    if descriptor is None:
-                        self._stop.wait(_LOOK_S)
-                        continue
-                data = os.read(descriptor, _READ_BYTES)
-                if data:
-                    yield Batch(buffer.feed(data), time.time())
-                elif self._replaced(descriptor):
-                    yield Batch(buffer.flush(), time.time())
-                    os.close(descriptor)
-                    descriptor = None
-                else:
-                    self._stop.wait(_LOOK_S)
-        except OSError as error:
-            raise LogSourceError(f"the log {self.name} cannot be read: {error.strerror}") from None
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+    def batches(self) -> Iterator[Batch | Backlog]:
+        """Lines as they come, until ``stop`` or the log's end. Raises LogSourceError if it cannot be read."""
 
-    def _backlog(self, descriptor: int, buffer: LineBuffer) -> Iterator[Batch]:
-        state = os.fstat(descriptor)
-        if not self._from_start:
-            os.lseek(descriptor, 0, os.SEEK_END)
-            return
-        os.lseek(descriptor, max(0, state.st_size - _BACKLOG_BYTES), os.SEEK_SET)
-        lines: deque[str] = deque(maxlen=_BACKLOG_LINES)
-        while data := os.read(descriptor, _READ_BYTES):
-            lines += buffer.feed(data)
-        yield Batch(list(lines), state.st_mtime, backlog=True)
-
-    def _replaced(self, descriptor: int) -> bool:
-        """Whether the path is another file now, or this one was cut short."""
-        ours = os.fstat(descriptor)
-        try:
-            now = self._path.stat()
-        except FileNotFoundError:
-            return False  # moved away, and not made anew yet: its last lines may still come
-        return (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev) or now.st_size < os.lseek(
-            descriptor, 0, os.SEEK_CUR
-        )
+    @property
+    def bytes_lost(self) -> int:
+        """Bytes of it that were gone before they could be read."""
 
 
 class StreamSource:
-    """A stream such as standard input, from which ``kubectl logs -f`` and the like are read."""
+    """A stream such as standard input, from which ``kubectl logs -f`` and the like are read; always drained."""
 
-    def __init__(self, descriptor: int = 0, name: str = "standard input") -> None:
+    blocking = False
+    bytes_lost = 0
+
+    def __init__(self, descriptor: int = 0, name: str = "standard input", *, reopens: bool = False) -> None:
+        """``reopens``: the stream goes on with another writer when the last one has closed it (a FIFO)."""
         self.name = name
         self._descriptor = descriptor
+        self._reopens = reopens
         self._wake_read, self._wake_write = os.pipe()
+        self._decoder: Decoder | None = None
+        self._buffer = LineBuffer()
+
+    @classmethod
+    def of_fifo(cls, path: str | os.PathLike[str]) -> StreamSource:
+        """A FIFO, with or without a writer. Raises LogSourceError if it cannot be opened."""
+        try:
+            return cls(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), os.fspath(path), reopens=True)
+        except OSError as error:
+            raise LogSourceError(f"the log {os.fspath(path)} cannot be read: {error.strerror}") from None
 
     def stop(self) -> None:
         """End ``batches`` now; may be called from any thread."""
         with contextlib.suppress(OSError):  # it has ended already
             os.write(self._wake_write, b"!")
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch | Backlog]:
         """Batches until the stream ends or ``stop`` is called."""
-        buffer = LineBuffer()
-        backlog: list[str] | None = []
-        begun = last = time.time()
+        backlog: list[str] = []
+        caught_up = False
+        started = last = time.time()
         size = 0
         try:
             while True:
-                pause = _SILENCE_S if backlog else None
-                ready, _, _ = select.select([self._descriptor, self._wake_read], [], [], pause)
-                data = os.read(self._descriptor, _READ_BYTES) if self._descriptor in ready else b""
+                data, ended = self._read(_SILENCE_S if backlog or caught_up else None)
                 now = time.time()
-                ended = bool(ready) and not data
-                lines = buffer.flush() if ended else buffer.feed(data)
-                if backlog is None:
+                lines = self._lines(data, ended=ended)
+                if caught_up:
                     yield Batch(lines, now)
                 else:
                     backlog += lines
                     size += len(data)
-                    if lines:
-                        last = now
-                    # Over after a silence; a busy server's log never is silent, so not later than after some seconds.
-                    much = size > _BACKLOG_BYTES or len(backlog) > _BACKLOG_LINES
-                    if ended or (backlog and (not data or much or now - begun > _BACKLOG_S)):
-                        yield Batch(backlog, last, backlog=True)
-                        backlog = None
+                    last = now if lines else last
+                    silent = bool(backlog) and not data
+                    # A busy server's log is never silent: after some seconds its lines are given as they come.
+                    much = size > _BACKLOG_BYTES or len(backlog) > _BACKLOG_LINES or now - started > _BACKLOG_S
+                    if ended or silent or (backlog and much):
+                        yield Backlog(backlog, last)
+                        backlog, size, caught_up = [], 0, silent
                 if ended:
                     return
         except OSError as error:
@@ -159,3 +135,26 @@ class StreamSource:
         finally:
             os.close(self._wake_read)
             os.close(self._wake_write)
+            if self._reopens:
+                os.close(self._descriptor)
+
+    def _read(self, pause: float | None) -> tuple[bytes, bool]:
+        """What is there after ``pause`` seconds at the latest, and whether the stream has ended."""
+        ready, _, _ = select.select([self._descriptor, self._wake_read], [], [], pause)
+        if self._wake_read in ready:
+            return b"", True
+        if not ready:
+            return b"", False
+        data = os.read(self._descriptor, READ_BYTES)
+        if data or not self._reopens:
+            return data, not data
+        stopped, _, _ = select.select([self._wake_read], [], [], _LOOK_S)  # no writer at the moment
+        return b"", bool(stopped)
+
+    def _lines(self, data: bytes, *, ended: bool) -> list[str]:
+        if self._decoder is None:
+            if not data:
+                return []
+            self._decoder = Decoder(encoding_of(data[:HEAD]))
+        lines = [line for text in self._decoder.feed(data) for line in self._buffer.feed(text)]
+        return lines + self._buffer.flush() if ended else lines

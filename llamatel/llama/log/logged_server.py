@@ -24,6 +24,10 @@ _SLOTS = re.compile(
 )
 _DRAFT = re.compile(r"common_speculative_init_result: loading draft model '([^\n]{0,4096})'")
 _PATH = re.compile(_FROM + r"local path '([^\n]{0,4096})'")
+_META = re.compile(
+    r"llama_model_loader: loaded meta data with \d{1,9} key-value pairs and \d{1,9} tensors "
+    r"from ([^\n]{1,4096}) \(version "
+)
 _POOL = re.compile(r"llama_context: n_ctx += (\d{1,12})\b")
 _SEQUENCE = re.compile(
     r"srv +\w{1,12}: (?:capping per-slot context \((\d{1,12})\)|"
@@ -153,6 +157,8 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
     if "draft model '" in text and (found := _DRAFT.match(text)):
         return replace(known, draft_path=found.group(1))
     if "local path '" in text and (found := _PATH.match(text)):
+        return replace(known, model_path=found.group(1))
+    if known.model_path is None and "meta data" in text and (found := _META.match(text)):
         return replace(known, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.match(text)):
         return _initializing(known, *found.groups())

@@ -74,11 +74,15 @@ class LogReader:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def feed(self, line: str, now: float) -> Sequence[Completion]:
-        """Read one line of text (without its line end) at Unix time ``now``; the requests that ended with it."""
+    def feed(self, line: str, now: float, parts: LogLine | None = None) -> Sequence[Completion]:
+        """Read one line of text (without its line end) at Unix time ``now``; the requests that ended with it.
+
+        ``parts``: the line, where it was parsed already.
+        """
         try:
             line = line[:_MAX_LENGTH]
-            parts = split_line(line)
+            if parts is None:
+                parts = split_line(line)
             if (parts.slot is None or self._client_text.open) and self._client_text.contains(line, now):
                 self._counters.lines["other"] += 1
                 return ()
@@ -264,6 +268,13 @@ class LogReader:
         self._completed = before
         self._last_time = 0.0
         return completed
+
+    def lose(self, slot: int) -> None:
+        """The request in this slot cannot be followed any further; a negative slot: one that was not read at all."""
+        if slot < 0:
+            self._counters.started += 1
+        if slot < 0 or self._requests.drop(slot):
+            self._counters.lost += 1
 
     def forget(self) -> None:
         """The log ends here: how the requests in flight went on will not be known."""

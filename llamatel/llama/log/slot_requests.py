@@ -146,6 +146,12 @@ class SlotRequests:
         self._selected.clear()
         self._heading_slot = None
 
+    def drop(self, slot: int) -> bool:
+        """Follow the request in this slot no further; whether there is one."""
+        if self._heading_slot == slot:
+            self._heading_slot = None
+        return self._active.pop(slot, None) is not None
+
     # -- one request ------------------------------------------------------------------------------------------------
 
     def _launch(self, slot: int, task: int, message: str, time: float) -> str:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from llamatel.errors import LlamatelError
-from llamatel.llama.log.log_source import Batch, FileSource, StreamSource
+from llamatel.llama.log.log_source import Backlog, LogSource
+from llamatel.llama.watch.log_streams import LogStreams
 from llamatel.llama.watch.observed_server import ObservedServer
 
 
 class LogFollower:
-    """Feeds a log to the server that it is about."""
+    """Feeds a log to the servers that it is about."""
 
-    def __init__(self, source: FileSource | StreamSource, server: ObservedServer) -> None:
-        """Raises ValueError for a server without a log."""
-        if server.log is None:
-            raise ValueError("the server has no log")
+    def __init__(
+        self,
+        source: LogSource,
+        server: ObservedServer,
+        *,
+        added: Callable[[ObservedServer], None] = lambda _: None,
+    ) -> None:
+        """``added`` is called for each further server that the log shows. Raises ValueError for one without a log."""
         self._source = source
-        self._server = server
-        self._log = server.log
+        server.blocking = source.blocking
+        self._streams = LogStreams(server, name=source.name, added=added)
         self._failure: LlamatelError | None = None
         self._ended = threading.Event()
         """What others wait for; not the thread itself, see ``Supervisor.join``."""
@@ -42,16 +48,20 @@ class LogFollower:
         if self._thread.is_alive():
             self._ended.wait()
 
+    @property
+    def explanation(self) -> str | None:
+        """Why no request was read, after the log's end; None if one was."""
+        return self._streams.explanation
+
     def _run(self) -> None:
         try:
             for batch in self._source.batches():
-                self._feed(batch)
+                if isinstance(batch, Backlog):
+                    self._streams.read_backlog(batch)
+                else:
+                    self._streams.read(batch)
         except LlamatelError as error:
             self._failure = error
         finally:
-            self._log.forget()
+            self._streams.forget()
             self._ended.set()
-
-    def _feed(self, batch: Batch) -> None:
-        feed = self._log.feed_backlog if batch.backlog else self._log.feed
-        self._server.publish(feed(batch.lines, batch.at, learned=self._server.learn_from_log))

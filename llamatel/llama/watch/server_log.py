@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llamatel.llama.log.log_clock import LogClock
-from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
@@ -90,16 +90,24 @@ class ServerLog:
         """``identify`` for ``learned``, which is called within ``feed``."""
         self._reader.server = server
 
-    def feed_backlog(
-        self, lines: Sequence[str], at: float, *, learned: Callable[[], None] | None = None
-    ) -> list[Completion]:
-        """Read lines that were written before: those of the last process, dated by the last one, written at ``at``."""
-        lines = lines[last_process(lines) :]
-        stamped = next((parts for line in reversed(lines) if (parts := split_line(line)).time is not None), None)
-        if stamped is not None and stamped.time is not None:
-            with self._lock:
-                self._reader.date(stamped.time, stamped.wall or at)
-        return self.feed(lines, at, learned=learned)
+    def read(self, line: str, parts: LogLine, now: float, *, learned: Callable[[], None]) -> Sequence[Completion]:
+        """Read one line that was parsed already; as ``feed``."""
+        with self._lock:
+            before = self._reader.logged_server
+            completed = self._reader.feed(line, now, parts)
+            if self._reader.logged_server is not before:
+                learned()
+        return completed
+
+    def skip(self) -> None:
+        """Count a line of which it is not known which server wrote it."""
+        with self._lock:
+            self._reader.skip()
+
+    def lose(self, slot: int) -> None:
+        """The request in this slot cannot be followed any further; a negative slot: one that was not read at all."""
+        with self._lock:
+            self._reader.lose(slot)
 
     def restart(self, server: ServerInfo, *, batch: int | None = None) -> None:
         """A new process begins to log; ``batch`` is its --batch-size."""
@@ -150,17 +158,3 @@ class ServerLog:
         """What ``read`` returns of the log of a router's models."""
         with self._lock:
             return read(self._reader.router)
-
-
-def last_process(lines: Sequence[str]) -> int:
-    """Where in ``lines`` the last process starts: its times start again. Lines of earlier ones cannot be dated."""
-    begin, last = 0, 0.0
-    for index, line in enumerate(lines):
-        parts = split_line(line)
-        # What a container runtime has dated needs no such care, and a router's children count on clocks of their own.
-        if parts.time is None or parts.wall is not None or parts.child is not None:
-            continue
-        if parts.time < last - 1.0:
-            begin = index
-        last = parts.time
-    return begin

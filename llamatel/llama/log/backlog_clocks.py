@@ -1,0 +1,147 @@
+"""When the lines of a log were written that was there before we read it, and by which of several processes.
+
+Stamps count from the start of a process, and only the log's last line can be dated: it was written when the file was.
+So the lines are looked at once before they are read. A process that follows another started after the other's last
+line; of processes that write at the same time, each line was written after the one before it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llamatel.llama.log.log_line import LogLine
+from llamatel.llama.log.process_separation import ProcessSeparation
+
+_GAP_S = 5.0
+_MOST_GAPS = 10_000
+
+
+@dataclass(slots=True)
+class _Gap:
+    """A silence of one clock, by its stamps."""
+
+    since: float
+    until: float
+    line: int
+    """The one after it."""
+    resumed_by: int | None = None
+    """The clock that turned out to be the one of before."""
+    resumed_at: float = 0.0
+    before: int = 0
+    """What that one is."""
+
+
+class BacklogClocks:
+    """``add`` every stamped line, ``finish``; then ``clock`` for each of them again, in the same order."""
+
+    def __init__(self) -> None:
+        self._separation = ProcessSeparation(clocks_only=True)
+        self._clocks = array("L")
+        self._counts = array("L")
+        self._first = array("d")
+        self._last = array("d")
+        """Runs of lines of one clock: which, how many, its first and last stamp."""
+        self._gaps: dict[int, deque[_Gap]] = {}
+        """Silences, by clock."""
+        self._pieces: dict[int, list[tuple[int, int]]] = {0: [(0, 0)]}
+        """By clock as it was first taken: from which line on it is which."""
+        self._identities = 1
+        self._newest: dict[int, float] = {}
+        """By clock: its newest stamp."""
+        self._lines = 0
+        self._seen = 0
+        self._starts: dict[int, float] = {}
+        self._replay: Iterator[int] = iter(())
+
+    def add(self, line: str, parts: LogLine) -> None:
+        """Look at a line; only stamped ones that are not a router's child's count."""
+        separation = self._separation
+        separation.route(line, parts, 0.0, live=False)
+        separation.events.clear()
+        if parts.time is None or parts.child is not None:
+            return
+        clock, time = separation.clock, parts.time
+        if clock > self._seen:
+            self._seen = clock
+            self._pieces[clock] = [(0, self._new())]
+            self._split(clock, time)
+        else:
+            last = self._newest.get(clock, time)
+            if time - last > _GAP_S:
+                self._gaps.setdefault(clock, deque(maxlen=_MOST_GAPS)).append(_Gap(last, time, self._lines))
+            elif self._clocks and clock == self._clocks[-1]:
+                self._counts[-1] += 1
+                self._last[-1] = self._newest[clock] = time
+                self._lines += 1
+                return
+        self._newest[clock] = time
+        self._clocks.append(clock)
+        self._counts.append(1)
+        self._first.append(time)
+        self._last.append(time)
+        self._lines += 1
+
+    def _split(self, clock: int, time: float) -> None:
+        """A clock that falls back into a silence of another was that one until then."""
+        for other, gaps in self._gaps.items():
+            for gap in reversed(gaps):
+                if not gap.since <= time < gap.until or (gap.resumed_by is not None and gap.resumed_at <= time):
+                    continue
+                pieces = self._pieces[other]
+                if gap.resumed_by is not None:
+                    self._pieces[gap.resumed_by] = [(0, self._new())]
+                    self._pieces[clock] = [(0, gap.before)]
+                else:
+                    self._pieces[clock] = [(0, pieces[-1][1])]
+                    gap.before = pieces[-1][1]
+                    # What came after the silence is another's: of one that was there before, or of a new one.
+                    older = [
+                        each for each in self._newest if each not in (other, clock) and self._newest[each] <= gap.until
+                    ]
+                    nearest = max(older, key=self._newest.__getitem__, default=None)
+                    pieces.append((gap.line, self._new() if nearest is None else self._pieces[nearest][-1][1]))
+                    self._separation.note_alive(other, clock, *older)
+                gap.resumed_by, gap.resumed_at = clock, time
+                return
+
+    def _new(self) -> int:
+        self._identities += 1
+        return self._identities - 1
+
+    def finish(self, at: float) -> None:
+        """All lines were added; the last was written at Unix time ``at`` at the latest."""
+        line = self._lines
+        next_at = at
+        for index in range(len(self._clocks) - 1, -1, -1):
+            line -= self._counts[index]
+            clock = self._final(self._clocks[index], line)
+            start = min(self._starts.get(clock, float("inf")), next_at - self._last[index])
+            self._starts[clock] = start
+            next_at = start + self._first[index]
+        self._replay = self._numbers()
+
+    def _final(self, clock: int, line: int) -> int:
+        pieces = self._pieces[clock]
+        if len(pieces) == 1:
+            return pieces[0][1]
+        return pieces[bisect_right(pieces, (line, 1 << 60)) - 1][1]
+
+    def _numbers(self) -> Iterator[int]:
+        line = 0
+        for clock, count in zip(self._clocks, self._counts, strict=True):
+            for number in range(line, line + count):
+                yield self._final(clock, number)
+            line += count
+
+    def clock(self, parts: LogLine) -> tuple[int | None, float | None]:
+        """Of the next line: whose clock its stamp is, and the Unix time; None where it has no stamp."""
+        if parts.time is None or parts.child is not None:
+            return None, None
+        clock = next(self._replay, None)
+        if clock is None:
+            return None, None
+        return clock, self._starts.get(clock, 0.0) + parts.time

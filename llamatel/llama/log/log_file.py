@@ -1,0 +1,371 @@
+"""A log file that another program writes: followed over rotation and truncation, from any position, to the last line.
+
+What could not be read is counted in bytes where that can be known: a file that was truncated under a writer that does
+not append has a hole where the lost bytes were; one that was copied first is read on in its copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+from llamatel.errors import LogSourceError, UsageError
+from llamatel.llama.log.line_buffer import LineBuffer
+from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
+from llamatel.llama.log.log_source import READ_BYTES, Backlog, Batch, LogSource, StreamSource
+from llamatel.llama.log.read_position import Fingerprint, Position, PositionFile
+from llamatel.log_once import LogOnce
+
+_log = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+_OLD_FILE_S = 60.0
+"""A file that was moved away is followed until nothing came for so long: its writer may not have switched yet."""
+_MOST_OLD = 4
+_REPLAYED_START = 1 << 20
+_REPLAYED_END = 4 << 20
+"""Bytes read again after a restart, for what they say about the server and the requests in flight."""
+_MOST_SIBLINGS = 1000
+
+
+def open_log(name: str, *, from_start: bool = False, state: str | None = None) -> LogSource:
+    """The log at a path, or standard input for ``-``. Raises LogSourceError; UsageError for options that do not fit.
+
+    ``state``: the file that keeps the position over restarts.
+    """
+    mode = None
+    with contextlib.suppress(OSError):
+        mode = os.fstat(0).st_mode if name == "-" else Path(name).stat().st_mode
+    if state is not None and (name == "-" or (mode is not None and not stat.S_ISREG(mode))):
+        raise UsageError("--log-state keeps the position in a file: it cannot be used with a stream")
+    if name == "-":
+        if mode is not None and stat.S_ISREG(mode):
+            return FileSource("standard input", descriptor=0)
+        return StreamSource()
+    if mode is not None and stat.S_ISFIFO(mode):
+        return StreamSource.of_fifo(name)
+    return FileSource(name, from_start=from_start, state=None if state is None else PositionFile(state))
+
+
+class _OpenFile:
+    """One file, and how far it was read."""
+
+    def __init__(self, descriptor: int, offset: int = 0) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self.buffer = LineBuffer()
+        self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
+        self.head = Fingerprint.of(descriptor)
+        self.read_at = time.monotonic()
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def position(self) -> Position:
+        """Where the last whole line ends."""
+        if self.head.length < 1024:
+            self.head = Fingerprint.of(self.descriptor)
+        rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
+        return Position(self.head, max(0, self.offset - rest))
+
+    def restart(self) -> None:
+        """It was truncated: the next line is its first."""
+        self.offset = 0
+        self.buffer = LineBuffer()
+        self.decoder = Decoder(encoding_of(os.pread(self.descriptor, HEAD, 0)))
+        self.head = Fingerprint.of(self.descriptor)
+
+    def read(self, end: int | None = None) -> tuple[bytes, int]:
+        """The next bytes, up to ``end``, and how many bytes of a hole were skipped before them."""
+        skipped = self._skip_hole(end)
+        size = READ_BYTES if end is None else max(0, min(READ_BYTES, end - self.offset))
+        data = os.pread(self.descriptor, size, self.offset)
+        self.offset += len(data)
+        if data:
+            self.read_at = time.monotonic()
+        if data[:1] == b"\0" and not self.decoder.encoding.startswith("utf-16"):
+            text = data.lstrip(b"\0")  # the rest of the hole's last block
+            skipped += len(data) - len(text)
+            data = text or b"\0"  # which lines leave out: empty is the end
+        return data, skipped
+
+    def lines(self, data: bytes) -> list[str]:
+        """The lines that end in these bytes."""
+        return [line for text in self.decoder.feed(data) for line in self.buffer.feed(text)]
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _skip_hole(self, end: int | None) -> int:
+        try:
+            data_at = os.lseek(self.descriptor, self.offset, os.SEEK_DATA)
+        except OSError as error:
+            # At its end, or a file system without holes.
+            if error.errno == errno.ENXIO and self.offset < self.size:
+                data_at = self.size  # nothing but a hole until its end
+            else:
+                return 0
+        skipped = max(0, (data_at if end is None else min(data_at, end)) - self.offset)
+        self.offset += skipped
+        return skipped
+
+
+class _FileBacklog(Backlog):
+    """What a file held when it was opened; read from the file each time."""
+
+    def __init__(self, source: FileSource, file: _OpenFile, start: int, end: int) -> None:
+        super().__init__((), os.fstat(file.descriptor).st_mtime)
+        self._source = source
+        self._file = file
+        self._start = start
+        self._end = end
+
+    def scan(self) -> Iterator[Sequence[str]]:
+        yield from (lines for lines, _ in self._recorded())
+        again = _OpenFile(self._file.descriptor, self._start)
+        while not self._source.stopped and (data := again.read(self._end)[0]):
+            for text in again.decoder.feed(data):
+                yield again.buffer.feed(text)
+
+    def batches(self) -> Iterator[tuple[Sequence[str], bool]]:
+        yield from self._recorded()
+        file = self._file
+        file.offset = self._start
+        while not self._source.stopped and (data := file.read(self._end)[0]):
+            for text in file.decoder.feed(data):
+                yield file.buffer.feed(text), False
+            self._source.save(file)
+
+    def _recorded(self) -> Iterator[tuple[Sequence[str], bool]]:
+        """Lines before the position: what they say of the server, and the requests that were in flight."""
+        if self._start == 0:
+            return
+        pieces = [(0, min(self._start, _REPLAYED_START)), (max(0, self._start - _REPLAYED_END), self._start)]
+        if pieces[0][1] >= pieces[1][0]:
+            pieces = [(0, self._start)]
+        for start, end in pieces:
+            again = _OpenFile(self._file.descriptor, start)
+            first = start > 0  # most likely the middle of a line
+            while not self._source.stopped and again.offset < end:
+                data, _ = again.read(end)
+                if not data:
+                    break
+                lines = again.lines(data)
+                yield lines[first:], True
+                first = first and not lines
+
+
+class FileSource:
+    """A file that grows, also when it is rotated (moved away and created again) or truncated, or does not exist yet."""
+
+    blocking = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        from_start: bool = False,
+        state: PositionFile | None = None,
+        descriptor: int | None = None,
+    ) -> None:
+        """Raises LogSourceError if it cannot be read.
+
+        ``from_start``: read what is in it already; else only what comes. ``state``: keeps the position over restarts.
+        ``descriptor``: an open file, which is read from where it is to its end (standard input, from a file).
+        """
+        self.name = os.fspath(path)
+        self.bytes_lost = 0
+        self._path = Path(path)
+        self._from_start = from_start
+        self._state = state
+        self._descriptor = descriptor
+        self._stop = threading.Event()
+        self._once = LogOnce(_log)
+        if descriptor is not None:
+            return
+        if self._path.is_dir():
+            raise LogSourceError(f"{self.name} is a folder, not a log")
+        if from_start and state is None and not self._path.exists():
+            raise LogSourceError(f"there is no log {self.name}")
+        if self._path.exists() and not os.access(self._path, os.R_OK):
+            raise LogSourceError(f"the log {self.name} cannot be read: permission denied")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """End ``batches`` soon; may be called from any thread."""
+        self._stop.set()
+
+    def save(self, file: _OpenFile, *, now: bool = False) -> None:
+        """Keep the position: the lines before it were handled."""
+        if self._state is not None:
+            self._state.save(file.position(), now=now)
+
+    def batches(self) -> Iterator[Batch | Backlog]:  # noqa: PLR0912 - one loop over all that can happen to a file
+        """Batches until ``stop``, or the end of a file that is not followed. Raises LogSourceError."""
+        old: list[_OpenFile] = []
+        current: _OpenFile | None = None
+        try:
+            current = yield from self._first()
+            if self._descriptor is not None or (current is not None and current.decoder.encoding == "gzip"):
+                if current is not None and not self.stopped:
+                    yield Batch(current.buffer.flush(), time.time(), live=False)
+                return
+            while not self.stopped:
+                current = current or self._open()
+                came = False
+                for file in [*old, *filter(None, [current])]:
+                    for batch in self._read(file):
+                        came = True
+                        yield batch
+                if current is not None:
+                    if not old:
+                        self.save(current)
+                    if self._moved(current):
+                        old.append(current)
+                        current = self._open()
+                old = self._without_finished(old)
+                if not came:
+                    yield Batch((), time.time())  # nothing came for a while
+                    self._stop.wait(_LOOK_S)
+        except OSError as error:
+            raise LogSourceError(f"the log {self.name} cannot be read: {error.strerror}") from None
+        finally:
+            if current is not None:
+                with contextlib.suppress(OSError):
+                    self.save(current, now=True)
+            for file in [*old, *filter(None, [current])]:
+                file.close()
+
+    # -- where to start -------------------------------------------------------------------------------------------
+
+    def _first(self) -> Generator[Batch | Backlog, None, _OpenFile | None]:
+        """What is there already; returns the file to follow."""
+        position = None if self._state is None else self._state.load()
+        if self._descriptor is not None:
+            offset = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            current: _OpenFile | None = _OpenFile(os.dup(self._descriptor), offset)
+        else:
+            current = self._open()
+        if position is not None:
+            start = yield from self._resume(position, current)
+        elif current is None:
+            return None
+        else:
+            whole = self._from_start or self._descriptor is not None or current.decoder.encoding == "gzip"
+            start = current.offset if whole else current.size
+        if current is not None and start < current.size:
+            yield _FileBacklog(self, current, start, current.size)
+        elif current is not None:
+            current.offset = start
+        return current
+
+    def _resume(self, position: Position, current: _OpenFile | None) -> Generator[Batch | Backlog, None, int]:
+        """What was written while nobody read; returns where to go on in the current file."""
+        if current is not None and position.head.matches(current.descriptor) and position.offset <= current.size:
+            return position.offset
+        moved = self._sibling(position)
+        if moved is None:
+            _log.warning("%s is another file than the one read before: it is read from its start", self.name)
+            return 0
+        try:
+            yield _FileBacklog(self, moved, position.offset, moved.size)
+        finally:
+            moved.close()
+        return 0
+
+    def _sibling(self, position: Position) -> _OpenFile | None:
+        """The file that a position is about, after it was moved or copied."""
+        with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
+            for number, entry in enumerate(entries):
+                if number == _MOST_SIBLINGS:
+                    break
+                if not entry.name.startswith(self._path.name) or entry.name == self._path.name:
+                    continue
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                file = _OpenFile(os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC))
+                if position.head.matches(file.descriptor) and file.size >= position.offset:
+                    return file
+                file.close()
+        return None
+
+    def _open(self) -> _OpenFile | None:
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise LogSourceError(f"the log {self.name} is not a regular file any more")
+            return _OpenFile(descriptor)
+        return None
+
+    # -- what comes -------------------------------------------------------------------------------------------------
+
+    def _read(self, file: _OpenFile) -> Iterator[Batch]:
+        """What is new in a file."""
+        if file.size < file.offset:
+            yield from self._from_copy(file)
+            yield Batch(file.buffer.flush(), time.time())
+            file.restart()
+        while not self.stopped:
+            before = file.offset
+            data, skipped = file.read()
+            if skipped and before:
+                found = yield from self._from_copy(file, before)
+                self._lost(skipped - found)
+            if not data:
+                return
+            yield Batch(file.lines(data), time.time())
+
+    def _from_copy(self, file: _OpenFile, offset: int | None = None) -> Generator[Batch, None, int]:
+        """What was not read of a file before it was truncated, if it was copied before; returns how many bytes."""
+        start = file.offset if offset is None else offset
+        copy = self._sibling(Position(file.head, start))
+        if copy is None:
+            return 0
+        copy.offset, copy.buffer, copy.decoder = start, file.buffer, file.decoder
+        while not self.stopped and (data := copy.read()[0]):
+            yield Batch(copy.lines(data), time.time())
+        copy.close()
+        return copy.offset - start
+
+    def _lost(self, size: int) -> None:
+        if size <= 0:
+            return
+        self.bytes_lost += size
+        self._once.warning(
+            "lost",
+            "%s was truncated before %d bytes of it could be read: requests in them are missing",
+            self.name,
+            size,
+        )
+
+    def _moved(self, file: _OpenFile) -> bool:
+        """Whether the path is another file now."""
+        ours = os.fstat(file.descriptor)
+        try:
+            now = self._path.stat()
+        except FileNotFoundError:
+            return False  # moved away, and not created again yet
+        return (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
+
+    def _without_finished(self, old: list[_OpenFile]) -> list[_OpenFile]:
+        """Files that were moved away and may still be written to."""
+        kept: list[_OpenFile] = []
+        for file in old:
+            if time.monotonic() - file.read_at > _OLD_FILE_S or len(old) - len(kept) > _MOST_OLD:
+                file.close()
+            else:
+                kept.append(file)
+        return kept

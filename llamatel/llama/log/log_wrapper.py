@@ -1,0 +1,205 @@
+"""What other programs put around llama.cpp's lines, removed: one line in, llama.cpp's own line out.
+
+Container runtimes (docker json-file, containerd CRI, ``docker logs -t``, compose), kubectl, stern, journald, syslog,
+Loki, and every program that logs llama.cpp's line as a JSON or logfmt field or after a prefix of its own. Wrappers are
+detected per line and may be nested. What they say of the source tells servers apart that share one stream; their
+timestamps date the lines.
+
+A line of llama.cpp itself is never looked into: a client's text may stand in it. Pure functions, linear in the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from llamatel.llama.log.log_line import OWN_START, is_own_line, starts_like_llama_cpp
+from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json, label_set, pairs, unescape
+from llamatel.llama.log.wrapper_time import JOURNAL_FULL, RFC3339, SYSLOG, find_time
+
+_MOST_WRAPPERS = 5
+_LONGEST_NAME = 256
+_LONGEST = 1 << 16
+_COLOUR = re.compile(r"(?:\x1b|(?<!\\)\\(?:u001[bB]|x1[bB]|033|e)|#033|\^\[)\[[0-9;]{0,32}[A-Za-z]")
+_COLOUR_SIGNS = ("\x1b", "\\u001", "\\x1", "\\033", "\\e[", "#033", "^[[")
+_RSYSLOG_ESCAPE = re.compile(r"#(0[0-3][0-7]|177)")
+_CRI = re.compile(rf"({RFC3339}) (?:stdout|stderr) ([FP])(?::\S{{0,64}})?(?: (.*)|$)", re.DOTALL)
+_MONOTONIC = r"\[ *\d{1,12}\.\d{1,9}(?: <[^>]{0,20}>)? ?\]"
+_SYSLOG_LINE = re.compile(
+    rf"(?:<\d{{1,3}}>)?((?:{JOURNAL_FULL}|{RFC3339}|{SYSLOG}|\d{{10}}\.\d{{3,9}}|{_MONOTONIC})"
+    r" ([^\s\[]\S{0,254}) ([^\s\[\]:]{1,128})(?:\[(\d{1,10})\])?): (.*)",
+    re.DOTALL,
+)
+_RFC5424 = re.compile(
+    rf"(<\d{{1,3}}>\d{{1,2}} (?:{RFC3339}|-) (\S{{1,255}}) (\S{{1,48}}) (\S{{1,128}}) \S{{1,32}} )"
+    r"(?:-|(?:\[(?:[^\]\\]|\\.){0,1000}\]){1,9})(?: \ufeff?(.*)|$)",
+    re.DOTALL,
+)
+_COMPOSE = re.compile(r"(?:\d\d:\d\d:\d\d(?:\.\d{1,6})? )?((?:\d{1,5}\|)?[\w.@/-]{1,200}) *\|(?: (.*)|$)", re.DOTALL)
+_KUBECTL = re.compile(r"\[((?:pod|container)/[^\]\s]{1,300})\] ?(.*)", re.DOTALL)
+_LABELS = re.compile(rf"(?:({RFC3339}) )?(\{{\w{{1,64}}=\"[^{{}}]{{0,2000}}\}}) ?(.*)", re.DOTALL)
+_DATED = re.compile(rf"(\[?{RFC3339}\]?)[ \t](.*)", re.DOTALL)
+_JOURNAL_FIELD = re.compile(r"\s{0,8}(?:\"MESSAGE\"\s?:\s?|MESSAGE=)(.*)", re.DOTALL)
+_PREFIXED = re.compile(rf"[^\"'{{}}\\]{{0,300}}?[\s\]:|=>)\u203a]\s{{0,4}}(?={OWN_START})")
+_PREFIXED_LIBRARY = re.compile(
+    r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{1,60}: )"
+)
+_OWN_INSIDE = re.compile(rf"[\s\]:|=>)\u203a\"']{OWN_START}")
+_WORD = re.compile(r"[^\s|,;=\[\]()<>\u203a]{1,200}")
+_NO_NAME = re.compile(
+    r"(?i:trace|debug|dbg|info|inf|information|notice|warn|warning|wrn|error|err|fatal|ftl|critical|crit|panic|stderr|stdout"
+    r"|[diwef]|msg|message|line|log|t|z|utc|gmt|cet|cest|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+    r"|mon|tue|wed|thu|fri|sat|sun|am|pm)|[^A-Za-z]*T?[^A-Za-z]*Z?|0x[0-9a-fA-F]+|[\d.:]+(?:[nmu\u00b5]?s|m|h|[AP]M)"
+)
+"""Words of a prefix that name no source: levels, dates, numbers, durations."""
+
+
+def unwrap(line: str) -> Carried | None:
+    """llama.cpp's line out of what another program logged; None where nothing is around it.
+
+    The text of a record may hold several lines.
+    """
+    if is_own_line(line):
+        return None
+    plain = without_colours(line[:_LONGEST])
+    found = peel(Carried(plain))
+    return None if found.text == line else found
+
+
+def peel(found: Carried, most: int = _MOST_WRAPPERS) -> Carried:
+    """The record without what is still around its text: so many wrappers at most."""
+    for _ in range(most):
+        if found.partial or found.layers == _MOST_WRAPPERS or is_own_line(found.text):
+            break
+        layer = _outermost(found.text)
+        if layer is None:
+            break
+        found = Carried(
+            without_colours(layer.text),
+            "/".join(filter(None, (found.origin, layer.origin))),
+            found.name or layer.name,
+            layer.process or found.process,
+            layer.wall or found.wall,
+            layer.partial,
+            found.layers + 1,
+        )
+    return found
+
+
+def without_colours(text: str) -> str:
+    """Without colours, in whichever way their escape character was written down; nor a byte order mark, nor NULs."""
+    text = text.lstrip("\ufeff\0")
+    if any(sign in text for sign in _COLOUR_SIGNS):
+        text = _COLOUR.sub("", text)
+    return text
+
+
+def holds_own_line(text: str) -> bool:
+    """Whether llama.cpp's line stands somewhere in a text, behind a prefix or in quotes."""
+    return _OWN_INSIDE.search(text) is not None
+
+
+def _outermost(text: str) -> Carried | None:
+    for wrapper in _WRAPPERS:
+        if (found := wrapper(text)) is not None:
+            return found
+    return None
+
+
+def _json(text: str) -> Carried | None:
+    """A JSON object, at the start or after a prefix."""
+    start = text.find("{", 0, 400)
+    if start < 0:
+        return None
+    inside = text[start + 1 : start + 12].lstrip()
+    if inside[:1] != '"' or "=>" in text[:start]:
+        return None
+    if is_own_line(text[start:]):
+        return _after_prefix(text, start)
+    found = from_json(text[start:], holds_own_line)
+    if found is None:
+        return None
+    if not text[:start].strip("\x1e \t"):
+        return found
+    prefix = _after_prefix(text, start)
+    origin = "/".join(filter(None, (prefix.origin, found.origin)))
+    return found._replace(origin=origin, wall=found.wall or prefix.wall)
+
+
+def _cri(text: str) -> Carried | None:
+    found = _CRI.match(text)
+    return found and Carried(found.group(3) or "", wall=find_time(found.group(1)), partial=found.group(2) == "P")
+
+
+def _syslog(text: str) -> Carried | None:
+    found = _SYSLOG_LINE.match(text) or _RFC5424.match(text)
+    if found is None:
+        return None
+    head, host, tag, process, message = found.groups()
+    if starts_like_llama_cpp(text[found.start(2) :]):
+        return None  # a date, and llama.cpp's words: no host and no program
+    if "#" in (message or ""):
+        message = _RSYSLOG_ESCAPE.sub(lambda escape: chr(int(escape.group(1), 8)), message)
+    return Carried(message or "", f"{host}/{tag}", None, process, find_time(head))
+
+
+def _compose(text: str) -> Carried | None:
+    found = _COMPOSE.match(text)
+    return found and Carried(found.group(2) or "", found.group(1), found.group(1))
+
+
+def _kubectl(text: str) -> Carried | None:
+    found = _KUBECTL.match(text)
+    return found and Carried(found.group(2), found.group(1), found.group(1).split("/")[1])
+
+
+def _labels(text: str) -> Carried | None:
+    found = _LABELS.match(text)
+    if found is None:
+        return None
+    return label_set(found.group(2))._replace(text=found.group(3), wall=find_time(found.group(1) or ""))
+
+
+def _journal_field(text: str) -> Carried | None:
+    found = _JOURNAL_FIELD.match(text)
+    if found is None:
+        return None
+    value = found.group(1)
+    if value[:1] == '"':
+        value = unescape(value[1:].rpartition('"')[0])
+    return Carried(value)
+
+
+def _logfmt(text: str) -> Carried | None:
+    if '="' not in text and "='" not in text and "=>" not in text:
+        return None
+    if starts_like_llama_cpp(text):
+        return None
+    found = from_fields(pairs(text), holds_own_line)
+    return found and found._replace(wall=found.wall or find_time(text[: text.find("=")]))
+
+
+def _prefixed(text: str) -> Carried | None:
+    """Any other prefix before a line that can only be llama.cpp's."""
+    found = _PREFIXED.match(text)
+    if found is None and not starts_like_llama_cpp(text):
+        found = _PREFIXED_LIBRARY.match(text)
+    return found and _after_prefix(text, found.end())
+
+
+def _dated(text: str) -> Carried | None:
+    found = _DATED.match(text)
+    return found and Carried(found.group(2), wall=find_time(found.group(1)))
+
+
+def _after_prefix(text: str, start: int) -> Carried:
+    prefix = text[:start]
+    words = (word.strip(".:-'\"*#/") for word in _WORD.findall(prefix))
+    names = [word for word in words if word and _NO_NAME.fullmatch(word) is None]
+    return Carried(text[start:], " ".join(names)[:_LONGEST_NAME], None, None, find_time(prefix))
+
+
+Wrapper = Callable[[str], Carried | None]
+_WRAPPERS: tuple[Wrapper, ...] = (
+    _cri, _syslog, _kubectl, _labels, _compose, _json, _journal_field, _logfmt, _prefixed, _dated,
+)  # fmt: skip

@@ -1,0 +1,520 @@
+"""Which server process wrote a line, in a stream where several may write.
+
+One process after another (a restart) is the usual case. Several at once is what logs are that were merged without a
+prefix, and Ollama's, whose models share one stream. Stamped lines belong to the process whose clock they continue.
+Lines without stamps, and clocks too close to each other, leave slots and task numbers: a line belongs to the one
+request that runs this task in this slot. What fits several servers is certain for none: it goes to ``UNKNOWN``, or is
+lost.
+
+Nothing is parsed here but what tells processes apart; a ``LogReader`` for each reads the lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from llamatel.llama.log.log_line import LogLine
+
+UNKNOWN = -1
+"""The number of a server that is one of several, and nobody knows which."""
+_LEFT_OUT = -2
+_BACK_S = 0.25
+"""A process's lines are in order; standard output and error that a runtime merged are off by less."""
+_APART_S = 5.0
+"""Starts of processes that differ by less cannot be told apart by the time at which their lines are read."""
+_JUST_STARTED_S = 2.0
+_MOST_PROCESSES = 16
+_MOST_LOADING_LINES = 10_000
+_MOST_DISPLACED = 256
+MAX_SLOTS = 1000
+"""Slot numbers have three digits at most; requests of ``UNKNOWN`` get further ones, so that none share a slot."""
+_STARTS = re.compile(
+    r"srv +(?:init|llama_server|main): initializing \.\.\.|build: \d|(?:srv +\w+: )?build_info: |main: build|"
+    r"system info: n_threads"
+)
+_LISTENING = re.compile(r"listening on (?:https?://(\S{1,255}):(\d{1,5})\b|unix://(\S{1,4096}))|LISTENING")
+_SLOTS = re.compile(r"n_slots = (\d{1,4})\b")
+_BY_TASK = re.compile(r"(?:stop: cancel task, id_task|send_error: task id) = (\d{1,12})\b")
+_TIMINGS = ("prompt eval time", "eval time", "total time", "draft accept")
+_WILD = ("0.0.0.0", "::", "127.0.0.1", "localhost", "::1")  # noqa: S104 - recognised, not bound
+
+
+class Change(Enum):
+    """What becomes of a process."""
+
+    LINE = "this line, which was held back, is its next"
+    REPLACED = "its process was replaced: its requests failed"
+    FORGOTTEN = "another process took over, perhaps: what became of its requests is unknown"
+    LOST = "the request in this slot of it cannot be followed; without a slot, one of which nothing else was read"
+
+
+class Event(NamedTuple):
+    """What to do before the line itself is read."""
+
+    change: Change
+    process: int
+    line: str = ""
+    parts: LogLine | None = None
+    now: float = 0.0
+    slot: int = -1
+
+
+@dataclass(slots=True)
+class _Process:
+    number: int
+    clock: int = 0
+    """Tells its clock from those of the processes before and after, which may be the same server's."""
+    last: float = 0.0
+    """Log time of its last line."""
+    started_at: float | None = None
+    """Unix time at the latest."""
+    settled: bool = False
+    """Whether that follows from lines read as they were written."""
+    loading: list[Event] | None = None
+    """Its lines, while it was seen to start and does not listen yet."""
+    host: str | None = None
+    port: int | None = None
+    slots: int | None = None
+    running: dict[int, int] = field(default_factory=dict)
+    """Tasks by slot."""
+    newest_task: int = -1
+    idle_task: int = -1
+    """No task up to this one can start any more: it was idle after it had started."""
+    lines_at: int = 0
+    """Number of its last line."""
+    alive: bool = False
+    """Whether it wrote after another process had written."""
+    began_at: float = 0.0
+    """Unix time of its first line."""
+
+    def start(self, slot: int, task: int) -> None:
+        if not self.running:
+            self.idle_task = self.newest_task
+        self.newest_task = max(self.newest_task, task)
+        self.running[slot] = task
+
+    def could_start(self, slot: int, task: int) -> bool:
+        return (
+            self.loading is None
+            and slot not in self.running
+            and task > (self.idle_task if self.running else self.newest_task)
+            and (self.slots is None or slot < self.slots)
+        )
+
+
+class ProcessSeparation:
+    """Assigns the lines of one stream to numbered processes. Not thread-safe."""
+
+    def __init__(self, *, clocks_only: bool = False) -> None:
+        """``clocks_only``: tell nothing but clocks apart."""
+        self._clocks_only = clocks_only
+        self.events: deque[Event] = deque()
+        """What the line before has caused; to be handled before the line is read."""
+        self.mixed = False
+        """Whether several servers write at the same time."""
+        self.undecided = 0
+        """Lines that fit no process or several, and were left out."""
+        self._first = self._current = _Process(0)
+        self._processes = [self._first]
+        self._numbers = 1
+        self._clocks = 0
+        self._lines = 0
+        self._by_task = False
+        """Whether clocks do not tell them apart."""
+        self._strangers = False
+        """Whether there is a process of which nothing else is known."""
+        self._displaced: dict[tuple[int, int], None] = {}
+        """Requests whose slot another got before they had ended."""
+        self._unknown: dict[tuple[int, int], int] = {}
+        """Requests of UNKNOWN by slot and task, and the slot that they are given."""
+        self._doubled: dict[tuple[int, int], int] = {}
+        """Requests of several servers with the same slot and task; ends that are still to come."""
+        self._open: dict[tuple[int, int], int] = {}
+        """Tasks, by process and slot, whose timings follow on lines of their own."""
+        self._unsure: dict[tuple[int, int], int] = {}
+        """The same, where such lines cannot be assigned."""
+        self._untimed: dict[tuple[int, int], set[str]] = {}
+        """Timings that have not come yet."""
+        self._chosen: dict[int, Event] = {}
+        """Lines about a slot that is free; which server's, the task shows that gets it."""
+
+    @property
+    def clock(self) -> int:
+        """The clock of the last stamped line."""
+        return self._current.clock
+
+    def note_alive(self, *clocks: int) -> None:
+        """These processes write at the same time."""
+        for process in self._processes:
+            process.alive = process.alive or process.clock in clocks
+
+    def route(
+        self, line: str, parts: LogLine, now: float, *, dated: bool = False, live: bool = True, clock: int | None = None
+    ) -> tuple[int | None, LogLine]:
+        """The process that wrote a line, None if that cannot be said, and the line as its reader is to get it.
+
+        ``now`` is the Unix time at which it was written at the latest: ``dated`` where a wrapper has it, else that at
+        which it was read, right after it was written if ``live``. ``clock``: whose stamp it is, where that is known.
+        """
+        self._lines += 1
+        process = self._current
+        if len(self._processes) > 1 or self._by_task:
+            return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+        if parts.child is not None:
+            return process.number, parts
+        if parts.time is not None:
+            fits = clock in (None, process.clock)
+            if live and fits:
+                fits = self._in_time(process, now - parts.time)
+            if parts.time < process.last - _BACK_S or not fits:
+                return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+            process.last = max(process.last, parts.time)
+        if parts.slot is None:
+            if parts.time is None and process.newest_task >= 0 and _STARTS.match(parts.text):
+                self._begin(now, None)
+                return self._hold(self._current, line, parts, now)
+            self._learn(process, parts.text)
+            if self._open and parts.text.lstrip().startswith(_TIMINGS):
+                return self._timing(parts)
+        elif parts.task is not None and parts.task >= 0:
+            self._watch(process, parts.slot, parts.task, parts.said)
+            if self._by_task:
+                return self._of_task(line, parts, now)
+            if self._untimed or len(parts.said) < 2:
+                self._open.clear()
+                return self._with_timings(process.number, parts.slot, parts)
+        return process.number, parts
+
+    # -- one process --------------------------------------------------------------------------------------------------
+
+    def _watch(self, process: _Process, slot: int, task: int, said: str) -> None:
+        """Note what its slots do, and whether one process can do that."""
+        if self._clocks_only:
+            return
+        if said.startswith("processing task"):
+            running = process.running.get(slot)
+            if running == task or task <= (process.idle_task if process.running else process.newest_task):
+                self._mix(strangers=True)
+                return
+            if running is not None:
+                self._displaced[slot, running] = None
+                if len(self._displaced) > _MOST_DISPLACED:
+                    del self._displaced[next(iter(self._displaced))]
+            process.start(slot, task)
+        elif said.startswith("stop processing"):
+            if process.running.get(slot) == task:
+                del process.running[slot]
+            elif (slot, task) in self._displaced:
+                self._mix(strangers=True)
+
+    def _learn(self, process: _Process, text: str) -> None:
+        if "n_slots = " in text and (found := _SLOTS.search(text)):
+            process.slots = int(found.group(1))
+        if "listening on " in text and (found := _LISTENING.search(text)):
+            process.host = found.group(3) or (found.group(1) or "").strip("[]") or None
+            process.port = int(found.group(2)) if found.group(2) else None
+
+    def _in_time(self, process: _Process, started_at: float) -> bool:
+        """Whether a line of a process that started then, at the latest, can be its."""
+        if process.started_at is None or not process.settled:
+            process.started_at, process.settled = started_at, True
+            return True
+        if started_at < process.started_at:
+            if process.started_at - started_at > _APART_S:
+                return False
+            process.started_at = started_at
+        return True
+
+    # -- several ------------------------------------------------------------------------------------------------------
+
+    def _among(
+        self, line: str, parts: LogLine, now: float, *, dated: bool, live: bool, clock: int | None
+    ) -> tuple[int | None, LogLine]:
+        if parts.child is not None:
+            return self._first.number, parts
+        if parts.time is None or self._by_task:
+            if parts.slot is not None and parts.task is not None:
+                return self._of_task(line, parts, now)
+            return self._without_slot(line, parts, now)
+        if clock is None:
+            process = self._by_clock(parts.time, now, dated=dated, live=live)
+        else:
+            process = self._of_clock(clock, parts.time, now)
+        if process is None:
+            self._mix(strangers=True)
+            return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+        self._current = process
+        if process.loading is not None:
+            return self._hold(process, line, parts, now)
+        process.last = max(process.last, parts.time)
+        process.lines_at = self._lines
+        if parts.slot is None:
+            self._learn(process, parts.text)
+        elif parts.task is not None and parts.task >= 0:
+            self._watch(process, parts.slot, parts.task, parts.said)
+            if self._by_task:
+                return self._of_task(line, parts, now)
+            return self._with_timings(process.number, parts.slot, parts)
+        return process.number, parts
+
+    def _by_clock(self, time: float, now: float, *, dated: bool, live: bool) -> _Process | None:
+        """The process whose clock a stamp continues, a new one, or None if that is not certain."""
+        started_at = now - time
+        told = [each for each in self._processes if each.last - _BACK_S <= time]
+        if live:
+            late = _APART_S if dated else float("inf")
+            told = [
+                each for each in told if each.started_at is None or -_APART_S <= started_at - each.started_at <= late
+            ]
+        if told:
+            # The nearest: the others would have been silent for longer than that.
+            if live:
+                found = max(told, key=lambda each: each.started_at or 0.0)
+                found.started_at = min(started_at, found.started_at or started_at)
+                return found
+            found = max(
+                [each for each in told if each.alive or each is self._current] or told, key=lambda each: each.last
+            )
+            if found is not self._current:
+                found.alive = self._current.alive = True
+            return found
+        close = live and any(
+            each.started_at is not None and abs(started_at - each.started_at) < _APART_S for each in self._processes
+        )
+        if close:
+            return None
+        self._begin(now, started_at if live else None)
+        if time > _JUST_STARTED_S:
+            self.mixed = True
+            self._current.loading = None
+            self._number(self._current)
+        return self._current
+
+    def _of_clock(self, clock: int, time: float, now: float) -> _Process:
+        found = next((each for each in self._processes if each.clock == clock), None)
+        if found is None:
+            self._begin(now, None)
+            found = self._current
+            found.clock = clock
+            if time > _JUST_STARTED_S:
+                self.mixed, found.loading = True, None
+                self._number(found)
+        return found
+
+    def _begin(self, now: float, started_at: float | None) -> None:
+        """Another process starts to write."""
+        self._clocks += 1
+        process = _Process(
+            UNKNOWN - 1, self._clocks, started_at=started_at, settled=started_at is not None, began_at=now
+        )
+        if not self._clocks_only:
+            process.loading = []
+        process.lines_at = self._lines
+        if len(self._processes) >= _MOST_PROCESSES:
+            oldest = min(self._processes[1:], key=lambda each: each.lines_at)
+            self._processes.remove(oldest)
+            self.events.append(Event(Change.FORGOTTEN, oldest.number))
+        self._processes.append(process)
+        self._current = process
+
+    def _hold(self, process: _Process, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
+        """Keep a line of a process that loads until it is known which server it is."""
+        held = process.loading
+        if held is None:
+            return process.number, parts
+        if parts.time is not None:
+            process.last = max(process.last, parts.time)
+        self._learn(process, parts.text)
+        if parts.slot is None and "listening on " not in parts.text and len(held) < _MOST_LOADING_LINES:
+            held.append(Event(Change.LINE, UNKNOWN, line, parts, now))
+            return None, parts
+        self._settle(process)
+        if parts.slot is not None and parts.task is not None and parts.task >= 0:
+            self._watch(process, parts.slot, parts.task, parts.said)
+        return process.number, parts
+
+    def _settle(self, process: _Process) -> None:
+        """It is known now which server a process is."""
+        held, process.loading = process.loading or [], None
+        began = process.lines_at
+        others = [each for each in self._processes if each is not process and each.loading is None]
+        same = [each for each in others if _same_address(each, process)]
+        silent = [each for each in others if (each.port is None or process.port is None) and each.lines_at < began]
+        before = same or (silent if len(others) == 1 else [])
+        if before:
+            change = Change.REPLACED if same else Change.FORGOTTEN
+            self.events.append(Event(change, before[0].number, now=process.began_at))
+            process.number = before[0].number
+            self._processes.remove(before[0])
+            if self._first is before[0]:
+                self._first = process
+        else:
+            self._number(process)
+            self.mixed = self.mixed or any(each.running for each in others)
+        self.events.extend(event._replace(process=process.number) for event in held)
+        process.lines_at = self._lines
+
+    def _number(self, process: _Process) -> None:
+        process.number = self._numbers
+        self._numbers += 1
+
+    def _mix(self, *, strangers: bool) -> None:
+        """Their clocks do not tell them apart: what runs now cannot be followed with certainty."""
+        self.mixed = self._by_task = True
+        self._strangers = self._strangers or strangers
+        for process in self._processes:
+            for slot, task in process.running.items():
+                self.events.append(Event(Change.LOST, process.number, slot=slot))
+                self._doubled[slot, task] = 1
+            process.running.clear()
+
+    # -- by slot and task ---------------------------------------------------------------------------------------------
+
+    def _of_task(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
+        slot, task = parts.slot, parts.task
+        if slot is None or task is None or task < 0:
+            if slot is not None:
+                self._chosen[slot] = Event(Change.LINE, UNKNOWN, line, parts, now)
+            return self._leave_out(parts)
+        key = (slot, task)
+        holders = [each for each in self._processes if each.running.get(slot) == task]
+        starts, ends = parts.said.startswith("processing task"), parts.said.startswith("stop processing")
+        if key in self._doubled:
+            if starts:
+                self.events.append(Event(Change.LOST, UNKNOWN))
+            self._doubled[key] += starts - ends
+            if self._doubled[key] <= 0:
+                del self._doubled[key]
+            return self._leave_out(parts)
+        if starts:
+            return self._start(holders, key, parts)
+        if key in self._unknown:
+            given = self._unknown.pop(key) if ends else self._unknown[key]
+            return self._with_timings(UNKNOWN, given, parts._replace(slot=given, time=None))
+        if not holders:
+            return self._leave_out(parts)
+        if ends:
+            del holders[0].running[slot]
+        holders[0].lines_at = self._lines
+        return self._with_timings(holders[0].number, slot, parts)
+
+    def _start(self, holders: list[_Process], key: tuple[int, int], parts: LogLine) -> tuple[int | None, LogLine]:
+        slot, task = key
+        if holders or key in self._unknown:
+            # Two servers run the same task in the same slot: neither can be followed.
+            for holder in holders:
+                self.events.append(Event(Change.LOST, holder.number, slot=slot))
+                del holder.running[slot]
+            if key in self._unknown:
+                self.events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(key)))
+            self._doubled[key] = 2
+            self.events.append(Event(Change.LOST, UNKNOWN))
+            if len(self._doubled) > _MOST_DISPLACED:
+                del self._doubled[next(iter(self._doubled))]
+            return self._leave_out(parts)
+        fitting = [] if self._strangers else [each for each in self._processes if each.could_start(slot, task)]
+        chosen = self._chosen.pop(slot, None)
+        if len(fitting) == 1 and len(self._processes) > 1:
+            [process] = fitting
+            process.start(slot, task)
+            process.lines_at = self._lines
+            if chosen is not None:
+                self.events.append(chosen._replace(process=process.number))
+            return process.number, parts
+        taken = set(self._unknown.values())
+        given = next(number for number in range(slot, 1 << 30, MAX_SLOTS) if number not in taken)
+        self._unknown[key] = given
+        if len(self._unknown) > _MOST_DISPLACED:
+            oldest = next(iter(self._unknown))
+            self.events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(oldest)))
+        return UNKNOWN, parts._replace(slot=given, time=None)
+
+    def _with_timings(self, number: int, slot: int, parts: LogLine) -> tuple[int | None, LogLine]:
+        """Note whether timings follow; a request whose timings could not be assigned is lost."""
+        place = (number, slot)
+        if not parts.said.strip() and parts.task is not None:
+            if len(self._unsure) > _MOST_PROCESSES:
+                self._unsure.clear()  # lines are missing
+            self._open[place] = parts.task
+            self._untimed[place] = {"prompt", "eval"}
+        elif place in self._untimed:
+            self._open.pop(place, None)
+            if parts.said.startswith("stop processing") and self._untimed.pop(place):
+                self.events.append(Event(Change.LOST, number, slot=slot))
+                return self._leave_out(parts)
+        return number, parts
+
+    def _without_slot(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
+        """A line about no slot: it belongs to the one process that loads, or to the request that it names."""
+        text = parts.text
+        if text.lstrip().startswith(_TIMINGS):
+            return self._timing(parts)
+        if (found := _BY_TASK.search(text)) is not None:
+            return self._by_number(int(found.group(1)), parts)
+        loading = [each for each in self._processes if each.loading is not None]
+        if parts.time is None and _STARTS.match(text):
+            already = loading and any(
+                held.parts is not None and held.parts.text == text for held in loading[-1].loading or ()
+            )
+            if not loading or already:
+                self._begin(now, None)
+                return self._hold(self._current, line, parts, now)
+        if len(loading) == 1:
+            return self._hold(loading[0], line, parts, now)
+        if len(loading) > 1 and "listening on " in text:
+            # They started together: which of them is this one's model is not known.
+            for each in loading:
+                self._processes.remove(each)
+            self._mix(strangers=True)
+        return self._leave_out(parts)
+
+    def _timing(self, parts: LogLine) -> tuple[int | None, LogLine]:
+        """A timing that follows its heading; a line about its slot from now on."""
+        if len(self._open) != 1 or self._unsure:
+            # Of one of several requests: none has it, until all of their timings have passed.
+            self._unsure.update(self._open)
+            for place in self._open:
+                self._untimed.setdefault(place, {"prompt", "eval"})
+            self._open.clear()
+            if parts.text.lstrip().startswith("total time") and self._unsure:
+                self._unsure.popitem()
+            return self._leave_out(parts)
+        [(place, task)] = self._open.items()
+        text = parts.text.lstrip()
+        if place[0] == _LEFT_OUT:
+            return self._leave_out(parts)
+        self._untimed.get(place, set()).discard(text.partition(" ")[0])
+        if text.startswith("total time"):
+            self._open.clear()
+        heading = f"slot print_timing: id {place[1]:2d} | task {task} | {text}"
+        return place[0], parts._replace(text=heading, slot=place[1], task=task, said=text)
+
+    def _by_number(self, task: int, parts: LogLine) -> tuple[int | None, LogLine]:
+        """A line that names a task alone: a cancellation, an error."""
+        holders = [each for each in self._processes if task in each.running.values()]
+        unknown = [key for key in self._unknown if key[1] == task]
+        if len(holders) + len(unknown) == 1:
+            return (holders[0].number, parts) if holders else (UNKNOWN, parts._replace(time=None))
+        for process in holders:
+            for slot in [slot for slot, running in process.running.items() if running == task]:
+                del process.running[slot]
+                self.events.append(Event(Change.LOST, process.number, slot=slot))
+        for key in unknown:
+            self.events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(key)))
+        return self._leave_out(parts)
+
+    def _leave_out(self, parts: LogLine) -> tuple[None, LogLine]:
+        self.undecided += 1
+        if parts.slot is not None and parts.task is not None and parts.task >= 0 and not parts.said.strip():
+            self._open[_LEFT_OUT, parts.slot] = parts.task  # its timings are not another request's
+        return None, parts
+
+
+def _same_address(one: _Process, other: _Process) -> bool:
+    if one.port is None and one.host is None:
+        return False
+    return one.port == other.port and (one.host == other.host or (one.host in _WILD and other.host in _WILD))

@@ -1,0 +1,113 @@
+"""How far a log file was read, kept in a small file over restarts (``--log-state FILE``).
+
+A file is known again by its first bytes, wherever rotation has moved it. The position is that of the end of the last
+line whose requests were recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamatel.errors import UsageError
+from llamatel.log_once import LogOnce
+
+_log = logging.getLogger(__name__)
+
+_HEAD = 1024
+_LARGEST = 1 << 16
+_EACH_S = 1.0
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A file's first bytes: how many, and their hash."""
+
+    length: int
+    digest: str
+
+    @classmethod
+    def of(cls, descriptor: int, length: int = _HEAD) -> Fingerprint:
+        """Of the first ``length`` bytes, or as many as there are."""
+        data = os.pread(descriptor, length, 0)
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+    def matches(self, descriptor: int) -> bool:
+        """Whether this file starts the same way."""
+        return self.length > 0 and Fingerprint.of(descriptor, self.length) == self
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where reading goes on."""
+
+    head: Fingerprint
+    offset: int
+
+
+class PositionFile:
+    """The file that keeps a position."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises UsageError where no file can be written there."""
+        self._path = Path(path).expanduser()
+        self._saved_at = 0.0
+        self._saved: Position | None = None
+        self._once = LogOnce(_log)
+        if self._path.is_dir() or not os.access(self._path.parent, os.W_OK):
+            raise UsageError(f"cannot write {self._path}: it must be a file in a folder that can be written to")
+
+    def load(self) -> Position | None:
+        """The position saved last; None where there is none, or none that can be understood."""
+        try:
+            with self._path.open("rb") as stream:
+                document = json.loads(stream.read(_LARGEST))
+            head = Fingerprint(int(document["head_length"]), str(document["head_sha256"]))
+            position = Position(head, int(document["offset"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            _log.warning("the read position in %s cannot be used: %s", self._path, error)
+            return None
+        return position if position.offset >= 0 and 0 < position.head.length <= _HEAD else None
+
+    def save(self, position: Position, *, now: bool = False) -> None:
+        """Save it, at most once a second unless ``now``; a failure is logged once."""
+        moment = time.monotonic()
+        if position == self._saved or (not now and moment - self._saved_at < _EACH_S):
+            return
+        self._saved_at = moment
+        document = {
+            "version": _VERSION,
+            "head_length": position.head.length,
+            "head_sha256": position.head.digest,
+            "offset": position.offset,
+        }
+        try:
+            self._write(json.dumps(document))
+        except OSError as error:
+            self._once.warning("save", "cannot save the read position in %s: %s", self._path, error.strerror)
+        else:
+            self._saved = position
+            if self._once.reset("save"):
+                _log.info("the read position is saved in %s again", self._path)
+
+    def _write(self, text: str) -> None:
+        """Replace the file at once: a crash leaves the old one or the new one."""
+        descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(text)
+            Path(name).replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise

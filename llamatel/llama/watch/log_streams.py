@@ -1,0 +1,291 @@
+"""The servers whose lines one log holds, each with its own observed server.
+
+Lines are taken out of what other programs put around them; the source that a wrapper names (pod, container, unit,
+compose service, any prefix) tells streams apart, and within a stream so do clocks, slots and task numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from llamatel.llama.log.backlog_clocks import BacklogClocks
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_contents import LogContents
+from llamatel.llama.log.log_line import is_own_line, split_line
+from llamatel.llama.log.log_source import Backlog, Batch
+from llamatel.llama.log.process_separation import MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
+from llamatel.llama.log.wrapped_lines import WrappedLines
+from llamatel.llama.log.wrapper_fields import Carried
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.server_log import ServerLog
+from llamatel.log_once import LogOnce
+from llamatel.records import Completion, ServerInfo
+
+_log = logging.getLogger(__name__)
+
+_MOST_STREAMS = 64
+_LONGEST_LINE = 8192
+_COARSE_S = 2.5
+"""A stamp of whole seconds is of less use than the time at which a line was read, unless they differ by more."""
+_OTHER_PROCESS = 1000
+_LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
+REPLACED = "the server's process was replaced"
+
+
+class _Stream:
+    """The lines of one source."""
+
+    def __init__(self, origin: str, name: str | None) -> None:
+        self.origin = origin
+        self.name = name
+        self.separation = ProcessSeparation()
+        self.servers: dict[int, ObservedServer] = {}
+        """By the number of the process."""
+        self.processes: dict[str, int] = {}
+        """By the process id that its wrapper names."""
+        self.clocks: BacklogClocks | None = None
+
+    def clock(self, process: str | None) -> int | None:
+        """Whose lines are those of another process than the first."""
+        if process is None:
+            return None
+        number = self.processes.get(process)
+        if number is None:
+            number = self.processes[process] = len(self.processes)
+            if number > _OTHER_PROCESS:
+                self.processes.clear()
+        return _OTHER_PROCESS + number if number else None
+
+
+class LogStreams:
+    """Feeds the lines of one log to the servers that wrote them. Not thread-safe."""
+
+    def __init__(
+        self,
+        server: ObservedServer,
+        *,
+        name: str = "the log",
+        added: Callable[[ObservedServer], None] = lambda _: None,
+    ) -> None:
+        """``server``: the one that is polled, or the first that is found; ``added`` is called for each further one.
+
+        Raises ValueError for a server without a log.
+        """
+        if server.log is None:
+            raise ValueError("the server has no log")
+        self.contents = LogContents()
+        self._server = server
+        self._log = server.log
+        self._name = name
+        self._added = added
+        self._lines = WrappedLines()
+        self._streams: dict[str, _Stream] = {}
+        self._plain: _Stream | None = None
+        """The only stream, if nothing is around its lines."""
+        self._requests = False
+        """Whether one was read."""
+        self._recorded = False
+        """Whether the lines at hand were recorded before."""
+        self._once = LogOnce(_log)
+
+    # -- lines --------------------------------------------------------------------------------------------------------
+
+    def read(self, batch: Batch) -> None:
+        """Read lines as they come; a batch without lines says that nothing came for a while."""
+        if not batch.lines:
+            for carried in self._lines.flush():
+                self._read(carried, batch.at, live=batch.live)
+            return
+        lines, live, now = self._lines, batch.live, batch.at
+        for line in batch.lines:
+            if self._plain is not None and not lines.open and is_own_line(line):
+                self._feed(self._plain, line, now, live=live)
+            else:
+                for carried in lines.feed(line):
+                    self._read(carried, now, live=live)
+
+    def read_backlog(self, backlog: Backlog) -> None:
+        """Read lines of before, the last of which was written when the backlog says."""
+        lines = WrappedLines()
+        for batch in backlog.scan():
+            for line in batch:
+                for carried in lines.feed(line):
+                    self._scan(carried)
+        for stream in self._streams.values():
+            if stream.clocks is not None:
+                stream.clocks.finish(backlog.at)
+        for batch, recorded in backlog.batches():
+            self._recorded = recorded
+            for line in batch:
+                for carried in self._lines.feed(line):
+                    self._read(carried, backlog.at, live=False)
+        self._recorded = False
+        for stream in self._streams.values():
+            stream.clocks = None
+
+    def forget(self) -> None:
+        """The log ends here: what became of requests in flight will not be known."""
+        for carried in self._lines.flush():
+            self._read(carried, 0.0, live=False)
+        for stream in self._streams.values():
+            for server in stream.servers.values():
+                if server.log is not None:
+                    server.log.forget()
+        self._log.forget()
+
+    @property
+    def explanation(self) -> str | None:
+        """Why no request was read; None if one was."""
+        return None if self._requests else self.contents.explanation()
+
+    def _scan(self, carried: Carried) -> None:
+        if carried.wall is None:
+            parts = split_line(carried.text[:_LONGEST_LINE])
+            stream = self._stream(carried)
+            if stream.clocks is None:
+                stream.clocks = BacklogClocks()
+            stream.clocks.add(carried.text, parts)
+        else:
+            self._stream(carried)
+
+    def _read(self, carried: Carried, now: float, *, live: bool) -> None:
+        stream = self._stream(carried)
+        wall = carried.wall
+        if wall is not None and live and wall.is_integer() and abs(now - wall) < _COARSE_S:
+            wall = None
+        clock = stream.clock(carried.process)
+        self._feed(stream, carried.text, now, wall=wall, live=live, clock=clock)
+
+    def _feed(
+        self,
+        stream: _Stream,
+        line: str,
+        now: float,
+        *,
+        wall: float | None = None,
+        live: bool = True,
+        clock: int | None = None,
+    ) -> None:
+        """Read llama.cpp's own line."""
+        parts = split_line(line[:_LONGEST_LINE])
+        if not self._requests:
+            self.contents.add(line)
+        if wall is not None:
+            now, live = wall, True
+        elif stream.clocks is not None:
+            known, at = stream.clocks.clock(parts)
+            clock = known if clock is None else clock
+            now = at or now
+        separation = stream.separation
+        number, parts = separation.route(line, parts, now, dated=wall is not None, live=live, clock=clock)
+        while separation.events:
+            self._apply(stream, separation.events.popleft())
+        if number is None:
+            self._log.skip()
+            return
+        server = stream.servers.get(number) or self._new(stream, number)
+        log = server.log
+        if log is not None and (completed := log.read(line, parts, now, learned=lambda: self._learn(stream, server))):
+            self._publish(server, completed, number)
+
+    def _publish(self, server: ObservedServer, completed: Sequence[Completion], number: int) -> None:
+        self._requests = True
+        if self._recorded:
+            return
+        if number == UNKNOWN:
+            # Of which server it is and what else ran there is not known.
+            completed = [
+                replace(each, slot=None if each.slot is None else each.slot % MAX_SLOTS, queue_s=None, in_flight=())
+                for each in completed
+            ]
+        server.publish(completed)
+
+    def _apply(self, stream: _Stream, event: Event) -> None:
+        server = stream.servers.get(event.process) or self._new(stream, event.process)
+        log = server.log
+        if log is None:
+            return
+        if event.change is Change.LINE and event.parts is not None:
+            completed = log.read(event.line, event.parts, event.now, learned=lambda: self._learn(stream, server))
+            if completed:
+                self._publish(server, completed, event.process)
+        elif event.change is Change.LOST:
+            log.lose(event.slot)
+        elif event.change is Change.REPLACED:
+            if completed := log.abort(event.now, REPLACED):
+                self._publish(server, completed, event.process)
+            log.restart(server.info)
+        elif event.change is Change.FORGOTTEN:
+            log.forget()
+            log.restart(server.info)
+        if stream.separation.mixed:
+            self._once.warning(
+                "mixed",
+                "%s holds lines of several servers without a mark that tells them apart: requests that cannot be "
+                "assigned count as lost, or as those of an unknown server",
+                self._name,
+            )
+
+    # -- servers ------------------------------------------------------------------------------------------------------
+
+    def _stream(self, carried: Carried) -> _Stream:
+        origin = carried.origin
+        stream = self._streams.get(origin)
+        if stream is not None:
+            return stream
+        if len(self._streams) >= _MOST_STREAMS:
+            self._once.warning(
+                "streams", "%s has more than %d sources: further ones are read as one", self._name, _MOST_STREAMS
+            )
+            return next(iter(self._streams.values()))
+        stream = self._streams[origin] = _Stream(origin, carried.name)
+        self._plain = stream if not origin and len(self._streams) == 1 else None
+        return stream
+
+    def _new(self, stream: _Stream, number: int) -> ObservedServer:
+        """The server of a process that is new."""
+        if not any(each.servers for each in self._streams.values()) and number != UNKNOWN:
+            server = self._server
+        else:
+            info = ServerInfo("unknown")
+            server = ObservedServer(info, log=ServerLog(info, LogClock()))
+            server.blocking = self._server.blocking
+            self._added(server)
+            if self._server.url is not None:
+                self._once.warning(
+                    "several", "%s holds lines of several servers: only %s is polled", self._name, self._server.url
+                )
+        stream.servers[number] = server
+        return server
+
+    def _learn(self, stream: _Stream, server: ObservedServer) -> None:
+        """A line has said something about its server. Called within ``ServerLog.read``."""
+        if server.log is None:
+            return
+        if server is self._server and server.url is not None:
+            server.learn_from_log()
+            return
+        facts, info = server.log.facts, server.info
+        if facts.host is not None:
+            address = stream.name if stream.name is not None and facts.host in _LOCAL else facts.host
+            if self._taken(address, facts.port, server):
+                address = stream.origin or address
+            info = replace(info, address=address, port=facts.port)
+        if facts.model_path is not None and not server.is_router:
+            info = replace(info, model=facts.model_path.rpartition("/")[2])
+        if facts.build is not None:
+            info = replace(info, build=facts.build)
+        if info != server.info:
+            server.info = info
+            server.log.identify_unlocked(info)
+
+    def _taken(self, address: str, port: int | None, server: ObservedServer) -> bool:
+        """Whether another source of the log has the same address."""
+        return any(
+            (other.info.address, other.info.port) == (address, port)
+            for stream in self._streams.values()
+            for other in stream.servers.values()
+            if other is not server
+        )
