@@ -78,6 +78,8 @@ def measure(log: Path, rounds: int) -> Pieces:
         log_request_us=statistics.median(times) / requests * 1e6,
         log_lines=lines / requests,
         import_ms=_start_ms("import llamatel", rounds) - nothing,
-        import_serve_ms=_start_ms("import llamatel.cli.serve, llamatel.runtime, llamatel.telemetry.exporters", rounds)
+        import_serve_ms=_start_ms(
+            "import llamatel.cli.serve, llamatel.runtime, llamatel.telemetry.otlp_exporters", rounds
+        )
         - nothing,
     )

@@ -14,12 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NoOpTracer
-from prometheus_client import generate_latest
 
 from benchmarks.pieces import read_lines
 from llamatel import collectors
@@ -27,14 +23,18 @@ from llamatel.llama.log.reader import LogReader
 from llamatel.metrics import METRICS
 from llamatel.records import ClientCall, Completion, ServerInfo
 from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState
-from llamatel.telemetry import attribute_sets, connect
-from llamatel.telemetry.exporters import CountedSpanProcessor, ScrapedReader, SpanDelivery
+from llamatel.telemetry import connect
+from llamatel.telemetry.exposition import Exposition
 from llamatel.telemetry.instruments import Instruments
-from llamatel.telemetry.metrics_endpoint import ScrapeRegistry
+from llamatel.telemetry.metric_store import MetricStore
 from llamatel.telemetry.observer import Observer
-from llamatel.telemetry.pipeline import resource_of
+from llamatel.telemetry.otlp_delivery import Delivery
+from llamatel.telemetry.otlp_transport import Sent
+from llamatel.telemetry.request_encoder import OwnTracerProvider, RequestEncoder
 from llamatel.telemetry.request_spans import Spans
-from llamatel.telemetry.settings import OtlpTarget, Settings
+from llamatel.telemetry.resource import resource_of
+from llamatel.telemetry.settings import Settings
+from llamatel.telemetry.span_export import OtlpSpanProcessor, SpanExport
 from llamatel.tracing import call_reports as call_news
 from llamatel.tracing.joining import Joiner, Origin
 from llamatel.ui.live import Live
@@ -113,8 +113,7 @@ def _measurements(recording: Recording) -> Callable[[], None]:
         for collector in loaded
         for sample in collector.on_completion(completion)
     ]
-    _, provider = _metrics()
-    instruments = Instruments(provider.get_meter("llamatel"), METRICS, tuple)
+    instruments = Instruments(None, METRICS, tuple, store=MetricStore())
     context = Spans(NoOpTracer()).emit(recording.completions[0])
 
     def record() -> None:
@@ -124,34 +123,30 @@ def _measurements(recording: Recording) -> Callable[[], None]:
     return record
 
 
-def _metrics() -> tuple[ScrapeRegistry, MeterProvider]:
-    registry = ScrapeRegistry()
-    reader = ScrapedReader(registry)
-    attribute_sets.raise_limits(reader)
-    provider = MeterProvider([reader], resource=resource_of(Settings()), shutdown_on_exit=False)
-    attribute_sets.forget_removed(provider)
-    return registry, provider
+class _Nowhere:
+    """A transport that takes everything."""
+
+    def send(self, message: bytes, timeout_s: float) -> Sent:
+        return Sent(True)
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
-class _Kept(SpanExporter):
-    """Where spans would leave."""
-
-    def __init__(self, *, encode: bool = False) -> None:
-        self.encode = encode
-        self.spans: list[ReadableSpan] = []
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        if self.encode:
-            encode_spans(spans).SerializeToString()
-        else:
-            self.spans.extend(spans)
-        return SpanExportResult.SUCCESS
+def _export() -> SpanExport:
+    about, scope = resource_of(Settings()), InstrumentationScope("llamatel")
+    return SpanExport(
+        Delivery("spans", "nowhere", _Nowhere(), 10.0), resource=lambda: about, scope=scope, queue_size=_QUEUE,
+        batch_size=_BATCH,
+    )  # fmt: skip
 
 
-def _tracing(exporter: SpanExporter) -> TracerProvider:
-    provider = TracerProvider(resource=resource_of(Settings()), shutdown_on_exit=False)
-    delivery = SpanDelivery(exporter, OtlpTarget("http://127.0.0.1:4318", "http/protobuf"), _QUEUE)
-    provider.add_span_processor(CountedSpanProcessor(delivery, _QUEUE, _BATCH))
+def _provider(export: SpanExport) -> OwnTracerProvider:
+    provider = OwnTracerProvider(resource=resource_of(Settings()))
+    provider.add_export(OtlpSpanProcessor(export))
     return provider
 
 
@@ -159,17 +154,26 @@ def _unseen_spans(recording: Recording) -> Callable[[], None]:
     return _emitting(Spans(NoOpTracer()), recording)
 
 
+def _sdk_spans(recording: Recording) -> Callable[[], None]:
+    """As where the application has span processors of its own."""
+    export = _export()
+    return _exporting(Spans(_provider(export).get_tracer("llamatel")), export, recording)
+
+
 def _spans(recording: Recording) -> Callable[[], None]:
-    kept = _Kept()
-    provider = _tracing(kept)
-    emit = _emitting(Spans(provider.get_tracer("llamatel")), recording)
+    export = _export()
+    provider = _provider(export)
+    return _exporting(Spans(provider.get_tracer("llamatel"), RequestEncoder(provider, export)), export, recording)
 
-    def spans() -> None:
+
+def _exporting(spans: Spans, export: SpanExport, recording: Recording) -> Callable[[], None]:
+    emit = _emitting(spans, recording)
+
+    def write() -> None:
         emit()
-        provider.force_flush()
-        kept.spans.clear()
+        assert export.flush(60.0)
 
-    return spans
+    return write
 
 
 def _emitting(spans: Spans, recording: Recording) -> Callable[[], None]:
@@ -180,20 +184,6 @@ def _emitting(spans: Spans, recording: Recording) -> Callable[[], None]:
             spans.emit_from(completion, nobody)
 
     return emit
-
-
-def _encoded(recording: Recording) -> Callable[[], None]:
-    kept = _Kept()
-    provider = _tracing(kept)
-    _emitting(Spans(provider.get_tracer("llamatel")), recording)()
-    provider.force_flush()
-    spans = kept.spans
-
-    def encode() -> None:
-        for start in range(0, len(spans), _BATCH):
-            encode_spans(spans[start : start + _BATCH]).SerializeToString()
-
-    return encode
 
 
 def _live(recording: Recording) -> Callable[[], None]:
@@ -208,7 +198,7 @@ def _live(recording: Recording) -> Callable[[], None]:
 
 def _calls(recording: Recording) -> list[ClientCall]:
     """The calls that these requests were, by one client."""
-    span = Spans(_tracing(_Kept()).get_tracer("llamatel")).emit(recording.completions[0])
+    span = Spans(_provider(_export()).get_tracer("llamatel")).emit(recording.completions[0])
     return [
         ClientCall(
             key=number,
@@ -273,11 +263,12 @@ def _news(recording: Recording) -> Callable[[], None]:
 
 def _whole(recording: Recording) -> Callable[[], None]:
     """From bytes to encoded spans, as ``llamatel serve`` with Prometheus and OTLP; all but the sending."""
-    tracing = _tracing(_Kept(encode=True))
-    _, metering = _metrics()
+    export = _export()
+    provider = _provider(export)
     observer, _ = connect.connect(
-        tracing.get_tracer("llamatel"), metering.get_meter("llamatel"), list(collectors.load()), sinks=(Live(),)
-    )
+        provider.get_tracer("llamatel"), None, list(collectors.load()), store=MetricStore(),
+        encoder=RequestEncoder(provider, export), sinks=(Live(),),
+    )  # fmt: skip
 
     def whole() -> None:
         reader = LogReader(_SERVER)
@@ -285,7 +276,7 @@ def _whole(recording: Recording) -> Callable[[], None]:
             for completion in reader.feed(line, 1.8e9):
                 observer.submit(completion)
         observer.flush()
-        tracing.force_flush()
+        assert export.flush(60.0)
 
     return whole
 
@@ -317,12 +308,12 @@ def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
     """One collection and its text for Prometheus, after requests of each server."""
 
     def scrapes(recording: Recording) -> Callable[[], None]:
-        registry, metering = _metrics()
+        store = MetricStore()
+        page = Exposition(store, resource_of(Settings()).attributes).page
         live = Live()
         observer = Observer(collectors.load(), emit=_no_spans, sinks=(live,), watchers=(live.observe,))
         moments = itertools.count()  # each scrape a second after the one before
-        meter = metering.get_meter("llamatel")
-        instruments = Instruments(meter, METRICS, observer.samples, clock=lambda: float(next(moments)))
+        instruments = Instruments(None, METRICS, observer.samples, store=store, clock=lambda: float(next(moments)))
         observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
         for number in range(servers):
             server = _Server(number)
@@ -331,7 +322,7 @@ def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
         observer.flush()
 
         def scrape() -> None:
-            generate_latest(registry)
+            page()
 
         return scrape
 
@@ -343,10 +334,10 @@ STAGES: dict[str, Callable[[Recording], Callable[[], None]]] = {
     "log reader": _log_reader,
     "observer: queue and thread": _observer,
     "collectors: samples": _samples,
-    "histograms and counters in the SDK": _measurements,
-    "spans, when nobody takes them": _unseen_spans,
-    "spans, to OTLP: made by the SDK": _spans,
-    "spans, to OTLP: encoded by the SDK": _encoded,
+    "histograms and counters": _measurements,
+    "spans, without a tracer provider": _unseen_spans,
+    "spans, encoded for OTLP": _spans,
+    "spans, by the SDK and encoded for OTLP": _sdk_spans,
     "live: for the page and top": _live,
     "all of the above at once": _whole,
     "a call joined with its request": _joined,

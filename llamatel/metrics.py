@@ -16,10 +16,11 @@ DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
 class Kind(str, Enum):
     """What a metric is."""
 
-    HISTOGRAM = "histogram"  # recorded once a Completion
-    COUNTER = "counter"  # added to once a Completion
-    TOTAL = "total"  # a counter whose total is read off a Snapshot
-    GAUGE = "gauge"  # read off a Snapshot
+    HISTOGRAM = "histogram"  # recorded as requests end
+    COUNTER = "counter"  # added to as requests end
+    TOTAL = "total"  # a counter whose total is read from a Snapshot
+    UP_DOWN = "up_down"  # a sum that may fall, read from a Snapshot
+    GAUGE = "gauge"  # read from a Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,10 @@ _PHASE = (0.0005, 0.001, 0.0025, *_FIRST_TOKEN[2:], 320.0)
 _ENERGY = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _TOKEN_ENERGY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _SHARE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0)
+_TOKENS = (
+    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0,
+    4194304.0, 16777216.0, 67108864.0,
+)  # fmt: skip
 
 _CALLED = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.response.model")
 _COUNTED = (*_CALLED, "gen_ai.token.modality")
@@ -300,19 +304,19 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, user and system, over its restarts."
     ),
-    Metric("process.memory.usage", Kind.GAUGE, "By", "Resident memory of the server's process."),
+    Metric("process.memory.usage", Kind.UP_DOWN, "By", "Resident memory of the server's process."),
     Metric(
         "hw.gpu.utilization", Kind.GAUGE, "1", "Share of the time in which a kernel ran on the GPU.", DEVICE_ATTRIBUTES
     ),
     Metric(
-        "hw.gpu.memory.usage", Kind.GAUGE, "By", "GPU memory that processes use, all of them together.",
+        "hw.gpu.memory.usage", Kind.UP_DOWN, "By", "GPU memory that processes use, all of them together.",
         DEVICE_ATTRIBUTES,
     ),
     Metric(
         "hw.gpu.memory.utilization", Kind.GAUGE, "1", "Share of the GPU's memory that processes use.",
         DEVICE_ATTRIBUTES,
     ),
-    Metric("hw.gpu.memory.limit", Kind.GAUGE, "By", "Memory of the GPU.", DEVICE_ATTRIBUTES),
+    Metric("hw.gpu.memory.limit", Kind.UP_DOWN, "By", "Memory of the GPU.", DEVICE_ATTRIBUTES),
     Metric("hw.power", Kind.GAUGE, "W", "Power that the GPU's board draws.", DEVICE_ATTRIBUTES),
     Metric(
         "hw.energy", Kind.TOTAL, "J",
@@ -417,6 +421,12 @@ METRICS: tuple[Metric, ...] = (
         "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown), requests "
         "and calls (the other reasons). Each reason is there from the start.",
         ("reason",),
+    ),
+    Metric(
+        "llamatel.label_values.limited", Kind.TOTAL, "{sample}",
+        "Samples in which a value from outside (a model's name, an error) was replaced by 'other', because the "
+        "attribute has taken too many values.",
+        ("attribute",),
     ),
     Metric(
         "llamatel.spans.shed_ratio", Kind.GAUGE, "1",

@@ -25,10 +25,12 @@ from llamatel.llama.server import manager as server
 from llamatel.telemetry import pipeline, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
-from llamatel.telemetry.instruments import Callbacks, Instruments
+from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.kept_spans import KEPT
 from llamatel.telemetry.observer import Observer, Sink
 from llamatel.telemetry.pipeline import Pipeline
+from llamatel.telemetry.resource import installed_version
+from llamatel.telemetry.sdk_instruments import Callbacks
 from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.snapshot_timer import Watcher
 from llamatel.tracing import decorators as tracing
@@ -191,7 +193,7 @@ def _begin(
 def _connect(
     settings: Settings, built: Pipeline, chosen: Sequence[Collector], sinks: Sequence[Sink], *, instrument: bool
 ) -> Runtime:
-    about = {"version": pipeline.installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
+    about = {"version": installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about, Objectives.from_environment())
     instance = uuid.uuid4().hex
     told = None
@@ -201,11 +203,14 @@ def _connect(
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(told.losses() if told is not None else {})}
 
+    _CALLBACKS.instruments = None  # those of an earlier init(), which may be on a provider of ours by now
     callbacks = None if built.measures_alone else _CALLBACKS
     observer, instruments = connect(
         built.tracer,
         built.meter,
         chosen,
+        store=built.store,
+        encoder=built.encoder,
         sinks=(*sinks, live),
         watchers=(live.observe,),
         dropped=dropped,

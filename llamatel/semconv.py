@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from llamatel.records import Completion, Outcome
 
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+"""Of our instrumentation scope: the semantic conventions that names follow. Those of GenAI have no schema yet."""
+
 PROVIDER = "llama.cpp"
 """``gen_ai.provider.name``; the conventions have no value for llama.cpp and allow one's own."""
 

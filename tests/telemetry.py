@@ -1,10 +1,15 @@
-"""A pipeline with everything on it, fed with made-up records."""
+"""A pipeline with everything on it, fed with made-up records; a transport that keeps what is sent."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from llamatel import collectors
 from llamatel.collectors import Sample
@@ -13,11 +18,45 @@ from llamatel.records import ClientCall, Completion
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry import pipeline
 from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.otlp_delivery import Delivery
+from llamatel.telemetry.otlp_transport import Sent, Transport
 from llamatel.telemetry.pipeline import Pipeline
 from llamatel.telemetry.request_spans import Spans
 from llamatel.telemetry.settings import Settings
+from llamatel.telemetry.span_export import SpanExport
 from llamatel_collectors.requests import RequestsCollector
 from tests.samples import snapshot
+
+INTERVALS = ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL")
+
+
+class Taking:
+    """A stand-in for a transport: it takes every message."""
+
+    def __init__(self, *outcomes: Sent) -> None:
+        self.messages: list[bytes] = []
+        self.outcomes = list(outcomes)
+        """Of the first messages; later ones are delivered."""
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def send(self, message: bytes, timeout_s: float) -> Sent:
+        self.hold.wait(timeout_s)
+        self.messages.append(message)
+        return self.outcomes.pop(0) if self.outcomes else Sent(True)
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def export_to(transport: Transport, **arguments: Any) -> SpanExport:
+    """A queue of spans that leave through this transport."""
+    about = Resource({"service.name": "tests"})
+    delivery = Delivery("spans", "http://test/v1/traces", transport, 10.0)
+    return SpanExport(delivery, resource=lambda: about, scope=InstrumentationScope("llamatel"), **arguments)
 
 
 class Telemetry:
@@ -26,10 +65,10 @@ class Telemetry:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.state: Snapshot = snapshot()
-        self._spans = Spans(pipeline.tracer)
+        self._spans = Spans(pipeline.tracer, pipeline.encoder)
         self._requests = RequestsCollector()
         self._others = tuple(collectors.load(without=("requests",)))
-        self._instruments = Instruments(pipeline.meter, METRICS, self._samples)
+        self._instruments = Instruments(pipeline.meter, METRICS, self._samples, store=pipeline.store)
         pipeline.publish()
 
     def _samples(self) -> Iterator[Sample]:
@@ -54,8 +93,12 @@ class Telemetry:
 def telemetry(
     env: Mapping[str, str] | None = None, resource: Mapping[str, str | int] | None = None, **arguments: Any
 ) -> Iterator[Telemetry]:
-    """Telemetry as these settings have it; without a metrics endpoint unless one is asked for."""
-    settings = Settings.from_env(env or {}, **{"metrics_addr": "none", **arguments})
+    """Telemetry as these settings have it; without a metrics endpoint unless one is requested.
+
+    Of the process's environment only the intervals are applied.
+    """
+    intervals = {name: os.environ[name] for name in INTERVALS if name in os.environ}
+    settings = Settings.from_env({**intervals, **(env or {})}, **{"metrics_addr": "none", **arguments})
     running = Telemetry(pipeline.build(settings, resource))
     try:
         yield running

@@ -42,8 +42,10 @@ from llamatel.llama.watch.targets import target
 from llamatel.metrics import METRICS
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import ServerSnapshot
+from llamatel.telemetry.exposition import Exposition
 from llamatel.telemetry.instruments import Instruments
-from llamatel.telemetry.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
+from llamatel.telemetry.metric_store import MetricStore
+from llamatel.telemetry.metrics_endpoint import MetricsEndpoint
 from llamatel.telemetry.request_spans import Spans
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.ui.top.live_source import LlamatelSource
@@ -225,7 +227,7 @@ def test_a_figure_that_no_exporter_takes_costs_the_others_nothing(
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     instruments = Instruments(provider.get_meter("tests"), METRICS, lambda: samples)
-    with pytest.raises(ValueError, match="no figure"):
+    with pytest.raises(ValueError, match="no number"):
         instruments.record(Sample("llamacpp.request.queue.duration", value, info))
     data = reader.get_metrics_data()
     assert data is not None
@@ -375,7 +377,7 @@ def test_backlog_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     monkeypatch.setattr("llamatel.telemetry.metrics_endpoint._SCRAPER_TIMEOUT_S", 1.0)
-    made = MetricsEndpoint("127.0.0.1", 0, ScrapeRegistry())
+    made = MetricsEndpoint("127.0.0.1", 0, Exposition(MetricStore(), {}).page)
     port = re.search(r":(\d+)/", made.url)
     assert port is not None
     yield made.url, int(port.group(1))

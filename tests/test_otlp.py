@@ -1,7 +1,8 @@
-"""OTLP: what is sent arrives whole at a real collector, and an endpoint in trouble is no trouble here."""
+"""OTLP: delivery to a real collector, endpoints in trouble, and that every span is accounted for."""
 
 from __future__ import annotations
 
+import base64
 import logging
 import socket
 import time
@@ -11,11 +12,11 @@ import pytest
 
 from llamatel.metrics import table
 from llamatel.records import Outcome
-from llamatel.telemetry.exporters import Delivery, listen
-from llamatel.telemetry.settings import OtlpTarget
+from llamatel.telemetry.otlp_delivery import Delivery
+from llamatel.telemetry.otlp_transport import Sent, speaks_http2
 from tests.parts import OtlpSink, RotelAgent, free_port, wait_until
 from tests.samples import BEGAN, completion, cut_short
-from tests.telemetry import Telemetry, telemetry
+from tests.telemetry import Taking, Telemetry, telemetry
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 BATCH = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16"}
@@ -41,7 +42,7 @@ def endpoint(rotel: RotelAgent, protocol: str) -> str:
 
 
 @PROTOCOLS
-def test_requests_arrive_whole_at_a_real_collector(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+def test_otlp_requests_arrive_at_a_real_collector(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
     with telemetry(
         None, {"llamacpp.build": "b7001"}, otlp_endpoint=endpoint(rotel, protocol), otlp_protocol=protocol
     ) as running:
@@ -89,18 +90,18 @@ def test_requests_arrive_whole_at_a_real_collector(rotel: RotelAgent, otlp_sink:
 
 
 @PROTOCOLS
-def test_an_absent_endpoint(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_otlp_connection_refused_loses_nothing_silently(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     with telemetry(BATCH, otlp_endpoint=f"127.0.0.1:{free_port()}", otlp_protocol=protocol) as running:
         lose_something(running, caplog)
 
 
 @PROTOCOLS
-def test_an_endpoint_that_never_answers(protocol: str, silent: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_otlp_silent_endpoint_blocks_nothing(protocol: str, silent: str, caplog: pytest.LogCaptureFixture) -> None:
     with telemetry(BATCH, otlp_endpoint=silent, otlp_protocol=protocol) as running:
         lose_something(running, caplog)
 
 
-def test_an_endpoint_that_answers_errors(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
+def test_otlp_http_500_is_reported(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
     otlp_sink.status = 500
     with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
         lose_something(running, caplog)
@@ -131,7 +132,7 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 @PROTOCOLS
-def test_a_collector_that_is_killed_and_comes_back(
+def test_otlp_collector_killed_and_restarted(
     rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "llamatel")
@@ -159,51 +160,145 @@ def test_a_collector_that_is_killed_and_comes_back(
 
 
 @PROTOCOLS
-def test_nobody_listens(protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said is why, and nothing more."""
-    # What the SDK said in an earlier test it would not say again for some seconds.
-    monkeypatch.setattr(logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter"), "filters", [])
+def test_otlp_connection_refused_message(
+    protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The URL that was requested and the reason, and nothing more."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10")  # in a second it does not always try again
     address = f"http://127.0.0.1:{free_port()}"
     with telemetry(otlp_endpoint=address, otlp_protocol=protocol) as running:
         running.send(completion())
-        wait_until(lambda: any("spans" in record.getMessage() for record in ours(caplog)), 30, "trouble is said")
+        wait_until(lambda: any("spans" in record.getMessage() for record in ours(caplog)), 30, "a message")
         assert not running.pipeline.shutdown(0.5)
     said = next(record.getMessage() for record in ours(caplog) if "spans" in record.getMessage())
-    assert said.startswith(f"cannot send spans to {address}: ")
-    assert said.endswith("Connection refused")
-    assert "Transient" not in said
-    assert "HTTPConnection" not in said
+    path = "" if protocol == "grpc" else "/v1/traces"
+    assert said == f"cannot send spans to {address}{path}: connection refused"
 
 
-def test_a_reason_that_was_just_given_holds_for_the_other_signal(caplog: pytest.LogCaptureFixture) -> None:
-    target = OtlpTarget(f"http://127.0.0.1:{free_port()}", "grpc")
-    exporter = logging.getLogger("opentelemetry.exporter.of_a_test")
-    listen()
-
-    def fails() -> bool:
-        exporter.warning("Transient error %s encountered while exporting x, Error details: %s", "14", "it is away")
-        return False
-
-    metrics, spans = Delivery("metrics", target), Delivery("spans", target)
-    for _ in range(2):
-        assert not metrics.attempt(fails)
-        assert not spans.attempt(lambda: False)
-    assert spans.attempt(lambda: True)
-    where = target.shown
+def test_delivery_logs_trouble_once_and_its_end_once(caplog: pytest.LogCaptureFixture) -> None:
+    away, fine = Sent(False, "it is away"), Sent(True)
+    transport = Taking(away, away, fine, fine, away)
+    delivery = Delivery("spans", "http://x/v1/traces", transport, 1.0)
+    assert [delivery.send(b"") for _ in range(5)] == [False, False, True, True, False]
     assert [record.getMessage() for record in ours(caplog)] == [
-        f"cannot send metrics to {where}: it is away",
-        f"cannot send spans to {where}: it is away",
-        f"spans arrive at {where} again",
+        "cannot send spans to http://x/v1/traces: it is away",
+        "spans arrive at http://x/v1/traces again",
+        "cannot send spans to http://x/v1/traces: it is away",
     ]
-    assert (metrics.failing, spans.failing) == (True, False)
+    assert delivery.failing
 
 
-def test_an_application_that_configured_logging_still_hears_the_sdk(
-    otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture
+def test_delivery_retries_until_its_timeout() -> None:
+    busy = Sent(False, "HTTP 503", retry=True, retry_after_s=0.01)
+    transport = Taking(busy, busy, busy)
+    assert Delivery("spans", "x", transport, 5.0).send(b"message")
+    assert transport.messages == [b"message"] * 4
+    transport = Taking(*[busy] * 10_000)
+    began = time.monotonic()
+    assert not Delivery("spans", "x", transport, 0.2).send(b"")
+    assert time.monotonic() - began < 5
+
+
+def test_delivery_does_not_retry_what_is_hopeless() -> None:
+    transport = Taking(Sent(False, "HTTP 400"))
+    assert not Delivery("spans", "x", transport, 5.0).send(b"")
+    assert len(transport.messages) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_otlp_redirects_are_counted_and_not_followed(
+    otlp_sink: OtlpSink, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    otlp_sink.status = 400
+    otlp_sink.paths = {"/v1/traces": status, "/v1/metrics": status}
+    otlp_sink.location = "http://user:s3cret@elsewhere.example/v1/traces"
+    with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
+        running.send(completion())
+        assert not running.pipeline.flush(5)
+        assert running.pipeline.dropped() == {"export_failed": 4}
+    spans = [record.getMessage() for record in ours(caplog) if "send spans" in record.getMessage()]
+    why = f"HTTP {status}: it redirects to http://elsewhere.example, which is not followed"
+    assert spans == [f"cannot send spans to {otlp_sink.endpoint}/v1/traces: {why}"]
+    assert {request.path for request in otlp_sink.requests} == {"/v1/traces", "/v1/metrics"}
+
+
+def test_otlp_rejected_spans_are_counted_and_logged(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
+    otlp_sink.rejected = 3
+    with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
+        running.send(completion())
+        assert running.pipeline.flush(5)
+        assert running.pipeline.dropped() == {"rejected": 3}
+        assert running.pipeline.exported() == 1
+    said = [record.getMessage() for record in ours(caplog)]
+    assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in said
+
+
+def test_otlp_trace_only_backend_shuts_down_true(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
+    otlp_sink.paths = {"/v1/metrics": 405}
     with telemetry(otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
         running.send(completion())
+        assert running.pipeline.shutdown(5)
+    [line] = [record.getMessage() for record in ours(caplog)]
+    assert line.startswith(
+        f"cannot send metrics to {otlp_sink.endpoint}/v1/metrics: HTTP 405 (a backend for traces alone?"
+    )
+    assert "OTEL_METRICS_EXPORTER" in line
+
+
+def test_otlp_http_endpoint_on_an_unusual_port_is_found_out(otlp_sink: OtlpSink) -> None:
+    with telemetry(otlp_endpoint=otlp_sink.endpoint) as running:
+        running.send(completion())
+        assert running.pipeline.shutdown(10)
+    assert len(otlp_sink.spans()) == 4
+
+
+def test_otlp_grpc_endpoint_on_an_unusual_port_is_found_out(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+    with telemetry(otlp_endpoint=rotel.grpc_endpoint) as running:
+        running.send(completion())
+        assert running.pipeline.shutdown(10)
+    assert rotel.stop() == 0
+    assert len(otlp_sink.spans()) == 4
+
+
+def test_speaks_http2_unknown_where_connection_is_refused() -> None:
+    assert speaks_http2(("127.0.0.1", free_port()), 1.0) is None
+
+
+def test_otlp_grpc_to_an_http_server_hints_at_the_protocol(
+    otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    with telemetry(otlp_endpoint=otlp_sink.endpoint, otlp_protocol="grpc") as running:
+        running.send(completion())
+        assert not running.pipeline.flush(5)
+    assert any("--otlp-protocol http/protobuf" in record.getMessage() for record in ours(caplog))
+
+
+def test_otlp_http_to_a_grpc_server_hints_at_the_protocol(rotel: RotelAgent, caplog: pytest.LogCaptureFixture) -> None:
+    with telemetry(otlp_endpoint=rotel.grpc_endpoint, otlp_protocol="http/protobuf") as running:
+        running.send(completion())
+        assert not running.pipeline.flush(5)
+    assert any("--otlp-protocol grpc" in record.getMessage() for record in ours(caplog))
+
+
+@PROTOCOLS
+def test_otlp_password_of_an_endpoint_is_sent_and_never_shown(
+    otlp_sink: OtlpSink, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    where = otlp_sink.endpoint.replace("http://", "http://me:s%40cret@")
+    with telemetry(otlp_endpoint=where, otlp_protocol=protocol) as running:
+        running.send(completion())
         running.pipeline.flush(5)
-    assert any(record.name.startswith("opentelemetry.exporter") for record in caplog.records)
+    if protocol != "grpc":
+        basic = base64.b64encode(b"me:s@cret").decode()
+        assert otlp_sink.requests[0].headers["authorization"] == f"Basic {basic}"
+    assert "cret" not in caplog.text
+
+
+def test_span_export_in_trouble_counts_every_span(otlp_sink: OtlpSink) -> None:
+    otlp_sink.status = 400
+    with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
+        for _ in range(50):
+            running.send(completion())
+        running.pipeline.shutdown(5)
+        assert sum(running.pipeline.dropped().values()) == 200
+        assert running.pipeline.exported() == 0

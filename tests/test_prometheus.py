@@ -63,7 +63,7 @@ def test_promtool_has_nothing_to_say_of_the_whole_table(promtool: Path) -> None:
     built = pipeline.build(Settings.from_env({}, metrics_addr=ANY_PORT))
     try:
         observed = [row for row in METRICS if row not in recorded]
-        instruments = Instruments(built.meter, METRICS, lambda: one_of_each(observed))
+        instruments = Instruments(built.meter, METRICS, lambda: one_of_each(observed), store=built.store)
         for sample in one_of_each(recorded):
             instruments.record(sample)
         assert built.metrics_url is not None
@@ -210,7 +210,7 @@ def test_an_address_that_is_not_ours_is_refused(address: str) -> None:
 def build_alone(settings: Settings) -> None:
     """Build as if no pipeline had been built in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_is_unset", lambda _provider: True)
+        patch.setattr(pipeline, "is_placeholder", lambda _provider: True)
         pipeline.build(settings)
 
 

@@ -37,6 +37,8 @@ def exported(rows: tuple[Metric, ...]) -> set[str]:
             meter.create_histogram(row.name, row.unit, row.help).record(1)
         elif row.kind is Kind.GAUGE:
             meter.create_observable_gauge(row.name, [observe], row.unit, row.help)
+        elif row.kind is Kind.UP_DOWN:
+            meter.create_observable_up_down_counter(row.name, [observe], row.unit, row.help)
         else:
             meter.create_observable_counter(row.name, [observe], row.unit, row.help)
     text = generate_latest(registry).decode()
@@ -44,16 +46,16 @@ def exported(rows: tuple[Metric, ...]) -> set[str]:
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
-def test_every_name_of_the_table_is_the_exporters() -> None:
+def test_prometheus_names_equal_the_exporters() -> None:
     assert exported(METRICS) == set(prometheus_series())
 
 
 @pytest.mark.parametrize("row", ODD, ids=lambda row: str(row.name))
-def test_other_units_follow_the_exporters_rules_too(row: Metric) -> None:
+def test_prometheus_names_of_other_units_equal_the_exporters(row: Metric) -> None:
     assert exported((row,)) == {prometheus_name(row)}
 
 
-def test_by_name_and_unknown() -> None:
+def test_prometheus_name_unknown_metric() -> None:
     assert prometheus_name("gen_ai.server.time_to_first_token") == "gen_ai_server_time_to_first_token_seconds"
     assert prometheus_label("gen_ai.request.model") == "gen_ai_request_model"
     with pytest.raises(KeyError):

@@ -1,61 +1,176 @@
-"""How many attribute sets the SDK keeps of an instrument, and when it forgets those that nobody tells of any more.
+"""Samples' attributes, resolved once for each set that occurs, with values from outside bounded in number and length.
 
-On its own it keeps the first 2,000 of each for as long as the process lives. Servers come and go, slots work and states
-change: once so many have been seen, whatever is new would be one series without a server (``otel.metric.overflow``).
+Model names, aliases and error types come from logs and HTTP responses. Each attribute may take so many values for each
+server, and there may be so many servers; further values become ``other``, which is counted and logged once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
 
-from opentelemetry.sdk.metrics import MeterProvider, ObservableCounter, ObservableGauge, ObservableUpDownCounter
-from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReader
+from llamatel.collectors import Sample
+from llamatel.log_once import LogOnce
+from llamatel.metrics import SERVER_ATTRIBUTES, Kind, Metric, table
+from llamatel.telemetry.prometheus_names import prometheus_label
 
-LIMIT = 1 << 16
-"""Of one instrument: 4,096 servers with 16 slots each. Beyond that the SDK sums up what is new."""
-_SPARE = 200
-"""So many are kept though nothing is told of them: a server that is down for a while keeps its counters' start."""
-_NEEDED = ("_instrument_view_instrument_matches", "_instrument_class_temporality")
-"""Where the SDK of 2025 and 2026 keeps them."""
-_OBSERVED = (ObservableCounter, ObservableGauge, ObservableUpDownCounter)
+_log = logging.getLogger(__name__)
 
+OTHER = "other"
+MAX_LENGTH = 200
+"""Characters of a value at most."""
+MAX_SERVERS = 4096
+MAX_MODELS = 128
+"""Of one server; a router has one server address for all of its models."""
+MAX_VALUES = 1024
+"""Of one attribute on one server; slots are the most numerous."""
+_MAX_CACHED = 1 << 16
+_SERVER_IDLE_S = 600.0
+"""A server that was not in any sample for so long makes room for a new one."""
+_MAX_NUMBER = 2**63 - 1
+"""A larger integer makes OTLP refuse the whole export."""
+_MODELS = frozenset({"gen_ai.request.model", "gen_ai.response.model"})
 
-def raise_limits(reader: MetricReader) -> None:
-    """Let a reader keep as many as LIMIT; to be called before it is a provider's."""
-    limits = getattr(reader, "_instrument_class_cardinality_limit", {})  # older SDKs have no limit
-    limits.update(dict.fromkeys(limits, LIMIT))
-
-
-def forget_removed(provider: MeterProvider) -> None:
-    """Have a provider forget, as it collects, what is not observed any more, once that is most of what it keeps.
-
-    An SDK that keeps it elsewhere is left as it is.
-    """
-    storages = getattr(getattr(provider, "_measurement_consumer", None), "_reader_storages", {})
-    for storage in storages.values():
-        if all(hasattr(storage, name) for name in _NEEDED):
-            storage.collect = partial(_collect, storage, storage.collect)
+Endpoint = tuple["str | None", "int | None"]
 
 
-def _collect(storage: Any, collect: Callable[[], Any]) -> Any:
-    """By now the instruments were observed; what has no value was left out."""
-    for instrument, matches in list(storage._instrument_view_instrument_matches.items()):
-        temporality = storage._instrument_class_temporality[type(instrument)]
-        # A difference needs the value before, however long ago that was.
-        if isinstance(instrument, _OBSERVED) and temporality is AggregationTemporality.CUMULATIVE:
-            for match in matches:
-                _forget(match)
-    return collect()
+class AttributeSet:
+    """One set of attributes of one metric."""
+
+    __slots__ = ("attributes", "endpoint", "labels", "limited", "row", "series")
+
+    def __init__(
+        self, row: Metric, attributes: Mapping[str, str | int], endpoint: Endpoint | None, *, limited: bool
+    ) -> None:
+        self.row = row
+        self.attributes = attributes
+        self.endpoint = endpoint
+        """Address and port of the server; None for a value about llamatel itself."""
+        self.limited = limited
+        """Whether a value was replaced by ``other``."""
+        self.labels = labels_of(attributes)
+        """As Prometheus writes them, without braces."""
+        self.series: object = None
+        """The store's aggregation for this set (``metric_store``)."""
 
 
-def _forget(match: Any) -> None:
-    kept = getattr(match, "_attributes_aggregation", {})
-    if len(kept) <= _SPARE:
-        return
-    with match._lock:
-        gone = [key for key, aggregation in kept.items() if aggregation._value is None]
-        if len(gone) > max(_SPARE, len(kept) // 2):
-            for key in gone:
-                del kept[key]
+def labels_of(attributes: Mapping[str, object]) -> str:
+    """Attributes as Prometheus's label pairs, sorted by name; an empty string for none."""
+    return ",".join(f'{prometheus_label(name)}="{_escaped(str(attributes[name]))}"' for name in sorted(attributes))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+class AttributeSets:
+    """Resolves samples to attribute sets. Thread-safe."""
+
+    def __init__(self, metrics: Iterable[Metric], clock: Callable[[], float] = time.monotonic) -> None:
+        self.rows = table(metrics)
+        self._clock = clock
+        self._lock = Lock()
+        self._cached: dict[tuple[object, ...], AttributeSet] = {}
+        self._unique: dict[tuple[str, frozenset[tuple[str, str | int]]], AttributeSet] = {}
+        self._servers: OrderedDict[Endpoint, dict[str, set[str | int]]] = OrderedDict()
+        self._used_at: dict[Endpoint, float] = {}
+        self._limited: dict[str, int] = {}
+        self._once = LogOnce(_log)
+
+    @property
+    def limited(self) -> Mapping[str, int]:
+        """Samples in which a value was replaced by ``other``, by attribute."""
+        with self._lock:
+            return dict(self._limited)
+
+    def resolve(self, sample: Sample) -> AttributeSet:
+        """The sample's attributes with its server's. Raises ValueError for a sample that does not fit the table."""
+        if not -_MAX_NUMBER <= sample.value <= _MAX_NUMBER:  # also refuses NaN
+            raise ValueError(f"{sample.metric} has a value that is no number")
+        key = (sample.metric, sample.server, *sample.attributes.items())
+        found = self._cached.get(key)
+        return self._resolve(sample, key) if found is None else found
+
+    def forget(self, dropped: Iterable[AttributeSet]) -> None:
+        """Drop sets whose series are no longer kept."""
+        gone = {id(one) for one in dropped}
+        with self._lock:
+            self._cached = {key: one for key, one in self._cached.items() if id(one) not in gone}
+            self._unique = {key: one for key, one in self._unique.items() if id(one) not in gone}
+
+    def _resolve(self, sample: Sample, key: tuple[object, ...]) -> AttributeSet:
+        row = self.rows.get(sample.metric)
+        if row is None:
+            raise ValueError(f"{sample.metric} is not in the metric table")
+        unknown = sample.attributes.keys() - set(row.attributes)
+        if unknown:
+            raise ValueError(f"{sample.metric} has no attribute {', '.join(sorted(unknown))}")
+        merged = dict(sample.attributes)
+        endpoint = None
+        if sample.server is not None:
+            values = (sample.server.address, sample.server.port, sample.server.model)
+            merged.update({k: v for k, v in zip(SERVER_ATTRIBUTES, values, strict=True) if v is not None})
+            endpoint = (sample.server.address, sample.server.port)
+        with self._lock:
+            limited = self._limit(merged, endpoint)
+            if len(self._cached) >= _MAX_CACHED:
+                self._cached.clear()
+                if row.kind not in (Kind.HISTOGRAM, Kind.COUNTER):
+                    self._unique = {k: one for k, one in self._unique.items() if one.series is not None}
+            unique = (row.name, frozenset(merged.items()))
+            found = self._unique.get(unique)
+            if found is None:
+                found = self._unique[unique] = AttributeSet(row, merged, endpoint, limited=limited)
+            if not limited:  # else the cache would grow with each value from outside
+                self._cached[key] = found
+            return found
+
+    def _limit(self, attributes: dict[str, str | int], endpoint: Endpoint | None) -> bool:
+        """Replace values that are too long or too many; True if one was."""
+        limited = False
+        if endpoint is not None and not self._is_known(endpoint):
+            for name in SERVER_ATTRIBUTES:
+                attributes.pop(name, None)
+            attributes["server.address"] = OTHER
+            self._count("server.address", f"{MAX_SERVERS} servers")
+            limited = True
+        seen = self._servers.get(endpoint or (None, None))
+        if seen is None:
+            seen = self._servers.setdefault((None, None), {})
+        for name, given in attributes.items():
+            value = given[:MAX_LENGTH] if isinstance(given, str) else given
+            attributes[name] = value
+            if name in SERVER_ATTRIBUTES[:2]:
+                continue
+            values = seen.setdefault(name, set())
+            if value in values:
+                continue
+            most = MAX_MODELS if name in _MODELS else MAX_VALUES
+            if len(values) >= most:
+                attributes[name] = OTHER
+                self._count(name, f"{most} values on one server")
+                limited = True
+            else:
+                values.add(value)
+        return limited
+
+    def _is_known(self, endpoint: Endpoint) -> bool:
+        now = self._clock()
+        if endpoint not in self._servers:
+            if len(self._servers) >= MAX_SERVERS:
+                oldest = next(iter(self._servers))
+                if now - self._used_at.get(oldest, now) < _SERVER_IDLE_S:
+                    return False
+                del self._servers[oldest]
+                self._used_at.pop(oldest, None)
+            self._servers[endpoint] = {}
+        self._servers.move_to_end(endpoint)
+        self._used_at[endpoint] = now
+        return True
+
+    def _count(self, name: str, limit: str) -> None:
+        self._limited[name] = self._limited.get(name, 0) + 1
+        self._once.warning(name, "%s takes more than %s: further values are reported as '%s'", name, limit, OTHER)

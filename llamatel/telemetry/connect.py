@@ -11,25 +11,33 @@ from llamatel.collectors import Collector
 from llamatel.metrics import METRICS
 from llamatel.records import Completion
 from llamatel.snapshots import Snapshot
-from llamatel.telemetry.instruments import Callbacks, Instruments
+from llamatel.telemetry.instruments import Instruments
+from llamatel.telemetry.metric_store import MetricStore
 from llamatel.telemetry.observer import Observer, Sink
+from llamatel.telemetry.request_encoder import RequestEncoder
 from llamatel.telemetry.request_spans import Spans, span_count
+from llamatel.telemetry.sdk_instruments import Callbacks
 from llamatel.tracing.joining import Origin
 
 
 def connect(
     tracer: trace.Tracer,
-    meter: metrics.Meter,
+    meter: metrics.Meter | None,
     chosen: Sequence[Collector],
     *,
+    store: MetricStore | None = None,
+    encoder: RequestEncoder | None = None,
     sinks: Sequence[Sink] = (),
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
     span_load: Callable[[], float] = float,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
-    """An observer that runs, with collectors, on a tracer and a meter; ``callbacks`` as Instruments have it."""
-    spans = Spans(tracer)
+    """An observer that runs, with collectors, on a tracer and a meter or store.
+
+    ``store`` and ``encoder`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
+    """
+    spans = Spans(tracer, encoder)
 
     def emit(completion: Completion, origin: Origin, share: float) -> tuple[Context, str | None]:
         context = spans.emit_from(completion, origin, share)
@@ -47,6 +55,6 @@ def connect(
         span_load=span_load,
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
-    instruments = Instruments(meter, rows, observer.samples, callbacks=callbacks)
+    instruments = Instruments(meter, rows, observer.samples, store=store, callbacks=callbacks)
     observer.connect(instruments.record)  # type: ignore[arg-type]  # the context is opaque to the observer
     return observer, instruments

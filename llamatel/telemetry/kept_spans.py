@@ -35,12 +35,19 @@ class KeptSpans(SpanProcessor):
 
     def __init__(self, number: int) -> None:
         self._lock = threading.Lock()
+        self._closed = False
         self._spans: deque[ReadableSpan] = deque(maxlen=number)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep it; the oldest goes when there is no room."""
         with self._lock:
-            self._spans.append(span)
+            if not self._closed:
+                self._spans.append(span)
+
+    def close(self) -> None:
+        """Keep no more: a processor cannot be removed from the application's provider."""
+        with self._lock:
+            self._closed = True
 
     def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
         """The spans of a trace by their start, or of the one that ended last; empty if none is there.

@@ -1,24 +1,23 @@
-"""The HTTP endpoint: /metrics for Prometheus, and beside it whatever page is shown there."""
+"""The HTTP endpoint: /metrics for Prometheus, and the web page for all other paths."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import io
 import logging
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from socketserver import ThreadingMixIn
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-
-from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 
 from llamatel.errors import PipelineError
 from llamatel.inputs.deadline import within
-from llamatel.telemetry.exemplars import Exemplars
+from llamatel.telemetry.exposition import OPEN_METRICS, TEXT
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -30,32 +29,21 @@ _STOP_WITHIN_S = 0.1
 """How often the server looks whether it shall stop."""
 _SCRAPER_TIMEOUT_S = 10.0
 _MOST_CONNECTIONS = 64
+_COMPRESSION = 1
+"""The fastest: most of a page repeats."""
 
 
-class ScrapeRegistry(CollectorRegistry):
-    """A registry that answers one scrape at a time.
+class Scrape(Protocol):
+    """Writes the metrics page (``exposition.Exposition.page``)."""
 
-    OpenTelemetry's Prometheus reader queues what it collects without telling scrapes apart: of two at once, one would
-    get everything twice and the other nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._scrape = Lock()
-        self.exemplars = Exemplars()
-
-    def collect(self) -> Iterator[Metric]:
-        """The metrics of one scrape."""
-        with self._scrape:
-            families = tuple(super().collect())
-            self.exemplars.attach(families)
-        return iter(families)
+    def __call__(self, *, open_metrics: bool = False) -> str:
+        """The page of this moment."""
 
 
 class MetricsEndpoint:
     """Serves a registry at ``http://HOST:PORT/metrics`` from daemon threads."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+    def __init__(self, host: str, port: int, scrape: Scrape) -> None:
         """Bind and listen; port 0 takes a free one. Raises PipelineError if the address cannot be had."""
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -74,16 +62,11 @@ class MetricsEndpoint:
             ) from error
         self.page: WSGIApplication = _nothing
         """Answers everything but /metrics."""
-        metrics = make_wsgi_app(registry)
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if environ.get("PATH_INFO") != "/metrics":
                 return self.page(environ, start_response)
-            head = environ.get("REQUEST_METHOD") == "HEAD"
-            body = metrics(
-                {**environ, "QUERY_STRING": "", **({"REQUEST_METHOD": "GET"} if head else {})}, start_response
-            )
-            return () if head else body
+            return _metrics(scrape, environ, start_response)
 
         self._server.set_app(application)
         shown = f"[{host}]" if ":" in host else host
@@ -101,6 +84,25 @@ class MetricsEndpoint:
     def close_after_fork(self) -> None:
         """In a forked child, where no thread serves: give the address back to the parent alone."""
         self._server.server_close()
+
+
+def _metrics(scrape: Scrape, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """/metrics for GET and HEAD, in the format that is accepted; queries are ignored."""
+    method = environ.get("REQUEST_METHOD")
+    if method not in ("GET", "HEAD"):
+        start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), ("Content-Length", "0")])
+        return []
+    open_metrics = "application/openmetrics-text" in environ.get("HTTP_ACCEPT", "")
+    headers = [("Content-Type", OPEN_METRICS if open_metrics else TEXT)]
+    if method == "HEAD":
+        start_response("200 OK", headers)
+        return []
+    body = scrape(open_metrics=open_metrics).encode("utf-8", "replace")
+    if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+        body = gzip.compress(body, _COMPRESSION)
+        headers.append(("Content-Encoding", "gzip"))
+    start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def _nothing(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

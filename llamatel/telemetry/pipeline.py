@@ -1,40 +1,51 @@
 """Providers, exporters and the metrics endpoint, made from Settings.
 
-What the application has set up already is used and left alone; what is made here becomes the process's own (global),
-so that other instrumentation joins in, and is shut down here, within a time that is kept.
+What the application has set up is used and left alone; what is made here becomes the process's own (global), so that
+other instrumentation uses it too, and is shut down here, within a bounded time. An application that registers a
+provider later replaces ours.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
-import platform
-import socket
 import sys
+import time
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    ConsoleMetricExporter,
+    MetricExportResult,
+    MetricReader,
+)
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from llamatel.errors import PipelineError
-from llamatel.telemetry import attribute_sets, exporters
+from llamatel.semconv import SCHEMA_URL
 from llamatel.telemetry import bounded_call as bounded
+from llamatel.telemetry import metric_readers, otlp_exporters
 from llamatel.telemetry.bounded_call import BoundedCall
-from llamatel.telemetry.exporters import CountedSpanProcessor, Delivery, MetricDelivery, ScrapedReader, SpanDelivery
+from llamatel.telemetry.exposition import Exposition
+from llamatel.telemetry.following_tracer import FollowingTracer
 from llamatel.telemetry.kept_spans import KeptSpans
-from llamatel.telemetry.metrics_endpoint import MetricsEndpoint, ScrapeRegistry
+from llamatel.telemetry.metric_push import MetricPush
+from llamatel.telemetry.metric_store import MetricStore
+from llamatel.telemetry.metrics_endpoint import MetricsEndpoint
+from llamatel.telemetry.otlp_delivery import Delivery
+from llamatel.telemetry.request_encoder import OwnTracerProvider, RequestEncoder
+from llamatel.telemetry.resource import installed_version, resource_after_fork, resource_of
+from llamatel.telemetry.sdk_adapter import is_placeholder, set_global
 from llamatel.telemetry.settings import Settings
+from llamatel.telemetry.span_export import OtlpSpanProcessor, SpanExport
 from llamatel.tracing import global_tracer
 
 if TYPE_CHECKING:
@@ -42,58 +53,75 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SCOPE = "llamatel"
+SCOPE = "llamatel"
 _FAILING_TIMEOUT_S = 1.0
 """How long shutting down waits for an endpoint that did not take the last export either."""
 
+_alive: weakref.WeakSet[object] = weakref.WeakSet()
+"""Providers of ours that run."""
 
-@dataclass
-class _Owned:
-    """What the pipeline has made, and so has to end."""
 
-    providers: list[TracerProvider | MeterProvider] = field(default_factory=list)
-    deliveries: list[Delivery] = field(default_factory=list)
-    fed: list[PeriodicExportingMetricReader] = field(default_factory=list)
-    """Readers that no provider knows of (see ``exporters.ScrapedReader``)."""
-    spans: SpanDelivery | None = None
-    kept: KeptSpans | None = None
-    endpoint: MetricsEndpoint | None = None
+class _Parts:
+    """What the pipeline made, and so has to end."""
 
-    def to_end(self) -> list[PeriodicExportingMetricReader | TracerProvider | MeterProvider]:
-        """What has to be flushed and shut down."""
-        return [*self.fed, *self.providers]
+    def __init__(self, about: Resource) -> None:
+        self.resource = about
+        self.providers: list[OwnTracerProvider | MeterProvider] = []
+        self.deliveries: list[Delivery] = []
+        self.pushes: list[MetricPush] = []
+        self.spans: SpanExport | None = None
+        self.kept: KeptSpans | None = None
+        self.store: MetricStore | None = None
+        self.encoder: RequestEncoder | None = None
+        self.endpoint: MetricsEndpoint | None = None
+
+    def exporters(self) -> list[SpanExport | MetricPush]:
+        """What has a queue or a thread."""
+        return [*self.pushes, *([self.spans] if self.spans is not None else [])]
+
+    def all_delivered(self) -> bool:
+        """Whether the last exports arrived; metrics need not at a backend that takes traces alone."""
+        traces_arrive = self.spans is not None and self.spans.delivery.delivered_any
+        return not any(one.failing and not (one.refused and traces_arrive) for one in self.deliveries)
 
     def discard(self) -> None:
         """End what was made for a pipeline that did not come about; nothing has been recorded yet."""
-        for part in self.to_end():
-            part.shutdown()
+        for part in self.exporters():
+            part.close(0.0)
+        for provider in self.providers:
+            provider.shutdown()
         if self.endpoint is not None:
             self.endpoint.close()
 
 
 class Pipeline:
-    """What telemetry is written to: a tracer and a meter, and what has to be said and done about them."""
+    """What telemetry is written to: a tracer, and the metric store or the SDK's meter."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter, settings: Settings, owned: _Owned) -> None:
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter | None, settings: Settings, parts: _Parts) -> None:
         self.tracer = tracer
         self.meter = meter
-        self.metrics_url = owned.endpoint.url if owned.endpoint is not None else None
+        """Where instruments of the SDK are made; None if the store is enough."""
+        self.store = parts.store
+        """Our own aggregation of the metric table; None where the meter provider is the application's."""
+        self.encoder = parts.encoder
+        """Writes spans of requests without the SDK; None where something else wants them."""
+        self.metrics_url = parts.endpoint.url if parts.endpoint is not None else None
         """Where Prometheus finds the metrics; None without an endpoint of ours."""
         target = (
-            settings.traces_otlp if owned.spans is not None else settings.metrics_otlp if owned.deliveries else None
+            settings.traces_otlp if parts.spans is not None else settings.metrics_otlp if parts.deliveries else None
         )
         self.otlp_endpoint = None if target is None else target.shown
         """Where telemetry goes over OTLP, to be shown; None if nothing of ours does."""
         self.otlp_protocol = None if target is None else target.protocol
-        self.spans_leave = not owned.kept or owned.spans is not None or settings.traces_console
+        self.spans_leave = not parts.kept or parts.spans is not None or settings.traces_console
         """Whether spans, if there are any, go anywhere beyond this process."""
-        self.kept_spans = owned.kept
-        """The last spans; None where none are kept, or the application has a tracer provider of its own."""
-        self._owned = owned
+        self.kept_spans = parts.kept
+        """The last spans; None where none are kept."""
+        self._parts = parts
         self._timeout_s = settings.shutdown_timeout_s
         self._delivered: bool | None = None
         self._prepare()
-        if owned.providers:
+        if parts.providers or parts.pushes:
             atexit.register(self.shutdown)
             if hasattr(os, "register_at_fork"):
                 this = weakref.ref(self)
@@ -102,44 +130,55 @@ class Pipeline:
     @property
     def measures_alone(self) -> bool:
         """Whether the meter is of a provider of ours, and new; else others have used it, or will."""
-        return any(isinstance(provider, MeterProvider) for provider in self._owned.providers)
+        return self.meter is None or any(isinstance(provider, MeterProvider) for provider in self._parts.providers)
 
     def publish(self) -> None:
-        """Make our providers the process's, where it has none; that cannot be taken back.
+        """Make our providers the process's, where it has none.
 
-        Only once our instruments are made: what was made without a provider before is made on ours now, and the SDK
-        keeps the callbacks of whoever comes first.
+        Only once our instruments are made: instruments that were made without a provider before are made on ours now,
+        and the SDK keeps the callbacks of the first.
         """
-        for provider in self._owned.providers:
-            if isinstance(provider, MeterProvider) and _is_unset(metrics.get_meter_provider()):
-                metrics.set_meter_provider(provider)
-            elif isinstance(provider, TracerProvider) and _is_unset(trace.get_tracer_provider()):
-                trace.set_tracer_provider(provider)
+        for provider in self._parts.providers:
+            current = (
+                metrics.get_meter_provider() if isinstance(provider, MeterProvider) else trace.get_tracer_provider()
+            )
+            if is_placeholder(current) or global_tracer.has_ended(current):
+                set_global(provider)
 
     def show(self, page: WSGIApplication) -> None:
-        """Answer with ``page`` beside /metrics; nothing happens without an endpoint of ours."""
-        if self._owned.endpoint is not None:
-            self._owned.endpoint.page = page
+        """Answer all paths but /metrics with ``page``; without an endpoint of ours nothing happens."""
+        if self._parts.endpoint is not None:
+            self._parts.endpoint.page = page
 
     def dropped(self) -> Mapping[str, int]:
-        """Spans lost so far, by reason: queue_full, export_failed, shutdown. Metrics are cumulative: none are lost."""
-        return {} if self._owned.spans is None else self._owned.spans.lost()
+        """Spans lost so far, by reason: queue_full, export_failed, rejected, shutdown. Metrics are cumulative."""
+        return {} if self._parts.spans is None else self._parts.spans.lost()
+
+    def exported(self) -> int | None:
+        """Spans that were delivered over OTLP; None if spans are not sent."""
+        return None if self._parts.spans is None else self._parts.spans.exported
 
     def span_load(self) -> float:
         """How full the queue of the span exporter is, 0 to 1."""
-        return 0.0 if self._owned.spans is None else self._owned.spans.load()
+        return 0.0 if self._parts.spans is None else self._parts.spans.load()
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Export what waits. False if it took longer than the time given, or an endpoint does not take it."""
-        owned = self._owned
-        calls = [BoundedCall("llamatel-flush", part.force_flush) for part in owned.to_end()]
-        return bounded.make(calls, timeout_s) and not any(delivery.failing for delivery in owned.deliveries)
+        parts = self._parts
+        calls: list[Callable[[float], bool]] = [push.flush for push in parts.pushes]
+        if parts.spans is not None:
+            calls.append(parts.spans.flush)
+        results = [call(timeout_s) for call in calls]
+        shared = [one for one in parts.providers if isinstance(one, OwnTracerProvider) and one.shared]
+        results += [provider.force_flush(int(timeout_s * 1000)) for provider in shared]
+        return all(results) and not any(delivery.failing for delivery in parts.deliveries)
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
         """Export what waits and end everything of ours, within the time given (and 0.1 s more for /metrics).
 
-        True if all that waited was delivered. Calling it again does nothing and says the same. An application's own
-        providers are left alone.
+        True if everything that can be delivered was: an endpoint that takes spans and never took metrics is a backend
+        for traces alone. Calling it again does nothing and returns the same. An application's own providers are left
+        alone.
         """
         with self._lock:
             if self._delivered is None:
@@ -147,176 +186,199 @@ class Pipeline:
                 self._delivered = self._end(self._timeout_s if timeout_s is None else timeout_s)
             return self._delivered
 
-    def _prepare(self) -> None:
-        self._lock = Lock()
-        self._enders = [BoundedCall("llamatel-shutdown", part.shutdown) for part in self._owned.to_end()]
-
     def _end(self, timeout_s: float) -> bool:
-        owned = self._owned
+        parts = self._parts
         before = sum(self.dropped().values())
-        if owned.spans is not None:
-            owned.spans.close()
-        if any(delivery.failing for delivery in owned.deliveries):
+        if any(delivery.failing for delivery in parts.deliveries):
             timeout_s = min(timeout_s, _FAILING_TIMEOUT_S)
-        in_time = bounded.make(self._enders, timeout_s)
-        for delivery in owned.deliveries:
-            delivery.abandon()
-        if owned.spans is not None:
-            owned.spans.abandon()
-        if owned.endpoint is not None:
-            owned.endpoint.close()
-        for provider in owned.providers:
+        deadline = time.monotonic() + timeout_s
+        for part in parts.exporters():
+            part.request_flush(deadline)
+        ended = [part.close(deadline) for part in parts.exporters()]
+        in_time = bounded.make(self._enders, max(0.1, deadline - time.monotonic())) and all(ended)
+        if parts.endpoint is not None:
+            parts.endpoint.close()
+        if parts.kept is not None:
+            parts.kept.close()
+        for provider in parts.providers:
             global_tracer.ended(provider)
         lost = sum(self.dropped().values()) - before
         if lost:
-            _log.warning("%d spans could not be sent to %s before the end", lost, self.otlp_endpoint)
-        return in_time and not lost and not any(delivery.failing for delivery in owned.deliveries)
+            spans = "1 span" if lost == 1 else f"{lost} spans"
+            _log.warning("%s could not be sent to %s before the end", spans, self.otlp_endpoint)
+        return in_time and not lost and parts.all_delivered()
+
+    def _prepare(self) -> None:
+        self._lock = Lock()
+        self._enders = [BoundedCall("llamatel-shutdown", provider.shutdown) for provider in self._parts.providers]
 
 
 def _after_fork(pipeline: Pipeline | None) -> None:
-    """In a forked child the SDK starts its threads anew, with empty queues; do the same for ours."""
+    """In a forked child: a process of its own, with empty queues and totals that start again."""
     if pipeline is None or pipeline._delivered is not None:
         return
-    if pipeline._owned.endpoint is not None:
-        pipeline._owned.endpoint.close_after_fork()
-        pipeline._owned.endpoint = None
-    if pipeline._owned.spans is not None:
-        pipeline._owned.spans.reset()
+    parts = pipeline._parts
+    parts.resource = resource_after_fork(parts.resource)
+    if parts.endpoint is not None:
+        parts.endpoint.close_after_fork()
+        parts.endpoint = None
+        if parts.store is not None and not parts.pushes:
+            parts.store.when_first_recorded(_not_scraped)
+    if parts.store is not None:
+        parts.store.reset()
+    for part in parts.exporters():
+        part.reset()
     pipeline._prepare()
 
 
-def build(settings: Settings, resource: Mapping[str, str | int] | None = None) -> Pipeline:
+def _not_scraped() -> None:
+    _log.warning(
+        "metrics of this forked process are not served: send them over OTLP (OTEL_EXPORTER_OTLP_ENDPOINT), or call "
+        "llamatel.init() in each worker"
+    )
+
+
+def build(settings: Settings, resource: Mapping[str, str | int] | None = None, *, strict: bool = True) -> Pipeline:
     """Make the pipeline that the settings describe; ``resource`` has attributes beside the usual ones.
 
-    A provider that the application has set is used; the settings for its signal then have no effect. A signal that is
-    to go nowhere is left to whatever the application may set up later. Raises PipelineError if the metrics address
-    cannot be had or an exporter cannot be made.
+    A provider that the application has set is used; the settings for its signal then have no effect. A signal that
+    goes nowhere is left to whatever the application sets up later. Raises PipelineError if the metrics address cannot
+    be had, an exporter cannot be made or the environment has a mistake; unless ``strict``, which is for an application
+    that must start: then each is a line in the log, and that part is left out.
     """
-    owned = _Owned()
     if settings.disabled:
-        return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(_SCOPE), settings, owned)
-    about = resource_of(settings, resource or {})
-    release = installed_version()
+        return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(SCOPE), settings, _Parts(Resource.get_empty()))
+    report = _raise if strict else _warn
+    for problem in settings.problems:
+        _warn(problem)
+    parts = _Parts(resource_of(settings, resource or {}))
     try:
-        meters = _meters(settings, about, owned)
-        tracers = _tracers(settings, about, owned)
+        meter = _meter(settings, parts, report)
+        tracer = _tracer(settings, parts, report)
     except (PipelineError, ValueError) as error:
-        owned.discard()
+        parts.discard()
         if isinstance(error, PipelineError):
             raise
-        # The SDK raises ValueError for nonsense in its environment variables.
+        # The SDK raises ValueError for values of its environment variables.
         raise PipelineError(f"cannot set up OpenTelemetry: {error}") from error
-    return Pipeline(tracers.get_tracer(_SCOPE, release), meters.get_meter(_SCOPE, release), settings, owned)
+    for provider in parts.providers:
+        _alive.add(provider)
+    return Pipeline(tracer, meter, settings, parts)
 
 
-def _tracers(settings: Settings, about: Resource, owned: _Owned) -> trace.TracerProvider:
+def _raise(message: str) -> None:
+    raise PipelineError(message)
+
+
+def _warn(message: str) -> None:
+    _log.warning("%s", message)
+
+
+Report = Callable[[str], None]
+
+
+def _tracer(settings: Settings, parts: _Parts, report: Report) -> trace.Tracer:
     current = trace.get_tracer_provider()
-    retired = global_tracer.has_ended(current)
-    if not retired and not _is_unset(current):
+    kept = parts.kept = KeptSpans(settings.keep_traces) if settings.keep_traces else None
+    if not global_tracer.has_ended(current) and not is_placeholder(current):
         _log.info("spans go to the tracer provider that the application has set")
-        return current
-    if settings.traces_otlp is None and not settings.traces_console and not settings.keep_traces:
-        return trace.NoOpTracerProvider() if retired else current
-    provider = TracerProvider(resource=about, shutdown_on_exit=False)
-    owned.providers.append(provider)
+        _keep(current, parts)
+        return _tracer_of(current)
+    exports = settings.traces_otlp is not None or settings.traces_console
+    if not exports and kept is None:
+        return trace.NoOpTracer() if global_tracer.has_ended(current) else _tracer_of(current)
+    provider = OwnTracerProvider(resource=parts.resource)
+    parts.providers.append(provider)
     if settings.traces_otlp is not None:
-        target = settings.traces_otlp
-        exporters.listen()
-        owned.spans = SpanDelivery(exporters.otlp_spans(target), target, settings.span_queue_size)
-        owned.deliveries.append(owned.spans.delivery)
-        provider.add_span_processor(
-            CountedSpanProcessor(owned.spans, settings.span_queue_size, settings.span_batch_size)
-        )
-    if settings.keep_traces:
-        owned.kept = KeptSpans(settings.keep_traces)
-        provider.add_span_processor(owned.kept)
+        with _reported(report):
+            parts.spans = otlp_exporters.span_export(
+                settings, settings.traces_otlp, lambda: parts.resource, _scope(), report
+            )
+            parts.deliveries.append(parts.spans.delivery)
+            provider.add_export(OtlpSpanProcessor(parts.spans))
+            parts.encoder = RequestEncoder(provider, parts.spans)
+    if kept is not None:
+        provider.add_span_processor(kept)
     if settings.traces_console:
         one_line = ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n", out=sys.stdout)
         provider.add_span_processor(SimpleSpanProcessor(one_line))
-    return provider
+    return FollowingTracer(
+        _tracer_of(provider),
+        is_ours=lambda other: other in _alive or global_tracer.has_ended(other),
+        stays=exports,
+        joined=lambda other: _keep(other, parts),
+        make=_tracer_of,
+    )
 
 
-def _meters(settings: Settings, about: Resource, owned: _Owned) -> metrics.MeterProvider:
+def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer:
+    return provider.get_tracer(SCOPE, installed_version(), SCHEMA_URL)
+
+
+def _scope() -> InstrumentationScope:
+    return InstrumentationScope(SCOPE, installed_version(), SCHEMA_URL)
+
+
+def _keep(provider: object, parts: _Parts) -> None:
+    """Keep the spans of the application's provider, too; one that is not the SDK's may not allow it."""
+    add = getattr(provider, "add_span_processor", None)
+    if parts.kept is None or add is None:
+        parts.kept = None
+    else:
+        add(parts.kept)
+
+
+def _meter(settings: Settings, parts: _Parts, report: Report) -> metrics.Meter | None:
     current = metrics.get_meter_provider()
-    retired = global_tracer.has_ended(current)
-    if not retired and not _is_unset(current):
+    if not global_tracer.has_ended(current) and not is_placeholder(current):
         _log.info("metrics go to the meter provider that the application has set")
-        return current
+        return _meter_of(current)
+    store = MetricStore(exemplars=os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off")
     readers: list[MetricReader] = []
-    registry = ScrapeRegistry()
-    scraped = None
+    exposition = None
     if settings.metrics_addr is not None:
-        scraped = ScrapedReader(registry)
-        readers.append(scraped)
+        exposition = Exposition(store, parts.resource.attributes)
+        readers.append(exposition.reader)
+        with _reported(report):
+            parts.endpoint = MetricsEndpoint(*settings.metrics_addr, exposition.page)
+    with_sdk = False
     if settings.metrics_otlp is not None:
-        exporters.listen()
-        delivery = MetricDelivery(exporters.otlp_metrics(settings.metrics_otlp), settings.metrics_otlp)
-        owned.deliveries.append(delivery.delivery)
-        pushing = PeriodicExportingMetricReader(delivery)
-        if scraped is not None and exporters.wants_what_prometheus_wants(delivery):
-            scraped.feed(pushing)
-            owned.fed.append(pushing)
-        else:
-            readers.append(pushing)
+        with _reported(report):
+            with_sdk = metric_readers.needs_sdk_instruments(os.environ)
+            source = metric_readers.MetricSource(
+                None if with_sdk else store, lambda: parts.resource, _scope(), os.environ if with_sdk else {}
+            )
+            push, delivery = otlp_exporters.metric_push(settings, settings.metrics_otlp, source.collect, report)
+            readers.append(source.reader)
+            parts.pushes.append(push)
+            parts.deliveries.append(delivery)
     if settings.metrics_console:
+        source = metric_readers.MetricSource(store, lambda: parts.resource, _scope(), {})
+        readers.append(source.reader)
         one_line = ConsoleMetricExporter(formatter=lambda data: data.to_json(indent=None) + "\n", out=sys.stdout)
-        readers.append(PeriodicExportingMetricReader(one_line))
+        parts.pushes.append(
+            MetricPush(
+                source.collect,
+                lambda data: one_line.export(data) is MetricExportResult.SUCCESS,
+                settings.export_interval_s,
+            )
+        )
     if not readers:
-        return metrics.NoOpMeterProvider() if retired else current
-    for reader in readers:
-        attribute_sets.raise_limits(reader)
-    provider = MeterProvider(readers, resource=about, shutdown_on_exit=False)
-    attribute_sets.forget_removed(provider)
-    owned.providers.append(provider)
-    if settings.metrics_addr is not None:
-        owned.endpoint = MetricsEndpoint(*settings.metrics_addr, registry)
-    return provider
+        return metrics.NoOpMeter(SCOPE) if global_tracer.has_ended(current) else _meter_of(current)
+    parts.store = store
+    provider = MeterProvider(readers, resource=parts.resource, shutdown_on_exit=False)
+    parts.providers.append(provider)
+    return _meter_of(provider) if with_sdk else None
 
 
-def _is_unset(provider: object) -> bool:
-    """Whether a global provider is only the placeholder for one; that of metrics has no public name."""
-    return isinstance(provider, trace.ProxyTracerProvider) or type(provider).__name__ == "_ProxyMeterProvider"
+def _meter_of(provider: metrics.MeterProvider) -> metrics.Meter:
+    return provider.get_meter(SCOPE, installed_version(), SCHEMA_URL)
 
 
-class _Resource(Resource):
-    """A resource that is hashed once: the OTLP encoder hashes it for every span, and the SDK's hash writes JSON."""
-
-    _hash: int | None = None
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = super().__hash__()
-        return self._hash
-
-
-def resource_of(settings: Settings, extra: Mapping[str, str | int] = MappingProxyType({})) -> Resource:
-    """What telemetry is about. The environment wins over what is detected here, arguments win over both.
-
-    Never the command line: it may hold an API key.
-    """
-    detected = Resource.create()
-    attributes = {
-        "service.name": "llamatel",
-        "host.name": socket.gethostname(),
-        "process.pid": os.getpid(),
-        "process.runtime.name": sys.implementation.name,
-        "process.runtime.version": platform.python_version(),
-        **detected.attributes,
-        **extra,
-    }
-    release = installed_version()
-    if release is not None:
-        attributes.setdefault("service.version", release)
-    if settings.service_name:
-        attributes["service.name"] = settings.service_name
-    elif str(attributes["service.name"]).startswith("unknown_service"):
-        attributes["service.name"] = "llamatel"
-    return _Resource(attributes, detected.schema_url)
-
-
-def installed_version() -> str | None:
-    """Llamatel's version."""
+@contextlib.contextmanager
+def _reported(report: Report) -> Iterator[None]:
+    """The boundary of one part: if ``report`` does not raise, the others are set up without it."""
     try:
-        return version("llamatel")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return None
+        yield
+    except PipelineError as error:
+        report(str(error))

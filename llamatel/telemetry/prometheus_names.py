@@ -8,6 +8,7 @@ what llamatel's endpoint says. The Collector's exporter differs in one rule: it 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from llamatel.metrics import METRICS, Kind, Metric, table
 
@@ -31,6 +32,7 @@ def prometheus_name(metric: Metric | str) -> str:
     return f"{name.removesuffix('_total')}_total" if row.kind in (Kind.COUNTER, Kind.TOTAL) else name
 
 
+@cache
 def prometheus_label(attribute: str) -> str:
     """The label that an attribute becomes."""
     return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)

@@ -25,6 +25,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
 from llamatel.semconv import PROVIDER, error_type, operation
+from llamatel.telemetry.otlp_encoding import Event
+from llamatel.telemetry.request_encoder import RequestEncoder, RequestSpan
 from llamatel.tracing.joining import Origin
 from llamatel.tracing.span_values import rate, unix_ns
 
@@ -39,10 +41,11 @@ _CANDIDATE = {"llamacpp.join": "candidate"}
 
 
 class Spans:
-    """Writes the spans of requests with one tracer."""
+    """Writes the spans of requests with one tracer, or past it where nothing but OTLP wants them."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, encoder: RequestEncoder | None = None) -> None:
         self._tracer = tracer
+        self._encoder = encoder
 
     def emit(
         self,
@@ -69,25 +72,37 @@ class Spans:
         if share < 1.0:
             attributes["llamatel.sampling.ratio"] = share
         model = completion.server.model
-        name = attributes["gen_ai.operation.name"]
+        name = str(attributes["gen_ai.operation.name"])
+        error = (completion.error or completion.outcome.value) if "error.type" in attributes else None
+        events = []
+        if error is not None and call is not None and call.error_type is not None:
+            exception = {"exception.type": call.error_type, "exception.message": completion.error or ""}
+            events.append(Event("exception", unix_ns(completion.ended_at), exception))
+        request = RequestSpan(
+            f"{name} {model}" if model else name,
+            SpanKind.SERVER if call is None else SpanKind.INTERNAL,
+            attributes, completion.arrived_at, completion.ended_at, _phases(completion), links, events, error,
+        )  # fmt: skip
+        if self._encoder is not None and self._encoder.usable:
+            return self._encoder.write(request, parent)
+        return self._write(request, parent)
+
+    def _write(self, request: RequestSpan, parent: Context | None) -> Context:
+        """As ``RequestEncoder.write``, with the SDK's spans."""
+        above = _ROOT if parent is None else parent
         span = self._tracer.start_span(
-            f"{name} {model}" if model else str(name),
-            context=_ROOT if parent is None else parent,
-            kind=SpanKind.SERVER if call is None else SpanKind.INTERNAL,
-            attributes=attributes,
-            links=links,
-            start_time=unix_ns(completion.arrived_at),
-        )
-        context = set_span_in_context(span, _ROOT if parent is None else parent)
+            request.name, context=above, kind=request.kind, attributes=request.attributes, links=request.links,
+            start_time=unix_ns(request.started_at),
+        )  # fmt: skip
+        context = set_span_in_context(span, above)
         if span.is_recording():
-            for phase, start, end in _phases(completion):
+            for phase, start, end in request.phases:
                 self._tracer.start_span(phase, context=context, start_time=unix_ns(start)).end(unix_ns(end))
-            if "error.type" in attributes:
-                span.set_status(Status(StatusCode.ERROR, completion.error or completion.outcome.value))
-                if call is not None and call.error_type is not None:
-                    exception = {"exception.type": call.error_type, "exception.message": completion.error or ""}
-                    span.add_event("exception", exception, unix_ns(completion.ended_at))
-            span.end(unix_ns(completion.ended_at))
+            if request.error is not None:
+                span.set_status(Status(StatusCode.ERROR, request.error))
+            for event in request.events:
+                span.add_event(event.name, event.attributes, event.at_ns)
+            span.end(unix_ns(request.ended_at))
         return context
 
     def emit_observed(self, request: ObservedRequest) -> None:

@@ -1,8 +1,8 @@
-"""What the user asked of telemetry: the ``OTEL_*`` environment, with flags and arguments on top.
+"""Telemetry settings: the ``OTEL_*`` environment, with flags and arguments on top.
 
-Only what llamatel itself has to decide is read here: which exporters there are, where they send, what listens where.
-Everything else (headers, certificates, compression, timeouts, sampler, span limits, batch sizes, export interval,
-temporality, histogram aggregation, exemplar filter, resource attributes) the OpenTelemetry SDK reads itself.
+Only what llamatel itself decides is read here: which exporters run, where they send, what listens where. How OTLP is
+sent (headers, certificates, compression, timeout) is read by ``otlp_options``; sampler, span limits, exemplar filter
+and resource attributes by the OpenTelemetry SDK.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ URL_VARIABLE = "LLAMATEL_URL"
 
 _TRACES_EXPORTERS = ("otlp", "console", "none")
 _METRICS_EXPORTERS = ("otlp", "prometheus", "console", "none")
+_PYTHON_NAMES = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
+"""Names of the SDK's exporters, which ``opentelemetry-instrument`` takes as well, and the protocol that they mean."""
+_OLD_NAMES = {"logging": "console"}
 _PROTOCOLS = ("grpc", "http/protobuf")
 _DEFAULT_PORTS = {"grpc": 4317, "http/protobuf": 4318}
 
@@ -31,21 +34,28 @@ class OtlpTarget:
     """Where one signal goes over OTLP."""
 
     endpoint: str
-    """What the exporter is given: over HTTP the whole URL, with ``/v1/traces`` or ``/v1/metrics``."""
+    """What requests are sent to: over HTTP the whole URL, with ``/v1/traces`` or ``/v1/metrics``."""
     protocol: str
     """``grpc`` or ``http/protobuf``."""
+    guessed: bool = False
+    """Neither the environment nor the port says which protocol it is: the exporter finds out (``otlp_transport``)."""
+
+    @property
+    def url(self) -> str:
+        """The URL that is requested, without user and password."""
+        parts = urlsplit(self.endpoint)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     @property
     def shown(self) -> str:
-        """The endpoint for people: the base that they know, and no user and password should it hold them."""
-        parts = urlsplit(self.endpoint)
-        path = parts.path.removesuffix("/v1/traces").removesuffix("/v1/metrics")
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path).geturl()
+        """The endpoint as it was configured, for start messages: without path of the signal, user and password."""
+        parts = urlsplit(self.url)
+        return parts._replace(path=parts.path.removesuffix("/v1/traces").removesuffix("/v1/metrics")).geturl()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Telemetry as it was asked for; ``pipeline.build`` turns it into providers."""
+    """Telemetry as requested; ``pipeline.build`` turns it into providers."""
 
     service_name: str | None = None
     """None leaves it to ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, else ``llamatel``."""
@@ -58,13 +68,13 @@ class Settings:
     metrics_addr: tuple[str, int] | None = None
     """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
     page_token: str | None = field(default=None, repr=False)
-    """What the web page beside /metrics asks for; without it the page is shown on loopback only."""
+    """Token of the web page; without one the page is shown on loopback only."""
     llamatel_url: str | None = None
-    """``LLAMATEL_URL``: the page of the llamatel that watches the servers which are called from here; ``none`` is none.
-    Without it the default address is asked, of servers of this machine."""
+    """``LLAMATEL_URL``: the llamatel that watches the servers which are called from this process; ``none`` is none.
+    Without it the default address is queried, for servers of this machine."""
     keep_traces: int = 0
     """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
-    span_queue_size: int = 2048
+    span_queue_size: int = 16384
     """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
     span_batch_size: int = 512
     """Spans in one export at most (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``); never more than the queue holds."""
@@ -72,8 +82,14 @@ class Settings:
     """The only collectors to run; empty means all that are installed."""
     without: tuple[str, ...] = ()
     """Collectors not to run."""
+    schedule_delay_s: float = 5.0
+    """Time between exports of spans (``OTEL_BSP_SCHEDULE_DELAY``)."""
+    export_interval_s: float = 60.0
+    """Time between exports of metrics (``OTEL_METRIC_EXPORT_INTERVAL``)."""
     shutdown_timeout_s: float = 5.0
     """The longest that shutting down may wait for exporters."""
+    problems: tuple[str, ...] = ()
+    """Mistakes in the environment that were passed over, one line each; only where ``from_env`` was not strict."""
 
     @classmethod
     def from_env(
@@ -89,96 +105,170 @@ class Settings:
         collectors: Iterable[str] = (),
         without: Iterable[str] = (),
         shutdown_timeout_s: float = 5.0,
+        strict: bool = True,
     ) -> Settings:
         """Read the environment; arguments that are given win over it.
 
         ``otlp_endpoint`` is a base such as ``http://collector:4318`` or ``collector:4317`` for both signals;
         ``metrics_addr`` is ``HOST:PORT``, or ``none``. Which exporters run is up to ``OTEL_TRACES_EXPORTER`` and
-        ``OTEL_METRICS_EXPORTER``; where they are not set, spans and metrics go over OTLP if an endpoint is known, and
-        metrics are shown to Prometheus too. Raises UsageError for what cannot be.
+        ``OTEL_METRICS_EXPORTER``; where they are not set, spans and metrics are sent over OTLP if an endpoint is known,
+        and metrics are served to Prometheus too. Raises UsageError for invalid arguments and, if ``strict``, for
+        mistakes in the environment; otherwise those are passed over and listed in ``problems``.
         """
-        env = {key: value.strip() for key, value in (os.environ if environ is None else environ).items()}
-        flag = None if otlp_endpoint is None else _with_scheme(otlp_endpoint)
-        base = flag or env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
-        traces_at = None if flag else env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or None
-        metrics_at = None if flag else env.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT") or None
-        traces = _exporters(env, "OTEL_TRACES_EXPORTER", _TRACES_EXPORTERS, ("otlp",) if traces_at or base else ())
-        metrics = _exporters(
+        env = _Environment(os.environ if environ is None else environ, strict=strict)
+        if shutdown_timeout_s <= 0:
+            raise UsageError(f"the shutdown timeout must be more than 0 seconds, not {shutdown_timeout_s:g}")
+        if otlp_protocol is not None and otlp_protocol not in _PROTOCOLS:
+            raise UsageError(f"the OTLP protocol '{otlp_protocol}' is not supported: use {' or '.join(_PROTOCOLS)}")
+        if (env.get("OTEL_SDK_DISABLED") or "").lower() == "true":
+            return cls(service_name=service_name, disabled=True, shutdown_timeout_s=shutdown_timeout_s)
+        base = _without_signal(_with_scheme(otlp_endpoint), "the OTLP endpoint", env) if otlp_endpoint else None
+        traces_at = metrics_at = None
+        if base is None:
+            general = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+            base = _without_signal(general, "OTEL_EXPORTER_OTLP_ENDPOINT", env) if general else None
+            traces_at = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            metrics_at = env.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+        traces, traces_by = _exporters(
+            env, "OTEL_TRACES_EXPORTER", _TRACES_EXPORTERS, ("otlp",) if traces_at or base else ()
+        )
+        metrics, metrics_by = _exporters(
             env,
             "OTEL_METRICS_EXPORTER",
             _METRICS_EXPORTERS,
             ("prometheus", "otlp") if metrics_at or base else ("prometheus",),
         )
-        if metrics_addr is not None:
-            addr = _address(metrics_addr, "--metrics-addr")
-        elif "prometheus" in metrics:
-            addr = _address(_prometheus_env(env), "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT")
-        else:
-            addr = None
-        if shutdown_timeout_s <= 0:
-            raise UsageError(f"the shutdown timeout must be more than 0 seconds, not {shutdown_timeout_s:g}")
-        # The SDK answers nonsense here with a traceback on the terminal.
-        _positive(env, "OTEL_BSP_SCHEDULE_DELAY", 5000)
-        _positive(env, "OTEL_BSP_EXPORT_TIMEOUT", 30000)
-        queue_size = _positive(env, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+        queue_size = env.positive("OTEL_BSP_MAX_QUEUE_SIZE", 16384)
         return cls(
             service_name=service_name,
-            disabled=env.get("OTEL_SDK_DISABLED", "").lower() == "true",
-            traces_otlp=_target(env, "traces", base, traces_at, otlp_protocol) if "otlp" in traces else None,
-            metrics_otlp=_target(env, "metrics", base, metrics_at, otlp_protocol) if "otlp" in metrics else None,
+            traces_otlp=_target(env, "traces", base, traces_at, otlp_protocol or traces_by)
+            if "otlp" in traces
+            else None,
+            metrics_otlp=(
+                _target(env, "metrics", base, metrics_at, otlp_protocol or metrics_by) if "otlp" in metrics else None
+            ),
             traces_console="console" in traces,
             metrics_console="console" in metrics,
-            metrics_addr=addr,
-            page_token=page_token or env.get(PAGE_TOKEN_VARIABLE) or None,
-            llamatel_url=_here(env.get(URL_VARIABLE) or None),
+            metrics_addr=_metrics_addr(env, metrics_addr, prometheus="prometheus" in metrics),
+            page_token=page_token or env.get(PAGE_TOKEN_VARIABLE),
+            llamatel_url=_llamatel_url(env),
             keep_traces=keep_traces,
             span_queue_size=queue_size,
-            span_batch_size=min(queue_size, _positive(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
+            span_batch_size=min(queue_size, env.positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
             collectors=tuple(collectors),
             without=tuple(without),
+            schedule_delay_s=env.positive("OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000,
+            export_interval_s=env.positive("OTEL_METRIC_EXPORT_INTERVAL", 60000) / 1000,
             shutdown_timeout_s=shutdown_timeout_s,
+            problems=tuple(env.problems),
         )
 
 
+class _Environment:
+    """Environment variables; an empty one is like one that is not set."""
+
+    def __init__(self, environ: Mapping[str, str], *, strict: bool) -> None:
+        self._environ = environ
+        self._strict = strict
+        self.problems: list[str] = []
+
+    def get(self, variable: str) -> str | None:
+        """Its value without spaces around it."""
+        return self._environ.get(variable, "").strip() or None
+
+    def problem(self, message: str) -> None:
+        """A mistake in the environment: raises UsageError if strict, else it is listed."""
+        if self._strict:
+            raise UsageError(message)
+        self.note(message)
+
+    def note(self, message: str) -> None:
+        """List what is to be logged in any case."""
+        if message not in self.problems:
+            self.problems.append(message)
+
+    def positive(self, variable: str, default: int) -> int:
+        """A whole number above 0."""
+        text = self.get(variable)
+        if text is None:
+            return default
+        if not text.isdecimal() or len(text) > 12 or int(text) == 0:
+            self.problem(f"{variable} is '{text[:40]}': it must be a whole number above 0")
+            return default
+        return int(text)
+
+
 def _exporters(
-    env: Mapping[str, str], variable: str, known: tuple[str, ...], default: tuple[str, ...]
-) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in env.get(variable, "").split(",") if name.strip())
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{variable} names an exporter that is not known, '{name}': use {', '.join(known)}")
+    env: _Environment, variable: str, known: tuple[str, ...], default: tuple[str, ...]
+) -> tuple[tuple[str, ...], str | None]:
+    """The exporters of a signal, and the protocol that their names imply."""
+    names, protocol = [], None
+    given = [name.strip() for name in (env.get(variable) or "").split(",") if name.strip()]
+    for name in given:
+        protocol = _PYTHON_NAMES.get(name, protocol)
+        plain = "otlp" if name in _PYTHON_NAMES else _OLD_NAMES.get(name, name)
+        if plain in known:
+            names.append(plain)
+        else:
+            env.problem(f"{variable} names an exporter that is not known, '{name[:40]}': use {', '.join(known)}")
     if "none" in names and len(names) > 1:
-        raise UsageError(f"{variable} is '{env[variable]}': 'none' stands alone")
-    return names or default
+        env.problem(f"{variable}: 'none' stands alone")
+        names = ["none"]
+    return (tuple(names) or (("none",) if given else default)), protocol
 
 
-def _target(
-    env: Mapping[str, str], signal: str, base: str | None, own: str | None, protocol_flag: str | None
-) -> OtlpTarget:
+def _target(env: _Environment, signal: str, base: str | None, own: str | None, given: str | None) -> OtlpTarget | None:
     """The target of one signal: ``own`` is its own endpoint, used as it is; ``base`` gets the signal's path."""
-    variable = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
-    protocol = protocol_flag or env.get(variable) or env.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+    variables = (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = given or next((value for value in map(env.get, variables) if value), None) or ""
     if protocol and protocol not in _PROTOCOLS:
-        raise UsageError(f"the OTLP protocol '{protocol}' is not supported: use {' or '.join(_PROTOCOLS)}")
+        env.problem(f"the OTLP protocol '{protocol[:40]}' is not supported: use {' or '.join(_PROTOCOLS)}")
+        protocol = "http/protobuf" if protocol.startswith("http") else ""
     endpoint = own or base
     if endpoint is None:
         protocol = protocol or "grpc"
         endpoint = f"http://localhost:{_DEFAULT_PORTS[protocol]}"
-    parts = _split(endpoint)
-    # gRPC has no paths, and 4318 is the port of OTLP over HTTP: with either, only one protocol makes sense.
-    protocol = protocol or ("http/protobuf" if parts.port == 4318 or parts.path.strip("/") else "grpc")
-    if protocol == "http/protobuf":
-        if "://" not in endpoint:
-            raise UsageError(f"the OTLP endpoint '{endpoint}' has no scheme: write http://{endpoint}")
-        if own is None:
-            endpoint = f"{endpoint.rstrip('/')}/v1/{signal}"
-    return OtlpTarget(endpoint, protocol)
+    try:
+        parts = _split(endpoint)
+        guessed = False
+        if not protocol:
+            # gRPC has no paths, and 4318 is the port of OTLP over HTTP: with either, only one protocol makes sense.
+            protocol = "http/protobuf" if parts.port == 4318 or parts.path.strip("/") else "grpc"
+            guessed = protocol == "grpc" and parts.port != 4317
+        if protocol == "http/protobuf" or guessed:
+            if "://" not in endpoint:
+                if protocol == "http/protobuf":
+                    raise UsageError(f"the OTLP endpoint '{_redacted(endpoint)}' has no scheme: write http://...")
+                guessed = False
+            elif own is None:
+                endpoint = f"{endpoint.rstrip('/')}/v1/{signal}"
+    except UsageError as error:
+        env.problem(str(error))
+        return None
+    return OtlpTarget(endpoint, protocol, guessed)
+
+
+def _without_signal(endpoint: str, origin: str, env: _Environment) -> str:
+    """A base without the path of a signal, which people copy from a backend's instructions."""
+    base = endpoint.rstrip("/")
+    for signal in ("traces", "metrics", "logs"):
+        if base.endswith(f"/v1/{signal}"):
+            env.note(f"{origin} ends in /v1/{signal}, which is added for each signal: it was left out")
+            return base.removesuffix(f"/v1/{signal}")
+    return endpoint
+
+
+def _redacted(endpoint: str) -> str:
+    """An endpoint as it may be shown: without user and password."""
+    scheme, separator, rest = endpoint.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"[:200]
 
 
 def _with_scheme(endpoint: str) -> str:
     if "://" not in endpoint and not re.search(r":\d+(?:/|$)", endpoint):
-        raise UsageError(f"'{endpoint}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
-    # Without a scheme the gRPC exporter would use TLS; someone who types host:port has a collector without it.
+        raise UsageError(f"'{_redacted(endpoint)}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
+    _split(endpoint)
+    # Without a scheme the gRPC exporter would use TLS; a host:port on the command line means a collector without it.
     return endpoint if "://" in endpoint else f"http://{endpoint}"
 
 
@@ -189,16 +279,25 @@ def _split(endpoint: str) -> SplitResult:
     except ValueError:  # a port that is no number, or a broken IPv6 address
         valid = False
     if not valid:
-        raise UsageError(f"'{endpoint}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
+        raise UsageError(f"'{_redacted(endpoint)}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
     return parts
 
 
-def _prometheus_env(env: Mapping[str, str]) -> str:
-    host, _, port = DEFAULT_METRICS_ADDR.rpartition(":")
-    host = env.get("OTEL_EXPORTER_PROMETHEUS_HOST") or host
+def _metrics_addr(env: _Environment, given: str | None, *, prometheus: bool) -> tuple[str, int] | None:
+    if given is not None:
+        return _address(given, "--metrics-addr")
+    if not prometheus:
+        return None
+    default_host, _, default_port = DEFAULT_METRICS_ADDR.rpartition(":")
+    host = env.get("OTEL_EXPORTER_PROMETHEUS_HOST") or default_host
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
-    return f"{host}:{env.get('OTEL_EXPORTER_PROMETHEUS_PORT') or port}"
+    port = env.get("OTEL_EXPORTER_PROMETHEUS_PORT") or default_port
+    try:
+        return _address(f"{host}:{port}", "OTEL_EXPORTER_PROMETHEUS_HOST and _PORT")
+    except UsageError as error:
+        env.problem(str(error))
+        return _address(DEFAULT_METRICS_ADDR, "")
 
 
 def _address(text: str, origin: str) -> tuple[str, int] | None:
@@ -206,13 +305,16 @@ def _address(text: str, origin: str) -> tuple[str, int] | None:
         return None
     host, _, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host and text.startswith(":"):
+        bare = "0.0.0.0"  # noqa: S104 - Prometheus's own form for all addresses
     if not bare or (":" in bare and bare == host) or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{origin}: '{text}' is no address: write it like {DEFAULT_METRICS_ADDR}, or none")
     return bare, int(port)
 
 
-def _here(url: str | None) -> str | None:
-    """The URL of a llamatel of this machine, without what follows its port: its clock must be ours."""
+def _llamatel_url(env: _Environment) -> str | None:
+    """The URL of a llamatel on this machine, up to its port: both must have the same clock."""
+    url = env.get(URL_VARIABLE)
     if url is None or url.lower() == "none":
         return url and "none"
     try:
@@ -221,20 +323,14 @@ def _here(url: str | None) -> str | None:
     except ValueError:  # a port that is no number, or a broken IPv6 address
         parts, host, port = urlsplit(""), "", None
     if parts.scheme != "http" or not is_loopback(host) or parts.username is not None or not port:
-        raise UsageError(f"{URL_VARIABLE} must be http://127.0.0.1:PORT, a llamatel of this machine, or none")
+        env.problem(f"{URL_VARIABLE} must be http://127.0.0.1:PORT, a llamatel of this machine, or none")
+        return None
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or host name leads nowhere but to this machine."""
+    """Whether an address or host name is this machine's loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _positive(env: Mapping[str, str], variable: str, default: int) -> int:
-    text = env.get(variable) or str(default)
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"{variable} is '{text}': it must be a whole number above 0")
-    return int(text)

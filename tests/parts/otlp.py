@@ -212,6 +212,12 @@ class OtlpSink:
     def __init__(self, port: int = 0, *, status: int = 200, delay: float = 0.0) -> None:
         self.status = status
         self.delay = delay
+        self.paths: dict[str, int] = {}
+        """Statuses of single paths, before ``status``."""
+        self.location = ""
+        """Where a 3xx leads."""
+        self.rejected = 0
+        """Spans or data points that each response says were rejected."""
         self._requests: list[SinkRequest] = []
         self._closing = threading.Event()
         sink = self
@@ -220,17 +226,22 @@ class OtlpSink:
             def do_POST(self) -> None:
                 packed = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 sink._closing.wait(sink.delay)
-                status = sink.status
+                status = sink.paths.get(self.path, sink.status)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 body = _unpack(packed, headers.get("content-encoding", ""))
                 sink._requests.append(SinkRequest(self.path, headers, body, status))
                 traces = self.path == "/v1/traces"
-                answer = (
-                    ExportTraceServiceResponse() if traces else ExportMetricsServiceResponse()
-                ).SerializeToString()
+                response = ExportTraceServiceResponse() if traces else ExportMetricsServiceResponse()
+                if sink.rejected:
+                    partial = response.partial_success
+                    setattr(partial, "rejected_spans" if traces else "rejected_data_points", sink.rejected)
+                    partial.error_message = "too many\nattributes"
+                answer = response.SerializeToString()
                 try:
                     self.send_response(status)
                     self.send_header("Content-Type", "application/x-protobuf")
+                    if sink.location:
+                        self.send_header("Location", sink.location)
                     self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)

@@ -1,0 +1,201 @@
+"""Our own aggregation of the metric table: cumulative totals, explicit-bucket histograms, exemplars of sampled traces.
+
+An application's own meter provider keeps the SDK's instruments (``sdk_instruments``). Where the provider is ours this
+takes a twentieth of their time. What is collected becomes text (``exposition``) and OTLP data points
+(``metric_points``).
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.trace import get_current_span
+
+from llamatel.metrics import Kind, Metric
+from llamatel.telemetry.attribute_sets import AttributeSet, Endpoint
+
+_UNWATCHED_S = 300.0
+"""Series of a server that is no longer watched are dropped after this time without a new value."""
+_WITH_EXEMPLARS = "gen_ai."
+"""Exemplars are kept for these metrics alone: people look for traces there."""
+
+Observed = Mapping[str, "list[tuple[AttributeSet, float]]"]
+"""Values of totals and gauges by metric."""
+
+
+class Exemplar(NamedTuple):
+    """A request in a bucket, and its trace."""
+
+    trace_id: int
+    span_id: int
+    value: float
+    at: float
+    """Unix time, seconds."""
+
+
+class _Series:
+    """The aggregation of one attribute set. ``counts`` is empty for a counter, whose total is ``sum``."""
+
+    __slots__ = ("counts", "exemplars", "first_at", "maximum", "minimum", "sum", "updated_at")
+
+    def __init__(self, buckets: int, now: float) -> None:
+        self.counts = [0] * buckets
+        self.sum: float = 0
+        self.minimum = float("inf")
+        self.maximum = float("-inf")
+        self.exemplars: dict[int, Exemplar] = {}
+        self.first_at = now
+        self.updated_at = now
+
+
+class Point(NamedTuple):
+    """One series at the moment of a collection. Of a number ``counts`` is empty and ``value`` the number."""
+
+    set: AttributeSet
+    value: float
+    """A histogram's sum."""
+    first_at: float
+    """Unix time at which the series started; 0 for a gauge."""
+    counts: tuple[int, ...] = ()
+    minimum: float = 0.0
+    maximum: float = 0.0
+    exemplars: Mapping[int, Exemplar] = {}
+    """By bucket."""
+
+
+class Family(NamedTuple):
+    """One metric with all its series."""
+
+    row: Metric
+    points: list[Point]
+
+
+def _nothing() -> Observed:
+    return {}
+
+
+class MetricStore:
+    """Aggregates samples. Thread-safe."""
+
+    def __init__(self, *, exemplars: bool = True, clock: Callable[[], float] = time.time) -> None:
+        """``exemplars`` false is ``OTEL_METRICS_EXEMPLAR_FILTER=always_off``."""
+        self._with_exemplars = exemplars
+        self._clock = clock
+        self._lock = Lock()
+        self._recorded: dict[Metric, list[AttributeSet]] = {}
+        self._started_at = clock()
+        self._watched: dict[Endpoint, bool] = {}
+        """Servers that were observed; true for those in the last collection."""
+        self._context: Context | None = None
+        self._trace: tuple[int, int] | None = None
+        self._when_first_recorded: Callable[[], None] | None = None
+        self.observe: Callable[[], Observed] = _nothing
+        """Returns the values of totals and gauges; set by ``Instruments``."""
+        self.dropped: Callable[[list[AttributeSet]], None] = lambda _: None
+        """Called with the attribute sets whose series were dropped."""
+
+    def record(self, found: AttributeSet, value: float, context: Context | None) -> None:
+        """Add a value to a histogram or counter; ``context`` holds the span for an exemplar."""
+        row = found.row
+        bucket = bisect_left(row.buckets, value) if row.buckets else -1
+        with self._lock:
+            series = found.series
+            if not isinstance(series, _Series):
+                self._first_recorded()
+                series = found.series = _Series(len(row.buckets) + 1 if row.buckets else 0, self._clock())
+                self._recorded.setdefault(row, []).append(found)
+            series.sum += value
+            if bucket >= 0:
+                series.counts[bucket] += 1
+                series.minimum = min(series.minimum, value)
+                series.maximum = max(series.maximum, value)
+                if context is not None and self._with_exemplars and row.name.startswith(_WITH_EXEMPLARS):
+                    self._add_exemplar(series, bucket, value, context)
+            series.updated_at = 0.0
+
+    def _add_exemplar(self, series: _Series, bucket: int, value: float, context: Context) -> None:
+        if context is not self._context:  # the samples of one request come one after another
+            span = get_current_span(context).get_span_context()
+            sampled = span.is_valid and span.trace_flags.sampled
+            self._context, self._trace = context, (span.trace_id, span.span_id) if sampled else None
+        if self._trace is not None:
+            series.exemplars[bucket] = Exemplar(*self._trace, value, self._clock())
+
+    def when_first_recorded(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once, with the next series that is new."""
+        self._when_first_recorded = call
+
+    def _first_recorded(self) -> None:
+        call, self._when_first_recorded = self._when_first_recorded, None
+        if call is not None:
+            call()
+
+    def collect(self) -> list[Family]:
+        """All series of this moment, in the table's order of first use; totals and gauges of one snapshot."""
+        observed = self.observe()
+        now = self._clock()
+        families = []
+        with self._lock:
+            dropped = self._drop_unwatched(observed, now)
+            for row, sets in self._recorded.items():
+                families.append(Family(row, [_recorded_point(one, now) for one in sets]))
+        if dropped:
+            self.dropped(dropped)
+        for found in observed.values():
+            if found:
+                row = found[0][0].row
+                first_at = 0.0 if row.kind is Kind.GAUGE else self._started_at
+                families.append(Family(row, [Point(one, value, first_at) for one, value in found]))
+        return families
+
+    def reset(self) -> None:
+        """Start again from nothing, in a forked child."""
+        self._lock = Lock()
+        for sets in self._recorded.values():
+            for one in sets:
+                one.series = None
+        self._recorded = {}
+        self._started_at = self._clock()
+
+    def _drop_unwatched(self, observed: Observed, now: float) -> list[AttributeSet]:
+        """Drop series of servers that were watched and are not any more; clients' series of other servers stay."""
+        seen = {one.endpoint for found in observed.values() for one, _ in found if one.endpoint is not None}
+        self._watched = {**dict.fromkeys(self._watched, False), **dict.fromkeys(seen, True)}
+        if all(self._watched.values()):
+            return []
+        dropped = []
+        for row, sets in list(self._recorded.items()):
+            kept = []
+            for one in sets:
+                series = one.series
+                gone = one.endpoint is not None and self._watched.get(one.endpoint) is False
+                if gone and isinstance(series, _Series) and 0.0 < series.updated_at < now - _UNWATCHED_S:
+                    one.series = None
+                    dropped.append(one)
+                else:
+                    kept.append(one)
+            if kept:
+                self._recorded[row] = kept
+            else:
+                del self._recorded[row]
+        if not dropped:
+            return []
+        left = {one.endpoint for sets in self._recorded.values() for one in sets}
+        self._watched = {where: here for where, here in self._watched.items() if here or where in left}
+        return dropped
+
+
+def _recorded_point(found: AttributeSet, now: float) -> Point:
+    series = found.series
+    assert isinstance(series, _Series)  # noqa: S101 - only sets with a series are recorded
+    if not series.updated_at:
+        series.updated_at = now  # new since the last collection
+    return Point(
+        found, series.sum, series.first_at, tuple(series.counts), series.minimum, series.maximum,
+        dict(series.exemplars) if series.exemplars else {},
+    )  # fmt: skip
