@@ -95,52 +95,48 @@ def _all(command: _C, options: tuple[Callable[[_C], _C], ...]) -> _C:
     return command
 
 
+_MODEL_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("-c", "--ctx-size"),
+        {"type": click.IntRange(min=0), "metavar": "N", "help": "Context in tokens; 0: the model's."},
+    ),
+    (
+        ("-np", "--parallel", "n_parallel"),
+        {"type": int, "metavar": "N", "help": "Slots (default: 4 that share a pool)."},
+    ),
+    (("-ngl", "--gpu-layers"), {"metavar": "N|auto|all", "help": "Layers on the GPU (default: as many as fit)."}),
+    (("-ctk", "--cache-type-k"), {"metavar": "TYPE", "help": "Type of the KV cache's keys: f16, q8_0, ..."}),
+    (("-ctv", "--cache-type-v"), {"metavar": "TYPE", "help": "Type of the KV cache's values."}),
+)
+_MORE_MODEL_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("-b", "--batch-size"), {"type": click.IntRange(min=1), "metavar": "N", "help": "Logical batch in tokens."}),
+    (("-ub", "--ubatch-size"), {"type": click.IntRange(min=1), "metavar": "N", "help": "Physical batch in tokens."}),
+    (("-fa", "--flash-attn"), {"metavar": "on|off|auto", "help": "Flash attention."}),
+    (("-kvu/-no-kvu", "--kv-unified/--no-kv-unified"), {"default": None, "help": "One KV pool for all slots."}),
+    (("--swa-full",), {"is_flag": True, "default": None, "help": "Full-size cache for sliding-window layers."}),
+    (("-ts", "--tensor-split"), {"metavar": "N0,N1,...", "help": "Share of the model on each GPU."}),
+    (("-sm", "--split-mode"), {"metavar": "MODE", "help": "How to split over GPUs: none, layer, row."}),
+    (("-mg", "--main-gpu"), {"type": click.IntRange(min=0), "metavar": "N", "help": "GPU for --split-mode none."}),
+)
+
+
+def model_options(*, brief: bool = False) -> Callable[[_C], _C]:
+    """llama-server's flags that decide what a model takes; ``brief`` hides the less common ones in the help."""
+
+    def decorate(command: _C) -> _C:
+        options = [click.option(*names, **settings) for names, settings in _MODEL_FLAGS]
+        options += [click.option(*names, hidden=brief, **settings) for names, settings in _MORE_MODEL_FLAGS]
+        return _all(command, tuple(options))
+
+    return decorate
+
+
 def server_options(command: _C) -> _C:
     """Arguments of ``ServerManager.start_server``, with the same names."""
     return _all(
         command,
         (
-            click.option(
-                "-c",
-                "--ctx-size",
-                type=click.IntRange(min=0),
-                metavar="N",
-                help="Context in tokens; 0: the model's own.",
-            ),
-            click.option(
-                "-np",
-                "--parallel",
-                "n_parallel",
-                type=int,
-                metavar="N",
-                help="Slots: requests processed at the same time.",
-            ),
-            click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers kept on the GPU."),
-            click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ..."),
-            click.option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the KV cache's values."),
-            click.option(
-                "-b", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Logical batch, in tokens."
-            ),
-            click.option(
-                "-ub", "--ubatch-size", type=click.IntRange(min=1), metavar="N", help="Physical batch, in tokens."
-            ),
-            click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention."),
-            click.option(
-                "-kvu/-no-kvu",
-                "--kv-unified/--no-kv-unified",
-                default=None,
-                help="One KV pool for all slots, or one each.",
-            ),
-            click.option("--swa-full", is_flag=True, default=None, help="Full-size cache for sliding-window layers."),
-            click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Share of the model on each GPU."),
-            click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row."),
-            click.option(
-                "-mg",
-                "--main-gpu",
-                type=click.IntRange(min=0),
-                metavar="N",
-                help="The GPU for --split-mode none and small tensors.",
-            ),
+            model_options(brief=True),
             click.option("-a", "--alias", metavar="NAME", help="Model name for clients, traces and metrics."),
             click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
             click.option(

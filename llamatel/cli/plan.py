@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from llamatel.cli.inspect import fetching
-from llamatel.cli.options import verbose_option
+from llamatel.cli.options import model_options, verbose_option
 from llamatel.errors import UsageError
 from llamatel.flags.parse import parse_server_flags
 from llamatel.gguf.header import GGUFHeader
@@ -68,21 +68,7 @@ def _devices(text: str | None) -> list[Device]:
 @click.command("plan")
 @click.argument("model", required=False)
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
-@click.option(
-    "-c", "--ctx-size", type=click.IntRange(min=0), metavar="N", help="Context in tokens; 0: the model's own."
-)
-@click.option("-np", "--parallel", "n_parallel", type=int, metavar="N", help="Slots; without: 4 that share one pool.")
-@click.option("-ngl", "--gpu-layers", metavar="N|auto|all", help="Layers on the GPUs; without: as many as fit.")
-@click.option("-ctk", "--cache-type-k", metavar="TYPE", help="Type of the KV cache's keys: f16, q8_0, ...")
-@click.option("-ctv", "--cache-type-v", metavar="TYPE", help="Type of the KV cache's values.")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Logical batch, in tokens.")
-@click.option("-ub", "--ubatch-size", type=click.IntRange(min=1), metavar="N", help="Physical batch, in tokens.")
-@click.option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention.")
-@click.option("-kvu/-no-kvu", "--kv-unified/--no-kv-unified", default=None, help="One pool for all slots, or one each.")
-@click.option("--swa-full", is_flag=True, help="Full-size cache for sliding-window layers.")
-@click.option("-ts", "--tensor-split", metavar="N0,N1,...", help="Shares of the model on each GPU.")
-@click.option("-sm", "--split-mode", metavar="MODE", help="How to split over GPUs: none, layer, row.")
-@click.option("-mg", "--main-gpu", type=click.IntRange(min=0), metavar="N", help="The GPU where there is one.")
+@model_options()
 @click.option("--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900; without: what NVML sees.")
 @click.option("--measure", "measured", is_flag=True, help="Ask llama.cpp's llama-fit-params as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")

@@ -70,10 +70,10 @@ class ServerCommand(click.Command):
 @verbose_option
 @click.pass_context
 def command(ctx: click.Context, /, model: str | None, preset: str | None, **values: Any) -> int:
-    """Run a llama.cpp server on MODEL (a GGUF file) and trace every request.
+    """Run a llama.cpp server on MODEL (a GGUF file, or tiny) and observe it.
 
-    What follows -- goes to llama-server verbatim; MODEL may be left out where that names the model. Clients need no
-    change: they talk to llama.cpp itself, and traces, histograms and counters come from its log. Ctrl-C ends it.
+    Clients use llama.cpp itself; traces, histograms and counters come from its log. llama-server's flags -b, -ub, -fa,
+    -kvu, --swa-full, -ts, -sm and -mg are accepted, too; pass any other after --, where the model may be, too.
     """
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:
