@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test parts verify estimates acceptance soak lint type fmt docs dashboards bench fuzz lock clean
+.PHONY: help run test parts verify estimates configs acceptance soak lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ soak: parts ## Run a real server under load and faults for an hour (SOAK_SECONDS
 
 estimates: parts ## Compare estimated compute buffers with llama.cpp's, on models of real dimensions
 	$(BIN)/python -m tests.exact.estimates $(ARGS)
+
+# torch and transformers are in no lock file: only this target uses them, in an environment of its own.
+configs: $(VENV)/.installed-dev ## Write the defaults of config.json and its test data: ARGS="LLAMA_CPP_SOURCE_TREE"
+	$(PYTHON) -m venv $(VENV)/configs
+	$(VENV)/configs/bin/python -m pip install -qq torch transformers==5.24.0 sentencepiece protobuf
+	$(VENV)/configs/bin/python -m tests.configs.library_defaults
+	$(VENV)/configs/bin/python -m tests.configs $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and types
 	$(BIN)/ruff check

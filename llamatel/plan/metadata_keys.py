@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,9 +36,9 @@ class Keys:
         return value or 0
 
     def real(self, key: str) -> float | None:
-        """A number; None where there is none."""
+        """A number; None where there is none, or one that is not finite."""
         value = self.raw(key)
-        return float(value) if isinstance(value, (int, float)) else None
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     def text(self, key: str) -> str | None:
         """A text; None where there is none."""

@@ -1,193 +1,178 @@
-"""A ModelShape from a transformers-style ``config.json``: translated into the keys that a GGUF of it would have.
+"""A ModelShape from a transformers ``config.json``: translated into the keys that llama.cpp's converter would write.
 
-What llama.cpp's converter decides beyond that (``conversion/*.py``) is not known here, so such a shape is never exact.
+A family that is not in the table, or a key that may change heads, head sizes or layers and that nothing here reads,
+is an error that names it: no number is better than a wrong one. What a finetune's tensors really are is not known, so
+such a shape is never exact.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from llamatel.errors import UsageError
+from llamatel.plan.config_families import BY_CLASS, BY_TYPE, Family
+from llamatel.plan.config_values import (
+    HEAD_LENGTH,
+    HEADS,
+    LAYERS,
+    WIDTH,
+    ConfigValues,
+    library_defaults,
+    library_text_defaults,
+    library_text_type,
+)
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_metadata
 
-CAVEAT = "it was read from a config.json: what the conversion to GGUF decides is not known"
+CAVEAT = "it was read from a config.json: the GGUF made of it may differ"
 
-# transformers' model_type: llama.cpp's architecture, where they differ.
-_ARCHITECTURES = {
-    "mistral": "llama",
-    "mixtral": "llama",
-    "qwen2_moe": "qwen2moe",
-    "qwen3_moe": "qwen3moe",
-    "qwen2_vl": "qwen2vl",
-    "qwen2_5_vl": "qwen2vl",
-    "qwen3_vl": "qwen3vl",
-    "qwen3_vl_moe": "qwen3vlmoe",
-    "qwen3_next": "qwen3next",
-    "qwen3_5": "qwen35",
-    "qwen3_5_moe": "qwen35moe",
-    "gemma4": "gemma4",
-    "phi": "phi2",
-    "gpt_oss": "gpt-oss",
-    "gpt_neox": "gptneox",
-    "gpt_bigcode": "starcoder",
-    "cohere": "command-r",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "deepseek_v32": "deepseek32",
-    "olmo3": "olmo2",
-    "granitemoehybrid": "granitehybrid",
-    "falcon_h1": "falcon-h1",
-    "lfm2_moe": "lfm2moe",
-    "glm4_moe": "glm4moe",
-    "ernie4_5_moe": "ernie4_5-moe",
-    "minimax_m2": "minimax-m2",
-}
-_KEYS: dict[str, tuple[str, ...]] = {
-    "block_count": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "embedding_length": ("hidden_size", "n_embd", "d_model"),
-    "feed_forward_length": ("intermediate_size", "n_inner", "ffn_dim"),
-    "context_length": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+_LARGEST_REAL = 1e30
+_TEXT_PARTS = ("text_config", "llm_config", "lm_config", "language_config", "lfm", "thinker_config", "talker_config")
+_CONTEXT = ("max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length", "model_max_length")
+_OTHER: Mapping[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
-    "attention.head_count": ("num_attention_heads", "n_head", "n_heads"),
-    "attention.head_count_kv": ("num_key_value_heads", "num_kv_heads"),
-    "attention.key_length": ("head_dim", "attention_head_dim"),
-    "attention.value_length": ("head_dim", "attention_head_dim"),
-    "attention.sliding_window": ("sliding_window",),
-    "attention.shared_kv_layers": ("num_kv_shared_layers",),
-    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "feed_forward_length": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "ffn_hidden_size"),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    "expert_used_count": ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk"),
     "expert_feed_forward_length": ("moe_intermediate_size",),
-    "expert_used_count": ("num_experts_per_tok", "num_experts_per_token"),
     "leading_dense_block_count": ("first_k_dense_replace",),
-    "rope.freq_base": ("rope_theta",),
-    "full_attention_interval": ("full_attention_interval",),
-    "attention.indexer.head_count": ("index_n_heads",),
-    "attention.indexer.key_length": ("index_head_dim",),
-    "attention.indexer.top_k": ("index_topk",),
-    "ssm.conv_kernel": ("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel"),
-    "ssm.state_size": ("linear_key_head_dim", "mamba_d_state", "ssm_state_size", "state_size"),
-    "ssm.group_count": ("linear_num_key_heads", "mamba_n_groups", "n_groups"),
-    "ssm.time_step_rank": ("linear_num_value_heads", "mamba_n_heads", "mamba_num_heads"),
-    "ssm.inner_size": ("mamba_d_ssm",),
-    "shortconv.l_cache": ("conv_L_cache",),
 }
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of a model by its configuration. Raises UsageError where it tells no number of layers."""
-    config = _text_part(config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise UsageError("the config.json names no model_type")
-    kind = model_type.removesuffix("_text")
-    architecture = _ARCHITECTURES.get(kind, kind)
-    keys: dict[str, Any] = {}
-    for key, names in _KEYS.items():
-        value = next((config[name] for name in names if config.get(name) is not None), None)
-        if value is not None:
-            keys[key] = value
-    if not isinstance(keys.get("block_count"), int):
-        raise UsageError(f"the config.json of a '{model_type}' model names no number of layers")
-    for translate in (_latent, _windows, _mixture, _linear, _rope):
-        translate(config, keys)
-    if architecture == "gpt2" or config.get("multi_query"):
-        keys.setdefault("attention.head_count_kv", 1 if config.get("multi_query") else keys.get("attention.head_count"))
+    """The shape of a model by its configuration. Raises UsageError, which names what is missing or not known."""
+    values, family = _family(config)
+    values.read.update(family.ignored.split())
+    if not (family.counts_blocks or any(values.is_given(name) for name in (*LAYERS, *WIDTH))):
+        values.fail("has no", LAYERS[0])  # all of it the library's defaults: no model is published so
+    keys = _common(values, family)
+    for rule in family.rules:
+        rule(values, keys)
+    unknown = values.unknown_keys()
+    if unknown:
+        raise UsageError(
+            f"the config.json of a '{values.model_type}' model has keys that llamatel does not know and that may "
+            f"change its heads or layers: {', '.join(unknown[:5])}"
+        )
+    architecture = keys.pop("general.architecture", family.architecture)
+    _rope(values, keys)
     metadata = {f"{architecture}.{key}": value for key, value in keys.items() if value is not None}
     shape = shape_from_metadata({"general.architecture": architecture, **metadata})
-    return replace(shape, unknown=(*shape.unknown, CAVEAT), name=_name(config))
-
-
-def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a model that also sees or hears."""
-    text = config.get("text_config") or config.get("llm_config")
-    return {**config, **text} if isinstance(text, Mapping) else config
-
-
-def _name(config: Mapping[str, Any]) -> str | None:
+    if shape.cache != "none" and not any(layer.cached or layer.state is not None for layer in shape.layers):
+        values.fail("has no layer that keeps anything")
     name = config.get("_name_or_path")
-    return name if isinstance(name, str) and name else None
+    return replace(shape, unknown=(*shape.unknown, CAVEAT), name=name if isinstance(name, str) and name else None)
 
 
-def _latent(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
-    """MLA: one latent vector and the rotary part of a key."""
-    rank, rotary = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
-    if not (isinstance(rank, int) and isinstance(rotary, int)):
-        return
-    keys |= {
-        "attention.kv_lora_rank": rank,
-        "attention.key_length": rank + rotary,
-        "attention.value_length": rank,
-        "attention.head_count_kv": 1,
-        "attention.key_length_mla": (config.get("qk_nope_head_dim") or 0) + rotary,
-        "attention.value_length_mla": config.get("v_head_dim"),
+def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
+    """The values of the language model, which may be a part of the configuration, and its family."""
+    text: Mapping[str, Any] = config
+    types: list[str] = []
+    classes: list[str] = []
+    for _ in range(4):  # Omni models nest a text part in a thinker
+        _names(text, types, classes)
+        part = next((text[name] for name in _TEXT_PARTS if isinstance(text.get(name), Mapping)), None)
+        if part is None:
+            break
+        text = part
+    if types and (inner := library_text_type(types[-1])) is not None:
+        types.append(inner)  # the text part is absent, stands at the top, or does not name its type
+    if not types and not classes:
+        raise UsageError("the config.json has no model_type")
+    family = _find(types, classes, text)
+    known = next((name for name in reversed(types) if library_defaults(name) is not None), None)
+    model_type = known or next(iter([*reversed(types), *family.types.split(), family.architecture]))
+    given = {**config, **text} if text is not config else config
+    defaults = library_defaults(model_type)
+    if defaults is not None and types[:1] != [model_type]:
+        defaults = {**defaults, **library_text_defaults(types[0], whole=text is config)}
+    values = ConfigValues(model_type, given, defaults)
+    if text is not config:
+        values.read |= config.keys() - text.keys()  # of the other parts: vision, audio, projectors
+    return values, family
+
+
+def _names(config: Mapping[str, Any], types: list[str], classes: list[str]) -> None:
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    if isinstance(model_type, str) and model_type:
+        types.append(model_type.lower())
+    if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
+        classes.append(architectures[0])
+
+
+def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Family:
+    """By the class, as llama.cpp's converter chooses; by the innermost model_type that is known."""
+    if text.get("use_mla") is False:
+        return BY_CLASS["DeepseekOCRForCausalLM"]
+    whole = BY_CLASS.get(classes[0]) if classes else BY_TYPE.get(types[0])
+    if whole is not None and whole.outermost:
+        return whole
+    innermost = next((BY_TYPE[name] for name in reversed(types) if name in BY_TYPE), None)
+    by_class = next((BY_CLASS[name] for name in reversed(classes) if name in BY_CLASS), None)
+    found = by_class
+    llama = BY_TYPE["llama"]  # a class of models around a plain Llama or Mistral, such as Mistral3's, decides
+    if by_class is None or (innermost not in (None, llama, by_class) and types[-1] in BY_TYPE):
+        found = innermost
+    if by_class is not None and innermost is not None and set(by_class.types.split()) & set(types):
+        found = by_class  # a class that shares its model_type with others, such as Gemma3TextModel
+    if found is None:
+        names = [*types, *classes]
+        near = difflib.get_close_matches(names[-1], [*BY_TYPE, *BY_CLASS], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"the config.json is of a family that llamatel does not know: {names[-1]:.80}{hint}")
+    return found
+
+
+def _common(values: ConfigValues, family: Family) -> dict[str, Any]:
+    """What all families share (TextModel.set_gguf_parameters)."""
+    keys: dict[str, Any] = {
+        "block_count": 0 if family.counts_blocks and not values.number(*LAYERS) else values.layers,
+        "context_length": values.number(*family.context, *_CONTEXT),
+        "embedding_length": values.need(*WIDTH),
     }
+    for key, names in _OTHER.items():
+        keys[key] = values.counts(*names)
+    heads = values.counts(*HEADS)
+    keys["attention.head_count"] = heads
+    kv_heads = values.counts(*family.kv_names)
+    if family.heads == "given":
+        if not heads:
+            values.fail("has no", HEADS[0])
+        if kv_heads is None and values.in_library:
+            kv_heads = heads  # the classes of the library fill it in so
+        if kv_heads is None:
+            values.fail("has no", family.kv_names[0])
+    if kv_heads is not None:
+        keys["attention.head_count_kv"] = kv_heads
+    length = values.number(*HEAD_LENGTH)
+    if length is not None:
+        keys["attention.key_length"] = keys["attention.value_length"] = length
+    return keys
 
 
-def _windows(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
-    types = config.get("layer_types")
-    if isinstance(types, list) and any("sliding" in str(kind) or "chunked" in str(kind) for kind in types):
-        keys["attention.sliding_window_pattern"] = [int("full" not in str(kind)) for kind in types]
-    elif isinstance(period := config.get("sliding_window_pattern"), int):
-        keys["attention.sliding_window_pattern"] = period
-    if config.get("use_sliding_window") is False:
-        keys.pop("attention.sliding_window", None)
-
-
-def _attending(config: Mapping[str, Any], layers: int) -> list[bool] | None:
-    """Which layers attend, in the ways that hybrids have of saying so."""
-    types = config.get("layer_types") or config.get("layers_block_type")
-    pattern, period = config.get("hybrid_override_pattern"), config.get("attn_layer_period")
-    if isinstance(types, list) and any(word in str(kind) for kind in types for word in ("mamba", "conv", "linear")):
-        return ["attention" in str(kind) and "linear" not in str(kind) for kind in types]
-    if isinstance(pattern, str):
-        return [letter == "*" for letter in pattern]
-    if isinstance(period, int):
-        return [layer % period == config.get("attn_layer_offset", 0) for layer in range(layers)]
-    return None
-
-
-def _mixture(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
-    """Hybrids: a KV head count for each layer, 0 where it keeps a state."""
-    attends = _attending(config, keys["block_count"])
-    if attends is None or "full_attention_interval" in keys:
-        return
-    heads = keys.get("attention.head_count_kv", keys.get("attention.head_count", 0))
-    keys["attention.head_count_kv"] = [heads if flag else 0 for flag in attends]
-    pattern = config.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        width = keys.get("feed_forward_length", 1)
-        keys["feed_forward_length"] = [width if letter in "-E" else 0 for letter in pattern]
-
-
-def _linear(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
-    """The inner size of states, which configurations give as a product."""
-    products: tuple[tuple[str, str], ...] = (
-        ("linear_num_value_heads", "linear_value_head_dim"),
-        ("mamba_num_heads", "mamba_head_dim"),
-        ("mamba_n_heads", "mamba_d_head"),
-        ("mamba_expand", "hidden_size"),
-        ("expand", "hidden_size"),
-    )
-    for one, other in products:
-        first, second = config.get(one), config.get(other)
-        if "ssm.inner_size" not in keys and isinstance(first, int) and isinstance(second, int):
-            keys["ssm.inner_size"] = first * second
-
-
-def _rope(config: Mapping[str, Any], keys: dict[str, Any]) -> None:
+def _rope(values: ConfigValues, keys: dict[str, Any]) -> None:
     """Rotary embeddings: what is scaled, and how much of a head is rotated."""
-    told = config.get("rope_parameters") or config.get("rope_scaling")
-    if isinstance(told, Mapping):
-        keys.setdefault("rope.freq_base", told.get("rope_theta"))
-        kind = told.get("rope_type") or told.get("type")
-        if kind not in (None, "default"):
+    given = values.get("rope_parameters", "rope_scaling")
+    keys.setdefault("rope.freq_base", _real(values.get("rope_theta")))
+    if isinstance(given, Mapping):
+        full = given.get("full_attention")
+        scaling = full if isinstance(full, Mapping) else given
+        if _real(scaling.get("rope_theta")) is not None:
+            keys["rope.freq_base"] = _real(scaling.get("rope_theta"))
+        kind = scaling.get("rope_type") or scaling.get("type")
+        if isinstance(kind, str) and kind != "default":
             keys["rope.scaling.type"] = kind
-            keys["rope.scaling.factor"] = told.get("factor")
-            keys["rope.scaling.original_context_length"] = told.get("original_max_position_embeddings")
-    rotary, share, length = (config.get(name) for name in ("qk_rope_head_dim", "partial_rotary_factor", "head_dim"))
-    if isinstance(rotary, int):
-        keys["rope.dimension_count"] = rotary
-    elif isinstance(share, (int, float)) and isinstance(length, int):
+            keys["rope.scaling.factor"] = _real(scaling.get("factor"))
+            keys["rope.scaling.original_context_length"] = scaling.get("original_max_position_embeddings")
+    share, length = values.get("partial_rotary_factor"), keys.get("attention.key_length")
+    if "rope.dimension_count" not in keys and isinstance(share, (int, float)) and isinstance(length, int):
         keys["rope.dimension_count"] = int(share * length)
+
+
+def _real(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST_REAL:
+        return None
+    return float(value)
