@@ -35,8 +35,10 @@ class RecomputeCause(str, Enum):
     UNKNOWN = "unknown"
 
 
-ServerKey = tuple["str | None", "int | None", "str | None"]
-"""Address, port and model of a server."""
+Labels = tuple["tuple[str, str]", ...]
+"""Names and values that the user gave a server, sorted by name."""
+ServerKey = tuple["str | None", "int | None", "str | None", Labels]
+"""Address, port, model and labels of a server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class ServerInfo:
     """``llama-server`` or ``xllamacpp``; ``llama-cpp-python`` for a model in a Python process; None for a server that
     llamatel did not start."""
     pid: int | None = None
+    labels: Labels = ()
+    """On its series and spans: of the user, and ``server.path`` for one of several servers at an address."""
 
     def __post_init__(self) -> None:
         """Replace lone surrogates: file names and server responses may contain them, and exporters reject them."""
@@ -66,13 +70,19 @@ class ServerInfo:
     @property
     def key(self) -> ServerKey:
         """Identifies a server, or one of a router's models, in metrics."""
-        return self.address, self.port, self.model
+        return self.address, self.port, self.model, self.labels
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """What identifies it on series and spans."""
+        own = {"server.address": self.address, "server.port": self.port, "gen_ai.request.model": self.model}
+        return {**dict(self.labels), **{name: value for name, value in own.items() if value is not None}}
 
     @property
     def shown_address(self) -> str:
-        """``127.0.0.1:8090``; ``in-process`` without an address."""
+        """``127.0.0.1:8090``, ``llm:443/llama-a``; ``in-process`` without an address."""
         port = "" if self.port is None else f":{self.port}"
-        return f"{self.address or 'in-process'}{port}"
+        return f"{self.address or 'in-process'}{port}{dict(self.labels).get('server.path', '')}"
 
 
 @dataclass(frozen=True, slots=True)

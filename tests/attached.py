@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from llamatel.inputs.http import HttpClient
 from llamatel.llama.watch.fleet import Access, Fleet
 from llamatel.llama.watch.targets import TargetFiles, target
 from llamatel.snapshots import ServerSnapshot
@@ -64,6 +67,46 @@ def unmanaged(program: Path, folder: Path, *flags: str | Path, **more: Any) -> I
         yield server
     finally:
         server.child.kill()
+
+
+class PathProxy:
+    """A reverse proxy that tells servers apart by the first part of the path; a context manager."""
+
+    def __init__(self, ports: Mapping[str, int]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def _forward(self) -> None:
+                port = next((port for path, port in ports.items() if self.path.startswith(path)), None)
+                if port is None:
+                    return self.send_error(404)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+                answer = HttpClient(f"http://127.0.0.1:{port}").request(self.path, body=body, total_s=60)
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(len(answer.data)))
+                self.end_headers()
+                self.wfile.write(answer.data)
+                return None
+
+            def do_GET(self) -> None:
+                self._forward()
+
+            def do_POST(self) -> None:
+                self._forward()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def __enter__(self) -> PathProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 class Attached:

@@ -23,10 +23,10 @@ from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.watch.fleet import Access
 from llamatel.llama.watch.polling import Polling
-from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, target
+from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, parse_label, target
 from llamatel.records import ObservedRequest
-from tests.attached import Unmanaged, attached, unmanaged
-from tests.parts import MissingPart, wait_until
+from tests.attached import PathProxy, Server, Unmanaged, attached, unmanaged
+from tests.parts import Child, MissingPart, wait_until
 from tests.parts.forwarder import Forwarder
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -433,20 +433,31 @@ def test_a_discovery_file_is_read_again_when_it_changes(
             assert {state.server.port for state in fleet.states()} == {second}
 
 
+ENV = (("env", "prod"), ("team", "x"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("list", "# ours\n10.0.0.1:8080\n\nhttps://llama.example/api  /run/key # its own\n",
-         [Target("http://10.0.0.1:8080"), Target("https://llama.example/api", "/run/key")]),
-        ("sd.json", '[{"targets": ["a:1", "b:2"], "labels": {"__scheme__": "https", "team": "x"}}, {"targets": []}]',
-         [Target("https://a:1"), Target("https://b:2")]),
-        ("sd.yml", "- targets: ['[::1]:8080']\n  labels: {__api_key_file__: /run/key}\n",
-         [Target("http://[::1]:8080", "/run/key")]),
+        ("list", "# ours\n10.0.0.1:8080\n\nhttps://llama.example/api  /run/key # its own\nunix:///run/l.sock\n",
+         [Target("http://10.0.0.1:8080"), Target("https://llama.example/api", "/run/key"),
+          Target("unix:///run/l.sock")]),
+        ("sd.json",
+         '[{"targets": ["a:1", "b:2"], "labels": {"__scheme__": "https", "team": "x", "env": "prod"}}]',
+         [Target("https://a:1", None, ENV), Target("https://b:2", None, ENV)]),
+        ("sd.yml", "- targets: ['[::1]:8080']\n  labels: {__api_key_file__: /run/key, __m: y, since: 2026-02-30}\n",
+         [Target("http://[::1]:8080", "/run/key", (("since", "2026-02-30"),))]),
+        ("sd.yml", "- targets: [a:1]\n  labels: {n: 0x_, on: on, none: ~, big: " + "9" * 200 + "}\n",
+         [Target("http://a:1", None, (("big", "9" * 200), ("n", "0x_"), ("on", "on")))]),
         ("empty.yaml", "", []),
     ],
 )  # fmt: skip
 def test_files_of_targets(name: str, text: str, expected: list[Target]) -> None:
     assert parse_file(name, text) == expected
+
+
+DEEP = "[" * 5000
+ALIASES = "a: &a [x, x]\nb: [*a, *a]\n"
 
 
 @pytest.mark.parametrize(
@@ -459,12 +470,94 @@ def test_files_of_targets(name: str, text: str, expected: list[Target]) -> None:
         ("sd.yml", "- targets: a", "has no list 'targets'"),
         ("sd.yml", "- {", "no YAML"),
         ("sd.json", '[{"targets": ["a:99999"]}]', "no server's address"),
+        ("sd.json", '[{"targets": [1]}]', "a target is not text"),
+        ("sd.json", DEEP, "too deeply"),
+        ("sd.yml", DEEP, "too deeply"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"a": ' + "9" * 5000 + "}}]", "integer that is too long"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"a": 1}}]', "the label a is not text"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"a b": "1"}}]', "'a b' is no name of a label"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"server_port": "1"}}]', "set by llamatel"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"a": "' + "x" * 300 + '"}}]', "at most 256 characters"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"__scheme__": 1}}]', "__scheme__ is not text"),
+        ("sd.yml", ALIASES, "anchors and aliases"),
+        ("sd.yml", "- &a\n  targets: [*a]\n", "anchors and aliases"),
+        ("sd.yml", "- targets: [a:1]\n  labels: !!python/name:os.system x\n", "tags"),
     ],
 )
-def test_files_of_targets_that_are_none(name: str, text: str, message: str) -> None:
+def test_files_of_targets_invalid(name: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_file(name, text)
     assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("t.yml", ALIASES), ("t.yml", DEEP), ("t.yml", "- targets: [a"), ("t.json", DEEP), ("t.json", "9" * 5000),
+        ("t.json", '[{"targets": ["a:1"], "labels": []'), ("t.txt", "ftp://x"), ("t.txt", "\x00" * 10),
+    ],
+)  # fmt: skip
+def test_file_of_targets_that_becomes_invalid(
+    name: str, bad: str, start: Callable[..., Unmanaged], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last valid list stays active, servers that end are down, and the file is read again once it is fixed."""
+    server = start("--metrics")
+    file = tmp_path / name
+    address = f"127.0.0.1:{server.port}"
+    good = json.dumps([{"targets": [address], "labels": {"since": "2026-02-30"}}]) if name != "t.txt" else address
+    file.write_text(good)
+    with attached(files=(str(file),)) as fleet:
+        fleet.wait(lambda state: state.counters)
+        file.write_text(bad)
+        wait_until(lambda: "its last targets are kept" in caplog.text, 20, "a warning")
+        server.child.kill()
+        assert fleet.wait(lambda state: state.up is False).counters == {}
+        file.write_text(f"{good}\n")
+        server.start()
+        assert fleet.wait(lambda state: state.up).server.port == server.port
+        file.write_text("[]" if name != "t.txt" else "# none")
+        wait_until(lambda: not fleet.states(), 20, "no targets")
+    assert caplog.text.count("its last targets are kept") == 1
+
+
+def test_discovery_that_fails_does_not_end_the_polls(
+    server: Unmanaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong with the files: servers are polled on, and the error is logged once."""
+    file = tmp_path / "targets"
+    file.write_text(f"127.0.0.1:{server.port}\n")
+    with attached(files=(str(file),)) as fleet:
+        fleet.wait(lambda state: state.counters)
+
+        def changed(_files: TargetFiles) -> bool:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(TargetFiles, "changed", changed)
+        wait_until(lambda: "could not be read again" in caplog.text, 20, "the error")
+        total = fleet.states()[0].counters["tokens_predicted_total"]
+        server.complete(3)
+        fleet.wait(lambda state: state.counters["tokens_predicted_total"] == total + 3)
+        time.sleep(2.5)
+    assert caplog.text.count("could not be read again") == 1
+
+
+def test_labels_of_targets() -> None:
+    files = TargetFiles(
+        (), [target("h:81/a", labels={"env": "dev", "team": "x", "empty": ""}), target("h:82")], labels={"env": "prod"}
+    )
+    first, second = files.targets()
+    assert first.server.attributes == {
+        "server.address": "h", "server.port": 81, "server.path": "/a", "env": "dev", "team": "x",
+    }  # fmt: skip
+    assert second.server.attributes == {"server.address": "h", "server.port": 82, "env": "prod"}
+    assert (first.server.shown_address, first.server.key) != (second.server.shown_address, second.server.key)
+
+
+@pytest.mark.parametrize("label", ["", "a", "=b", "a b=c", "__x=y", "server_port=1", "a=" + "x" * 300, "a=\n"])
+def test_labels_invalid(label: str) -> None:
+    with pytest.raises(UsageError):
+        parse_label(label)
 
 
 def test_addresses() -> None:
@@ -473,13 +566,47 @@ def test_addresses() -> None:
     ]  # fmt: skip
 
 
-def test_of_two_servers_behind_one_host_and_port_the_second_is_left_out_and_that_is_said(
-    caplog: pytest.LogCaptureFixture,
+def test_servers_behind_one_host_and_port_are_told_apart_by_their_paths(
+    start: Callable[..., Unmanaged], tmp_path: Path
 ) -> None:
-    addresses = [target(url) for url in ("http://h:81/a", "http://h:81/b", "http://h:81/a", "http://h:82/b")]
-    files = TargetFiles((), addresses)
-    for _ in range(2):
-        assert [entry.url for entry in files.targets()] == ["http://h:81/a", "http://h:82/b"]
-    assert [record.getMessage() for record in caplog.records] == [
-        "http://h:81/b is left out: it has the host and port of http://h:81/a"
+    servers = {path: start("--metrics", "--api-prefix", path) for path in ("/llama-a", "/llama-b")}
+    with PathProxy({path: server.port for path, server in servers.items()}) as proxy:
+        urls = [f"http://127.0.0.1:{proxy.port}{path}" for path in servers]
+        with attached(*urls, urls[0] + "/") as fleet:
+            assert len(fleet.fleet.servers) == 2
+            for number, path in enumerate(servers, 3):
+                Server(f"http://127.0.0.1:{proxy.port}{path}").complete(number)
+            for number, path in enumerate(servers, 3):
+                state = fleet.wait(
+                    lambda state, path=path, number=number: (  # type: ignore[misc]
+                        state.server.shown_address.endswith(path)
+                        and state.counters.get("tokens_predicted_total") == number
+                    )
+                )
+                assert state.server.port == proxy.port
+
+
+def test_unix_socket_as_a_target(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "l.sock"
+    argv: list[str | Path] = [
+        llama_server_binary,
+        "-m",
+        tiny_model,
+        "-t",
+        "1",
+        "--metrics",
+        "-c",
+        "2048",
+        "--host",
+        path,
     ]
+    child = Child(argv, tmp_path / "server.log", {})
+    try:
+        child.wait_ready(lambda: "listening on" in child.output(), 60)
+        with attached(f"unix://{path}") as fleet:
+            state = fleet.wait(lambda state: state.counters and state.slots)
+            assert (state.up, state.server.address, state.server.port) == (True, str(path), None)
+            assert state.kv_cache is not None
+            assert (state.kv_cache.capacity, state.server.model) == (2048, "tiny.gguf")
+    finally:
+        child.kill()

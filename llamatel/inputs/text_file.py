@@ -7,16 +7,28 @@ from pathlib import Path
 
 from llamatel.errors import UsageError
 
+_LARGEST = 8 << 20
+"""Bytes of such a file at most."""
+
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """The whole text (UTF-8), line ends as they are; ``~`` is the home folder.
 
-    ``what`` the file is (``the header file``) is for the UsageError where it cannot be read.
+    ``what`` the file is (``the header file``) is for the UsageError where it cannot be read, or is too large.
     """
     try:
-        return Path(path).expanduser().read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        # Without waiting for the writer of a pipe that has none.
+        descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            os.set_blocking(descriptor, True)
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UsageError(f"cannot read {what} {os.fspath(path)}: it has more than {_LARGEST >> 20} MiB")
+        return data.decode()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text"
         raise UsageError(f"cannot read {what} {os.fspath(path)}: {reason}") from None
 
 

@@ -109,13 +109,14 @@ class AttributeSets:
         if unknown:
             raise ValueError(f"{sample.metric} has no attribute {', '.join(sorted(unknown))}")
         merged = dict(sample.attributes)
-        endpoint = None
+        endpoint, own = None, set[str]()
         if sample.server is not None:
-            values = (sample.server.address, sample.server.port, sample.server.model)
-            merged.update({k: v for k, v in zip(SERVER_ATTRIBUTES, values, strict=True) if v is not None})
+            about = sample.server.attributes
+            own = about.keys() - merged.keys()
+            merged = {**about, **merged}
             endpoint = (sample.server.address, sample.server.port)
         with self._lock:
-            limited = self._limit(merged, endpoint)
+            limited = self._limit(merged, endpoint, own)
             if len(self._cached) >= _MAX_CACHED:
                 self._cached.clear()
                 if row.kind not in (Kind.HISTOGRAM, Kind.COUNTER):
@@ -128,12 +129,12 @@ class AttributeSets:
                 self._cached[key] = found
             return found
 
-    def _limit(self, attributes: dict[str, str | int], endpoint: Endpoint | None) -> bool:
-        """Replace values that are too long or too many; True if one was."""
+    def _limit(self, attributes: dict[str, str | int], endpoint: Endpoint | None, own: Iterable[str]) -> bool:
+        """Replace values that are too long or too many; True if one was. ``own``: those that identify the server."""
         limited = False
         if endpoint is not None and not self._is_known(endpoint):
-            for name in SERVER_ATTRIBUTES:
-                attributes.pop(name, None)
+            for name in own:
+                del attributes[name]
             attributes["server.address"] = OTHER
             self._count("server.address", f"{MAX_SERVERS} servers")
             limited = True

@@ -109,10 +109,8 @@ class Spans:
         """Write the span of a request that was only seen in its slot: the time in which it certainly ran."""
         server = request.server
         known: dict[str, str | int | float | None] = {
+            **server.attributes,
             "gen_ai.provider.name": PROVIDER,
-            "gen_ai.request.model": server.model,
-            "server.address": server.address,
-            "server.port": server.port,
             "gen_ai.usage.input_tokens": request.prompt_tokens,
             "llamacpp.slot.id": request.slot,
             "llamacpp.task.id": request.task,
@@ -216,11 +214,9 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
     call = completion.call
     attributes: dict[str, str | int | float | bool | tuple[str, ...] | None] = {
         **(call.attributes if call is not None else {}),
+        **server.attributes,
         "gen_ai.operation.name": operation(completion),
         "gen_ai.provider.name": PROVIDER,
-        "gen_ai.request.model": server.model,
-        "server.address": server.address,
-        "server.port": server.port,
         "gen_ai.usage.input_tokens": completion.prompt_tokens,
         "gen_ai.usage.output_tokens": completion.generated,
         "gen_ai.usage.cache_read.input_tokens": completion.prompt_cached,

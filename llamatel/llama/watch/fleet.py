@@ -170,7 +170,7 @@ class Fleet:
                 self._plan(now + number * pause, server)
 
     def _observe(self, target: Target) -> ObservedServer:
-        info = ServerInfo(target.address, target.port)
+        info = target.server
         return ObservedServer(
             info,
             client=self._access.client(target),

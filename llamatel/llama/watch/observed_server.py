@@ -45,6 +45,7 @@ _SLOW_S = 1.0
 _FAR_S = 10.0
 """Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
 _LATE_S = 10.0
+_LOST_S = 120.0
 _NO_SERVER_STATUS = (502, 504)
 _NO_SERVER = "the proxy in front of it finds no server"
 
@@ -157,8 +158,11 @@ class ObservedServer:
         """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""
         grows = self._lifecycle is None and self.log is not None  # the log is read between polls, too
         snapshots = self._build() if grows else self._snapshots
-        if self._lifecycle is None and self._clock() - self._polled_at > max(_LATE_S, 5 * self.due_in_s):
-            return tuple(replace(snapshot, stale=True) for snapshot in snapshots)
+        late_s = self._clock() - self._polled_at
+        if self._client is not None and self._lifecycle is None and late_s > max(_LATE_S, 5 * self.due_in_s):
+            # Polls wait for others; if they have stopped, nothing is known.
+            lost = late_s > max(_LOST_S, 10 * self.due_in_s)
+            return tuple(replace(one, stale=True, up=None if lost else one.up) for one in snapshots)
         return snapshots
 
     def check(self) -> None:

@@ -2,29 +2,36 @@
 
 A file whose name ends in .json, .yml or .yaml is a list as Prometheus's ``file_sd_configs`` has it::
 
-    [{"targets": ["10.0.0.1:8080"], "labels": {"__scheme__": "https"}}]
+    [{"targets": ["10.0.0.1:8080"], "labels": {"env": "prod", "__scheme__": "https"}}]
 
-Of the labels only ``__scheme__`` and ``__api_key_file__`` mean something here, and none is carried into the metrics:
-a series is told by the server's address, port and model, to which Prometheus can join what it knows.
+Labels are kept on the server's series and spans. ``__scheme__`` and ``__api_key_file__`` have a meaning here; others
+that start with two underscores are ignored.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from llamatel.errors import UsageError
+from llamatel.inputs.documents import InvalidDocument, parse_json, parse_yaml
+from llamatel.inputs.http import Address, parse_address
 from llamatel.inputs.text_file import read_text
+from llamatel.log_once import LogOnce
+from llamatel.records import Labels, ServerInfo
 
 _log = logging.getLogger(__name__)
 
 _MAX_TARGETS = 4096
-"""A discovery that went wild must not take the machine with it."""
+"""A runaway discovery must not take all of the machine."""
+_MAX_LABELS = 32
+_LONGEST_VALUE = 256
+_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_OWN = frozenset({"server_address", "server_port", "server_path", "gen_ai_request_model"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +39,69 @@ class Target:
     """One server to attach to."""
 
     url: str
-    """``http://host:port``, perhaps with a path in front of llama.cpp's own."""
+    """``http://host:port``, perhaps with a path in front of llama.cpp's own, or ``unix:///path``."""
     api_key_file: str | None = None
     """Of its own; None: the one for all."""
+    labels: Labels = ()
+
+    @property
+    def location(self) -> Address:
+        """Where it is."""
+        return parse_address(self.url)
 
     @property
     def address(self) -> str:
-        """Host name or IP address."""
-        return urlsplit(self.url).hostname or ""
+        """Host name, IP address or path of the socket."""
+        return self.location.host
 
     @property
-    def port(self) -> int:
-        """The port, the scheme's own if none is named."""
-        parts = urlsplit(self.url)
-        return parts.port or (443 if parts.scheme == "https" else 80)
+    def port(self) -> int | None:
+        """The port, the scheme's own if none is named; None for a socket."""
+        return self.location.port
+
+    @property
+    def server(self) -> ServerInfo:
+        """Its identity, as far as it is known before it answers."""
+        where = self.location
+        labels = dict(self.labels) | ({"server.path": where.prefix} if where.prefix else {})
+        return ServerInfo(where.host, where.port, labels=tuple(sorted(labels.items())))
 
 
-def target(text: str, *, scheme: str = "http", api_key_file: str | None = None) -> Target:
+def target(
+    text: str, *, scheme: str = "http", api_key_file: str | None = None, labels: Mapping[str, str] | None = None
+) -> Target:
     """The target of an address, with or without ``http://``. Raises UsageError for one that is none."""
     url = (text if "://" in text else f"{scheme}://{text}").rstrip("/")
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises ValueError for one that is none
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or any(map(str.isspace, url)):
-        raise UsageError(f"'{text}' is no server's address: write it like http://127.0.0.1:8080")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        # Not shown: it may hold a password.
-        raise UsageError("a server's address has no user, password, query or fragment; for keys: --api-key-file")
-    return Target(url, api_key_file)
+    parse_address(url)
+    return Target(url, api_key_file, check_labels(labels or {}))
+
+
+def check_labels(labels: Mapping[str, Any]) -> Labels:
+    """The labels that are kept, sorted by name. Raises UsageError."""
+    kept = {name: value for name, value in labels.items() if not name.startswith("__")}
+    if len(kept) > _MAX_LABELS:
+        raise UsageError(f"a target has more than {_MAX_LABELS} labels")
+    for name, value in kept.items():
+        if not _LABEL.fullmatch(name):
+            raise UsageError(f"{name[:64]!r} is no name of a label: use letters, digits and underscores")
+        if name in _OWN:
+            raise UsageError(f"the label {name} is set by llamatel")
+        if not isinstance(value, str) or len(value) > _LONGEST_VALUE or not value.isprintable():
+            raise UsageError(f"the label {name} is not text of at most {_LONGEST_VALUE} characters")
+    return tuple(sorted((name, value) for name, value in kept.items() if value))
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """The label in ``NAME=VALUE``. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals or name.startswith("__"):
+        raise UsageError(f"{text!r} is no label: write it NAME=VALUE")
+    check_labels({name: value})
+    return name, value
 
 
 def parse_lines(text: str) -> list[Target]:
-    """One address a line, and behind it perhaps the file of its API key; ``#`` begins a comment."""
+    """One address a line, after it perhaps the file of its API key; ``#`` starts a comment."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split(maxsplit=1)
@@ -90,47 +126,54 @@ def parse_groups(document: Any) -> list[Target]:
         labels = group.get("labels") or {}
         if not isinstance(labels, dict):
             raise UsageError("the labels of a target group are no map")
-        key_file = labels.get("__api_key_file__")
+        labels = {name: "" if value is None else value for name, value in labels.items()}
+        scheme, key_file = (_text(labels, name) for name in ("__scheme__", "__api_key_file__"))
         for address in group["targets"]:
-            scheme = str(labels.get("__scheme__") or "http")
-            found.append(target(str(address), scheme=scheme, api_key_file=str(key_file) if key_file else None))
+            if not isinstance(address, str):
+                raise UsageError("a target is not text")
+            found.append(target(address, scheme=scheme or "http", api_key_file=key_file, labels=labels))
     return found
+
+
+def _text(labels: Mapping[str, Any], name: str) -> str | None:
+    value = labels.get(name) or None
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"the label {name} is not text")
+    return value
 
 
 def parse_file(name: str, text: str) -> list[Target]:
     """The targets of a file, by its name's end. Raises UsageError."""
-    if name.endswith(".json"):
-        try:
-            return parse_groups(json.loads(text))
-        except ValueError as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"it is no JSON: {error}") from None
-    if name.endswith((".yml", ".yaml")):
-        import yaml
-
-        try:
-            return parse_groups(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UsageError(f"it is no YAML: {str(error).splitlines()[0]}") from None
+    try:
+        if name.endswith(".json"):
+            return parse_groups(parse_json(text))
+        if name.endswith((".yml", ".yaml")):
+            return parse_groups(parse_yaml(text))
+    except InvalidDocument as error:
+        raise UsageError(str(error)) from None
     return parse_lines(text)
 
 
 class TargetFiles:
     """Files of targets, read again when they change. Not thread-safe.
 
-    Names may hold ``*`` in their last part. A file that cannot be read, or holds nonsense, after it could be read once,
-    keeps its last good targets and is complained about once.
+    Names may hold ``*`` in their last part. A file that cannot be read, or is invalid, after it could be read once,
+    keeps its last valid targets; that is logged once, and it is read again when it changes.
     """
 
-    def __init__(self, names: Iterable[str], addresses: Sequence[Target] = ()) -> None:
-        """``addresses`` are always there. Raises UsageError if a file without ``*`` cannot be read now."""
+    def __init__(
+        self, names: Iterable[str], addresses: Sequence[Target] = (), *, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """``addresses`` are always there; ``labels`` are added to all targets.
+
+        Raises UsageError if a file without ``*`` cannot be read now.
+        """
         self._patterns = [Path(name).expanduser() for name in names]
         self._addresses = tuple(addresses)
+        self._labels = check_labels(labels or {})
         self._seen: dict[Path, tuple[int, ...]] = {}
         self._targets: dict[Path, list[Target]] = {}
-        self._bad: set[Path] = set()
-        self._logged: set[str] = set()
+        self._once = LogOnce(_log)
         for path in self._files():
             self._seen[path] = self._stamp(path)
             self._targets[path] = self._read(path)
@@ -141,11 +184,12 @@ class TargetFiles:
         return bool(self._patterns)
 
     def changed(self) -> bool:
-        """Look at the files and take up what changed; True if there was anything."""
+        """Read the files that changed; True if there was anything new in them."""
         files = list(self._files())
         gone = self._targets.keys() - set(files)
         for path in gone:
-            del self._targets[path], self._seen[path]
+            del self._targets[path]
+            self._seen.pop(path, None)
         changed = bool(gone)
         for path in files:
             stamp = self._stamp(path)
@@ -154,33 +198,21 @@ class TargetFiles:
             self._seen[path] = stamp
             try:
                 self._targets[path] = self._read(path)
-                self._bad.discard(path)
+                self._once.reset(str(path))
                 changed = True
             except UsageError as error:
-                if path not in self._bad:
-                    self._bad.add(path)
-                    _log.warning("%s; its last targets are kept", error)
+                self._once.warning(str(path), "%s; its last targets are kept", error)
         return changed
 
     def targets(self) -> tuple[Target, ...]:
-        """All targets, each once, in their order; the first mention of an address counts.
-
-        Address and port tell servers apart in the metrics: of two behind paths of one, only the first can be there.
-        """
-        found: dict[tuple[str, int], Target] = {}
+        """All targets, each once, in their order; the first mention of an address counts."""
+        found: dict[Address, Target] = {}
         for entry in (*self._addresses, *(entry for path in sorted(self._targets) for entry in self._targets[path])):
-            first = found.setdefault((entry.address, entry.port), entry)
-            if first.url != entry.url:
-                self._say(f"{entry.url} is left out: it has the host and port of {first.url}")
+            labels = tuple(sorted((dict(self._labels) | dict(entry.labels)).items()))
+            found.setdefault(entry.location, replace(entry, labels=labels))
         if len(found) > _MAX_TARGETS:
-            self._say(f"more than {_MAX_TARGETS} targets: the others are left out")
+            self._once.warning("too many", "more than %d targets: the others are ignored", _MAX_TARGETS)
         return tuple(found.values())[:_MAX_TARGETS]
-
-    def _say(self, sentence: str) -> None:
-        """Once; a discovery that goes wild is not repeated for ever."""
-        if sentence not in self._logged and len(self._logged) < _MAX_TARGETS:
-            self._logged.add(sentence)
-            _log.warning("%s", sentence)
 
     def _files(self) -> Iterator[Path]:
         for pattern in self._patterns:
