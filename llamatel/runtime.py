@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -17,7 +17,7 @@ from typing import Any
 
 from llamatel import collectors
 from llamatel.collectors import Collector
-from llamatel.errors import PipelineError, UsageError
+from llamatel.errors import UsageError
 from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
@@ -76,6 +76,7 @@ _CALLBACKS = Callbacks()
 _LAST_LINES_S = 0.1
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
+_FINALIZER_PRIORITY = 100
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
@@ -84,6 +85,8 @@ class _Process:
 
     lock = threading.Lock()
     runtime: Runtime | None = None
+    arguments: tuple[object, ...] = ()
+    """Those of the last ``init()``."""
 
 
 def init(
@@ -112,34 +115,70 @@ def init(
     attributes. ``instrument``: follow calls of the ``openai`` package to llama.cpp. ``settings`` stands for all of it
     but ``sinks``, ``resource`` and ``instrument``.
 
-    A second call ends the first one's telemetry and begins anew. When the interpreter ends, servers are stopped first
-    and telemetry after them, so that what they were doing is told. Raises UsageError and PipelineError.
+    A second call with the same arguments changes nothing; with others it ends the first one's telemetry and starts
+    again. When the interpreter exits, servers are stopped first and telemetry after them, so that their last requests
+    are in it. In a forked worker telemetry continues on its own. Raises UsageError for invalid arguments. Nothing else
+    keeps the application from starting: mistakes in the environment, an address in use and the like are logged, a line
+    each. With ``settings`` they raise UsageError and PipelineError.
     """
     for name, value in (("collectors", collectors), ("without", without)):
         if isinstance(value, str):
             raise UsageError(f"{name} is a list of names: [{value!r}]")
     if isinstance(settings, str):
-        raise UsageError(f"a service's name goes by its own name: llamatel.init(service_name={settings!r})")
-    given = settings
-    settings = given or Settings.from_env(
+        raise UsageError(f"the service's name is a keyword argument: llamatel.init(service_name={settings!r})")
+    strict = settings is not None
+    settings = settings or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
         metrics_addr=metrics_addr, page_token=page_token, collectors=collectors, without=without,
-        keep_traces=_spans_to_keep(keep_traces),
+        keep_traces=_spans_to_keep(keep_traces), strict=False,
     )  # fmt: skip
+    arguments = (settings, tuple(map(id, sinks)), tuple((resource or {}).items()), instrument, os.getpid())
     with _Process.lock:
         if _Process.runtime is not None:
+            if arguments == _Process.arguments:
+                return _Process.runtime
             _end(_Process.runtime, None)
             _Process.runtime = None
         named = metrics_addr is not None or any(os.environ.get(variable) for variable in _METRICS_ADDRESS)
-        may_move = given is None and not named
-        _Process.runtime = _begin(
-            settings, sinks, resource or {}, metrics_port_may_move=may_move, instrument=instrument
+        _Process.runtime = _start(
+            settings,
+            sinks,
+            resource or {},
+            strict=strict,
+            port_may_move=not strict and not named,
+            instrument=instrument,
         )
+        _Process.arguments = arguments
         zero_code.init_is_active(active=True)
-        # Anew each time: what is registered last is called first, and the pipeline has registered its own end.
+        # Each time: what is registered last is called first, and the pipeline has registered its own end.
         atexit.unregister(_leave)
         atexit.register(_leave, os.getpid())
+        _end_with_worker()
         return _Process.runtime
+
+
+def _end_with_worker() -> None:
+    """A process of ``multiprocessing`` ends without atexit; its own finalizers are called."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, _leave, args=(-1,), exitpriority=_FINALIZER_PRIORITY)
+
+
+def _after_fork() -> None:
+    """In a forked child: the observer starts again without sources; the pipeline does the same on its own."""
+    _Process.lock = threading.Lock()
+    running = _Process.runtime
+    if running is None:
+        return
+    running.observer.restart()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # it calls this after it has cleared its finalizers, if the child is one of its own
+        util.register_after_fork(_Process, lambda _: _end_with_worker())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _spans_to_keep(asked: bool | int | None) -> int:
@@ -166,23 +205,17 @@ def current() -> Runtime | None:
     return _Process.runtime
 
 
-def _begin(
+def _start(
     settings: Settings,
     sinks: Sequence[Sink],
     resource: Mapping[str, str | int],
     *,
-    metrics_port_may_move: bool,
+    strict: bool,
+    port_may_move: bool,
     instrument: bool,
 ) -> Runtime:
     chosen = [] if settings.disabled else list(collectors.load(settings.collectors, settings.without))
-    try:
-        built = pipeline.build(settings, resource)
-    except PipelineError as error:
-        if not metrics_port_may_move or settings.metrics_addr is None:
-            raise
-        settings = dataclasses.replace(settings, metrics_addr=(settings.metrics_addr[0], 0))
-        built = pipeline.build(settings, resource)
-        _log.warning("%s; metrics are at %s instead", error, built.metrics_url)
+    built = pipeline.build(settings, resource, strict=strict, port_may_move=port_may_move)
     try:
         return _connect(settings, built, chosen, sinks, instrument=instrument)
     except BaseException:
@@ -269,10 +302,10 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
 
 
 def _leave(pid: int) -> None:
-    """At the interpreter's exit; not in a forked child, whose parent goes on."""
+    """At the interpreter's exit; a forked child leaves its parent's servers alone."""
     if pid == os.getpid():
         server.stop_all()
-        shutdown()
+    shutdown()
 
 
 def last_trace() -> Trace:

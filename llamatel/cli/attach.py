@@ -21,10 +21,10 @@ from llamatel.cli.telemetry_options import (
     RequestLines,
     TelemetryOptions,
     columns,
+    options_of,
     otlp_line,
     page_line,
     request_lines,
-    take,
     telemetry,
 )
 from llamatel.cli.terminal_alarms import alarms_shown
@@ -86,13 +86,13 @@ def command(**values: Any) -> int:
 
         kubectl logs -f POD | llamatel attach --log -
     """
-    options = take(TelemetryOptions, values)
-    what = take(AttachOptions, values)
+    options = options_of(TelemetryOptions, values)
+    what = options_of(AttachOptions, values)
     source = _source(what)
     if source is None and (options.requests or options.jsonl):
         raise UsageError("--requests and --jsonl show requests, which only a log tells: add --log FILE")
     targets = TargetFiles(what.targets, [target(url) for url in what.urls])
-    access = take(AccessOptions, values).access()
+    access = options_of(AccessOptions, values).access()
     lines = None if source is None else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()

@@ -27,7 +27,7 @@ from llamatel.cli.telemetry_options import (
     RequestLines,
     TelemetryOptions,
     columns,
-    take,
+    options_of,
     telemetry,
 )
 from llamatel.errors import UsageError
@@ -220,8 +220,8 @@ def command(**values: Any) -> int:
     Needs no model and no network. The load: chat and completion, streaming and not, more at once than there are slots,
     one client that disconnects and one prompt that is too long. The model knows sixty words.
     """
-    telemetry_values = take(TelemetryOptions, values)
-    options = take(DemoOptions, values)
+    telemetry_values = options_of(TelemetryOptions, values)
+    options = options_of(DemoOptions, values)
     if telemetry_values.jsonl == "-":
         raise UsageError("the demo writes to standard output itself: give --jsonl a file")
     with ending_signals():

@@ -22,7 +22,7 @@ from llamatel.cli.console import note_console, output_console
 from llamatel.cli.options import verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.cli.telemetry_options import read_page_token, take
+from llamatel.cli.telemetry_options import options_of, read_page_token
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.gpu.ceilings import decode_ceiling
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
@@ -68,7 +68,7 @@ def command(url: str | None, log: str | None, seconds: float, as_json: bool, htm
         llamatel doctor --log llama-server.log
     """
     token = read_page_token(values.pop("page_token_file"))
-    access = take(AccessOptions, values)
+    access = options_of(AccessOptions, values)
     notes = note_console()
     address = url or (None if log else f"http://{DEFAULT_METRICS_ADDR}")
     with ending_signals():

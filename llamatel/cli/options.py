@@ -34,8 +34,6 @@ def set_verbosity(number: int) -> None:
     """0: warnings; 1: decisions and their reasons; 2: debug. One line each on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("llamatel: %(levelname)s: %(message)s"))
-    # llamatel logs when an exporter starts to fail and when it recovers; the SDK logs every attempt.
-    handler.addFilter(lambda record: number > 0 or not hasattr(record, "llamatel_told"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -196,6 +194,11 @@ def telemetry_options(command: _C) -> _C:
             ),
             click.option(
                 "--otlp-endpoint", metavar="URL", help="Send traces and metrics here, e.g. http://localhost:4317."
+            ),
+            click.option(
+                "--otlp-protocol",
+                type=click.Choice(["grpc", "http/protobuf"]),
+                help="Protocol of the OTLP endpoint.  [default: by its port and path]",
             ),
             click.option("--service-name", metavar="NAME", help="OpenTelemetry's service.name."),
             click.option(

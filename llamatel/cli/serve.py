@@ -19,8 +19,8 @@ from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
     TelemetryOptions,
     columns,
+    options_of,
     request_lines,
-    take,
     telemetry,
 )
 from llamatel.cli.terminal_alarms import alarms_shown
@@ -78,8 +78,8 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF file)", ctx)
-    options = take(TelemetryOptions, values)
-    manager_options = take(ManagerOptions, values)
+    options = options_of(TelemetryOptions, values)
+    manager_options = options_of(ManagerOptions, values)
     lines = request_lines(options)
     tally = RequestStatistics()
     notes = note_console()

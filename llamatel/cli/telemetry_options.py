@@ -1,10 +1,11 @@
-"""What serve, attach and demo share: telemetry that starts and ends with the verb, and where its lines go."""
+"""Telemetry of serve, attach and demo: it starts and ends with the command."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from llamatel.llama.server.backends import Backend, build_of
 from llamatel.records import Completion
 from llamatel.runtime import Runtime
 from llamatel.telemetry.jsonl import JsonLines, Sink
+from llamatel.telemetry.resource import installed_version
 from llamatel.telemetry.settings import Settings, is_loopback
 from llamatel.ui.view import glyphs_for, request_header, request_line
 from llamatel.ui.view.text_page import printable
@@ -39,6 +41,7 @@ class TelemetryOptions:
     metrics_addr: str | None = None
     page_token_file: str | None = None
     otlp_endpoint: str | None = None
+    otlp_protocol: str | None = None
     service_name: str | None = None
     collectors: tuple[str, ...] = ()
     no_collectors: tuple[str, ...] = ()
@@ -46,43 +49,43 @@ class TelemetryOptions:
     requests: bool | None = None
 
 
-def take(kind: type[T], values: dict[str, object]) -> T:
-    """Make a dataclass of those ``values`` that are its fields, and remove them from ``values``."""
+def options_of(kind: type[T], values: dict[str, object]) -> T:
+    """A dataclass of those ``values`` that are its fields; they are removed from ``values``."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: values.pop(name) for name in names if name in values})
 
 
 class RequestLines:
-    """Shows each request as a line. A sink.
+    """Prints one line per request. A sink.
 
-    When the reader of our output goes away, ``closed`` is set and nothing is written any more.
+    When the reader of the output disconnects, ``closed`` is set and nothing is written any more.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._glyphs = glyphs_for(console.encoding)
         self._lock = threading.Lock()
-        self._begun = False
+        self._started = False
         self.closed = threading.Event()
 
     def __call__(self, completion: Completion, _trace_id: str | None = None) -> None:
-        """Write one line, behind a heading the first time."""
+        """Print one line, after a heading the first time."""
         with self._lock:
             if self.closed.is_set():
                 return
             try:
-                if not self._begun:
-                    self._begun = True
+                if not self._started:
+                    self._started = True
                     self._console.print(request_header(self._glyphs), soft_wrap=True)
                 width, cut = self._console.width, self._console.is_terminal
                 self._console.print(request_line(completion, width, self._glyphs, cut=cut), soft_wrap=True)
             except OSError:  # a pipe without a reader, a terminal that was closed
                 self.closed.set()
-                log.info("nobody reads our output any more: request lines end here")
+                log.info("the reader of the output disconnected: no more request lines")
 
 
 def request_lines(options: TelemetryOptions) -> RequestLines | None:
-    """Request lines if they were asked for, or if someone is there to look at them."""
+    """Request lines if they were requested, or standard output is a terminal."""
     if options.requests and options.jsonl == "-":
         raise UsageError("--requests and --jsonl - both write to standard output: give --jsonl a file")
     wanted = options.requests if options.requests is not None else sys.stdout.isatty() and options.jsonl != "-"
@@ -97,13 +100,17 @@ def telemetry(
     backend: Backend | None = None,
     metrics_port_may_move: bool = False,
 ) -> Iterator[Runtime]:
-    """Telemetry for the time of the block; flushed and shut down behind it, whatever happens.
+    """Telemetry for the time of the block; flushed and shut down after it in any case.
 
-    Every server that is started in the block is followed. Flags go before the OTEL_* environment. A metrics port that
-    is taken is an error, as a Prometheus would look for it in vain elsewhere, unless it was not named and
+    Every server that is started in the block is watched. Flags win over the OTEL_* environment. A metrics port that is
+    in use is an error, as Prometheus would not find another one, unless the port was not named and
     ``metrics_port_may_move``. ``backend`` becomes resource attributes.
     """
-    about = {} if backend is None else {"llamacpp.backend": backend.name, "llamacpp.build": build_of(backend)}
+    about: dict[str, str | None] = (
+        {} if backend is None else {"llamacpp.backend": backend.name, "llamacpp.build": build_of(backend)}
+    )
+    if options.service_name is None and "service.version" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        about["service.version"] = installed_version()
     resource = {name: value for name, value in about.items() if value is not None}
     with contextlib.ExitStack() as stack:
         chosen = [sink for sink in sinks if sink is not None]
@@ -111,18 +118,19 @@ def telemetry(
             lines = JsonLines.open(options.jsonl)
             stack.callback(lines.close)
             chosen.append(lines)
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "service_name": options.service_name,
             "otlp_endpoint": options.otlp_endpoint,
+            "otlp_protocol": options.otlp_protocol,
             "metrics_addr": options.metrics_addr,
             "page_token": read_page_token(options.page_token_file),
             "collectors": options.collectors,
             "without": options.no_collectors,
         }
         running = (
-            runtime.init(sinks=chosen, resource=resource, **asked)
+            runtime.init(sinks=chosen, resource=resource, **arguments)
             if metrics_port_may_move
-            else runtime.init(Settings.from_env(**asked), sinks=chosen, resource=resource)
+            else runtime.init(Settings.from_env(**arguments), sinks=chosen, resource=resource)
         )
         stack.callback(runtime.shutdown)
         yield running
@@ -134,7 +142,7 @@ def read_page_token(path: str | None) -> str | None:
 
 
 def page_line(running: Runtime) -> str | None:
-    """Where the web page is; None where nobody would be shown it."""
+    """The URL of the web page; None where it is not shown."""
     url, address = running.pipeline.metrics_url, running.settings.metrics_addr
     if url is None or address is None or not (running.settings.page_token or is_loopback(address[0])):
         return None
@@ -142,13 +150,13 @@ def page_line(running: Runtime) -> str | None:
 
 
 def otlp_line(settings: Settings) -> str:
-    """Where OTLP goes, or how to set it."""
+    """Where OTLP is sent, or how to configure it."""
     targets = {target.shown: None for target in (settings.traces_otlp, settings.metrics_otlp) if target is not None}
     return ", ".join(targets) or "off; --otlp-endpoint URL sends traces and metrics"
 
 
 def columns(lines: Mapping[str, str | None]) -> list[Text]:
-    """Names and values in two columns; a value of None is left out. Values may be a stranger's: a model's name."""
+    """Names and values in two columns; None is left out. Values may be untrusted, such as a model's name."""
     return [
         Text().append(f"  {name:12}", "dim").append(printable(value, _LONGEST_VALUE))
         for name, value in lines.items()

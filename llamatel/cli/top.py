@@ -20,7 +20,7 @@ from llamatel.cli.console import output_console
 from llamatel.cli.options import verbose_option, warnings_kept
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.cli.telemetry_options import read_page_token, take
+from llamatel.cli.telemetry_options import options_of, read_page_token
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.watch.targets import target
 from llamatel.metrics import DEFAULT_METRICS_ADDR
@@ -79,7 +79,7 @@ def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, *
 
 def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
     token = read_page_token(values["page_token_file"])
-    access = take(AccessOptions, values).access()
+    access = options_of(AccessOptions, values).access()
     if not urls:
         access = dataclasses.replace(access, api_key=None, headers={})  # the user did not name who would receive them
     targets = [target(url) for url in urls or _GUESSES]

@@ -33,6 +33,10 @@ _COMPRESSION = 1
 """The fastest: most of a page repeats."""
 
 
+class AddressInUse(PipelineError):
+    """Another process listens at the metrics address."""
+
+
 class Scrape(Protocol):
     """Writes the metrics page (``exposition.Exposition.page``)."""
 
@@ -52,7 +56,7 @@ class MetricsEndpoint:
         except OSError as error:
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             if error.errno == errno.EADDRINUSE:
-                raise PipelineError(
+                raise AddressInUse(
                     f"the metrics address {where} is in use, perhaps by another llamatel: "
                     "take a free port with --metrics-addr 127.0.0.1:0, or none with --metrics-addr none"
                 ) from error

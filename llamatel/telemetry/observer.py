@@ -99,18 +99,24 @@ class Observer:
         self._once = LogOnce(_log)
         self._dropped_elsewhere = dropped
         self._clock = clock
-        self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._record: Record | None = None
+        self._closed = False
+        self._span_load = span_load
+        self.restart()
+
+    def restart(self) -> None:
+        """Start with an empty queue and no sources; in a forked child, where the parent's threads do not run."""
+        self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(self._capacity)
         self._joiner = Joiner(decided=self._decided)
-        self.shedding = SpanShedding(lambda: max(self._queue.qsize() / capacity, span_load()))
+        self.shedding = SpanShedding(lambda: max(self._queue.qsize() / self._capacity, self._span_load()))
         self._hurry = threading.Event()
         """Set when requests must not wait for calls of clients any longer."""
-        self._record: Record | None = None
         self._recording = threading.Lock()
         """Held while collectors measure a request: the observer's thread does, and readers' while the queue is full."""
         self._lock = threading.Lock()
         self._dropped: dict[str, int] = {}
         self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
-        self._closed = False
         self._thread: threading.Thread | None = None
         self._snapshotting = threading.Lock()
         self._latest: Snapshot | None = None
@@ -131,8 +137,15 @@ class Observer:
         self._record = record
         for guard in self._guards:
             guard.start()
-        self._thread = threading.Thread(target=self._run, args=(record,), name="llamatel-observer", daemon=True)
-        self._thread.start()
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            if self._thread is None and self._record is not None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._record,), name="llamatel-observer", daemon=True
+                )
+                self._thread.start()
 
     def watch(self, server: Watched) -> None:
         """Watch a source; a second time does nothing."""
@@ -164,6 +177,8 @@ class Observer:
         try:
             if not self._closed:
                 self._queue.put_nowait(finished)
+                if self._thread is None:
+                    self._start_thread()
                 return
         except queue.Full:
             pass

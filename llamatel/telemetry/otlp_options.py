@@ -5,6 +5,7 @@ A value of a headers variable is never part of a message.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import ssl
@@ -15,6 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from llamatel.errors import PipelineError
+
+_log = logging.getLogger(__name__)
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _MAX_FILE = 4 << 20
@@ -66,7 +69,7 @@ class OtlpOptions:
                     return variable, value
             return f"OTEL_EXPORTER_OTLP_{name}", ""
 
-        headers = _headers(*get("HEADERS"), problem)
+        headers = _headers(*get("HEADERS"))
         user = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
         if user.username is not None and "authorization" not in headers:
             pair = f"{unquote(user.username)}:{unquote(user.password or '')}"
@@ -97,7 +100,7 @@ class OtlpOptions:
         )
 
 
-def _headers(variable: str, text: str, problem: Callable[[str], None]) -> dict[str, str]:
+def _headers(variable: str, text: str) -> dict[str, str]:
     """``name=value,name=value``, percent-encoded; values that are not encoded are taken as they are."""
     headers: dict[str, str] = {}
     for entry in text.split(","):
@@ -105,7 +108,7 @@ def _headers(variable: str, text: str, problem: Callable[[str], None]) -> dict[s
             continue
         name, equals, value = (unquote(part).strip() for part in entry.partition("="))
         if not equals or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            problem(f"{variable} has an entry that is not NAME=VALUE: it is left out")
+            _log.warning("%s has an entry that is not NAME=VALUE: it is left out", variable)
         else:
             headers[name.lower()] = value
     return headers

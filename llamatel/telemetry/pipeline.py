@@ -39,7 +39,7 @@ from llamatel.telemetry.following_tracer import FollowingTracer
 from llamatel.telemetry.kept_spans import KeptSpans
 from llamatel.telemetry.metric_push import MetricPush
 from llamatel.telemetry.metric_store import MetricStore
-from llamatel.telemetry.metrics_endpoint import MetricsEndpoint
+from llamatel.telemetry.metrics_endpoint import AddressInUse, MetricsEndpoint
 from llamatel.telemetry.otlp_delivery import Delivery
 from llamatel.telemetry.request_encoder import OwnTracerProvider, RequestEncoder
 from llamatel.telemetry.resource import installed_version, resource_after_fork, resource_of
@@ -238,13 +238,20 @@ def _not_scraped() -> None:
     )
 
 
-def build(settings: Settings, resource: Mapping[str, str | int] | None = None, *, strict: bool = True) -> Pipeline:
+def build(
+    settings: Settings,
+    resource: Mapping[str, str | int] | None = None,
+    *,
+    strict: bool = True,
+    port_may_move: bool = False,
+) -> Pipeline:
     """Make the pipeline that the settings describe; ``resource`` has attributes beside the usual ones.
 
     A provider that the application has set is used; the settings for its signal then have no effect. A signal that
     goes nowhere is left to whatever the application sets up later. Raises PipelineError if the metrics address cannot
     be had, an exporter cannot be made or the environment has a mistake; unless ``strict``, which is for an application
-    that must start: then each is a line in the log, and that part is left out.
+    that must start: then each is a line in the log, and that part is left out. ``port_may_move``: take a free port
+    where that of the metrics address is in use.
     """
     if settings.disabled:
         return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(SCOPE), settings, _Parts(Resource.get_empty()))
@@ -253,14 +260,17 @@ def build(settings: Settings, resource: Mapping[str, str | int] | None = None, *
         _warn(problem)
     parts = _Parts(resource_of(settings, resource or {}))
     try:
-        meter = _meter(settings, parts, report)
+        meter = _meter(settings, parts, report, may_move=port_may_move)
         tracer = _tracer(settings, parts, report)
     except (PipelineError, ValueError) as error:
         parts.discard()
         if isinstance(error, PipelineError):
             raise
         # The SDK raises ValueError for values of its environment variables.
-        raise PipelineError(f"cannot set up OpenTelemetry: {error}") from error
+        if strict:
+            raise PipelineError(f"cannot set up OpenTelemetry: {error}") from error
+        _warn(f"cannot set up OpenTelemetry: {error}; telemetry is off")
+        return Pipeline(trace.NoOpTracer(), metrics.NoOpMeter(SCOPE), settings, _Parts(Resource.get_empty()))
     for provider in parts.providers:
         _alive.add(provider)
     return Pipeline(tracer, meter, settings, parts)
@@ -328,7 +338,23 @@ def _keep(provider: object, parts: _Parts) -> None:
         add(parts.kept)
 
 
-def _meter(settings: Settings, parts: _Parts, report: Report) -> metrics.Meter | None:
+def _endpoint(
+    address: tuple[str, int], exposition: Exposition, *, strict: bool, may_move: bool
+) -> MetricsEndpoint | None:
+    try:
+        return MetricsEndpoint(*address, exposition.page)
+    except AddressInUse:
+        if not may_move:
+            if strict:
+                raise
+            _warn(f"metrics are not served by this process: {address[0]}:{address[1]} is in use")
+            return None
+    made = MetricsEndpoint(address[0], 0, exposition.page)
+    _warn(f"metrics are at {made.url}: port {address[1]} is in use")
+    return made
+
+
+def _meter(settings: Settings, parts: _Parts, report: Report, *, may_move: bool) -> metrics.Meter | None:
     current = metrics.get_meter_provider()
     if not global_tracer.has_ended(current) and not is_placeholder(current):
         _log.info("metrics go to the meter provider that the application has set")
@@ -340,7 +366,7 @@ def _meter(settings: Settings, parts: _Parts, report: Report) -> metrics.Meter |
         exposition = Exposition(store, parts.resource.attributes)
         readers.append(exposition.reader)
         with _reported(report):
-            parts.endpoint = MetricsEndpoint(*settings.metrics_addr, exposition.page)
+            parts.endpoint = _endpoint(settings.metrics_addr, exposition, strict=report is _raise, may_move=may_move)
     with_sdk = False
     if settings.metrics_otlp is not None:
         with _reported(report):

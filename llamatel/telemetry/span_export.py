@@ -43,6 +43,8 @@ class SpanExport:
         self._scope = scope
         self._queue_size = queue_size
         self._batch_size = batch_size
+        self._wake_at = max(1, min(batch_size, queue_size // 4))
+        """Spans that wait when the thread is woken: a small queue must not fill up between two exports."""
         self._delay_s = delay_s
         self._closed = False
         self._once = LogOnce(_log)
@@ -74,7 +76,7 @@ class SpanExport:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="llamatel-otlp-spans", daemon=True)
                 self._thread.start()
-            elif before < self._batch_size <= self._waiting:
+            elif before < self._wake_at <= self._waiting:
                 self._changed.notify_all()
         return True
 
@@ -138,7 +140,7 @@ class SpanExport:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._waiting < self._batch_size and not self._flushing:
+                if self._waiting < self._wake_at and not self._flushing:
                     self._changed.wait(self._delay_s)
                 if self._abandoned or (self._closed and not self._waiting):
                     self._changed.notify_all()
