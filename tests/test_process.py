@@ -84,7 +84,7 @@ def read_all(child: Child, timeout: float = 60) -> list[str]:
     end = time.monotonic() + timeout
     while not child.finished:
         assert time.monotonic() < end
-        lines += child.read(None)
+        lines += child.read(None).lines
     return lines
 
 
@@ -106,7 +106,7 @@ def test_its_environment(wake: tuple[int, int]) -> None:
 
 def test_one_that_writes_without_end_does_not_keep_its_reader(wake: tuple[int, int]) -> None:
     child = Child(["yes", "a line " * 100], {}, wake=wake[0])
-    read = [len(child.read(1)) for _ in range(10)]
+    read = [len(child.read(1).lines) for _ in range(10)]
     assert 0 < max(read) < 10_000
     child.kill()
     read_all(child)
@@ -117,9 +117,9 @@ def test_a_wake_up_ends_a_read_early(wake: tuple[int, int]) -> None:
     child = Child([*PYTHON, "import time; time.sleep(60)"], {}, wake=wake[0])
     os.write(wake[1], b"!")
     begun = time.monotonic()
-    assert child.read(50) == []
-    assert child.read(50) == []
-    assert child.read(0.01, wakeful=False) == []
+    assert child.read(50).lines == []
+    assert child.read(50).lines == []
+    assert child.read(0.01, wakeful=False).lines == []
     assert time.monotonic() - begun < 40
     child.terminate()
     read_all(child)
@@ -157,7 +157,7 @@ def test_somebody_else_holds_the_pipe(wake: tuple[int, int]) -> None:
 
 def test_a_kill_takes_what_the_command_started(wake: tuple[int, int]) -> None:
     child = Child(["sh", "-c", "sleep 60 & echo $!; wait"], {}, wake=wake[0])
-    [line] = wait_until(lambda: child.read(0.1))
+    [line] = wait_until(lambda: child.read(0.1).lines)
     child.kill()
     read_all(child)
     assert child.close() == -signal.SIGKILL

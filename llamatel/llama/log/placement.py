@@ -20,6 +20,11 @@ _MIB = 1 << 20
 _MOST_BUFFERS = 256
 
 
+def reports_no_gpu(text: str) -> bool:
+    """Whether a line reports that there is no GPU: llama.cpp prints it on stderr, beside its log."""
+    return _NO_GPU.match(text) is not None
+
+
 def learn_placement(known: Placement | None, text: str) -> Placement | None:
     """``known`` updated with a line; None if the line is about something else.
 

@@ -27,8 +27,10 @@ from llamatel.llama.log.log_counters import LogCounters
 from llamatel.llama.log.log_line import LogLine, split_line
 from llamatel.llama.log.logged_request import LoggedRequest
 from llamatel.llama.log.logged_server import LoggedServer, learn
+from llamatel.llama.log.placement import reports_no_gpu
 from llamatel.llama.log.rejections import rejection
 from llamatel.llama.log.router_log import RouterLog
+from llamatel.llama.log.server_output import LineKind, OutputLine
 from llamatel.llama.log.slot_requests import SlotRequests
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
@@ -103,9 +105,16 @@ class LogReader:
         except Exception:  # noqa: BLE001 - the boundary to text from outside
             return self._read_failed()
 
-    def skip(self, lines: int = 1) -> None:
-        """Count lines that are not part of the log."""
-        self._counters.lines["other"] += lines
+    def feed_output(self, line: OutputLine, now: float) -> Sequence[Completion]:
+        """Read one line that a launched server wrote; what is beside its log adds to ``logged_server`` at most."""
+        if line.kind is LineKind.RECORD:
+            return self.feed_record(line.text, now)
+        if line.kind is LineKind.TEXT:
+            return self.feed(line.text, now)
+        if line.kind is LineKind.STARTUP and reports_no_gpu(line.text):
+            self.logged_server = learn(self.logged_server, line.text[:_MAX_LENGTH]) or self.logged_server
+        self._counters.lines["other"] += 1
+        return ()
 
     def _read_failed(self) -> Sequence[Completion]:
         if not self._failed:

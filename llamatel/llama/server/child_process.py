@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import selectors
 import signal
@@ -16,14 +17,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from llamatel.llama.log.line_buffer import LineBuffer
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _READ_BYTES = 65536
 _PIPE_BYTES = 1 << 20
-_READS_AT_ONCE = 32
+_READS_AT_ONCE = 16
 """A child that writes without end must not keep its reader from looking at anything else."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
@@ -40,6 +41,31 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
+class Output(NamedTuple):
+    """Lines that a child wrote, by stream."""
+
+    stdout: list[str]
+    stderr: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """Those of both, stdout's first."""
+        return [*self.stdout, *self.stderr]
+
+
+class _Pipe:
+    """One of a child's output streams."""
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        self.file = cast("IO[bytes]", file)
+        self.buffer = LineBuffer()
+        self.open = True
+        os.set_blocking(self.file.fileno(), False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with contextlib.suppress(OSError):  # more than this user may have: the default serves
+                fcntl.fcntl(self.file.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 class Child:
     """One child process."""
 
@@ -52,21 +78,17 @@ class Child:
                 [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
         except (OSError, ValueError):  # too long, too many, a null character
             self._selector.close()
             raise
-        self._pipe = cast("IO[bytes]", self._process.stdout)
-        os.set_blocking(self._pipe.fileno(), False)
-        if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # more than this user may have: the default serves
-                fcntl.fcntl(self._pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._lines = LineBuffer()
-        self._open = True
-        self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._stdout, self._stderr = _Pipe(self._process.stdout), _Pipe(self._process.stderr)
+        self._pipes = (self._stdout, self._stderr)
+        for pipe in self._pipes:
+            self._selector.register(pipe.file, selectors.EVENT_READ)
         self._wake: int | None = wake
         self._selector.register(wake, selectors.EVENT_READ)
         self._pidfd = _pidfd(self.pid)
@@ -84,7 +106,7 @@ class Child:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def read(self, timeout_s: float | None, *, wakeful: bool = True, gather_s: float = 0.0) -> list[str]:
+    def read(self, timeout_s: float | None, *, wakeful: bool = True, gather_s: float = 0.0) -> Output:
         """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read.
 
         ``gather_s``: how long to let lines come together before they are read. A busy server writes several a
@@ -96,29 +118,34 @@ class Child:
         if self._pidfd is None or self.returncode is not None:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._selector.select(timeout_s)
-        if gather_s and any(key.fileobj is self._pipe for key, _ in ready):
+        if gather_s and any(isinstance(key.fileobj, io.IOBase) for key, _ in ready):
             time.sleep(gather_s)
         if self._pidfd is not None and self.returncode is not None:
             self._selector.unregister(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        return self._drain() if self._open else []
+        return Output(self._drain(self._stdout), self._drain(self._stderr))
 
-    def _drain(self) -> list[str]:
+    def _drain(self, pipe: _Pipe) -> list[str]:
         lines: list[str] = []
-        for _ in range(_READS_AT_ONCE):
+        for _ in range(_READS_AT_ONCE if pipe.open else 0):
             try:
-                data = os.read(self._pipe.fileno(), _READ_BYTES)
+                data = os.read(pipe.file.fileno(), _READ_BYTES)
             except BlockingIOError:
                 return lines
             if not data:
-                self._selector.unregister(self._pipe)
-                self._open = False
-                return lines + self._lines.flush()
-            lines += self._lines.feed(data)
+                self._selector.unregister(pipe.file)
+                pipe.open = False
+                return lines + pipe.buffer.flush()
+            lines += pipe.buffer.feed(data)
             if len(data) < _READ_BYTES:
                 break
         return lines
+
+    @property
+    def _open(self) -> bool:
+        """Whether it, or what it started, may write more."""
+        return any(pipe.open for pipe in self._pipes)
 
     @property
     def finished(self) -> bool:
@@ -153,7 +180,8 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._selector.close()
-        self._pipe.close()
+        for pipe in self._pipes:
+            pipe.file.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
         return code

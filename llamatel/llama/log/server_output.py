@@ -1,0 +1,80 @@
+"""Which lines of a launched server's stdout and stderr are its log.
+
+With ``--log-jsonl`` the log is on stdout, which then carries nothing else; stderr, where a grammar parser may print a
+client's text as it came, supplies crash messages alone. Builds without it log to stderr (and a router's children to
+stdout). Which of both it is, is decided by the first line that is a record or is stamped: both are there before the
+server listens, so no client has a part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from llamatel.llama.log.jsonl_record import parse_record, readable
+from llamatel.llama.log.log_line import split_line
+
+JSONL_VARIABLE = "LLAMA_ARG_LOG_JSONL"
+"""llama.cpp's environment variable for ``--log-jsonl``: builds that do not know it ignore it."""
+_PREFIXES = ("srv ", "slot ", "que ", "cmn ")
+
+
+class LineKind(Enum):
+    """What a line is to the log reader."""
+
+    RECORD = "a JSONL record"
+    TEXT = "a line of a text log"
+    STARTUP = "a line beside the log, before any client was there"
+    OTHER = "no part of the log"
+
+
+class OutputLine(NamedTuple):
+    """One line that the server wrote."""
+
+    text: str
+    kind: LineKind
+
+    @property
+    def readable(self) -> str:
+        """As a person reads it: records as llama.cpp's text."""
+        return readable(self.text) if self.kind is LineKind.RECORD else self.text
+
+
+class ServerOutput:
+    """Classifies the lines of one server process after the other. Not thread-safe."""
+
+    def __init__(self, *, text_only: bool = False) -> None:
+        """``text_only``: the server is not llama.cpp's own and logs text, wherever."""
+        self._text_only = text_only
+        self._jsonl: bool | None = None
+
+    @property
+    def jsonl(self) -> bool | None:
+        """Whether it logs records; None until it is known."""
+        return self._jsonl
+
+    def restart(self) -> None:
+        """Another process follows."""
+        self._jsonl = None
+
+    def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Iterator[OutputLine]:
+        """The lines in the order in which they count; ``listening``: whether clients may have sent requests."""
+        if self._jsonl is None and not listening and not self._text_only:
+            self._decide(stdout, stderr)
+        beside = LineKind.OTHER if listening else LineKind.STARTUP
+        if self._text_only or not self._jsonl:
+            # Without a log until it listens there is none later on, but for what clients have printed.
+            undecided = self._jsonl is None and not self._text_only
+            kind = LineKind.OTHER if undecided and listening else LineKind.TEXT
+            # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
+            yield from (OutputLine(line, kind) for line in (*stderr, *stdout))
+            return
+        yield from (OutputLine(line, beside) for line in stderr)
+        yield from (OutputLine(line, LineKind.RECORD) for line in stdout)
+
+    def _decide(self, stdout: Sequence[str], stderr: Sequence[str]) -> None:
+        if any(parse_record(line) is not None for line in stdout):
+            self._jsonl = True
+        elif any(line.startswith(_PREFIXES) or split_line(line[:256]).time is not None for line in (*stderr, *stdout)):
+            self._jsonl = False
