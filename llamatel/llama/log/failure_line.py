@@ -14,6 +14,7 @@ _CAUSES = tuple(
         r"failed to open GGUF file.*|invalid magic.*|failed to read (?:magic|key|tensor).*",
         r"(?:couldn't|could not|failed to|cannot) bind.*",
         r"(?i:(?:failed|unable) to allocate|out of memory|cudaMalloc failed|not enough memory).*",
+        r"std::bad_alloc",
         r"GGML_ASSERT\(.*|CUDA error.*",  # before a backtrace
         r"(?<=error loading model: ).*",
         r"(?<=error: ).*",
@@ -21,7 +22,6 @@ _CAUSES = tuple(
 )
 _STAMP = re.compile(r"\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] ")
 _ERROR = re.compile(r"\d{1,7}\.\d\d\.\d{3}\.\d{3} E ")
-_OUT_OF_MEMORY = "std::bad_alloc"
 _PORT_TAKEN = re.compile(r"(?:couldn't|could not|failed to|cannot) bind")
 _MAX_LENGTH = 4096
 """Characters of a line that are searched."""
@@ -39,10 +39,10 @@ def failure_line(lines: Sequence[str]) -> str | None:
     for cause in _CAUSES:
         for line in lines:
             found = cause.search(line)
+            if found is not None and found.group() == "std::bad_alloc":
+                return _STAMP.sub("", line, count=1).strip()  # what it could not allocate stands before it
             if found is not None:
                 return found.group().strip()
-    if found_memory := next((line for line in lines if _OUT_OF_MEMORY in line), None):
-        return _STAMP.sub("", found_memory, count=1).strip()
     errors = [line for line in lines if _ERROR.match(line)]
     chosen = errors[0] if errors else lines[-1] if lines else None
     return None if chosen is None else _STAMP.sub("", chosen, count=1).strip()

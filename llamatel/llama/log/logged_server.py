@@ -16,7 +16,8 @@ _SIZE = r"\d{1,9}(?:\.\d{1,6})?"
 _FROM = r"(?:srv +)?\w{1,12}: "
 """The function that printed a message."""
 _LISTENING = re.compile(
-    _FROM + r"(?:server is )?listening on (?:https?://([^\s/]{1,255}):(\d{1,5})\b|unix://(\S{1,255}))"
+    r"(?:" + _FROM + r"(?:server is )?|server is )"
+    r"listening on (?:https?://([^\s/]{1,255}):(\d{1,5})\b|unix://(\S{1,255}))"
 )
 _LOADING = re.compile(_FROM + r"loading model '([^\n]{0,4096})'")
 _SLOTS = re.compile(

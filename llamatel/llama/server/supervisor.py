@@ -21,7 +21,9 @@ from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
 from llamatel.inputs.credentials import pin
 from llamatel.inputs.http import Address
 from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
 from llamatel.llama.log.failure_line import failure_line, hint
+from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLine, ServerOutput
 from llamatel.llama.server.backends import XLLAMACPP, Backend
 from llamatel.llama.server.child_process import Child
 from llamatel.llama.server.log_copy import LogCopy
@@ -127,7 +129,8 @@ class Supervisor:
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
         self._log = log
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._output = ServerOutput(text_only=backend.name == LLAMA_CPP_PYTHON)
+        self._tail: deque[OutputLine] = deque(maxlen=_TAIL_LINES)
         self._changed = threading.Condition()
         self._stop_by: float | None = None
         self._over = False
@@ -151,7 +154,8 @@ class Supervisor:
     def log_tail(self) -> tuple[str, ...]:
         """The last lines of the log, oldest first."""
         with self._lock:
-            return tuple(self._tail)
+            tail = tuple(self._tail)
+        return tuple(self._readable(tail))
 
     def wait_until_ready(self, timeout: float | None) -> None:
         """Raises ServerStartError once the server has ended for good, ServerTimeout when the time is up."""
@@ -265,6 +269,7 @@ class Supervisor:
         self._server_log.restart(self.info, batch=self.command.batch)
         with self._lock:
             self._tail.clear()
+        self._output.restart()
         self._process_replaced()
         self.loading_s = self.returncode = None
         self.started_at = time.time()
@@ -276,9 +281,10 @@ class Supervisor:
             while not child.finished:
                 # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
                 serving = ready_at is not None and stop is None
-                lines = child.read(
+                output = child.read(
                     None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
                 )
+                lines = list(self._output.lines(output.stdout, output.stderr, listening=ready_at is not None))
                 self._take(lines)
                 if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
                     ready_at = time.monotonic()
@@ -309,13 +315,14 @@ class Supervisor:
             self._socket.before_start()
         # Where another server answers already, an answer would not be our server's.
         self._may_ask = self.address is not None and not self._is_healthy()
-        child = Child((*self.backend.command, *arguments), self.command.environment, wake=self._wake_read)
+        environment = {JSONL_VARIABLE: os.environ.get(JSONL_VARIABLE, "1"), **self.command.environment}
+        child = Child((*self.backend.command, *arguments), environment, wake=self._wake_read)
         self._learn(pid=child.pid)
         return child
 
-    def _press(self, child: Child, stop: _Stop, lines: Sequence[str]) -> None:
+    def _press(self, child: Child, stop: _Stop, lines: Sequence[OutputLine]) -> None:
         """Look after a child that was asked to end; ``lines`` are its newest."""
-        if not stop.ends and any(_ENDING in line for line in lines):
+        if not stop.ends and any(_ENDING in line.text for line in lines):
             stop.ends = True
             self.ask_to_stop(_TIDY_S)
         elif self._stop_by is not None and time.monotonic() >= self._stop_by:
@@ -323,7 +330,7 @@ class Supervisor:
         elif stop.again_at is not None and time.monotonic() >= stop.again_at:
             stop.again_at = None
             # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
-            if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self._tail):
+            if self.backend.name == XLLAMACPP or not any(_ENDING in line.text for line in self._tail):
                 child.terminate()
 
     def _close(self, child: Child) -> None:
@@ -337,17 +344,19 @@ class Supervisor:
         if self._socket is not None:
             self._socket.after_end()
 
-    def _take(self, lines: Sequence[str]) -> None:
+    def _take(self, lines: Sequence[OutputLine]) -> None:
         if not lines:
             return
         now = time.time()
-        lines = without_key(lines, self.command.api_key)
         with self._lock:
             self._tail.extend(lines)
-        ended = self._server_log.feed(lines, now)
+        ended = self._server_log.feed_output(lines, now)
         if self._log is not None:
-            self._log.put(lines)
+            self._log.put(self._readable(lines))
         self._hand_out(ended)
+
+    def _readable(self, lines: Sequence[OutputLine]) -> Sequence[str]:
+        return without_key([line.readable for line in lines], self.command.api_key)
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""

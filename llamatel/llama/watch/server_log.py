@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,10 +12,14 @@ from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
+from llamatel.llama.log.server_output import OutputLine
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
 T = TypeVar("T")
+L = TypeVar("L")
+
+_LINES_PER_LOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,22 @@ class ServerLog:
         ``learned`` is called (it may call ``identify_unlocked``) where a line says something new about the server.
         """
         ended: list[Completion] = []
-        with self._lock:
-            for line in lines:
-                before = self._reader.logged_server
-                ended.extend(self._reader.feed(line, now))
-                if learned is not None and self._reader.logged_server is not before:
-                    learned()
+        for some in _chunks(lines):
+            with self._lock:
+                for line in some:
+                    before = self._reader.logged_server
+                    ended.extend(self._reader.feed(line, now))
+                    if learned is not None and self._reader.logged_server is not before:
+                        learned()
+        return ended
+
+    def feed_output(self, lines: Sequence[OutputLine], now: float) -> list[Completion]:
+        """Read lines that a launched server wrote at about Unix time ``now``; the requests that ended with them."""
+        ended: list[Completion] = []
+        for some in _chunks(lines):
+            with self._lock:
+                for line in some:
+                    ended.extend(self._reader.feed_output(line, now))
         return ended
 
     def identify_unlocked(self, server: ServerInfo) -> None:
@@ -158,3 +172,9 @@ class ServerLog:
         """What ``read`` returns of the log of a router's models."""
         with self._lock:
             return read(self._reader.router)
+
+
+def _chunks(lines: Sequence[L]) -> Iterator[Sequence[L]]:
+    """So many lines that the lock is never held for long: others read the log's state meanwhile."""
+    for start in range(0, len(lines), _LINES_PER_LOCK):
+        yield lines[start : start + _LINES_PER_LOCK]
