@@ -113,8 +113,12 @@ class LogReader:
             return self.feed(line.text, now)
         if line.kind is LineKind.STARTUP and reports_no_gpu(line.text):
             self.logged_server = learn(self.logged_server, line.text[:_MAX_LENGTH]) or self.logged_server
-        self._counters.lines["other"] += 1
+        self.skip()
         return ()
+
+    def skip(self) -> None:
+        """Count a line that is not part of this log."""
+        self._counters.lines["other"] += 1
 
     def _read_failed(self) -> Sequence[Completion]:
         if not self._failed:

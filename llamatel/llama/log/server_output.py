@@ -44,9 +44,7 @@ class OutputLine(NamedTuple):
 class ServerOutput:
     """Classifies the lines of one server process after the other. Not thread-safe."""
 
-    def __init__(self, *, text_only: bool = False) -> None:
-        """``text_only``: the server is not llama.cpp's own and logs text, wherever."""
-        self._text_only = text_only
+    def __init__(self) -> None:
         self._jsonl: bool | None = None
 
     @property
@@ -60,13 +58,12 @@ class ServerOutput:
 
     def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Iterator[OutputLine]:
         """The lines in the order in which they count; ``listening``: whether clients may have sent requests."""
-        if self._jsonl is None and not listening and not self._text_only:
+        if self._jsonl is None and not listening:
             self._decide(stdout, stderr)
         beside = LineKind.OTHER if listening else LineKind.STARTUP
-        if self._text_only or not self._jsonl:
+        if not self._jsonl:
             # Without a log until it listens there is none later on, but for what clients have printed.
-            undecided = self._jsonl is None and not self._text_only
-            kind = LineKind.OTHER if undecided and listening else LineKind.TEXT
+            kind = LineKind.OTHER if self._jsonl is None and listening else LineKind.TEXT
             # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
             yield from (OutputLine(line, kind) for line in (*stderr, *stdout))
             return

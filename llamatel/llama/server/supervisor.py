@@ -21,7 +21,6 @@ from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
 from llamatel.inputs.credentials import pin
 from llamatel.inputs.http import Address
 from llamatel.llama.http.server_client import ServerClient
-from llamatel.llama.log.call_line import LLAMA_CPP_PYTHON
 from llamatel.llama.log.failure_line import failure_line, hint
 from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLine, ServerOutput
 from llamatel.llama.server.backends import XLLAMACPP, Backend
@@ -129,7 +128,7 @@ class Supervisor:
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
         self._log = log
-        self._output = ServerOutput(text_only=backend.name == LLAMA_CPP_PYTHON)
+        self._output = ServerOutput()
         self._tail: deque[OutputLine] = deque(maxlen=_TAIL_LINES)
         self._changed = threading.Condition()
         self._stop_by: float | None = None
