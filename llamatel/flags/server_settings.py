@@ -148,8 +148,17 @@ def padded(number: int, multiple: int = 256) -> int:
     return -(-number // multiple) * multiple
 
 
-def resolve(settings: ServerSettings, trained_context: int | None, *, causal: bool = True) -> Cells | None:
-    """Cells and streams; None where the context is to be the model's and that is unknown."""
+FIT_PER_SLOT_SINCE = 10809
+"""The first build that was seen to give slots of their own the model's context each; b10566 divided it among them."""
+
+
+def resolve(
+    settings: ServerSettings, trained_context: int | None, *, causal: bool = True, build: int | None = None
+) -> Cells | None:
+    """Cells and streams; None where the context is to be the model's and that is unknown.
+
+    ``build`` is llama.cpp's number; without one it is the newest.
+    """
     slots, unified = settings.slots, settings.unified
     context = settings.ctx_size or 0
     if not context and settings.kv_unified_per_slot and settings.ctx_size is None:
@@ -157,8 +166,9 @@ def resolve(settings: ServerSettings, trained_context: int | None, *, causal: bo
     if not context:
         if not trained_context:
             return None
-        # Fitting gives every slot of its own the model's length (common/fit.cpp:197).
-        context = trained_context * (slots if settings.fit and not unified and settings.ctx_size is None else 1)
+        # Fitting gives each slot that does not share the model's length, with -c 0, too (common/fit.cpp, n_ctx_auto).
+        each = settings.fit and not unified and (build is None or build >= FIT_PER_SLOT_SINCE)
+        context = trained_context * (slots if each else 1)
     batch, ubatch = settings.batch_size, settings.ubatch_size
     if settings.embedding and batch > ubatch:
         batch = ubatch

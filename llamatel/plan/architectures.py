@@ -1,19 +1,19 @@
 """llama.cpp's architectures: one row each, with what its loader decides that the metadata does not say.
 
-Source: the tree of October 2026 (ggml 0.25.3), ``src/models/*.cpp`` (load_arch_hparams), ``src/llama-model.cpp``
-(load_hparams, create_memory), ``src/llama-arch.cpp``. A new architecture of llama.cpp is a row here; it counts as exact
-only once ``make verify`` has compared it and ``VERIFIED`` names it.
+Source: the trees of October 2026 (0.5.0-dev to b11434), ``src/models/*.cpp`` (load_arch_hparams),
+``src/llama-model.cpp`` (load_hparams, create_memory), ``src/llama-arch.cpp``. A new architecture of llama.cpp is a row
+here; it counts as exact for the builds that ``make verify`` has compared it with (``verified.py``). A row says what the
+newest build does; ``earlier`` says what older builds did otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from llamatel.plan.llama_build import LlamaBuild
 from llamatel.plan.model_shape import CacheKind
-
-LLAMA_CPP = "llama.cpp of October 2026 (ggml 0.25.3, the tree of llama-cpp-python 0.3.36)"
-"""What the rows were read from and compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,20 @@ class Recurrent:
     """Whether ``ssm.group_count`` is read."""
 
 
-Indexer = Literal["trunk", "types", "types by length", "types or none", "sparse", "pooled", "attention"]
+Indexer = Literal["trunk", "types", "types by length", "types or none", "sparse", "all types", "attention"]
 """Layers with an indexer cache: the whole trunk; those that ``attention.indexer.types`` names (with all, or a built-in
-table, where it is absent; or with no indexer where top_k is 0); those after the leading dense blocks, with a V; pooled
-(three vectors a token); every attention layer."""
+table, where it is absent; or with no indexer where top_k is 0; or all, and the blocks that draft); those after the
+leading dense blocks, with a V; every attention layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What builds before a number did otherwise."""
+
+    before: int
+    """The first build that does as the row says."""
+    changes: Mapping[str, Any]
+    """Fields of the row, with the values of that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class Architecture:
     latent: bool = False
     """``attention.key_length_mla`` and ``value_length_mla`` are read and switch to one latent vector a token."""
     indexer: Indexer | None = None
+    pooled_rows: int = 1
+    """Vectors that an indexer keeps of a token where it pools the keys of several."""
     recurrent: Recurrent | None = None
     own_kv: int | None = None
     """Only so many layers keep keys and values; the rest read theirs."""
@@ -83,28 +95,54 @@ class Architecture:
     flash_attention: bool = True
     causal: bool = True
     rollback: bool = False
+    """Its recurrent state can be rolled back, so speculative decoding keeps several copies."""
+    drafting_keeps_all: bool = False
+    """The context that drafts caches every layer, not only the blocks that draft."""
+    latent_values: bool = False
+    """Latent attention caches a V as well."""
+    drafts: bool = False
+    """llama.cpp has a graph to draft with the model's own blocks; other models carry them unused."""
     aborts: str | None = None
+    """Why llama-server dies of it after it has allocated everything."""
+    earlier: tuple[Earlier, ...] = field(default=(), repr=False)
+
+    def of(self, build: LlamaBuild | None) -> Architecture:
+        """The row of a build; the newest for one without a number."""
+        row = self
+        for each in sorted(self.earlier, key=lambda change: -change.before):
+            if build is not None and build.number is not None and build.number < each.before:
+                row = replace(row, **each.changes)
+        return row
 
 
 _STANDARD = """
-    arcee apertus arctic baichuan bailingmoe bailingmoe2 bitnet bloom chatglm codeshell cogvlm command-r dbrx deci
-    deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2 gptneox granite granitemoe
-    grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama llama-embed maincoder
-    minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
-    plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder
-    starcoder2 t5encoder talkie xverse
+    apertus arcee arctic baichuan bailingmoe bitnet bloom chameleon chatglm codeshell cogvlm command-r
+    dbrx deci deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 gpt2 gptneox granite
+    granitemoe grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl internlm2 jais jais2 k2-horizon llama
+    llama-embed maincoder minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe openelm orion paddleocr
+    pangu-embedded phi2 phi3 phimoe plamo pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts qwen3vl
+    qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 t5encoder talkie xverse
 """
 _NO_CACHE = """
-    bert dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
-    nomic-bert-moe rnd1 wavtokenizer-dec
+    bert clef dream eurobert gemma-embedding gemma-embedding2 jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert
+    neo-bert nomic-bert nomic-bert-moe rnd1 wavtokenizer-dec
 """
 
+# Until September 2026 the blocks that draft were cached in the main context, and all layers in the one that drafts.
+_ALL_LAYERS_DRAFT = Earlier(11063, {"drafting_cached": True, "drafting_keeps_all": True})
+# Until January 2026 latent attention cached a V as well.
+_LATENT_WITH_V = Earlier(8672, {"latent_values": True})
 _LISTED = Window()
 _HYBRID_KV: Literal["no KV heads"] = "no KV heads"
 
 _ROWS: tuple[Architecture, ...] = (
     *(Architecture(name) for name in _STANDARD.split()),
     *(Architecture(name, cache="none", causal=False) for name in _NO_CACHE.split()),
+    Architecture("glm4moe", drafts=True, earlier=(_ALL_LAYERS_DRAFT,)),
+    Architecture("hy_v3", drafts=True),
+    Architecture(
+        "bailingmoe2", earlier=(replace(_ALL_LAYERS_DRAFT, changes={**_ALL_LAYERS_DRAFT.changes, "drafts": True}),)
+    ),
     Architecture("grok", flash_attention=False),
     Architecture("plm", aborts="its graph hands V to the cache in another shape"),
     Architecture("t5", aborts="it does not run models with an encoder and a decoder"),
@@ -117,7 +155,7 @@ _ROWS: tuple[Architecture, ...] = (
     Architecture("gemma4", window=_LISTED, shared_kv_key=True),
     Architecture("gpt-oss", window=Window(2)),
     Architecture("cohere2", window=Window(4)),
-    Architecture("cohere2moe", window=Window(4, dense_first=True)),
+    Architecture("cohere2moe", window=Window(4, dense_first=True), drafts=True),
     Architecture("llama4", window=Window(4, when="unless zero", forced=8192, chunked=True)),
     Architecture("exaone4", window=Window(4, default=4096, layers=64)),
     Architecture("exaone-moe", window=Window(4)),
@@ -128,20 +166,22 @@ _ROWS: tuple[Architecture, ...] = (
     Architecture("laguna", window=Window(4, dense_first=True, when="positive")),
     Architecture("smallthinker", window=Window(4, dense_first=True, when="positive", forced=4096)),
     Architecture("muse-glimmer", window=Window(4)),
-    Architecture("mimo2", window=_LISTED),
-    Architecture("step35", window=_LISTED),
+    Architecture("mimo2", window=_LISTED, drafts=True),
+    Architecture("step35", window=_LISTED, drafts=True),
     Architecture("maple", window=_LISTED),
     Architecture("spark2_5", window=_LISTED),
     Architecture("granite_swa", window=_LISTED),
+    Architecture("maion-coder", window=_LISTED),
+    Architecture("kolibri1", window=Window(5)),
     # Latent attention, indexers.
-    Architecture("deepseek2", latent=True),
-    Architecture("mistral4", latent=True),
-    Architecture("deepseek32", latent=True, indexer="trunk"),
-    Architecture("glm-dsa", latent=True, indexer="types by length"),
+    Architecture("deepseek2", latent=True, drafts=True, earlier=(_ALL_LAYERS_DRAFT, _LATENT_WITH_V)),
+    Architecture("mistral4", latent=True, drafts=True),
+    Architecture("deepseek32", latent=True, indexer="trunk", drafts=True),
+    Architecture("glm-dsa", latent=True, indexer="types by length", drafts=True),
     Architecture("hy_v4", latent=True, indexer="types or none", drafting_cached=True),
     Architecture("dots3note", latent=True, indexer="types", window=_LISTED),
     Architecture("minimax-m3", indexer="sparse", drafting_cached=True),
-    Architecture("deepseek4", cache="compressed", window=Window(0), rollback=True, drafting_cached=True),
+    Architecture("deepseek4", cache="compressed", window=Window(0), rollback=True, drafting_cached=True, drafts=True),
     # A state per sequence.
     Architecture("mamba", cache="recurrent", recurrent=Recurrent("ssm", groups=False)),
     Architecture("mamba2", cache="recurrent", recurrent=Recurrent("ssm")),
@@ -176,14 +216,22 @@ _ROWS: tuple[Architecture, ...] = (
             recurrent=Recurrent("ssm", "no KV heads, no feed-forward"),
             drafting_cached=True,
             rollback=True,
+            drafts=name == "nemotron_h_moe",
         )
         for name in ("nemotron_h", "nemotron_h_moe")
     ),
-    Architecture("qwen3next", cache="hybrid", recurrent=Recurrent("ssm", "interval")),
-    Architecture("qwen35", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True),
-    Architecture("qwen35moe", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True),
+    Architecture("qwen3next", cache="hybrid", recurrent=Recurrent("ssm", "interval"), drafts=True),
+    Architecture("qwen35", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True, drafts=True),
+    Architecture("qwen35moe", cache="hybrid", recurrent=Recurrent("ssm", "interval"), rollback=True, drafts=True),
     Architecture(
-        "qwen4exp", cache="hybrid", recurrent=Recurrent("ssm", "interval"), indexer="attention", rollback=True
+        "qwen4exp",
+        cache="hybrid",
+        recurrent=Recurrent("ssm", "interval"),
+        indexer="attention",
+        pooled_rows=2,
+        rollback=True,
+        drafts=True,
+        earlier=(Earlier(11434, {"pooled_rows": 1, "drafts": False}),),
     ),
     Architecture("minimax-01", cache="hybrid", recurrent=Recurrent("linear", "interval", interval=8)),
     Architecture(
@@ -205,15 +253,19 @@ _ROWS: tuple[Architecture, ...] = (
         recurrent=Recurrent("kda", _HYBRID_KV),
         drafting_cached=True,
         rollback=True,
+        drafts=True,
     ),
     Architecture(
         "glm5-next",
         cache="hybrid",
         latent=True,
         recurrent=Recurrent("kda", _HYBRID_KV),
-        indexer="pooled",
+        indexer="all types",
+        pooled_rows=3,
         value_is_latent=True,
         rollback=True,
+        drafts=True,
+        earlier=(Earlier(11434, {"drafts": False}),),
     ),
 )
 
@@ -221,30 +273,14 @@ DRAFT_ONLY = {
     "eagle3": Architecture("eagle3"),
     "dflash": Architecture("dflash", window=Window(when="positive")),
     # Its layers read the target's last keys and values.
-    "gemma4-assistant": Architecture("gemma4-assistant", cache="none", window=_LISTED),
+    "gemma4-assistant": Architecture("gemma4-assistant", cache="none", window=_LISTED, drafts=True),
 }
 """Models that draft for another and borrow what they lack from it (src/llama-context.cpp:147)."""
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS} | DRAFT_ONLY
 
-DRAFTING = frozenset(
-    {
-        "bailingmoe3",
-        "cohere2moe",
-        "deepseek2",
-        "deepseek32",
-        "deepseek4",
-        "gemma4-assistant",
-        "glm-dsa",
-        "glm4moe",
-        "hy_v3",
-        "mimo2",
-        "mistral4",
-        "nemotron_h_moe",
-        "qwen35",
-        "qwen35moe",
-        "qwen3next",
-        "step35",
-    }
-)
-"""Architectures whose own blocks llama.cpp can draft with (those with a graph for it); others carry them unused."""
+
+def architecture_of(name: str, build: LlamaBuild | None = None) -> Architecture | None:
+    """The row of an architecture for a build; None for one that is not known."""
+    row = ARCHITECTURES.get(name)
+    return None if row is None else row.of(build)

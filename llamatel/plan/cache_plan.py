@@ -12,9 +12,9 @@ from typing import Literal
 
 from llamatel.flags.cache_types import CACHE_TYPES, CacheType
 from llamatel.flags.server_settings import Cells, ServerSettings, padded, resolve
-from llamatel.plan.architectures import LLAMA_CPP
 from llamatel.plan.model_shape import LayerShape, ModelShape
 from llamatel.plan.refusals import refusal
+from llamatel.plan.verified import in_words
 from llamatel.providers import HtmlRepresentation
 
 Kind = Literal["global", "window", "latent", "indexer", "recurrent", "compressed", "state"]
@@ -74,7 +74,8 @@ class CachePlan(HtmlRepresentation):
     """What llama-server says when it does not start with these settings."""
     exact: bool = False
     why_not_exact: str | None = None
-    verified_with: str = LLAMA_CPP
+    verified_with: str | None = None
+    """The builds of llama.cpp that allocate these bytes; None where none was compared."""
 
     def bytes_of(self, column: str) -> int:
         """Bytes of a column: k, v, r, s or other."""
@@ -115,7 +116,8 @@ def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
     """
     if shape.draft is not None and not settings.spec_types:
         settings = replace(settings, spec_types=shape.draft.drafts_as)
-    cells = resolve(settings, shape.context_length, causal=shape.causal)
+    build = None if shape.build is None else shape.build.number
+    cells = resolve(settings, shape.context_length, causal=shape.causal, build=build)
     if cells is None:
         return CachePlan(None, why_not_exact="the model's context length is not known: name one with -c")
     refused = refusal(shape, settings)
@@ -130,7 +132,8 @@ def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
     if refused is not None:
         return CachePlan(cells, refused=refused)
     why = _doubt(shape, settings)
-    return CachePlan(cells, tuple(parts), exact=why is None, why_not_exact=why)
+    verified_with = f"llama.cpp {in_words(shape.verified_builds)}" if shape.verified_builds else None
+    return CachePlan(cells, tuple(parts), exact=why is None, why_not_exact=why, verified_with=verified_with)
 
 
 def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:
@@ -165,7 +168,12 @@ def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
     if shape.unknown:
         return "; ".join(shape.unknown)
     if not shape.verified:
-        return f"the sizes of architecture '{shape.architecture}' were not compared with llama.cpp's"
+        compared = in_words(shape.verified_builds)
+        if not compared:
+            return f"the sizes of architecture '{shape.architecture}' were not compared with llama.cpp's"
+        return f"the sizes were compared with llama.cpp {compared}; this is {shape.build or 'an unknown build'}"
+    if settings.not_understood:
+        return f"what {', '.join(settings.not_understood)} means is not known"
     if settings.draft_model is not None and shape.draft is None:
         return "the model that drafts was not read: its cache comes on top"
     if shape.draft is not None and (why := _doubt(shape.draft, replace(settings, draft_model=None))) is not None:
@@ -174,7 +182,7 @@ def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
         return "split mode 'tensor' was not compared"
     if settings.drafting and shape.cache == "compressed":
         return "drafting with DeepSeek-V4's own blocks was not compared: llama.cpp crashes there"
-    if settings.fit and not settings.ctx_size and settings.ctx_size != 0 and not settings.kv_unified_per_slot:
+    if settings.fit and settings.ctx_size is None and not settings.kv_unified_per_slot:
         return "without -c llama-server lowers the context to what fits; this is its full length"
     return None
 
@@ -189,7 +197,7 @@ def _attention(
 ) -> CachePart:
     """Keys and values of every KV head, or one latent key (src/llama-kv-cache.cpp:165)."""
     number = cells * (context.cells.streams if streams is None else streams)
-    k_only = context.shape.latent or context.shape.cache == "compressed"
+    k_only = (context.shape.latent and not context.shape.latent_values) or context.shape.cache == "compressed"
     sizes = tuple(
         LayerBytes(
             layer.index,
@@ -313,6 +321,7 @@ def _draft(context: _Context) -> Iterator[CachePart]:
         return
     if context.shape.cache == "compressed":  # these blocks keep keys and values like any other model
         context = replace(context, shape=replace(context.shape, cache="attention"))
-    yield from _attention_by_window(context, context.shape.drafting)  # all of them, where there is no trunk
+    layers = context.shape.layers if context.shape.drafting_keeps_all else context.shape.drafting
+    yield from _attention_by_window(context, layers)  # all of them, where there is no trunk
     if context.shape.cache == "hybrid":
         yield _indexer(context, context.shape.drafting)

@@ -201,7 +201,9 @@ def _indexers(keys: Keys, row: Architecture, trunk: int, attends: list[bool]) ->
         dense = keys.number("leading_dense_block_count") or 0
         return dict.fromkeys(range(dense, len(attends)), length)
     if rule == "attention":
-        return {i: length for i in range(trunk) if attends[i]}
+        pooled = any(keys.array("attention.compress_ratios") or []) or bool(keys.number("attention.compress_ratios"))
+        length *= row.pooled_rows if pooled else 1
+        return {i: length for i, flag in enumerate(attends) if flag}
     chosen = [1] * trunk
     if rule != "trunk":
         listed = keys.per_layer("attention.indexer.types", trunk)
@@ -211,8 +213,8 @@ def _indexers(keys: Keys, row: Architecture, trunk: int, attends: list[bool]) ->
             chosen = [int(i < 2 or (i % 4 == 2 and i < 78)) for i in range(trunk)]
         elif rule in ("types", "types or none"):
             keys.missing.append(f"{keys.architecture}.attention.indexer.types")
-    if rule == "pooled":
+    if rule == "all types":
         if keys.number("attention.indexer.kpool"):
-            length *= 3
+            length *= row.pooled_rows
         chosen += [1] * (len(attends) - trunk)
     return {i: length for i, flag in enumerate(chosen) if flag and attends[i]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llamatel.plan.llama_build import LlamaBuild
 from llamatel.providers import HtmlRepresentation
 
 CacheKind = Literal["attention", "recurrent", "hybrid", "compressed", "none"]
@@ -124,8 +125,14 @@ class ModelShape(HtmlRepresentation):
     vocabulary: int | None = None
     experts: int | None = None
     experts_used: int | None = None
+    build: LlamaBuild | None = None
+    """The build of llama.cpp that this is the shape for; None is the newest that llamatel knows."""
     latent: bool = False
     """Multi-head latent attention: one compressed vector is cached in place of all heads' keys and values."""
+    latent_values: bool = False
+    """The build caches a V beside the latent vector."""
+    drafting_keeps_all: bool = False
+    """The build caches every layer in the context that drafts."""
     cache: CacheKind = "attention"
     flash_attention: bool = True
     """False where llama.cpp forces it off, whatever was asked for."""
@@ -146,7 +153,9 @@ class ModelShape(HtmlRepresentation):
     file_type: str | None = None
     weights: Weights | None = None
     verified: bool = False
-    """Whether llama.cpp's allocations for this architecture were compared with ours (``make verify``)."""
+    """Whether the build's allocations for this architecture were compared with ours (``make verify``)."""
+    verified_builds: tuple[tuple[int, int], ...] = ()
+    """The builds that were compared, as first and last numbers."""
     unknown: tuple[str, ...] = ()
     """What its metadata leaves open that a plan would need, in words."""
 

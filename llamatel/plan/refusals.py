@@ -6,6 +6,9 @@ from llamatel.flags.cache_types import CACHE_TYPES
 from llamatel.flags.server_settings import MAX_SLOTS, ServerSettings
 from llamatel.plan.model_shape import ModelShape
 
+HEADS_OF_BLOCKS_SINCE = 9873
+"""The first build that was seen to refuse heads that are no whole blocks; b9538 wanted whole rows only."""
+
 
 def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = False, alone: bool = True) -> str | None:
     """llama-server's reason for one context, or None. The order is its own: its first reason is the one that it gives.
@@ -14,10 +17,27 @@ def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = Fal
     """
     if alone and shape.needs_target:
         return "requires ctx_other to be set"
+    refused = _numbers(settings) or _cache_types(shape, settings)
+    if refused is not None:
+        return refused
+    if drafting and not shape.drafting:
+        return "context type MTP requested but model doesn't contain MTP layers"
+    if drafting and not shape.drafts:
+        return "failed to initialize the context"  # llama.cpp has no graph that uses these blocks
+    return None
+
+
+def _numbers(settings: ServerSettings) -> str | None:
     if settings.slots > MAX_SLOTS:
         return f"n_seq_max must be <= {MAX_SLOTS}"
     if settings.batch_size == 0 and settings.ubatch_size == 0:
         return "n_batch and n_ubatch cannot both be zero"
+    if min(settings.batch_size, settings.ubatch_size) < 0 or settings.batch_size == 0:
+        return "llama-server aborts: n_batch has to be above 0"
+    return "failed to create context" if (settings.ctx_size or 0) < 0 else None
+
+
+def _cache_types(shape: ModelShape, settings: ServerSettings) -> str | None:
     flash = settings.flash_attn if shape.flash_attention else "off"
     name_k, name_v = settings.cache_type_k, settings.cache_type_v
     type_k, type_v = CACHE_TYPES[name_k], CACHE_TYPES[name_v]
@@ -25,7 +45,8 @@ def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = Fal
         return f"model does not support different K ({name_k}) and V ({name_v}) cache types"
     if type_v.quantised and flash == "off":
         return "quantized V cache requires flash_attn to be enabled"
-    if flash != "off":
+    build = None if shape.build is None else shape.build.number
+    if flash != "off" and (build is None or build >= HEADS_OF_BLOCKS_SINCE):
         for letter, name, kind, lengths in (
             ("K", name_k, type_k, [layer.key_length for layer in shape.trunk]),
             ("V", name_v, type_v, [layer.value_length for layer in shape.trunk]),
@@ -42,8 +63,4 @@ def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = Fal
         odd = next((row for row in rows if row % type_k.block), None)
         if odd is not None:
             return f"llama-server aborts: a row of {odd} values is no whole number of {name_k} blocks ({type_k.block})"
-    if drafting and not shape.drafting:
-        return "context type MTP requested but model doesn't contain MTP layers"
-    if drafting and not shape.drafts:
-        return "failed to initialize the context"  # llama.cpp has no graph that uses these blocks
     return None

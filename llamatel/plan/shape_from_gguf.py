@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from llamatel.errors import UsageError
 from llamatel.gguf.ggml_types import file_type_name
-from llamatel.plan.architectures import ARCHITECTURES, DRAFT_ONLY, DRAFTING, Architecture
+from llamatel.plan.architectures import DRAFT_ONLY, Architecture, architecture_of
 from llamatel.plan.layers import layers_of
+from llamatel.plan.llama_build import LlamaBuild
 from llamatel.plan.metadata_keys import Keys
 from llamatel.plan.model_shape import ModelShape, Rope
-from llamatel.plan.verified import VERIFIED
+from llamatel.plan.verified import is_verified, verified_builds
 from llamatel.plan.weights import Tensor, weigh
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (src/llama-hparams.h:11)
@@ -33,19 +34,24 @@ class Header(Protocol):
         """None where they were not read."""
 
 
-def shape_from_gguf(header: Header) -> ModelShape:
-    """The shape of the model in a GGUF. Raises UsageError for a file that is no model."""
+def shape_from_gguf(header: Header, build: LlamaBuild | None = None) -> ModelShape:
+    """The shape of the model in a GGUF, as a build of llama.cpp runs it. Raises UsageError for a file that is no model.
+
+    Without a ``build`` it is that of the newest that llamatel knows.
+    """
     tensors = header.tensors
     if not tensors:
-        return shape_from_metadata(header.metadata)
-    shape = shape_from_metadata(header.metadata, {tensor.name for tensor in tensors})
+        return shape_from_metadata(header.metadata, build=build)
+    shape = shape_from_metadata(header.metadata, {tensor.name for tensor in tensors}, build)
     return replace(shape, weights=weigh(tensors, len(shape.layers), shape.experts, shape.experts_used))
 
 
-def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | None = None) -> ModelShape:
+def shape_from_metadata(
+    metadata: Mapping[str, Any], tensor_names: set[str] | None = None, build: LlamaBuild | None = None
+) -> ModelShape:
     """The shape that GGUF metadata describes; ``tensor_names`` are those of the file, where known."""
     keys = Keys(metadata)
-    row = ARCHITECTURES.get(keys.architecture)
+    row = architecture_of(keys.architecture, build)
     unknown: list[str] = []
     if row is None:
         unknown.append(
@@ -77,18 +83,22 @@ def shape_from_metadata(metadata: Mapping[str, Any], tensor_names: set[str] | No
         vocabulary=keys.number("vocab_size") or _vocabulary(metadata),
         experts=keys.number("expert_count"),
         experts_used=max(keys.per_layer("expert_used_count", blocks) or [0]) or None,
+        build=build,
         latent=latent,
+        latent_values=row.latent_values,
+        drafting_keeps_all=row.drafting_keeps_all,
         cache=row.cache,
         flash_attention=row.flash_attention,
         causal=row.causal and keys.raw("attention.causal") is not False,
         rollback=row.rollback,
-        drafts=row.name in DRAFTING and any(layer.drafting for layer in layers),
+        drafts=row.drafts and any(layer.drafting for layer in layers),
         drafts_as=_drafts_as(row, blocks, tensor_names or set()),
         needs_target=row.name in DRAFT_ONLY and not _whole_model(row, tensor_names or set()),
         aborts=row.aborts,
         rope=_rope(keys),
         file_type=file_type_name(metadata.get("general.file_type")),
-        verified=keys.architecture in VERIFIED,
+        verified=is_verified(row, build),
+        verified_builds=verified_builds(row.name),
         unknown=(*unknown, *(f"the file lacks {key}" for key in dict.fromkeys(keys.missing))),
     )
 

@@ -1,22 +1,57 @@
-"""The architectures whose cache sizes were compared with llama.cpp's own allocations, every row equal."""
+"""The builds of llama.cpp whose cache sizes were compared with ours, by architecture.
 
-VERIFIED: frozenset[str] = frozenset(
-    {
-        "afmoe", "apertus", "arcee", "arctic", "arwkv7", "baichuan", "bailingmoe", "bailingmoe2", "bailingmoe3", "bert",
-        "bitnet", "bloom", "chatglm", "codeshell", "cogvlm", "cohere2", "cohere2moe", "command-r", "dbrx", "deci",
-        "deepseek", "deepseek2", "deepseek2-ocr", "deepseek32", "deepseek4", "dflash", "dots1", "dots3note", "dream",
-        "eagle3", "ernie4_5", "ernie4_5-moe", "exaone", "exaone-moe", "exaone4", "falcon", "falcon-h1", "gemma",
-        "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma4-assistant", "glm-dsa", "glm4", "glm4moe",
-        "glm5-next", "gpt-oss", "gpt2", "gptneox", "granite", "granite_swa", "granitehybrid", "granitemoe",
-        "graniteswitch", "grok", "grovemoe", "hrm_text", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "hy_v3", "hy_v4",
-        "internlm2", "jais", "jais2", "jamba", "kimi-k3", "kimi-linear", "laguna", "lfm2", "lfm2moe", "llada", "llama",
-        "llama-embed", "llama4", "maincoder", "mamba", "mamba2", "maple", "mellum", "mimo2", "minicpm", "minicpm3",
-        "minimax-01", "minimax-m2", "minimax-m3", "mistral3", "mistral4", "mpt", "muse-glimmer", "nanbeige", "nemotron",
-        "nemotron_h", "nemotron_h_moe", "olmo", "olmo2", "olmoe", "openelm", "orion", "paddleocr", "pangu-embedded",
-        "phi2", "phi3", "phimoe", "plamo", "plamo2", "plamo3", "plm", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3",
-        "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vl", "qwen3vlmoe", "qwen4exp", "refact", "rwkv6",
-        "rwkv6qwen2", "rwkv7", "seed_oss", "smallthinker", "smollm3", "spark2_5", "stablelm", "starcoder", "starcoder2",
-        "step35", "t5", "t5encoder", "talkie", "xverse",
-    }
-)  # fmt: skip
-"""``make verify`` compares again and says which names belong here."""
+``make verify`` starts every build at hand on the models of its suite and writes the ranges: of numbers of builds that
+were compared one after another, all rows equal. Builds between the two ends of a range are taken to be alike.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from llamatel.plan.architectures import Architecture
+from llamatel.plan.llama_build import LlamaBuild
+
+Ranges = tuple[tuple[int, int], ...]
+
+_RANGES = """
+"""
+
+
+@cache
+def _by_architecture() -> dict[str, Ranges]:
+    found: dict[str, Ranges] = {}
+    for line in _RANGES.strip().splitlines():
+        spans, _, names = line.partition(": ")
+        ends = (span.split("-") for span in spans.split())
+        ranges = tuple((int(each[0]), int(each[-1])) for each in ends)
+        found |= dict.fromkeys(names.split(), ranges)
+    return found
+
+
+def verified_builds(architecture: str) -> Ranges:
+    """First and last numbers of builds, oldest first; () for an architecture that was not compared."""
+    return _by_architecture().get(architecture, ())
+
+
+def newest_verified() -> int | None:
+    """The newest build that was compared."""
+    return max((ranges[-1][1] for ranges in _by_architecture().values()), default=None)
+
+
+def is_verified(row: Architecture, build: LlamaBuild | None) -> bool:
+    """Whether ``build`` is one of those that were compared; None is the newest of them.
+
+    A build without a number counts where all builds that know the architecture are alike.
+    """
+    ranges = verified_builds(row.name)
+    if not ranges:
+        return False
+    if build is not None and build.number is not None:
+        return any(first <= build.number <= last for first, last in ranges)
+    newest = ranges[-1][1] == newest_verified()
+    return newest and (build is None or (len(ranges) == 1 and not row.earlier))
+
+
+def in_words(ranges: Ranges) -> str:
+    """``b7376 to b10229, b11063 to b11669``."""
+    return ", ".join(f"b{first}" if first == last else f"b{first} to b{last}" for first, last in ranges)

@@ -1,9 +1,11 @@
-// Preloaded into an unmodified, statically linked llama-server: writes one line for each cache tensor, "name type bytes",
-// to the file named by CACHE_TENSORS. llama.cpp names every tensor of a cache with ggml_format_name() right after it made
-// it, and nothing else bears such a name. The program's own symbol table says where that function is; its first bytes are
-// replaced by a jump to the one below, which does the same and notes what it saw. Sizes are ggml_nbytes(), llama.cpp's own.
+// Preloaded into an unmodified llama.cpp server: writes one line for each cache tensor, "name bytes", to the file named by
+// CACHE_TENSORS. llama.cpp names every tensor of a cache with ggml_format_name() right after it made it, and no other
+// tensor has such a name. Where llama.cpp is a shared library (Debian's program, Python's wheels), the function below takes
+// the place of its own, as preloaded symbols do. In a statically linked program the symbol table says where that function
+// is, and its first bytes are replaced by a jump to the one below. Sizes are ggml_nbytes(), llama.cpp's own.
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <elf.h>
 #include <fcntl.h>
 #include <link.h>
@@ -20,9 +22,35 @@ static size_t (*tensor_bytes)(const void *);
 static const void *(*set_name)(void *, const char *);
 static int output = -1;
 
-static void *format_name(void *tensor, const char *format, ...) {
+static void open_output(void) {
+    const char *path = getenv("CACHE_TENSORS");
+    output = path == NULL ? -1 : open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (output < 0) {
+        _exit(99);
+    }
+}
+
+// The functions of the library that calls; it may be known to nobody else.
+static void find_functions(const void *caller) {
+    Dl_info info;
+    void *library = dladdr(caller, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+    if (library == NULL) {
+        _exit(96);
+    }
+    tensor_bytes = (size_t (*)(const void *)) dlsym(library, "ggml_nbytes");
+    set_name = (const void *(*)(void *, const char *)) dlsym(library, "ggml_set_name");
+    if (tensor_bytes == NULL || set_name == NULL) {
+        _exit(95);
+    }
+    open_output();
+}
+
+void *ggml_format_name(void *tensor, const char *format, ...) {
     char name[256];
     va_list arguments;
+    if (output < 0) {
+        find_functions(__builtin_return_address(0));
+    }
     va_start(arguments, format);
     vsnprintf(name, sizeof name, format, arguments);
     va_end(arguments);
@@ -97,9 +125,6 @@ __attribute__((constructor)) static void attach(void) {
     if (!format || !tensor_bytes || !set_name) {
         return; // not llama.cpp: a shell on the way to it, say
     }
-    output = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (output < 0) {
-        _exit(99);
-    }
-    jump(format, (void *) format_name);
+    open_output();
+    jump(format, (void *) ggml_format_name);
 }

@@ -8,9 +8,10 @@ from pathlib import Path
 import gguf
 
 from llamatel.plan import CachePlan, ModelShape, cache_plan, parse_server_flags, shape_from_metadata
+from llamatel.plan.llama_build import LlamaBuild
 
 from .grid import Flags
-from .harness import Allocation, Bench
+from .harness import Allocation, Bench, variables_of
 from .models import TinyModel
 from .writer import VOCABULARY, full_key
 
@@ -48,12 +49,12 @@ class Row:
         return f"{name} {' '.join(self.flags)}\n  ours   {ours}\n  theirs {self.allocation.outcome}: {theirs}"
 
 
-def shape_of(model: TinyModel, tensor_names: set[str]) -> ModelShape:
+def shape_of(model: TinyModel, tensor_names: set[str], build: LlamaBuild | None = None) -> ModelShape:
     """The shape, from the same metadata that the model is written with."""
     metadata = {full_key(model.architecture, key): value for key, value in model.metadata.items()}
     metadata |= {"general.architecture": model.architecture, f"{model.architecture}.vocab_size": VOCABULARY}
     metadata["general.file_type"] = int(gguf.LlamaFileType.ALL_F32)
-    return shape_from_metadata(metadata, tensor_names)
+    return shape_from_metadata(metadata, tensor_names, build)
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,17 @@ class Written:
     names: frozenset[str]
 
 
-def compare(bench: Bench, written: Written, draft: Written | None, flags: Flags) -> Row:
+def compare(
+    bench: Bench, written: Written, draft: Written | None, flags: Flags, build: LlamaBuild | None = None
+) -> Row:
     """Start the server with these flags, and with ``draft`` as the model that drafts, and compare."""
-    shape = shape_of(written.model, set(written.names))
+    shape = shape_of(written.model, set(written.names), build)
     beside: Flags = ()
     if draft is not None:
-        shape = replace(shape, draft=shape_of(draft.model, set(draft.names)))
+        shape = replace(shape, draft=shape_of(draft.model, set(draft.names), build))
         beside = ("-md", str(draft.path))
-    plan = cache_plan(shape, parse_server_flags(("-fit", "off", *beside, *flags), environ={}))
+    variables, words = variables_of(flags)
+    plan = cache_plan(shape, parse_server_flags((*bench.always, *beside, *words), environ=variables))
     return Row(
         written.model,
         flags,

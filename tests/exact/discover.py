@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llamatel.plan.architectures import ARCHITECTURES, DRAFTING
-from tests.parts import free_port, llama_server
+from llamatel.plan.architectures import ARCHITECTURES
+from tests.parts import free_port, llama_server, sid_llama_server
 
 from .harness import Allocation, Bench, preloaded_library
 from .models import MODELS, SPECULATION, TinyModel
@@ -52,7 +52,8 @@ def discover(
     tensors: dict[str, Shape] = dict(model.seeds)
     many = model.metadata["block_count"] > 24
     flags = ["-c", "256", "-np", "1"]
-    if model.metadata.get("nextn_predict_layers") and model.architecture in DRAFTING:
+    row = ARCHITECTURES.get(model.architecture)
+    if model.metadata.get("nextn_predict_layers") and row is not None and row.drafts:
         flags += ["--spec-type", "draft-mtp"]  # or the loader passes over the tensors of those blocks
     path = run = folder / f"{model.name}.gguf"
     if model.target is not None:
@@ -85,11 +86,13 @@ def discover(
 
 
 def main(names: list[str]) -> int:
-    """Exit status 1 if a model could not be loaded."""
+    """Exit status 1 if a model could not be loaded by the built llama-server, nor by the newest one."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bench = Bench(llama_server(), preloaded_library(folder), free_port(), folder / "record.txt")
-        failed = _fill(TABLE, MODELS, bench, write_model, names)
+        library, port, record = preloaded_library(folder), free_port(), folder / "record.txt"
+        failed = _fill(TABLE, MODELS, Bench(llama_server(), library, port, record), write_model, names)
+        if failed:
+            failed = _fill(TABLE, MODELS, Bench(sid_llama_server(), library, port, record), write_model, names)
         failed |= _fill(REAL_TABLE, REAL, NoAlloc(llama_server()), write_sparse, names)
     return 1 if failed else 0
 
@@ -105,8 +108,7 @@ def _fill(path: Path, models: Sequence[TinyModel], bench: Starts, write: Write, 
             if model.name not in (names or [m.name for m in models if m.name not in table]):
                 continue
             tensors, answer = discover(model, bench, folder, write)
-            row = ARCHITECTURES[model.architecture]
-            if answer.outcome == "started" or (row.aborts is not None and answer.outcome == "aborted"):
+            if answer.outcome == "started" or (answer.outcome == "aborted" and answer.tensors):
                 table[model.name] = tensors
                 path.write_text(format_table(table))
                 print(f"{model.name}: {len(tensors)} tensors, {answer.total_bytes} bytes of cache", flush=True)

@@ -1,4 +1,4 @@
-"""The settings that every model of the suite is started with, as llama-server's own flags."""
+"""The settings that every model of the suite is started with: llama-server's flags, and variables before them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,31 @@ _SETTINGS = """
 -c 2048 -ctk q5_1 -ctv iq4_nl
 -c 2048 -np 8 -ctk f32 -ctv f32
 -np 2 -nkvo
+-c 0
+-c 0 -np 3 -fit on
+-c 0 -np 2 -kvu -fit on
+-np 2 -fit on
+-c 2048 -b 2048 -ub 512 -np -1 -fa auto -ctk f16 -ctv f16 -no-kvu -ngl auto -kvo --kv-unified-per-slot 0
+-c 2048 -np 2 -ub 0
+-c 2048 -np 2 -b 0
+-np 3 --kv-unified-per-slot 700
+LLAMA_ARG_CTX_SIZE=0 LLAMA_ARG_N_PARALLEL=2 -fit on
+LLAMA_ARG_CTX_SIZE=3000 LLAMA_ARG_N_PARALLEL=3 LLAMA_ARG_KV_UNIFIED=1 LLAMA_ARG_UBATCH=128 LLAMA_ARG_SWA_FULL=true
+LLAMA_ARG_CACHE_TYPE_K=q8_0 LLAMA_ARG_CACHE_TYPE_V=q8_0 LLAMA_ARG_FLASH_ATTN=on LLAMA_ARG_NO_KV_UNIFIED=1 -c 2048 -np 2
+LLAMA_ARG_BATCH=300 LLAMA_ARG_NO_KV_OFFLOAD=0 LLAMA_ARG_CTX_SIZE=512 -c 2048 -np 1
 """
+OTHER_BUILDS: tuple[Flags, ...] = tuple(
+    tuple(line.split())
+    for line in (
+        "-c 4096 -np 1",
+        "-c 2048 -np 2 -fa on -ctk q8_0 -ctv q8_0",
+        "-c 3000 -np 4 -kvu -fa off",
+        "-c 2048",
+        "-c 0 -np 2 -fit on",
+        "LLAMA_ARG_CTX_SIZE=1000 LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_SWA_FULL=1",
+    )
+)
+"""For builds beside the one that the suite is made for."""
 GRID: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _SETTINGS.split("\n")[1:-1])
 
 _DRAFTING = """

@@ -15,6 +15,7 @@ from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
 from .sid import sid_llama_server
 from .vocabularies import vocabularies
+from .wheels import xllamacpp_server
 
 __all__ = [
     "Child",
@@ -42,4 +43,5 @@ __all__ = [
     "survivors",
     "vocabularies",
     "wait_until",
+    "xllamacpp_server",
 ]

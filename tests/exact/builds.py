@@ -1,0 +1,59 @@
+"""The builds of llama.cpp that cache sizes are compared with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from llamatel.plan.llama_build import LlamaBuild, parse_build
+from tests.parts import MissingPart, llama_server, sid_llama_server, xllamacpp_server
+from tests.parts.cache import say
+from tests.parts.wheels import RELEASES
+
+
+@dataclass(frozen=True)
+class Server:
+    """A llama-server of one build."""
+
+    name: str
+    program: Path
+    build: LlamaBuild
+    flags: frozenset[str]
+    """All that it knows."""
+
+
+def _sid_build(program: Path) -> str:
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"\(build (\d+)", told.stderr + told.stdout)
+    return f"b{found[1]}" if found else "sid"
+
+
+_PROGRAMS: dict[str, Callable[[], Path]] = {
+    "built": llama_server,
+    "sid": sid_llama_server,
+    **{release: partial(xllamacpp_server, release) for release in RELEASES},
+}
+NAMES = tuple(_PROGRAMS)
+
+
+def server(name: str) -> Server:
+    """One of ``NAMES``. Raises MissingPart."""
+    program = _PROGRAMS[name]()
+    text = "0.5.0-dev" if name == "built" else _sid_build(program) if name == "sid" else name
+    build = parse_build(text)
+    assert build is not None
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    return Server(name, program, build, frozenset(re.findall(r"(?<![\w-])--?[A-Za-z][\w.-]*", told.stdout)))
+
+
+def servers(names: Sequence[str] = NAMES) -> Iterator[Server]:
+    """Those that can be had here, and a line for each that cannot."""
+    for name in names:
+        try:
+            yield server(name)
+        except MissingPart as error:
+            say(str(error))

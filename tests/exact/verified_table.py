@@ -1,0 +1,75 @@
+"""Results of comparing builds: ranges for ``llamatel/plan/verified.py``, a table for ``docs/kv-cache.md``."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from llamatel.plan.architectures import architecture_of
+from llamatel.plan.llama_build import LlamaBuild
+
+ROOT = Path(__file__).parent.parent.parent
+RANGES = ROOT / "llamatel" / "plan" / "verified.py"
+DOCUMENT = ROOT / "docs" / "kv-cache.md"
+EQUAL, DIFFERENT, CRASHED, UNKNOWN = "=", "≠", "!", "·"
+"""All rows equal; some not; llama-server crashes on the suite's model; it does not know it."""
+
+Table = Mapping[LlamaBuild, Mapping[str, str]]
+"""By build: each architecture's mark."""
+
+
+def ranges_of(architecture: str, table: Table) -> str:
+    """``7376-10229 11063-11669``: runs of builds, one after another, that are equal by the same rules."""
+    builds = sorted((build for build in table if build.number is not None), key=lambda build: build.number or 0)
+    known = [build for build in builds if table[build].get(architecture, UNKNOWN) != CRASHED]
+    runs: list[list[LlamaBuild]] = []
+    for before, build in pairwise([None, *known]):
+        if build is None or table[build].get(architecture, UNKNOWN) != EQUAL:
+            continue
+        row = architecture_of(architecture, build)
+        joined = runs and runs[-1][-1] == before and architecture_of(architecture, before) == row
+        if joined:
+            runs[-1].append(build)
+        else:
+            runs.append([build])
+    return " ".join(f"{run[0].number}-{run[-1].number}" for run in runs)
+
+
+def ranges_text(table: Table) -> str:
+    """The lines of ``verified.py``."""
+    by_range: dict[str, list[str]] = {}
+    for architecture in sorted({name for marks in table.values() for name in marks}):
+        ranges = ranges_of(architecture, table)
+        if ranges:
+            by_range.setdefault(ranges, []).append(architecture)
+    lines = []
+    for ranges, names in sorted(by_range.items()):
+        wrapped = textwrap.wrap(" ".join(names), 118 - len(ranges), break_on_hyphens=False, break_long_words=False)
+        lines += [f"{ranges}: {line}" for line in wrapped]
+    return "\n".join(lines)
+
+
+def document_table(table: Table, models: Mapping[str, int]) -> str:
+    """Markdown: a row an architecture, a column a build."""
+    builds = sorted(table, key=lambda build: build.number or 0)
+    head = ["architecture", "models", *(f"b{b.number}" if b.text != "0.5.0-dev" else b.text for b in builds)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
+    for architecture in sorted({name for marks in table.values() for name in marks}):
+        marks = [table[build].get(architecture, UNKNOWN) for build in builds]
+        lines.append(f"| {architecture} | {models.get(architecture, 0)} | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
+def replace_between(path: Path, start: str, end: str, text: str) -> None:
+    """Put text between two marks of a file."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def update(table: Table, models: Mapping[str, int]) -> None:
+    """Write both."""
+    replace_between(RANGES, '_RANGES = """', '"""', ranges_text(table))
+    replace_between(DOCUMENT, "<!-- builds: start -->", "<!-- builds: end -->", document_table(table, models))
