@@ -128,8 +128,10 @@ _NO_CACHE = """
     neo-bert nomic-bert nomic-bert-moe rnd1 wavtokenizer-dec
 """
 
-# Until September 2026 the blocks that draft were cached in the main context, and all layers in the one that drafts.
-_ALL_LAYERS_DRAFT = Earlier(11063, {"drafting_cached": True, "drafting_keeps_all": True})
+# In the summer of 2026 the blocks that draft were cached in the main context, and all layers in the one that drafts;
+# before that, nothing drafted with them.
+_SUMMER: Mapping[str, Any] = {"drafting_cached": True, "drafting_keeps_all": True, "drafts": True}
+_ALL_LAYERS_DRAFT = (Earlier(11063, _SUMMER), Earlier(9538, dict.fromkeys(_SUMMER, False)))
 # Until January 2026 latent attention cached a V as well.
 _LATENT_WITH_V = Earlier(8672, {"latent_values": True})
 _LISTED = Window()
@@ -138,11 +140,9 @@ _HYBRID_KV: Literal["no KV heads"] = "no KV heads"
 _ROWS: tuple[Architecture, ...] = (
     *(Architecture(name) for name in _STANDARD.split()),
     *(Architecture(name, cache="none", causal=False) for name in _NO_CACHE.split()),
-    Architecture("glm4moe", drafts=True, earlier=(_ALL_LAYERS_DRAFT,)),
+    Architecture("glm4moe", drafts=True, earlier=_ALL_LAYERS_DRAFT),
     Architecture("hy_v3", drafts=True),
-    Architecture(
-        "bailingmoe2", earlier=(replace(_ALL_LAYERS_DRAFT, changes={**_ALL_LAYERS_DRAFT.changes, "drafts": True}),)
-    ),
+    Architecture("bailingmoe2", earlier=_ALL_LAYERS_DRAFT),
     Architecture("grok", flash_attention=False),
     Architecture("plm", aborts="its graph hands V to the cache in another shape"),
     Architecture("t5", aborts="it does not run models with an encoder and a decoder"),
@@ -158,7 +158,7 @@ _ROWS: tuple[Architecture, ...] = (
     Architecture("cohere2moe", window=Window(4, dense_first=True), drafts=True),
     Architecture("llama4", window=Window(4, when="unless zero", forced=8192, chunked=True)),
     Architecture("exaone4", window=Window(4, default=4096, layers=64)),
-    Architecture("exaone-moe", window=Window(4)),
+    Architecture("exaone-moe", window=Window(4), earlier=_ALL_LAYERS_DRAFT),
     Architecture("olmo2", window=Window(4, when="positive")),
     Architecture("plamo3", window=Window(8, when="positive")),
     Architecture("afmoe", window=Window(4, when="positive")),
@@ -174,7 +174,7 @@ _ROWS: tuple[Architecture, ...] = (
     Architecture("maion-coder", window=_LISTED),
     Architecture("kolibri1", window=Window(5)),
     # Latent attention, indexers.
-    Architecture("deepseek2", latent=True, drafts=True, earlier=(_ALL_LAYERS_DRAFT, _LATENT_WITH_V)),
+    Architecture("deepseek2", latent=True, drafts=True, earlier=(*_ALL_LAYERS_DRAFT, _LATENT_WITH_V)),
     Architecture("mistral4", latent=True, drafts=True),
     Architecture("deepseek32", latent=True, indexer="trunk", drafts=True),
     Architecture("glm-dsa", latent=True, indexer="types by length", drafts=True),

@@ -76,10 +76,10 @@ def _fits(flags: Sequence[str]) -> bool:
 
 
 def _last_round(tensors: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Fitting makes all caches several times to measure them: the last ones stay."""
-    names = [name for name, _ in tensors]
-    period = next((n for n in range(1, len(names)) if names[n:] == names[:-n]), len(names))
-    return tuple(tensors[len(tensors) - period :])
+    """Fitting makes all caches several times to measure them, at last as they stay: the end is there twice."""
+    total = len(tensors)
+    period = next((n for n in range(1, total // 2 + 1) if tensors[-n:] == tensors[-2 * n : -n]), total)
+    return tuple(tensors[total - period :])
 
 
 def _listen(child: subprocess.Popen[bytes], deadline: float) -> str:

@@ -90,15 +90,14 @@ def pairs() -> Iterator[Job]:
         yield Job(by_name[name], [(*speculation.split(), *flags) for flags in BESIDE], by_name[draft])
 
 
+def _dies_while_fitting(row: Row) -> bool:
+    return row.allocation.outcome == "aborted" and ("-fit", "on") in pairwise(row.flags)
+
+
 def judged(rows: Iterable[Row]) -> list[Row]:
     """The rows of models and flags that the build knows, and that it does not crash on (or while it fits)."""
-    outcomes = [(row, row.allocation.outcome) for row in rows]
-    return [
-        row
-        for row, outcome in outcomes
-        if outcome not in ("unsupported", "crashed")
-        and not (outcome == "aborted" and ("-fit", "on") in pairwise(row.flags))
-    ]
+    known = [row for row in rows if row.allocation.outcome not in ("unsupported", "crashed")]
+    return [row for row in known if not _dies_while_fitting(row)]
 
 
 def report(rows: Sequence[Row], name: str = "llama-server") -> int:
@@ -119,17 +118,20 @@ def report(rows: Sequence[Row], name: str = "llama-server") -> int:
 
 
 def marks(rows: Sequence[Row]) -> dict[str, str]:
-    """What the rows say of each architecture. A row with a model beside it speaks for both."""
+    """A mark for each architecture. A row with a model that drafts counts for both; if it differs, for that alone."""
     found: dict[str, str] = {}
     order = (UNKNOWN, CRASHED, EQUAL, DIFFERENT)
     for row in rows:
         outcome = row.allocation.outcome
+        if _dies_while_fitting(row):
+            continue
         mark = UNKNOWN if outcome == "unsupported" else CRASHED if outcome == "crashed" else EQUAL
         if mark == EQUAL and not row.equal:
             mark = DIFFERENT
         elif mark == EQUAL and outcome == "refused":
             continue
-        for model in (row.model, row.draft):
+        differs = mark == DIFFERENT and row.draft is not None
+        for model in (row.draft,) if differs else (row.model, row.draft):
             if model is not None:
                 found[model.architecture] = max(mark, found.get(model.architecture, UNKNOWN), key=order.index)
     return found
