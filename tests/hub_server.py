@@ -1,7 +1,8 @@
 """A small server that speaks the Hugging Face Hub's protocol, for HF_ENDPOINT, and counts what it hands out.
 
-As the Hub does: ``/api/models/ORG/REPO`` describes a repository, ``/ORG/REPO/resolve/REVISION/FILE`` redirects to
-another host (here another port), which serves ranges; refusals have the Hub's ``X-Error-Code``.
+As the Hub does: ``/api/models/ORG/REPO`` describes a repository (``/refs`` and ``/tree/REVISION``, which llama-server
+requests, parts of it), ``/ORG/REPO/resolve/REVISION/FILE`` redirects to another host (here another port), which serves
+ranges; refusals have the Hub's ``X-Error-Code``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class HubServer:
 
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
+_REFS = re.compile(r"/api/models/([^/]+/[^/]+)/refs")
+_TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -80,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._file(path)
             elif found := _API.fullmatch(path):
                 self._describe(found[1], found[2])
+            elif found := _REFS.fullmatch(path):
+                self._refs(found[1])
+            elif found := _TREE.fullmatch(path):
+                self._tree(*found.groups())
             elif found := _RESOLVE.fullmatch(path):
                 self._resolve(*found.groups())
             else:
@@ -111,6 +121,20 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.parameters is not None:
             info["safetensors"] = {"parameters": {"BF16": repository.parameters}, "total": repository.parameters}
         self._answer(200, json.dumps(info).encode(), Content_Type="application/json")
+
+    def _refs(self, name: str) -> None:
+        if self._allowed(name, None, content=False) is not None:
+            document = {"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": SHA}], "tags": []}
+            self._answer(200, json.dumps(document).encode(), Content_Type="application/json")
+
+    def _tree(self, name: str, revision: str) -> None:
+        repository = self._allowed(name, revision, content=False)
+        if repository is not None:
+            files = [
+                {"type": "file", "path": path, "size": len(data), "oid": "a" * 40}
+                for path, data in repository.files.items()
+            ]
+            self._answer(200, json.dumps(files).encode(), Content_Type="application/json")
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         repository = self._allowed(name, revision, content=True)

@@ -51,9 +51,9 @@ def flag_words(values: Mapping[str, Any]) -> list[str]:
     return words + ["--swa-full"] * bool(values.get("swa_full"))
 
 
-def _shape(reference: str) -> tuple[str, ModelShape]:
+def _shape(reference: str, *, as_server: bool = False) -> tuple[str, ModelShape]:
     with fetching(reference) as progress:
-        found = read_reference(reference, progress=progress)
+        found = read_reference(reference, progress=progress, as_server=as_server)
     if isinstance(found, Choices):
         raise UsageError(found.question)
     if isinstance(found, GGUFHeader):
@@ -94,7 +94,7 @@ def command(
     reference = model or settings.model
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
-    name, shape = _shape(reference)
+    name, shape = _shape(reference, as_server=model is None)
     if settings.draft_model is not None:
         shape = replace(shape, draft=_shape(settings.draft_model)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None

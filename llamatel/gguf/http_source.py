@@ -1,19 +1,16 @@
-"""A file behind an HTTP address, of which only the ranges are fetched that a header's reader asks for."""
+"""A file at an HTTP URL, of which only the ranges are fetched that a header's reader requests."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
-from llamatel.errors import GGUFError, ModelUnreachable
-
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+from llamatel.errors import GGUFError, HttpError, ModelUnreachable, UsageError
+from llamatel.inputs.http import HttpClient, Stream, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -22,21 +19,34 @@ FIRST_CHUNK = 256 << 10
 
 LAST_CHUNK = 4 << 20
 
+CONNECT_S = 10.0
+SILENCE_S = 20.0
+"""Seconds between two bytes at most."""
+STEP_S = 20.0
+SLOWEST = 32 << 10
+"""A step may take STEP_S and a second for so many of its bytes: a server that sends a byte at a time is given up."""
+TOTAL_S = 600.0
+"""Seconds for all of a file's header."""
+REDIRECTS = 5
+_TRANSIENT = frozenset({429, 502, 503, 504})
+_PAUSES = (0.5, 1.0)
+"""Seconds before a request is repeated that the server could not answer for the moment."""
+
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 Explain = Callable[[int, Mapping[str, str]], "str | None"]
-"""From status and headers of an answer that is no success: what it means, or None for the plain text."""
+"""From status and headers of a response that is no success: what it means, or None for the plain text."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes of each step that came."""
+"""Called with the number of bytes of each step that arrived."""
 
 
 class UrlSource:
-    """A file behind ``url``; a context manager. See ByteSource.
+    """A file at ``url``; a context manager. See ByteSource.
 
-    The address that redirects lead to is asked for the further chunks, without ``headers`` if it is another host's
-    (they may hold a token). A server that does not do ranges is read as a stream, which is cut off when the header
-    ends. Reading goes forward only. ``fetched`` counts the bytes that came. Raises GGUFError.
+    Further chunks are requested from the URL that redirects led to, without ``headers`` if it is another origin's
+    (they may hold a token). A server without range requests is read as a stream, which is cut off when the header
+    ends. Reading goes forward only. ``fetched`` counts the bytes received. Raises GGUFError.
     """
 
     def __init__(
@@ -51,18 +61,18 @@ class UrlSource:
         self.name = name or url
         self.fetched = 0
         self.requests = 0
-        self._url = url
         self._headers = dict(headers or {})
         self._explain = explain
         self._progress = progress
         self._chunk = FIRST_CHUNK
-        self._stream: BaseHTTPResponse | None = None
+        self._stream: Stream | None = None
         self._stream_at = 0
-        self._pool = _pool(url)
+        self._ends_at = time.monotonic() + TOTAL_S
+        self._client, self._path = self._server(url)
         try:
             self._first, self.size = self._range(0, FIRST_CHUNK)
         except BaseException:
-            self._pool.clear()
+            self._client.close()
             raise
 
     def __enter__(self) -> UrlSource:
@@ -73,7 +83,7 @@ class UrlSource:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
-        self._pool.clear()
+        self._client.close()
         log.info("%s: %d of %d bytes fetched, in %d requests", self.name, self.fetched, self.size, self.requests)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
@@ -90,124 +100,124 @@ class UrlSource:
             raise GGUFError(f"it changed while it was read ({self.size} bytes, then {size})", path=self.name)
         return data
 
+    def _server(self, url: str) -> tuple[HttpClient, str]:
+        """A client of the URL's server, and the path there."""
+        try:
+            parts = urlsplit(url)
+            client = HttpClient(parse_address(f"{parts.scheme}://{parts.netloc}"), use_proxy=True)
+        except (UsageError, ValueError) as error:
+            raise ModelUnreachable(f"cannot be fetched: {error}", path=self.name) from error
+        return client, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
     def _range(self, offset: int, n_bytes: int) -> tuple[bytes, int]:
         """Bytes, and the whole file's size."""
-        from urllib3.exceptions import HTTPError, LocationParseError
+        for pause in (*_PAUSES, None):
+            try:
+                stream = self._open(STEP_S + n_bytes / SLOWEST, f"bytes={offset}-{offset + n_bytes - 1}")
+                if stream.status in _TRANSIENT and pause is not None:
+                    stream.close()
+                    time.sleep(pause)
+                    continue
+                return self._response(stream, offset, n_bytes)
+            except HttpError as error:
+                raise ModelUnreachable(f"cannot be fetched: {error}", path=self.name) from error
+        raise AssertionError  # the last pause is None
 
-        try:
-            response = self._pool.request(
-                "GET",
-                self._url,
-                headers={**self._headers, "Range": f"bytes={offset}-{offset + n_bytes - 1}"},
-                preload_content=False,
-            )
-            self.requests += 1
-            self._follow(response)
-            if response.status == 200 and offset == 0:
-                return self._start_stream(response)
-            return self._partial(response, offset, n_bytes)
-        except (HTTPError, LocationParseError, OSError) as error:
-            raise ModelUnreachable(f"cannot be fetched: {_reason(error)}", path=self.name) from error
+    def _open(self, seconds: float, bytes_range: str | None = None) -> Stream:
+        self.requests += 1
+        more = {} if bytes_range is None else {"Range": bytes_range}
+        return self._client.open(
+            self._path, read_s=SILENCE_S, total_s=self._left(seconds), connect_s=CONNECT_S,
+            headers={**self._headers, **more}, redirects=REDIRECTS,
+        )  # fmt: skip
 
-    def _partial(self, response: BaseHTTPResponse, offset: int, n_bytes: int) -> tuple[bytes, int]:
+    def _left(self, seconds: float) -> float:
+        """Seconds that a step may take. Raises HttpError where none are left of all."""
+        left = self._ends_at - time.monotonic()
+        if left <= 0:
+            raise HttpError("it took too long", kind="timeout")
+        return min(seconds, left)
+
+    def _response(self, stream: Stream, offset: int, n_bytes: int) -> tuple[bytes, int]:
         try:
-            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if response.status == 416 and response.headers.get("Content-Range") == "bytes */0":
+            if stream.status == 200 and offset == 0:
+                self._follow(stream)
+                return self._start_stream()
+            found = _CONTENT_RANGE.fullmatch(stream.headers.get("Content-Range", ""))
+            if stream.status == 416 and stream.headers.get("Content-Range") == "bytes */0":
                 return b"", 0  # an empty file has no first byte
-            if response.status != 206 or found is None or int(found[1]) != offset:
-                raise GGUFError(self._refusal(response), path=self.name)
-            return self._take(response, n_bytes), int(found[3])
+            if stream.status != 206 or found is None or int(found[1]) != offset:
+                raise GGUFError(self._refusal(stream), path=self.name)
+            data = self._receive(stream, n_bytes)
+            stream.read1(1)  # the end of the body, so that the connection is kept
+            self._follow(stream)
+            return data, int(found[3])
         finally:
-            if response.status == 206 and response.length_remaining == 0:
-                response.drain_conn()
-                response.release_conn()
-            else:
-                response.close()
+            stream.close()
 
-    def _take(self, response: BaseHTTPResponse, n_bytes: int) -> bytes:
-        """At most so many bytes of an answer, whatever it says of its length."""
+    def _receive(self, stream: Stream, n_bytes: int) -> bytes:
+        """At most so many bytes of a body, whatever its length. Raises HttpError, where they are too slow, too."""
+        ends_at = time.monotonic() + self._left(STEP_S + n_bytes / SLOWEST)
         parts: list[bytes] = []
         missing = n_bytes
-        while missing and (part := response.read(min(missing, 64 << 10))):
+        while missing and (part := stream.read1(min(missing, 64 << 10))):
             parts.append(part)
             missing -= len(part)
             self.fetched += len(part)
             if self._progress is not None:
                 self._progress(len(part))
+            if missing and time.monotonic() > ends_at:
+                stream.close()
+                raise HttpError("it sends too slowly", kind="timeout")
+            if len(parts) > 4096:
+                parts = [b"".join(parts)]
         return b"".join(parts)
 
-    def _start_stream(self, response: BaseHTTPResponse) -> tuple[bytes, int]:
-        """The server sends all of it: take the first chunk, leave the rest in its pipe."""
-        length = response.headers.get("Content-Length", "")
+    def _start_stream(self) -> tuple[bytes, int]:
+        """Of a server that always sends all of it: read the first chunk, leave the rest in its pipe."""
+        stream = self._open(TOTAL_S)
+        length = stream.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,18}", length):
-            response.close()
-            raise GGUFError("the server tells no size and does no ranges", path=self.name)
-        self._stream = response
-        data = self._take(response, min(FIRST_CHUNK, int(length)))
+            stream.close()
+            raise GGUFError("the server sends no size and has no range requests", path=self.name)
+        self._stream = stream
+        data = self._receive(stream, min(FIRST_CHUNK, int(length)))
         self._stream_at = len(data)
         return data, int(length)
 
-    def _read_stream(self, stream: BaseHTTPResponse, offset: int, n_bytes: int) -> bytes:
-        from urllib3.exceptions import HTTPError
-
+    def _read_stream(self, stream: Stream, offset: int, n_bytes: int) -> bytes:
         try:
             while self._stream_at < offset:
-                passed = len(self._take(stream, min(offset - self._stream_at, 64 << 10)))
+                passed = len(self._receive(stream, min(offset - self._stream_at, LAST_CHUNK)))
                 if not passed:
                     return b""
                 self._stream_at += passed
-            data = self._take(stream, n_bytes)
+            data = self._receive(stream, n_bytes)
             self._stream_at += len(data)
-        except (HTTPError, OSError) as error:
-            raise GGUFError(f"cannot be fetched: {_reason(error)}", path=self.name) from error
+        except HttpError as error:
+            raise ModelUnreachable(f"cannot be fetched: {error}", path=self.name) from error
         return data
 
-    def _follow(self, response: BaseHTTPResponse) -> None:
-        """Ask where the redirects led from now on."""
-        final = self._url
-        for step in response.retries.history if response.retries is not None else ():
-            if step.redirect_location:
-                final = urljoin(final, step.redirect_location)
-        if urlsplit(final)[:2] != urlsplit(self._url)[:2]:
-            self._headers = {}
-        self._url = final
+    def _follow(self, stream: Stream) -> None:
+        """Request from where the redirects led from now on."""
+        if stream.url == self._client.address.origin + self._path:
+            return
+        client, self._path = self._server(stream.url)
+        if client.address.origin == self._client.address.origin:
+            client.close()
+            return
+        self._headers = {}
+        self._client.close()
+        self._client = client
 
-    def _refusal(self, response: BaseHTTPResponse) -> str:
-        explained = self._explain(response.status, response.headers) if self._explain is not None else None
+    def _refusal(self, stream: Stream) -> str:
+        explained = self._explain(stream.status, stream.headers) if self._explain is not None else None
         if explained is not None:
             return explained
-        if response.status == 206:
-            return "the server's answer is not the range that was asked for"
-        if response.status == 404:
+        if stream.status == 206:
+            return "the server's response is not the range that was requested"
+        if stream.status == 404:
             return "the server has no such file (404)"
-        if response.status in (401, 403):
-            return f"the server does not give it to us ({response.status})"
-        return f"the server answered {response.status} {response.reason or ''}".rstrip()
-
-
-def _pool(url: str) -> PoolManager:
-    import urllib3
-
-    host = urlsplit(url).hostname or ""
-    proxy = None if proxy_bypass(host) else getproxies().get(urlsplit(url).scheme)
-    timeout = urllib3.Timeout(connect=10, read=30)
-    retries = urllib3.Retry(
-        connect=0,  # urllib3 would log each attempt
-        read=0,
-        redirect=5,
-        status=2,
-        status_forcelist=(429, 502, 503, 504),
-        backoff_factor=0.5,
-        raise_on_status=False,
-        respect_retry_after_header=False,  # which may name minutes
-    )
-    if proxy:
-        return urllib3.ProxyManager(proxy, timeout=timeout, retries=retries)
-    return urllib3.PoolManager(timeout=timeout, retries=retries)
-
-
-def _reason(error: BaseException) -> str:
-    """One line for people, without urllib3's object addresses."""
-    inner: object = getattr(error, "reason", None) or error
-    text = str(inner).split(">: ")[-1].split("): ")[-1].strip()
-    return " ".join(text.split()) or type(error).__name__
+        if stream.status in (401, 403):
+            return f"the server denies access ({stream.status})"
+        return f"the server answered {stream.status}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llamatel.errors import GGUFError
 from llamatel.gguf.header import GGUFHeader
-from llamatel.gguf.split_files import shard_names
+from llamatel.gguf.hub_choice import named_by
+from llamatel.gguf.split_files import shard_of
+from llamatel.inputs.documents import InvalidDocument, parse_json
 
 MAX_CONFIG = 4 << 20
+SHOWN = 20
+"""Names in a message at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A GGUF of several: ``path`` is its first file, ``size`` the bytes of all its ``files`` (None: not told)."""
+    """A GGUF of several: ``path`` is its first file, ``size`` the bytes of all its ``files`` (None: not known)."""
 
     path: str
     size: int | None
@@ -34,9 +40,9 @@ class Choice:
     files: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choices:
-    """A folder or repository with several GGUFs. ``reference`` of a choice is what to ask for instead."""
+    """A folder or repository with several GGUFs, the smallest first; ``reference`` is what names one of them."""
 
     name: str
     choices: tuple[Choice, ...]
@@ -46,16 +52,27 @@ class Choices:
         """What names this choice on a command line."""
         if not self.remote:
             return str(Path(self.name) / choice.path)
-        same = [each for each in self.choices if each.quant == choice.quant]
-        if choice.quant is not None and same == [choice]:
+        if choice.quant is not None and self._named[choice.quant] == [choice]:
             return f"{self.name}:{choice.quant}"
         return f"hf://{self.name}/{choice.path}"
+
+    @cached_property
+    def _named(self) -> dict[str, list[Choice]]:
+        """What each quantization's name leads to, by llama-server's rules."""
+        names = dict.fromkeys(choice.quant for choice in self.choices if choice.quant is not None)
+        return {name: named_by(name, self.choices) for name in names}
 
     @property
     def question(self) -> str:
         """One line that says what there is to choose from."""
-        names = ", ".join(self.reference(choice) for choice in self.choices)
-        return f"{self.name} holds several models; name one of: {names}"
+        names = [self.reference(each) for each in self.choices[:SHOWN]]
+        return f"{self.name} holds several models; name one of: {listed(names, len(self.choices))}"
+
+
+def listed(names: Sequence[str], number: int | None = None) -> str:
+    """The first of many names, and how many more there are of ``number``."""
+    more = (len(names) if number is None else number) - len(names[:SHOWN])
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more else "")
 
 
 Model = GGUFHeader | ModelConfig | Choices
@@ -72,27 +89,30 @@ def quant_of(path: str) -> str | None:
     return found[-1].upper() if found else None
 
 
-def choices_among(files: list[tuple[str, int | None]]) -> tuple[Choice, ...]:
+def choices_among(files: Sequence[tuple[str, int | None]]) -> tuple[Choice, ...]:
     """The models among these names and sizes, each split one as one, the smallest first."""
-    sizes = dict(files)
+    sizes: dict[str, list[int | None]] = defaultdict(list)
+    first: dict[str, tuple[str, int]] = {}
+    for path, size in dict(files).items():
+        if path.endswith(".gguf"):
+            shard = shard_of(path)
+            sizes[shard.model].append(size)
+            if shard.number == 1:
+                first[shard.model] = (path, shard.count)
     found = []
-    for path in sorted(sizes):
-        shards = shard_names(path)
-        if not path.endswith(".gguf") or path != shards[0]:
-            continue
-        parts = [sizes.get(shard) for shard in shards]
-        size = sum(part for part in parts if part is not None) if None not in parts else None
-        found.append(Choice(path, size, quant_of(path), len(shards)))
+    for model, (path, count) in first.items():
+        known = [size for size in sizes[model] if size is not None]
+        found.append(Choice(path, sum(known) if len(known) == count else None, quant_of(path), count))
     return tuple(sorted(found, key=lambda choice: (choice.size is None, choice.size or 0, choice.path)))
 
 
-def parse_config(text: str, name: str) -> dict[str, Any]:
+def parse_config(text: str | bytes, name: str) -> dict[str, Any]:
     """A ``config.json``. Raises GGUFError."""
     if len(text) > MAX_CONFIG:
         raise GGUFError(f"a configuration of more than {MAX_CONFIG >> 20} MiB", path=name)
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = parse_json(text)
+    except InvalidDocument as error:
         raise GGUFError(f"not JSON: {error}", path=name) from error
     if not isinstance(config, dict):
         raise GGUFError("not a JSON object", path=name)

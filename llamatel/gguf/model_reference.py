@@ -19,18 +19,18 @@ _HUB = re.compile(
 _HUB_PAGE = re.compile(rf"/(?P<repo>{_NAME}/{_NAME})/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
-def read_reference(reference: str, *, progress: Callable[[int], None] | None = None) -> Model:
+def read_reference(reference: str, *, progress: Callable[[int], None] | None = None, as_server: bool = False) -> Model:
     """The header, tensors included, or the configuration that ``reference`` names; or what there is to choose from.
 
     A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
     ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` behind the repository; ``https://.../x.gguf``.
-    ``progress`` is called with the bytes of each step that come over the network. Raises GGUFError, and UsageError for
-    what is none of these.
+    ``progress`` is called with the bytes of each step that arrive over the network. ``as_server``: of several models in
+    a repository the one that ``llama-server -hf`` takes. Raises GGUFError, and UsageError for what is none of these.
     """
     if reference.startswith(("http://", "https://")):
         return _address(reference, progress)
     if reference.startswith("hf://"):
-        return _hub(reference.removeprefix("hf://"), reference, progress)
+        return _hub(reference.removeprefix("hf://"), reference, progress, as_server)
     path = Path(reference).expanduser()
     if reference == "tiny" and not path.exists():
         path = tiny_model()
@@ -42,7 +42,7 @@ def read_reference(reference: str, *, progress: Callable[[int], None] | None = N
     if (reference and path.exists()) or reference.startswith((".", "/", "~")) or reference.endswith(".gguf"):
         return parse_gguf_header(path, read_tensors=True)
     try:
-        return _hub(reference, reference, progress)
+        return _hub(reference, reference, progress, as_server)
     except ModelUnreachable as error:
         raise ModelUnreachable(f"there is no such file here; on the Hub: {error.message}", path=error.path) from error
 
@@ -64,7 +64,7 @@ def _address(url: str, progress: Callable[[int], None] | None) -> Model:
     return read_model(url, lambda name: UrlSource(name, progress=progress), read_tensors=True)
 
 
-def _hub(name: str, reference: str, progress: Callable[[int], None] | None) -> Model:
+def _hub(name: str, reference: str, progress: Callable[[int], None] | None, as_server: bool) -> Model:
     from llamatel.gguf.hub import Hub
 
     found = _HUB.fullmatch(name)
@@ -76,7 +76,7 @@ def _hub(name: str, reference: str, progress: Callable[[int], None] | None) -> M
     hub = Hub(progress=progress)
     if found["file"] is not None:
         return hub.read(found["repo"], found["file"], revision=found["revision"])
-    return hub.choose(found["repo"], quant=found["quant"], revision=found["revision"])
+    return hub.choose(found["repo"], quant=found["quant"], revision=found["revision"], as_server=as_server)
 
 
 def _folder(folder: Path) -> Model:

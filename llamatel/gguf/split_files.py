@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from llamatel.errors import GGUFError
@@ -19,15 +19,33 @@ OpenShard: TypeAlias = Callable[[str], AbstractContextManager[ByteSource]]
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>\.gguf.*)", re.DOTALL)
 
 
-def shard_names(name: str) -> tuple[str, ...]:
-    """The names of all of a model's files, given one; just that one if it is no part of a split model.
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file's place in a split model."""
 
-    The pattern is llama.cpp's (``llama_split_path``); what stands behind ``.gguf``, as in an address, is kept.
+    model: str
+    """What the names of all its files share."""
+    number: int
+    count: int
+
+
+def shard_of(name: str) -> Shard:
+    """The place that a name gives; the only file of its model if it is no part of a split one.
+
+    The pattern is llama.cpp's (``llama_split_path``).
     """
     found = _SHARD.fullmatch(name)
     if found is None or not 1 <= int(found["number"]) <= int(found["count"]):
+        return Shard(name, 1, 1)
+    return Shard(f"{found['stem']}-of-{found['count']}{found['rest']}", int(found["number"]), int(found["count"]))
+
+
+def shard_names(name: str) -> tuple[str, ...]:
+    """The names of all of a model's files, given one; what follows ``.gguf``, as in an address, is kept."""
+    found = _SHARD.fullmatch(name)
+    count = shard_of(name).count
+    if found is None or count == 1:
         return (name,)
-    count = int(found["count"])
     return tuple(f"{found['stem']}-{number:05d}-of-{count:05d}{found['rest']}" for number in range(1, count + 1))
 
 

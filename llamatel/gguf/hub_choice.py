@@ -1,0 +1,56 @@
+"""Which file of a repository a tag names, by the rules of llama-server's ``-hf``.
+
+Source: llama.cpp's ``common/download.cpp`` (find_best_model, gguf_filename_is_model, get_gguf_split_info), b11434,
+October 2026. A tag is searched in whole paths, without regard to case, in the Hub's order; projectors, importance
+matrices and models that draft are no models, wherever in a name that stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+"""What a file name holds, in lower case, that is no model of its own."""
+DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
+"""What ``-hf`` looks for without a tag, before any model."""
+
+_QUALITY = re.compile(r"(?:^|[-._/])(?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)[A-Z0-9_]*", re.IGNORECASE)
+
+
+class HasPath(Protocol):
+    """A file of a repository; of a split model the first."""
+
+    @property
+    def path(self) -> str:
+        """Within the repository."""
+
+
+File = TypeVar("File", bound=HasPath)
+
+
+def is_model(path: str) -> bool:
+    """Whether ``-hf`` takes the file for a model."""
+    name = path.rpartition("/")[2]
+    return name.endswith(".gguf") and not any(word in name for word in NOT_MODELS)
+
+
+def named_by(tag: str, files: Sequence[File]) -> list[File]:
+    """The models that a tag names; ``-hf`` takes the first."""
+    pattern = re.compile(tag + "[.-]", re.IGNORECASE)  # tags are words, dots and hyphens
+    return [each for each in files if is_model(each.path) and pattern.search(each.path)]
+
+
+def of_server(files: Sequence[File]) -> File | None:
+    """The model that ``-hf org/repo`` takes without a tag."""
+    for tag in DEFAULT_TAGS:
+        if found := named_by(tag, files):
+            return found[0]
+    return next((each for each in files if is_model(each.path)), None)
+
+
+def one_model(files: Sequence[HasPath]) -> bool:
+    """Whether the files are qualities of one model: their names differ in nothing but the quality's name."""
+    stems = {_QUALITY.sub("", each.path.rpartition("/")[2].lower()) for each in files}
+    return len(stems) <= 1

@@ -1,0 +1,119 @@
+"""Which file of a repository a tag names: as the real llama-server's ``-hf`` does, against a stand-in Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llamatel.errors import GGUFError
+from llamatel.gguf.hub_choice import is_model, named_by, of_server, one_model
+from llamatel.gguf.model_choices import choices_among
+from tests.hub_server import HubServer, Repository, serve_hub
+
+REPOSITORIES: dict[str, tuple[str, ...]] = {
+    # mradermacher: a projector's word in the middle of a name (wild.md A9).
+    "mradermacher": ("Model.Q4_K_M.gguf", "Model.Q8_0.gguf", "Model.mmproj-Q8_0.gguf", "Model.mmproj-f16.gguf"),
+    "projector": ("mmproj-BF16.gguf", "mmproj-Q8_0.gguf", "x-BF16.gguf", "x-Q8_0.gguf"),
+    "drafts": ("MTP/mtp-x-Q8_0.gguf", "eagle3-x-Q8_0.gguf", "dflash-x-Q8_0.gguf", "x-Q8_0.gguf", "x-mtp-Q4_0.gguf"),
+    "matrix": ("imatrix-x-Q8_0.gguf", "x.imatrix.gguf", "x.i1-IQ4_XS.gguf", "x.i1-Q4_K_M.gguf"),
+    # Tiers of quality: unsloth, bartowski.
+    "tiers": ("x-IQ4_XS.gguf", "x-Q4_K_M.gguf", "x-Q4_K_S.gguf", "x-UD-IQ1_M.gguf", "x-UD-Q4_K_XL.gguf"),
+    "same_tier": ("x-Q4_K_M.gguf", "x-UD-Q4_K_M.gguf"),
+    "case": ("model-bf16.gguf", "model-q4_0.gguf", "model-q8_0.gguf"),
+    "middle": ("gemma-Q4_0-it-qat.gguf", "gemma-Q8_0-it-qat.gguf"),
+    # Folders and split models.
+    "folders": (
+        "BF16/x-BF16-00001-of-00002.gguf",
+        "BF16/x-BF16-00002-of-00002.gguf",
+        "UD-Q4_K_XL/x-UD-Q4_K_XL-00001-of-00002.gguf",
+        "UD-Q4_K_XL/x-UD-Q4_K_XL-00002-of-00002.gguf",
+        "x-Q8_0.gguf",
+    ),
+    "unnamed_folders": ("Q2_K/model-00001-of-00002.gguf", "Q2_K/model-00002-of-00002.gguf", "Q8_0.gguf"),
+    "one": ("whatever.gguf",),
+    "several": ("a-Q8_0.gguf", "b-Q8_0.gguf", "c-F16.gguf"),
+}
+CASES = [
+    *(("mradermacher", tag) for tag in ("Q8_0", "Q4_K_M", None, "F16")),
+    *(("projector", tag) for tag in ("Q8_0", "BF16", None)),
+    *(("drafts", tag) for tag in ("Q8_0", "Q4_0", None)),
+    *(("matrix", tag) for tag in ("IQ4_XS", "Q4_K_M", None, "i1-IQ4_XS")),
+    *(("tiers", tag) for tag in ("Q4_K_XL", "UD-Q4_K_XL", "IQ4_XS", "Q4_K", "IQ1_M", None)),
+    *(("same_tier", tag) for tag in ("Q4_K_M", "UD-Q4_K_M")),
+    *(("case", tag) for tag in ("Q8_0", "bf16", "q4_0", None)),
+    *(("middle", tag) for tag in ("Q4_0", "Q8_0", "it", None)),
+    *(("folders", tag) for tag in ("BF16", "UD-Q4_K_XL", "Q4_K_XL", None)),
+    *(("unnamed_folders", tag) for tag in ("Q2_K", "Q8_0", None)),
+    *(("one", tag) for tag in (None, "Q4_K_M")),
+    *(("several", tag) for tag in ("Q8_0", "F16", None)),
+]
+
+
+def _ours(name: str, tag: str | None) -> str | None:
+    files = REPOSITORIES[name]
+    in_order = sorted(choices_among([(path, 1) for path in files]), key=lambda choice: files.index(choice.path))
+    found = of_server(in_order) if tag is None else next(iter(named_by(tag, in_order)), None)
+    return None if found is None else found.path
+
+
+def _of_binary(binary: Path, hub: HubServer, reference: str, folder: Path) -> str | None:
+    """The first file that llama-server requests; it ends when it cannot load it."""
+    hub.requests.clear()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLAMA_"))}
+    environment |= {"HF_ENDPOINT": f"{hub.endpoint}/", "HF_HOME": str(folder), "LLAMA_CACHE": str(folder)}
+    words = [str(binary), "-hf", reference, "--host", "127.0.0.1", "--port", "0", "--no-mmproj"]
+    subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False)
+    asked = [
+        re.fullmatch(r"/org/[^/]+/resolve/[0-9a-f]+/(.+)", path) for host, path, *_ in hub.requests if host == "hub"
+    ]
+    return next((found[1] for found in asked if found is not None), None)
+
+
+@pytest.mark.parametrize(("name", "tag"), CASES)
+def test_tag_names_the_file_that_llama_server_takes(
+    name: str, tag: str | None, llama_server_binary: Path, tmp_path: Path
+) -> None:
+    with serve_hub({f"org/{name}": Repository(dict.fromkeys(REPOSITORIES[name], b"no model"))}) as hub:
+        reference = f"org/{name}" if tag is None else f"org/{name}:{tag}"
+        assert _of_binary(llama_server_binary, hub, reference, tmp_path) == _ours(name, tag)
+
+
+def test_hub_choice_files_that_are_no_models() -> None:
+    assert is_model("a/Model.Q8_0.gguf")
+    for path in (
+        "Model.mmproj-Q8_0.gguf",
+        "a/mtp-x.gguf",
+        "x.imatrix.gguf",
+        "eagle3-x.gguf",
+        "x.safetensors",
+        "mmproj",
+    ):
+        assert not is_model(path)
+    assert is_model("mmproj/x-Q8_0.gguf")  # the folder's name does not count
+
+
+@pytest.mark.parametrize(
+    ("paths", "same"),
+    [
+        (("x-Q4_K_M.gguf", "x-UD-Q4_K_M.gguf"), True),
+        (("x-Q8_0.gguf", "q8_0/X-q8_0.gguf"), True),
+        (("a-Q8_0.gguf", "b-Q8_0.gguf"), False),
+    ],
+)
+def test_hub_choice_of_one_model(paths: tuple[str, ...], same: bool) -> None:
+    assert one_model(choices_among([(path, 1) for path in paths])) is same
+
+
+def test_hub_choice_ambiguous_tag_lists_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamatel.gguf.hub import Hub
+
+    with serve_hub({"org/several": Repository(dict.fromkeys(REPOSITORIES["several"], b"no model"))}) as hub:
+        with pytest.raises(GGUFError) as raised:
+            Hub(hub.endpoint).choose("org/several", quant="Q8_0")
+        assert "hf://org/several/a-Q8_0.gguf, hf://org/several/b-Q8_0.gguf" in str(raised.value)
+        with pytest.raises(GGUFError, match="a-Q8_0"):  # that is the file; it is no GGUF
+            Hub(hub.endpoint).choose("org/several", quant="Q8_0", as_server=True)
