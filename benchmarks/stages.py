@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NoOpTracer
 
@@ -309,7 +310,8 @@ def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
 
     def scrapes(recording: Recording) -> Callable[[], None]:
         store = MetricStore()
-        page = Exposition(store, resource_of(Settings()).attributes).page
+        exposition = Exposition(store, resource_of(Settings()).attributes)
+        MeterProvider([exposition.reader], shutdown_on_exit=False)
         live = Live()
         observer = Observer(collectors.load(), emit=_no_spans, sinks=(live,), watchers=(live.observe,))
         moments = itertools.count()  # each scrape a second after the one before
@@ -322,7 +324,7 @@ def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
         observer.flush()
 
         def scrape() -> None:
-            page()
+            exposition.page()
 
         return scrape
 

@@ -29,6 +29,11 @@ _log = logging.getLogger(__name__)
 _JOIN_INTERVAL_S = 0.02
 """How often the joiner is asked for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
+_SPAN_LOAD = 0.4
+"""How full the queue of spans may be for a source that waits; below the load at which spans are shed."""
+_SPANS_STEP_S = 0.005
+_SPANS_WAIT_S = 5.0
+"""A source does not wait longer than that for an export that makes no progress."""
 CAPACITY = 8192
 """Finished requests in the queue at most, about 8 MiB."""
 
@@ -170,6 +175,8 @@ class Observer:
             self._drop("call_elsewhere")  # calls of other processes must not cost requests
             finished.resolved(False)
             return
+        if wait:
+            self._wait_for_spans()
         while wait and not self._closed:
             with contextlib.suppress(queue.Full):
                 self._queue.put(finished, timeout=_WAIT_STEP_S)
@@ -183,6 +190,17 @@ class Observer:
         except queue.Full:
             pass
         self._measure_at_once(finished)
+
+    def _wait_for_spans(self) -> None:
+        """Wait while the export of spans is behind, for as long as it makes progress."""
+        deadline = time.monotonic() + _SPANS_WAIT_S
+        load = self._span_load()
+        while load > _SPAN_LOAD and not self._closed and time.monotonic() < deadline:
+            time.sleep(_SPANS_STEP_S)
+            now = self._span_load()
+            if now < load:
+                deadline = time.monotonic() + _SPANS_WAIT_S
+            load = now
 
     def _submit_and_wait(self, finished: Completion | ObservedRequest) -> None:
         self.submit(finished, wait=True)
