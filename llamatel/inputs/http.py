@@ -276,6 +276,7 @@ class HttpClient:
         self._idle: list[HTTPConnection] = []
         self._lock = threading.Lock()
         self._closed = False
+        _urllib3()  # now: at the interpreter's exit, where the last requests are sent, it is late to import
         weakref.finalize(self, _close_all, self._idle)
 
     @property

@@ -16,6 +16,7 @@ _CAUSES = tuple(
         r"(?i:(?:failed|unable) to allocate|out of memory|cudaMalloc failed|not enough memory).*",
         r"std::bad_alloc",
         r"GGML_ASSERT\(.*|CUDA error.*",  # before a backtrace
+        r"std::bad_alloc.*",
         r"(?<=error loading model: ).*",
         r"(?<=error: ).*",
     )

@@ -236,6 +236,8 @@ class ObservedServer:
         life = None if self._lifecycle is None else self._lifecycle()
         if life is not None:
             self._follow(life)
+            if self._process is None or self._process.pid != life.info.pid:
+                self._process = own_process(life.info.pid, self._words, self._environ)
             if life.state != "ready" or life.client is None:
                 self._publish(life, up=life.state == "ready", state=life.state)
                 return
@@ -270,12 +272,10 @@ class ObservedServer:
             if self._polling is None:
                 self._polling = self._new_polling(life.client)
             self._polling.use(life.client)
+            # /slots/ID?action=restore changes slots without a line of the log or a counter.
+            self._polling.always_slots = self._settings is not None and self._settings.slot_save_path is not None
             if self._router is not None:
                 self._router.use(life.client)
-        if self._process is None or self._process.pid != life.info.pid:
-            self._process = own_process(life.info.pid, self._words, self._environ)
-        if self._polling is not None and self._settings is not None and self._settings.slot_save_path is not None:
-            self._polling.always_slots = True  # /slots/ID?action=restore changes slots without a line or a counter
 
     def _poll_http(self, life: Lifecycle | None) -> None:
         if self._unknown:
