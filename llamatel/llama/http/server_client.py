@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from llamatel.errors import HttpError, ServerUnreachable
-from llamatel.inputs.http import HttpClient, Response
+from llamatel.inputs.http import Address, HttpClient, Response
 from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.snapshots import SlotState
@@ -75,8 +75,8 @@ class ServerClient:
 
         ``headers`` are sent along; ``tls`` is used for https instead of what the system trusts.
         """
-        self._http = HttpClient(base_url, api_key=api_key, headers=headers, tls=tls, kept=2)
-        self.base_url = self._http.base_url
+        self.http = HttpClient(base_url, api_key=api_key, headers=headers, tls=tls, kept=2)
+        self.base_url = self.http.base_url
         self._timeout_s = timeout_s
         self._query = ""
 
@@ -86,9 +86,15 @@ class ServerClient:
         client._query = f"?model={quote(name, safe='')}&autoload=false"
         return client
 
-    def _get(self, path: str, timeout_s: float | None) -> Response:
+    @property
+    def address(self) -> Address:
+        """Where the server is."""
+        return self.http.address
+
+    def get(self, path: str, timeout_s: float | None = None) -> Response:
+        """A response of any status. Raises ServerUnreachable where there is none."""
         try:
-            return self._http.request(path + self._query, total_s=timeout_s or self._timeout_s)
+            return self.http.request(path + self._query, total_s=timeout_s or self._timeout_s)
         except HttpError as error:
             raise ServerUnreachable(f"{self.base_url}{path} does not answer: {error}", busy=error.busy) from error
 
@@ -97,7 +103,7 @@ class ServerClient:
 
         Raises ServerUnreachable where nobody answers.
         """
-        return self._get("/health", timeout_s).status
+        return self.get("/health", timeout_s).status
 
     def healthy(self, timeout_s: float | None = None) -> bool:
         """True once the model is loaded; False while it loads or nobody listens."""
@@ -136,7 +142,7 @@ class ServerClient:
 
     def _answer(self, path: str, missing: str, timeout_s: float | None) -> Response:
         """An answer of status 200. ``missing``: how a server was started that has no such path."""
-        response = self._get(path, timeout_s)
+        response = self.get(path, timeout_s)
         if response.status != 200:
             hints = {
                 401: "the API key is missing or wrong: use --api-key-file",
@@ -168,7 +174,7 @@ class ServerClient:
     def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
         """A JSON object; empty where it cannot be had."""
         try:
-            response = self._get(path, timeout_s)
+            response = self.get(path, timeout_s)
             document = response.json() if response.status == 200 else {}
         except (ServerUnreachable, ValueError):
             return {}
@@ -176,4 +182,4 @@ class ServerClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self.http.close()

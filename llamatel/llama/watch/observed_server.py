@@ -20,7 +20,7 @@ from llamatel.errors import ServerUnreachable
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.http import parse_address
-from llamatel.llama.http.props import ServerProps
+from llamatel.llama.http.identify import NotLlamaCpp, identify
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.logged_server import LoggedServer
@@ -296,11 +296,7 @@ class ObservedServer:
         client = self._client
         if client is None:
             return
-        if life is None and (status := client.health()) != 200:
-            raise ServerUnreachable(f"{client.base_url}/health answered {status}", status=status)
-        props = client.props()
-        if props == ServerProps():
-            return  # it does not say: with a wrong key the next request shows that
+        props = client.props() if life is not None else identify(client)
         self._named_model = props.model_path
         build = self.info.build or props.build if life is not None else props.build
         model = self.info.model
@@ -336,6 +332,11 @@ class ObservedServer:
             # Loading, says llama.cpp; or a proxy in front of it finds no server. It is of no use yet either way.
             self._disconnected()
             self._publish(life, up=False, state="starting")
+        elif isinstance(error, NotLlamaCpp):
+            self._once.warning(error.program.name, "%s", error)
+            self._disconnected()
+            self.due_in_s = max(_FAR_S, self._interval_s)
+            self._publish(life, up=None, state=None)
         elif error.status is not None:
             # Only 401 is llama.cpp's own; else something unknown answers, or a proxy that finds no server.
             self._refused = error.status
@@ -343,6 +344,8 @@ class ObservedServer:
                 self._once.warning(str(error.status), "%s", self._refusal(error.status))
             self._disconnected()
             up = False if error.status in _NO_SERVER_STATUS else None
+            if error.status == 404:
+                self.due_in_s = max(_FAR_S, self._interval_s)
             self._publish(life, up=True if error.status == 401 or life is not None else up, state=None)
         elif error.busy and (self._is_healthy(now) or working or self._answered_lately(life, now)):
             self._publish(life, up=True, state="ready", stale=True)

@@ -150,6 +150,8 @@ class Polling:
             self._lack("metrics", "was started without --metrics: its counters are absent, its slots seldom polled")
             self._poll_without_metrics()
             return False
+        if not scrape.values:
+            raise ServerUnreachable(f"{self._name}/metrics has none of llama.cpp's series", status=200)
         with self._lock:
             if life != self._counters.process:
                 return False  # of a process that was replaced in the meantime

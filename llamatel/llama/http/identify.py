@@ -1,0 +1,178 @@
+"""What answers at an address: llama.cpp, by what only llama.cpp returns, or another program, named where it is known.
+
+Only requests that load no model and keep none awake are sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llamatel.errors import HttpError, ServerUnreachable
+from llamatel.inputs.documents import InvalidDocument, text
+from llamatel.inputs.http import Address, HttpClient, Response
+from llamatel.llama.http.props import ServerProps, parse_props
+from llamatel.llama.http.server_client import ServerClient
+
+_OWN_PROPS = frozenset({"build_info", "total_slots", "default_generation_settings"})
+_TITLE = re.compile(rb"<title[^>]{0,200}>([^<]{1,200})", re.IGNORECASE)
+_PROBE_S = 2.0
+_SMALL = 1 << 20
+_LONGEST_NAME = 80
+
+
+class NotLlamaCpp(ServerUnreachable):
+    """Another program answers. ``program`` is its name."""
+
+    def __init__(self, url: str, program: Program, status: int) -> None:
+        super().__init__(f"{url} is {program.name}, not llama.cpp{program.hint}", status=status)
+        self.program = program
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What answers instead of llama.cpp."""
+
+    name: str
+    hint: str = ""
+    """What to do, after a colon."""
+
+
+OLLAMA = Program("Ollama", ": attach --ollama observes the servers that it runs")
+LLAMA_SWAP = Program("llama-swap", ": attach --llama-swap URL observes the servers that it runs")
+_VLLM = Program("vLLM", ", which has metrics of its own")
+_LM_STUDIO = Program("LM Studio", ", which has no endpoints of llama.cpp's: give it its log, attach --log FILE")
+_OPEN_WEBUI = Program("Open WebUI", ": give the address of the server that it uses")
+_LLAMATEL = Program("another llamatel", ": give the address of the server that it observes")
+_WEB_PAGE = Program("a web page")
+_UNKNOWN = Program("a program that llamatel does not know")
+
+
+def identify(client: ServerClient) -> ServerProps:
+    """The properties of a llama.cpp that is ready, empty where they cannot be had.
+
+    Raises ServerUnreachable: with status 503 while the model loads, 401 where the key is wrong; NotLlamaCpp.
+    """
+    address = client.address
+    if "/upstream/" in f"{address.prefix}/" and _is_llama_swap(address):
+        raise NotLlamaCpp(client.base_url, LLAMA_SWAP, 200)  # a request to that path would load the model
+    health = client.get("/health")
+    if health.status == 503:
+        raise ServerUnreachable(f"{client.base_url}/health answered 503", status=503)
+    signed = health.headers.get("Server") == "llama.cpp"
+    if health.status != 200 and not signed:
+        if health.status < 500 and (program := _name(client)) is not _UNKNOWN:
+            raise NotLlamaCpp(client.base_url, program, health.status)
+        raise ServerUnreachable(f"{client.base_url}/health answered {health.status}", status=health.status)
+    try:
+        props = client.get("/props")
+    except ServerUnreachable:
+        if signed:
+            return ServerProps()
+        raise
+    document = _document(props)
+    if props.status == 200 and (document.keys() & _OWN_PROPS or document.get("role") == "router"):
+        return parse_props(document)
+    if props.status in (401, 503) and (signed or _is_error_of_llama(document)):
+        raise ServerUnreachable(f"{client.base_url}/props answered {props.status}", status=props.status)
+    if signed or _has_own_series(client):
+        return ServerProps()
+    raise NotLlamaCpp(client.base_url, _name(client), 200)
+
+
+def _document(response: Response) -> Mapping[str, Any]:
+    try:
+        document = response.json()
+    except InvalidDocument:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _is_error_of_llama(document: Mapping[str, Any]) -> bool:
+    error = document.get("error")
+    return isinstance(error, dict) and error.get("type") in ("authentication_error", "unavailable_error")
+
+
+def _has_own_series(client: ServerClient) -> bool:
+    """Whether its ``/metrics`` are llama.cpp's: of a build without the rest."""
+    try:
+        return bool(client.counters())
+    except ServerUnreachable as error:
+        return error.status == 501  # "This server does not support metrics endpoint."
+
+
+def _is_llama_swap(address: Address) -> bool:
+    """Whether llama-swap answers at the root of an address."""
+    return _matches(_probe(HttpClient(Address(address.scheme, address.host, address.port))), "/running", _swap)
+
+
+def _name(client: ServerClient) -> Program:
+    """The program's name, by a few answers that are its own."""
+    get = _probe(client.http)
+    for path, is_it, program in _FINGERPRINTS:
+        if _matches(get, path, is_it):
+            return program
+    front = get("/")
+    if front is not None and front.status == 200 and b"<html" in front.data[:4096].lower():
+        title = _TITLE.search(front.data[: 1 << 16])
+        shown = title.group(1).decode(errors="replace").strip()[:_LONGEST_NAME] if title is not None else ""
+        return Program(f"a web page ({shown!r})") if shown.isprintable() and shown else _WEB_PAGE
+    return _UNKNOWN
+
+
+def _probe(http: HttpClient) -> Callable[[str], Response | None]:
+    """Requests that are sent once for each path; None where they fail."""
+    seen: dict[str, Response | None] = {}
+
+    def get(path: str) -> Response | None:
+        if path not in seen:
+            try:
+                seen[path] = http.request(path, total_s=_PROBE_S, largest=_SMALL)
+            except HttpError:
+                seen[path] = None
+        return seen[path]
+
+    return get
+
+
+def _matches(get: Callable[[str], Response | None], path: str, is_it: Callable[[Response], bool]) -> bool:
+    response = get(path)
+    return response is not None and is_it(response)
+
+
+def _swap(response: Response) -> bool:
+    return response.status == 200 and isinstance(_document(response).get("running"), list)
+
+
+def _ollama(response: Response) -> bool:
+    return response.status == 200 and response.data.strip() == b"Ollama is running"
+
+
+def _webui(response: Response) -> bool:
+    return b"Open WebUI" in response.data[: 1 << 16]
+
+
+def _vllm(response: Response) -> bool:
+    models = _document(response).get("data")
+    first = models[0] if isinstance(models, list) and models else None
+    return isinstance(first, dict) and text(first.get("owned_by")) in ("vllm", "sglang")
+
+
+def _lm_studio(response: Response) -> bool:
+    return b"Unexpected endpoint or method" in response.data[:1024]
+
+
+def _llamatel(response: Response) -> bool:
+    return response.status == 200 and b"llamatel" in response.data[: 1 << 16] and b"\nllamacpp:" not in response.data
+
+
+_FINGERPRINTS: tuple[tuple[str, Callable[[Response], bool], Program], ...] = (
+    ("/", _ollama, OLLAMA),
+    ("/", _webui, _OPEN_WEBUI),
+    ("/", _lm_studio, _LM_STUDIO),
+    ("/running", _swap, LLAMA_SWAP),
+    ("/v1/models", _vllm, _VLLM),
+    ("/metrics", _llamatel, _LLAMATEL),
+)

@@ -1,0 +1,141 @@
+"""What answers at an address: llama.cpp or another program. Other programs are stand-ins with their own answers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.records import ServerInfo
+from tests.attached import attached, unmanaged
+from tests.hostile_server import Bytes, HostileServer, http, usual
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+
+HTML = http(
+    b"<!doctype html><html><head><title>Welcome to nginx!</title></head></html>", more="Content-Type: text/html\r\n"
+)
+WEBUI = http(b"<!doctype html><html><head><title>Open WebUI</title></head><body></body></html>")
+VLLM_METRICS = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"
+LM_STUDIO = http({"error": "Unexpected endpoint or method. (GET /health). Returning 200 anyway"})
+
+
+class Everything(dict[str, Bytes]):
+    """The same answer for every path."""
+
+    def __init__(self, answer: Bytes, **others: Bytes) -> None:
+        super().__init__({f"/{path}": other for path, other in others.items()})
+        self.answer = answer
+
+    def get(self, path: str, default: Bytes | None = None) -> Bytes:  # type: ignore[override]
+        return super().get(path, self.answer) or b""
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    made = HostileServer({})
+    yield made
+    made.close()
+
+
+def observe(server: HostileServer, prefix: str = "") -> ObservedServer:
+    observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url + prefix, timeout_s=2.0))
+    for _ in range(2):
+        observed.poll()
+    observed.close()
+    return observed
+
+
+@pytest.mark.parametrize(
+    ("answers", "name"),
+    [
+        ({"/": HTML, "/health": http({"status": "ok"})}, r"a web page \('Welcome to nginx!'\)"),
+        (Everything(HTML), "a web page"),
+        (Everything(WEBUI, health=http({"status": True})), "Open WebUI, not llama.cpp: give the address"),
+        ({"/health": http(b"OK"), "/running": http({"running": []}), "/metrics": http(b"llama_swap_x 1\n")},
+         "llama-swap, not llama.cpp: attach --llama-swap"),
+        ({"/": http(b"Ollama is running"), "/api/version": http({"version": "0.30.0"})},
+         "Ollama, not llama.cpp: attach --ollama"),
+        ({"/health": http(b""), "/metrics": http(VLLM_METRICS),
+          "/v1/models": http({"data": [{"id": "m", "owned_by": "vllm"}]})}, "vLLM, not llama.cpp"),
+        (Everything(LM_STUDIO, v1=LM_STUDIO), "LM Studio, not llama.cpp"),
+        ({"/": http(b"llamatel"), "/metrics": http(b"# llamatel\nllamacpp_server_up 1\n")}, "another llamatel"),
+        ({"/health": http({"status": "ok"}), "/props": http({"hello": 1}), "/metrics": http(b"x 1\n")},
+         "a program that llamatel does not know"),
+    ],
+)  # fmt: skip
+def test_other_programs(
+    answers: Mapping[str, Bytes], name: str, server: HostileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = answers  # type: ignore[assignment]
+    [state] = observe(server).snapshots()
+    assert (state.up, state.state, state.counters, state.slots, state.kv_cache) == (None, None, {}, None, None)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(lines) == 1
+    assert re.match(f"{re.escape(server.url)} is {name}", lines[0])
+
+
+def test_llama_swap_upstream_is_not_polled(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A request below /upstream/ would load the model, or keep it loaded."""
+    server.answers = usual(running=http({"running": []})) | {
+        f"/upstream/qwen{path}": answer for path, answer in usual().items()
+    }
+    [state] = observe(server, "/upstream/qwen").snapshots()
+    assert state.up is None
+    assert not [head for head in server.asked if b"/upstream/" in head]
+    assert "is llama-swap, not llama.cpp: attach --llama-swap URL" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        usual(),
+        usual(props=http({"role": "router"}), models=http({"data": []})),
+        usual(props=http({"default_generation_settings": {}})),
+        usual(props=http(b"", "404 Not Found")),  # what it has is its metrics
+        usual(health=http({"status": "ok"}, more="Server: llama.cpp\r\n"), props=http(b"junk")),
+    ],
+)
+def test_llama_cpp_by_what_only_it_returns(
+    answers: dict[str, Bytes], server: HostileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = answers
+    assert observe(server).snapshots()[0].up is True
+    assert "not llama.cpp" not in caplog.text
+
+
+def test_a_server_that_loads_or_refuses_the_key_is_llama_cpp(
+    server: HostileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading = http({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "503 Unavailable")
+    server.answers = usual(health=loading)
+    assert [(state.up, state.state) for state in observe(server).snapshots()] == [(False, "starting")]
+    refused = http({"error": {"type": "authentication_error", "code": 401}}, "401 Unauthorized")
+    server.answers = usual(props=refused, metrics=refused, slots=refused)
+    assert [state.up for state in observe(server).snapshots()] == [True]
+    assert "the API key is missing or wrong" in caplog.text
+
+
+def test_another_program_in_its_place(server: HostileServer) -> None:
+    server.answers = usual()
+    observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url, timeout_s=2.0))
+    observed.poll()
+    assert observed.snapshots()[0].up is True
+    server.answers = Everything(HTML)
+    for _ in range(2):
+        observed.poll()
+    observed.close()
+    assert observed.snapshots()[0].up is None
+
+
+def test_real_servers_are_recognised(
+    llama_server_binary: Path, sid_server: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    for program in (llama_server_binary, sid_server):
+        with unmanaged(program, tmp_path, "-m", tiny_model) as running, attached(running.url) as fleet:
+            assert fleet.wait(lambda state: state.up).server.build
