@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from llamatel.llama.log.log_line import LogLine
 UNKNOWN = -1
 """The number of a server that is one of several, and nobody knows which."""
 _LEFT_OUT = -2
-_BACK_S = 0.25
+BACK_S = 0.25
 """A process's lines are in order; standard output and error that a runtime merged are off by less."""
 _APART_S = 5.0
 """Starts of processes that differ by less cannot be told apart by the time at which their lines are read."""
@@ -112,6 +113,9 @@ class ProcessSeparation:
     def __init__(self, *, clocks_only: bool = False) -> None:
         """``clocks_only``: tell nothing but clocks apart."""
         self._clocks_only = clocks_only
+        self.running: Callable[[], tuple[dict[int, int], int]] | None = None
+        """The tasks in flight by slot and the newest task, while there is one process and not all of its lines come
+        through ``route``."""
         self.events: deque[Event] = deque()
         """What the line before has caused; to be handled before the line is read."""
         self.mixed = False
@@ -170,11 +174,11 @@ class ProcessSeparation:
             fits = clock in (None, process.clock)
             if live and fits:
                 fits = self._in_time(process, now - parts.time)
-            if parts.time < process.last - _BACK_S or not fits:
+            if parts.time < process.last - BACK_S or not fits:
                 return self._among(line, parts, now, dated=dated, live=live, clock=clock)
             process.last = max(process.last, parts.time)
         if parts.slot is None:
-            if parts.time is None and process.newest_task >= 0 and _STARTS.match(parts.text):
+            if parts.time is None and self._has_worked(process) and _STARTS.match(parts.text):
                 self._begin(now, None)
                 return self._hold(self._current, line, parts, now)
             self._learn(process, parts.text)
@@ -188,6 +192,9 @@ class ProcessSeparation:
                 self._open.clear()
                 return self._with_timings(process.number, parts.slot, parts)
         return process.number, parts
+
+    def _has_worked(self, process: _Process) -> bool:
+        return (process.newest_task if self.running is None else self.running()[1]) >= 0
 
     # -- one process --------------------------------------------------------------------------------------------------
 
@@ -264,7 +271,7 @@ class ProcessSeparation:
     def _by_clock(self, time: float, now: float, *, dated: bool, live: bool) -> _Process | None:
         """The process whose clock a stamp continues, a new one, or None if that is not certain."""
         started_at = now - time
-        told = [each for each in self._processes if each.last - _BACK_S <= time]
+        told = [each for each in self._processes if each.last - BACK_S <= time]
         if live:
             late = _APART_S if dated else float("inf")
             told = [
@@ -305,8 +312,39 @@ class ProcessSeparation:
                 self._number(found)
         return found
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is one process, as far as is known."""
+        return len(self._processes) == 1 and not self._by_task
+
+    @property
+    def earliest(self) -> float:
+        """Stamps from here on continue the one process's clock."""
+        return self._first.last - BACK_S
+
+    def latest(self, now: float) -> float:
+        """Stamps up to here can be those of the one process, in lines read right after they were written."""
+        if self._first.started_at is None or not self._first.settled:
+            return -1.0
+        return now - self._first.started_at + _APART_S
+
+    def note(self, time: float) -> None:
+        """Lines of the one process were read, up to this stamp."""
+        self._first.last = max(self._first.last, time)
+
+    def another(self) -> None:
+        """The next line cannot be the one process's: several servers write, and nothing tells them apart."""
+        self._mix(strangers=True)
+
+    def _count_running(self) -> None:
+        """The one process is not the only one any more."""
+        if self.running is not None and len(self._processes) == 1:
+            self._first.running, self._first.newest_task = self.running()
+            self.running = None
+
     def _begin(self, now: float, started_at: float | None) -> None:
         """Another process starts to write."""
+        self._count_running()
         self._clocks += 1
         process = _Process(
             UNKNOWN - 1, self._clocks, started_at=started_at, settled=started_at is not None, began_at=now
@@ -364,6 +402,7 @@ class ProcessSeparation:
 
     def _mix(self, *, strangers: bool) -> None:
         """Their clocks do not tell them apart: what runs now cannot be followed with certainty."""
+        self._count_running()
         self.mixed = self._by_task = True
         self._strangers = self._strangers or strangers
         for process in self._processes:

@@ -31,7 +31,7 @@ from llamatel.llama.log.placement import reports_no_gpu
 from llamatel.llama.log.rejections import rejection
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.log.server_output import LineKind, OutputLine
-from llamatel.llama.log.slot_requests import SlotRequests
+from llamatel.llama.log.slot_requests import ForeignLine, SlotRequests
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
@@ -79,7 +79,7 @@ class LogReader:
     def feed(self, line: str, now: float, parts: LogLine | None = None) -> Sequence[Completion]:
         """Read one line of text (without its line end) at Unix time ``now``; the requests that ended with it.
 
-        ``parts``: the line, where it was parsed already.
+        ``parts``: the line, where it was parsed already. Raises ForeignLine after ``watch_for_others``.
         """
         try:
             line = line[:_MAX_LENGTH]
@@ -89,6 +89,8 @@ class LogReader:
                 self._counters.lines["other"] += 1
                 return ()
             return self._read(parts, now)
+        except ForeignLine:
+            raise
         except Exception:  # noqa: BLE001 - the boundary to text from outside
             return self._read_failed()
 
@@ -281,6 +283,20 @@ class LogReader:
         self._completed = before
         self._last_time = 0.0
         return completed
+
+    @property
+    def running(self) -> dict[int, int]:
+        """The tasks in flight, by slot."""
+        return {request.slot: request.task for request in self._requests}
+
+    @property
+    def newest_task(self) -> int:
+        """The highest number of a task that was launched."""
+        return self._requests.newest_task
+
+    def watch_for_others(self, *, on: bool) -> None:
+        """Raise ForeignLine where a line shows that another server writes into the same log."""
+        self._requests.watch_for_others(on=on)
 
     def lose(self, slot: int) -> None:
         """The request in this slot cannot be followed any further; a negative slot: one that was not read at all."""

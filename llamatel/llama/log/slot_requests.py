@@ -24,6 +24,10 @@ _TOO_LONG = "exceeds the available context size"
 _MAX_SLOTS = 1024
 
 
+class ForeignLine(Exception):
+    """A line that cannot be this process's: another server writes into the same log."""
+
+
 class OnEnd(Protocol):
     """Called for each request that ended, after its slot was given up."""
 
@@ -47,6 +51,11 @@ class SlotRequests:
         """When each slot was last selected for a task."""
         self._heading_slot: int | None = None
         """The slot whose timings follow on lines of their own."""
+        self.newest_task = -1
+        self._idle_task = -1
+        """No task up to this one can start any more: it was idle after it had started."""
+        self._displaced: set[tuple[int, int]] | None = None
+        """Requests whose slot another got before they had ended; None where the log is one server's for certain."""
 
     def __iter__(self) -> Iterator[LoggedRequest]:
         """The requests in flight."""
@@ -54,6 +63,10 @@ class SlotRequests:
 
     def __len__(self) -> int:
         return len(self._active)
+
+    def watch_for_others(self, *, on: bool) -> None:
+        """From now on ``slot_line`` raises ForeignLine for what shows that several servers write into the log."""
+        self._displaced = set() if on else None
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
@@ -75,6 +88,8 @@ class SlotRequests:
         if request is None or request.task != task:
             # It began before the log was read, so nothing is known of its beginning.
             if is_release:
+                if self._displaced and (slot, task) in self._displaced:
+                    raise ForeignLine
                 self._queue.left(time)
             return "server"
         if is_release:
@@ -145,6 +160,9 @@ class SlotRequests:
         self._active.clear()
         self._selected.clear()
         self._heading_slot = None
+        self.newest_task = self._idle_task = -1
+        if self._displaced is not None:
+            self._displaced = set()
 
     def drop(self, slot: int) -> bool:
         """Follow the request in this slot no further; whether there is one."""
@@ -157,8 +175,15 @@ class SlotRequests:
     def _launch(self, slot: int, task: int, message: str, time: float) -> str:
         if len(self._active) >= _MAX_SLOTS or not self._audit.launch(slot, task):
             return "other"
-        lost = self._active.pop(slot, None)
+        if not self._active:
+            self._idle_task = self.newest_task
+        lost = self._active.get(slot)
+        if self._displaced is not None and (task <= self._idle_task or (lost is not None and lost.task == task)):
+            raise ForeignLine
+        self.newest_task = max(self.newest_task, task)
         if lost is not None:
+            if self._displaced is not None and len(self._displaced) < _MAX_SLOTS:
+                self._displaced.add((slot, lost.task))
             self._counters.lost += 1
             self._queue.broken_off(lost.task, time, 0)
         selected = self._selected.pop(slot, time)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from llamatel.llama.log.backlog_clocks import BacklogClocks
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_contents import LogContents
-from llamatel.llama.log.log_line import is_own_line, split_line
+from llamatel.llama.log.log_line import LogLine, split_line
 from llamatel.llama.log.log_source import Backlog, Batch
-from llamatel.llama.log.process_separation import MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
+from llamatel.llama.log.process_separation import BACK_S, MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.observed_server import ObservedServer
@@ -31,6 +32,7 @@ _COARSE_S = 2.5
 """A stamp of whole seconds is of less use than the time at which a line was read, unless they differ by more."""
 _OTHER_PROCESS = 1000
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
+_ORDINARY = ("srv          stop: ", "srv    send_error: ", "srv  update_slots: ")
 REPLACED = "the server's process was replaced"
 
 
@@ -98,13 +100,37 @@ class LogStreams:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)
             return
-        lines, live, now = self._lines, batch.live, batch.at
-        for line in batch.lines:
-            if self._plain is not None and not lines.open and is_own_line(line):
-                self._feed(self._plain, line, now, live=live)
-            else:
-                for carried in lines.feed(line):
-                    self._read(carried, now, live=live)
+        lines, position = batch.lines, 0
+        while position < len(lines):
+            if self._plain is not None and not self._lines.open and (taken := self._read_plain(batch, position)):
+                position += taken
+                continue
+            for carried in self._lines.feed(lines[position]):
+                self._read(carried, batch.at, live=batch.live)
+            position += 1
+
+    def _read_plain(self, batch: Batch, start: int) -> int:
+        """Read lines of the one server of a log without wrappers, as long as nothing is special; how many."""
+        stream = self._plain
+        if stream is None or not (server := stream.servers.get(0)) or (log := server.log) is None:
+            return 0
+        separation, now = stream.separation, batch.at
+        if not separation.alone:
+            return 0
+        latest = separation.latest(now) if batch.live else float("inf")
+        found, last = _ordinary(batch.lines, start, separation.earliest, latest)
+        if not found:
+            return 0
+        separation.note(last)
+        completed, read = log.read_all(found, now, learned=lambda: self._learn(stream, server))
+        if completed:
+            self._publish(server, completed, 0)
+        if read < len(found):
+            separation.another()
+            log.watch_for_others(on=False)
+            for line, _ in found[read:]:
+                self._feed(stream, line, now, live=batch.live)
+        return len(found)
 
     def read_backlog(self, backlog: Backlog) -> None:
         """Read lines of before, the last of which was written when the backlog says."""
@@ -242,6 +268,9 @@ class LogStreams:
             return next(iter(self._streams.values()))
         stream = self._streams[origin] = _Stream(origin, carried.name)
         self._plain = stream if not origin and len(self._streams) == 1 else None
+        if self._plain is not None:
+            stream.separation.running = self._log.running
+            self._log.watch_for_others()
         return stream
 
     def _new(self, stream: _Stream, number: int) -> ObservedServer:
@@ -289,3 +318,32 @@ class LogStreams:
             for other in stream.servers.values()
             if other is not server
         )
+
+
+def _ordinary(
+    lines: Sequence[str], start: int, earliest: float, latest: float
+) -> tuple[list[tuple[str, LogLine]], float]:
+    """Lines that need no look at which process wrote them, parsed, and the last of their stamps.
+
+    They are llama.cpp's own, their stamps go on between ``earliest`` and ``latest``, and nothing in them concerns the
+    process itself.
+    """
+    found: list[tuple[str, LogLine]] = []
+    last = 0.0
+    for line in islice(lines, start, None):
+        parts = split_line(line)
+        text, time, _, child, wall, slot, _, said = parts
+        if child is not None:
+            break
+        if time is None:
+            if wall is not None or not (said or text.startswith(_ORDINARY)):
+                break
+        elif not earliest <= time <= latest or (
+            not said and (slot is not None or "listening on " in text or "n_slots = " in text)
+        ):
+            break
+        elif time > last:
+            last = time
+            earliest = time - BACK_S
+        found.append((line, parts))
+    return found, last

@@ -13,6 +13,7 @@ from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.log.server_output import OutputLine
+from llamatel.llama.log.slot_requests import ForeignLine
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
@@ -112,6 +113,36 @@ class ServerLog:
             if self._reader.logged_server is not before:
                 learned()
         return completed
+
+    def read_all(
+        self, lines: Sequence[tuple[str, LogLine]], now: float, *, learned: Callable[[], None]
+    ) -> tuple[list[Completion], int]:
+        """Read lines that were parsed already, up to one of another server; the requests, and how many were read."""
+        completed: list[Completion] = []
+        with self._lock:
+            reader = self._reader
+            feed, facts, number = reader.feed, reader.logged_server, 0
+            try:
+                for line, parts in lines:
+                    if ended := feed(line, now, parts):
+                        completed += ended
+                    number += 1
+                    if reader.logged_server is not facts:
+                        facts = reader.logged_server
+                        learned()
+            except ForeignLine:
+                pass
+        return completed, number
+
+    def watch_for_others(self, *, on: bool = True) -> None:
+        """``read_all`` ends at lines that show another server."""
+        with self._lock:
+            self._reader.watch_for_others(on=on)
+
+    def running(self) -> tuple[dict[int, int], int]:
+        """The tasks in flight by slot, and the newest task."""
+        with self._lock:
+            return self._reader.running, self._reader.newest_task
 
     def skip(self) -> None:
         """Count a line of which it is not known which server wrote it."""
