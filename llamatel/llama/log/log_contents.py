@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from llamatel.llama.log.log_line import is_own_line, starts_like_llama_cpp
 
-_WORDS = re.compile(
-    r"(?:launch_slot_|print_timing|get_availabl|release): id|prompt eval time =|slot is processing task"
-)
+_WORDS = re.compile(r"(?:launch_slot_|print_timing|get_availabl|release): id|eval time +=|slot is processing task")
 _VERBOSITY = re.compile(r"verbosity = (\d{1,3})\b")
 _BLOB = re.compile(r"\[\S{1,12} blob data\]")
 _ENOUGH = 100_000
@@ -23,6 +21,8 @@ class LogContents:
     lines: int = 0
     empty: int = 0
     llama_cpp: int = 0
+    about_requests: int = 0
+    """Of these, those about a request."""
     quoted: int = 0
     """Lines that hold words of llama.cpp's requests where llamatel does not read them."""
     json: int = 0
@@ -39,6 +39,7 @@ class LogContents:
             self.empty += 1
         elif is_own_line(text) or starts_like_llama_cpp(text):
             self.llama_cpp += 1
+            self.about_requests += _WORDS.search(text) is not None or " time = " in text
             if "verbosity = " in text and (found := _VERBOSITY.search(text)) is not None:
                 self.verbosity = int(found.group(1))
         elif _WORDS.search(text):
@@ -63,6 +64,11 @@ class LogContents:
             return f'{self.blobs} of its {counted} are "blob data": add --all to journalctl, or --log-colors off'
         if self.verbosity is not None and self.verbosity < 3:
             return f"its {counted} are llama.cpp's at verbosity {self.verbosity}: requests are logged from -lv 3 on"
+        if self.about_requests:
+            return (
+                f"{self.about_requests} of its {counted} are about requests, but none shows its start and its end: "
+                "give llamatel the whole log, not a filtered one"
+            )
         if self.llama_cpp:
             return (
                 f"{self.llama_cpp} of its {counted} are llama.cpp's, none about a request: none came, or the server's "

@@ -22,8 +22,10 @@ from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
 """The number of a server that is one of several, and nobody knows which."""
+HELD = -3
+"""The number of lines that come again, as events, once it is known which server's they are."""
 _LEFT_OUT = -2
-BACK_S = 0.25
+_BACK_S = 0.25
 """A process's lines are in order; standard output and error that a runtime merged are off by less."""
 _APART_S = 5.0
 """Starts of processes that differ by less cannot be told apart by the time at which their lines are read."""
@@ -87,6 +89,8 @@ class _Process:
     """No task up to this one can start any more: it was idle after it had started."""
     lines_at: int = 0
     """Number of its last line."""
+    started_with: set[str] = field(default_factory=set)
+    """Lines that a process writes once."""
     alive: bool = False
     """Whether it wrote after another process had written."""
     began_at: float = 0.0
@@ -174,13 +178,16 @@ class ProcessSeparation:
             fits = clock in (None, process.clock)
             if live and fits:
                 fits = self._in_time(process, now - parts.time)
-            if parts.time < process.last - BACK_S or not fits:
+            if not fits or parts.time < process.last - _BACK_S or self._starts_again(process, parts):
                 return self._among(line, parts, now, dated=dated, live=live, clock=clock)
             process.last = max(process.last, parts.time)
         if parts.slot is None:
             if parts.time is None and self._has_worked(process) and _STARTS.match(parts.text):
                 self._begin(now, None)
                 return self._hold(self._current, line, parts, now)
+            if self._loads_twice(process, parts.text):
+                self._mix(strangers=True)
+                return self._leave_out(parts)
             self._learn(process, parts.text)
             if self._open and parts.text.lstrip().startswith(_TIMINGS):
                 return self._timing(parts)
@@ -193,8 +200,18 @@ class ProcessSeparation:
                 return self._with_timings(process.number, parts.slot, parts)
         return process.number, parts
 
+    def _starts_again(self, process: _Process, parts: LogLine) -> bool:
+        """Whether a stamped line is the first of a process that follows one that lived for a moment only."""
+        return (
+            parts.time is not None
+            and parts.time < process.last
+            and parts.slot is None
+            and self._has_worked(process)
+            and _STARTS.match(parts.text) is not None
+        )
+
     def _has_worked(self, process: _Process) -> bool:
-        return (process.newest_task if self.running is None else self.running()[1]) >= 0
+        return self._clocks_only or (process.newest_task if self.running is None else self.running()[1]) >= 0
 
     # -- one process --------------------------------------------------------------------------------------------------
 
@@ -212,11 +229,21 @@ class ProcessSeparation:
                 if len(self._displaced) > _MOST_DISPLACED:
                     del self._displaced[next(iter(self._displaced))]
             process.start(slot, task)
-        elif said.startswith("stop processing"):
-            if process.running.get(slot) == task:
+        elif process.running.get(slot) == task:
+            if said.startswith("stop processing"):
                 del process.running[slot]
-            elif (slot, task) in self._displaced:
-                self._mix(strangers=True)
+        elif (slot, task) in self._displaced or any(each.running.get(slot) == task for each in self._processes):
+            self._mix(strangers=True)  # their clocks are too close
+
+    def _loads_twice(self, process: _Process, text: str) -> bool:
+        """Whether another process loads at the same time, which its lines do not tell apart."""
+        found = _STARTS.match(text) or ("listening on " in text and _LISTENING.search(text)) or None
+        if found is None or self._clocks_only:
+            return False
+        again = found.group() in process.started_with
+        process.started_with.add(found.group())
+        listens = found.re is _LISTENING and process.port is not None and f":{process.port}" not in found.group()
+        return again or listens
 
     def _learn(self, process: _Process, text: str) -> None:
         if "n_slots = " in text and (found := _SLOTS.search(text)):
@@ -247,10 +274,14 @@ class ProcessSeparation:
             if parts.slot is not None and parts.task is not None:
                 return self._of_task(line, parts, now)
             return self._without_slot(line, parts, now)
-        if clock is None:
-            process = self._by_clock(parts.time, now, dated=dated, live=live)
-        else:
-            process = self._of_clock(clock, parts.time, now)
+        process = (
+            self._by_clock(parts.time, now, dated=dated, live=live)
+            if clock is None
+            else self._of_clock(clock, parts.time, now)
+        )
+        if process is not None and clock is None and self._starts_again(process, parts):
+            self._begin(now, now - parts.time if live else None)
+            process = self._current
         if process is None:
             self._mix(strangers=True)
             return self._among(line, parts, now, dated=dated, live=live, clock=clock)
@@ -271,7 +302,7 @@ class ProcessSeparation:
     def _by_clock(self, time: float, now: float, *, dated: bool, live: bool) -> _Process | None:
         """The process whose clock a stamp continues, a new one, or None if that is not certain."""
         started_at = now - time
-        told = [each for each in self._processes if each.last - BACK_S <= time]
+        told = [each for each in self._processes if each.last - _BACK_S <= time]
         if live:
             late = _APART_S if dated else float("inf")
             told = [
@@ -318,9 +349,9 @@ class ProcessSeparation:
         return len(self._processes) == 1 and not self._by_task
 
     @property
-    def earliest(self) -> float:
-        """Stamps from here on continue the one process's clock."""
-        return self._first.last - BACK_S
+    def last(self) -> float:
+        """The last stamp of the one process."""
+        return self._first.last
 
     def latest(self, now: float) -> float:
         """Stamps up to here can be those of the one process, in lines read right after they were written."""
@@ -369,7 +400,7 @@ class ProcessSeparation:
         self._learn(process, parts.text)
         if parts.slot is None and "listening on " not in parts.text and len(held) < _MOST_LOADING_LINES:
             held.append(Event(Change.LINE, UNKNOWN, line, parts, now))
-            return None, parts
+            return HELD, parts
         self._settle(process)
         if parts.slot is not None and parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.said)

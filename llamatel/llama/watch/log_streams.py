@@ -16,7 +16,7 @@ from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import LogLine, split_line
 from llamatel.llama.log.log_source import Backlog, Batch
-from llamatel.llama.log.process_separation import BACK_S, MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
+from llamatel.llama.log.process_separation import HELD, MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.observed_server import ObservedServer
@@ -86,6 +86,7 @@ class LogStreams:
         self._streams: dict[str, _Stream] = {}
         self._plain: _Stream | None = None
         """The only stream, if nothing is around its lines."""
+        self._fast = False
         self._requests = False
         """Whether one was read."""
         self._recorded = False
@@ -112,13 +113,11 @@ class LogStreams:
     def _read_plain(self, batch: Batch, start: int) -> int:
         """Read lines of the one server of a log without wrappers, as long as nothing is special; how many."""
         stream = self._plain
-        if stream is None or not (server := stream.servers.get(0)) or (log := server.log) is None:
+        if not self._fast or stream is None or (server := stream.servers.get(0)) is None or (log := server.log) is None:
             return 0
         separation, now = stream.separation, batch.at
-        if not separation.alone:
-            return 0
         latest = separation.latest(now) if batch.live else float("inf")
-        found, last = _ordinary(batch.lines, start, separation.earliest, latest)
+        found, last = _ordinary(batch.lines, start, separation.last, latest)
         if not found:
             return 0
         separation.note(last)
@@ -127,7 +126,6 @@ class LogStreams:
             self._publish(server, completed, 0)
         if read < len(found):
             separation.another()
-            log.watch_for_others(on=False)
             for line, _ in found[read:]:
                 self._feed(stream, line, now, live=batch.live)
         return len(found)
@@ -208,13 +206,32 @@ class LogStreams:
         number, parts = separation.route(line, parts, now, dated=wall is not None, live=live, clock=clock)
         while separation.events:
             self._apply(stream, separation.events.popleft())
+        if stream is self._plain and (separation.alone and self._requests) is not self._fast:
+            self._read_fast(stream, on=not self._fast)
+        if number == HELD:
+            return
         if number is None:
             self._log.skip()
             return
         server = stream.servers.get(number) or self._new(stream, number)
         log = server.log
-        if log is not None and (completed := log.read(line, parts, now, learned=lambda: self._learn(stream, server))):
+        if log is None:
+            return
+        completed, read = log.read_all([(line, parts)], now, learned=lambda: self._learn(stream, server))
+        if not read:
+            separation.another()
+            self._feed(stream, line, now, wall=wall, live=live, clock=clock)
+        elif completed:
             self._publish(server, completed, number)
+
+    def _read_fast(self, stream: _Stream, *, on: bool) -> None:
+        """Have a single server's reader say itself what shows another one, so that its lines need no other look."""
+        self._fast = on
+        server = stream.servers.get(0)
+        if server is None or (log := server.log) is None:
+            return
+        stream.separation.running = log.running if on else None
+        log.watch_for_others(on=on)
 
     def _publish(self, server: ObservedServer, completed: Sequence[Completion], number: int) -> None:
         self._requests = True
@@ -234,7 +251,8 @@ class LogStreams:
         if log is None:
             return
         if event.change is Change.LINE and event.parts is not None:
-            completed = log.read(event.line, event.parts, event.now, learned=lambda: self._learn(stream, server))
+            lines = [(event.line, event.parts)]
+            completed, _ = log.read_all(lines, event.now, learned=lambda: self._learn(stream, server))
             if completed:
                 self._publish(server, completed, event.process)
         elif event.change is Change.LOST:
@@ -268,9 +286,6 @@ class LogStreams:
             return next(iter(self._streams.values()))
         stream = self._streams[origin] = _Stream(origin, carried.name)
         self._plain = stream if not origin and len(self._streams) == 1 else None
-        if self._plain is not None:
-            stream.separation.running = self._log.running
-            self._log.watch_for_others()
         return stream
 
     def _new(self, stream: _Stream, number: int) -> ObservedServer:
@@ -342,8 +357,7 @@ def _ordinary(
             not said and (slot is not None or "listening on " in text or "n_slots = " in text)
         ):
             break
-        elif time > last:
-            last = time
-            earliest = time - BACK_S
+        else:
+            last = earliest = time
         found.append((line, parts))
     return found, last

@@ -105,15 +105,6 @@ class ServerLog:
         """``identify`` for ``learned``, which is called within ``feed``."""
         self._reader.server = server
 
-    def read(self, line: str, parts: LogLine, now: float, *, learned: Callable[[], None]) -> Sequence[Completion]:
-        """Read one line that was parsed already; as ``feed``."""
-        with self._lock:
-            before = self._reader.logged_server
-            completed = self._reader.feed(line, now, parts)
-            if self._reader.logged_server is not before:
-                learned()
-        return completed
-
     def read_all(
         self, lines: Sequence[tuple[str, LogLine]], now: float, *, learned: Callable[[], None]
     ) -> tuple[list[Completion], int]:
