@@ -258,6 +258,24 @@ METRICS: tuple[Metric, ...] = (
         "Prompt tokens of them that were taken from the KV cache, by llama.cpp's own counter.",
     ),
     Metric(
+        "llamacpp.prompt_cache.reusable", Kind.COUNTER, "{token}",
+        "Prompt tokens that the chosen slot had in the KV cache, of requests whose log lines show it: to half a "
+        "thousandth of the prompt.",
+    ),
+    Metric(
+        "llamacpp.prompt_cache.reused", Kind.COUNTER, "{token}",
+        "Prompt tokens of the same requests that were taken from the KV cache.",
+    ),
+    Metric(
+        "llamacpp.prompt_cache.recomputed", Kind.COUNTER, "{token}",
+        "Reusable prompt tokens that were computed again, by cause; 'unknown' where the log does not prove one.",
+        ("cause",),
+    ),
+    Metric(
+        "llamacpp.prompt_cache.recompute.duration", Kind.COUNTER, "s",
+        "Prefill time that those tokens took, at each request's own rate.", ("cause",),
+    ),
+    Metric(
         "llamacpp.prompt_cache.entries", Kind.GAUGE, "{prompt}",
         "Prompts kept in host memory (--cache-ram); llama.cpp says it at -lv 4 alone, which is slow.",
     ),

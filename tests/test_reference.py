@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llamatel.metrics import METRICS
-from llamatel.records import ObservedRequest, Outcome
+from llamatel.records import ObservedRequest, Outcome, RecomputeCause
 from llamatel.telemetry.reference import DOCS, pages
 from llamatel.telemetry.request_spans import Spans
 from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
@@ -28,7 +28,13 @@ def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     spans = Spans(provider.get_tracer("test"))
-    spans.emit(completion(draft_generated=4, draft_accepted=3, context_shifts=1, is_child=True, truncated=True))
+    reuse = {"prompt_reusable": 20, "prompt_recomputed": 10, "recompute_s": 0.2}
+    spans.emit(
+        completion(
+            draft_generated=4, draft_accepted=3, context_shifts=1, is_child=True, truncated=True,
+            recompute_cause=RecomputeCause.NO_CHECKPOINT, **reuse,
+        )
+    )  # fmt: skip
     spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5)
     provider.shutdown()
     written = exporter.get_finished_spans()

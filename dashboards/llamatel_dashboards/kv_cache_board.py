@@ -261,6 +261,27 @@ def _prefixes() -> list[Panel]:
             empty="Unknown at this verbosity",
             size=(4, 8),
         ),
+        lines(
+            "Prefill lost by cause",
+            [Query(q.rate("llamacpp.prompt_cache.recompute.duration", "cause"), "{{cause}}")],
+            "Seconds of prefill in a second that went to tokens which the slot had in its KV cache.",
+            "no_checkpoint, checkpoint_evicted: --ctx-checkpoints, --swa-full. cache_prompt_off: the clients.",
+            unit="s",
+            empty="None",
+            size=(12, 8),
+        ),
+        lines(
+            "Reuse of prompt tokens",
+            [
+                Query(q.rate("llamacpp.prompt_cache.reusable"), "reusable"),
+                Query(q.rate("llamacpp.prompt_cache.reused"), "reused"),
+                Query(q.rate("llamacpp.prompt_cache.recomputed"), "computed again"),
+            ],
+            "Tokens a second that the chosen slot had in its KV cache, and what became of them.",
+            "Reused far below reusable: see the causes.",
+            empty="None",
+            size=(12, 8),
+        ),
     ]
 
 

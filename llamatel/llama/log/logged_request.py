@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llamatel.llama.log.prompt_reuse import SlotSelection, prompt_reuse
 from llamatel.records import Completion, Outcome, ServerInfo
 
 # Numbers have no more digits than llama.cpp's can have.
@@ -40,6 +41,14 @@ class LoggedRequest:
     shifts: int = 0
     cancelled: bool = False
     error: str | None = None
+    selection: SlotSelection | None = None
+    """How its slot was selected."""
+    no_checkpoint: bool = False
+    """llama.cpp had to go back to an earlier state of the slot's cache, or to none."""
+    checkpoint_evicted: bool = False
+    """A checkpoint of this slot had been erased before."""
+    evicts_checkpoint: bool = False
+    """It made llama.cpp erase one."""
 
     def read(self, function: str, message: str, time: float) -> str:
         """Read a message of its slot, printed by ``function``.
@@ -78,6 +87,14 @@ class LoggedRequest:
     def _progress(self, text: str, time: float) -> str:
         return "request"
 
+    def _no_checkpoint(self, text: str, time: float) -> str:
+        self.no_checkpoint = True
+        return "request"
+
+    def _eviction(self, text: str, time: float) -> str:
+        self.evicts_checkpoint = text.startswith("erasing old context checkpoint") or self.evicts_checkpoint
+        return "request"
+
     def _shift(self, text: str, time: float) -> str:
         if not text.startswith("slot context shift"):
             return "server"
@@ -93,8 +110,22 @@ class LoggedRequest:
         tokens: int | None,
         truncated: bool | None,
         others: Sequence[LoggedRequest],
+        rewindable: bool | None = None,
     ) -> Completion:
-        """It ended at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run."""
+        """It ended at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run.
+
+        ``rewindable``: whether the model's cache can be cut anywhere (see ``prompt_reuse``).
+        """
+        cached = self._cached(tokens, truncated)
+        reuse = prompt_reuse(
+            None if self.is_child else self.selection,
+            cached=cached,
+            computed=self.computed,
+            prefill_s=self.prefill_s,
+            no_checkpoint=self.no_checkpoint,
+            checkpoint_evicted=self.checkpoint_evicted,
+            rewindable=rewindable,
+        )
         first_token = None
         if self.timed_at is not None and self.prefill_s is not None:
             first_token = self.timed_at - (self.decode_s or 0.0)
@@ -111,7 +142,11 @@ class LoggedRequest:
             decode_s=self.decode_s,
             first_token_at=None if first_token is None else wall(max(first_token, self.started)),
             prompt_computed=self.computed,
-            prompt_cached=self._cached(tokens, truncated),
+            prompt_cached=cached,
+            prompt_reusable=reuse.reusable,
+            prompt_recomputed=reuse.recomputed,
+            recompute_s=reuse.recompute_s,
+            recompute_cause=reuse.cause,
             generated=self.generated,
             draft_generated=self.draft_generated,
             draft_accepted=self.draft_accepted,
@@ -139,6 +174,7 @@ class LoggedRequest:
 
 _TIMING = frozenset({"print_timing"})
 _PROMPT_LOOP = frozenset({"update_slots", "  operator()", "  pre_decode"})
+_CHECKPOINT = _PROMPT_LOOP | {"create_check"}
 _UNKNOWN: tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]] = (frozenset(), LoggedRequest._progress)
 _READERS: dict[str, tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]]] = {
     "promp": (_TIMING, LoggedRequest._timing),
@@ -150,5 +186,8 @@ _READERS: dict[str, tuple[frozenset[str], Callable[[LoggedRequest, str, float], 
     "n_gen": (_TIMING, LoggedRequest._progress),
     "n_dec": (_TIMING, LoggedRequest._progress),  # its name until summer 2026
     "slot ": (_PROMPT_LOOP, LoggedRequest._shift),
+    "forci": (_PROMPT_LOOP, LoggedRequest._no_checkpoint),
+    "resto": (_PROMPT_LOOP, LoggedRequest._no_checkpoint),
+    "erasi": (_CHECKPOINT, LoggedRequest._eviction),
 }
 """By a message's first five characters (one dictionary look-up a line): the functions that print it, and its reader."""

@@ -59,6 +59,8 @@ class LogReader:
         self.server = server
         """The server of the next Completions; the owner replaces it as more becomes known."""
         self.logged_server = LoggedServer()
+        self.rewindable: bool | None = None
+        """Whether the model's KV cache can be cut anywhere; the owner sets it once the model is known."""
         self._supervised = supervised
         self._clock = clock or LogClock()
         self._counters = counters or LogCounters()
@@ -231,6 +233,7 @@ class LogReader:
             tokens=tokens,
             truncated=truncated,
             others=[other for other in self._requests if other is not request],
+            rewindable=False if self.logged_server.reported.get("recurrent") else self.rewindable,
         )
         if completion.outcome is Outcome.OK:
             if completion.prefill_s is None:

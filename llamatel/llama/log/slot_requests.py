@@ -13,6 +13,7 @@ from typing import Protocol
 from llamatel.llama.log.log_audit import LogAudit
 from llamatel.llama.log.log_counters import LogCounters
 from llamatel.llama.log.logged_request import LoggedRequest
+from llamatel.llama.log.prompt_reuse import SlotSelection, parse_selection
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.rejections import launch_rejection
 
@@ -47,8 +48,10 @@ class SlotRequests:
         self._batch = DEFAULT_BATCH
         self._queue = QueueClock()
         self._active: dict[int, LoggedRequest] = {}
-        self._selected: dict[int, float] = {}
-        """When each slot was last selected for a task."""
+        self._selected: dict[int, tuple[float, SlotSelection]] = {}
+        """When, and how, each slot was last selected for a task."""
+        self._checkpoint_evicted: set[int] = set()
+        """Slots that lost a checkpoint since another prompt was in them."""
         self._heading_slot: int | None = None
         """The slot whose timings follow on lines of their own."""
         self.newest_task = -1
@@ -80,7 +83,7 @@ class SlotRequests:
         elif function == "get_availabl":
             if message.startswith("selected slot"):
                 if len(self._selected) < _MAX_SLOTS:
-                    self._selected[slot] = time
+                    self._selected[slot] = time, parse_selection(message)
                 return "request"
             return "server"
         request = self._active.get(slot)
@@ -100,6 +103,8 @@ class SlotRequests:
         shifts = request.shifts
         kind = request.read(function, message, time)
         self._counters.context_shifts += request.shifts - shifts
+        if request.evicts_checkpoint:
+            self._checkpoint_evicted.add(slot)
         return kind
 
     def continuation(self, text: str, time: float) -> bool:
@@ -159,6 +164,7 @@ class SlotRequests:
         self._queue = QueueClock(self._batch)
         self._active.clear()
         self._selected.clear()
+        self._checkpoint_evicted.clear()
         self._heading_slot = None
         self.newest_task = self._idle_task = -1
         if self._displaced is not None:
@@ -186,9 +192,13 @@ class SlotRequests:
                 self._displaced.add((slot, lost.task))
             self._counters.lost += 1
             self._queue.broken_off(lost.task, time, 0)
-        selected = self._selected.pop(slot, time)
-        self._queue.launched(task, time, chosen=selected, idle=not self._active)
-        self._active[slot] = LoggedRequest(slot, task, time, is_child=message.rstrip().endswith("is_child = 1"))
+        selected_at, selection = self._selected.pop(slot, (time, None))
+        self._queue.launched(task, time, chosen=selected_at, idle=not self._active)
+        if selection is None or selection.similarity is None:
+            self._checkpoint_evicted.discard(slot)
+        request = LoggedRequest(slot, task, time, is_child=message.rstrip().endswith("is_child = 1"))
+        request.selection, request.checkpoint_evicted = selection, slot in self._checkpoint_evicted
+        self._active[slot] = request
         self._counters.started += 1
         return "request"
 

@@ -27,6 +27,13 @@ class LoadedModel:
         return self.plan if self.plan is not None and self.plan.exact and self.plan.refused is None else None
 
     @property
+    def rewindable(self) -> bool | None:
+        """Whether its cache can be cut at any token: no recurrent state, nor a window, which forgets. None: unknown."""
+        if self.shape is None or self.settings is None or self.shape.cache in ("compressed", "none"):
+            return None
+        return self.shape.cache == "attention" and (self.settings.swa_full or not self.shape.windowed)
+
+    @property
     def drafts(self) -> bool:
         """Whether a kind of speculative decoding is asked for that has a context of its own."""
         own = self.shape.draft.drafts_as if self.shape is not None and self.shape.draft is not None else ()

@@ -458,6 +458,8 @@ class ObservedServer:
         if self.is_router or up is False:
             return snapshot
         model = self._model_file.read(facts, self._settings, self._process, self._named_model) if up else LoadedModel()
+        if self.log is not None:
+            self.log.describe_cache(rewindable=model.rewindable)
         cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
         if polling is not None:
             snapshot = replace(

@@ -135,6 +135,11 @@ class ServerLog:
         with self._lock:
             return self._reader.running, self._reader.newest_task
 
+    def describe_cache(self, *, rewindable: bool | None) -> None:
+        """Whether the loaded model's KV cache can be cut anywhere; None: not known."""
+        with self._lock:
+            self._reader.rewindable = rewindable
+
     def skip(self) -> None:
         """Count a line of which it is not known which server wrote it."""
         with self._lock:

@@ -1,0 +1,86 @@
+"""How much of a prompt was in the KV cache of the slot that took it, and how much of that was computed again.
+
+llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``, three digits) before it decides what it
+can use of it. Where less is reused, the rest is lost. The cause is taken from the lines in between, or from what the
+model's cache can do; what neither proves is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llamatel.records import RecomputeCause
+
+_SIMILARITY = re.compile(r"selected slot by LCP similarity, (?:f_)?sim_best = ([01]\.\d{3}) ")
+_UNUSED = "selected slot by LRU, t_last = -1"
+_ROUNDING = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSelection:
+    """How a slot was selected for a task."""
+
+    similarity: float | None = None
+    """Share of the prompt that the slot's cache starts with; None where that was not the reason."""
+    unused: bool = False
+    """It had never been used."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReuse:
+    """Tokens of a prompt; see ``Completion``."""
+
+    reusable: int | None = None
+    recomputed: int | None = None
+    recompute_s: float | None = None
+    cause: RecomputeCause | None = None
+
+
+UNKNOWN_REUSE = PromptReuse()
+
+
+def parse_selection(message: str) -> SlotSelection:
+    """``selected slot by ...`` as a record."""
+    found = _SIMILARITY.match(message)
+    if found is not None:
+        return SlotSelection(float(found.group(1)))
+    return SlotSelection(unused=message.rstrip() == _UNUSED)
+
+
+def prompt_reuse(
+    selection: SlotSelection | None,
+    *,
+    cached: int | None,
+    computed: int | None,
+    prefill_s: float | None,
+    no_checkpoint: bool,
+    checkpoint_evicted: bool,
+    rewindable: bool | None,
+) -> PromptReuse:
+    """What was reused and what was lost, in tokens and seconds at the request's own prefill rate.
+
+    ``no_checkpoint``: it went back to an earlier state, or to none. ``checkpoint_evicted``: it had
+    logged before that it erased one of this slot's. ``rewindable``: whether the model's cache can be cut anywhere, as
+    opposed to sliding windows and recurrent states; None if that is not known.
+    """
+    if selection is None or cached is None or computed is None:
+        return UNKNOWN_REUSE
+    if selection.similarity is None:
+        # Tokens from elsewhere than the slot are from the prompt cache in host memory.
+        return PromptReuse(cached, 0, 0.0) if cached or selection.unused else UNKNOWN_REUSE
+    prompt = cached + computed
+    lost = selection.similarity * prompt - cached
+    # The last token is always computed.
+    if lost <= _ROUNDING * prompt + 1:
+        return PromptReuse(cached, 0, 0.0)
+    recomputed = min(round(lost), computed)
+    if no_checkpoint or rewindable is False:
+        cause = RecomputeCause.CHECKPOINT_EVICTED if checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
+    elif rewindable and not cached:
+        cause = RecomputeCause.CACHE_PROMPT_OFF
+    else:
+        cause = RecomputeCause.UNKNOWN
+    return PromptReuse(
+        cached + recomputed, recomputed, None if prefill_s is None else prefill_s * recomputed / computed, cause
+    )
