@@ -261,7 +261,7 @@ def test_a_server_that_refuses_or_is_not_there(hub: HubServer, monkeypatch: pyte
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
         with pytest.raises(ModelUnreachable, match="models/gone: there is no such file here; on the Hub: the Hub"):
             read_reference("models/gone")
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is no URL"):
         read_reference("http://[::1/x.gguf")
     with pytest.raises(GGUFError, match="cannot be fetched"):
         read_reference("http:///x.gguf")

@@ -1,4 +1,4 @@
-"""``llamatel inspect``: what a model is, from its header alone, wherever it lies."""
+"""``llamatel inspect``: what a model is, from its header alone, wherever it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 
 from llamatel.cli.options import verbose_option
+from llamatel.errors import UsageError
+from llamatel.gguf.file_kinds import not_a_model
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices, ModelConfig
 from llamatel.gguf.model_reference import read_reference
@@ -92,6 +94,11 @@ def command(model: str, layers: bool, tensors: bool, as_json: bool) -> None:
             _show_choices(found)
         return
     report = _report(found, model)
+    what = not_a_model(found) if isinstance(found, GGUFHeader) else None
+    if what is not None and not tensors:
+        if as_json:
+            print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+        raise UsageError(f"{model}: {what}")
     if as_json:
         print(json.dumps(report.as_dict(layers=layers, tensors=tensors), indent=2, allow_nan=False))
     else:

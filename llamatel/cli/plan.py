@@ -18,12 +18,13 @@ from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices
 from llamatel.gguf.model_reference import read_reference
 from llamatel.models import tiny_model
+from llamatel.plan.architectures import architecture_of
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
 from llamatel.plan.fit_params import find_program, measure
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.plan_report import PlanReport, make_report
 from llamatel.plan.shape_from_config import shape_from_config
-from llamatel.plan.shape_from_gguf import shape_from_gguf
+from llamatel.plan.shape_from_gguf import shape_from_gguf, unknown_architecture
 
 _FLAGS = {
     "ctx_size": "-c",
@@ -57,7 +58,10 @@ def _shape(reference: str, *, as_server: bool = False) -> tuple[str, ModelShape]
     if isinstance(found, Choices):
         raise UsageError(found.question)
     if isinstance(found, GGUFHeader):
-        return Path(found.path).name, shape_from_gguf(found)
+        shape = shape_from_gguf(found)
+        if architecture_of(shape.architecture) is None:
+            raise UsageError(f"{unknown_architecture(shape.architecture)}: what it allocates is not known")
+        return Path(found.path).name, shape
     return found.name, shape_from_config(found.config)
 
 
@@ -96,7 +100,7 @@ def command(
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
     name, shape = _shape(reference, as_server=model is None)
     if settings.draft_model is not None:
-        shape = replace(shape, draft=_shape(settings.draft_model)[1])
+        shape = replace(shape, draft=_shape(settings.draft_model, as_server=True)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
     report = make_report(name, shape, settings, _devices(device), measured=lines)
     if as_json:

@@ -138,6 +138,15 @@ class Cursor:
         self._at += n_bytes
         return taken
 
+    def rest(self, n_bytes: int) -> bytes:
+        """Up to so many of the next bytes, which stay to be read; fewer where the file ends."""
+        n_bytes = min(n_bytes, max(self.source.size - self.position, 0))
+        try:
+            self._need(n_bytes, "its first bytes")
+        except GGUFError:
+            return b""
+        return self._data[self._at : self._at + n_bytes]
+
     def unpack(self, code: str, reading: str, count: int = 1) -> tuple[Any, ...]:
         """``count`` numbers of a struct format character."""
         layout = f"{self.order}{count}{code}"

@@ -81,6 +81,20 @@ TENSOR_TYPES: dict[int, TensorType] = {each.number: each for each in _TYPES}
 TENSOR_TYPES_BY_NAME: dict[str, TensorType] = {each.name: each for each in _TYPES}
 """By name in capitals: ``Q4_K``."""
 
+REMOVED_TYPES: frozenset[str] = frozenset(each.name for each in _TYPES if not each.block)
+"""Types that llama.cpp knows no longer: it does not load a file that has a tensor of one."""
+
+
+def unknown_type(name: str) -> str:
+    """What is known of a tensor type whose size is not: ``type 337 (of ik_llama.cpp)``."""
+    if name in REMOVED_TYPES:
+        number = TENSOR_TYPES_BY_NAME[name].number
+        also = ", in which bitnet.cpp stores i2_s" if number == 36 else ""
+        return f"{name} ({number}, removed from llama.cpp{also})"
+    number = int(name.removeprefix("type ")) if name.removeprefix("type ").isdecimal() else 0
+    return f"{name} (of ik_llama.cpp)" if 133 <= number <= 158 or 200 <= number <= 399 else name
+
+
 FILE_TYPES: dict[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",

@@ -14,12 +14,15 @@ from functools import cached_property
 from pathlib import PurePath
 
 from llamatel.gguf.byte_source import ByteSource, Cursor
+from llamatel.gguf.file_kinds import other_format
 from llamatel.gguf.ggml_types import TENSOR_TYPES, file_type_name
 from llamatel.gguf.metadata import Metadata, Scalar, SkippedArray, Value
 from llamatel.providers import HtmlRepresentation
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
+_START = 64
+"""Bytes by which other formats are recognized."""
 
 _STRING, _ARRAY = 8, 9
 _KINDS = {
@@ -40,6 +43,8 @@ _MAX_TENSORS = 1 << 17
 """Real files have some 50 keys and, with each expert apart, up to 50,000 tensors."""
 
 _MAX_NAME = (1 << 16) - 1
+_MAX_TYPE = 1023
+"""ggml's tensor types end at 42, those of ik_llama.cpp at 399; a larger number is no type of a newer version."""
 _MAX_DIMENSIONS = 4
 _INT64_MAX = (1 << 63) - 1
 
@@ -184,9 +189,8 @@ def _start(cursor: Cursor) -> int:
     """Magic and version, which tell the byte order."""
     magic = cursor.take(4, "the magic number")
     if magic != MAGIC:
-        hint = ""
-        if magic in (b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml", b"ggmf", b"ggjt"):
-            hint = ": a format from before GGUF, which llama.cpp no longer reads"
+        format_words = other_format(magic + cursor.rest(_START - len(magic)))
+        hint = f": {format_words}" if format_words else ""
         raise cursor.error(f"not a GGUF file, it begins with {magic!r}{hint}", "the magic number", 0)
     version = cursor.u32("the version")
     if version and not version & 0xFFFF:
@@ -303,7 +307,7 @@ def _size(shape: tuple[int, ...], kind: int, offset: int) -> tuple[str, int | No
     if elements > _INT64_MAX or any(size > _INT64_MAX for size in shape):
         raise ValueError(f"the shape {shape} overflows")
     if kind not in TENSOR_TYPES:
-        if kind > 255:
+        if kind > _MAX_TYPE:
             raise ValueError(f"tensor type {kind}")
         return f"type {kind}", None
     known = TENSOR_TYPES[kind]

@@ -1,4 +1,4 @@
-"""What a person calls a model: a file, a folder, an address, a repository of the Hugging Face Hub."""
+"""What a user names as a model: a file, a folder, a URL, a repository of the Hugging Face Hub, a model of Ollama's."""
 
 from __future__ import annotations
 
@@ -17,29 +17,36 @@ _HUB = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^:/]+))?(?:/(?P<file>.+)|:(?P<quant>[\w.-]+))?", re.DOTALL
 )
 _HUB_PAGE = re.compile(rf"/(?P<repo>{_NAME}/{_NAME})/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>.+)")
+_MAX_FILES = 100_000
+"""Files of a folder that are looked at."""
+
+Progress = Callable[[int], None]
 
 
-def read_reference(reference: str, *, progress: Callable[[int], None] | None = None, as_server: bool = False) -> Model:
+def read_reference(reference: str, *, progress: Progress | None = None, as_server: bool = False) -> Model:
     """The header, tensors included, or the configuration that ``reference`` names; or what there is to choose from.
 
     A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
-    ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` behind the repository; ``https://.../x.gguf``.
-    ``progress`` is called with the bytes of each step that arrive over the network. ``as_server``: of several models in
-    a repository the one that ``llama-server -hf`` takes. Raises GGUFError, and UsageError for what is none of these.
+    ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` after the repository; ``https://.../x.gguf``;
+    ``ollama://model:tag``. ``progress`` is called with the bytes of each step that arrive over the network.
+    ``as_server``: of several models in a repository the one that ``llama-server -hf`` takes. Raises GGUFError, and
+    UsageError for what is none of these.
     """
     if reference.startswith(("http://", "https://")):
-        return _address(reference, progress)
+        return _url(reference, progress)
     if reference.startswith("hf://"):
         return _hub(reference.removeprefix("hf://"), reference, progress, as_server)
-    path = Path(reference).expanduser()
-    if reference == "tiny" and not path.exists():
-        path = tiny_model()
-    if reference and path.is_dir():
+    if reference.startswith("ollama://"):
+        from llamatel.gguf.ollama_store import blob_of
+
+        return parse_gguf_header(blob_of(reference.removeprefix("ollama://")), read_tensors=True)
+    path, is_there, is_folder = _local(reference)
+    if is_folder:
         return _folder(path)
     if path.suffix == ".json":
-        return ModelConfig(str(path), parse_config(_read_text(path), str(path)))
+        return ModelConfig(str(path), parse_config(_read_config(path), str(path)))
     # Two plain words may name a repository, but a file that is there, or must be one by its name, comes first.
-    if (reference and path.exists()) or reference.startswith((".", "/", "~")) or reference.endswith(".gguf"):
+    if is_there or reference.startswith((".", "/", "~")) or reference.endswith((".gguf", ".safetensors")):
         return parse_gguf_header(path, read_tensors=True)
     try:
         return _hub(reference, reference, progress, as_server)
@@ -47,13 +54,27 @@ def read_reference(reference: str, *, progress: Callable[[int], None] | None = N
         raise ModelUnreachable(f"there is no such file here; on the Hub: {error.message}", path=error.path) from error
 
 
-def _address(url: str, progress: Callable[[int], None] | None) -> Model:
+def _local(reference: str) -> tuple[Path, bool, bool]:
+    """The path that a reference may be, whether something is there, and whether it is a folder."""
+    try:
+        path = Path(reference).expanduser()
+        if reference == "tiny" and not path.exists():
+            path = tiny_model()
+        return path, bool(reference) and path.exists(), bool(reference) and path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user's home folder, a NUL
+        return Path(reference), False, False
+
+
+def _url(url: str, progress: Progress | None) -> Model:
     from llamatel.gguf.http_source import UrlSource
 
     try:
         parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises ValueError where it is none
     except ValueError as error:
-        raise UsageError(f"{url!r} is no address: {error}") from error
+        raise UsageError(f"{url!r} is no URL: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("a URL with a user or a password is not supported")
     page = _HUB_PAGE.fullmatch(unquote(parts.path))
     if page is not None:
         from llamatel.gguf.hub import Hub
@@ -64,14 +85,14 @@ def _address(url: str, progress: Callable[[int], None] | None) -> Model:
     return read_model(url, lambda name: UrlSource(name, progress=progress), read_tensors=True)
 
 
-def _hub(name: str, reference: str, progress: Callable[[int], None] | None, as_server: bool) -> Model:
+def _hub(name: str, reference: str, progress: Progress | None, as_server: bool) -> Model:
     from llamatel.gguf.hub import Hub
 
     found = _HUB.fullmatch(name)
     if found is None:
         raise UsageError(
-            f"{reference!r} names no model: a file, org/repo, org/repo:Q4_K_M, hf://org/repo/file.gguf, an address, "
-            "or tiny"
+            f"{reference!r:.300} names no model: a file, org/repo, org/repo:Q4_K_M, hf://org/repo/file.gguf, a URL, "
+            "ollama://model:tag, or tiny"
         )
     hub = Hub(progress=progress)
     if found["file"] is not None:
@@ -80,21 +101,36 @@ def _hub(name: str, reference: str, progress: Callable[[int], None] | None, as_s
 
 
 def _folder(folder: Path) -> Model:
-    choices = choices_among([(path.name, path.stat().st_size) for path in folder.glob("*.gguf")])
+    files: list[tuple[str, int | None]] = []
+    try:
+        for path in folder.iterdir():
+            if path.suffix == ".gguf" and len(files) < _MAX_FILES:
+                files.append((path.name, _size(path)))
+    except OSError as error:
+        raise GGUFError(f"cannot be read: {error.strerror or error}", path=str(folder)) from error
+    choices = choices_among(files)
     if len(choices) == 1:
         return parse_gguf_header(folder / choices[0].path, read_tensors=True)
     if choices:
         return Choices(str(folder), choices, remote=False)
-    if (folder / "config.json").is_file():
-        return ModelConfig(str(folder), parse_config(_read_text(folder / "config.json"), str(folder / "config.json")))
-    raise GGUFError("a folder with neither a GGUF file nor a config.json", path=str(folder))
+    config = folder / "config.json"
+    if _size(config) is not None:
+        return ModelConfig(str(folder), parse_config(_read_config(config), str(config)))
+    parts = f" (parts of a split model without the first: {files[0][0]})" if files else ""
+    raise GGUFError(f"a folder with neither a GGUF file nor a config.json{parts}", path=str(folder))
 
 
-def _read_text(path: Path) -> str:
+def _size(path: Path) -> int | None:
+    """A file's bytes; None where it is not there, or leads nowhere (a loop of links)."""
     try:
-        with path.open(encoding="utf-8") as file:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _read_config(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
             return file.read(MAX_CONFIG + 1)
-    except UnicodeDecodeError as error:
-        raise GGUFError("not UTF-8", path=str(path)) from error
     except OSError as error:
         raise GGUFError(f"cannot be opened: {error.strerror or error}", path=str(path)) from error

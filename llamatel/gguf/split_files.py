@@ -65,11 +65,20 @@ def read_model(
 ) -> GGUFHeader:
     """The header of a model, from all its files if the tensors are asked for, else from the first. Raises GGUFError."""
     names = shard_names(name)
-    with open_shard(names[0]) as source:
+    try:
+        first = open_shard(names[0])
+    except GGUFError as error:
+        if name == names[0]:
+            raise
+        shard = shard_of(name)
+        what = f"part {shard.number} of {shard.count} of a split model, whose first file cannot be read"
+        raise type(error)(f"{what}: {error.message}", path=names[0]) from error
+    with first as source:
         header = read_header(source, read_tensors=read_tensors, read_arrays=read_arrays)
     count = header.metadata.get("split.count", 1)
     if count != len(names) and (len(names) > 1 or (isinstance(count, int) and count > 1)):
-        raise GGUFError(f"the metadata says split.count {count}, the name says {len(names)}", path=names[0])
+        hint = "" if len(names) > 1 else f": the parts of a split model are named like x-00001-of-{count:05d}.gguf"
+        raise GGUFError(f"the metadata says split.count {count}, the name says {len(names)}{hint}", path=names[0])
     if len(names) == 1:
         return header
     total = header.metadata.get("split.tensors.count")

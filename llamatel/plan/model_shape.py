@@ -149,9 +149,13 @@ class ModelShape(HtmlRepresentation):
     """The model that drafts for it, where a server is given one (``-md``)."""
     aborts: str | None = None
     """Why llama-server dies of the model after it has allocated everything, where it does."""
+    rejected: str | None = None
+    """Why llama-server does not load the file, where it does not."""
     rope: Rope = Rope()
     file_type: str | None = None
     weights: Weights | None = None
+    weights_unknown: str | None = None
+    """Why the weights' bytes are not known although their tensors are."""
     verified: bool = False
     """Whether the build's allocations for this architecture were compared with ours (``make verify``)."""
     verified_builds: tuple[tuple[int, int], ...] = ()

@@ -88,6 +88,7 @@ class PlanReport:
             },
             "refused": cache.refused,
             "weights_bytes": weights.n_bytes if weights else None,
+            "weights_unknown": self.shape.weights_unknown,
             "draft_model": None if self.shape.draft is None else _draft(self.shape.draft),
             "gpu_layers": self.memory.gpu_layers,
             "per_device": [_use(use) for use in self.memory.per_device],

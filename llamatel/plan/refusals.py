@@ -15,6 +15,8 @@ def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = Fal
 
     ``drafting``: the context is that of the blocks that draft. ``alone``: no other model is loaded before it.
     """
+    if shape.rejected is not None:
+        return shape.rejected
     if alone and shape.needs_target:
         return "requires ctx_other to be set"
     refused = _numbers(settings) or _cache_types(shape, settings)

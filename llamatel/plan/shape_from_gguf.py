@@ -5,13 +5,16 @@ Follows llama.cpp's own reading of the same keys; ``layers`` does so for what di
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from llamatel.errors import UsageError
-from llamatel.gguf.ggml_types import file_type_name
-from llamatel.plan.architectures import DRAFT_ONLY, Architecture, architecture_of
+from llamatel.gguf.file_kinds import not_a_model
+from llamatel.gguf.ggml_types import REMOVED_TYPES, file_type_name, unknown_type
+from llamatel.plan.architectures import ARCHITECTURES, DRAFT_ONLY, Architecture, architecture_of
 from llamatel.plan.layers import layers_of
 from llamatel.plan.llama_build import LlamaBuild
 from llamatel.plan.metadata_keys import Keys
@@ -33,16 +36,32 @@ class Header(Protocol):
     def tensors(self) -> Sequence[Tensor] | None:
         """None where they were not read."""
 
+    @property
+    def tensor_count(self) -> int:
+        """Tensors in all of its files."""
+
 
 def shape_from_gguf(header: Header, build: LlamaBuild | None = None) -> ModelShape:
     """The shape of the model in a GGUF, as a build of llama.cpp runs it. Raises UsageError for a file that is no model.
 
     Without a ``build`` it is that of the newest that llamatel knows.
     """
+    what = not_a_model(header)
+    if what is not None:
+        raise UsageError(what)
     tensors = header.tensors
     if not tensors:
         return shape_from_metadata(header.metadata, build=build)
     shape = shape_from_metadata(header.metadata, {tensor.name for tensor in tensors}, build)
+    unsized = dict.fromkeys(tensor.type for tensor in tensors if tensor.n_bytes is None)
+    if unsized:
+        types = ", ".join(unknown_type(name) for name in list(unsized)[:5])
+        removed = next((unknown_type(name) for name in unsized if name in REMOVED_TYPES), None)
+        return replace(
+            shape,
+            weights_unknown=f"tensors of type {types}",
+            rejected=None if removed is None else f"it does not load tensors of type {removed}",
+        )
     return replace(shape, weights=weigh(tensors, len(shape.layers), shape.experts, shape.experts_used))
 
 
@@ -54,9 +73,7 @@ def shape_from_metadata(
     row = architecture_of(keys.architecture, build)
     unknown: list[str] = []
     if row is None:
-        unknown.append(
-            f"architecture '{keys.architecture}' is not in llamatel's table: its cache is read as if all layers attend"
-        )
+        unknown.append(f"{unknown_architecture(keys.architecture)}: its cache is read as if all layers attend")
         row = Architecture(keys.architecture)
     blocks = keys.required("block_count")
     if not 0 <= blocks * max(keys.number("num_loops") or 1, 1) <= _MAX_LAYERS:
@@ -101,6 +118,17 @@ def shape_from_metadata(
         verified_builds=verified_builds(row.name),
         unknown=(*unknown, *(f"the file lacks {key}" for key in dict.fromkeys(keys.missing))),
     )
+
+
+def unknown_architecture(name: str) -> str:
+    """That an architecture is not in the table, and which one may be meant."""
+    from llamatel.plan.config_families import BY_TYPE
+
+    by_type = BY_TYPE.get(name.lower().replace("-", "_"))
+    plain = {re.sub(r"[^a-z0-9]", "", each): each for each in ARCHITECTURES}
+    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), plain, 1)
+    meant = by_type.architecture if by_type is not None else plain[near[0]] if near else None
+    return f"architecture '{name:.80}' is not known" + (f" (did you mean {meant}?)" if meant else "")
 
 
 def _rope(keys: Keys) -> Rope:

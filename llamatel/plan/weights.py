@@ -26,6 +26,10 @@ class Tensor(Protocol):
         """Fastest dimension first."""
 
     @property
+    def type(self) -> str:
+        """How it is stored: ``F16``, ``Q4_K``."""
+
+    @property
     def n_bytes(self) -> int | None:
         """None for a type that is not known."""
 

@@ -115,6 +115,8 @@ def _cache(page: Page, cache: CachePlan) -> None:
 
 def _memory(page: Page, report: PlanReport) -> None:
     weights = report.shape.weights
+    if report.shape.weights_unknown is not None:
+        page.row("weights", f"unknown: {report.shape.weights_unknown}; whether all fits is unknown, too")
     rows = []
     for use in (*report.memory.per_device, report.memory.host):
         device = use.device
