@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -71,7 +72,10 @@ def alertmanager_program() -> Path:
 
 
 class Alertmanager:
-    """A running Alertmanager whose only receiver is ``received``, a list of alerts. A context manager."""
+    """A running Alertmanager whose only receiver is ``received``, a list of alerts. A context manager.
+
+    Each alert has the time at which it was received, ``received_at``.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Keep data in ``folder``. Raises PartFailed or MissingPart."""
@@ -81,7 +85,7 @@ class Alertmanager:
         class Hook(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                received.extend(body["alerts"])
+                received.extend({**alert, "received_at": time.time()} for alert in body["alerts"])
                 self.send_response(200)
                 self.end_headers()
 

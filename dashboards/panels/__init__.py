@@ -1,0 +1,1 @@
+"""Development only: pictures of the dashboards."""
