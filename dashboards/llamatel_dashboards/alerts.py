@@ -98,8 +98,7 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
         "LlamacppServerUnresponsive",
         "llamacpp_server_stale == 1",
         "critical",
-        f"llama.cpp server {WHERE} accepts connections and has not answered for "
-        f"{alarms.UNRESPONSIVE_FOR_S / 60:.0f} minutes.",
+        f"llama.cpp server {WHERE} answers health checks only, for {alarms.UNRESPONSIVE_FOR_S / 60:.0f} minutes.",
         "A long prefill can keep it busy for a while. If its log shows no progress it hangs: restart it.",
         wait=f"{alarms.UNRESPONSIVE_FOR_S / 60:.0f}m",
     )

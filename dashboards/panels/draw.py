@@ -96,7 +96,9 @@ def main() -> None:
             }
             page = browser.new_page(viewport={"width": WIDTH + 16, "height": 1000})
             page.on("pageerror", lambda error: print(f"page error: {error}"))
-            page.on("console", lambda message: print(f"console: {message.text}"[:500]) if message.type == "error" else None)
+            page.on(
+                "console", lambda message: print(f"console: {message.text}"[:500]) if message.type == "error" else None
+            )
             # An origin of its own: Grafana's components use localStorage.
             page.route("http://panels.test/", lambda route: route.fulfill(body=PAGE, content_type="text/html"))
             page.goto("http://panels.test/")

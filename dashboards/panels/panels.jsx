@@ -114,7 +114,7 @@ function Content({ panel, frames, size }) {
         lcdCellWidth={8} showUnfilled />)} />;
   }
   if (panel.type === 'table') {
-    return <Table data={frames[0]} width={size.width} height={size.height} initialSortBy={panel.options.sortBy ?? []} enableSharedCrosshair={false} />;
+    return <Table data={frames[0]} width={size.width} height={size.height} initialSortBy={panel.options?.sortBy ?? []} enableSharedCrosshair={false} />;
   }
   return <div style={{ color: theme.colors.text.secondary }}>{panel.type}: not among Grafana's components on npm</div>;
 }

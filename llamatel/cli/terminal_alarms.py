@@ -1,4 +1,4 @@
-"""Warnings on the terminal while a server is watched."""
+"""Warnings on the terminal while a server is watched; systemd learns that llamatel is ready and works."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
+from llamatel.cli.service_manager import notify
 from llamatel.runtime import Runtime
 from llamatel.ui.alarms import Alarm
 
@@ -29,13 +30,16 @@ def alarms_shown(running: Runtime, notes: Console) -> Iterator[None]:
     def poll() -> None:
         while not end.wait(_EVERY_S):
             running.observer.snapshot(_FRESH_S)
+            notify("WATCHDOG=1")  # a snapshot was taken: collectors, polls and this thread work
 
     running.live.on_alarm(show)
     thread = threading.Thread(target=poll, name="llamatel-alarms", daemon=True)
     thread.start()
+    notify("READY=1")
     try:
         yield
     finally:
+        notify("STOPPING=1")
         end.set()
         # A snapshot of a server that hangs can take seconds: the exit does not wait for it.
         thread.join(0.5)

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: /metrics for Prometheus, and the web page for all other paths."""
+"""The HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for probes, the web page for all other paths."""
 
 from __future__ import annotations
 
@@ -65,12 +65,17 @@ class MetricsEndpoint:
                 "choose another with --metrics-addr HOST:PORT, or none"
             ) from error
         self.page: WSGIApplication = _nothing
-        """Answers everything but /metrics."""
+        """Answers all other paths."""
+        self.ready = False
+        """What /readyz reports: whether servers are observed."""
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if environ.get("PATH_INFO") != "/metrics":
-                return self.page(environ, start_response)
-            return _metrics(scrape, environ, start_response)
+            path = environ.get("PATH_INFO")
+            if path == "/metrics":
+                return _metrics(scrape, environ, start_response)
+            if path in ("/healthz", "/readyz"):
+                return _health(start_response, healthy=path == "/healthz" or self.ready)
+            return self.page(environ, start_response)
 
         self._server.set_app(application)
         shown = f"[{host}]" if ":" in host else host
@@ -106,6 +111,14 @@ def _metrics(scrape: Scrape, environ: WSGIEnvironment, start_response: StartResp
         body = gzip.compress(body, _COMPRESSION)
         headers.append(("Content-Encoding", "gzip"))
     start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _health(start_response: StartResponse, *, healthy: bool) -> Iterable[bytes]:
+    """For probes of Kubernetes and load balancers; about llamatel, not about the servers that it observes."""
+    body = b"ok\n" if healthy else b"not ready\n"
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response("200 OK" if healthy else "503 Service Unavailable", headers)
     return [body]
 
 

@@ -149,6 +149,7 @@ class Pipeline:
         """Answer all paths but /metrics with ``page``; without an endpoint of ours nothing happens."""
         if self._parts.endpoint is not None:
             self._parts.endpoint.page = page
+            self._parts.endpoint.ready = True
 
     def dropped(self) -> Mapping[str, int]:
         """Spans lost so far, by reason: queue_full, export_failed, rejected, shutdown. Metrics are cumulative."""

@@ -206,7 +206,7 @@ def _conditions(
             yield (
                 "server_unresponsive",
                 (
-                    f"the server accepts connections and has not answered for {minutes:.0f} minutes: restart it if its "
+                    f"the server has answered health checks only for {minutes:.0f} minutes: restart it if its "
                     "log shows no progress"
                 ),
             )
