@@ -189,6 +189,10 @@ METRICS: tuple[Metric, ...] = (
         "Tokens, by llama.cpp's own counters: prompt tokens computed and cached, tokens generated.", ("type",),
     ),
     Metric(
+        "llamacpp.processing_time", Kind.TOTAL, "s",
+        "Time of requests in prefill and in decode, summed over slots, by llama.cpp's own counters.", ("phase",),
+    ),
+    Metric(
         "llamacpp.speculative.tokens", Kind.TOTAL, "{token}",
         "Draft tokens, by llama.cpp's own counters.", ("type",),
     ),

@@ -24,7 +24,7 @@ class PanelQuery:
     """The panel's type: stat, timeseries, ..."""
     unit: str
     expr: str
-    """With Grafana's variables in it."""
+    """With Grafana's variables."""
     legend: str
 
     @property
@@ -33,14 +33,15 @@ class PanelQuery:
         return f"{self.dashboard}: {self.panel}"
 
     def sent(self, **variables: str) -> str:
-        """As sent when everything is chosen, but for ``variables``."""
+        """As sent with All selected everywhere, except in ``variables``."""
         return interpolate(self.expr, **variables)
 
 
 def interpolate(text: str, **variables: str) -> str:
-    """Put in what Grafana puts in: ``.*`` for All, the preset of an objective, a window."""
+    """With Grafana's variables replaced: ``.*`` for All, the default of an objective, a window."""
     values = {
-        **dict.fromkeys(("job", "instance", "server", "port", "model"), ".*"),
+        **dict.fromkeys(("cluster", "namespace", "job", "instance", "server", "port", "model"), ".*"),
+        "error_budget": "0.05",
         "ttft_objective": "2.5",
         "tpot_objective": "0.1",
         "__rate_interval": WINDOW,
@@ -74,7 +75,7 @@ def panel_queries() -> Iterator[PanelQuery]:
 
 
 def variable_queries() -> Iterator[tuple[str, str, str]]:
-    """Of each variable that asks Prometheus, its name, the selector and the label whose values it takes."""
+    """Name, selector and label of each variable that queries Prometheus."""
     for dashboard in dashboards().values():
         for variable in dashboard["templating"]["list"]:
             if variable["type"] == "query":
@@ -84,7 +85,7 @@ def variable_queries() -> Iterator[tuple[str, str, str]]:
 
 
 def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
-    """Name and matched labels of each selector in a query; raises ValueError if it is no PromQL."""
+    """Name and matched labels of each selector in a query; raises ValueError if it is not PromQL."""
     promql.parse(expr)
     for name, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expr):
         yield name, set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers))

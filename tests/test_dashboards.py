@@ -10,22 +10,16 @@ from typing import Any
 
 import pytest
 
-from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
-from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_series
+from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Kind
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name, prometheus_series
 from llamatel_dashboards.published import dashboards
+from llamatel_dashboards.queries import without_native
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
 
 VARIABLES = [
-    "datasource",
-    "job",
-    "instance",
-    "server",
-    "port",
-    "model",
-    "error_budget",
-    "ttft_objective",
-    "tpot_objective",
-]
+    "datasource", "cluster", "namespace", "job", "instance", "server", "port", "model", "error_budget",
+    "ttft_objective", "tpot_objective", "filters",
+]  # fmt: skip
 OFF_PANEL = {
     row.name: "the conventions' new name, which a client has to opt into, for what is on a panel by its present one"
     for row in METRICS
@@ -33,15 +27,21 @@ OFF_PANEL = {
 } | {"llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known"}
 """Metrics that no panel shows, and why."""
 QUERIES = list(panel_queries())
-SERIES = prometheus_series()
+SERIES = prometheus_series() | {prometheus_name(row): row for row in METRICS if row.kind is Kind.HISTOGRAM}
+"""Also histograms in native form, which have their family's name."""
+TARGET = {"cluster", "namespace", "pod", "job", "instance", "server_path"}
+PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate"}, "ALERTS_FOR_STATE": {"alertname", "alertstate"}}
+"""Series that Prometheus makes itself, and their labels besides the target's."""
 
 
-def labels_of(row: Metric) -> set[str]:
-    """Labels that a series of a metric may have in Prometheus."""
-    return {"job", "instance", "le", *map(prometheus_label, (*SERVER_ATTRIBUTES, *row.attributes))}
+def labels_of(name: str) -> set[str]:
+    """Labels that a series may have in Prometheus."""
+    if name in PROMETHEUS:
+        return TARGET | PROMETHEUS[name]
+    return {*TARGET, "le", *map(prometheus_label, (*SERVER_ATTRIBUTES, *SERIES[name].attributes))}
 
 
-def test_the_json_is_fresh() -> None:
+def test_dashboards_json_is_fresh() -> None:
     pytest.importorskip("grafana_foundation_sdk", reason="Grafana's builders need Python 3.11")
     from llamatel_dashboards.build import build
 
@@ -49,14 +49,18 @@ def test_the_json_is_fresh() -> None:
     assert shipped == build(), "stale: make dashboards"
 
 
-def test_grafanas_own_schema_knows_every_field() -> None:
+def test_dashboards_fit_grafanas_schema() -> None:
     models = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="it needs Python 3.11")
     encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder").JSONEncoder
     for model in dashboards().values():
+        for annotation in model["annotations"]["list"]:  # Prometheus' own fields, which the schema leaves open
+            assert annotation.pop("titleFormat")
+            assert annotation.pop("textFormat")
+            assert annotation.pop("step")
         assert json.loads(json.dumps(models.Dashboard.from_json(model), cls=encoder)) == model
 
 
-def test_shipping_needs_nothing_of_grafanas() -> None:
+def test_published_needs_no_grafana_sdk() -> None:
     program = (
         "import sys, llamatel_dashboards.published as p; assert p.dashboards();"
         "assert not [name for name in sys.modules if name.startswith('grafana')]"
@@ -65,30 +69,27 @@ def test_shipping_needs_nothing_of_grafanas() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
-def test_queries_are_promql_about_metrics_and_labels_that_exist(query: PanelQuery) -> None:
+def test_queries_are_promql_about_existing_metrics_and_labels(query: PanelQuery) -> None:
     found = list(selectors(query.sent()))
     assert found
-    rows = [SERIES[name] for name, _ in found]
-    known = set.union(*map(labels_of, rows))
-    for row, (_, matched) in zip(rows, found, strict=True):
-        assert matched <= labels_of(row)
-    grouped = {
-        label.strip() for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query.expr) for label in group.split(",")
-    }
+    known = set.union(*(labels_of(name) for name, _ in found))
+    for name, matched in found:
+        assert matched <= labels_of(name)
+    groups = re.findall(r"\b(?:by|on|ignoring) \(([^)]*)\)", query.expr)
+    grouped = {label.strip() for group in groups for label in group.split(",")}
     shown = set(re.findall(r"{{(\w+)}}", query.legend))
     assert (grouped | shown) - {""} <= known
 
 
-def test_variables_are_the_same_everywhere_and_ask_for_what_exists() -> None:
+def test_variables_are_the_same_on_all_dashboards() -> None:
     for model in dashboards().values():
         assert [variable["name"] for variable in model["templating"]["list"]] == VARIABLES
     for _, selector, label in variable_queries():
         [matched] = re.findall(r'__name__=~"([^"]+)"', interpolate(selector))
-        rows = [SERIES[name] for name in matched.split("|")]
-        assert all(label in labels_of(row) for row in rows)
+        assert all(label in labels_of(name) for name in matched.split("|"))
 
 
-def test_objectives_that_can_be_chosen_are_bounds_of_their_histograms() -> None:
+def test_objectives_are_bucket_bounds() -> None:
     bounds = {row.name: row.buckets for row in METRICS}
     for name, metric in (
         ("ttft", "gen_ai.server.time_to_first_token"),
@@ -99,8 +100,9 @@ def test_objectives_that_can_be_chosen_are_bounds_of_their_histograms() -> None:
             assert {float(option["value"]) for option in variable["options"]} <= set(bounds[metric])
 
 
-def test_every_metric_is_on_a_panel_or_says_why_not() -> None:
-    shown = {SERIES[name].name for query in QUERIES for name, _ in selectors(query.sent())}
+def test_every_metric_is_on_a_panel() -> None:
+    queried = {name for query in QUERIES for name, _ in selectors(query.sent())}
+    shown = {SERIES[name].name for name in queried - set(PROMETHEUS)}
     assert {row.name for row in METRICS} - shown == set(OFF_PANEL)
 
 
@@ -113,10 +115,10 @@ def each_panel() -> list[Any]:
 
 
 @pytest.mark.parametrize("panel", each_panel())
-def test_a_panel_explains_itself_and_never_shows_nan(panel: dict[str, Any]) -> None:
-    means, act = panel["description"].split("\n\n**What to do:** ")
-    assert len(means) > 15
-    assert len(act) > 5
+def test_panel_has_description_unit_and_texts(panel: dict[str, Any]) -> None:
+    meaning, action = panel["description"].split("\n\n**What to do:** ")
+    assert len(meaning) > 15
+    assert len(action) > 5
     defaults = panel["fieldConfig"]["defaults"]
     assert defaults["noValue"]
     assert defaults["unit"]
@@ -124,10 +126,38 @@ def test_a_panel_explains_itself_and_never_shows_nan(panel: dict[str, Any]) -> N
     if panel["type"] in ("stat", "timeseries", "bargauge"):
         [unknown] = [mapping for mapping in defaults["mappings"] if mapping["type"] == "special"]
         assert unknown["options"]["match"] == "null+nan"
+    if defaults["noValue"] == "No request log":
+        assert all(" or -group(" in target["expr"] or "llamatel" in target["expr"] for target in panel["targets"])
+    if panel["type"] == "timeseries":
+        legend = panel["options"]["legend"]
+        assert (legend["displayMode"], legend["calcs"][:2]) == ("table", ["mean", "max"])
+
+
+def test_annotations_are_promql_about_metrics_that_exist() -> None:
+    for model in dashboards().values():
+        found = {each["name"]: each["expr"] for each in model["annotations"]["list"]}
+        assert list(found) == ["Alerts", "Restarts", "Loads", "Evictions"]
+        for expr in found.values():
+            for name, matched in selectors(interpolate(expr)):
+                assert matched <= labels_of(name)
+
+
+def test_legends_by_server_show_the_instance() -> None:
+    by_server = [query for query in QUERIES if "server_address" in query.legend]
+    assert len(by_server) > 20
+    assert all("{{instance}}" in query.legend for query in by_server)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
+def test_without_native_leaves_promql_that_victoria_metrics_knows(query: PanelQuery) -> None:
+    left = without_native(query.expr)
+    assert not re.search(r"histogram_(sum|count|avg)\(", left)
+    assert list(selectors(interpolate(left)))
+    assert left == query.expr or "histogram_" in query.expr
 
 
 @pytest.mark.parametrize("name", dashboards())
-def test_a_dashboard_is_laid_out_and_linked(name: str) -> None:
+def test_dashboard_layout_and_links(name: str) -> None:
     model = dashboards()[name]
     assert model["uid"].startswith("llamatel-")
     assert [link["tags"] for link in model["links"] if link["includeVars"] and link["keepTime"]] == [["llamatel"]]
@@ -143,6 +173,6 @@ def test_a_dashboard_is_laid_out_and_linked(name: str) -> None:
         taken |= cells
 
 
-def test_dashboards_have_names_of_their_own() -> None:
+def test_dashboards_have_unique_names() -> None:
     models = list(dashboards().values())
     assert len({model["uid"] for model in models}) == len({model["title"] for model in models}) == len(models)

@@ -236,6 +236,10 @@ def test_samples_of_token_counters() -> None:
             (210.0, {"type": "output"}),
         ]
     }
+    busy = server_snapshot(counters={"prompt_seconds_total": 1.5, "tokens_predicted_seconds_total": 2.5})
+    assert samples_of(TokensCollector(), snapshot(busy)) == {
+        "llamacpp.processing_time": [(1.5, {"phase": "prefill"}), (2.5, {"phase": "decode"})]
+    }
     drafting = server_snapshot(
         counters={"spec_decode_num_draft_tokens_total": 8.0, "spec_decode_num_accepted_tokens_total": 0.0}
     )

@@ -1,4 +1,4 @@
-"""Tokens by llama.cpp's own counters: exact, and they include the partial work of cancelled requests."""
+"""Tokens and processing time by llama.cpp's own counters; they include the partial work of cancelled requests."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from llamatel.collectors import Collector, Sample
 from llamatel.snapshots import Snapshot
 
-# llama.cpp's /metrics (tools/server/server-task.cpp), metric, its ``type``.
+# llama.cpp's /metrics (tools/server/server-task.cpp), metric, its attribute.
 _COUNTERS = (
-    ("prompt_tokens_total", "llamacpp.tokens", "input_computed"),
-    ("prompt_tokens_cached_total", "llamacpp.tokens", "input_cached"),
-    ("tokens_predicted_total", "llamacpp.tokens", "output"),
-    ("spec_decode_num_draft_tokens_total", "llamacpp.speculative.tokens", "drafted"),
-    ("spec_decode_num_accepted_tokens_total", "llamacpp.speculative.tokens", "accepted"),
+    ("prompt_tokens_total", "llamacpp.tokens", {"type": "input_computed"}),
+    ("prompt_tokens_cached_total", "llamacpp.tokens", {"type": "input_cached"}),
+    ("tokens_predicted_total", "llamacpp.tokens", {"type": "output"}),
+    ("prompt_seconds_total", "llamacpp.processing_time", {"phase": "prefill"}),
+    ("tokens_predicted_seconds_total", "llamacpp.processing_time", {"phase": "decode"}),
+    ("spec_decode_num_draft_tokens_total", "llamacpp.speculative.tokens", {"type": "drafted"}),
+    ("spec_decode_num_accepted_tokens_total", "llamacpp.speculative.tokens", {"type": "accepted"}),
 )
 
 
@@ -25,7 +27,7 @@ class TokensCollector(Collector):
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
         """One sample for each counter that a server has."""
         for state in snapshot.servers:
-            for counter, metric, kind in _COUNTERS:
+            for counter, metric, attributes in _COUNTERS:
                 value = state.counters.get(counter)
                 if value is not None:
-                    yield Sample(metric, value, state.server, {"type": kind})
+                    yield Sample(metric, value, state.server, attributes)

@@ -15,7 +15,7 @@ FAST_BURN = 14.4
 # Prometheus' templates: an absent label is the empty string. A pod's name says more than its address.
 INSTANCE = "{{ with $labels.namespace }}{{ . }}/{{ end }}{{ with $labels.pod }}{{ . }} {{ end }}{{ $labels.instance }}"
 _SERVER = (
-    "{{ $labels.server_address }}{{ with $labels.server_port }}:{{ . }}{{ end }}"
+    "{{ $labels.server_address }}{{ with $labels.server_port }}:{{ . }}{{ end }}{{ $labels.server_path }}"
     "{{ with $labels.gen_ai_request_model }} ({{ . }}){{ end }}"
 )
 WHERE = f"{_SERVER} on {INSTANCE}"

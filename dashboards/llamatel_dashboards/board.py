@@ -1,8 +1,9 @@
-"""What all dashboards share: variables, links to each other, time, and their order in a folder."""
+"""What all dashboards share: variables, annotations, links to each other, time range and layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
@@ -10,15 +11,14 @@ from grafana_foundation_sdk.models import dashboard as models
 from llamatel.telemetry.prometheus_names import prometheus_name
 from llamatel.ui.objectives import Objectives
 from llamatel_dashboards.panels import SOURCE, Panel
-from llamatel_dashboards.queries import ADDRESS, MODEL, OF_JOB, PORT
+from llamatel_dashboards.queries import ADDRESS, MODEL, OF_JOB, PORT, firing, selector
 
 TAG = "llamatel"
 _FOUND_BY = '{{__name__=~"{}"{}}}'
 _ALWAYS = "|".join(
     prometheus_name(name) for name in ("llamacpp.server.state", "llamacpp.model.state", "llamacpp.requests")
 )
-"""Metrics of which all that we watch has one: a server's state, a router's model's, or, where all we have is a log,
-requests."""
+"""Every watched server has one of them: its state, a router model's state or, from a log alone, requests."""
 
 _OBJECTIVES = {
     "error_budget": (
@@ -42,33 +42,69 @@ _OBJECTIVES = {
 }
 
 
-def _labels(name: str, label: str, shown: str, among: str) -> builders.QueryVariable:
+def _labels(name: str, label: str, title: str, among: str) -> builders.QueryVariable:
     query = f"label_values({_FOUND_BY.format(_ALWAYS, f', {among}' if among else '')}, {label})"
     everything = models.VariableOption(selected=True, text=["All"], value=["$__all"])
-    variable = builders.QueryVariable(name).label(shown).datasource(SOURCE)
+    variable = builders.QueryVariable(name).label(title).datasource(SOURCE)
     variable = variable.query({"query": query, "refId": name}).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
     variable = variable.sort(models.VariableSort.ALPHABETICAL_ASC).multi(multi=True)
     return variable.include_all(include_all=True).all_value(".*").current(everything)
 
 
 def _objective(name: str) -> builders.CustomVariable:
-    shown, help_text, values, preset = _OBJECTIVES[name]
+    title, help_text, values, preset = _OBJECTIVES[name]
     chosen = next(value for value in values if float(value) == float(preset))
     options = [models.VariableOption(value == chosen, value, value) for value in values]
-    variable = builders.CustomVariable(name).label(shown).description(help_text).values(",".join(values))
+    variable = builders.CustomVariable(name).label(title).description(help_text).values(",".join(values))
     return variable.options(options).current(models.VariableOption(selected=True, text=chosen, value=chosen))
 
 
-def _variables() -> list[builders.DatasourceVariable | builders.QueryVariable | builders.CustomVariable]:
+Variable = Any
+"""A builder of one of the SDK's variables; they share no base class."""
+
+
+def _variables() -> list[Variable]:
+    site = 'cluster=~"$cluster", namespace=~"$namespace"'
     address, port = f'{ADDRESS}=~"$server"', f'{PORT}=~"$port"'
     return [
         builders.DatasourceVariable("datasource").label("Data source").type("prometheus"),
-        _labels("job", "job", "Job", ""),
-        _labels("instance", "instance", "llamatel", 'job=~"$job"'),
+        _labels("cluster", "cluster", "Cluster", ""),
+        _labels("namespace", "namespace", "Namespace", 'cluster=~"$cluster"'),
+        _labels("job", "job", "Job", site),
+        _labels("instance", "instance", "llamatel", f'{site}, job=~"$job"'),
         _labels("server", ADDRESS, "Server", OF_JOB),
         _labels("port", PORT, "Port", f"{OF_JOB}, {address}"),
         _labels("model", MODEL, "Model", f"{OF_JOB}, {address}, {port}"),
         *map(_objective, _OBJECTIVES),
+        builders.AdHocVariable("filters").label("Filters").datasource(SOURCE),
+    ]
+
+
+class _Annotation(models.AnnotationQuery):  # type: ignore[misc]  # untyped SDK
+    """Marks on the time axis from a query; its own builder."""
+
+    def __init__(self, name: str, expr: str, colour: str, title: str = "") -> None:
+        super().__init__(name=name, datasource=SOURCE, enable=True, icon_color=colour, expr=expr)
+        self._title = title or name
+
+    def build(self) -> models.AnnotationQuery:
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        """With the fields of Prometheus' annotation queries, which the SDK does not have."""
+        text = f"{{{{instance}}}} {{{{{ADDRESS}}}}}:{{{{{PORT}}}}} {{{{{MODEL}}}}}"
+        return {**super().to_json(), "titleFormat": self._title, "textFormat": text, "step": "15s"}
+
+
+def _annotations() -> list[_Annotation]:
+    def grew(name: str) -> str:
+        return f"increase({selector(name)}[1m]) > 0"
+
+    return [
+        _Annotation("Alerts", firing(), "red", "{{alertname}}"),
+        _Annotation("Restarts", grew("llamacpp.server.restarts"), "orange"),
+        _Annotation("Loads", grew("llamacpp.model.loads"), "blue"),
+        _Annotation("Evictions", grew("llamacpp.model.evictions"), "purple"),
     ]
 
 
@@ -85,6 +121,8 @@ def board(uid: str, title: str, about: str, groups: Sequence[tuple[str, Sequence
         .include_vars(include_vars=True)
         .keep_time(keep_time=True)
     )
+    for annotation in _annotations():
+        dashboard = dashboard.annotation(annotation)
     for variable in _variables():
         dashboard = dashboard.with_variable(variable)
     number = 0

@@ -6,38 +6,50 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
-from llamatel_dashboards.overview_board import DURATION, TPOT, TTFT, headroom_share
-from llamatel_dashboards.panels import NO_TRAFFIC, TOKENS_A_SECOND, Panel, Query, lines, rows
+from llamatel_dashboards.overview_board import (
+    DURATION,
+    FAILED,
+    HEADROOM,
+    TPOT,
+    TTFT,
+    WAITING,
+    headroom_share,
+    servers_table,
+    speed,
+)
+from llamatel_dashboards.panels import NO_REQUESTS, TOKENS_A_SECOND, Column, Panel, Query, lines
 
 _BY = q.BY_SERVER
 
 
-def _per_server(title: str, expr: str, means: str, act: str, *, unit: str = "short", empty: str = NO_TRAFFIC) -> Panel:
-    return lines(title, [Query(expr, q.SERVER_LEGEND)], means, act, unit=unit, empty=empty)
+def _per_server(
+    title: str, expr: str, meaning: str, action: str, *, unit: str = "short", empty: str = NO_REQUESTS
+) -> Panel:
+    return lines(title, [Query(expr, q.SERVER_LEGEND)], meaning, action, unit=unit, empty=empty)
 
 
 def _table() -> Panel:
-    return rows(
+    failed = q.share(
+        q.increase("llamacpp.requests", _BY, outcome="~error|context_full"), q.increase("llamacpp.requests", _BY)
+    )
+    return servers_table(
         "Servers",
         {
-            "up": f"max by ({_BY}) ({q.selector('llamacpp.server.up')})",
-            "restarts": f"sum by ({_BY}) ({q.selector('llamacpp.server.restarts')})",
-            "requests": q.increase("llamacpp.requests", _BY),
-            "failed": q.increase("llamacpp.requests", _BY, outcome="~error|context_full"),
-            "output tokens": q.increase("llamacpp.tokens", _BY, type="output"),
-            "TTFT p95": q.quantile(0.95, TTFT, _BY, q.RANGE),
-            "TPOT p95": q.quantile(0.95, TPOT, _BY, q.RANGE),
+            "restarts": q.increase("llamacpp.server.restarts", _BY),
+            "requests": Column(q.increase("llamacpp.requests", _BY), "short"),
+            "failed": Column(failed, "percentunit", FAILED),
+            "output tokens": Column(q.increase("llamacpp.tokens", _BY, type="output"), "short"),
+            "TTFT p95": Column(q.quantile(0.95, TTFT, _BY, q.RANGE), "s"),
+            "TPOT p95": Column(q.quantile(0.95, TPOT, _BY, q.RANGE), "s"),
+            "decode": Column(speed("output", "decode", _BY), TOKENS_A_SECOND),
             "busy": q.total(q.selector("llamacpp.slots", state="busy"), _BY),
             "slots": q.total(q.selector("llamacpp.slots"), _BY),
-            "waiting": q.total(q.selector("llamacpp.requests.deferred"), _BY),
-            "KV headroom": headroom_share(_BY),
+            "waiting": Column(q.total(q.selector("llamacpp.requests.deferred"), _BY), None, WAITING),
+            "KV headroom": Column(headroom_share(_BY), "percentunit", HEADROOM),
         },
-        "Every server, and of a router every model, in the time shown.",
-        "Sort by a column: the outlier is where to look.",
-        units={"TTFT p95": "s", "TPOT p95": "s", "KV headroom": "percentunit"},
-        names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
-        empty="No server",
-        size=(24, 9),
+        "Every server, and of a router every model, in the time shown. Empty latencies: the log is not read.",
+        "Sort by a column: look at the outlier first.",
+        10,
     )
 
 
@@ -47,7 +59,7 @@ def _balance() -> list[Panel]:
         _per_server(
             "Requests by server",
             q.rate("llamacpp.requests", _BY),
-            "Requests that ended, a second, on each server.",
+            "Finished requests a second, on each server.",
             "Uneven: does the balancer count requests, or tokens? Sticky sessions are good for the prompt cache.",
             unit="reqps",
         ),
@@ -55,7 +67,7 @@ def _balance() -> list[Panel]:
             "Share of slots busy",
             q.share(busy, slots),
             "Busy slots over all slots of each server.",
-            "One at 1 and others near 0: the balancer does not see load.",
+            "One at 1 and others near 0: the balancer does not consider load.",
             unit="percentunit",
             empty="Unknown",
         ),
@@ -63,35 +75,35 @@ def _balance() -> list[Panel]:
             "Waiting by server",
             q.total(q.selector("llamacpp.requests.deferred"), _BY),
             "Requests that wait for a slot, on each server.",
-            "Wait on one and idle slots on another: balance by waiting requests (deploy/kubernetes has an example).",
+            "Requests wait on one server while another has idle slots: balance by waiting requests.",
             empty="Unknown",
         ),
         _per_server(
             "Output by server",
             q.rate("llamacpp.tokens", _BY, type="output"),
             "Tokens generated a second, on each server.",
-            "Same hardware, same model, other figure: compare settings on Model and server.",
+            "Same hardware and model, different figures: compare settings on Model and server.",
             unit=TOKENS_A_SECOND,
         ),
         _per_server(
             "TTFT p95 by server",
             q.quantile(0.95, TTFT, _BY),
             "Time to first token that 95 % of each server's requests stay within.",
-            "One high: it waits (see beside), or its prompts miss the cache.",
+            "One high: its requests wait, or its prompts miss the cache.",
             unit="s",
         ),
         _per_server(
             "TPOT p95 by server",
             q.quantile(0.95, TPOT, _BY),
             "Time per output token that 95 % of each server's requests stay within.",
-            "One high: its device is shared, hot or slower.",
+            "One high: its device is shared, throttled or slower.",
             unit="s",
         ),
         _per_server(
             "KV headroom by server",
             headroom_share(_BY),
             "Share of each pool that running requests do not hold.",
-            "Scale on this one and on waiting requests, not on GPU utilisation, which is 100 % at one busy slot.",
+            "Scale on this and on waiting requests, not on GPU utilisation, which is 100 % with one busy slot.",
             unit="percentunit",
             empty="Unknown",
         ),
@@ -99,14 +111,14 @@ def _balance() -> list[Panel]:
             "Prompt tokens from the cache, by server",
             q.share(q.rate("llamacpp.prompt_cache.hits", _BY), q.rate("llamacpp.prompt_cache.lookups", _BY)),
             "Share of prompt tokens that needed no prefill.",
-            "A balancer that spreads one conversation over servers makes this low on all of them.",
+            "A balancer that spreads one conversation over servers lowers it on all of them.",
             unit="percentunit",
         ),
         _per_server(
             "Failed by server",
             q.rate("llamacpp.requests", _BY, outcome="~error|context_full"),
             "Requests that failed, a second.",
-            "context_full or error: the Requests dashboard, with this server chosen above.",
+            "context_full or error: see the Requests dashboard with this server selected.",
             unit="reqps",
         ),
     ]
@@ -119,8 +131,8 @@ def _models() -> list[Panel]:
         lines(
             "Requests by model",
             [Query(q.rate("llamacpp.requests", model), legend)],
-            "Requests that ended, a second, by model.",
-            "A model nobody asks for takes memory that others could use.",
+            "Finished requests a second, by model.",
+            "An unused model takes memory that others could use.",
             unit="reqps",
             stacked=True,
         ),
@@ -143,7 +155,7 @@ def _models() -> list[Panel]:
             "Servers by state",
             [Query(q.total(q.selector("llamacpp.server.state"), "state"), "{{state}}")],
             "How many servers are in which state.",
-            "failed or stopped: the Model and server dashboard says which, its log says why.",
+            "failed or stopped: the Model and server dashboard shows which one, its log the reason.",
             stacked=True,
             empty="No server",
             size=(24, 7),
@@ -155,16 +167,16 @@ _LIFE = {
     "loads": (
         "Loads",
         "Times a router loaded a model. Without the router's log, loads between two polls are missed.",
-        "The first request for a model waits for its load: keep what is asked for often loaded.",
+        "The first request for a model waits for its load: keep frequently used models loaded.",
     ),
     "evictions": (
         "Evictions",
-        "Times a router unloaded a model to make room for another; only its log tells.",
-        "Many: --models-max is too small for the models that are asked for.",
+        "Times a router unloaded a model to make room for another; only in its log.",
+        "Many: --models-max is too small for the models in use.",
     ),
     "failures": (
         "Failures",
-        "Times the process of a router's model did not load it, or died.",
+        "Times a router's model failed to load, or its process crashed.",
         "The router's log has the reason; memory is the usual one.",
     ),
 }
@@ -186,18 +198,18 @@ def _router() -> list[Panel]:
             lines(
                 title,
                 [Query(q.increase(f"llamacpp.model.{name}", _BY, q.RATE), q.SERVER_LEGEND)],
-                means,
-                act,
+                meaning,
+                action,
                 empty=none,
                 size=(6, 7),
             )
-            for name, (title, means, act) in _LIFE.items()
+            for name, (title, meaning, action) in _LIFE.items()
         ),
         lines(
             "State of each model",
             [Query(q.selector("llamacpp.model.state"), f"{q.SERVER_LEGEND} {{{{state}}}}")],
             "1 while a router's model is in that state.",
-            "Lines that alternate are models that displace each other.",
+            "Alternating lines are models that displace each other.",
             at_most=1,
             empty=none,
             size=(24, 7),

@@ -1,4 +1,4 @@
-"""GPU: what cards do, what servers hold of them, the energy of requests, how near decoding is to the ceiling."""
+"""GPU: cards, the memory that servers hold on them, energy of requests, distance of decoding to the ceiling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JOULES = "joule"
 
 
 def _card(name: str, **labels: str) -> str:
-    """Of each card once, however many llamatels look at it."""
+    """One series a card, even if several llamatels report it."""
     return f"max by ({_DEVICE}) ({q.selector(name, **labels)})"
 
 
@@ -26,8 +26,8 @@ def _now() -> list[Panel]:
             "Busiest card",
             f"max({q.selector('hw.gpu.utilization')})",
             "Share of the time in which a kernel ran, on the busiest card. One request is enough for 100 %.",
-            "No measure of load: look at waiting requests and KV headroom instead. Low while slots are busy: layers "
-            "run on the CPU, or the CPU samples.",
+            "Not a measure of load: use waiting requests and KV headroom. Low while slots are busy: layers run on the "
+            "CPU, or the CPU samples.",
             unit="percentunit",
             empty=_NONE,
         ),
@@ -35,7 +35,7 @@ def _now() -> list[Panel]:
             "Fullest card",
             f"max({q.selector('hw.gpu.memory.utilization')})",
             "Share of a card's memory that processes use, on the fullest card.",
-            "Near 1: the next allocation fails. `llamatel plan MODEL -- FLAGS` says what would fit.",
+            "Near 1: the next allocation fails. `llamatel plan MODEL -- FLAGS` shows what would fit.",
             unit="percentunit",
             thresholds=at((None, GREEN), (0.9, YELLOW), (0.97, RED)),
             empty=_NONE,
@@ -43,25 +43,25 @@ def _now() -> list[Panel]:
         figure(
             "Power",
             f"sum({_card('hw.power')})",
-            "What all cards draw now.",
-            "Compare with the limit below: at it the clocks are held down.",
+            "Power that all cards draw now.",
+            "At the limit (below) the clocks are reduced.",
             unit="watt",
             empty=_NONE,
         ),
         figure(
             "Energy a token",
             q.share(q.increase("llamacpp.energy"), q.increase("llamacpp.tokens", type="output")),
-            "Energy of finished requests, prefill included, over the tokens generated, in the time shown. What cards "
-            "take while nothing runs is not in it.",
-            "More requests at once share the reading of weights: each token gets cheaper.",
+            "Energy of finished requests, prefill included, over the tokens generated, in the time shown. Idle power "
+            "is not included.",
+            "Concurrent requests share the reading of weights: each token gets cheaper.",
             unit=_JOULES,
             empty=_NONE,
         ),
         figure(
-            "Not on the GPU as asked",
+            "Not on the GPU as requested",
             q.total(q.selector("llamacpp.gpu.fallback")),
-            "Servers that do not have on GPUs what they were asked to put there.",
-            "Is the build made for the GPU, does the driver answer, does the model fit? The server's log says.",
+            "Servers whose layers are not on the GPU as requested.",
+            "Does the build support the GPU, does the driver respond, does the model fit? See the server's log.",
             thresholds=at((None, GREEN), (1, RED)),
             empty="Unknown",
         ),
@@ -70,7 +70,7 @@ def _now() -> list[Panel]:
             q.increase("llamacpp.energy.cost"),
             "Cost of the energy of finished requests in the time shown, at the price given to llamatel "
             "(LLAMATEL_PRICE_PER_KWH), in its currency.",
-            "Energy a token is what to bring down.",
+            "Lower the energy a token.",
             empty="No price given",
             decimals=4,
         ),
@@ -94,8 +94,8 @@ def _cards() -> list[Panel]:
                 Query(_card("hw.gpu.memory.usage"), f"{_LEGEND} used"),
                 Query(_card("hw.gpu.memory.limit"), f"{_LEGEND} of"),
             ],
-            "Memory that processes use on each card, and what it has.",
-            "Used by others than llama.cpp? Compare with the memory of servers below.",
+            "Memory that processes use on each card, and its size.",
+            "Used by other processes? Compare with the memory of servers below.",
             unit="bytes",
             empty=_NONE,
         ),
@@ -106,15 +106,15 @@ def _cards() -> list[Panel]:
                 Query(_card("llamatel.gpu.power.limit"), f"{_LEGEND} limit"),
             ],
             "Power that each card draws, and the limit set for it.",
-            "At the limit for long: decoding is bound by memory, so a lower limit often costs little speed.",
+            "Often at the limit: decoding is bound by memory, so a lower limit costs little speed.",
             unit="watt",
             empty=_NONE,
         ),
         lines(
             "Power, from the energy counter",
             [Query(f"max by ({_DEVICE}) (rate({q.selector('hw.energy')}[{q.RATE}]))", _LEGEND)],
-            "Energy taken a second, by the driver's counter: the mean between samples, where Power is the moment.",
-            "For bills trust this one.",
+            "Energy a second by the driver's counter: a mean between samples, where Power is a momentary value.",
+            "Use this one for costs.",
             unit="watt",
             empty=_NONE,
         ),
@@ -124,20 +124,20 @@ def _cards() -> list[Panel]:
                 Query(_card("hw.temperature"), f"{_LEGEND} now"),
                 Query(_card("hw.temperature.limit"), f"{_LEGEND} slows down at"),
             ],
-            "Temperature of each card, and the one at which it slows down.",
+            "Temperature of each card, and the limit at which it slows down.",
             "Near the limit: airflow, or a lower power limit.",
             unit="celsius",
             empty=_NONE,
         ),
         lines(
-            "Clocks held down by",
+            "Throttling",
             [
                 Query(
                     f"max by ({_DEVICE}, reason) ({q.selector('llamatel.gpu.throttled')})", f"{_LEGEND} {{{{reason}}}}"
                 )
             ],
-            "1 while this reason holds a card's clocks down.",
-            "thermal: cooling. power_cap: normal under full load, if the limit is meant.",
+            "1 while this reason reduces a card's clocks.",
+            "thermal: cooling. power_cap: normal under full load with a power limit.",
             at_most=1,
             empty=_NONE,
         ),
@@ -150,8 +150,8 @@ def _cards() -> list[Panel]:
                     f"{_LEGEND} {{{{domain}}}} at most",
                 ),
             ],
-            "Clocks of each card and the highest they can be.",
-            "Low under load: see what holds them down.",
+            "Clocks of each card and their maximum.",
+            "Low under load: see Throttling.",
             unit="hertz",
             empty=_NONE,
             size=(24, 7),
@@ -167,7 +167,7 @@ def _servers() -> list[Panel]:
             "Memory by server",
             [Query(held, f"{q.SERVER_LEGEND} on {_LEGEND}")],
             "Memory of each server's process on each card, by the driver.",
-            "It grows after the load: a context that is filled needs no more, so report it.",
+            "It should not grow after the load: filled contexts need no more. Report it if it does.",
             unit="bytes",
             empty=_NONE,
         ),
@@ -175,7 +175,7 @@ def _servers() -> list[Panel]:
             "Memory by part",
             [Query(sizes, "{{part}} {{source}}")],
             "What servers need on GPUs: weights and caches as computed, compute buffers as estimated, and what "
-            "llama.cpp said (at -lv 4).",
+            "llama.cpp reported (at -lv 4).",
             "-ctk and -ctv shrink the cache, -ub the compute buffers, quantisation the weights.",
             unit="bytes",
             empty=_NONE,
@@ -188,7 +188,7 @@ def _servers() -> list[Panel]:
                     f"{q.SERVER_LEGEND} {{{{type}}}}",
                 )
             ],
-            "Layers that are on GPUs and all there are; llama.cpp says it at -lv 4.",
+            "Layers on GPUs and all layers; llama.cpp logs them at -lv 4.",
             "Fewer than all: each token waits for the CPU. A smaller quantisation may fit whole.",
             empty="Unknown at this verbosity",
         ),
@@ -200,7 +200,7 @@ def _energy() -> list[Panel]:
         lines(
             "Power of requests, by phase",
             [Query(q.rate("llamacpp.energy", "phase"), "{{phase}}")],
-            "Energy of finished requests, a second, by phase. Requests that ran together are given equal parts.",
+            "Energy of finished requests, a second, by phase. Concurrent requests get equal shares.",
             "Much prefill: caching prompts saves it.",
             unit="watt",
             stacked=True,
@@ -210,7 +210,7 @@ def _energy() -> list[Panel]:
             "Energy of a request",
             quantiles("llamacpp.request.energy", exemplars=False),
             "From its slot to its end.",
-            "Long answers cost most: limit max_tokens where nobody reads them.",
+            "Long answers cost most: limit max_tokens.",
             unit=_JOULES,
             empty=_NONE,
         ),
@@ -233,15 +233,15 @@ def _ceiling() -> list[Panel]:
             [Query(f"1 / ({q.mean(TPOT)} > 0)", "a request"), Query(ceiling, "most, context {{context}}")],
             "Tokens a second that one request gets, and the most that the cards' memory bandwidth allows: with an "
             "empty context (start) and with a full one (end).",
-            "Far below: many slots at once, layers on the CPU, or a card that is held down.",
+            "Far below: many slots at once, layers on the CPU, or a throttled card.",
             unit=TOKENS_A_SECOND,
             empty=_NONE,
         ),
         lines(
             "Memory bandwidth used (MBU)",
             quantiles("llamacpp.request.bandwidth_utilization", exemplars=False),
-            "Bytes that decoding had to read over what the cards can read in that time, request by request.",
-            "Above 0.6 is good for one request at a time; more speed then needs fewer bytes: a smaller quantisation.",
+            "Bytes that decoding read, over what the cards can read in that time, for each request.",
+            "Above 0.6 is good for one request at a time; more speed needs fewer bytes: a smaller quantisation.",
             unit="percentunit",
             empty=_NONE,
         ),
@@ -257,7 +257,7 @@ def _ceiling() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """Cards, energy, ceilings."""
+    """The GPU dashboard."""
     return board(
         "gpu",
         "llamatel / GPU",

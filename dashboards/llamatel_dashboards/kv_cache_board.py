@@ -1,4 +1,4 @@
-"""KV cache: how full, of what, how long it will do, and whether it is as large as planned."""
+"""KV cache: how full, of what, when it will be full, and whether it is as large as planned."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from llamatel_dashboards.board import board
 from llamatel_dashboards.overview_board import headroom_share
 from llamatel_dashboards.panels import (
     GREEN,
+    NO_LOG,
     ORANGE,
     RED,
     TOKENS_A_SECOND,
     YELLOW,
+    Column,
     Panel,
     Query,
     at,
@@ -42,7 +44,7 @@ def _now() -> list[Panel]:
         figure(
             "Headroom, fullest",
             headroom_share(),
-            "Share of the pool that running requests do not hold, on the server that has least of it.",
+            "Share of the pool that running requests do not hold, on the server with the least.",
             "Below a tenth: raise -c, lower -np, or split the pool with --no-kv-unified. A shared pool that is full "
             "fails every request that runs.",
             unit="percentunit",
@@ -52,9 +54,8 @@ def _now() -> list[Panel]:
         figure(
             "Full in",
             seconds_left(),
-            "Time until the pool of some server is full, if it goes on filling as in the last five minutes. A trend, "
-            "no promise.",
-            "Minutes: stop sending long requests first. Not in sight: nothing to do.",
+            "Time until the first pool is full at the rate of the last five minutes: an extrapolation.",
+            "Minutes: hold back long requests first. Not in sight: nothing to do.",
             unit="s",
             thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, YELLOW), (3600, GREEN)),
             empty="Not in sight",
@@ -62,30 +63,31 @@ def _now() -> list[Panel]:
         figure(
             "Active",
             q.total(_kv("tokens", state="active")),
-            "Tokens of requests that run now.",
-            "These cannot be given up: what is active is what counts against the pool.",
+            "Tokens of running requests.",
+            "llama.cpp cannot reuse them: only these count against the pool.",
             empty=_UNKNOWN,
         ),
         figure(
             "Cached",
             q.total(_kv("tokens", state="cached")),
             "Tokens that idle slots still hold from their last request.",
-            "Nothing: they make the next prompt with the same beginning cheap, and are given up when room is needed.",
+            "Nothing: they make the next prompt with the same prefix cheap, and are reused when room is needed.",
             empty=_UNKNOWN,
         ),
         figure(
             "Capacity",
             q.total(_kv("capacity")),
-            "Tokens that fit: of a pool that all slots share, or of the slots' own shares together.",
-            "`-c` sets it; `llamatel plan MODEL -- FLAGS` says what more would take.",
+            "Tokens that fit into the pool that all slots share, or into the slots' own shares together.",
+            "`-c` sets it; `llamatel plan MODEL -- FLAGS` shows what more would cost.",
             empty=_UNKNOWN,
         ),
         figure(
             "Failed for lack of room",
-            q.increase("llamacpp.requests", outcome="context_full"),
+            q.logged(q.increase("llamacpp.requests", outcome="context_full")),
             "Requests that failed in the time shown because the pool was full.",
-            "Any is one too many: raise -c, lower -np, or --no-kv-unified so that a long request hurts only itself.",
+            "Raise -c, lower -np, or split the pool with --no-kv-unified so that a long request fails alone.",
             thresholds=at((None, GREEN), (1, RED)),
+            empty=NO_LOG,
         ),
     ]
 
@@ -96,8 +98,8 @@ def _pool() -> list[Panel]:
         lines(
             "The pool in tokens",
             [Query(q.total(_kv("tokens"), "state"), "{{state}}"), Query(free, "free")],
-            "Tokens of running requests, tokens that idle slots keep, and what is free; all servers chosen together.",
-            "It is healthy for cached to fill what active does not need.",
+            "Tokens of running requests, tokens that idle slots keep, and free ones, of all selected servers.",
+            "cached fills what active does not need: that is healthy.",
             stacked=True,
             empty=_UNKNOWN,
             size=(12, 9),
@@ -106,7 +108,7 @@ def _pool() -> list[Panel]:
             "Headroom by server",
             [Query(headroom_share(q.BY_SERVER), q.SERVER_LEGEND)],
             "Share of each server's pool that running requests do not hold.",
-            "One server low and others not: its clients send longer contexts, or the balancer is not fair.",
+            "One server low and others not: its clients send longer contexts, or the balancer is uneven.",
             unit="percentunit",
             thresholds=at((None, RED), (alarms.HEADROOM, GREEN)),
             at_most=1,
@@ -127,7 +129,7 @@ def _pool() -> list[Panel]:
             "Full in, by server",
             [Query(seconds_left(q.BY_SERVER), q.SERVER_LEGEND)],
             "Time until each pool is full at the rate of the last five minutes; no line where it does not fill up.",
-            "A line that falls towards 0 and stays there comes before requests fail.",
+            "A line that falls towards 0: requests will fail.",
             unit="s",
             thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, GREEN)),
             empty="Not in sight",
@@ -143,8 +145,8 @@ def _bytes() -> list[Panel]:
         lines(
             "Allocated, by part",
             [Query(q.total(_kv("size", source="reported"), "part"), "{{part}}")],
-            "Bytes that llama.cpp allocated for keys, values and recurrent states, as its log says.",
-            "-ctk and -ctv q8_0 take half of f16.",
+            "Bytes that llama.cpp allocated for keys, values and recurrent states, by its log.",
+            "-ctk and -ctv q8_0 need half of f16.",
             unit="bytes",
             stacked=True,
             empty=_UNKNOWN,
@@ -154,7 +156,7 @@ def _bytes() -> list[Panel]:
             [Query(q.total(_kv("used"), "part"), "{{part}}")],
             "Bytes that hold tokens of running requests or of idle slots. Layers with a sliding window never use more "
             "than their window; a recurrent state is the same whatever the length.",
-            "Far below what is allocated for weeks: a smaller -c leaves room for more layers on the GPU.",
+            "Far below the allocation for weeks: a smaller -c leaves room for more layers on the GPU.",
             unit="bytes",
             stacked=True,
             empty=_UNKNOWN,
@@ -163,19 +165,23 @@ def _bytes() -> list[Panel]:
             "Planned and reported",
             [Query(q.total(_kv("size"), "source"), "{{source}}")],
             "Size of the cache as computed from the model's header, and as llama.cpp reported it.",
-            "They differ: figures in bytes are not to be trusted for this model; report it with its flags.",
+            "They differ: do not rely on figures in bytes for this model; report it with its flags.",
             unit="bytes",
             empty=_UNKNOWN,
         ),
         rows(
             "Planned against reported",
-            {"planned": planned, "reported": reported, "difference": f"{planned} - {reported}"},
-            "By server and part. llama.cpp's log rounds to 0.01 MiB. planned is absent where the plan is not proved "
-            "exact for the model's architecture.",
+            {
+                "planned": Column(planned, "bytes"),
+                "reported": Column(reported, "bytes"),
+                "difference": Column(f"{planned} - {reported}", "bytes"),
+            },
+            "By server and part. llama.cpp's log rounds to 0.01 MiB. planned is absent where the plan is not known to "
+            "be exact for the model's architecture.",
             "A difference above the rounding: report the model, the flags and the build.",
-            units={"planned": "bytes", "reported": "bytes", "difference": "bytes"},
             names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
-            hidden=("job", "instance"),
+            hidden=("job", "cluster"),
+            first=("namespace", "pod", "instance", "server", "port", "model"),
             empty=_UNKNOWN,
             size=(24, 7),
         ),
@@ -189,7 +195,7 @@ def _slots() -> list[Panel]:
             "How full each slot is",
             [Query(f"{held} / {most}", _SLOT)],
             "Tokens in a slot's context, against the most that it may hold. Idle slots keep their last request's.",
-            "Near 1 while busy: the request will be cut, or its context shifted.",
+            "Near 1 while busy: the request will be truncated, or its context shifted.",
             unit="percentunit",
             thresholds=at((None, GREEN), (0.8, YELLOW), (0.95, ORANGE)),
             at_most=1,
@@ -200,7 +206,7 @@ def _slots() -> list[Panel]:
             "Tokens by slot",
             [Query(held, _SLOT)],
             "Tokens that each slot holds, over time.",
-            "Saw teeth are requests. A slot that never falls keeps one conversation.",
+            "Each drop is a new request. A slot that never drops keeps one conversation.",
             stacked=True,
             empty=_UNKNOWN,
             size=(12, 9),
@@ -210,7 +216,7 @@ def _slots() -> list[Panel]:
             [Query(q.selector("llamacpp.slot.tokens"), f"{_SLOT} {{{{type}}}}")],
             "How far the request in each busy slot is: prompt tokens computed, taken from the cache, tokens "
             "generated. Absent while a slot is idle.",
-            "input_computed that crawls is a long prefill: other slots wait for it.",
+            "input_computed that grows slowly is a long prefill: other slots wait for it.",
             empty="No request runs",
             size=(12, 8),
         ),
@@ -218,7 +224,7 @@ def _slots() -> list[Panel]:
             "Context shifts",
             [Query(q.increase("llamacpp.context_shifts", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
             "Times a running request lost the oldest part of its context to make room (--context-shift).",
-            "Answers lose their beginning: raise -c if that is not wanted.",
+            "Raise -c if requests should keep their whole context.",
             empty="Unknown",
             size=(12, 8),
         ),
@@ -232,21 +238,21 @@ def _prefixes() -> list[Panel]:
             "Prompt tokens from the cache",
             [Query(q.share(hits, lookups), "share")],
             "Share of prompt tokens that needed no prefill.",
-            "Low with shared prefixes: put what changes last, keep conversations on one server.",
+            "Low with shared prefixes: put what changes at the end, keep conversations on one server.",
             unit="percentunit",
             at_most=1,
         ),
         lines(
             "Prompt tokens looked up and found",
             [Query(lookups, "looked up"), Query(hits, "found")],
-            "Prompt tokens a second, and those found in the cache; by llama.cpp's own counters.",
+            "Prompt tokens a second, and those found in the cache, by llama.cpp's own counters.",
             "The gap between the lines is what prefill has to compute.",
             unit=TOKENS_A_SECOND,
         ),
         lines(
             "Prompts kept in host memory",
             [Query(q.total(q.selector("llamacpp.prompt_cache.entries")), "prompts")],
-            "Prompts in llama.cpp's cache in host memory (--cache-ram). llama.cpp says it only at -lv 4, which is "
+            "Prompts in llama.cpp's cache in host memory (--cache-ram). llama.cpp logs it only at -lv 4, which is "
             "slow.",
             "Nothing: unknown is the normal case.",
             empty="Unknown at this verbosity",
@@ -255,7 +261,7 @@ def _prefixes() -> list[Panel]:
         lines(
             "Host memory of prompts",
             [Query(q.total(q.selector("llamacpp.prompt_cache.size")), "size")],
-            "What those prompts take.",
+            "Host memory of those prompts.",
             "--cache-ram limits it.",
             unit="bytes",
             empty="Unknown at this verbosity",
@@ -286,7 +292,7 @@ def _prefixes() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """How full, of what."""
+    """The KV cache dashboard."""
     return board(
         "kv-cache",
         "llamatel / KV cache",

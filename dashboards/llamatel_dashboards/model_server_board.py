@@ -11,6 +11,7 @@ from llamatel_dashboards.panels import (
     RED,
     TOKENS_A_SECOND,
     YELLOW,
+    Column,
     Panel,
     Query,
     at,
@@ -21,7 +22,8 @@ from llamatel_dashboards.panels import (
 )
 
 _NAMES = {q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"}
-_PLACE = ("job", "instance")
+_HIDDEN = ("job", "cluster")
+_FIRST = ("namespace", "pod", "instance", "server", "port", "model")
 
 
 def _model() -> list[Panel]:
@@ -30,10 +32,11 @@ def _model() -> list[Panel]:
         rows(
             "Models",
             {"": q.selector("llamacpp.model.info")},
-            "What each model's GGUF says: architecture, quantisation, attention, layers and heads.",
-            "kv_heads times layers is what the KV cache costs a token: `llamatel inspect MODEL` has the details.",
+            "Architecture, quantisation, attention, layers and heads, from each model's GGUF.",
+            "The KV cache grows with kv_heads times layers: `llamatel inspect MODEL` has the details.",
             names=_NAMES,
-            hidden=_PLACE,
+            hidden=_HIDDEN,
+            first=_FIRST,
             empty="No model file that llamatel can read",
             size=(24, 6),
         ),
@@ -42,15 +45,15 @@ def _model() -> list[Panel]:
             {
                 "parameters": q.total(q.selector("llamacpp.model.parameters"), by),
                 "active parameters": q.total(q.selector("llamacpp.model.active_parameters"), by),
-                "bytes": q.total(q.selector("llamacpp.model.size"), by),
+                "bytes": Column(q.total(q.selector("llamacpp.model.size"), by), "bytes"),
                 "context length": q.total(q.selector("llamacpp.model.context_length"), by),
             },
-            "Weights of each model, those that one token uses (of experts a few), their bytes, and the context it was "
-            "made for.",
-            "bytes over the device's bandwidth is the least time a token can take.",
-            units={"bytes": "bytes"},
+            "Weights of each model, those that one token uses (few of the experts), their bytes, and the trained "
+            "context.",
+            "bytes over the device's bandwidth is the lower limit of the time per token.",
             names=_NAMES,
-            hidden=_PLACE,
+            hidden=_HIDDEN,
+            first=_FIRST,
             empty="No model file that llamatel can read",
             size=(24, 6),
         ),
@@ -62,10 +65,11 @@ def _settings() -> list[Panel]:
         rows(
             "Settings",
             {"": q.selector("llamacpp.server.info")},
-            "llama.cpp's build, what runs it, and the settings that explain how it behaves, as they were given.",
-            "A setting that is not here was left at llama.cpp's default.",
+            "llama.cpp's build, its backend, and the settings that explain its behaviour, as they were given.",
+            "A setting that is missing has llama.cpp's default.",
             names=_NAMES,
-            hidden=_PLACE,
+            hidden=_HIDDEN,
+            first=_FIRST,
             empty="No server",
             size=(24, 6),
         ),
@@ -77,8 +81,8 @@ def _life() -> list[Panel]:
         figure(
             "Up since, youngest",
             f"min(time() - {q.selector('llamacpp.server.start_time')})",
-            "Age of the server process that started last.",
-            "Small, and nobody restarted it: it crashed. Its log says why.",
+            "Age of the youngest server process.",
+            "Small without a planned restart: it crashed. Its log has the reason.",
             unit="s",
             empty="Unknown",
             size=(6, 4),
@@ -87,7 +91,7 @@ def _life() -> list[Panel]:
             "Restarts",
             q.increase("llamacpp.server.restarts"),
             "Times llamatel restarted a server after a failure, in the time shown.",
-            "Each has a reason at the end of the log of that life.",
+            "The end of the log before each restart has the reason.",
             thresholds=at((None, GREEN), (1, YELLOW), (3, RED)),
             empty="None",
             size=(6, 4),
@@ -95,8 +99,8 @@ def _life() -> list[Panel]:
         figure(
             "Slowest load",
             f"max({q.selector('llamacpp.server.loading.duration')})",
-            "Time from a process's start until its model was ready; of the slowest server.",
-            "Long: is the file on a slow disk, or fetched from the network? --no-mmap can help on network disks.",
+            "Time from the process's start until its model was ready, on the slowest server.",
+            "Long: is the file on a slow disk or a network mount? --no-mmap can help there.",
             unit="s",
             empty="Unknown",
             size=(6, 4),
@@ -105,7 +109,7 @@ def _life() -> list[Panel]:
             "Decoding now",
             q.total(q.selector("llamacpp.decode.rate")),
             "Tokens a second that all slots together generate, between the last two collections.",
-            "`llamatel plan` says the most that the device's memory bandwidth allows.",
+            "`llamatel plan` prints the most that the device's memory bandwidth allows.",
             unit=TOKENS_A_SECOND,
             empty="Unknown",
             size=(6, 4),
@@ -114,37 +118,41 @@ def _life() -> list[Panel]:
             "States",
             Query(q.selector("llamacpp.server.state"), f"{q.SERVER_LEGEND} {{{{state}}}}"),
             "The state of each server over time: starting, ready, sleeping, stopping, stopped, failed.",
-            "failed: its log. sleeping: the first request wakes it, and waits for it.",
+            "failed: see its log. sleeping: the first request wakes it, and waits.",
         ),
         lines(
             "CPU of llama.cpp",
             [Query(q.rate("process.cpu.time", q.BY_SERVER), q.SERVER_LEGEND)],
             "Cores that each server's process uses.",
-            "With all layers on a GPU one core is normal; many say that layers run on the CPU.",
+            "With all layers on a GPU one core is normal; with many, layers run on the CPU.",
             empty="Unknown",
             size=(12, 8),
         ),
         lines(
             "Memory of llama.cpp",
             [Query(q.total(q.selector("process.memory.usage"), q.BY_SERVER), q.SERVER_LEGEND)],
-            "Resident memory of each server's process; a mapped model counts as it is touched.",
-            "Growth without end: --cache-ram bounds the prompts that it keeps.",
+            "Resident memory of each server's process; a mapped model counts as its pages are read.",
+            "Unbounded growth: --cache-ram limits the prompts that it keeps.",
             unit="bytes",
             empty="Unknown",
             size=(12, 8),
         ),
         lines(
-            "Restarts and loads",
-            [
-                Query(q.total(q.selector("llamacpp.server.restarts"), q.BY_SERVER), f"{q.SERVER_LEGEND} restarts"),
-                Query(
-                    q.total(q.selector("llamacpp.server.loading.duration"), q.BY_SERVER), f"{q.SERVER_LEGEND} load (s)"
-                ),
-            ],
-            "Restarts since llamatel began to watch, and how long the last load took.",
-            "A staircase of restarts is a crash loop.",
+            "Restarts",
+            [Query(q.increase("llamacpp.server.restarts", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
+            "Restarts of each server's process.",
+            "Several in a row: the end of the log before each one has the reason.",
             empty="Unknown",
-            size=(24, 7),
+            size=(12, 7),
+        ),
+        lines(
+            "Time of the last load",
+            [Query(q.total(q.selector("llamacpp.server.loading.duration"), q.BY_SERVER), q.SERVER_LEGEND)],
+            "Time from the process's start until the model was ready.",
+            "Longer than before: a slower disk, or a model that was not in the page cache.",
+            unit="s",
+            empty="Unknown",
+            size=(12, 7),
         ),
     ]
 
@@ -154,9 +162,9 @@ def _llamatel() -> list[Panel]:
         lines(
             "Log lines",
             [Query(q.rate("llamatel.log.lines", "kind"), "{{kind}}")],
-            "Lines of llama.cpp's log that llamatel read, a second. `malformed` ones looked familiar and could not be "
-            "read.",
-            "malformed above 0: lines are cut or mixed on their way; send the log through a file of its own.",
+            "Lines of llama.cpp's log that llamatel read, a second. `malformed` ones have a known beginning and cannot "
+            "be parsed.",
+            "malformed above 0: lines are cut or interleaved on their way; use a log file for each server.",
             stacked=True,
             empty="No log",
         ),
@@ -165,33 +173,35 @@ def _llamatel() -> list[Panel]:
             [
                 Query(q.increase("llamatel.records.dropped", "reason", q.RATE), "{{reason}}"),
                 Query(q.selector("llamatel.spans.shed_ratio"), "spans shed"),
+                Query(q.increase("llamatel.label_values.limited", "attribute", q.RATE), "other {{attribute}}"),
             ],
-            "Records that llamatel lost, by reason, and the share of spans that it sheds under overload.",
-            "queue_full and export_failed: the OTLP endpoint. observer_full: more requests than llamatel can write.",
+            "Records that llamatel lost, by reason, the share of spans that it sheds under overload, and label "
+            "values that it replaced by `other`.",
+            "queue_full and export_failed: the OTLP endpoint. observer_full, shed: too many requests a second.",
             empty="None",
         ),
         lines(
             "Collectors",
             [Query(q.total(q.selector("llamatel.collector.duration"), "collector"), "{{collector}}")],
-            "Time that each collector took for the last snapshot.",
+            "Time that each collector needed for the last snapshot.",
             "A slow one delays a scrape, never a request.",
             unit="s",
             empty="No llamatel",
         ),
         lines(
-            "Working as it should",
+            "Collectors and log",
             [
                 Query(f"min by (collector) ({q.selector('llamatel.collector.success')})", "{{collector}}"),
                 Query(f"min({q.selector('llamatel.log.understood')})", "log understood"),
             ],
-            "1 for each collector that works, and while the log shows what llama.cpp counts.",
-            "0: llamatel's own log says why.",
+            "1 for each collector that works, and while the log shows the requests that llama.cpp counts.",
+            "0: llamatel's own log has the reason.",
             at_most=1,
             empty="No llamatel",
             size=(12, 7),
         ),
         lines(
-            "Requests not seen to end",
+            "Requests without an end",
             [Query(q.increase("llamatel.requests.lost", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
             "Requests whose end was not in the log.",
             "Does the log arrive whole, and in order?",
@@ -218,7 +228,7 @@ def _llamatel() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """What runs, with which settings."""
+    """The Model and server dashboard."""
     return board(
         "model-server",
         "llamatel / Model and server",

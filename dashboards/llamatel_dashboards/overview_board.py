@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel.ui import alarms
@@ -9,10 +11,12 @@ from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
 from llamatel_dashboards.panels import (
     GREEN,
+    NO_LOG,
     ORANGE,
     RED,
     TOKENS_A_SECOND,
     YELLOW,
+    Column,
     Panel,
     Query,
     at,
@@ -24,7 +28,16 @@ from llamatel_dashboards.panels import (
 TTFT = "gen_ai.server.time_to_first_token"
 TPOT = "gen_ai.server.time_per_output_token"
 DURATION = "gen_ai.server.request.duration"
-_SHARE_KEPT = at((None, RED), (0.9, YELLOW), (0.95, GREEN))
+_BURN = at((None, GREEN), (1, YELLOW), (alarms.BURN_RATE, ORANGE), (14.4, RED))
+_NAMES = {q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"}
+PAGE = ("llamatel's page, where instance is its address", "http://${__value.text}/")
+DETAILS = (
+    "Requests of this server",
+    (
+        "/d/llamatel-requests?${__url_time_range}&var-datasource=${datasource}&var-instance=${__data.fields.instance}"
+        "&var-server=${__data.fields.server}&var-port=${__data.fields.port}"
+    ),
+)
 
 
 def quantiles(name: str, *, exemplars: bool = True) -> list[Query]:
@@ -33,56 +46,64 @@ def quantiles(name: str, *, exemplars: bool = True) -> list[Query]:
 
 
 def headroom_share(by: str = "") -> str:
-    """How much of the KV pool requests could still take; of the fullest server, or by server."""
+    """How much of the KV pool requests could still use; of the fullest server, or by server."""
     free, capacity = (q.selector(f"llamacpp.kv_cache.{name}") for name in ("headroom", "capacity"))
     return f"min by ({by}) ({free} / {capacity})" if by else f"min({free} / {capacity})"
 
 
+def burn(name: str, objective: str, by: str = "", over: str = q.RANGE) -> str:
+    """How many times faster than allowed the error budget of an objective is used up."""
+    return f"(1 - {q.within(name, objective, by, over)}) / $error_budget"
+
+
 def _state() -> list[Panel]:
-    up = q.selector("llamacpp.server.up")
     failed = q.increase("llamacpp.requests", outcome="~error|context_full")
     return [
         figure(
             "Servers down",
-            f"count({up}) - sum({up})",
-            "llama.cpp servers that do not answer, of those that llamatel watches.",
-            "Look at the end of the server's log; `llamatel serve --restart on-failure` restarts one that crashes.",
+            q.servers_down(),
+            "llama.cpp servers that do not answer, and llamatels that Prometheus discovers and cannot scrape (with "
+            "`llamatel serve` their server is gone as well).",
+            "The table of alerts below names them. Look at the end of the server's log.",
             thresholds=at((None, GREEN), (1, RED)),
             empty="No server",
         ),
         figure(
             "Requests",
-            q.rate("llamacpp.requests"),
-            "Requests that ended, a second, however they ended.",
-            "Compare with what clients send: a request that llama.cpp refuses for its form is not in its log.",
+            q.logged(q.rate("llamacpp.requests")),
+            "Finished requests a second, whatever their outcome.",
+            "Compare with what clients send: llama.cpp does not log requests that it rejects as invalid.",
             unit="reqps",
+            empty=NO_LOG,
         ),
         figure(
             "Output",
             q.rate("llamacpp.tokens", type="output"),
-            "Tokens generated a second by all servers chosen above, by llama.cpp's own counter.",
+            "Tokens generated a second by all selected servers, by llama.cpp's own counter.",
             "If it does not grow with the number of busy slots, the device is at its limit: see the GPU dashboard.",
             unit=TOKENS_A_SECOND,
+            empty="Unknown",
         ),
         figure(
             "Failed",
-            q.share(failed, q.increase("llamacpp.requests")),
-            "Share of requests that failed, in the time shown. Those that a client cancelled are no failures.",
+            q.logged(q.share(failed, q.increase("llamacpp.requests"))),
+            "Share of requests that failed, in the time shown. Requests that a client cancelled are not failures.",
             "By outcome below. `context_full` means that the KV pool was full: see the KV cache dashboard.",
             unit="percentunit",
             thresholds=at((None, GREEN), (0.001, YELLOW), (0.01, RED)),
+            empty=NO_LOG,
         ),
         figure(
             "Busy slots",
             q.total(q.selector("llamacpp.slots", state="busy")),
-            "Slots that work on a request now, over all servers chosen.",
+            "Slots that process a request now, on all selected servers.",
             "All of them busy and requests waiting: raise -np, or add a server.",
             empty="Unknown",
         ),
         figure(
             "Waiting for a slot",
             q.total(q.selector("llamacpp.requests.deferred")),
-            "Requests that llama.cpp holds back until a slot is free.",
+            "Requests that wait until a slot is free.",
             "Above 0 for long: raise -np (and -c with it, as slots share the pool), or add a server.",
             thresholds=at((None, GREEN), (1, YELLOW), (8, RED)),
             empty="Unknown",
@@ -94,41 +115,44 @@ def _objectives() -> list[Panel]:
     return [
         figure(
             "TTFT p95",
-            q.quantile(0.95, TTFT, over=q.RANGE),
+            q.logged(q.quantile(0.95, TTFT, over=q.RANGE)),
             "Time to first token that 95 % of requests stay within, in the time shown: wait for a slot and prefill.",
-            "High: the panel of phases on the Requests dashboard says whether requests wait or prefill is slow.",
+            "High: the panel of phases on the Requests dashboard shows whether requests wait or prefill is slow.",
             unit="s",
-            thresholds=at((None, GREEN), (1, YELLOW), (2.5, RED)),
+            empty=NO_LOG,
+        ),
+        figure(
+            "TTFT burn rate",
+            q.logged(burn(TTFT, "$ttft_objective")),
+            "Share of requests that missed the TTFT objective, over the error budget (both are chosen at the top). "
+            "Above 1 the budget will not last.",
+            "Choose the objective that your users notice; the alert rules have theirs (docs/alerts.md).",
+            thresholds=_BURN,
+            empty=NO_LOG,
+            decimals=1,
         ),
         figure(
             "TPOT p95",
-            q.quantile(0.95, TPOT, over=q.RANGE),
+            q.logged(q.quantile(0.95, TPOT, over=q.RANGE)),
             "Time per output token after the first that 95 % of requests stay within, in the time shown.",
-            "High: are all layers on the GPU (-ngl)? Do too many slots share it? `llamatel plan` says what it can do.",
+            "High: are all layers on the GPU (-ngl)? Do too many slots share it? `llamatel plan` prints the limit.",
             unit="s",
-            thresholds=at((None, GREEN), (0.05, YELLOW), (0.1, RED)),
+            empty=NO_LOG,
         ),
         figure(
-            "TTFT objective kept",
-            q.within(TTFT, "$ttft_objective"),
-            "Share of requests whose first token came within the objective chosen above, in the time shown.",
-            "Choose the objective that your users feel; the alert rules have theirs (docs/alerts.md).",
-            unit="percentunit",
-            thresholds=_SHARE_KEPT,
-        ),
-        figure(
-            "TPOT objective kept",
-            q.within(TPOT, "$tpot_objective"),
-            "Share of requests whose tokens came, on average, within the objective chosen above, in the time shown.",
+            "TPOT burn rate",
+            q.logged(burn(TPOT, "$tpot_objective")),
+            "Share of requests that missed the TPOT objective, over the error budget.",
             "Fewer slots at once make each request faster, and all together slower.",
-            unit="percentunit",
-            thresholds=_SHARE_KEPT,
+            thresholds=_BURN,
+            empty=NO_LOG,
+            decimals=1,
         ),
         figure(
             "KV headroom, fullest",
             headroom_share(),
-            "Share of the KV pool that running requests do not hold, on the server that has least. What idle slots "
-            "keep counts as free: llama.cpp gives it up when it needs room.",
+            "Share of the KV pool that running requests do not hold, on the server with the least. What idle slots "
+            "keep counts as free: llama.cpp reuses it when it needs room.",
             "Near 0 every request on a shared pool fails. Raise -c, lower -np, or split with --no-kv-unified.",
             unit="percentunit",
             thresholds=at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, GREEN)),
@@ -138,11 +162,28 @@ def _objectives() -> list[Panel]:
             "Prompt tokens from the cache",
             q.share(q.increase("llamacpp.prompt_cache.hits"), q.increase("llamacpp.prompt_cache.lookups")),
             "Share of prompt tokens that were in the KV cache already and needed no prefill, in the time shown.",
-            "Low with long shared prefixes: put what changes at the prompt's end, and see that clients reach the same "
-            "server.",
+            "Low with long shared prefixes: put what changes at the prompt's end, and keep a client on one server.",
             unit="percentunit",
         ),
     ]
+
+
+def _alerts() -> Panel:
+    since = q.firing("ALERTS_FOR_STATE").replace('alertstate="firing", ', "")
+    severities = {"critical": ("critical", RED), "warning": ("warning", YELLOW), "info": ("info", "semi-dark-blue")}
+    return rows(
+        "Alerts",
+        {"for": Column(f"time() - {since} and ignoring (alertstate) {q.firing()}", unit="s")},
+        "Alerts that fire now, by the rules of `llamatel dashboards export`: which, where, and for how long.",
+        "docs/alerts.md has an entry for each: what it means, how to find the cause, what helps.",
+        names={**_NAMES, "alertname": "alert"},
+        hidden=("job", "alertstate", "cluster", "namespace", "outcome", "state", "collector", "exported_instance"),
+        first=("alert", "severity", "for", "instance", "pod", "server", "port", "model"),
+        sort=("for", True),
+        texts={"severity": severities},
+        empty="No alert fires, or the rules are not loaded",
+        size=(24, 6),
+    )
 
 
 def _time() -> list[Panel]:
@@ -171,6 +212,21 @@ def _time() -> list[Panel]:
     ]
 
 
+def _burn_rates() -> list[Panel]:
+    return [
+        lines(
+            f"{name} burn rate, 1 h",
+            [Query(burn(metric, f"${name.lower()}_objective", q.BY_SERVER, "1h"), q.SERVER_LEGEND)],
+            f"How many times faster than allowed the error budget of the {name} objective burnt in the last hour, on "
+            "each server.",
+            "The alerts fire at 14.4 (critical, with the last five minutes) and at 6 (warning, over six hours).",
+            thresholds=at((None, GREEN), (1, YELLOW), (alarms.BURN_RATE, ORANGE), (14.4, RED)),
+            size=(12, 8),
+        )
+        for name, metric in (("TTFT", TTFT), ("TPOT", TPOT))
+    ]
+
+
 def _traffic() -> list[Panel]:
     return [
         lines(
@@ -194,21 +250,19 @@ def _traffic() -> list[Panel]:
             "Busy slots and waiting requests",
             [
                 Query(q.total(q.selector("llamacpp.slots"), "state"), "{{state}}"),
-                Query(q.total(q.selector("llamacpp.requests.deferred")), "deferred"),
+                Query(q.total(q.selector("llamacpp.requests.deferred")), "waiting"),
             ],
-            "Slots by what they do, and requests that wait for one.",
-            "Requests wait while slots are idle only for a moment; if it lasts, report it.",
+            "Busy and idle slots, and requests that wait for one.",
+            "Waiting requests next to idle slots last a moment only; if longer, report it.",
             empty="Unknown",
-            stacked=True,
         ),
         lines(
-            "KV pool",
-            [Query(f"avg by (state) ({q.selector('llamacpp.kv_cache.usage')})", "{{state}}")],
-            "Share of the KV pool: tokens of running requests (active) and what idle slots still hold (cached); mean "
-            "of the servers chosen.",
-            "active near 1 is dangerous, cached near 1 is not: it is what makes the next prompt cheap.",
+            "KV pool, fullest",
+            [Query(f"max by (state) ({q.selector('llamacpp.kv_cache.usage')})", "{{state}}")],
+            "Share of the KV pool that running requests hold (active) and that idle slots still hold (cached): the "
+            "highest of the selected servers.",
+            "active near 1 is dangerous, cached near 1 is not: it makes the next prompt cheap.",
             unit="percentunit",
-            stacked=True,
             at_most=1,
             empty="Unknown",
             size=(12, 8),
@@ -223,70 +277,131 @@ def _traffic() -> list[Panel]:
             stacked=True,
             size=(12, 8),
         ),
+        lines(
+            "Speed by llama.cpp's counters",
+            [Query(speed("input_computed", "prefill"), "prefill"), Query(speed("output", "decode"), "decode")],
+            "Tokens a second that one request gets in prefill and in decode, on average. Known without a log, too.",
+            "decode falls: more slots at once, or longer contexts. prefill falls: short prompts do not fill a batch.",
+            unit=TOKENS_A_SECOND,
+            empty="Unknown",
+            size=(12, 8),
+        ),
     ]
+
+
+def speed(tokens: str, phase: str, by: str = "") -> str:
+    """Tokens a second of one request in a phase, by llama.cpp's own counters."""
+    return q.share(q.rate("llamacpp.tokens", by, type=tokens), q.rate("llamacpp.processing_time", by, phase=phase))
+
+
+def servers_table(title: str, columns: Mapping[str, str | Column], meaning: str, action: str, height: int) -> Panel:
+    """A row for each server and model, those that are down first; instances link to details."""
+    up = Column(
+        f"max by ({q.BY_SERVER}) ({q.selector('llamacpp.server.up')})",
+        texts={"1": ("up", GREEN), "0": ("DOWN", RED)},
+    )
+    return rows(
+        title,
+        {"up": up, **columns},
+        meaning,
+        action,
+        names=_NAMES,
+        hidden=("job",),
+        first=("cluster", "namespace", "pod", "instance", "server", "port", "model", "up"),
+        links={"instance": PAGE, "server": DETAILS},
+        sort=("up", False),
+        empty="No server",
+        size=(24, height),
+    )
+
+
+WAITING = at((None, "transparent"), (1, YELLOW), (8, RED))
+HEADROOM = at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, "transparent"))
+FAILED = at((None, "transparent"), (0.001, YELLOW), (0.01, RED))
 
 
 def _servers() -> Panel:
     by = q.BY_SERVER
-    return rows(
+    failed = q.share(
+        q.increase("llamacpp.requests", by, outcome="~error|context_full"), q.increase("llamacpp.requests", by)
+    )
+    return servers_table(
         "Servers",
         {
-            "up": f"max by ({by}) ({q.selector('llamacpp.server.up')})",
-            "requests/s": q.rate("llamacpp.requests", by),
-            "output tok/s": q.rate("llamacpp.tokens", by, type="output"),
-            "TTFT p95": q.quantile(0.95, TTFT, by),
+            "requests/s": Column(q.rate("llamacpp.requests", by), "reqps"),
+            "failed": Column(failed, "percentunit", FAILED),
+            "output tok/s": Column(q.rate("llamacpp.tokens", by, type="output"), TOKENS_A_SECOND),
+            "TTFT p95": Column(q.quantile(0.95, TTFT, by), "s"),
             "busy": q.total(q.selector("llamacpp.slots", state="busy"), by),
-            "waiting": q.total(q.selector("llamacpp.requests.deferred"), by),
-            "KV headroom": headroom_share(by),
+            "waiting": Column(q.total(q.selector("llamacpp.requests.deferred"), by), None, WAITING),
+            "KV headroom": Column(headroom_share(by), "percentunit", HEADROOM),
+            "process age": Column(
+                f"max by ({by}) (time() - {q.selector('llamacpp.server.start_time')})", "s", at((None, "transparent"))
+            ),
         },
-        "One row for each server and model that llamatel watches.",
-        "A row with few requests beside busy ones: look at the balancer. Details are on the Fleet dashboard.",
-        units={"requests/s": "reqps", "output tok/s": TOKENS_A_SECOND, "TTFT p95": "s", "KV headroom": "percentunit"},
-        names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
-        empty="No server",
+        "One row for each server and model. Empty latencies: the server's log is not read.",
+        "A row with few requests next to busy ones: look at the balancer. Details are on the Fleet dashboard.",
+        8,
     )
 
 
 def _own() -> list[Panel]:
+    local = "~127[.].*|localhost|::1|0[.]0[.]0[.]0|/.*|"
+    remote = q.selector("llamacpp.server.up", server_address=local).replace(f'="{local[1:]}"', f'!~"{local[1:]}"')
+    site = ", ".join(("cluster", "namespace", *q.SERVER_LABELS[5:]))
+    twice = f"count(count by ({site}) (count by (job, instance, {site}) ({remote})) > 1)"
+    failing = f"{q.selector('llamatel.collector.success')} == 0"
     return [
         figure(
             "Telemetry lost",
             q.increase("llamatel.records.dropped"),
             "Records that llamatel could not deliver in the time shown: its queue was full, or the OTLP endpoint did "
-            "not take them. Inference is never touched.",
-            "Is the OTLP endpoint up and fast enough? llamatel's log says which it is.",
+            "not accept them. Inference is not affected.",
+            "Is the OTLP endpoint up and fast enough? llamatel's log has the reason.",
             thresholds=at((None, GREEN), (1, RED)),
-            empty="None",
-            size=(6, 4),
+            empty="No llamatel",
+            decimals=0,
         ),
         figure(
-            "Requests not seen to end",
+            "Requests without an end",
             q.increase("llamatel.requests.lost"),
             "Requests whose end was not in the log: lines were lost on the way to llamatel.",
-            "With attach: does the log arrive whole, and in order?",
+            "With attach: does the log arrive complete, and in order?",
             thresholds=at((None, GREEN), (1, YELLOW)),
-            empty="None",
-            size=(6, 4),
+            empty=NO_LOG,
+            decimals=0,
         ),
         figure(
             "Log understood",
             f"min({q.selector('llamatel.log.understood')})",
-            "1 while the log shows the requests that llama.cpp counts; 0 if it words them in a way that llamatel does "
-            "not know, or hides them.",
-            "0: was llama.cpp started with --log-disable or -lv below 3? If not, report the build.",
+            "Whether the log shows the requests that llama.cpp counts; no, where its format is unknown or it is off.",
+            "no: was llama.cpp started with --log-disable or -lv below 3? If not, report the build.",
             thresholds=at((None, RED), (1, GREEN)),
-            empty="Unknown",
-            size=(6, 4),
+            texts={"1": ("yes", GREEN), "0": ("no", RED)},
+            empty=NO_LOG,
         ),
         figure(
             "Collectors that fail",
-            f"count({q.selector('llamatel.collector.success')} == 0) or 0 * count("
-            f"{q.selector('llamatel.collector.success')})",
-            "Parts of llamatel that could not measure what they are for.",
-            "llamatel's log says why; `--no-collector NAME` leaves one out.",
+            f"count({failing}) or 0 * count({q.selector('llamatel.collector.success')})",
+            "Parts of llamatel that fail to measure.",
+            "llamatel's log has the reason; `--no-collector NAME` turns one off.",
             thresholds=at((None, GREEN), (1, ORANGE)),
             empty="No llamatel",
-            size=(6, 4),
+        ),
+        figure(
+            "Watched twice",
+            f"{twice} or 0 * count({q.selector('llamatel.collector.success')})",
+            "llama.cpp servers that two llamatels report. Sums on these dashboards count them twice.",
+            "Choose one llamatel at the top, or remove the second watcher.",
+            thresholds=at((None, GREEN), (1, ORANGE)),
+            empty="No llamatel",
+        ),
+        figure(
+            "llamatels",
+            f"count(group by ({', '.join(q.SERVER_LABELS[:5])}) ({q.selector('llamatel.collector.success')}))",
+            "llamatels that Prometheus scrapes.",
+            "Fewer than before and not on purpose: see Servers down.",
+            empty="No llamatel",
         ),
     ]
 
@@ -298,10 +413,9 @@ def dashboard() -> Dashboard:
         "llamatel / Overview",
         "llama.cpp servers at a glance: are they up, fast enough, and is there room.",
         [
-            ("", [*_state(), *_objectives()]),
-            ("Latency", _time()),
+            ("", [*_state(), *_objectives(), _alerts(), _servers()]),
+            ("Latency", [*_time(), *_burn_rates()]),
             ("Traffic and saturation", _traffic()),
-            ("Servers", [_servers()]),
             ("llamatel itself", _own()),
         ],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatel_dashboards import manifests, rules
+from llamatel_dashboards.queries import without_native
 from llamatel_dashboards.rule_options import RuleOptions
 
 HERE = Path(__file__).resolve().parent
@@ -67,11 +68,18 @@ class ExportOptions:
     prometheus_url: str | None = None
     """Provision a data source for it; None leaves Grafana's data sources alone."""
     tempo_url: str | None = None
+    victoria_metrics: bool = False
+    """The data source is VictoriaMetrics, which rejects some functions of native histograms."""
 
 
-def dashboards(options: RuleOptions | None = None) -> dict[str, dict[str, Any]]:
+def dashboards(options: RuleOptions | None = None, *, victoria_metrics: bool = False) -> dict[str, dict[str, Any]]:
     """Each dashboard's model by its file's name, with the objectives preset."""
     models = {path.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    if victoria_metrics:
+        for model in models.values():
+            for panel in model["panels"]:
+                for target in panel.get("targets", ()):
+                    target["expr"] = without_native(target["expr"])
     if options is not None:
         objectives = options.objectives
         presets = {
@@ -117,7 +125,7 @@ def importable(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def files(folder: Path, options: ExportOptions) -> dict[str, str]:
     """The text of every file of an export by its path below ``folder``."""
-    models = dashboards(options.rules)
+    models = dashboards(options.rules, victoria_metrics=options.victoria_metrics)
     rendered = {name: json.dumps(model, indent=1, sort_keys=True) + "\n" for name, model in models.items()}
     found = {f"dashboards/{name}": text for name, text in rendered.items()}
     found |= {f"import/{name}": json.dumps(importable(model), indent=1) + "\n" for name, model in models.items()}

@@ -1,24 +1,36 @@
-"""PromQL for the panels: names from the metric table, the dashboards' variables as filter. Nothing of Grafana here.
+"""PromQL for the panels: names from the metric table, the dashboards' variables as matchers. Nothing of Grafana here.
 
-A figure that cannot be known is no sample: shares divide by what is above zero, so that nothing asked is "No traffic"
-and not 0 / 0.
+Shares divide by what is above zero, so that no traffic is no sample and not 0 / 0. Histograms are read in both forms:
+classic buckets, and native histograms where Prometheus converts classic ones at scrape (NHCB) or receives native ones.
+``without_native`` removes the second form for VictoriaMetrics, which lacks ``histogram_sum`` and ``histogram_count``.
 """
 
 from __future__ import annotations
+
+import re
 
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, table
 from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
 
 ADDRESS, PORT, MODEL = (prometheus_label(name) for name in SERVER_ATTRIBUTES)
-SERVER_LABELS = ("job", "instance", ADDRESS, PORT, MODEL)
-"""What tells one server (of a router: one model) from another."""
+PATH = "server_path"
+"""Set where several servers share a host and are told apart by their path."""
+SERVER_LABELS = ("cluster", "namespace", "pod", "job", "instance", ADDRESS, PORT, PATH, MODEL)
+"""What identifies a server (of a router: one model). Pods that all watch 127.0.0.1 differ in the first five."""
 BY_SERVER = ", ".join(SERVER_LABELS)
-SERVER_LEGEND = f"{{{{{ADDRESS}}}}}:{{{{{PORT}}}}} {{{{{MODEL}}}}}"
+SERVER_LEGEND = f"{{{{namespace}}}} {{{{instance}}}} {{{{{ADDRESS}}}}}:{{{{{PORT}}}}}{{{{{PATH}}}}} {{{{{MODEL}}}}}"
 
-OF_JOB = 'job=~"$job", instance=~"$instance"'
+OF_JOB = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace", instance=~"$instance"'
 OF_ADDRESS = f'{ADDRESS}=~"$server", {PORT}=~"$port", {MODEL}=~"$model"'
 OF_SERVER = f"{OF_JOB}, {OF_ADDRESS}"
-_OF_NO_SERVER = ("hw.", "llamatel.collector.", "llamatel.gpu.", "llamatel.records.")
+_OF_NO_SERVER = (
+    "hw.",
+    "llamatel.build",
+    "llamatel.collector.",
+    "llamatel.gpu.",
+    "llamatel.process.",
+    "llamatel.records.",
+)
 
 RATE = "$__rate_interval"
 """Over the last moments, for lines."""
@@ -27,7 +39,7 @@ RANGE = "$__range"
 
 
 def chosen(name: str) -> str:
-    """The variables that choose a metric's series.
+    """Matchers of the variables that select a metric's series.
 
     Metrics of cards and of llamatel itself are about no server; those of clients come from the clients' own jobs.
     """
@@ -37,20 +49,29 @@ def chosen(name: str) -> str:
 
 
 def selector(name: str, suffix: str = "", **labels: str) -> str:
-    """The series of a metric that the dashboard's variables ask for.
+    """The series of a metric that the dashboard's variables select.
 
     ``labels`` are further matchers; a value that begins with ``~`` or ``!`` is a regular expression or a negation.
     """
     row = table()[name]
     if (row.kind is Kind.HISTOGRAM) != bool(suffix):
         raise ValueError(f"{name} is a {row.kind.value}: its series end in {suffix or 'a suffix'}")
-    matchers = [chosen(name)]
+    return f"{prometheus_name(row)}{suffix}{{{_matchers(name, labels)}}}"
+
+
+def _native(name: str, **labels: str) -> str:
+    """A histogram's series in native form."""
+    return f"{prometheus_name(name)}{{{_matchers(name, labels)}}}"
+
+
+def _matchers(name: str, labels: dict[str, str]) -> str:
+    found = [chosen(name)]
     for label, value in labels.items():
         operator, text = (
             ("=~", value[1:]) if value[0] == "~" else ("!=", value[1:]) if value[0] == "!" else ("=", value)
         )
-        matchers.append(f'{label}{operator}"{text}"')
-    return f"{prometheus_name(row)}{suffix}{{{', '.join(matchers)}}}"
+        found.append(f'{label}{operator}"{text}"')
+    return ", ".join(found)
 
 
 def total(query: str, by: str = "") -> str:
@@ -71,24 +92,31 @@ def increase(name: str, by: str = "", over: str = RANGE, **labels: str) -> str:
 def quantile(share: float, name: str, by: str = "", over: str = RATE, **labels: str) -> str:
     """A quantile of a histogram; NaN where nothing was recorded."""
     kept = f"le, {by}" if by else "le"
-    rates = total(f"rate({selector(name, '_bucket', **labels)}[{over}])", kept)
-    return f"histogram_quantile({share:g}, {rates})"
+    classic = total(f"rate({selector(name, '_bucket', **labels)}[{over}])", kept)
+    native = total(f"rate({_native(name, **labels)}[{over}])", by)
+    return f"(histogram_quantile({share:g}, {classic}) or histogram_quantile({share:g}, {native}))"
 
 
 def mean(name: str, by: str = "", over: str = RATE, **labels: str) -> str:
     """The mean of what a histogram recorded."""
     parts, number = (total(f"rate({selector(name, end, **labels)}[{over}])", by) for end in ("_sum", "_count"))
-    return share(parts, number)
+    rates = f"rate({_native(name, **labels)}[{over}])"
+    sums, counts = (total(f"histogram_{part}({rates})", by) for part in ("sum", "count"))
+    return f"({share(parts, number)} or ({share(sums, counts)}))"
 
 
 def count(name: str, by: str = "", over: str = RATE, **labels: str) -> str:
     """How much a histogram recorded a second."""
-    return total(f"rate({selector(name, '_count', **labels)}[{over}])", by)
+    classic = total(f"rate({selector(name, '_count', **labels)}[{over}])", by)
+    native = total(f"histogram_count(rate({_native(name, **labels)}[{over}]))", by)
+    return f"({classic} or ({native}))"
 
 
 def buckets(name: str, over: str = RATE) -> str:
-    """A histogram's buckets, for a heatmap."""
-    return total(f"increase({selector(name, '_bucket')}[{over}])", "le")
+    """A histogram's buckets, or the native histogram, for a heatmap."""
+    classic = total(f"increase({selector(name, '_bucket')}[{over}])", "le")
+    native = total(f"increase({_native(name)}[{over}])")
+    return f"{classic} or ({native} unless on () {classic})"
 
 
 def within(name: str, objective: str, by: str = "", over: str = RANGE) -> str:
@@ -97,9 +125,45 @@ def within(name: str, objective: str, by: str = "", over: str = RANGE) -> str:
     Exporters write a bound of one second as ``1`` or as ``1.0``.
     """
     kept = total(f"rate({selector(name, '_bucket', le=f'~{objective}([.]0)?')}[{over}])", by)
-    return share(kept, count(name, by, over))
+    every = total(f"rate({selector(name, '_count')}[{over}])", by)
+    native = f"histogram_fraction(0, {objective}, {total(f'rate({_native(name)}[{over}])', by)}) >= 0"
+    return f"({share(kept, every)} or {native})"
 
 
 def share(part: str, whole: str) -> str:
     """A quotient; nothing where the whole is zero."""
     return f"{part} / ({whole} > 0)"
+
+
+def logged(figure: str) -> str:
+    """A figure about requests, -1 without requests, and nothing where llamatel reads no log."""
+    return f"{figure} or -group({selector('llamatel.log.lines')})"
+
+
+def servers_down() -> str:
+    """Servers that do not answer and are not loading, and llamatels that Prometheus cannot scrape."""
+    up = selector("llamacpp.server.up")
+    starting = selector("llamacpp.server.state", state="starting")
+    known = f"group by (job, instance) (last_over_time({selector('llamatel.collector.success')}[1d]))"
+    servers = f"{up} == bool 0 unless ignoring (state) {starting}"
+    return f"sum(({servers}) or (up{{{OF_JOB}}} == bool 0 and on (job, instance) {known}))"
+
+
+def firing(name: str = "ALERTS") -> str:
+    """Alerts that fire, as Prometheus and vmalert record them."""
+    return f'{name}{{alertname=~"Llama(cpp|tel).+", alertstate="firing", {OF_JOB}}}'
+
+
+def without_native(expr: str) -> str:
+    """A query without those parts that VictoriaMetrics rejects: `` or (…)`` with its unknown functions."""
+    start = 0
+    while (start := expr.find(" or (", start)) >= 0:
+        depth, end = 1, start + len(" or (")
+        while depth:
+            depth += {"(": 1, ")": -1}.get(expr[end], 0)
+            end += 1
+        if re.search(r"histogram_(sum|count)\(", expr[start:end]):
+            expr = expr[:start] + expr[end:]
+        else:
+            start += 1
+    return expr

@@ -7,7 +7,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
 from llamatel_dashboards.overview_board import DURATION, TPOT, TTFT, quantiles
-from llamatel_dashboards.panels import TOKENS_A_SECOND, Panel, Query, heat_map, lines, rows
+from llamatel_dashboards.panels import TOKENS_A_SECOND, Column, Panel, Query, heat_map, lines, rows
 
 PHASES = ("queue", "prefill", "decode")
 LENGTHS = {
@@ -18,13 +18,13 @@ LENGTHS = {
 
 
 def _phases() -> list[Panel]:
-    means = [Query(q.mean(f"llamacpp.request.{phase}.duration"), phase) for phase in PHASES]
+    averages = [Query(q.mean(f"llamacpp.request.{phase}.duration"), phase) for phase in PHASES]
     tails = [Query(q.quantile(0.95, f"llamacpp.request.{phase}.duration"), phase) for phase in PHASES]
     return [
         lines(
             "Mean time by phase",
-            means,
-            "What a request's time is made of: waiting for a slot (an estimate), processing the prompt, generating.",
+            averages,
+            "Mean time of a request in each phase: waiting for a slot (an estimate), prefill, decode.",
             "queue: raise -np or add a server. prefill: shorter prompts, shared prefixes, a larger -ub. decode: fewer "
             "slots at once, a smaller or more quantised model.",
             unit="s",
@@ -34,9 +34,9 @@ def _phases() -> list[Panel]:
         lines(
             "p95 by phase",
             tails,
-            "Time that 95 % of requests stay within, phase by phase. These do not add up: slow queues and slow "
-            "prefills need not meet in one request.",
-            "The phase with the longest tail is the one to work on.",
+            "Time that 95 % of requests stay within, phase by phase. These do not add up: the slowest "
+            "queue and the slowest prefill are rarely those of one request.",
+            "Start with the phase that has the longest tail.",
             unit="s",
             size=(12, 9),
         ),
@@ -48,29 +48,29 @@ def _heatmaps() -> list[Panel]:
         heat_map(
             "Time to first token",
             q.buckets(TTFT),
-            "How many requests had their first token after how long.",
+            "Distribution of the time to first token.",
             "Two bands are common: prompts that hit the cache, and prompts that do not.",
             exemplars=True,
         ),
         heat_map(
             "Time per output token",
             q.buckets(TPOT),
-            "How many requests decoded at which pace.",
-            "A band that climbs as traffic grows is contention between slots.",
+            "Distribution of the time per output token.",
+            "A band that rises with traffic is contention between slots.",
             exemplars=True,
         ),
         heat_map(
             "Request duration",
             q.buckets(DURATION),
-            "How many requests took how long in all.",
-            "Dots, where there are any, lead to the trace of one of them.",
+            "Distribution of the whole duration.",
+            "Dots are exemplars: they lead to the trace of a request.",
             exemplars=True,
         ),
         heat_map(
             "Wait for a slot",
             q.buckets("llamacpp.request.queue.duration"),
-            "How many requests waited how long, by llamatel's estimate.",
-            "Mass above a second: more slots, or more servers.",
+            "Distribution of the wait for a slot, by llamatel's estimate.",
+            "Many above a second: more slots, or more servers.",
         ),
     ]
 
@@ -80,21 +80,21 @@ def _lengths() -> list[Panel]:
         lines(
             title,
             quantiles(f"llamacpp.request.{name}", exemplars=False),
-            means,
+            meaning,
             "Compare with the context of a slot (-c over -np): a prompt and its answer have to fit.",
         )
-        for name, (title, means) in LENGTHS.items()
+        for name, (title, meaning) in LENGTHS.items()
     ]
     panels += [
         heat_map(
             f"{title}, distribution",
             q.buckets(f"llamacpp.request.{name}"),
-            means,
-            "Several bands are several kinds of clients; they may deserve servers of their own.",
+            meaning,
+            "Several bands are several kinds of clients; separate servers may suit them better.",
             unit="short",
             size=(8, 8),
         )
-        for name, (title, means) in LENGTHS.items()
+        for name, (title, meaning) in LENGTHS.items()
     ]
     return panels
 
@@ -105,8 +105,7 @@ def _slowest() -> list[Panel]:
         lines(
             "The slowest request",
             [Query(q.quantile(1, DURATION, q.BY_SERVER), q.SERVER_LEGEND, exemplars=True)],
-            "The bound of the histogram that no request exceeded: the slowest one took no longer than this, on each "
-            "server.",
+            "Upper bound of the slowest request's bucket, on each server.",
             'Search your traces for `{ resource.service.name = "llamatel" && duration > 10s }` (TraceQL).',
             unit="s",
             size=(12, 8),
@@ -114,16 +113,17 @@ def _slowest() -> list[Panel]:
         rows(
             "Slow tails",
             {
-                "duration p99": q.quantile(0.99, DURATION, by, q.RANGE),
-                "TTFT p99": q.quantile(0.99, TTFT, by, q.RANGE),
-                "TPOT p99": q.quantile(0.99, TPOT, by, q.RANGE),
+                "duration p99": Column(q.quantile(0.99, DURATION, by, q.RANGE), "s"),
+                "TTFT p99": Column(q.quantile(0.99, TTFT, by, q.RANGE), "s"),
+                "TPOT p99": Column(q.quantile(0.99, TPOT, by, q.RANGE), "s"),
                 "requests": q.increase("llamacpp.requests", by),
             },
-            "What the slowest hundredth of requests exceeds, by server and model, in the time shown.",
-            "One server slower than its peers: other model, other flags, a hot or shared device?",
-            units={"duration p99": "s", "TTFT p99": "s", "TPOT p99": "s"},
+            "99th percentiles by server and model, in the time shown.",
+            "One server slower than its peers: another model, other flags, a throttled or shared device?",
             names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
-            hidden=("job", "instance"),
+            hidden=("job", "cluster"),
+            first=("namespace", "pod", "instance", "server", "port", "model"),
+            sort=("duration p99", True),
             size=(12, 8),
         ),
     ]
@@ -135,24 +135,24 @@ def _ends() -> list[Panel]:
         lines(
             "Outcomes",
             [Query(q.rate("llamacpp.requests", "outcome"), "{{outcome}}")],
-            "How requests end: ok, cancelled by the client, error, context_full.",
-            "context_full: the KV cache dashboard. error: the panel beside this.",
+            "Finished requests a second by outcome: ok, cancelled by the client, error, context_full.",
+            "context_full: the KV cache dashboard. error: Errors by type.",
             unit="reqps",
             stacked=True,
         ),
         lines(
             "Errors by type",
             [Query(q.count(DURATION, "error_type", error_type="!"), "{{error_type}}")],
-            "Requests that did not complete, by error.type; `cancelled` ones were given up by their client.",
-            "exceed_context_size_error: the prompt is longer than a slot. server_exited: llama.cpp died under it.",
+            "Requests that did not complete, by error.type; `cancelled` ones were aborted by their client.",
+            "exceed_context_size_error: the prompt is longer than a slot. server_exited: llama.cpp crashed.",
             unit="reqps",
             stacked=True,
         ),
         lines(
             "Operations",
             [Query(q.count(DURATION, "gen_ai_operation_name"), "{{gen_ai_operation_name}}")],
-            "Requests by what they asked for, as far as llama.cpp's log tells: generation or embeddings.",
-            "Embeddings beside generation on one server compete for its slots.",
+            "Requests by operation, as far as llama.cpp's log shows it: generation or embeddings.",
+            "Embeddings and generation on one server compete for its slots.",
             unit="reqps",
             stacked=True,
         ),
@@ -160,7 +160,7 @@ def _ends() -> list[Panel]:
             "Decode speed of a request",
             [Query(f"1 / ({q.mean(TPOT)} > 0)", "mean")],
             "Tokens a second that one request gets, on average.",
-            "People read at about 5 to 10 tokens a second; machines want more.",
+            "People read 5 to 10 tokens a second.",
             unit=TOKENS_A_SECOND,
             size=(12, 8),
         ),
@@ -168,7 +168,7 @@ def _ends() -> list[Panel]:
             "Draft tokens accepted",
             [Query(q.share(q.rate("llamacpp.speculative.tokens", type="accepted"), drafted), "accepted")],
             "With speculative decoding: the share of draft tokens that the model accepted.",
-            "Below about a half the draft costs more than it saves: another draft model, or fewer draft tokens.",
+            "Below about a half the draft costs more than it saves: use another draft model, or fewer draft tokens.",
             unit="percentunit",
             at_most=1,
             empty="No speculative decoding",
@@ -183,8 +183,8 @@ def _clients() -> list[Panel]:
         lines(
             "Calls",
             quantiles("gen_ai.client.operation.duration"),
-            "Time of calls as LlamaCppClient, llamatel's client, saw them; attempts that were repeated included.",
-            "Longer than Request duration: the network, or repeated attempts.",
+            "Time of calls as measured by LlamaCppClient, retries included.",
+            "Longer than Request duration: the network, or retries.",
             unit="s",
             empty=none,
             size=(6, 8),
@@ -192,8 +192,8 @@ def _clients() -> list[Panel]:
         lines(
             "First chunk",
             quantiles("gen_ai.client.operation.time_to_first_chunk"),
-            "Time from a call to the first chunk of its stream, as the client saw it.",
-            "Compare with time to first token: the difference is the way there and back.",
+            "Time from a call to the first chunk of its stream, as measured by the client.",
+            "Compare with time to first token: the difference is the network.",
             unit="s",
             empty=none,
             size=(6, 8),
@@ -201,8 +201,8 @@ def _clients() -> list[Panel]:
         lines(
             "Between chunks",
             quantiles("gen_ai.client.operation.time_per_output_chunk"),
-            "Time from one chunk to the next, as the client saw it: what a reader feels.",
-            "A long tail beside a short median: prefills of other requests hold decoding up; a smaller -ub helps.",
+            "Time from one chunk to the next, as measured by the client.",
+            "A long tail with a short median: prefills of other requests delay decoding; a smaller -ub helps.",
             unit="s",
             empty=none,
             size=(6, 8),
@@ -219,7 +219,7 @@ def _clients() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """Where requests spend their time."""
+    """The Requests dashboard."""
     return board(
         "requests",
         "llamatel / Requests",

@@ -19,7 +19,7 @@ from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_nam
 from llamatel.ui.objectives import Objectives
 
 RUNBOOK_URL = "https://github.com/llamatel/llamatel/blob/main/docs/alerts.md"
-SERVER = ("job", "instance", *map(prometheus_label, SERVER_ATTRIBUTES))
+SERVER = ("job", "instance", "server_path", *map(prometheus_label, SERVER_ATTRIBUTES))
 """Labels that identify a server, or one model of a router."""
 SITE = ("cluster", "env", "namespace")
 """Labels that tell two targets of one name apart, where there are any."""

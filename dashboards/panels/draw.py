@@ -104,6 +104,7 @@ def main() -> None:
             page.goto("http://panels.test/")
             page.add_script_tag(content=f"window.PANELS = {json.dumps(data)}; window.process = {{env: {{}}}};")
             page.add_script_tag(content=script)
+            page.add_style_tag(content=(options.npm / "panels.css").read_text())
             page.wait_for_selector("[data-panel], pre", timeout=60_000, state="attached")
             page.wait_for_timeout(1500)
             page.screenshot(path=str(options.out / f"dashboard-{name}.png"), full_page=True)

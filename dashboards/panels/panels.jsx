@@ -1,12 +1,14 @@
 // Draws one exported dashboard with Grafana's own components. window.PANELS has the dashboard and Prometheus's answers.
-import React from 'react';
-import { createRoot } from 'react-dom/client';
-import {
+import 'uplot/dist/uPlot.min.css';
+// require(): esbuild gives CommonJS libraries of Grafana's .mjs files a default export that is no component.
+const React = require('react');
+const { createRoot } = require('react-dom/client');
+const {
   applyFieldOverrides, createTheme, dateTime, FieldType, getFieldDisplayValues, Registry, standardTransformers,
   standardTransformersRegistry, toDataFrame, transformDataFrame, getDisplayProcessor, ThemeContext,
-} from '@grafana/data';
-import { BarGauge, BigValue, GlobalStyles, PanelChrome, PanelContextProvider, Table, TimeSeries, VizRepeater } from '@grafana/ui';
-import { of, firstValueFrom } from 'rxjs';
+} = require('@grafana/data');
+const { BarGauge, BigValue, GlobalStyles, PanelChrome, PanelContextProvider, Table, TimeSeries, VizRepeater } = require('@grafana/ui');
+const { of, firstValueFrom } = require('rxjs');
 
 const { dashboard, answers, from, to, width } = window.PANELS;
 const theme = createTheme({ colors: { mode: 'dark' } });

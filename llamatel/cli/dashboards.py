@@ -60,6 +60,7 @@ def command() -> None:
 )
 @click.option("--prometheus-url", metavar="URL", help="Provision a data source for this Prometheus.")
 @click.option("--tempo-url", metavar="URL", help="And one for this Tempo, for links from a latency to its trace.")
+@click.option("--victoria-metrics", is_flag=True, help="The data source is VictoriaMetrics.")
 @verbose_option
 def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_url: str | None, **given: Any) -> None:
     """Write dashboards, provisioning files, Prometheus rules and Kubernetes manifests into FOLDER.
@@ -71,7 +72,7 @@ def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_u
     from llamatel_dashboards.rule_options import RUNBOOK_URL, RuleOptions
 
     rule_options = {name: given.pop(name) for name in ("jobs", "expected")}
-    layout = {name: given.pop(name) for name in ("dashboards_path", "prometheus_url", "tempo_url")}
+    layout = {name: given.pop(name) for name in ("dashboards_path", "prometheus_url", "tempo_url", "victoria_metrics")}
     base = Objectives.from_environment() if values is None else Objectives.read(values)
     objectives = {name.replace("_", "-"): value for name, value in given.items() if value is not None}
     options = RuleOptions(
@@ -106,8 +107,9 @@ def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_u
 @click.option(
     "--token-file", type=click.Path(path_type=Path, dir_okay=False), help="File with a service account's token."
 )
+@click.option("--victoria-metrics", is_flag=True, help="The data source is VictoriaMetrics.")
 @verbose_option
-def push(url: str, folder: str, token_file: Path | None) -> None:
+def push(url: str, folder: str, token_file: Path | None, *, victoria_metrics: bool) -> None:
     """Install or update the dashboards in the Grafana at URL.
 
     The token is read from a file or from the environment (GRAFANA_TOKEN), never from the command line. Its service
@@ -125,7 +127,7 @@ def push(url: str, folder: str, token_file: Path | None) -> None:
     if re.fullmatch("[0-9]{1,4}", major) and int(major) < OLDEST:
         note_console().print(f"llamatel: these dashboards need Grafana {OLDEST} or newer; this is {version}")
     folder_uid = grafana.ensure_folder(folder, published.GRAFANA_FOLDER) if folder else None
-    for model in published.dashboards(options).values():
+    for model in published.dashboards(options, victoria_metrics=victoria_metrics).values():
         print(one_line(f"{model['title']}: {grafana.put_dashboard(model, folder_uid)}"), flush=True)
 
 

@@ -132,12 +132,15 @@ class VictoriaMetrics:
         self._child = Child(argv, folder / "victoria-metrics.log")
         self._child.wait_ready(lambda: answers(f"{self.url}/health"))
 
+    def api(self, path: str, **parameters: str | float) -> Any:
+        """``data`` of a response of its Prometheus API; raises urllib's HTTPError for a query that it rejects."""
+        query = urllib.parse.urlencode({**parameters, "nocache": 1})
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=60) as response:
+            return json.load(response)["data"]
+
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """An instant query's vector: labels and value of each series."""
-        query = urllib.parse.urlencode({"query": promql})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=60) as response:
-            rows = json.load(response)["data"]["result"]
-        return [(row["metric"], float(row["value"][1])) for row in rows]
+        return [(row["metric"], float(row["value"][1])) for row in self.api("query", query=promql)["result"]]
 
     def __enter__(self) -> VictoriaMetrics:
         return self
@@ -146,6 +149,22 @@ class VictoriaMetrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.stop()
+
+
+def vmalert(store: VictoriaMetrics, rules: Path, folder: Path, *, interval: str = "1s") -> Child:
+    """A running vmalert that evaluates rule files on a store and writes results and alerts back to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    argv = [str(sid_program("vmalert")), f"-rule={rules}/*.yml", f"-datasource.url={store.url}"]
+    argv += [
+        f"-remoteWrite.url={store.url}",
+        f"-remoteRead.url={store.url}",
+        f"-evaluationInterval={interval}",
+        "-rule.evalDelay=0s",
+    ]
+    address = f"127.0.0.1:{free_port()}"
+    child = Child([*argv, f"-httpListenAddr={address}", "-notifier.blackhole"], folder / "vmalert.log")
+    child.wait_ready(lambda: answers(f"http://{address}/health"))
+    return child
 
 
 def answers(url: str) -> bool:
