@@ -17,6 +17,7 @@ _STARTS = {
     "llg error: ": "",
     "WARNING: JSON schema conversion was incomplete: ": "accepting any string",
     "unable to match sampler by name '": "'",
+    "unsupported Responses tool type '": "' skipped",
 }
 """What starts a quotation, and how its last line ends ("": it is empty); None: a message follows that refuses it."""
 _MAX_AGE_S = 1.0
@@ -46,7 +47,7 @@ class ClientText:
             self._since, self._lines = now, 0
         self._lines += 1
         end = _STARTS[self._start]
-        if line.endswith(end) if end else end is not None and not line:
+        if self._ends(line, end):
             self._start = None
             return True
         refused = end is None and _MESSAGE.search(line) is not None and any(words in line for words in _REFUSED)
@@ -54,3 +55,8 @@ class ClientText:
             self._start = None
             return False
         return True
+
+    def _ends(self, line: str, end: str | None) -> bool:
+        if not end:
+            return end is not None and not line
+        return line.endswith(end) and not (self._start is not None and line.endswith(self._start))

@@ -175,7 +175,7 @@ class LogReader:
 
     def _read_child(self, parts: LogLine, now: float) -> Sequence[Completion]:
         port = parts.child
-        if port is None or not parts.text:
+        if port is None or not parts.text or not self._may_be_router:
             self._counters.lines["other"] += 1
             return ()
         reader = self.router.child(port, self.server)
@@ -215,13 +215,18 @@ class LogReader:
             self.logged_server = updated
             self._audit.configured(updated.slots)
             return "server"
-        if self.router.read(text):
+        if self._may_be_router and self.router.read(text):
             for reader in self.router.pop_disconnected():
                 now = self._clock.wall(self._last_time)
                 self._completed.extend(reader.abort(now, "the model's process ended"))
         elif text.startswith("srv ") and text[19:].startswith("purging slot"):
             self._counters.slot_lines += 1
         return "server" if text.startswith(_OURS) or parts.level is not None else "other"
+
+    @property
+    def _may_be_router(self) -> bool:
+        """A router logs that it is one before it listens; a log that is read from its middle may show it later."""
+        return self.router.seen or not self._supervised or self.logged_server.host is None
 
     def _on_end(
         self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
