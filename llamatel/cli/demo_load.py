@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import urllib3
+from llamatel.errors import HttpError
+from llamatel.inputs.http import HttpClient, Stream
 
 # In the language of the model that llamatel ships (llamatel/models/tiny.md).
 _SYSTEM = "you answer in short sentences ."
@@ -92,11 +93,9 @@ class Clients:
     """Clients of one server. Setting ``stop`` ends sending and disconnects streams."""
 
     def __init__(self, base_url: str, *, at_once: int = 8, timeout_s: float = 300.0) -> None:
-        self._base_url = base_url.rstrip("/")
         self._at_once = at_once
-        self._http = urllib3.PoolManager(
-            maxsize=at_once, retries=False, timeout=urllib3.Timeout(connect=5.0, read=timeout_s)
-        )
+        self._timeout_s = timeout_s
+        self._http = HttpClient(base_url)
         self.stop = threading.Event()
 
     def send_all(self, requests: Sequence[LoadRequest], *, burst: int = 0, pause_s: float = 0.0) -> Load:
@@ -130,36 +129,29 @@ class Clients:
         """Send one; how it ended: ok, cancelled, error, or unsent after ``stop``."""
         if self.stop.is_set():
             return "unsent"
+        # llama.cpp closes kept connections after some responses; a request that crosses the close would be lost.
+        headers = {"Content-Type": "application/json", "Connection": "close"}
         try:
-            response = self._http.request(
-                "POST",
-                self._base_url + request.path,
-                body=json.dumps(request.body),
-                # llama.cpp closes kept connections after some answers; a request that crosses the close would be lost.
-                headers={"Content-Type": "application/json", "Connection": "close"},
-                preload_content=False,
-            )
-            if response.status != 200 or not request.streams:
-                response.read()
-                response.release_conn()
-                return "ok" if response.status == 200 else "error"
-            return self._follow(response, request)
-        except urllib3.exceptions.HTTPError:
+            with self._http.open(
+                request.path, body=json.dumps(request.body).encode(), headers=headers, read_s=self._timeout_s
+            ) as response:
+                if response.status != 200 or not request.streams:
+                    response.read_all()
+                    return "ok" if response.status == 200 else "error"
+                return self._follow(response, request)
+        except HttpError:
             return "error"
 
-    def _follow(self, response: urllib3.BaseHTTPResponse, request: LoadRequest) -> str:
+    def _follow(self, response: Stream, request: LoadRequest) -> str:
         events = 0
-        for chunk in response.stream(amt=None):
+        while chunk := response.read1():
             events += chunk.count(b"data: ")
             if self.stop.is_set() or (request.hang_up_after is not None and events >= request.hang_up_after):
-                response.close()
                 return "cancelled"
             if b'data: {"error"' in chunk or chunk.startswith(b"error: "):
-                response.close()
                 return "error"
-        response.release_conn()
         return "ok"
 
     def close(self) -> None:
         """Close idle connections."""
-        self._http.clear()
+        self._http.close()
