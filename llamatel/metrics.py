@@ -122,6 +122,14 @@ _CLIENT = (
         "Prompt tokens of LlamaCppClient's calls that came from the KV cache." + _OPTED, _COUNTED,
     ),
     Metric(
+        "gen_ai.client.embeddings.duration", Kind.HISTOGRAM, "s",
+        "As gen_ai.client.operation.duration, of calls for embeddings." + _OPTED, (*_CALLED, "error.type"), _DURATION,
+    ),
+    Metric(
+        "gen_ai.client.embeddings.operation.input_tokens", Kind.HISTOGRAM, "{token}",
+        "Input tokens of a call for embeddings." + _OPTED, _CALLED, _TOKENS,
+    ),
+    Metric(
         "gen_ai.client.inference.operation.input_tokens", Kind.HISTOGRAM, "{token}",
         "Prompt tokens of a call of LlamaCppClient." + _OPTED, _CALLED, _TOKENS,
     ),
@@ -324,7 +332,7 @@ METRICS: tuple[Metric, ...] = (
         ("build", "backend", *SETTINGS),
     ),
     Metric(
-        "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, user and system, over its restarts."
+        "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, over its restarts.", ("cpu.mode",)
     ),
     Metric("process.memory.usage", Kind.UP_DOWN, "By", "Resident memory of the server's process."),
     Metric(

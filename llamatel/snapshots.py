@@ -103,9 +103,17 @@ class PromptCacheState:
 class ProcessState:
     """The server's process, from the operating system."""
 
-    cpu_s: float | None = None
+    cpu_user_s: float | None = None
+    cpu_system_s: float | None = None
     memory_bytes: int | None = None
     """Resident set."""
+
+    @property
+    def cpu_s(self) -> float | None:
+        """User and system time together."""
+        if self.cpu_user_s is None or self.cpu_system_s is None:
+            return None
+        return self.cpu_user_s + self.cpu_system_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def known_snapshot(**changes: Any) -> ServerSnapshot:
             ),
             "context_shifts": 1,
             "prompt_cache": PromptCacheState(entries=2, size_bytes=2048),
-            "process": ProcessState(cpu_s=1.5, memory_bytes=1 << 20),
+            "process": ProcessState(cpu_user_s=1.0, cpu_system_s=0.5, memory_bytes=1 << 20),
             "model": SHAPE,
             "settings": parse_server_flags(["-c", "1024", "-np", "2"], environ={}),
             **changes,

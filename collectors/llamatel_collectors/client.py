@@ -32,7 +32,7 @@ class ClientCollector(Collector):
             about["gen_ai.response.model"] = call.response_model
         error = "cancelled" if call.outcome is Outcome.CANCELLED else call.error_type
         ended = about if error is None else {**about, "error.type": error}
-        prefix = "gen_ai.client.inference" if self._latest and call.generates else "gen_ai.client.operation"
+        prefix = self._prefix(call)
         yield Sample(f"{prefix}.duration", call.duration_s, call.server, ended)
         if call.first_chunk_at is not None:
             yield Sample(f"{prefix}.time_to_first_chunk", call.first_chunk_at - call.started_at, call.server, about)
@@ -40,7 +40,18 @@ class ClientCollector(Collector):
                 yield Sample(f"{prefix}.time_per_output_chunk", gap, call.server, about)
         yield from self._tokens(call, about)
 
+    def _prefix(self, call: ClientCall) -> str:
+        if self._latest and call.generates:
+            return "gen_ai.client.inference"
+        if self._latest and call.operation == "embeddings":
+            return "gen_ai.client.embeddings"
+        return "gen_ai.client.operation"
+
     def _tokens(self, call: ClientCall, about: dict[str, str | int]) -> Iterator[Sample]:
+        if self._latest and call.operation == "embeddings":
+            if call.input_tokens is not None:
+                yield Sample("gen_ai.client.embeddings.operation.input_tokens", call.input_tokens, call.server, about)
+            return
         if not self._latest or not call.generates:
             for kind, count in (("input", call.input_tokens), ("output", call.output_tokens)):
                 if count is not None:

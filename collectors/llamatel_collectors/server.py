@@ -25,11 +25,14 @@ class ServerCollector(Collector):
                 ("llamacpp.server.restarts", state.restarts),
                 ("llamacpp.server.start_time", state.process_started_at),
                 ("llamacpp.server.loading.duration", state.loading_s),
-                ("process.cpu.time", None if state.process is None else state.process.cpu_s),
                 ("process.memory.usage", None if state.process is None else state.process.memory_bytes),
             ):
                 if value is not None:
                     yield Sample(metric, value, state.server)
+            if state.process is not None:
+                for mode, cpu_s in (("user", state.process.cpu_user_s), ("system", state.process.cpu_system_s)):
+                    if cpu_s is not None:
+                        yield Sample("process.cpu.time", cpu_s, state.server, {"cpu.mode": mode})
             if state.state is not None and state.router_model is None:
                 yield Sample("llamacpp.server.state", 1, state.server, {"state": state.state})
             info = _info(state)

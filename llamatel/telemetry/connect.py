@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry import metrics, trace
@@ -18,6 +19,9 @@ from llamatel.telemetry.request_encoder import RequestEncoder
 from llamatel.telemetry.request_spans import Spans, span_count
 from llamatel.telemetry.sdk_instruments import Callbacks
 from llamatel.tracing.joining import Origin
+
+LATENCY_VARIABLE = "LLAMATEL_LATENCY_ATTRIBUTES"
+"""``true`` adds the ``gen_ai.latency.*`` attributes to the spans of requests."""
 
 
 def connect(
@@ -37,7 +41,7 @@ def connect(
 
     ``store`` and ``encoder`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
     """
-    spans = Spans(tracer, encoder)
+    spans = Spans(tracer, encoder, latency=os.environ.get(LATENCY_VARIABLE, "").strip().lower() == "true")
 
     def emit(completion: Completion, origin: Origin, share: float) -> tuple[Context, str | None]:
         context = spans.emit_from(completion, origin, share)

@@ -26,13 +26,22 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _TYPES = {Kind.HISTOGRAM: "histogram", Kind.COUNTER: "counter", Kind.TOTAL: "counter"}
 _EOF = "# EOF\n"
+GATEWAY_VARIABLE = "LLAMATEL_GATEWAY_METRICS"
+"""``true`` adds the metrics that inference gateways expect of a model server."""
+_GATEWAY = {
+    "llamacpp.requests.deferred": ("vllm:num_requests_waiting", "Requests that wait for a slot."),
+    "llamacpp.kv_cache.usage": ("vllm:kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1."),
+}
+"""The Model Server Protocol of the Gateway API Inference Extension, under the names that its endpoint picker looks for
+by default."""
 
 
 class Exposition:
     """Writes the page for each scrape. Thread-safe."""
 
-    def __init__(self, store: MetricStore, resource: Mapping[str, object]) -> None:
-        """``resource``: the attributes of ``target_info``."""
+    def __init__(self, store: MetricStore, resource: Mapping[str, object], *, gateway: bool = False) -> None:
+        """``resource``: the attributes of ``target_info``; ``gateway``: add the metrics of ``_GATEWAY``."""
+        self._gateway = gateway
         self._store = store
         self._registry = CollectorRegistry()
         self.reader = PrometheusMetricReader(
@@ -54,6 +63,8 @@ class Exposition:
             name = prometheus_name(family.row)
             parts.append(self._header(family.row, name, open_metrics=open_metrics))
             parts.extend(_series(family, name, open_metrics=open_metrics))
+            if self._gateway and family.row.name in _GATEWAY:
+                parts.extend(_for_gateways(family))
             also = foreign.pop(name, "")
             if also:
                 parts.extend(line for line in also.splitlines(keepends=True) if not line.startswith("#"))
@@ -113,6 +124,16 @@ def _series(family: Family, name: str, *, open_metrics: bool) -> Iterator[str]:
             yield "".join([f"{start}{bound}}} {total}.0\n" for bound, total in zip(bounds, totals, strict=True)])
         plain = f"{{{point.set.labels}}}" if point.set.labels else ""
         yield f"{name}_count{plain} {totals[-1]}.0\n{name}_sum{plain} {_number(point.value)}\n"
+
+
+def _for_gateways(family: Family) -> Iterator[str]:
+    name, text = _GATEWAY[family.row.name]
+    yield f"# HELP {name} {text}\n# TYPE {name} gauge\n"
+    for point in family.points:
+        attributes = point.set.attributes
+        if attributes.get("state", "active") == "active":
+            model = labels_of({"model_name": attributes.get("gen_ai.request.model", "")})
+            yield f"{name}{{{model}}} {_number(point.value)}\n"
 
 
 def _with_exemplars(start: str, bounds: list[str], totals: list[int], point: Point) -> Iterator[str]:

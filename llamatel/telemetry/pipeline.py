@@ -34,7 +34,7 @@ from llamatel.semconv import SCHEMA_URL
 from llamatel.telemetry import bounded_call as bounded
 from llamatel.telemetry import metric_readers, otlp_exporters
 from llamatel.telemetry.bounded_call import BoundedCall
-from llamatel.telemetry.exposition import Exposition
+from llamatel.telemetry.exposition import GATEWAY_VARIABLE, Exposition
 from llamatel.telemetry.following_tracer import FollowingTracer
 from llamatel.telemetry.kept_spans import KeptSpans
 from llamatel.telemetry.metric_push import MetricPush
@@ -364,7 +364,8 @@ def _meter(settings: Settings, parts: _Parts, report: Report, *, may_move: bool)
     readers: list[MetricReader] = []
     exposition = None
     if settings.metrics_addr is not None:
-        exposition = Exposition(store, parts.resource.attributes)
+        gateway = os.environ.get(GATEWAY_VARIABLE, "").strip().lower() == "true"
+        exposition = Exposition(store, parts.resource.attributes, gateway=gateway)
         readers.append(exposition.reader)
         with _reported(report):
             parts.endpoint = _endpoint(settings.metrics_addr, exposition, strict=report is _raise, may_move=may_move)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Metric
 from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
-from llamatel.telemetry.span_table import ATTRIBUTES, CLIENT, DECORATED, IN_PROCESS, OBSERVED, SPANS
+from llamatel.telemetry.span_table import ATTRIBUTES, CLIENT, DECORATED, IN_PROCESS, LATENCY, OBSERVED, SPANS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 _MADE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -65,9 +65,9 @@ def _buckets() -> str:
 def spans_page() -> str:
     """docs/spans.md."""
     spans = "\n".join(f"| `{row.name}` | {row.kind} | {_cell(row.help)} |" for row in SPANS)
-    attributes, in_process, client, decorated, observed = (
+    attributes, latency, in_process, client, decorated, observed = (
         "\n".join(f"| `{row.name}` | {row.type} | {_cell(row.help)} |" for row in rows)
-        for rows in (ATTRIBUTES, IN_PROCESS, CLIENT, DECORATED, OBSERVED)
+        for rows in (ATTRIBUTES, LATENCY, IN_PROCESS, CLIENT, DECORATED, OBSERVED)
     )
     return f"""# Spans
 
@@ -89,7 +89,13 @@ has no span. All of them are written when the request has ended.
 | --- | --- | --- |
 {attributes}
 
-## And of a call of llama-cpp-python
+With `LLAMATEL_LATENCY_ATTRIBUTES=true` also the attributes that vLLM and SGLang write (see [semconv.md](semconv.md)):
+
+| attribute | type, unit | what |
+| --- | --- | --- |
+{latency}
+
+## Attributes of a call of llama-cpp-python
 
 Its span is INTERNAL, and a child of the span that is current where it is called; its operation is chat,
 text_completion or embeddings. It has no address, slot, task and queue. See [in-process.md](in-process.md).
@@ -98,7 +104,7 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 | --- | --- | --- |
 {in_process}
 
-## And of a call of `LlamaCppClient`
+## Attributes of a client call
 
 Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and
 `decode` of its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
@@ -107,7 +113,7 @@ Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with c
 | --- | --- | --- |
 {client}
 
-## And of your own code
+## Attributes of your own code
 
 `@llamatel.task` and `llamatel.span` write INTERNAL spans of the name you give, `@llamatel.workflow`
 `invoke_workflow NAME`.
@@ -116,7 +122,7 @@ Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with c
 | --- | --- | --- |
 {decorated}
 
-## And of a request that was only observed
+## Attributes of an observed request
 
 It has its model, server, slot and task and, once it was seen generating, its input tokens. See [attach.md](attach.md).
 

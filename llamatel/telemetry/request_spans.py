@@ -43,9 +43,11 @@ _CANDIDATE = {"llamacpp.join": "candidate"}
 class Spans:
     """Writes the spans of requests with one tracer, or past it where nothing but OTLP wants them."""
 
-    def __init__(self, tracer: Tracer, encoder: RequestEncoder | None = None) -> None:
+    def __init__(self, tracer: Tracer, encoder: RequestEncoder | None = None, *, latency: bool = False) -> None:
+        """``latency``: add the ``gen_ai.latency.*`` attributes of vLLM and SGLang."""
         self._tracer = tracer
         self._encoder = encoder
+        self._latency = latency
 
     def emit(
         self,
@@ -69,6 +71,8 @@ class Spans:
         attributes = _attributes(completion)
         if not has_usage:
             attributes = {name: value for name, value in attributes.items() if not name.startswith("gen_ai.usage.")}
+        if self._latency:
+            attributes.update(_latency(completion))
         if share < 1.0:
             attributes["llamatel.sampling.ratio"] = share
         model = completion.server.model
@@ -136,7 +140,7 @@ class Spans:
         if parent is not None and isinstance(parent.span, Context):
             completion = _after(completion, parent.sent_at)
             context = self.emit(completion, parent.span, share=share, has_usage=not parent.has_usage)
-            if get_current_span(context).is_recording():
+            if get_current_span(context).get_span_context().trace_flags.sampled:
                 for name, start, end in _between(parent, completion):
                     self._tracer.start_span(name, context=parent.span, start_time=unix_ns(start)).end(unix_ns(end))
             return context
@@ -244,6 +248,20 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
     if completion.gpu is not None:
         attributes.update(_gpu(completion.gpu))
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+def _latency(completion: Completion) -> dict[str, float]:
+    """Times under the names that vLLM and SGLang use (docs/semconv.md); seconds."""
+    prefill, decode = completion.prefill_s, completion.decode_s
+    known = {
+        "gen_ai.latency.time_in_queue": completion.queue_s,
+        "gen_ai.latency.time_to_first_token": completion.time_to_first_token_s,
+        "gen_ai.latency.e2e": completion.duration_s,
+        "gen_ai.latency.time_in_model_prefill": prefill,
+        "gen_ai.latency.time_in_model_decode": decode,
+        "gen_ai.latency.time_in_model_inference": None if prefill is None or decode is None else prefill + decode,
+    }
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
 
 
 def _gpu(gpu: RequestGpu) -> dict[str, float | bool | None]:

@@ -98,6 +98,16 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
 )
 
+LATENCY = (
+    AttributeRow("gen_ai.latency.time_in_queue", "double, s", "The wait for a slot; an estimate."),
+    AttributeRow("gen_ai.latency.time_to_first_token", "double, s", "Queue and prefill."),
+    AttributeRow("gen_ai.latency.e2e", "double, s", "From arrival to end."),
+    AttributeRow("gen_ai.latency.time_in_model_prefill", "double, s", ""),
+    AttributeRow("gen_ai.latency.time_in_model_decode", "double, s", ""),
+    AttributeRow("gen_ai.latency.time_in_model_inference", "double, s", "Prefill and decode."),
+)
+"""With ``LLAMATEL_LATENCY_ATTRIBUTES=true``; the names of vLLM and SGLang."""
+
 IN_PROCESS = (
     AttributeRow("gen_ai.request.max_tokens", "int, tokens", "Asked for; absent for no limit."),
     AttributeRow("gen_ai.request.temperature", "double", "As given, or llama-cpp-python's own default."),

@@ -158,8 +158,9 @@ class ProcessUsage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: psutil.Process | None = None
-        self._before_s = 0.0
-        self._last_s: float | None = None
+        self._before_s = (0.0, 0.0)
+        """User and system time of earlier processes."""
+        self._last_s: tuple[float, float] | None = None
 
     def read(self, pid: int | None) -> ProcessState:
         """State of process ``pid``; without one, or where it cannot be read, the CPU time until then and no memory."""
@@ -167,7 +168,8 @@ class ProcessUsage:
 
         with self._lock:
             if pid is not None and (self._process is None or pid != self._process.pid):
-                self._before_s += self._last_s or 0.0
+                user_s, system_s = self._last_s or (0.0, 0.0)
+                self._before_s = (self._before_s[0] + user_s, self._before_s[1] + system_s)
                 self._last_s = None
                 try:
                     self._process = psutil.Process(pid)
@@ -178,11 +180,14 @@ class ProcessUsage:
                 try:
                     with self._process.oneshot():
                         times, memory = self._process.cpu_times(), int(self._process.memory_info().rss)
-                    self._last_s = max(times.user + times.system, self._last_s or 0.0)
+                    user_s, system_s = self._last_s or (0.0, 0.0)
+                    self._last_s = (max(times.user, user_s), max(times.system, system_s))
                 except psutil.Error:
                     memory = None
-            known = self._last_s is not None or self._before_s
-            return ProcessState(self._before_s + (self._last_s or 0.0) if known else None, memory)
+            if self._last_s is None and not any(self._before_s):
+                return ProcessState(memory_bytes=memory)
+            user_s, system_s = self._last_s or (0.0, 0.0)
+            return ProcessState(self._before_s[0] + user_s, self._before_s[1] + system_s, memory)
 
 
 def cpu_time(pid: int | None) -> float | None:
