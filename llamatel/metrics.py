@@ -205,6 +205,10 @@ METRICS: tuple[Metric, ...] = (
         "Draft tokens, by llama.cpp's own counters.", ("type",),
     ),
     Metric(
+        "llamacpp.speculative.accepted", Kind.TOTAL, "{token}",
+        "Accepted draft tokens by their position in the draft, by llama.cpp's own counters.", ("position",),
+    ),
+    Metric(
         "llamacpp.slots", Kind.GAUGE, "{slot}",
         "Slots that work on a request (busy) and slots that do not (idle).", ("state",),
     ),

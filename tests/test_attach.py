@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.inputs.credentials import read_headers, trust
+from llamatel.inputs.credentials import present, read_headers, trust
 from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.watch.fleet import Access
@@ -26,7 +24,8 @@ from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, parse_label, target
 from llamatel.records import ObservedRequest
 from tests.attached import PathProxy, Server, Unmanaged, attached, unmanaged
-from tests.parts import Child, MissingPart, wait_until
+from tests.certificates import make_certificate
+from tests.parts import Child, wait_until
 from tests.parts.forwarder import Forwarder
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -370,24 +369,13 @@ def test_a_wrong_key_is_one_clear_line(
 # -- how they are reached ----------------------------------------------------------------------------------------------
 
 
-def test_tls_with_a_certificate_of_ones_own(
-    server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        raise MissingPart("openssl", "sudo apt-get install openssl")
+def test_tls_with_a_private_certificate(server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certificate, key = make_certificate(tmp_path)
     pem = tmp_path / "both.pem"
-    made = subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", tmp_path / "ca"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    with pem.open("a") as file:
-        file.write((tmp_path / "ca").read_text())
+    pem.write_text(key.read_text() + certificate.read_text())
     with Forwarder(server.port, certificate=pem) as forwarder:
         url = f"https://127.0.0.1:{forwarder.ports[0]}"
-        with attached(url, access=Access(tls=trust(tmp_path / "ca"))) as fleet:
+        with attached(url, access=Access(tls=trust(certificate))) as fleet:
             state = fleet.wait(lambda state: state.counters)
             assert (state.up, state.server.port) == (True, forwarder.ports[0])
         assert not caplog.records
@@ -396,6 +384,23 @@ def test_tls_with_a_certificate_of_ones_own(
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "certificate" in record.getMessage()
     assert "--ca-file" in record.getMessage()
+
+
+def test_client_certificate(server: Unmanaged, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    own, own_key = make_certificate(tmp_path, "client")
+    pem = tmp_path / "both.pem"
+    pem.write_text(key.read_text() + certificate.read_text())
+    with Forwarder(server.port, certificate=pem, clients=own) as forwarder:
+        url = f"https://127.0.0.1:{forwarder.ports[0]}"
+        with attached(url, access=Access(tls=present(trust(certificate), own, own_key))) as fleet:
+            assert fleet.wait(lambda state: state.counters).up
+        with attached(url, access=Access(tls=trust(certificate))) as fleet:
+            assert fleet.wait(lambda state: state.up is False).counters == {}
+    with pytest.raises(UsageError, match="do not fit"):
+        present(trust(certificate), own, key)
+    with pytest.raises(UsageError, match="do not fit"):
+        present(trust(certificate), key, None)
 
 
 def test_many_servers_each_with_its_own_place(server: Unmanaged) -> None:

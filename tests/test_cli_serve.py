@@ -334,3 +334,51 @@ def test_attach_with_a_wrong_key_or_nonsense_is_one_line(
         assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
         assert line in done.stderr.decode()
         assert b"not-the-key" not in done.stderr
+
+
+def test_attach_goes_on_when_its_log_ends(
+    llama_server_binary: Path, tiny_model: Path, tmp_path: Path, started: list[Running]
+) -> None:
+    """Polling goes on, or the exit status is 1 and the reason is given: never a silent 0."""
+    with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics") as server:
+        attach = Running(
+            tmp_path, "attach", server.url, "--log", "-", "--interval", "0.1", "--label", "env=prod"
+        )  # its standard input is at its end
+        started.append(attach)
+        metrics = attach.wait_for(r"metrics +(http://\S+)")
+        attach.wait_for(r"(the log has ended; polling goes on)")
+        server.complete(5)
+
+        def counted() -> bool:
+            with urllib.request.urlopen(metrics, timeout=30) as answer:
+                text = answer.read().decode()
+            pattern = r'^llamacpp_tokens_total\{env="prod",[^}]*type="output"\} 5(\.0)?$'
+            return re.search(pattern, text, re.MULTILINE) is not None
+
+        wait_until(counted, 20, "its tokens")
+        assert attach.end(signal.SIGTERM) == 0
+        done = subprocess.run(
+            [*LLAMATEL, "attach", server.url, "--log", "-", "--exit-with-log"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=environment(), check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "llamatel: error: the log has ended"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "x"], "'x' is no label: write it NAME=VALUE"),
+        (["--exit-with-log"], "--exit-with-log is about a log"),
+        (["--client-key", "k"], "add --client-cert FILE"),
+        (["--client-cert", "/nothing"], "cannot use the client certificate /nothing: No such file"),
+    ],
+)
+def test_attach_options_invalid(arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        [*LLAMATEL, "attach", "http://127.0.0.1:1", *arguments],
+        capture_output=True, text=True, timeout=60, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

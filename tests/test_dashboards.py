@@ -24,7 +24,10 @@ OFF_PANEL = {
     row.name: "the conventions' new name, which a client has to opt into, for what is on a panel by its present one"
     for row in METRICS
     if row.name.startswith("gen_ai.client.inference.")
-} | {"llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known"}
+} | {
+    "llamacpp.speculative.accepted": "the panels show acceptance over all positions",
+    "llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known",
+}
 """Metrics that no panel shows, and why."""
 QUERIES = list(panel_queries())
 SERIES = prometheus_series() | {prometheus_name(row): row for row in METRICS if row.kind is Kind.HISTOGRAM}

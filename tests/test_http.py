@@ -134,6 +134,13 @@ def test_the_exposition() -> None:
         b"llamacpp:prompt_tokens_total 12\n"
         b"llamacpp:prompt_seconds_total 0.345\r\n"
         b'llamacpp:per_pos_total{position="0"} 7\n'
+        b'llamacpp:per_pos_total{position="1"} 3\n'
+        b'llamacpp:labelled_total{backend="llama.cpp",model="a"} 4 1764150000000\n'
+        b'llamacpp:labelled_total{backend="llama.cpp",model="b"} 5\n'
+        b'llamacpp:requests_processing{model="a"} 1\n'
+        b'llamacpp:requests_processing{model="b"} 2\n'
+        b'llamacpp:ratio{model="a"} 0.5\n'
+        b'llamacpp:ratio{model="b"} 0.25\n'
         b"llamacpp:nonsense_total 1e\n"
         b"llamacpp:more_total 1 2 3\n"
         b"llamacpp:large_total 1.5e+06\n"
@@ -146,6 +153,8 @@ def test_the_exposition() -> None:
     )
     assert parse_counters(text) == {
         "prompt_tokens_total": 12, "prompt_seconds_total": 0.345, "large_total": 1.5e6, "last_total": 3,
+        'per_pos_total{position="0"}': 7, 'per_pos_total{position="1"}': 3, "labelled_total": 9,
+        "requests_processing": 3,
     }  # fmt: skip
 
 

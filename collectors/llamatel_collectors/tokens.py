@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
@@ -18,6 +19,8 @@ _COUNTERS = (
     ("spec_decode_num_accepted_tokens_total", "llamacpp.speculative.tokens", {"type": "accepted"}),
 )
 
+_BY_POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{position="(\d+)"\}')
+
 
 class TokensCollector(Collector):
     """Token totals of each server; a counter that its build does not have gives none."""
@@ -31,3 +34,7 @@ class TokensCollector(Collector):
                 value = state.counters.get(counter)
                 if value is not None:
                     yield Sample(metric, value, state.server, attributes)
+            for counter, value in state.counters.items():
+                if found := _BY_POSITION.fullmatch(counter):
+                    position = int(found.group(1))
+                    yield Sample("llamacpp.speculative.accepted", value, state.server, {"position": position})

@@ -1,7 +1,7 @@
-"""``llamatel attach``: telemetry for servers that somebody else runs, by polling them, and from the log of one.
+"""``llamatel attach``: telemetry for servers that run already, by polling them, and from the log of one.
 
-Ends with 0 when the log ends (standard input), after Ctrl-C or SIGTERM, and when nobody reads its lines any more; with
-1 if the key of the one server that was named is wrong.
+Exits with 0 after Ctrl-C or SIGTERM, when the output is closed, and when a log without a server to poll ends (standard
+input); with 1 if the key of the one server that was named is wrong, and when the log ends with --exit-with-log.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import click
+from rich.console import Console
 
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
@@ -28,12 +29,12 @@ from llamatel.cli.telemetry_options import (
     telemetry,
 )
 from llamatel.cli.terminal_alarms import alarms_shown
-from llamatel.errors import UsageError
+from llamatel.errors import LogSourceError, UsageError
 from llamatel.llama.log.log_file import open_log
 from llamatel.llama.log.log_source import LogSource
 from llamatel.llama.watch.fleet import Fleet, logged_server
 from llamatel.llama.watch.log_follower import LogFollower
-from llamatel.llama.watch.targets import TargetFiles, target
+from llamatel.llama.watch.targets import TargetFiles, parse_label, target
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
@@ -49,6 +50,8 @@ class AttachOptions:
     log: str | None = None
     from_start: bool = False
     log_state: str | None = None
+    exit_with_log: bool = False
+    labels: tuple[str, ...] = ()
     interval: float = 1.0
 
 
@@ -62,6 +65,8 @@ class AttachOptions:
     metavar="FILE",
     help="Keep the read position of the log here, so that a restart goes on where reading ended.",
 )
+@click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends, instead of polling on.")
+@click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, help="A label for all series and spans.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
@@ -91,12 +96,14 @@ def command(**values: Any) -> int:
     source = _source(what)
     if source is None and (options.requests or options.jsonl):
         raise UsageError("--requests and --jsonl show requests, which only a log tells: add --log FILE")
-    targets = TargetFiles(what.targets, [target(url) for url in what.urls])
+    labels = dict(map(parse_label, what.labels))
+    targets = TargetFiles(what.targets, [target(url) for url in what.urls], labels=labels)
     access = options_of(AccessOptions, values).access()
     lines = None if source is None else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()
     follower: LogFollower | None = None
+    ended: LogSourceError | None = None
     try:
         with ending_signals(), telemetry(options, [lines, tally]) as running:
             if source is None:
@@ -105,7 +112,7 @@ def command(**values: Any) -> int:
                 follower = None
             else:
                 fleet = Fleet(targets, access, interval_s=what.interval, has_log=True)
-                server = next(iter(fleet.servers), None) or logged_server()
+                server = next(iter(fleet.servers), None) or logged_server(labels)
                 follower = LogFollower(source, server, added=running.observer.watch)
                 running.observer.watch(server)
             if len(fleet.servers) == 1 and not what.targets:
@@ -120,7 +127,8 @@ def command(**values: Any) -> int:
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes):
-                _watch(fleet, follower, lines)
+                if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
+                    ended = LogSourceError("the log has ended")
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise
@@ -128,6 +136,8 @@ def command(**values: Any) -> int:
         if follower is not None and (why := follower.explanation) is not None:
             notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
         notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
+    if ended is not None:
+        raise ended
     return 0
 
 
@@ -137,6 +147,8 @@ def _source(what: AttachOptions) -> LogSource | None:
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
         if what.from_start:
             raise UsageError("--from-start is about a log: add --log FILE")
+        if what.exit_with_log:
+            raise UsageError("--exit-with-log is about a log: add --log FILE")
         if what.log_state is not None:
             raise UsageError("--log-state is about a log: add --log FILE")
         return None
@@ -159,19 +171,26 @@ def _servers(fleet: Fleet, what: AttachOptions) -> str:
     return ", ".join(names) or "as its log says; its state and its counters need a URL"
 
 
-def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | None) -> None:
-    """Until a signal comes, the log ends, or nobody reads our lines."""
+def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | None, notes: Console | None) -> bool:
+    """Until a signal comes, the output is closed, or the log has ended and nothing is left to poll; True for the last.
+
+    ``notes``: None to stop when the log ends.
+    """
     fleet.start()
     try:
-        if follower is None:
-            while True:
+        if follower is not None:
+            follower.start()
+        reading = follower
+        while not (lines is not None and lines.closed.is_set()):
+            if reading is None:
                 time.sleep(_LOOK_S)
-        follower.start()
-        try:
-            while not follower.wait(_LOOK_S):
-                if lines is not None and lines.closed.is_set():
-                    break
-        finally:
-            follower.stop()
+            elif reading.wait(_LOOK_S):
+                if notes is None or not fleet.servers:
+                    return True
+                notes.print("llamatel: the log has ended; polling goes on, without requests", soft_wrap=True)
+                reading = None
+        return False
     finally:
+        if follower is not None:
+            follower.stop()
         fleet.stop()

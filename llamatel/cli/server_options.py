@@ -1,4 +1,4 @@
-"""Flags for talking to servers of others, which ``attach`` and ``top`` share."""
+"""Flags for polling servers, which ``attach`` and ``top`` share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from llamatel.inputs.credentials import read_api_key, read_headers, trust
+from llamatel.errors import UsageError
+from llamatel.inputs.credentials import present, read_api_key, read_headers, trust
 from llamatel.llama.server.server_command import API_KEY_VARIABLE
 from llamatel.llama.watch.fleet import Access
 
@@ -18,6 +19,8 @@ _C = TypeVar("_C", bound=Callable[..., Any])
 _OPTIONS = (
     click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]"),
     click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's."),
+    click.option("--client-cert", metavar="FILE", help="Certificate (PEM) to present to https servers that want one."),
+    click.option("--client-key", metavar="FILE", help="Its key, if it is not in the same file."),
     click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line."),
 )
 
@@ -35,12 +38,19 @@ class AccessOptions:
 
     api_key_file: str | None = None
     ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
     header_file: str | None = None
 
     def access(self) -> Access:
         """What they mean. Raises UsageError for a file that cannot be used."""
+        if self.client_key and not self.client_cert:
+            raise UsageError("--client-key is the key of a certificate: add --client-cert FILE")
+        tls = trust(self.ca_file) if self.ca_file or self.client_cert else None
+        if tls is not None and self.client_cert:
+            tls = present(tls, self.client_cert, self.client_key)
         return Access(
             read_api_key(self.api_key_file) if self.api_key_file else os.environ.get(API_KEY_VARIABLE),
             read_headers(self.header_file) if self.header_file else {},
-            trust(self.ca_file) if self.ca_file else None,
+            tls,
         )

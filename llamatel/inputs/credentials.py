@@ -44,13 +44,33 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
     return headers
 
 
-def trust(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
-    """TLS that trusts the certificates in a PEM file and no others. Raises UsageError."""
+def trust(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
+    """TLS that trusts the certificates in a PEM file and no others; None: what the system trusts. Raises UsageError."""
     try:
-        return ssl.create_default_context(cafile=Path(ca_file).expanduser())
+        return ssl.create_default_context(cafile=None if ca_file is None else Path(ca_file).expanduser())
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or "it holds no certificate"
-        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: {reason}") from None
+        raise UsageError(f"cannot use the CA file {os.fspath(ca_file or '')}: {reason}") from None
+
+
+def present(
+    context: ssl.SSLContext, certificate: str | os.PathLike[str], key: str | os.PathLike[str] | None
+) -> ssl.SSLContext:
+    """The context, with a client certificate (PEM); its key may be in the same file. Raises UsageError."""
+    files = [None if file is None else Path(file).expanduser() for file in (certificate, key)]
+    try:
+        context.load_cert_chain(str(files[0]), files[1], password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        reason = "certificate and key do not fit, or one is missing"
+        if not isinstance(error, ssl.SSLError):
+            reason = error.strerror or reason
+        raise UsageError(f"cannot use the client certificate {os.fspath(certificate)}: {reason}") from None
+    return context
+
+
+def _no_password() -> str:
+    """Refuse a key with a password: OpenSSL would ask for it at the terminal."""
+    raise UsageError("the key of the client certificate has a password: use one without")
 
 
 def pin(certificate: str | os.PathLike[str]) -> ssl.SSLContext:

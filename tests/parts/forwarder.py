@@ -29,8 +29,10 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Forwarder:
     """Ports of 127.0.0.1 that lead to ``upstream``; a context manager."""
 
-    def __init__(self, upstream: int, number: int = 1, *, certificate: Path | None = None) -> None:
-        """``certificate``: a PEM file with a certificate and its key, for TLS."""
+    def __init__(
+        self, upstream: int, number: int = 1, *, certificate: Path | None = None, clients: Path | None = None
+    ) -> None:
+        """``certificate``: a PEM file with a certificate and its key, for TLS; ``clients``: one that they must have."""
         self.ports: list[int] = []
         self._upstream = upstream
         self._number = number
@@ -38,6 +40,9 @@ class Forwarder:
         if certificate is not None:
             self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             self._tls.load_cert_chain(certificate)
+        if self._tls is not None and clients is not None:
+            self._tls.verify_mode = ssl.CERT_REQUIRED
+            self._tls.load_verify_locations(clients)
         self._loop = asyncio.new_event_loop()
         self._ready, self._ended = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)

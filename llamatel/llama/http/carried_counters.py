@@ -6,6 +6,8 @@ import math
 import threading
 from collections.abc import Mapping
 
+from llamatel.llama.http.server_client import is_counter
+
 
 class CarriedCounters:
     """Totals over the lives of a server whose own counters start at zero each time. Thread-safe; never goes down."""
@@ -28,7 +30,7 @@ class CarriedCounters:
         ``process``: whose they are, where replaced processes are announced; then an answer that was overtaken, by
         another one or by the process's end, is recognised. Without it a counter that fell tells of a new process.
         """
-        counters = {name: value for name, value in values.items() if name.endswith("_total") and math.isfinite(value)}
+        counters = {name: value for name, value in values.items() if is_counter(name) and math.isfinite(value)}
         with self._lock:
             if process is not None:
                 if process == self._process:

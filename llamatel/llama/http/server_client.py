@@ -18,29 +18,51 @@ from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, 
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.snapshots import SlotState
 
-_SAMPLE = re.compile(rb"^llamacpp:(\w{1,100}) ([-+0-9.eE]{1,40})[ \r]*$", re.MULTILINE)
-_MOST_VALUES = 256
+_SAMPLE = re.compile(
+    rb"^llamacpp:([A-Za-z0-9_]{1,100})(?:\{([^}\n]{0,400})\})? ([-+0-9.eE]{1,40})(?: [0-9]{1,20})?[ \r]*$", re.MULTILINE
+)
+_POSITION = re.compile(rb'(?:^|,)position="(\d{1,3})"')
+_MOST_VALUES = 512
 _LARGEST_VALUE = 2.0**62
 """No counter comes near."""
+_ADDITIVE = ("requests_processing", "requests_deferred")
+"""Gauges that may be added up over label sets, as counters are."""
 
 
 def parse_counters(text: bytes) -> dict[str, float]:
-    """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix; labelled series are left out.
+    """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix.
 
-    Source: tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are passed over:
-    the exposition has been broken in some builds. So are values that no count can have, such as NaN.
+    Series of one name with several label sets, as those that a proxy adds, are added up where that makes sense; a draft
+    position stays apart: ``spec_decode_num_accepted_tokens_per_pos_total{position="0"}``. Source:
+    tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are ignored: the
+    exposition has been broken in some builds. So are values that no count can have, such as NaN.
     """
     values: dict[str, float] = {}
+    repeated: set[str] = set()
     for match in _SAMPLE.finditer(text):
         try:
-            value = float(match.group(2))
+            value = float(match.group(3))
         except ValueError:  # made of a number's characters and none
             continue
-        if abs(value) < _LARGEST_VALUE:
-            values[match.group(1).decode()] = value
-        if len(values) == _MOST_VALUES:
-            break
-    return values
+        if not abs(value) < _LARGEST_VALUE:
+            continue
+        name = match.group(1).decode()
+        is_additive = name.endswith("_total") or name in _ADDITIVE
+        if position := _POSITION.search(match.group(2) or b""):
+            name += f'{{position="{int(position.group(1))}"}}'
+        if name in values and match.group(2) is not None:
+            if is_additive:
+                values[name] += value
+            else:
+                repeated.add(name)
+        elif name in values or len(values) < _MOST_VALUES:
+            values[name] = value
+    return {name: value for name, value in values.items() if name not in repeated}
+
+
+def is_counter(name: str) -> bool:
+    """Whether a value of ``parse_counters`` is a counter."""
+    return name.partition("{")[0].endswith("_total")
 
 
 def base_url(address: str | None, port: int | None) -> str:

@@ -21,7 +21,7 @@ from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
-from llamatel.llama.watch.targets import Target, TargetFiles
+from llamatel.llama.watch.targets import Target, TargetFiles, check_labels
 from llamatel.log_once import LogOnce
 from llamatel.records import ServerInfo
 
@@ -47,9 +47,9 @@ class Access:
         return ServerClient(target.url, api_key=key, headers=self.headers, tls=self.tls, timeout_s=timeout_s)
 
 
-def logged_server() -> ObservedServer:
-    """A server of which only the log is there."""
-    info = ServerInfo("unknown")
+def logged_server(labels: Mapping[str, str] | None = None) -> ObservedServer:
+    """A server of which only the log is there. Raises UsageError for labels that cannot be."""
+    info = ServerInfo("unknown", labels=check_labels(labels or {}))
     return ObservedServer(info, log=ServerLog(info, LogClock()))
 
 

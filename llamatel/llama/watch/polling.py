@@ -21,7 +21,7 @@ from dataclasses import replace
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.http.carried_counters import CarriedCounters
 from llamatel.llama.http.props import ServerProps
-from llamatel.llama.http.server_client import Scrape, ServerClient
+from llamatel.llama.http.server_client import Scrape, ServerClient, is_counter
 from llamatel.llama.http.slots_endpoint import DecodeRate
 from llamatel.llama.watch.kv_state import Polled
 from llamatel.llama.watch.observed_requests import SlotTrace
@@ -201,7 +201,7 @@ class Polling:
 
     def _record(self, scrape: Scrape) -> bool:
         values = {name: value for name, value in scrape.values.items() if not name.endswith("_tokens_seconds")}
-        totals = {name: value for name, value in values.items() if name.endswith("_total")}
+        totals = {name: value for name, value in values.items() if is_counter(name)}
         known = self._process is not None and scrape.process is not None
         fell = any(value < (self._counters.raw(name) or 0.0) for name, value in totals.items())
         restarted = scrape.process != self._process if known else fell
