@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llamatel.tracing.decorators import span as span
     from llamatel.tracing.decorators import task as task
     from llamatel.tracing.decorators import workflow as workflow
+    from llamatel.tracing.traced_client import trace_client as trace_client
 
     __version__: str
 
@@ -34,6 +35,7 @@ __all__ = [
     "shutdown",
     "span",
     "task",
+    "trace_client",
     "workflow",
 ]
 
@@ -45,6 +47,7 @@ _MODULES = {
     "shutdown": "llamatel.runtime",
     "span": "llamatel.tracing.decorators",
     "task": "llamatel.tracing.decorators",
+    "trace_client": "llamatel.tracing.traced_client",
     "workflow": "llamatel.tracing.decorators",
 }
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import inspect
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.trace import SpanKind, StatusCode
 
 import llamatel
@@ -51,7 +56,7 @@ class Agent:
         return x
 
 
-def test_a_function_keeps_its_name_signature_and_docstring(recorded: Recording) -> None:
+def test_task_keeps_name_signature_docstring(recorded: Recording) -> None:
     assert (add.__name__, add.__qualname__, add.__doc__) == ("add", "add", "Adds.")
     assert str(inspect.signature(add)) == "(a: 'int', b: 'int' = 2) -> 'int'"
     assert add(1) == 3
@@ -61,7 +66,7 @@ def test_a_function_keeps_its_name_signature_and_docstring(recorded: Recording) 
     assert dict(span.attributes or {}) == {"code.function.name": f"{__name__}.add"}
 
 
-def test_names_and_attributes_are_as_given(recorded: Recording) -> None:
+def test_task_name_and_attributes(recorded: Recording) -> None:
     @llamatel.task(name="sum", attributes={"team": "a", "n": 1})
     def first() -> None: ...
 
@@ -86,7 +91,7 @@ def test_names_and_attributes_are_as_given(recorded: Recording) -> None:
     }
 
 
-def test_methods_of_all_kinds(recorded: Recording) -> None:
+def test_task_methods(recorded: Recording) -> None:
     agent = Agent()
     assert agent.method(1) == 1
     assert agent.of_class(2) == Agent.of_class(2) == (Agent, 2)
@@ -98,10 +103,10 @@ def test_methods_of_all_kinds(recorded: Recording) -> None:
     assert "llamatel.argument.cls" not in (recorded.spans[1].attributes or {})
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_task_not_callable() -> None:
     with pytest.raises(UsageError, match="not <class"):
         llamatel.task(Agent)
-    with pytest.raises(UsageError, match="its name goes by name='search'"):
+    with pytest.raises(UsageError, match="its name is given as name='search'"):
         llamatel.task("search")  # type: ignore[call-overload]
     with pytest.raises(UsageError):
         llamatel.task(property(Agent.static))  # type: ignore[call-overload]
@@ -115,7 +120,7 @@ def test_what_cannot_be_called_is_refused() -> None:
         ({"arguments": True, "redact": "prompt"}, "redact is a function"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_at_once(asked: dict[str, Any], said: str) -> None:
+def test_task_invalid_arguments(asked: dict[str, Any], said: str) -> None:
     def ask(prompt: str, tokens: int) -> None:
         """Never called."""
 
@@ -123,7 +128,7 @@ def test_what_cannot_be_recorded_is_refused_at_once(asked: dict[str, Any], said:
         llamatel.task(**asked)(ask)
 
 
-def test_an_exception_is_recorded_and_goes_on_untouched(recorded: Recording) -> None:
+def test_task_exception(recorded: Recording) -> None:
     error = ValueError("no")
 
     @llamatel.task
@@ -141,7 +146,7 @@ def test_an_exception_is_recorded_and_goes_on_untouched(recorded: Recording) -> 
     assert current() == 0
 
 
-def test_a_block_and_what_it_calls_nest(recorded: Recording) -> None:
+def test_span_nesting(recorded: Recording) -> None:
     with llamatel.span("outer", attributes={"k": 1}) as outer:
         outer.set_attribute("later", True)
         add(1)
@@ -153,7 +158,7 @@ def test_a_block_and_what_it_calls_nest(recorded: Recording) -> None:
     assert recorded.named("outer").status.status_code is StatusCode.UNSET
 
 
-def test_coroutines_nest_through_gather(recorded: Recording) -> None:
+def test_task_coroutines_in_gather(recorded: Recording) -> None:
     @llamatel.task
     async def leaf(number: int) -> int:
         before = current()
@@ -178,7 +183,7 @@ def test_coroutines_nest_through_gather(recorded: Recording) -> None:
     assert {span.parent.span_id for span in insides if span.parent is not None} == ids
 
 
-def test_a_span_lasts_as_long_as_the_coroutine_that_a_call_returns(recorded: Recording) -> None:
+def test_task_function_returning_coroutine(recorded: Recording) -> None:
     async def answer(fails: bool) -> str:
         await asyncio.sleep(0.01)
         with llamatel.span("inner"):
@@ -213,7 +218,7 @@ def test_a_span_lasts_as_long_as_the_coroutine_that_a_call_returns(recorded: Rec
     assert current() == 0
 
 
-def test_a_cancelled_coroutine_is_no_error_of_its_own(recorded: Recording) -> None:
+def test_task_cancelled_coroutine(recorded: Recording) -> None:
     @llamatel.task
     async def sleeps() -> None:
         await asyncio.sleep(10)
@@ -228,10 +233,11 @@ def test_a_cancelled_coroutine_is_no_error_of_its_own(recorded: Recording) -> No
     asyncio.run(main())
     [span] = recorded.spans
     assert span.status.status_code is StatusCode.UNSET
-    assert [event.name for event in span.events] == ["exception"]
+    assert list(span.events) == []
+    assert (span.attributes or {})["llamatel.cancelled"] is True
 
 
-def test_threads_get_the_context_that_is_carried(recorded: Recording) -> None:
+def test_carry_context_threads(recorded: Recording) -> None:
     with ThreadPoolExecutor(4) as pool, llamatel.span("outer"):
         assert list(pool.map(llamatel.carry_context(add), range(8))) == [2, 3, 4, 5, 6, 7, 8, 9]
         pool.submit(add, 1).result()
@@ -243,7 +249,7 @@ def test_threads_get_the_context_that_is_carried(recorded: Recording) -> None:
     assert carried == 0
 
 
-def test_a_generators_span_is_current_in_its_body_alone(recorded: Recording) -> None:
+def test_task_generator_context(recorded: Recording) -> None:
     seen: list[int] = []
 
     @llamatel.task
@@ -280,7 +286,7 @@ def test_a_generators_span_is_current_in_its_body_alone(recorded: Recording) -> 
     assert block.status.status_code is StatusCode.UNSET
 
 
-def test_generators_that_fail_are_closed_or_thrown_into(recorded: Recording) -> None:
+def test_task_generator_failures(recorded: Recording) -> None:
     closed: list[str] = []
 
     @llamatel.task(name="gen")
@@ -309,7 +315,7 @@ def test_generators_that_fail_are_closed_or_thrown_into(recorded: Recording) -> 
     assert len(recorded.spans) == 2
 
 
-def test_async_generators(recorded: Recording) -> None:
+def test_task_async_generators(recorded: Recording) -> None:
     ended: list[str] = []
 
     @llamatel.task(name="agen")
@@ -341,9 +347,7 @@ def test_async_generators(recorded: Recording) -> None:
     assert (parents["step 0"], parents["step 1"], parents["agen"]) == ("agen", "agen", "consumer")
 
 
-def test_an_async_generator_that_the_loop_closes_leaves_the_context_alone(
-    recorded: Recording, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_task_async_generator_closed_by_loop(recorded: Recording, caplog: pytest.LogCaptureFixture) -> None:
     @llamatel.task(name="agen")
     async def numbers() -> AsyncIterator[int]:
         with llamatel.span("step"):
@@ -360,7 +364,7 @@ def test_an_async_generator_that_the_loop_closes_leaves_the_context_alone(
     assert current() == 0
 
 
-def test_arguments_and_results_only_when_asked_for(recorded: Recording) -> None:
+def test_task_arguments_and_results(recorded: Recording) -> None:
     def hide(name: str, value: object) -> object:
         return {"secret": None, "return": "<gone>"}.get(name, value)
 
@@ -389,16 +393,22 @@ def test_arguments_and_results_only_when_asked_for(recorded: Recording) -> None:
     assert list(three) == ["code.function.name"]
 
 
-def test_the_table_names_what_spans_have(recorded: Recording) -> None:
+def test_task_attributes_in_table(recorded: Recording) -> None:
     @llamatel.workflow(arguments=True, result=True)
     def whole(prompt: str, *, fails: bool = False) -> str:
         if fails:
             raise KeyError
         return prompt
 
+    @llamatel.task
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
     whole("p")
     with pytest.raises(KeyError):
         whole("p", fails=True)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
     found = {name for span in recorded.spans for name in span.attributes or {}}
     arguments = {name for name in found if name.startswith("llamatel.argument.")}
     assert arguments == {"llamatel.argument.prompt", "llamatel.argument.fails"}
@@ -406,9 +416,7 @@ def test_the_table_names_what_spans_have(recorded: Recording) -> None:
     assert {span.kind.name for span in recorded.spans} == {"INTERNAL"}
 
 
-def test_a_redaction_that_fails_costs_the_value_and_not_the_call(
-    recorded: Recording, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_task_redaction_fails(recorded: Recording, caplog: pytest.LogCaptureFixture) -> None:
     def broken(name: str, value: object) -> object:
         raise OSError(name)
 
@@ -422,7 +430,7 @@ def test_a_redaction_that_fails_costs_the_value_and_not_the_call(
         function()  # type: ignore[call-arg]
 
 
-def test_without_telemetry_everything_works_and_nothing_is_written() -> None:
+def test_task_without_telemetry() -> None:
     @llamatel.task
     async def coroutine() -> int:
         return add(1)
@@ -448,9 +456,7 @@ def test_without_telemetry_everything_works_and_nothing_is_written() -> None:
         assert not nothing.is_recording()
 
 
-def test_init_and_shutdown_switch_the_decorators() -> None:
-    import contextvars
-
+def test_task_init_and_shutdown() -> None:
     def run() -> Any:
         try:
             llamatel.init(metrics_addr="none")
@@ -460,3 +466,213 @@ def test_init_and_shutdown_switch_the_decorators() -> None:
         return tracing.tracer()
 
     assert contextvars.copy_context().run(run) is None
+
+
+# -- spans across yield, in other tasks -------------------------------------------------------------------------------
+
+
+async def turns() -> AsyncGenerator[int, None]:
+    for number in range(3):
+        with llamatel.span("turn"):
+            yield number
+
+
+LEAVING = {
+    "break": "async for _ in stream: break",
+    "drop": "await anext(stream); del stream; gc.collect(); await asyncio.sleep(0.01)",
+    "aclose": "await anext(stream); await stream.aclose()",
+    "aclose in another task": "await anext(stream); await asyncio.create_task(stream.aclose())",
+    "next in other tasks": "[await asyncio.create_task(anext(stream)) for _ in range(3)]; await stream.aclose()",
+    "wait_for": "[await asyncio.wait_for(anext(stream), 1) for _ in range(2)]; await stream.aclose()",
+    "wait_for that times out": "await leave_by_timeout(stream)",
+    "cancelled consumer": "await leave_by_cancel(stream)",
+    "exhaust": "[_ async for _ in stream]",
+}
+
+
+async def leave_by_timeout(stream: AsyncGenerator[int, None]) -> None:
+    async def consume() -> None:
+        async for _ in stream:
+            await asyncio.sleep(10)
+
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(consume(), 0.02)
+    await stream.aclose()
+
+
+async def leave_by_cancel(stream: AsyncGenerator[int, None]) -> None:
+    async def consume() -> None:
+        async for _ in stream:
+            await asyncio.sleep(10)
+
+    running = asyncio.create_task(consume())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.create_task(stream.aclose())
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+@pytest.mark.parametrize("way", LEAVING)
+def test_span_across_yield(recorded: Recording, caplog: pytest.LogCaptureFixture, way: str, decorated: bool) -> None:
+    stream_of = llamatel.task(name="stream")(turns) if decorated else turns
+    names = {"asyncio": asyncio, "gc": gc, "leave_by_timeout": leave_by_timeout, "leave_by_cancel": leave_by_cancel}
+    program = f"async def leave(stream_of):\n    stream = stream_of()\n    {LEAVING[way]}\n"
+    exec(program, names)  # noqa: S102 - a table of ours; `del stream` needs the only reference
+    leave: Any = names["leave"]
+
+    async def main() -> None:
+        with llamatel.span("consumer"):
+            before = current()
+            await leave(stream_of)
+            if decorated:
+                assert current() == before
+        assert current() == 0
+
+    asyncio.run(main())
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+    ids = [span.context.span_id for span in recorded.spans if span.context is not None]
+    assert len(ids) == len(set(ids))  # each ended once
+    assert [span.name for span in recorded.spans].count("stream") == decorated
+    for span in recorded.spans:
+        assert (span.status.status_code, list(span.events)) == (StatusCode.UNSET, [])
+
+
+def test_span_across_yield_of_a_generator_closed_in_another_thread(
+    recorded: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    def numbers() -> Generator[int, None, None]:
+        with llamatel.span("turn"):
+            yield 1
+
+    def leave() -> None:
+        running = numbers()
+        assert next(running) == 1
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(running.close).result()
+
+    contextvars.copy_context().run(leave)  # its own thread stays inside of the block
+    assert [span.name for span in recorded.spans] == ["turn"]
+    assert caplog.records == []
+
+
+def test_span_same_object_entered_twice(recorded: Recording) -> None:
+    same = llamatel.span("same")
+
+    async def enter(seconds: float) -> None:
+        with same:
+            await asyncio.sleep(seconds)
+            add(1)
+
+    async def main() -> None:
+        await asyncio.gather(enter(0.02), enter(0.01))
+
+    with same:
+        outer = current()
+        with same:
+            assert current() != outer
+        assert current() == outer
+    asyncio.run(main())
+    assert [span.name for span in recorded.spans] == ["same", "same", "add", "same", "add", "same"]
+    for one, its in zip(recorded.spans[2::2], recorded.spans[3::2], strict=True):
+        assert one.parent == its.context
+    assert current() == 0
+
+
+def test_carry_context_all_kinds(recorded: Recording) -> None:
+    async def coroutine() -> int:
+        await asyncio.sleep(0)
+        return current()
+
+    def generator() -> Generator[int, None, int]:
+        yield current()
+        return current()
+
+    async def async_generator() -> AsyncIterator[int]:
+        yield current()
+
+    async def collect(carried: Any) -> list[int]:
+        return [number async for number in carried()]
+
+    with llamatel.span("outer"):
+        outer = current()
+        kinds: list[Any] = [current, coroutine, generator, async_generator]
+        plain, awaited, stepped, streamed = (llamatel.carry_context(each) for each in kinds)
+    assert [inspect.iscoroutinefunction(awaited), inspect.isgeneratorfunction(stepped)] == [True, True]
+    assert inspect.isasyncgenfunction(streamed)
+    with ThreadPoolExecutor(1) as pool:
+        found = [
+            pool.submit(plain).result(),
+            pool.submit(lambda: asyncio.run(awaited())).result(),
+            *pool.submit(lambda: list(stepped())).result(),
+            *pool.submit(lambda: asyncio.run(collect(streamed))).result(),
+        ]
+    assert found == [outer] * 4
+    running: Any = coroutine()
+    with pytest.raises(UsageError, match="without calling it"):
+        llamatel.carry_context(running)
+    running.close()
+
+
+# -- what exporters take ----------------------------------------------------------------------------------------------
+
+
+LONE = "a\ud800b"
+
+
+def test_span_lone_surrogates_are_replaced(recorded: Recording) -> None:
+    @llamatel.task(name=LONE, attributes={"k": LONE}, arguments=True, result=True)
+    def function(prompt: str) -> str:
+        return prompt
+
+    function(LONE)
+    with pytest.raises(ValueError, match="a"), llamatel.span(LONE, attributes={"k": LONE}):
+        raise ValueError(LONE)
+    encode_spans(recorded.spans).SerializeToString()
+    assert {span.name for span in recorded.spans} == {"a?b"}
+    assert (recorded.spans[0].attributes or {})["llamatel.result"] == "a?b"
+    assert recorded.spans[1].status.description == "ValueError: a?b"
+
+
+def test_span_exception_text_is_cut(recorded: Recording) -> None:
+    with pytest.raises(ValueError, match="x"), llamatel.span("task"):
+        raise ValueError("x" * 5000)
+    [event] = recorded.spans[0].events
+    attributes = dict(event.attributes or {})
+    assert len(str(attributes["exception.message"])) == 1000
+    assert len(str(attributes["exception.stacktrace"])) < 2500
+    assert len(str(recorded.spans[0].status.description)) < 1100
+
+
+GLOBAL = """
+import llamatel
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+@llamatel.task
+def work():
+    pass
+
+work()
+kept = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(kept))
+trace.set_tracer_provider(provider)
+work()
+with llamatel.span("block"):
+    pass
+llamatel.init(metrics_addr="none")
+llamatel.shutdown()
+work()
+print(*(span.name for span in kept.get_finished_spans()))
+"""
+
+
+def test_task_uses_the_global_provider_without_init() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", GLOBAL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "work block\n", "")

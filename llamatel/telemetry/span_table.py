@@ -199,6 +199,7 @@ DECORATED = (
     AttributeRow("gen_ai.operation.name", "string", "invoke_workflow; of a workflow only."),
     AttributeRow("gen_ai.workflow.name", "string", "Of a workflow only."),
     AttributeRow("error.type", "string", "The exception's name; absent where none was raised."),
+    AttributeRow("llamatel.cancelled", "boolean", "True where the task was cancelled, which is no error; else absent."),
     AttributeRow("llamatel.argument.NAME", "string, or as it is", "Only if asked for; numbers stay numbers."),
     AttributeRow("llamatel.result", "string, or as it is", "The same."),
 )

@@ -28,7 +28,7 @@ from llamatel.tracing import message_content
 from llamatel.tracing.joining import OpenCall
 from llamatel.tracing.model_span import is_model_span
 from llamatel.tracing.request_parameters import parameters, task_count
-from llamatel.tracing.span_values import rate, unix_ns
+from llamatel.tracing.span_values import encodable, rate, unix_ns
 
 _NO_CONTENT = message_content.Wanted()
 _SHORTEST_S = 0.0001
@@ -141,10 +141,10 @@ class ClientSpans:
     def _start(self, call: Call, flight: _InFlight) -> None:
         server = flight.server
         flight.span = span = self._tracer.start_span(
-            f"{call.operation} {server.model}" if server.model else call.operation,
+            encodable(f"{call.operation} {server.model}" if server.model else call.operation),
             context=flight.context,
             kind=SpanKind.CLIENT,
-            attributes={**_identity(call.operation, server), **parameters(call.body)},
+            attributes=encodable({**_identity(call.operation, server), **parameters(call.body)}),
             start_time=unix_ns(call.started_at),
         )
         if call.output is None and (self._content.on_events or (self._content.on_spans and span.is_recording())):
@@ -157,12 +157,13 @@ class ClientSpans:
         known = {key: value for key, value in attributes.items() if value is not None}
         event = {key: value for key, value in known.items() if not key.startswith(("llamacpp.", "http."))}
         content = {**message_content.requested(call.body), **message_content.generated(call.output or ())}
-        message_content.emit({**event, **content}, context, unix_ns(record.ended_at))
+        message_content.emit(encodable({**event, **content}), context, unix_ns(record.ended_at))
 
     def _write(self, call: Call, record: ClientCall, span: Span) -> None:
-        span.set_attributes({key: value for key, value in _results(call, record).items() if value is not None})
+        known = {key: value for key, value in _results(call, record).items() if value is not None}
+        span.set_attributes(encodable(known))
         if record.error_type is not None:
-            span.set_status(Status(StatusCode.ERROR, _description(call)))
+            span.set_status(Status(StatusCode.ERROR, encodable(_description(call))))
         if self._content.on_spans and call.output is not None:
             span.set_attributes(message_content.as_text(message_content.generated(call.output)))
 

@@ -1,26 +1,30 @@
 """Spans for one's own code: ``@task``, ``@workflow`` and ``with span("…")``.
 
-They write to the tracer that ``init()`` sets here. Without one (before ``init()``, after ``shutdown()``) a decorated
-function is called as it is. The span is current while the function's own code runs, and only then: what it calls
-becomes its child, in tasks and coroutines too, and the consumer of a generator is not inside it. Threads get the
-caller's span by ``carry_context``.
+They write to the tracer that ``init()`` sets here; before any ``init()`` to the application's global tracer provider,
+where there is one. Without either, and after ``shutdown()``, a decorated function is called as it is. The span is
+current while the function's own code runs, and only then: what it calls becomes its child, in tasks and coroutines too,
+and the consumer of a generator is not inside it. Threads get the caller's span by ``carry_context``.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextvars import Token
+from contextlib import AbstractContextManager, nullcontext
 from types import CoroutineType, TracebackType
 from typing import Any, TypeVar, cast, overload
 
-from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode, Tracer, set_span_in_context
 
 from llamatel.errors import UsageError
+from llamatel.tracing import global_tracer
+from llamatel.tracing.entered_context import EnteredContext, SteppedContext
 from llamatel.tracing.span_arguments import RecordedArguments, Redact
+from llamatel.tracing.span_values import cut, encodable
 
 F = TypeVar("F", bound=Callable[..., Any])
 AttributeValue = str | bool | int | float
@@ -30,60 +34,81 @@ class _Telemetry:
     """Where spans go; None is nowhere."""
 
     tracer: Tracer | None = None
+    ended = False
 
 
 def use(tracer: Tracer | None) -> None:
-    """Write spans with this tracer from now on; None ends it. What has begun goes on with the one it had."""
-    _Telemetry.tracer = tracer
+    """Write spans with this tracer from now on; None ends it. Open spans keep the tracer that they started with."""
+    _Telemetry.tracer, _Telemetry.ended = tracer, tracer is None
 
 
 def tracer() -> Tracer | None:
-    """The tracer of the telemetry that runs, or None."""
-    return _Telemetry.tracer
+    """The tracer that spans are written with now: that of ``init()``, or of the global provider; else None."""
+    if _Telemetry.tracer is not None or _Telemetry.ended:
+        return _Telemetry.tracer
+    return global_tracer.tracer()
 
 
 class span:  # noqa: N801 - it reads as a function: ``with span("…")``
     """``with llamatel.span("rerank", attributes={…}) as current:`` is a span around a block.
 
-    What comes back is OpenTelemetry's span (``current.set_attribute(…)``); one that records nothing while telemetry is
-    off. An exception is recorded and goes on.
+    ``current`` is OpenTelemetry's span (``current.set_attribute(…)``), which records nothing while telemetry is off. An
+    exception is recorded and re-raised. The same object may be entered several times, also at once.
     """
 
-    __slots__ = ("_attributes", "_name", "_span", "_token")
+    __slots__ = ("_attributes", "_entered", "_name")
 
     def __init__(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-        self._name = name
-        self._attributes = attributes
-        self._token: Token[Context] | None = None
-        self._span: Span = INVALID_SPAN
+        self._name = encodable(name)
+        self._attributes = encodable(dict(attributes)) if attributes else None
+        self._entered: list[tuple[Span, EnteredContext]] = []
 
     def __enter__(self) -> Span:
-        tracer = _Telemetry.tracer
-        if tracer is not None:
-            self._span = tracer.start_span(self._name, attributes=self._attributes)
-            self._token = attach(set_span_in_context(self._span))
-        return self._span
+        current = tracer()
+        if current is None:
+            return INVALID_SPAN
+        started = current.start_span(self._name, attributes=self._attributes)
+        self._entered.append((started, EnteredContext(set_span_in_context(started))))
+        return started
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            detach(self._token)
-            self._token = None
-            if error is not None:
-                record_error(self._span, error)
-            self._span.end()
+        if not self._entered:
+            return
+        # Where it is entered in several tasks at once, the one whose context is current is left.
+        index = next((at for at, (_, entered) in enumerate(self._entered) if entered.is_current), -1)
+        started, entered = self._entered.pop(index)
+        entered.leave()
+        if error is not None:
+            record_error(started, error)
+        started.end()
 
 
 def record_error(span: Span, error: BaseException) -> None:
-    """Record an exception on a span. A cancellation is none of the code's errors, a generator's close is nothing."""
-    if isinstance(error, GeneratorExit):
+    """Record an exception on a span, its text cut to 1,000 characters: it may quote a model's output.
+
+    A cancellation is no error of the code; closing a generator is nothing.
+    """
+    if isinstance(error, GeneratorExit) or not span.is_recording():
         return
-    span.record_exception(error)
-    if not isinstance(error, CancelledError):
-        kind = type(error).__qualname__
-        span.set_attribute("error.type", kind)
-        span.set_status(Status(StatusCode.ERROR, f"{kind}: {error}"))
+    if isinstance(error, CancelledError):
+        span.set_attribute("llamatel.cancelled", True)
+        return
+    kind = type(error).__qualname__
+    try:
+        text = cut(encodable(str(error)))
+    except Exception:  # noqa: BLE001 - the boundary to a foreign __str__
+        text = ""
+    module = type(error).__module__
+    name = kind if module == "builtins" else f"{module}.{kind}"
+    stack = encodable("".join(traceback.format_tb(error.__traceback__)))
+    span.add_event(
+        "exception",
+        {"exception.type": name, "exception.message": text, "exception.stacktrace": f"{stack}{name}: {text}"},
+    )
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR, f"{kind}: {text}"))
 
 
 @overload
@@ -111,10 +136,10 @@ def task(
 
     ``name``: the span's; the function's own by default. ``attributes``: on every span. ``arguments``: True records all
     arguments, a tuple those it names, as ``llamatel.argument.NAME``; ``result`` the result, as ``llamatel.result``;
-    both cut to 1,000 characters, and first given to ``redact(name, value)``, whose answer is recorded instead (None:
-    nothing). The result of a generator is not recorded.
+    both cut to 1,000 characters, and first passed to ``redact(name, value)``, whose return value is recorded instead
+    (None: nothing). The result of a generator is not recorded.
 
-    The span of a generator begins with its first step and ends with its last, or when it is dropped; that of a function
+    The span of a generator starts with its first step and ends with its last, or when it is dropped; that of a function
     that returns a coroutine, as another decorator may make of an ``async def``, ends with the coroutine.
     """
 
@@ -148,7 +173,7 @@ def workflow(
     result: bool = False,
     redact: Redact | None = None,
 ) -> F | Callable[[F], F]:
-    """As ``task``, for what holds tasks together: the GenAI conventions' ``invoke_workflow NAME``."""
+    """As ``task``, for a function that runs tasks: the GenAI conventions' ``invoke_workflow NAME``."""
 
     def decorate(wrapped: F) -> F:
         own_name, where = _described(wrapped)
@@ -166,23 +191,48 @@ def workflow(
 def carry_context(function: F) -> F:
     """``function``, to be called on other threads, inside the span that is current here and now.
 
-    Tasks of asyncio carry it by themselves; threads do not: ``pool.map(llamatel.carry_context(ask), prompts)``.
+    Tasks of asyncio carry it by themselves; threads do not: ``pool.map(llamatel.carry_context(ask), prompts)``. Takes
+    functions, coroutine functions, generator functions and async generator functions.
     """
+    if not callable(function):
+        given: object = function
+        raise UsageError(f"carry_context takes a function, not {given!r}: pass the function itself, without calling it")
     here = get_current()
 
-    @functools.wraps(function)
     def carried(*args: Any, **kwargs: Any) -> Any:
-        token = attach(here)
+        entered = EnteredContext(here)
         try:
             return function(*args, **kwargs)
         finally:
-            detach(token)
+            entered.leave()
 
-    return cast("F", carried)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        entered = EnteredContext(here)
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            entered.leave()
+
+    def opened(_: Any, __: Any) -> Opened:
+        return SteppedContext(here), lambda _: None
+
+    kind = _kind(function)
+    if kind in _GENERATORS:
+        return cast("F", functools.wraps(function)(_GENERATORS[kind](function, opened)))
+    return cast("F", functools.wraps(function)(coroutine if kind == "coroutine" else carried))
+
+
+def _kind(function: Callable[..., Any]) -> str:
+    return (
+        "async_generator" if inspect.isasyncgenfunction(function)
+        else "generator" if inspect.isgeneratorfunction(function)
+        else "coroutine" if inspect.iscoroutinefunction(function)
+        else "plain"
+    )  # fmt: skip
 
 
 def _described(function: object) -> tuple[str, dict[str, AttributeValue]]:
-    """A function's name for its span, and where it is (``code.function.name`` of the conventions)."""
+    """A function's name for its span, and ``code.function.name`` of the conventions."""
     inner = getattr(function, "__func__", function)
     qualified = getattr(inner, "__qualname__", None) or type(inner).__qualname__
     module = getattr(inner, "__module__", None)
@@ -191,123 +241,118 @@ def _described(function: object) -> tuple[str, dict[str, AttributeValue]]:
     }
 
 
-def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], told: RecordedArguments) -> F:
+def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], recorded: RecordedArguments) -> F:
     if isinstance(function, (classmethod, staticmethod)):
-        return cast("F", type(function)(_decorated(function.__func__, name, attributes, told)))
+        return cast("F", type(function)(_decorated(function.__func__, name, attributes, recorded)))
     if inspect.isclass(function) or not callable(function):
         given: object = function
-        advice = f"; its name goes by name={given!r}" if isinstance(given, str) else ""
+        advice = f"; its name is given as name={given!r}" if isinstance(given, str) else ""
         raise UsageError(f"a task or workflow is a function or method, not {function!r}{advice}")
-    told.look_at(function)
-    kind = (
-        _async_generator if inspect.isasyncgenfunction(function)
-        else _generator if inspect.isgeneratorfunction(function)
-        else _coroutine if inspect.iscoroutinefunction(function)
-        else _plain
-    )  # fmt: skip
-    return cast("F", functools.wraps(function)(kind(function, name, attributes, told)))
+    recorded.inspect(function)
+    name, attributes = encodable(name), encodable(attributes)
+
+    def opened(args: Any, kwargs: Any) -> Opened:
+        current = tracer()
+        if current is None:
+            return nullcontext(), lambda _: None
+        span = current.start_span(name, attributes=attributes)
+        if recorded.arguments:
+            recorded.write_arguments(span, args, kwargs)
+        return SteppedContext(set_span_in_context(span)), functools.partial(_end, span)
+
+    kind = _kind(function)
+    if kind in _GENERATORS:
+        return cast("F", functools.wraps(function)(_GENERATORS[kind](function, opened)))
+    wrap = _coroutine if kind == "coroutine" else _plain
+    return cast("F", functools.wraps(function)(wrap(function, name, attributes, recorded)))
+
+
+def _end(span: Span, error: BaseException | None) -> None:
+    if error is not None:
+        record_error(span, error)
+    span.end()
 
 
 def _plain(
-    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], recorded: RecordedArguments
 ) -> Any:
-    wants_arguments, wants_result = told.arguments, told.result
+    wants_arguments, wants_result = recorded.arguments, recorded.result
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        tracer = _Telemetry.tracer
-        if tracer is None:
+        current = tracer()
+        if current is None:
             return function(*args, **kwargs)
-        span = tracer.start_span(name, attributes=attributes)
+        span = current.start_span(name, attributes=attributes)
         if wants_arguments:
-            told.write_arguments(span, args, kwargs)
-        token = attach(set_span_in_context(span))
-        goes_on = False
+            recorded.write_arguments(span, args, kwargs)
+        entered = EnteredContext(set_span_in_context(span))
+        pending = False
         try:
             result = function(*args, **kwargs)
-            goes_on = isinstance(result, CoroutineType)
-            if wants_result and not goes_on:
-                told.write_result(span, result)
+            pending = isinstance(result, CoroutineType)
+            if wants_result and not pending:
+                recorded.write_result(span, result)
         except BaseException as error:
             record_error(span, error)
             raise
         else:
-            return _awaited(lambda: result, span, told) if goes_on else result
+            return _awaited(lambda: result, span, recorded) if pending else result
         finally:
-            detach(token)
-            if not goes_on:
+            entered.leave()
+            if not pending:
                 span.end()
 
     return call
 
 
-async def _awaited(begin: Callable[[], Coroutine[Any, Any, Any]], span: Span, told: RecordedArguments) -> Any:
-    """The coroutine that ``begin`` gives, inside of its span, which ends with it."""
-    token = attach(set_span_in_context(span))
+async def _awaited(start: Callable[[], Coroutine[Any, Any, Any]], span: Span, recorded: RecordedArguments) -> Any:
+    """The result of the coroutine that ``start`` returns, inside its span, which ends with it."""
+    entered = EnteredContext(set_span_in_context(span))
     try:
-        result = await begin()
-        if told.result:
-            told.write_result(span, result)
+        result = await start()
+        if recorded.result:
+            recorded.write_result(span, result)
     except BaseException as error:
         record_error(span, error)
         raise
     else:
         return result
     finally:
-        detach(token)
+        entered.leave()
         span.end()
 
 
 def _coroutine(
-    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
+    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], recorded: RecordedArguments
 ) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
-        tracer = _Telemetry.tracer
-        if tracer is None:
+        current = tracer()
+        if current is None:
             return await function(*args, **kwargs)
-        span = tracer.start_span(name, attributes=attributes)
-        if told.arguments:
-            told.write_arguments(span, args, kwargs)
-        return await _awaited(lambda: function(*args, **kwargs), span, told)
+        span = current.start_span(name, attributes=attributes)
+        if recorded.arguments:
+            recorded.write_arguments(span, args, kwargs)
+        return await _awaited(lambda: function(*args, **kwargs), span, recorded)
 
     return call
 
 
-class _Inside:
-    """The context in which a generator's own code runs: entered for each step, left while its consumer has the turn."""
-
-    __slots__ = ("_context", "_token")
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._token: Token[Context] | None = None
-
-    def __enter__(self) -> None:
-        self._token = attach(self._context)
-
-    def __exit__(self, *_: object) -> None:
-        if self._token is not None:
-            # Where the code stands now: perhaps inside a span of its own, to which it comes back.
-            self._context = get_current()
-            detach(self._token)
+Opened = tuple[AbstractContextManager[None], Callable[["BaseException | None"], None]]
+"""The context of a generator's code, and what is called with the exception that ended it, or None."""
 
 
-def _generator(
-    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
-) -> Any:
+def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
+    """``function``, whose generators run in a context that ``opened`` gives at their first step."""
+
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        tracer = _Telemetry.tracer
-        body: Generator[Any, Any, Any] = function(*args, **kwargs)
-        if tracer is None:
-            return (yield from body)
-        span = tracer.start_span(name, attributes=attributes)
-        if told.arguments:
-            told.write_arguments(span, args, kwargs)
-        inside = _Inside(set_span_in_context(span))
-        step: Callable[[Any], Any] = body.send
-        value: Any = None
+        context, ended = opened(args, kwargs)
+        failure: BaseException | None = None
         try:
+            body: Generator[Any, Any, Any] = function(*args, **kwargs)
+            step: Callable[[Any], Any] = body.send
+            value: Any = None
             while True:
-                with inside:
+                with context:
                     try:
                         item = step(value)
                     except StopIteration as stop:
@@ -315,35 +360,32 @@ def _generator(
                 try:
                     value, step = (yield item), body.send
                 except GeneratorExit:
-                    with inside:
+                    with context:
                         body.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - thrown in by the consumer: the body's to handle
                     value, step = error, body.throw
         except BaseException as error:
-            record_error(span, error)
+            failure = error
             raise
         finally:
-            span.end()
+            ended(failure)
 
     return call
 
 
-def _async_generator(
-    function: Callable[..., Any], name: str, attributes: dict[str, AttributeValue], told: RecordedArguments
-) -> Any:
+def _async_generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
+    """The same of an async generator function."""
+
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        tracer = _Telemetry.tracer
-        body: AsyncGenerator[Any, Any] = function(*args, **kwargs)
-        span = INVALID_SPAN if tracer is None else tracer.start_span(name, attributes=attributes)
-        if tracer is not None and told.arguments:
-            told.write_arguments(span, args, kwargs)
-        inside = _Inside(get_current() if tracer is None else set_span_in_context(span))
-        step: Callable[[Any], Any] = body.asend
-        value: Any = None
+        context, ended = opened(args, kwargs)
+        failure: BaseException | None = None
         try:
+            body: AsyncGenerator[Any, Any] = function(*args, **kwargs)
+            step: Callable[[Any], Any] = body.asend
+            value: Any = None
             while True:
-                with inside:
+                with context:
                     try:
                         item = await step(value)
                     except StopAsyncIteration:
@@ -351,15 +393,18 @@ def _async_generator(
                 try:
                     value, step = (yield item), body.asend
                 except GeneratorExit:
-                    with inside:
+                    with context:
                         await body.aclose()
                     raise
                 except BaseException as error:  # noqa: BLE001 - thrown in by the consumer: the body's to handle
                     value, step = error, body.athrow
         except BaseException as error:
-            record_error(span, error)
+            failure = error
             raise
         finally:
-            span.end()
+            ended(failure)
 
     return call
+
+
+_GENERATORS: dict[str, Callable[..., Any]] = {"async_generator": _async_generator, "generator": _generator}

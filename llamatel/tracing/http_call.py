@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from opentelemetry.context import Context, get_value
+from opentelemetry.context import get_value
 
 from llamatel.llama.client import answer_usage
 from llamatel.llama.client.client_call import Call, registered
 from llamatel.llama.client.token_stream import EventLines
+from llamatel.tracing.entered_context import EnteredContext
 
 _OPERATIONS = {
     "/chat/completions": "chat", "/responses": "chat", "/messages": "chat", "/completions": "text_completion",
@@ -39,6 +41,15 @@ _known_servers: dict[tuple[str, int | None], bool] = {}
 def suppressed() -> bool:
     """Whether the current context asks for no instrumentation."""
     return any(get_value(key) for key in _SUPPRESSED)
+
+
+def content_of(request: Any) -> bytes:
+    """The body of a request of httpx or requests; empty for one that is streamed."""
+    try:
+        body = request.body if hasattr(request, "body") else request.content
+    except Exception:  # noqa: BLE001 - httpx and httpx2 each have their own exception for a body that is not read
+        return b""
+    return body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else b""
 
 
 class HttpCall:
@@ -79,16 +90,19 @@ class HttpCall:
         call.start()
         return cls(call, retried=retried)
 
-    @property
-    def context(self) -> Context | None:
-        """The context to send the request in; None where it is the current one."""
-        context_of = getattr(registered(), "context_of", None)
-        return None if context_of is None or self.call.state is None else context_of(self.call)
-
-    def sending(self) -> None:
-        """An attempt is about to be sent."""
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """An attempt is sent, inside the call's own span where it has one already."""
         self.call.sent_at = time.time()
         self._body, self._size, self._events, self._done_seen, self.complete = [], 0, None, False, False
+        context_of = getattr(registered(), "context_of", None)
+        context = None if context_of is None or self.call.state is None else context_of(self.call)
+        entered = None if context is None else EnteredContext(context)
+        try:
+            yield
+        finally:
+            if entered is not None:
+                entered.leave()
 
     def response(self, status: int, server: str, content_type: str) -> None:
         """The headers have arrived."""

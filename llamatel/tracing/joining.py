@@ -31,6 +31,8 @@ from llamatel.semconv import operation
 
 _CLOCK_S = 0.25
 """How far the log's time and the wall clock may be apart; in practice they differ by much less."""
+_BUSY_CLIENT_S = 2.0
+"""How late a client's thread may see the headers of a stream."""
 _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and floating-point error."""
 _LOOKS_S = 0.3
@@ -314,7 +316,7 @@ class Joiner:
             headers_at = call.headers_at
             if headers_at is None:
                 patience = max(patience, _HELD_S)
-            elif abs(headers_at - completion.started_at) < _CLOCK_S:
+            elif completion.started_at >= call.started_at - _CLOCK_S and _started_stream(headers_at, completion):
                 patience = max(patience, _HELD_FOR_STREAM_S)
         return patience
 
@@ -365,4 +367,9 @@ def _broke_off(call: ClientCall, completion: Completion) -> bool:
         pass
     elif completion.outcome is not Outcome.CANCELLED or completion.ended_at < call.ended_at - _CLOCK_S:
         return False
-    return call.headers_at is None or abs(call.headers_at - completion.started_at) <= _CLOCK_S
+    return call.headers_at is None or _started_stream(call.headers_at, completion)
+
+
+def _started_stream(headers_at: float, completion: Completion) -> bool:
+    """Whether a stream's headers may mark the start of this request: a busy client sees them late."""
+    return -_CLOCK_S <= headers_at - completion.started_at <= _BUSY_CLIENT_S

@@ -17,6 +17,8 @@ from opentelemetry import _logs
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
 
+from llamatel.tracing.span_values import encodable
+
 _log = logging.getLogger(__name__)
 
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -68,7 +70,7 @@ def emit(attributes: Mapping[str, Any], context: Context, at_ns: int) -> None:
 
 def as_text(content: Mapping[str, Any]) -> dict[str, str]:
     """Content as a span has it."""
-    return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in content.items()}
+    return {name: encodable(json.dumps(value, ensure_ascii=False, default=str)) for name, value in content.items()}
 
 
 def requested(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined, unused-ignore]
 from opentelemetry.instrumentation.utils import unwrap
 from wrapt import register_post_import_hook, wrap_function_wrapper
 
 from llamatel import providers
 from llamatel.llama.client.client_call import registered
-from llamatel.tracing.http_call import HttpCall, suppressed
-from llamatel.tracing.httpx_response import follow
+from llamatel.tracing.followed_response import follow_httpx
+from llamatel.tracing.http_call import HttpCall, content_of, suppressed
 
 NAME = "llamatel_openai"
 """Its entry point's name, for ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``."""
@@ -88,33 +87,18 @@ class _LogicalCall:
         self._started_at = time.time()
         self._followed: HttpCall | None = None
 
-    @contextmanager
-    def sending(self, request: Any) -> Iterator[None]:
+    def sending(self, request: Any) -> AbstractContextManager[object]:
         """An attempt."""
         if self._followed is None:
-            try:
-                body = request.content
-            except Exception:  # noqa: BLE001 - a streamed upload; httpx and httpx2 each have their own exception
-                body = b""
             self._followed = HttpCall.of(
-                request.method, str(request.url), body, started_at=self._started_at, retried=True
+                request.method, str(request.url), content_of(request), started_at=self._started_at, retried=True
             )
-        if self._followed is None:
-            yield
-            return
-        self._followed.sending()
-        context = self._followed.context
-        token = None if context is None else attach(context)
-        try:
-            yield
-        finally:
-            if token is not None:
-                detach(token)
+        return nullcontext() if self._followed is None else self._followed.sending()
 
     def received(self, response: Any) -> None:
         """The response of an attempt."""
         if self._followed is not None:
-            follow(response, self._followed)
+            follow_httpx(response, self._followed)
 
     def returned(self) -> None:
         """The package has returned its result; a stream goes on."""

@@ -1,4 +1,4 @@
-"""Arguments and results of traced functions as span attributes: only where asked for, cut short, redactable."""
+"""Arguments and results of traced functions as span attributes: opt-in, cut, redactable."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from llamatel.errors import UsageError
+from llamatel.tracing.span_values import MAX_TEXT, cut, encodable
 
 _log = logging.getLogger(__name__)
 
-LONGEST = 1000
-"""Characters of one value at most."""
 _ELEMENTS = 20
 _OWNERS = ("self", "cls")
 
@@ -39,25 +38,25 @@ class RecordedArguments:
         self._signature: inspect.Signature | None = None
         self._failed = False
 
-    def look_at(self, function: Callable[..., Any]) -> None:
-        """Learn the names of its arguments; called once, when it is decorated. Raises UsageError for one it lacks."""
+    def inspect(self, function: Callable[..., Any]) -> None:
+        """Read its signature; called once, when it is decorated. Raises UsageError for an argument that it lacks."""
         if not self.arguments:
             return
         try:
             self._signature = inspect.signature(function)
-        except (TypeError, ValueError):  # a builtin that does not tell
+        except (TypeError, ValueError):  # a builtin without a signature
             return
         unknown = (self._only or frozenset()) - self._signature.parameters.keys()
         if unknown:
             raise UsageError(f"{getattr(function, '__qualname__', function)} has no argument {min(unknown)!r}")
 
     def write_arguments(self, span: Span, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Arguments as given; those left to their defaults are not told."""
+        """Arguments as given; those left to their defaults are not recorded."""
         if not span.is_recording():
             return
         try:
             given = self._signature.bind(*args, **kwargs).arguments if self._signature is not None else dict(kwargs)
-        except TypeError:  # the call itself is about to say so
+        except TypeError:  # the call itself raises it
             return
         for index, (name, value) in enumerate(given.items()):
             owner = index == 0 and name in _OWNERS
@@ -77,7 +76,7 @@ class RecordedArguments:
         except Exception:  # noqa: BLE001 - the boundary to redact and to foreign __repr__: it must not end the call
             if not self._failed:
                 self._failed = True
-                _log.exception("'%s' was not recorded; further failures are not told", key)
+                _log.exception("'%s' was not recorded; further failures are not logged", key)
 
 
 def shown(value: Any) -> str | bool | int | float:
@@ -85,12 +84,12 @@ def shown(value: Any) -> str | bool | int | float:
     if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     text = value if isinstance(value, str) else _REPR.repr(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return cut(encodable(text))
 
 
 def _short_repr() -> reprlib.Repr:
     short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = LONGEST
+    short.maxstring = short.maxother = short.maxlong = MAX_TEXT
     short.maxlevel = 4
     short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdeque = _ELEMENTS
     return short

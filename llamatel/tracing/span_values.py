@@ -1,9 +1,32 @@
-"""Values that spans of the server and of the client have in common."""
+"""Values of attributes that all spans have in common."""
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 _LATEST = 2**33
 """Unix time: the year 2242."""
+MAX_TEXT = 1000
+"""Characters of one value of unknown origin."""
+
+T = TypeVar("T")
+
+
+def encodable(value: T) -> T:
+    """A value (text, or a list or dict of them) whose text is valid UTF-8: a lone surrogate costs a whole export."""
+    found: Any = value
+    if isinstance(found, str):
+        return found if found.isascii() else found.encode("utf-8", "replace").decode()  # type: ignore[return-value]
+    if isinstance(found, dict):
+        return {encodable(key): encodable(one) for key, one in found.items()}  # type: ignore[return-value]
+    if isinstance(found, (list, tuple)):
+        return type(found)(encodable(one) for one in found)  # type: ignore[return-value]
+    return value
+
+
+def cut(text: str) -> str:
+    """Text of at most ``MAX_TEXT`` characters."""
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 def rate(tokens: int | None, seconds: float | None) -> float | None:
@@ -12,7 +35,7 @@ def rate(tokens: int | None, seconds: float | None) -> float | None:
 
 
 def unix_ns(seconds: float) -> int:
-    """Unix seconds in nanoseconds. Raises ValueError for what is no time that a span can have."""
+    """Unix seconds in nanoseconds. Raises ValueError for a time that no span can have."""
     # In two parts: a product of this size is only exact to 256 ns.
     if not 0 <= seconds < _LATEST:  # one time that does not fit into OTLP costs all spans of an export
         raise ValueError(f"{seconds} is no Unix time")
