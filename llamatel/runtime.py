@@ -74,6 +74,8 @@ class Runtime:
 _CALLBACKS = Callbacks()
 """On a meter that is not ours, or nobody's yet."""
 _LAST_LINES_S = 0.1
+_REPORT_GRACE_S = 0.5
+"""How long it takes until a script's first call is reported."""
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
 _FINALIZER_PRIORITY = 100
@@ -149,6 +151,8 @@ def init(
             instrument=instrument,
         )
         _Process.arguments = arguments
+        if given is not None and settings.metrics_addr is not None:  # the command line: scripts call its servers
+            _Process.runtime.observer.hold_for_reports(_REPORT_GRACE_S)
         zero_code.init_is_active(active=True)
         # Each time: what is registered last is called first, and the pipeline has registered its own end.
         atexit.unregister(_leave)

@@ -115,9 +115,7 @@ def instructor(url: str) -> Call:
     class Anything(pydantic.BaseModel):
         a: int
 
-    client = library.from_openai(
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=library.Mode.JSON_SCHEMA
-    )
+    client = library.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=library.Mode.JSON_SCHEMA)
 
     def call(slot: int) -> Any:
         # Random weights answer no schema, which is an error of instructor's, after the call.

@@ -21,6 +21,8 @@ _MAX_BYTES_PER_SECOND = 256 * 1024
 _MIN_BYTES = 512
 """What a message counts as at least."""
 _FRESH_S = 0.9
+_KNOWN_S = 30.0
+"""A client waits for the answer: the servers are those of a snapshot of this age, where there is one."""
 _REFRESH_S = 5.0
 
 
@@ -37,11 +39,11 @@ class CallReportReceiver:
         self._watched: frozenset[Endpoint] = frozenset()
         self._refreshed_at = -math.inf
 
-    def servers(self) -> dict[str, Any]:
+    def servers(self, max_age_s: float = _KNOWN_S) -> dict[str, Any]:
         """Our id, and the servers whose requests we see. The client is about to call one of them."""
         self._refreshed_at = self._clock()
         self._expect(self._watched)  # now: a call may be over before the snapshot is there
-        states = self._observer.snapshot(_FRESH_S).servers
+        states = self._observer.snapshot(max_age_s).servers
         self._watched = frozenset(endpoint_of(state.server) for state in states)
         self._expect(self._watched)
         return {"instance": self._instance, "servers": [list(endpoint) for endpoint in self._watched]}
@@ -55,7 +57,7 @@ class CallReportReceiver:
             return False
         endpoints, calls = read(body)
         if not self._watched.issuperset(endpoints) and self._clock() > self._refreshed_at + _REFRESH_S:
-            self.servers()  # we may have restarted since we were queried
+            self.servers(_FRESH_S)  # we may have restarted since we were queried
         self._expect(endpoint if endpoint in self._watched else None for endpoint in endpoints)
         for call in calls:
             if call.has_timings or endpoint_of(call.server) in self._watched:

@@ -218,6 +218,10 @@ class Observer:
         """A call has finished; never blocks."""
         self.submit(call)
 
+    def hold_for_reports(self, seconds: float) -> None:
+        """Let each request wait for a report of another process's call; the first one comes without notice."""
+        self._joiner.grace_s = seconds
+
     def expect_calls(self, endpoint: Endpoint | None, seconds: float) -> None:
         """Another process calls this server (None: one of them): requests wait a little for its report."""
         self._joiner.expect(endpoint, seconds)

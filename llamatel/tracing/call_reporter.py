@@ -38,6 +38,8 @@ _BATCH_S = 0.03
 _TIMEOUT_S = 1.0
 _RETRY_S = 30.0
 """When a llamatel that did not answer, or does not watch a server, is queried again."""
+_BUSY_S = 1.0
+"""The same where it did not answer in time."""
 _MAX_ENDPOINTS = 256
 
 
@@ -140,8 +142,13 @@ class CallReporter:
         now = time.monotonic()
         in_flight = [*self._in_flight.values(), *(endpoint_of(call.server) for call in list(self._finished))]
         called = {endpoint for endpoint in in_flight if self._quiet_until.get(endpoint, 0.0) <= now}
+        retry_s = _RETRY_S
         if called and not called <= (self._watched or frozenset()):
-            self._watched = self._query()
+            try:
+                self._watched = self._query()
+            except HttpError as error:
+                self._watched = None
+                retry_s = _BUSY_S if error.busy else _RETRY_S
         if len(self._quiet_until) > _MAX_ENDPOINTS:
             self._quiet_until = {}
         named = [endpoint for endpoint in called if self._wants(endpoint)][:MAX_CALLS]
@@ -149,7 +156,7 @@ class CallReporter:
             self._post(named, [])
         now = time.monotonic()
         self._quiet_until.update(
-            (endpoint, now + RENEWED_S if self._wants(endpoint) else now + _RETRY_S) for endpoint in called
+            (endpoint, now + RENEWED_S if self._wants(endpoint) else now + retry_s) for endpoint in called
         )
 
     def _send_calls(self) -> None:
@@ -165,7 +172,7 @@ class CallReporter:
                 call.resolved(sent and (endpoint_of(call.server) in watched or call.has_timings))
 
     def _query(self) -> frozenset[Endpoint] | None:
-        """The servers that the llamatel watches; None where there is no llamatel, or it is our own."""
+        """The servers that the llamatel watches; None where it is no llamatel, or our own. Raises HttpError."""
         try:
             answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
             document: Any = answer.json() if answer.status == 200 else None
@@ -173,7 +180,7 @@ class CallReporter:
                 return None
             found = (read_endpoint(entry) for entry in document["servers"])
             return frozenset(endpoint_of(ServerInfo(*endpoint)) for endpoint in found)
-        except (HttpError, InvalidCallReport, ValueError, KeyError, TypeError):
+        except (InvalidCallReport, ValueError, KeyError, TypeError):
             return None
 
     def _post(self, endpoints: list[Endpoint], calls: list[ClientCall]) -> bool:

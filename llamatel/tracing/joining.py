@@ -3,7 +3,7 @@
 llama.cpp's log does not name the client, so a request becomes the child of a call only where nothing else is possible:
 
 - a call that succeeded has run as a request between its sending and its response;
-- both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms, the slot;
+- both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
 - a call that failed or was cancelled has no figures: times, and the way it ended, must leave one request to it;
 - and no other request in that time agrees, nor another call with that request.
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Protocol
@@ -35,6 +35,8 @@ _BUSY_CLIENT_S = 2.0
 """How late a client's thread may see the headers of a stream."""
 _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and floating-point error."""
+_EXACT_S = 0.0000006
+"""The same where the log gives microseconds."""
 _LOOKS_S = 0.3
 """Time between two searches for a call's request."""
 _WEIGHED_S = 0.1
@@ -50,8 +52,11 @@ _HELD_FOR_STREAM_S = 5.0
 _NOTICED_S = 1.2
 """llama.cpp checks once a second whether its client is still connected."""
 _REMEMBERED = 1024
-_MAX_ELSEWHERE = 64
-"""Calls of other processes that wait for their requests: each costs up to 1,024 comparisons a search."""
+_MAX_ELSEWHERE = (1024, 64)
+"""Calls of other processes that wait for their requests: with timings, and without, which costs up to 1,024 comparisons
+a search."""
+_BUCKET_S = 0.00001
+"""Requests and calls are found by their prefill time, in steps of the log's resolution."""
 _MAX_FITTING = 64
 """Where more fit than that, none is chosen."""
 _MAX_LINKS = 8
@@ -113,6 +118,67 @@ def endpoint_of(server: ServerInfo) -> Endpoint:
     return ("127.0.0.1" if address in HERE else address, server.port)
 
 
+class _Recent:
+    """The last requests, newest last, and those of each prefill time."""
+
+    def __init__(self) -> None:
+        self._all: deque[_Held] = deque()
+        self._by_prefill: dict[int, list[_Held]] = {}
+
+    def add(self, held: _Held) -> _Held | None:
+        """Add a request; returns the one that was dropped for it."""
+        oldest = self._all.popleft() if len(self._all) == _REMEMBERED else None
+        if oldest is not None and oldest.completion.prefill_s is not None:
+            bucket = _bucket(oldest.completion.prefill_s)
+            self._by_prefill[bucket].remove(oldest)
+            if not self._by_prefill[bucket]:
+                del self._by_prefill[bucket]
+        self._all.append(held)
+        if held.completion.prefill_s is not None:
+            self._by_prefill.setdefault(_bucket(held.completion.prefill_s), []).append(held)
+        return oldest
+
+    def since(self, sent_at: float, prefill_s: float | None) -> Iterator[_Held]:
+        """The requests that arrived since then, newest first; with a prefill time those that can have it."""
+        if prefill_s is not None:
+            found = [held for bucket in _near(prefill_s) for held in self._by_prefill.get(bucket, ())]
+            yield from (held for held in reversed(found) if held.arrived_at >= sent_at)
+            return
+        for held in reversed(self._all):
+            if held.arrived_at < sent_at:  # both by our clock
+                return
+            yield held
+
+
+class _Rivals:
+    """Finished calls, found by the requests that they may be."""
+
+    def __init__(self, calls: Iterable[ClientCall]) -> None:
+        self._untimed: list[ClientCall] = []
+        self._by_prefill: dict[int, list[ClientCall]] = {}
+        for call in calls:
+            if call.prefill_s is None:
+                self._untimed.append(call)
+            else:
+                self._by_prefill.setdefault(_bucket(call.prefill_s), []).append(call)
+
+    def of(self, completion: Completion) -> Iterator[ClientCall]:
+        """Calls that may be this request; more than are."""
+        yield from self._untimed
+        if completion.prefill_s is not None:
+            for bucket in _near(completion.prefill_s):
+                yield from self._by_prefill.get(bucket, ())
+
+
+def _bucket(seconds: float) -> int:
+    return round(seconds / _BUCKET_S)
+
+
+def _near(seconds: float) -> tuple[int, int, int]:
+    bucket = _bucket(seconds)
+    return bucket - 1, bucket, bucket + 1
+
+
 class _Addresses:
     """The addresses of the watched servers, and other names of them."""
 
@@ -167,8 +233,10 @@ class Joiner:
         self._expected: dict[Endpoint | None, float] = {}
         self._finished: list[_Finished] = []
         self._held: list[_Held] = []
-        self._recent: deque[_Held] = deque(maxlen=_REMEMBERED)
+        self._recent = _Recent()
         self._addresses = _Addresses()
+        self.grace_s = 0.0
+        """How long each request waits for a report of another process, which may be the first one."""
         self._forgotten_at = 0.0
         """When the last request that may matter was forgotten."""
 
@@ -192,8 +260,10 @@ class Joiner:
     def finished(self, call: ClientCall) -> bool:
         """A call has finished; False if too many wait."""
         self.dropped(call.key)
-        if call.elsewhere and sum(one.call.elsewhere for one in self._finished) >= _MAX_ELSEWHERE:
-            return False
+        if call.elsewhere:
+            waiting = [one for one in self._finished if one.call.elsewhere and one.call.has_timings == call.has_timings]
+            if len(waiting) >= _MAX_ELSEWHERE[not call.has_timings]:
+                return False
         self._finished.append(_Finished(call, self._clock()))
         return True
 
@@ -206,9 +276,9 @@ class Joiner:
             return
         self._addresses.watch(endpoint_of(completion.server))
         # Always: a report of another process's call may arrive after its request has ended.
-        if len(self._recent) == _REMEMBERED:
-            self._forgotten_at = self._recent[0].arrived_at
-        self._recent.append(held)
+        dropped = self._recent.add(held)
+        if dropped is not None:
+            self._forgotten_at = dropped.arrived_at
 
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
         """The requests whose origin is known, or that need not wait any longer."""
@@ -219,7 +289,7 @@ class Joiner:
             if (found := self._fitting(one.call) if all_of_them else self._found(one, now)) is not None
         ]
         # All at once: two calls that fit the same request must both be seen.
-        every = [one.call for one in self._finished]
+        every = _Rivals(one.call for one in self._finished)
         for one, found in decided:
             self._decided(one.call, self._decide(one.call, found, every))
         done = {id(one) for one, _ in decided}
@@ -232,7 +302,7 @@ class Joiner:
                 kept.append(held)
             else:
                 held.written = True
-                origin = held.origin or Origin(candidates=tuple(held.candidates[:_MAX_LINKS]))
+                origin = held.origin or Origin(candidates=_nearest(held))
                 yield held.completion, origin
         self._held = kept
 
@@ -261,7 +331,7 @@ class Joiner:
         """How long it takes until the log shows the end of a call that failed."""
         return _DECIDED_AFTER_S[1] if _server_failed(call) else _NOTICED_S
 
-    def _decide(self, call: ClientCall, fitting: list[_Held], others: list[ClientCall]) -> bool:
+    def _decide(self, call: ClientCall, fitting: list[_Held], others: _Rivals) -> bool:
         """Give the requests that fit a call their origin; whether one was joined."""
         found = [held for held in fitting if held.origin is None]
         endpoint = endpoint_of(call.server)
@@ -272,7 +342,9 @@ class Joiner:
             return False
         joined = False
         for held in found:
-            rivals = any(other is not call and self._agree(other, held.completion) for other in others)
+            rivals = any(
+                other is not call and self._agree(other, held.completion) for other in others.of(held.completion)
+            )
             certain = len(found) == call.tasks and (call.tasks > 1 or not rivals)
             if certain and not named:
                 self._addresses.identified(endpoint, endpoint_of(held.completion.server))
@@ -287,9 +359,7 @@ class Joiner:
     def _fitting(self, call: ClientCall) -> list[_Held]:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
         found = []
-        for held in reversed(self._recent):
-            if held.arrived_at < call.sent_at:  # both by our clock
-                break
+        for held in self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None):
             if held.origin is None and self._agree(call, held.completion):
                 found.append(held)
                 if len(found) > _MAX_FITTING + call.tasks:
@@ -304,8 +374,8 @@ class Joiner:
         return now < held.check_at
 
     def _patience(self, completion: Completion, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> float:
-        """How long a request may wait for a call that is its own; 0 where there is none that may be."""
-        here, patience = endpoint_of(completion.server), 0.0
+        """How long a request may wait for a call that is its own."""
+        here, patience = endpoint_of(completion.server), self.grace_s
         if any(self._may_be(one.call, completion) for one in self._finished):
             patience = _HELD_S + _NOTICED_S
         if max(self._expected.get(here, 0.0), self._expected.get(None, 0.0)) > now:
@@ -339,14 +409,28 @@ class Joiner:
             or _differ(call.output_tokens, completion.generated)
             or _differ(call.prompt_computed, completion.prompt_computed)
             or _differ(call.cached_tokens, completion.prompt_cached)
-            or _differ(call.prefill_s, completion.prefill_s, _ROUNDED_S)
-            or _differ(call.decode_s, completion.decode_s, _ROUNDED_S)
+            or _differ(call.prefill_s, completion.prefill_s, _error(completion.prefill_s))
+            or _differ(call.decode_s, completion.decode_s, _error(completion.decode_s))
             or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
         ):
             return False
         if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
             return False
         return self._may_be(call, completion)
+
+
+def _nearest(held: _Held) -> tuple[ClientCall, ...]:
+    """The calls that a request may be; of many those that ended next to it."""
+    if len(held.candidates) <= _MAX_LINKS:
+        return tuple(held.candidates)
+    ended_at = held.completion.ended_at
+    return tuple(sorted(held.candidates, key=lambda call: abs(call.ended_at - ended_at))[:_MAX_LINKS])
+
+
+def _error(seconds: float | None) -> float:
+    """How far a time of the log may be from the true one: those with microseconds are exact."""
+    microseconds = (seconds or 0.0) * 1e6
+    return _EXACT_S if abs(microseconds - round(microseconds, -1)) > 0.5 else _ROUNDED_S
 
 
 def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:

@@ -15,7 +15,7 @@ STEPS = (
     ("openai>=3,<4", "langchain-openai==1.7.4", "pydantic-ai-slim[openai]==2.68.0", "requests"),
     ("instructor==1.17.0",),
     ("litellm==1.110.2",),
-    ("click", "huggingface_hub", "prometheus-client", "pyyaml", "rich", "urllib3", "xllamacpp"),
+    ("click", "huggingface_hub", "prometheus-client", "psutil", "pyyaml", "rich", "urllib3", "xllamacpp"),
     (
         "opentelemetry-exporter-otlp", "opentelemetry-exporter-prometheus==0.66b1", "opentelemetry-distro==0.66b1",
         "opentelemetry-instrumentation-genai-openai==1.3b0", "opentelemetry-util-genai==1.3b0",

@@ -14,11 +14,23 @@ from llamatel.llama.log.prompt_reuse import SlotSelection, prompt_reuse
 from llamatel.records import Completion, Outcome, ServerInfo
 
 # Numbers have no more digits than llama.cpp's can have.
-_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens")
-_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)")
+_RATE = r"(?: +\( *[\d.]{1,20} ms per token, +(\d{1,12}\.\d\d) tokens per second\))?"
+_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens" + _RATE)
+_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)" + _RATE)
 _DRAFT = re.compile(r"draft acceptance[^(\n]{1,64}\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
 _PROMPT = re.compile(r"new prompt, [^\n]{0,100}?\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
 _CONTEXT_FULL = "Context size has been exceeded"
+
+
+def _seconds(found: re.Match[str], tokens: int) -> float:
+    """A time that is printed to 0.01 ms, to the microsecond where the rate of ``tokens`` beside it is that precise."""
+    printed = float(found.group(1))
+    rate = float(found.group(3) or 0.0)
+    if rate > 0 and tokens > 0:
+        exact = tokens / rate * 1e3
+        if exact * 0.005 / rate < 0.0004 and abs(exact - printed) < 0.0055:
+            return round(exact, 3) / 1e3
+    return printed / 1e3
 
 
 @dataclass(slots=True)
@@ -61,14 +73,14 @@ class LoggedRequest:
     def _timing(self, text: str, time: float) -> str:
         found = _PREFILL.match(text)
         if found is not None:
-            self.prefill_s = float(found.group(1)) / 1e3
             self.computed = int(found.group(2))
+            self.prefill_s = _seconds(found, self.computed)
             self.timed_at = time
             return "request"
         found = _DECODE.match(text)
         if found is not None:
-            self.decode_s = float(found.group(1)) / 1e3
             self.generated = int(found.group(2))
+            self.decode_s = _seconds(found, self.generated - 1)
             return "request"
         found = _DRAFT.match(text)
         if found is not None:

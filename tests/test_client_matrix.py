@@ -1,0 +1,57 @@
+"""Calls of client libraries, eight at once with identical prompts, in the server's process and in another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import client_matrix
+from tests.client_matrix import PAGE, ROWS, TABLE, OtherProcess, measure
+from tests.conftest import _get
+from tests.matrix_caller import CLIENTS
+from tests.parts import OtlpSink
+from tests.parts.client_libraries import client_libraries
+
+pytestmark = pytest.mark.slow
+CALLS = 64
+
+
+@pytest.fixture(scope="module")
+def python(request: pytest.FixtureRequest) -> Path:
+    return _get(request, client_libraries)
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[OtlpSink]:
+    with OtlpSink() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serving(sink: OtlpSink, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherProcess]:
+    running = OtherProcess(sink, tiny_model, tmp_path_factory.mktemp("serving"))
+    yield running
+    running.child.stop()
+
+
+@pytest.mark.parametrize("process", ["same", "other"])
+@pytest.mark.parametrize("row", client_matrix.SHORT, ids=" ".join)
+def test_client_matrix_calls_are_joined(  # noqa: PLR0917 - fixtures
+    row: tuple[str, str], process: str, python: Path, sink: OtlpSink, serving: OtherProcess, tiny_model: Path
+) -> None:
+    elsewhere = serving if process == "other" else None
+    found = measure(sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
+    assert (found.calls, found.wrong, found.none) == (CALLS, 0, 0)
+    assert found.joined >= 0.9 * CALLS  # two requests that are equal to the microsecond are linked
+    assert found.client_spans == CALLS  # the one of the other instrumentation, or ours
+
+
+def test_client_matrix_in_the_documentation() -> None:
+    found = TABLE.search(PAGE.read_text(encoding="utf-8"))
+    assert found is not None
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in found.group().splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows[::2]] == [(client, other or "llamatel") for client, other in ROWS]
+    assert {client for client, _ in ROWS} == set(CLIENTS)
+    assert {row[6] for row in rows} == {"0"}  # wrong joins
