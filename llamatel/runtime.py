@@ -151,7 +151,7 @@ def init(
             instrument=instrument,
         )
         _Process.arguments = arguments
-        if given is not None and settings.metrics_addr is not None:  # the command line: scripts call its servers
+        if strict and settings.metrics_addr is not None:  # the command line: scripts call its servers
             _Process.runtime.observer.hold_for_reports(_REPORT_GRACE_S)
         zero_code.init_is_active(active=True)
         # Each time: what is registered last is called first, and the pipeline has registered its own end.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .cache import say
 from .chromium import chromium_program
+from .client_libraries import client_libraries
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
@@ -36,6 +37,7 @@ def main() -> int:
         lambda: sid_program("kustomize"),
         alertmanager_program,
         chromium_program,
+        client_libraries,
         llama_server,
         sid_llama_server,
         llama_cpp_python,

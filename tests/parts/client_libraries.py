@@ -39,4 +39,4 @@ def _make(folder: Path) -> None:
             subprocess.run([*pip, *step], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:]
-        raise MissingPart(f"client libraries cannot be installed: {' '.join(map(str, reason))}") from error
+        raise MissingPart(f"a Python with client libraries ({' '.join(reason)})", "python -m tests.parts") from error
