@@ -261,6 +261,11 @@ METRICS: tuple[Metric, ...] = (
         ("part", "source"),
     ),
     Metric(
+        "llamacpp.kv_cache.plan_error", Kind.GAUGE, "By",
+        "Bytes that llama.cpp reported for the KV cache beyond the planned ones; 0 where they agree within the "
+        "rounding of its log. Otherwise the planned bytes are withdrawn.",
+    ),
+    Metric(
         "llamacpp.kv_cache.used", Kind.GAUGE, "By",
         "Bytes of them that active and cached tokens take; a window's layers never more than the window's cells.",
         ("part",),

@@ -71,6 +71,9 @@ class KvCacheState:
     """Size by part (k, v, recurrent, other) as computed from the GGUF; only where that is known to be exact."""
     reported_bytes: Mapping[str, int] = field(default_factory=dict)
     """Size by part as llama.cpp reported it, at the resolution of its log (0.01 MiB)."""
+    plan_error_bytes: int | None = None
+    """Reported less planned bytes, 0 where they agree as far as the log's rounding shows; None where not compared.
+    Where they do not agree, nothing is planned."""
     used_bytes: Mapping[str, int] = field(default_factory=dict)
     """By part, bytes of active and cached tokens. A sliding window is bounded by its cells, a recurrent state has a
     fixed size."""

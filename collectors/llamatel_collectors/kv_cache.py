@@ -38,5 +38,7 @@ def _bytes(cache: KvCacheState, server: ServerInfo) -> Iterator[Sample]:
     for source, sizes in (("planned", cache.planned_bytes), ("reported", cache.reported_bytes)):
         for part, size in sizes.items():
             yield Sample("llamacpp.kv_cache.size", size, server, {"part": part, "source": source})
+    if cache.plan_error_bytes is not None:
+        yield Sample("llamacpp.kv_cache.plan_error", cache.plan_error_bytes, server)
     for part, size in cache.used_bytes.items():
         yield Sample("llamacpp.kv_cache.used", size, server, {"part": part})

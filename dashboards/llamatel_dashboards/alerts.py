@@ -60,7 +60,7 @@ def alerts(options: RuleOptions) -> Iterator[Alert]:
     yield from _failures(options)
     yield from _capacity()
     yield from _burn_rates(options)
-    yield from _model(options)
+    yield from _model()
     yield from _telemetry()
 
 
@@ -214,14 +214,10 @@ def _burn_rates(options: RuleOptions) -> Iterator[Alert]:
             )
 
 
-def _model(options: RuleOptions) -> Iterator[Alert]:
-    planned, reported = (
-        options.per_server(f'llamacpp_kv_cache_size_bytes{{source="{source}"}}', "part", "source")
-        for source in ("planned", "reported")
-    )
+def _model() -> Iterator[Alert]:
     yield Alert(
         "LlamacppKvSizeDisagrees",
-        f"abs({planned} - {reported}) > {alarms.DISAGREEMENT:g} * {reported} + {alarms.RESOLUTION_BYTES}",
+        "abs(llamacpp_kv_cache_plan_error_bytes) > 0",
         "warning",
         f"The KV cache of llama.cpp server {WHERE} differs from the plan by {{{{ $value | humanize1024 }}}}B.",
         "Figures in bytes are wrong for this model: please report its name, flags and build.",

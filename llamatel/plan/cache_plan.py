@@ -6,7 +6,7 @@ Source: llama.cpp of October 2026: ``create_memory`` (src/llama-model.cpp:2355),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -134,6 +134,22 @@ def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
     why = _doubt(shape, settings)
     verified_with = f"llama.cpp {in_words(shape.verified_builds)}" if shape.verified_builds else None
     return CachePlan(cells, tuple(parts), exact=why is None, why_not_exact=why, verified_with=verified_with)
+
+
+_RESOLUTION_BYTES = 10486
+"""llama.cpp's log is rounded to 0.01 MiB a line."""
+_LINES = 4
+"""Lines for one cache, at most: its devices and the host."""
+
+
+def plan_error(plan: CachePlan, reported: Mapping[str, int]) -> int:
+    """Reported less planned bytes; 0 where they may differ by the rounding of llama.cpp's log alone.
+
+    ``reported`` are bytes by part, as in ``KvCacheState``.
+    """
+    total = sum(reported.values())
+    error = total - plan.total_bytes
+    return error if abs(error) > max(_RESOLUTION_BYTES * _LINES * len(plan.parts), total // 1000) else 0
 
 
 def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:

@@ -33,10 +33,6 @@ STARTING_FOR_S = 900.0
 RESTARTS = 3
 """In ``RESTARTS_WITHIN_S``: a restart loop."""
 RESTARTS_WITHIN_S = 600.0
-DISAGREEMENT = 0.01
-"""Planned and reported bytes of the KV cache may differ by this share: llama.cpp's log is rounded to 0.01 MiB."""
-RESOLUTION_BYTES = 4 * 10486
-"""What that rounding adds up to over the parts of a small cache."""
 BURN_RATE = 6.0
 """The share of requests that miss an objective, over the error budget: the alert fires above this."""
 MOST_FAIL = 0.5
@@ -351,10 +347,9 @@ def burn_limit(factor: float, budget: float) -> float:
 
 def _disagreeing(state: ServerSnapshot) -> Iterator[tuple[str, str]]:
     cache = state.kv_cache
-    if cache is None or not cache.planned_bytes or not cache.reported_bytes:
-        return
-    planned, reported = sum(cache.planned_bytes.values()), sum(cache.reported_bytes.values())
-    if abs(planned - reported) > DISAGREEMENT * reported + RESOLUTION_BYTES:
+    if cache is not None and cache.plan_error_bytes:
+        reported = sum(cache.reported_bytes.values())
+        planned = reported - cache.plan_error_bytes
         yield (
             "kv_size_disagrees",
             (

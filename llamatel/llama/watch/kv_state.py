@@ -20,6 +20,8 @@ class LoadedModel:
     shape: ModelShape | None = None
     settings: ServerSettings | None = None
     plan: CachePlan | None = None
+    plan_error_bytes: int | None = None
+    """What llama.cpp reported beyond the plan; None where it reported nothing, or the plan is not exact."""
 
     @property
     def sure(self) -> CachePlan | None:
@@ -65,6 +67,7 @@ def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> K
             cached=0,
             planned_bytes=dict.fromkeys(planned, 0),
             reported_bytes=dict.fromkeys(facts.reported, 0),
+            plan_error_bytes=model.plan_error_bytes,
             used_bytes=dict.fromkeys(planned, 0),
         )
     return KvCacheState(
@@ -74,6 +77,7 @@ def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> K
         cached=_tokens(polled.slots, busy=False),
         planned_bytes=planned,
         reported_bytes=facts.reported,
+        plan_error_bytes=model.plan_error_bytes,
         used_bytes={} if polled.slots is None else _used(polled.slots, model),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from llamatel.gguf.split_files import parse_gguf_header
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.watch.kv_state import LoadedModel, Polled, pool_capacity
 from llamatel.llama.watch.local_process import LocalProcess
-from llamatel.plan.cache_plan import cache_plan
+from llamatel.plan.cache_plan import cache_plan, plan_error
+from llamatel.plan.llama_build import LlamaBuild, parse_build
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
 
@@ -25,30 +27,44 @@ class ModelFile:
     def __init__(self) -> None:
         self._model = LoadedModel()
         self._read_for: tuple[object, ...] | None = None
+        self._compared: Mapping[str, int] = {}
 
     def read(
-        self, facts: LoggedServer, settings: ServerSettings | None, process: LocalProcess | None, named: str | None
+        self,
+        facts: LoggedServer,
+        settings: ServerSettings | None,
+        process: LocalProcess | None,
+        named: str | None,
+        build: str | None = None,
     ) -> LoadedModel:
-        """What is known of the model; ``named`` is its path as the server's ``/props`` has it.
+        """What is known of the model; ``named`` is its path as the server's ``/props`` has it, ``build`` llama.cpp's.
 
         Takes some milliseconds where the model is new.
         """
         loaded = (
             settings, None if process is None else process.pid, named, facts.model_path, facts.draft_path, facts.slots,
-            facts.slot_context, facts.kv_unified, facts.pool,
+            facts.slot_context, facts.kv_unified, facts.pool, build,
         )  # fmt: skip
         if self._read_for != loaded:
-            self._model = _read(facts, settings, process, named)
+            self._model = _read(facts, settings, process, named, parse_build(build))
             self._read_for = loaded
+            self._compared = {}
+        if self._compared != facts.reported:
+            self._compared = dict(facts.reported)
+            self._model = _compared(self._model, facts.reported)
         return self._model
 
 
 def _read(
-    facts: LoggedServer, settings: ServerSettings | None, process: LocalProcess | None, named: str | None
+    facts: LoggedServer,
+    settings: ServerSettings | None,
+    process: LocalProcess | None,
+    named: str | None,
+    build: LlamaBuild | None,
 ) -> LoadedModel:
     if settings is None or process is None:
         return LoadedModel(None, settings)
-    shape = _shape(process.model_file(settings.model, (named, facts.model_path)))
+    shape = _shape(process.model_file(settings.model, (named, facts.model_path)), build)
     if settings.not_understood:
         return LoadedModel(shape)
     if shape is None:
@@ -57,7 +73,7 @@ def _read(
         # A repository's own draft may come with its model, without a flag: the log names it, and its file.
         draft = process.model_file(settings.draft_model, (facts.draft_path,))
         settings = replace(settings, draft_model=str(draft or facts.draft_path))
-        shape = replace(shape, draft=_shape(draft))
+        shape = replace(shape, draft=_shape(draft, build))
     return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
 
 
@@ -70,11 +86,33 @@ def _as_fitted(settings: ServerSettings, facts: LoggedServer, shape: ModelShape)
     return replace(settings, ctx_size=pool) if pool is not None and pool >= settings.batch_size else settings
 
 
-def _shape(path: Path | None) -> ModelShape | None:
+def _compared(model: LoadedModel, reported: Mapping[str, int]) -> LoadedModel:
+    """The model; its plan is not exact any more if llama.cpp reports other sizes."""
+    plan = model.plan
+    if plan is None or model.sure is None or not reported:
+        return model
+    error = plan_error(plan, reported)
+    if not error:
+        return replace(model, plan_error_bytes=0)
+    why = (
+        f"llama.cpp reports {error / 2**20:+,.2f} MiB more than planned"
+        if error > 0
+        else (f"llama.cpp reports {-error / 2**20:,.2f} MiB less than planned")
+    )
+    _log.warning(
+        "the KV cache of %s was not planned right (%s): its planned sizes are withdrawn; please report the model, the "
+        "flags and the llama.cpp build",
+        "the model" if model.shape is None else model.shape.name or model.shape.architecture,
+        why,
+    )
+    return replace(model, plan=replace(plan, exact=False, why_not_exact=why), plan_error_bytes=error)
+
+
+def _shape(path: Path | None, build: LlamaBuild | None) -> ModelShape | None:
     if path is None:
         return None
     try:
-        return shape_from_gguf(parse_gguf_header(path, read_tensors=True))
+        return shape_from_gguf(parse_gguf_header(path, read_tensors=True), build)
     except (LlamatelError, OSError) as error:
         _log.debug("the model's header cannot be read: %s", error)
         return None

@@ -457,7 +457,10 @@ class ObservedServer:
             snapshot = replace(snapshot, counters=polling.totals)
         if self.is_router or up is False:
             return snapshot
-        model = self._model_file.read(facts, self._settings, self._process, self._named_model) if up else LoadedModel()
+        model = LoadedModel()
+        if up:
+            build = self.info.build or facts.build
+            model = self._model_file.read(facts, self._settings, self._process, self._named_model, build)
         if self.log is not None:
             self.log.describe_cache(rewindable=model.rewindable)
         cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
