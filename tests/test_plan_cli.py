@@ -92,7 +92,7 @@ def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsy
     beside = [use["draft_model"] for use in (*both["per_device"], both["host"])]
     assert sum(use["kv_cache_bytes"] for use in beside) == sizes[1]
     assert both["per_device"][0]["free_bytes_estimate"] < alone["per_device"][0]["free_bytes_estimate"]
-    assert "only if told to" in plan(capsys, *words)["advice"][0]
+    assert "only with --spec-type draft-simple" in plan(capsys, *words)["advice"][0]
     on_host = plan(capsys, *words, "-ngld", "0")
     assert on_host["host"]["draft_model"]["kv_cache_bytes"] == sizes[1]
     assert main(["plan", *words]) == 0

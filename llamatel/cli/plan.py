@@ -12,15 +12,18 @@ import click
 
 from llamatel.cli.inspect import fetching
 from llamatel.cli.options import model_options, verbose_option
-from llamatel.errors import UsageError
+from llamatel.errors import BackendNotFound, UsageError
 from llamatel.flags.parse import parse_server_flags
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices
 from llamatel.gguf.model_reference import read_reference
+from llamatel.llama.server.backends import build_of, find_backend
 from llamatel.models import tiny_model
 from llamatel.plan.architectures import architecture_of
 from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
 from llamatel.plan.fit_params import find_program, measure
+from llamatel.plan.gpu_catalog import GB
+from llamatel.plan.llama_build import LlamaBuild, parse_build
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.plan_report import PlanReport, make_report
 from llamatel.plan.shape_from_config import shape_from_config
@@ -52,13 +55,23 @@ def flag_words(values: Mapping[str, Any]) -> list[str]:
     return words + ["--swa-full"] * bool(values.get("swa_full"))
 
 
-def _shape(reference: str, *, as_server: bool = False) -> tuple[str, ModelShape]:
+def _build(text: str | None) -> LlamaBuild | None:
+    """The build to plan for: the one that is named, else that of the server which ``llamatel serve`` would start."""
+    if text is not None:
+        return parse_build(text)
+    try:
+        return parse_build(build_of(find_backend()))
+    except BackendNotFound:
+        return None
+
+
+def _shape(reference: str, build: LlamaBuild | None, *, as_server: bool = False) -> tuple[str, ModelShape]:
     with fetching(reference) as progress:
         found = read_reference(reference, progress=progress, as_server=as_server)
     if isinstance(found, Choices):
         raise UsageError(found.question)
     if isinstance(found, GGUFHeader):
-        shape = shape_from_gguf(found)
+        shape = shape_from_gguf(found, build)
         if architecture_of(shape.architecture) is None:
             raise UsageError(f"{unknown_architecture(shape.architecture)}: what it allocates is not known")
         return Path(found.path).name, shape
@@ -74,6 +87,8 @@ def _devices(text: str | None) -> list[Device]:
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
 @model_options()
 @click.option("--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900; without: what NVML sees.")
+@click.option("--host-bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S", help="Of host memory.")
+@click.option("--build", metavar="BUILD", help="llama.cpp's, as b11549; without: that of the installed server.")
 @click.option("--measure", "measured", is_flag=True, help="Ask llama.cpp's llama-fit-params as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @verbose_option
@@ -94,15 +109,18 @@ def command(
     """
     if model is not None and model.startswith("-"):  # all of it stood behind --
         server_args, model = (model, *server_args), None
+    host_bandwidth, build = values.pop("host_bandwidth"), values.pop("build")
     settings = parse_server_flags([*flag_words(values), *server_args])
     reference = model or settings.model
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
-    name, shape = _shape(reference, as_server=model is None)
+    llama = _build(build)
+    name, shape = _shape(reference, llama, as_server=model is None)
     if settings.draft_model is not None:
-        shape = replace(shape, draft=_shape(settings.draft_model, as_server=True)[1])
+        shape = replace(shape, draft=_shape(settings.draft_model, llama, as_server=True)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
-    report = make_report(name, shape, settings, _devices(device), measured=lines)
+    bandwidth = None if host_bandwidth is None else host_bandwidth * GB
+    report = make_report(name, shape, settings, _devices(device), measured=lines, host_bandwidth=bandwidth)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:

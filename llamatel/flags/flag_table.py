@@ -70,20 +70,20 @@ _TABLE = """
     -lm --load-mode | 1 | LOAD_MODE | | not counted
     -lzm --lazy-mode | 1 | LAZY_MODE | | not counted
     --numa | 1 | NUMA
-    -dev --device | 1 | DEVICE | devices names | not counted
+    -dev --device | 1 | DEVICE | devices names | plan
     --list-devices | 0
-    -ot --override-tensor | 1 | OVERRIDE_TENSOR | tensor_overrides overrides | not counted
-    -cmoe --cpu-moe | 0 | CPU_MOE | tensor_overrides cpu-moe | not counted
-    -ncmoe --n-cpu-moe | 1 | N_CPU_MOE | tensor_overrides n-cpu-moe | not counted
-    --moe-cache-mib | 1 | MOE_CACHE_MIB | moe_cache_mib int | not counted
-    -ncffn --n-cpu-ffn | 1 | N_CPU_FFN | tensor_overrides n-cpu-ffn | not counted
+    -ot --override-tensor | 1 | OVERRIDE_TENSOR | tensor_overrides overrides | plan
+    -cmoe --cpu-moe | 0 | CPU_MOE | tensor_overrides cpu-moe | plan
+    -ncmoe --n-cpu-moe | 1 | N_CPU_MOE | tensor_overrides n-cpu-moe | plan
+    --moe-cache-mib | 1 | MOE_CACHE_MIB | moe_cache_mib int | plan
+    -ncffn --n-cpu-ffn | 1 | N_CPU_FFN | tensor_overrides n-cpu-ffn | plan
     -ngl --gpu-layers --n-gpu-layers | 1 | N_GPU_LAYERS | gpu_layers layers | plan
     -sm --split-mode | 1 | SPLIT_MODE | split_mode split-mode | plan
     -ts --tensor-split | 1 | TENSOR_SPLIT | tensor_split shares | plan
     -mg --main-gpu | 1 | MAIN_GPU | main_gpu int | plan
     -fit --fit | 1 | FIT | fit on/off | plan
-    -fitt --fit-target | 1 | FIT_TARGET | fit_target_mib mibs | not counted
-    -fitc --fit-ctx | 1 | FIT_CTX | fit_ctx int | not counted
+    -fitt --fit-target | 1 | FIT_TARGET | fit_target_mib mibs | plan
+    -fitc --fit-ctx | 1 | FIT_CTX | fit_ctx int | plan
     --check-tensors | 0
     --override-kv | 1 | | | not counted
     --op-offload / --no-op-offload | 0
@@ -155,12 +155,12 @@ _TABLE = """
     --spec-draft-cpu-strict-batch --cpu-strict-batch-draft | 1
     --spec-draft-prio-batch --prio-batch-draft | 1
     --spec-draft-poll-batch --poll-batch-draft | 1
-    --spec-draft-override-tensor -otd --override-tensor-draft | 1 | | draft_tensor_overrides overrides | not counted
-    --spec-draft-cpu-moe -cmoed --cpu-moe-draft | 0 | SPEC_DRAFT_CPU_MOE | draft_tensor_overrides cpu-moe | not counted
-    --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft | 1 | SPEC_DRAFT_N_CPU_MOE | draft_tensor_overrides n-cpu-moe | not counted
+    --spec-draft-override-tensor -otd --override-tensor-draft | 1 | | draft_tensor_overrides overrides | plan
+    --spec-draft-cpu-moe -cmoed --cpu-moe-draft | 0 | SPEC_DRAFT_CPU_MOE | draft_tensor_overrides cpu-moe | plan
+    --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft | 1 | SPEC_DRAFT_N_CPU_MOE | draft_tensor_overrides n-cpu-moe | plan
     --spec-draft-n-max | 1 | SPEC_DRAFT_N_MAX | draft_max int | plan
     --spec-draft-n-min | 1 | SPEC_DRAFT_N_MIN
-    --spec-draft-n-ubatch | 1 | SPEC_DRAFT_N_UBATCH | draft_ubatch_size int | not counted
+    --spec-draft-n-ubatch | 1 | SPEC_DRAFT_N_UBATCH | draft_ubatch_size int | plan
     --spec-synth-len | 1 | SPEC_SYNTH_LEN
     --spec-synth-rates | 1 | SPEC_SYNTH_RATES
     --spec-draft-p-split --draft-p-split | 1 | SPEC_DRAFT_P_SPLIT

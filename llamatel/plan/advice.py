@@ -10,13 +10,39 @@ from llamatel.flags.parse import describe
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.cache_plan import CachePlan
 from llamatel.plan.devices import Device
-from llamatel.plan.memory_plan import MemoryPlan, balanced, largest_context, memory_plan
+from llamatel.plan.expert_search import ExpertOffload
+from llamatel.plan.memory_plan import MemoryPlan, balanced, largest_context, memory_plan, uncounted
 from llamatel.plan.model_shape import ModelShape
 
 
 def devices_in_words(devices: Sequence[Device]) -> str:
     """``2 x Tesla T4``."""
     return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in Counter(d.name for d in devices).items())
+
+
+def _best(found: Sequence[ExpertOffload], number: int = 4) -> list[ExpertOffload]:
+    """Of each cache type the longest contexts; a shorter one only if it needs fewer blocks on the host."""
+    best: list[ExpertOffload] = []
+    for each in sorted(found, key=lambda way: (way.settings.cache_type_k != "f16", -(way.settings.ctx_size or 0))):
+        same = [other for other in best if other.settings.cache_type_k == each.settings.cache_type_k]
+        if not same or each.blocks < same[-1].blocks:
+            best.append(each)
+    return sorted(best, key=lambda way: way.blocks)[:number]
+
+
+def _offload(found: ExpertOffload, blocks: int) -> str:
+    text = f"fits with the experts of {found.blocks} of {blocks} blocks in host memory: {found.command_line}"
+    if found.ceiling is not None:
+        return f"{text} (at most {found.ceiling:.3g} tokens/s)"
+    host = next((part for part in found.reads if part.name == "host"), None)
+    on_devices = [part.seconds for part in found.reads if part.name != "host"]
+    if host is None or None in on_devices:
+        return text
+    devices_ms = 1e3 * sum(each for each in on_devices if each is not None)
+    return (
+        f"{text} (a token takes the GPU {devices_ms:.2g} ms at least, and reads {host.n_bytes / 1e9:.2g} GB in host "
+        "memory: --host-bandwidth GB/S for tokens a second)"
+    )
 
 
 def _flags(settings: ServerSettings, gpu_layers: int, context: int) -> str:
@@ -35,36 +61,56 @@ class Facts:
     memory: MemoryPlan
     longest: int | None
     """The largest context that fits on the devices."""
+    experts: tuple[ExpertOffload, ...] = ()
+    """Ways to fit with experts on the host."""
 
 
 def advise(facts: Facts) -> Iterator[str]:
     """Lines, the answer first."""
-    shape, settings, devices = facts.shape, facts.settings, facts.devices
-    cache, memory, longest = facts.cache, facts.memory, facts.longest
+    shape, settings, cache = facts.shape, facts.settings, facts.cache
     if cache.refused is not None:
         yield f"llama-server does not start with these settings: {cache.refused}"
         if shape.needs_target:
             yield "this model only drafts for another: -m MODEL -md THIS_ONE"
         return
+    if facts.memory.refused is not None:
+        yield f"llama-server does not load the model: {facts.memory.refused}"
+        return
     if shape.aborts is not None:
         yield f"llama-server takes this memory and then aborts: {shape.aborts}"
     if shape.draft is not None and not (settings.spec_types or shape.draft.drafts_as):
-        yield "llama-server loads the draft model but drafts with it only if told to: --spec-type draft-simple"
-    if cache.cells is None or not devices or shape.weights is None:
-        return
-    where, context = devices_in_words(devices), cache.cells.context
-    if memory.fits and memory.offloaded:
-        yield f"fits on {where}: {_flags(settings, memory.total_layers, context)}"
-        if longest is not None and longest > context:
-            yield f"the context can grow to {longest} tokens"
-        return
+        yield "llama-server loads the draft model, and drafts with it only with --spec-type draft-simple"
+    if cache.cells is not None and facts.devices and shape.weights is not None:
+        yield from _fit(facts, cache.cells.context)
+
+
+def _fit(facts: Facts, context: int) -> Iterator[str]:
+    settings, memory = facts.settings, facts.memory
+    where, left_out = devices_in_words(facts.devices), uncounted(settings)
+    if memory.fits is None and left_out:
+        yield f"whether it fits on {where} is unknown: the plan does not count what {', '.join(left_out)} changes"
+    elif memory.fits and (memory.offloaded or settings.tensor_overrides):
+        layers = memory.total_layers if memory.offloaded else memory.gpu_layers
+        yield f"fits on {where}: {_flags(settings, layers, context)}"
+        if facts.longest is not None and facts.longest > context:
+            yield f"the context can grow to {facts.longest} tokens"
+    else:
+        yield from _smaller(facts, where, context)
+
+
+def _smaller(facts: Facts, where: str, context: int) -> Iterator[str]:
+    """What helps where it does not fit."""
+    shape, settings, memory, devices = facts.shape, facts.settings, facts.memory, facts.devices
     better = balanced(shape, settings, devices)
     if better is not settings:
         found = memory_plan(shape, replace(better, gpu_layers=memory.total_layers), devices)
         if found.fits:
             yield f"fits on {where} with the layers shared out evenly: {_flags(better, memory.total_layers, context)}"
             return
-    yield f"does not fit on {where} with -c {context}"
+    yield f"does not fit as a whole on {where} with -c {context}"
+    if facts.experts:
+        yield from (_offload(found, len(shape.layers)) for found in _best(facts.experts))
+        return
     for kind in (settings.cache_type_k, "q8_0", "q4_0"):
         smaller = replace(better, cache_type_k=kind, cache_type_v=kind, flash_attn="auto")
         possible = largest_context(shape, smaller, devices)

@@ -164,7 +164,10 @@ def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:
         kv_unified_per_slot=None,
         cache_type_k=settings.draft_cache_type_k,
         cache_type_v=settings.draft_cache_type_v,
+        ubatch_size=settings.draft_ubatch_size or settings.ubatch_size,
         gpu_layers=layers,
+        tensor_overrides=settings.draft_tensor_overrides,
+        moe_cache_mib=0,
         spec_types=(),
     )
 

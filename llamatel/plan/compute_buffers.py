@@ -56,3 +56,16 @@ def compute_bytes(shape: ModelShape, cells: Cells, *, flash: bool) -> int | None
     heads, queries, keys = _widest(attending)
     scores = 4 * cells.ubatch * (heads * longest + 3 * embedding + 2 * queries + 2 * keys)
     return max(activations, scores) + 4 * mask
+
+
+_COPIES = 4
+"""GGML_SCHED_MAX_COPIES."""
+
+
+def pipeline_bytes(shape: ModelShape, cells: Cells) -> int:
+    """What each of several devices holds more, so that they work on different batches at the same time.
+
+    Copies of the attention mask (f16) and of the activations that come from the device before it.
+    """
+    mask = 2 * cells.ubatch * cells.per_stream if any(layer.attends for layer in shape.trunk) else 0
+    return (_COPIES - 1) * mask + _COPIES * 4 * cells.ubatch * (shape.embedding_length or 0)

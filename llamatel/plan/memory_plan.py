@@ -1,4 +1,4 @@
-"""Where a model's weights and caches come to lie, and whether they fit: what is exact, exact; the rest labelled."""
+"""Which device holds a model's weights and caches, and whether they fit; compute buffers are estimates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from llamatel.flags.server_settings import Cells, ServerSettings, resolve
+from llamatel.flags.tensor_override import HOST
 from llamatel.plan.cache_plan import CachePlan, cache_plan, draft_settings
-from llamatel.plan.compute_buffers import compute_bytes
+from llamatel.plan.compute_buffers import compute_bytes, pipeline_bytes
 from llamatel.plan.devices import Device
 from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.tensor_placement import Placed, device_index, place_weights
 
 MIB = 1 << 20
 
@@ -27,13 +29,17 @@ class DeviceUse:
     weights_bytes: int
     cache_bytes: int
     compute_estimate: int | None
+    read_bytes: float = 0.0
+    """Weights that one token reads here."""
+    expert_cache_bytes: int = 0
+    """Room for experts that the host keeps (``--moe-cache-mib``)."""
     draft: DeviceUse | None = None
     """What a second model, which drafts, takes here."""
 
     @property
     def needed(self) -> int:
         """Of the memory that llama.cpp can have."""
-        own = self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0)
+        own = self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0) + self.expert_cache_bytes
         return own + (self.draft.needed if self.draft is not None else 0)
 
     @property
@@ -53,6 +59,9 @@ class MemoryPlan:
     per_device: tuple[DeviceUse, ...]
     tensor_split: tuple[float, ...]
     fits: bool | None
+    """None where it is not known, also because a flag is not counted."""
+    refused: str | None = None
+    """llama-server's reason for not loading with these devices."""
 
     @property
     def offloaded(self) -> bool:
@@ -60,8 +69,32 @@ class MemoryPlan:
         return self.gpu_layers >= self.total_layers
 
 
+def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[tuple[Device, ...], str | None]:
+    """The devices that ``-dev``, ``-sm none`` and ``-mg`` leave, and llama-server's reason if it refuses them."""
+    chosen = tuple(devices)
+    if settings.devices == ("none",):
+        return (), None
+    if settings.devices:
+        found = []
+        for name in settings.devices:
+            try:
+                index = device_index(name, len(devices))
+            except ValueError:
+                index = None
+            if index is None:
+                return chosen, f"invalid device: {name}"
+            found.append(devices[index])
+        chosen = tuple(found)
+    if settings.split_mode == "none" and chosen:
+        if settings.main_gpu < 0:
+            return (), None
+        if settings.main_gpu >= len(chosen):
+            return chosen, f"invalid value for main_gpu: {settings.main_gpu} (available devices: {len(chosen)})"
+    return chosen, None
+
+
 def _shares(settings: ServerSettings, devices: Sequence[Device]) -> tuple[float, ...]:
-    """``-ts``, or what llama.cpp takes without: free memory (src/llama-model.cpp:1560)."""
+    """``-ts``, or without it what llama.cpp uses: free memory (src/llama-model.cpp:1560)."""
     given = settings.tensor_split[: len(devices)]
     if any(given):
         return (*given, *(0.0 for _ in range(len(devices) - len(given))))
@@ -69,7 +102,7 @@ def _shares(settings: ServerSettings, devices: Sequence[Device]) -> tuple[float,
 
 
 def _owners(layers: int, gpu_layers: int, shares: Sequence[float], settings: ServerSettings) -> list[int | None]:
-    """The device of each block and of the output behind them; None is the host (src/llama-model.cpp:1589)."""
+    """The device of each block and, last, of the output; None is the host (src/llama-model.cpp:1589)."""
     start, active = max(layers + 1 - gpu_layers, 0), min(gpu_layers, layers + 1)
     if not shares or not active:
         return [None] * (layers + 1)
@@ -108,9 +141,14 @@ def place(
         known = known and draft.weights is not None and all(use.compute_estimate is not None for use in beside)
     host, per_device = uses[0], tuple(uses[1:])
     fits: bool | None = None
-    if known and devices and all(use.compute_estimate is not None for use in uses):
+    if known and devices and not uncounted(settings) and all(use.compute_estimate is not None for use in uses):
         fits = all(each.free is not None and each.free >= 0 for each in per_device)
     return MemoryPlan(min(gpu_layers, layers + 1), layers + 1, host, per_device, settings.tensor_split, fits)
+
+
+def uncounted(settings: ServerSettings) -> tuple[str, ...]:
+    """Flags that leave open what is allocated where."""
+    return (*settings.not_counted, *settings.not_understood)
 
 
 def _uses(
@@ -120,27 +158,56 @@ def _uses(
     cells: Cells | None,
     devices: Sequence[Device],
 ) -> list[DeviceUse]:
-    """What the host takes of one model, then each device, with the settings' layers on devices."""
+    """What one model needs on the host, then on each device, with the settings' layers on devices."""
     layers = len(shape.layers)
-    owners = _owners(layers, settings.gpu_layers or 0, _shares(settings, devices), settings)
+    shares = _shares(settings, devices)
+    owners = _owners(layers, settings.gpu_layers or 0, shares, settings)
     weights = shape.weights
-    by_layer = [*weights.layer_bytes, weights.output_bytes] if weights else [0] * (layers + 1)
+    placed = Placed()
+    if weights is not None:
+        placed = place_weights(weights, owners, settings.tensor_overrides, len(devices))
+        placed.add(None, weights.input_bytes, 0.0)
+        if owners[-1] is None:
+            placed.add(None, -weights.tied_bytes, 0.0)  # one tensor, used twice
     flash = shape.flash_attention and settings.flash_attn != "off"
     compute = compute_bytes(shape, cells, flash=flash) if cells else None
+    if compute is not None and cells is not None and _pipelined(settings, owners):
+        compute += pipeline_bytes(shape, cells)
+    experts = (
+        settings.moe_cache_mib * MIB if any(override.buffer == HOST for override in settings.tensor_overrides) else 0
+    )
 
     def use(index: int | None, device: Device | None) -> DeviceUse:
         mine = [layer for layer, owner in enumerate(owners) if owner == index]
         in_blocks = [layer for layer in mine if layer < layers]
         holds_cache = in_blocks if settings.kv_offload else (range(layers) if index is None else ())
-        weigh = sum(by_layer[layer] for layer in mine)
-        if index is None and weights is not None:
-            weigh += weights.input_bytes
-            if layers in mine:
-                weigh -= weights.tied_bytes  # one tensor, used twice
         busy = bool(mine) or (index is None and not devices)
-        return DeviceUse(device, len(in_blocks), weigh, sum(cached[i] for i in holds_cache), compute if busy else 0)
+        return DeviceUse(
+            device,
+            len(in_blocks),
+            placed.stored.get(index, 0),
+            sum(cached[i] for i in holds_cache),
+            _with_copies(compute, placed.largest_away.get(index, 0)) if busy else 0,
+            placed.read.get(index, 0.0),
+            0 if index is None else round(experts * shares[index] / sum(shares)),
+        )
 
     return [use(None, None), *(use(index, device) for index, device in enumerate(devices))]
+
+
+def _with_copies(compute: int | None, largest: int) -> int | None:
+    """Compute buffer of a device that computes large batches with weights of the host: one tensor at a time is there.
+
+    Seen on an H100: then the other contents are smaller by a fifth.
+    """
+    return None if compute is None else max(compute, round(0.8 * compute) + largest) if largest else compute
+
+
+def _pipelined(settings: ServerSettings, owners: Sequence[int | None]) -> bool:
+    """Whether devices work on several batches at a time, with copies of what goes in (src/llama-context.cpp:432)."""
+    spread = None not in owners and len(set(owners)) > 1
+    plain = settings.split_mode == "layer" and settings.kv_offload and not settings.tensor_overrides
+    return spread and plain and not settings.rpc_servers
 
 
 def memory_plan(
@@ -148,6 +215,19 @@ def memory_plan(
 ) -> MemoryPlan:
     """The placement for the settings; without ``-ngl`` the most layers that fit."""
     cache = cache_plan(shape, settings) if cache is None else cache
+    chosen, refused = used_devices(settings, devices)
+    try:
+        plan = _placed(shape, settings, cache, chosen)
+    except ValueError as error:
+        refused = "unknown buffer type" if refused is None else refused
+        plan = _placed(shape, replace(settings, tensor_overrides=()), cache, chosen)
+        del error
+    if refused is None:
+        return plan
+    return replace(plan, refused=refused, fits=None)
+
+
+def _placed(shape: ModelShape, settings: ServerSettings, cache: CachePlan, devices: Sequence[Device]) -> MemoryPlan:
     everything = len(shape.layers) + 1
     if settings.gpu_layers is not None or not devices:
         return place(shape, settings, cache, devices, min(settings.gpu_layers or 0, everything))
@@ -240,21 +320,42 @@ def host_growth(settings: ServerSettings, cache: CachePlan) -> HostGrowth:
     return HostGrowth(prompt, size, settings.ctx_checkpoints * slots if size else 0)
 
 
-def ceiling(shape: ModelShape, cache: CachePlan, plan: MemoryPlan) -> float | None:
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What one token of a sequence that fills the context reads in one part of the machine."""
+
+    name: str
+    n_bytes: float
+    bandwidth: float | None
+    """Bytes a second; None where that is unknown."""
+
+    @property
+    def seconds(self) -> float | None:
+        """The least time that it takes."""
+        return self.n_bytes / self.bandwidth if self.bandwidth else None
+
+
+def reads(cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> tuple[Reads, ...]:
+    """Weights, keys, values and states that one token reads, by device, and on the host where it reads there."""
+    streams = cache.cells.slots if cache.cells and cache.cells.streams > 1 else 1
+    parts = [
+        Reads(each.device.name, each.read_bytes + each.cache_bytes / streams, each.device.bandwidth)
+        for each in plan.per_device
+        if each.device is not None
+    ]
+    on_host = plan.host.read_bytes + plan.host.cache_bytes / streams
+    return (*parts, Reads("host", on_host, host_bandwidth)) if on_host else tuple(parts)
+
+
+def ceiling(shape: ModelShape, cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> float | None:
     """The most tokens a second that memory bandwidth allows one sequence that fills the context.
 
-    Every token reads the weights it uses and the keys, values and states of its sequence. None where part of the model
-    lies on the host, whose bandwidth is not known, or where a device's is not.
+    Every token reads the weights it uses and the keys, values and states of its sequence, in one part of the machine
+    after another. None where a bandwidth is not known.
     """
     weights = shape.weights
-    if weights is None or not weights.n_bytes or not plan.offloaded or not plan.per_device:
+    if weights is None or not weights.n_bytes or not plan.per_device:
         return None
-    stored = weights.n_bytes - weights.input_bytes + weights.tied_bytes
-    active = weights.active_bytes / stored if stored else 1.0
-    streams = cache.cells.slots if cache.cells and cache.cells.streams > 1 else 1
-    seconds = 0.0
-    for each in plan.per_device:
-        if each.device is None or not each.device.bandwidth:
-            return None
-        seconds += (each.weights_bytes * active + each.cache_bytes / streams) / each.device.bandwidth
-    return 1 / seconds if seconds else None
+    seconds = [part.seconds for part in reads(cache, plan, host_bandwidth) if part.n_bytes]
+    known = [each for each in seconds if each is not None]
+    return 1 / sum(known) if known and len(known) == len(seconds) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llamatel.plan.llama_build import LlamaBuild
@@ -87,6 +87,10 @@ class Weights:
     """What computes logits; a copy of the input embeddings where the file has none of its own."""
     tied_bytes: int = 0
     """Those input embeddings that ``output_bytes`` counts again."""
+    tensors: tuple[tuple[str, int], ...] = field(default=(), repr=False)
+    """Names and bytes of all tensors but the input embeddings; () where only sums are known."""
+    expert_share: float = 1.0
+    """Of the experts' bytes, those that one token reads."""
 
     @property
     def bits_per_weight(self) -> float | None:

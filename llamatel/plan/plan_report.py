@@ -13,16 +13,19 @@ from llamatel.plan.attention_kind import attention_summary
 from llamatel.plan.cache_plan import CachePlan, cache_plan
 from llamatel.plan.compute_buffers import COMPUTE_ERROR
 from llamatel.plan.devices import Device
+from llamatel.plan.expert_search import ExpertOffload, search
 from llamatel.plan.fit_params import Measured
 from llamatel.plan.memory_plan import (
     DeviceUse,
     HostGrowth,
     MemoryPlan,
+    Reads,
     ceiling,
     host_growth,
     largest_context,
     memory_plan,
     most_slots,
+    reads,
 )
 from llamatel.plan.model_shape import ModelShape
 
@@ -47,6 +50,10 @@ class PlanReport:
     table: tuple[tuple[int, tuple[CachePlan, ...]], ...]
     """By context: the caches with each of ``TABLE_TYPES`` for K and V."""
     advice: tuple[str, ...]
+    reads: tuple[Reads, ...] = ()
+    """What a token reads in each part of the machine."""
+    expert_offload: tuple[ExpertOffload, ...] = ()
+    """Ways to fit a model with experts that does not fit as a whole."""
     measured: tuple[Measured, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,7 +93,7 @@ class PlanReport:
                     for part in cache.parts
                 ],
             },
-            "refused": cache.refused,
+            "refused": cache.refused or self.memory.refused,
             "weights_bytes": weights.n_bytes if weights else None,
             "weights_unknown": self.shape.weights_unknown,
             "draft_model": None if self.shape.draft is None else _draft(self.shape.draft),
@@ -103,6 +110,21 @@ class PlanReport:
             "largest_context": self.largest_context,
             "most_slots": self.most_slots,
             "ceiling_tokens_per_second": self.ceiling,
+            "reads_per_token": [_reads(part) for part in self.reads],
+            "expert_offload": [
+                {
+                    "blocks_on_host": found.blocks,
+                    "context": found.settings.ctx_size,
+                    "cache_type_k": found.settings.cache_type_k,
+                    "cache_type_v": found.settings.cache_type_v,
+                    "command_line": found.command_line,
+                    "per_device": [_use(use) for use in found.memory.per_device],
+                    "host_weights_bytes": found.memory.host.weights_bytes,
+                    "reads_per_token": [_reads(part) for part in found.reads],
+                    "ceiling_tokens_per_second": found.ceiling,
+                }
+                for found in self.expert_offload
+            ],
             "contexts": [
                 {"context": context, **{name: _size(plan) for name, plan in zip(TABLE_TYPES, plans, strict=True)}}
                 for context, plans in self.table
@@ -115,6 +137,15 @@ class PlanReport:
 
 def _size(plan: CachePlan) -> int | None:
     return None if plan.refused is not None or plan.cells is None else plan.total_bytes
+
+
+def _reads(part: Reads) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "bytes": round(part.n_bytes),
+        "bandwidth_bytes_per_second": part.bandwidth,
+        "seconds": part.seconds,
+    }
 
 
 def _draft(draft: ModelShape) -> dict[str, Any]:
@@ -135,6 +166,7 @@ def _use(use: DeviceUse) -> dict[str, Any]:
         "peak_flops_per_second": device.peak_flops if device else None,
         "source": device.source if device else None,
         **_shares(use),
+        "expert_cache_bytes": use.expert_cache_bytes,
         "reserved_bytes_estimate": device.reserved if device else None,
         "free_bytes_estimate": use.free,
     }
@@ -164,8 +196,9 @@ def make_report(
     devices: Sequence[Device] = (),
     *,
     measured: Sequence[Measured] | None = None,
+    host_bandwidth: float | None = None,
 ) -> PlanReport:
-    """Work everything out."""
+    """Work everything out. ``host_bandwidth`` is that of host memory, in bytes a second."""
     cache = cache_plan(shape, settings)
     memory = memory_plan(shape, settings, devices, cache)
     table = []
@@ -175,6 +208,8 @@ def make_report(
     each = cache.cells.per_stream if cache.cells else 0
     searchable = bool(devices) and cache.refused is None and cache.cells is not None
     longest = largest_context(shape, settings, devices) if searchable else None
+    whole = memory.fits and memory.offloaded
+    experts = () if whole or not searchable else tuple(search(shape, settings, devices, host_bandwidth))
     return PlanReport(
         name,
         shape,
@@ -183,11 +218,13 @@ def make_report(
         cache,
         memory,
         host_growth(settings, cache),
-        ceiling(shape, cache, memory),
+        ceiling(shape, cache, memory, host_bandwidth),
         longest,
         most_slots(shape, settings, devices, each) if searchable else None,
         tuple(table),
-        tuple(advise(Facts(shape, settings, tuple(devices), cache, memory, longest))),
+        tuple(advise(Facts(shape, settings, tuple(devices), cache, memory, longest, experts))),
+        reads(cache, memory, host_bandwidth),
+        experts,
         None if measured is None else tuple(measured),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from llamatel.errors import UsageError
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.devices import Device, parse_devices
-from llamatel.plan.memory_plan import balanced, largest_context, memory_plan
+from llamatel.plan.memory_plan import balanced, largest_context, memory_plan, uncounted
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.plan_report import make_report
 
@@ -53,6 +53,9 @@ def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings) 
     devices = tuple(parse_devices(preset.devices))
     if shape.weights is None or shape.context_length is None:
         raise UsageError(f"--preset {preset.name}: {name} does not say how large it is, so nothing can be planned")
+    if uncounted(given):  # what it needs is unknown, so nothing is refused
+        whole = given if "gpu_layers" in given.given else replace(given, gpu_layers=len(shape.layers) + 1)
+        return Chosen(whole, 0, devices)
     wanted = given.ctx_size or shape.context_length
     found: list[Chosen] = []
     for settings in _variants(given):

@@ -34,6 +34,12 @@ class Tensor(Protocol):
         """None for a type that is not known."""
 
 
+def block_of(name: str) -> int | None:
+    """The block that a tensor belongs to; None for one outside of the blocks."""
+    found = _BLOCK.match(name)
+    return None if found is None else int(found[1])
+
+
 def part_of(name: str) -> str:
     """embeddings, output, experts, feed-forward, attention, recurrent or other."""
     if name.startswith(_INPUT):
@@ -74,11 +80,11 @@ def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_u
                 active_bytes += size
         else:
             active_bytes += size * used
-            block = _BLOCK.match(tensor.name)
+            block = block_of(tensor.name)
             if block is None:
                 output_bytes += size
-            elif int(block[1]) < layers:
-                by_layer[int(block[1])] += size
+            elif block < layers:
+                by_layer[block] += size
     return Weights(
         n_bytes=sum(sizes.values()),
         parameters=sum(parameters.values()),
@@ -89,4 +95,6 @@ def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_u
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         tied_bytes=tied_bytes,
+        tensors=tuple((each.name, each.n_bytes or 0) for each in tensors if not each.name.startswith(_INPUT)),
+        expert_share=share,
     )

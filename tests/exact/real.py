@@ -6,6 +6,7 @@ asked for (``discover``), kept in ``real_tensors.txt``; nothing ever reads the w
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -96,17 +97,30 @@ REAL: tuple[TinyModel, ...] = tuple(
 )
 
 
-def write_sparse(path: Path, model: TinyModel, tensors: Mapping[str, Shape]) -> Path:
-    """Write the header, with few tokens; the weights, 16-bit floats where they are matrices, are a hole behind it."""
+def _quantised(name: str, shape: Shape) -> gguf.GGMLQuantizationType:
+    """Types as in a Q4_K_M file."""
+    kinds = gguf.GGMLQuantizationType
+    if len(shape) < 2 or "ffn_gate_inp" in name or any(word in name for word in ("norm", "sinks", "bias")):
+        return kinds.F32
+    if shape[0] % 256 == 0:
+        return kinds.Q6_K if name == "output.weight" else kinds.Q4_K
+    return kinds.Q8_0 if shape[0] % 32 == 0 and shape[0] > 64 else kinds.F32
+
+
+def _half(_name: str, shape: Shape) -> gguf.GGMLQuantizationType:
+    """16-bit floats for matrices."""
+    return gguf.GGMLQuantizationType.F16 if len(shape) > 1 and shape[0] > 4 else gguf.GGMLQuantizationType.F32
+
+
+def write_sparse(path: Path, model: TinyModel, tensors: Mapping[str, Shape], *, quantised: bool = False) -> Path:
+    """Write the header, with few tokens; the weights, 16-bit floats or quantised, are a hole behind it."""
     writer = gguf.GGUFWriter(path, model.architecture)
     write_head(writer, model)
     end = 0
     for name, shape in tensors.items():
-        kind = gguf.GGMLQuantizationType.F16 if len(shape) > 1 and shape[0] > 4 else gguf.GGMLQuantizationType.F32
+        kind = (_quantised if quantised else _half)(name, shape)
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        n_bytes = size // block
-        for length in shape:
-            n_bytes *= length
+        n_bytes = size * math.prod(shape) // block
         writer.add_tensor_info(name, shape[::-1], np.dtype(np.float16), n_bytes, raw_dtype=kind)
         end += n_bytes + -n_bytes % 32
     writer.write_header_to_file()

@@ -31,8 +31,9 @@ def plan_text(report: PlanReport, glyphs: Glyphs = UNICODE) -> Text:
     text = Text(printable(report.name), "bold")
     page = Page(glyphs, [])
     _settings(page, report)
-    if report.cache.refused is not None:
-        page.row("refused", f"llama-server does not start: {report.cache.refused}")
+    refused = report.cache.refused or report.memory.refused
+    if refused is not None:
+        page.row("refused", f"llama-server does not start: {refused}")
         for line in report.advice[1:]:
             page.row("", line)
     else:
@@ -72,7 +73,7 @@ def _settings(page: Page, report: PlanReport) -> None:
         page.row("context", f"{cells.context:,} tokens, {slots}")
         if (trained := report.shape.context_length) is not None and cells.per_stream > padded(trained):
             page.row("", f"a slot uses {trained:,} at most: the model was trained on no more")
-    for line in report.advice if report.cache.refused is None else ():
+    for line in report.advice if (report.cache.refused or report.memory.refused) is None else ():
         page.row("answer" if line == report.advice[0] else "", line)
 
 
@@ -145,11 +146,23 @@ def _memory(page: Page, report: PlanReport) -> None:
         grows.append(f"{growth.checkpoints} checkpoints of up to {size(growth.checkpoint_bytes)} each (-ctxcp)")
     if grows:
         page.row("host may grow", ", ".join(grows))
+    _ceiling(page, report)
+
+
+def _ceiling(page: Page, report: PlanReport) -> None:
+    """The most tokens a second, and what each part of the machine contributes where there are several."""
     if report.ceiling is not None:
         where = devices_in_words(report.devices)
         page.row(
             "ceiling", f"{rate(report.ceiling)} tokens/s for one request with a full context, by {where}'s bandwidth"
         )
+    parts = [part for part in report.reads if part.n_bytes]
+    if len(parts) < 2:
+        return
+    for part in parts:
+        took = page.glyphs.unknown if part.seconds is None else f"{1e3 * part.seconds:.3g} ms"
+        speed = "bandwidth unknown" if part.bandwidth is None else f"{part.bandwidth / 1e9:,.0f} GB/s"
+        page.row("", f"{printable(part.name, 24)}: {size(round(part.n_bytes))} a token, {speed}: {took}")
 
 
 def _beside(draft: DeviceUse, report: PlanReport) -> tuple[str, ...]:

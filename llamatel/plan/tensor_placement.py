@@ -1,0 +1,83 @@
+"""Which device holds each tensor: the one of its layer, unless an override (``-ot``, ``-ncmoe``, ...) names another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from llamatel.flags.tensor_override import HOST, TensorOverride
+from llamatel.plan.model_shape import Weights
+from llamatel.plan.weights import block_of, part_of
+
+
+@dataclass(slots=True)
+class Placed:
+    """Bytes on the host (None) and on each device, by its index."""
+
+    stored: dict[int | None, int] = field(default_factory=dict)
+    read: dict[int | None, float] = field(default_factory=dict)
+    """Of them, those that one token reads."""
+    largest_away: dict[int | None, int] = field(default_factory=dict)
+    """By device: the largest tensor of its layers that the host keeps, which is copied there for large batches."""
+
+    def add(self, device: int | None, stored: int, read: float) -> None:
+        """Put bytes there."""
+        self.stored[device] = self.stored.get(device, 0) + stored
+        self.read[device] = self.read.get(device, 0.0) + read
+
+
+def device_index(buffer: str, devices: int) -> int | None:
+    """The device of llama.cpp's buffer type (``CUDA1``); None for host memory. Raises ValueError for one not there."""
+    if buffer == HOST:
+        return None
+    found = re.fullmatch(r"[A-Za-z]+(\d{1,3})", buffer)
+    if found is None or int(found[1]) >= devices:
+        raise ValueError(buffer)
+    return int(found[1])
+
+
+def place_weights(
+    weights: Weights, owners: Sequence[int | None], overrides: Sequence[TensorOverride], devices: int
+) -> Placed:
+    """The weights but for the input embeddings. ``owners`` are the devices of the blocks and, last, of the output.
+
+    Raises ValueError for an override that names a device which is not there.
+    """
+    placed = Placed()
+    blocks = len(owners) - 1
+    if not weights.tensors:  # only sums are known
+        stored = weights.n_bytes - weights.input_bytes + weights.tied_bytes
+        share = weights.active_bytes / stored if stored else 1.0
+        for owner, size in zip(owners, (*weights.layer_bytes, weights.output_bytes), strict=True):
+            placed.add(owner, size, size * share)
+        return placed
+    targets = {override: device_index(override.buffer, devices) for override in overrides}
+    for block, override, size, read, largest in _grouped(weights.tensors, tuple(overrides), weights.expert_share):
+        if block is None or block < blocks:
+            owner = owners[-1 if block is None else block]
+            device = owner if override is None else targets[override]
+            placed.add(device, size, read)
+            if device is None and (owner is not None or block is not None):
+                # Of a layer on the host, the batch goes to the first device.
+                at = owner if owner is not None else 0
+                placed.largest_away[at] = max(placed.largest_away.get(at, 0), largest)
+    if weights.tied_bytes:
+        placed.add(owners[-1], weights.tied_bytes, weights.tied_bytes)
+    return placed
+
+
+@lru_cache(16)
+def _grouped(
+    tensors: tuple[tuple[str, int], ...], overrides: tuple[TensorOverride, ...], expert_share: float
+) -> tuple[tuple[int | None, TensorOverride | None, int, float, int], ...]:
+    """Bytes, those that one token reads, and the largest tensor, by block and by the override that is about them."""
+    sums: dict[tuple[int | None, TensorOverride | None], list[float]] = {}
+    for name, size in tensors:
+        override = next((each for each in overrides if each.matches(name)), None)
+        group = sums.setdefault((block_of(name), override), [0, 0.0, 0])
+        group[0] += size
+        group[1] += size * (expert_share if part_of(name) == "experts" else 1.0)
+        group[2] = max(group[2], size)
+    return tuple((block, override, int(s), read, int(most)) for (block, override), (s, read, most) in sums.items())

@@ -1,0 +1,251 @@
+"""What lies where: tensor overrides, devices and splits, against buffers that llama.cpp reported on H100 GPUs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamatel.cli.main import main
+from llamatel.flags.parse import parse_server_flags
+from llamatel.gguf import parse_gguf_header
+from llamatel.plan import ModelShape, shape_from_gguf
+from llamatel.plan.devices import Device, parse_devices
+from llamatel.plan.expert_search import search
+from llamatel.plan.llama_build import parse_build
+from llamatel.plan.memory_plan import DeviceUse, memory_plan
+from llamatel.plan.plan_report import make_report
+from llamatel.plan.presets import PRESETS, choose
+from tests.exact.real import REAL, TABLE, write_sparse
+from tests.exact.writer import read_table
+from tests.parts import Child, accepts, free_port, wait_until
+
+MIB = 1 << 20
+RECORDED = json.loads((Path(__file__).parent / "data" / "gpu_buffers.json").read_text())
+"""llama-server 0.5.0-dev with CUDA on one and two H100 80GB HBM3: models of real dimensions, weights of zeros."""
+MOE = "qwen3moe:30B-A3B"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of real dimensions with quantised weights, as sparse files."""
+    folder, table = tmp_path_factory.mktemp("real"), read_table(TABLE)
+    names = {row["model"] for row in RECORDED}
+    return {
+        model.name: write_sparse(folder / f"{i}.gguf", model, table[model.name], quantised=True)
+        for i, model in enumerate(REAL)
+        if model.name in names
+    }
+
+
+def shape_of(path: Path) -> ModelShape:
+    return shape_from_gguf(parse_gguf_header(path, read_tensors=True), parse_build("0.5.0-dev"))
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=[f"{row['model']} {row['flags']}" for row in RECORDED])
+def test_placement_is_that_of_real_gpus(row: dict[str, Any], files: dict[str, Path]) -> None:
+    settings = parse_server_flags(row["flags"].split(), environ={})
+    plan = memory_plan(shape_of(files[row["model"]]), settings, parse_devices(row["devices"]))
+    uses: dict[str, DeviceUse] = {f"CUDA{i}": use for i, use in enumerate(plan.per_device)}
+    if settings.devices:
+        uses = dict(zip(settings.devices, plan.per_device, strict=True))
+    for name, reported in row["buffers_mib"].items():
+        use = uses[name]
+        assert use.weights_bytes / MIB == pytest.approx(reported["model"], abs=0.15)  # CUDA pads some tensors
+        assert use.cache_bytes / MIB == pytest.approx(reported.get("KV", 0.0), abs=0.02)
+        whole = settings.kv_offload and plan.offloaded and "=CUDA1" not in row["flags"]
+        assert use.compute_estimate is not None
+        if whole:
+            assert use.compute_estimate / MIB == pytest.approx(reported["compute"], rel=0.12)
+    assert {name for name, use in uses.items() if use.weights_bytes} == set(row["buffers_mib"])
+
+
+def answers(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["plan", str(path), "--json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "blocks"),
+    [
+        ("-ngl 99 -ncmoe 48", 48), ("-ngl 99 --cpu-moe", 48), ("-ngl 99 -ot exps=CPU", 48), ("-ngl 99 -ncmoe 24", 24),
+        (r"-ngl 99 -ot blk\.([0-9]|1[0-9])\.ffn_.*_exps=CPU", 20), ("-ngl 99", 0),
+    ],
+)  # fmt: skip
+def test_experts_are_on_the_host(
+    flags: str, blocks: int, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answers(files[MOE], capsys, "--device", "rtx3090", "--", "-c", "8192", *flags.split())
+    assert found["flags_not_counted"] == []
+    assert found["fits"] is True
+    each = (
+        found["host"]["weights_bytes"]
+        - answers(files[MOE], capsys, "--device", "rtx3090", "--", "-ngl", "99", "-c", "8192")["host"]["weights_bytes"]
+    )
+    assert each == blocks * 3 * 128 * 2048 * 768 // 256 * 144
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{"LLAMA_ARG_N_CPU_MOE": "30"}, {"LLAMA_ARG_CPU_MOE": "1"}, {"LLAMA_ARG_OVERRIDE_TENSOR": "exps=CPU"}],
+)
+def test_overrides_from_the_environment(
+    environ: dict[str, str], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    found = answers(files[MOE], capsys, "--device", "rtx3060", "-c", "8192", "-ngl", "99")
+    assert found["fits"] is True
+    assert found["host"]["weights_bytes"] > 9 << 30
+
+
+@pytest.mark.parametrize(
+    "flags", ["--rpc 127.0.0.1:5", "--mmproj eyes.gguf", "--lora adapter.gguf", "-ot exps=CPU --rpc 127.0.0.1:5"]
+)
+def test_flags_that_are_not_counted_leave_the_answer_open(
+    flags: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answers(files[MOE], capsys, "--device", "rtx3060", "--", "-c", "8192", "-ngl", "99", *flags.split())
+    assert found["fits"] is None
+    assert "unknown" in found["advice"][0]
+    assert "does not fit" not in " ".join(found["advice"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("-sm none -mg 1", "invalid value for main_gpu: 1 (available devices: 1)"),
+        ("-dev CUDA3", "invalid device: CUDA3"),
+        ("-dev GPU", "invalid device: GPU"),
+        ("-ot exps=CUDA7", "unknown buffer type"),
+    ],
+)
+def test_devices_that_llama_server_refuses(
+    flags: str, reason: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--device", "rtx3060", "--", *flags.split())
+    found = answers(files["llama:3.1-8B"], capsys, *words)
+    assert found["refused"] == reason
+    assert found["fits"] is None
+    assert main(["plan", str(files["llama:3.1-8B"]), *words]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert reason in page
+    assert "fits on" not in page
+
+
+def test_main_gpu_and_device_lists_choose_devices(files: dict[str, Path]) -> None:
+    shape, devices = shape_of(files["llama:3.1-8B"]), parse_devices("t4+rtx3090")
+    one = memory_plan(
+        shape, parse_server_flags(["-c", "4096", "-ngl", "99", "-sm", "none", "-mg", "1"], environ={}), devices
+    )
+    assert [bool(use.weights_bytes) for use in one.per_device] == [False, True]
+    listed = memory_plan(shape, parse_server_flags(["-c", "4096", "-ngl", "99", "-dev", "CUDA1"], environ={}), devices)
+    assert [use.device and use.device.name for use in listed.per_device] == ["GeForce RTX 3090"]
+    for flags in ("-dev none", "-sm none -mg -1"):
+        host = memory_plan(shape, parse_server_flags(["-c", "4096", *flags.split()], environ={}), devices)
+        assert host.per_device == ()
+        assert host.host.layers == len(shape.layers)
+
+
+def test_expert_search_fits_a_30b_model_into_12_gb(files: dict[str, Path]) -> None:
+    shape, devices = shape_of(files[MOE]), parse_devices("rtx3060")
+    ways = search(shape, parse_server_flags(["-np", "1", "-c", "32768"], environ={}), devices, 60e9)
+    assert [way.settings.cache_type_k for way in ways] == ["f16", "q8_0"]
+    for way in ways:
+        assert way.memory.fits
+        fewer = memory_plan(shape, parse_server_flags(way.command_line.split(), environ={}), devices)
+        assert fewer == way.memory  # the printed command line is what was planned
+        less = way.command_line.replace(f"-ncmoe {way.blocks}", f"-ncmoe {way.blocks - 1}")
+        assert memory_plan(shape, parse_server_flags(less.split(), environ={}), devices).fits is False
+        assert way.ceiling is not None
+        assert 1 / way.ceiling == pytest.approx(sum(part.seconds or 0 for part in way.reads))
+    assert ways[1].blocks < ways[0].blocks
+    anything = search(shape, parse_server_flags(["-np", "1"], environ={}), devices)
+    assert {way.settings.ctx_size for way in anything} >= {4096, 32768, 131072}
+    assert all(way.ceiling is None for way in anything)  # the host's bandwidth is not known
+
+
+def test_expert_search_answers_on_the_page(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(files[MOE]), "--device", "rtx3060", "--host-bandwidth", "60", "-c", "32768", "-np", "1"]
+    assert main(words) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"blocks in host memory: -ngl 49 -c 32768 -np 1 .*-ncmoe \d+ \(at most \d[\d.]* tokens/s\)", page)
+    assert main([word for word in words if word not in ("--host-bandwidth", "60")]) == 0
+    assert "GB in host memory: --host-bandwidth" in " ".join(capsys.readouterr().out.split())
+
+
+def test_reads_of_each_part(files: dict[str, Path]) -> None:
+    settings = parse_server_flags(["-c", "8192", "-np", "1", "-ngl", "99", "-ncmoe", "24"], environ={})
+    report = make_report("m", shape_of(files[MOE]), settings, parse_devices("rtx3060"), host_bandwidth=50e9)
+    device, host = report.reads
+    assert host.n_bytes == 24 * 3 * 8 * 2048 * 768 // 256 * 144  # 8 of 128 experts
+    assert report.ceiling == pytest.approx(1 / ((device.seconds or 0) + host.n_bytes / 50e9))
+
+
+def test_preset_does_not_refuse_what_flags_make_fit(files: dict[str, Path]) -> None:
+    shape, preset = shape_of(files["gpt-oss:20B"]), PRESETS["kaggle-t4x2"]
+    for flags in ("-ncmoe 24", "-cmoe", "--rpc 127.0.0.1:5", "--mmproj x.gguf"):
+        given = parse_server_flags(flags.split(), environ={})
+        found = choose(preset, "m.gguf", shape, given)
+        assert found.settings.tensor_overrides == given.tensor_overrides
+        assert found.settings.gpu_layers == 25
+
+
+def test_moe_cache_takes_device_memory(files: dict[str, Path]) -> None:
+    shape, devices = shape_of(files[MOE]), parse_devices("rtx3090x2")
+    plain = parse_server_flags(["-c", "8192", "-ngl", "99", "-cmoe"], environ={})
+    cached = parse_server_flags(
+        ["-c", "8192", "-ngl", "99", "-cmoe", "--moe-cache-mib", "4096", "-ts", "3,1"], environ={}
+    )
+    assert [use.expert_cache_bytes for use in memory_plan(shape, plain, devices).per_device] == [0, 0]
+    assert [use.expert_cache_bytes // MIB for use in memory_plan(shape, cached, devices).per_device] == [3072, 1024]
+
+
+@contextmanager
+def rpc_servers(program: Path, number: int, folder: Path) -> Iterator[list[str]]:
+    """``ggml-rpc-server`` on loopback ports: devices of their own, on the CPU."""
+    with ExitStack() as stack:
+        addresses = []
+        for index in range(number):
+            port = free_port()
+            child = Child([program, "-H", "127.0.0.1", "-p", str(port), "-d", "CPU"], folder / f"rpc{index}.log")
+            stack.callback(child.stop)
+            wait_until(lambda port=port: accepts(port), 30, "an RPC server")  # type: ignore[misc]
+            addresses.append(f"127.0.0.1:{port}")
+        yield addresses
+
+
+@pytest.mark.parametrize("split", ["1,1", "3,1"])
+def test_split_over_rpc_devices(split: str, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
+    flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", split]
+    with rpc_servers(sid_server.with_name("ggml-rpc-server"), 2, tmp_path) as addresses:
+        command: list[str | Path] = [
+            sid_server,
+            "-m",
+            tiny_model,
+            "--port",
+            str(free_port()),
+            "--rpc",
+            ",".join(addresses),
+            *flags,
+            "-lv",
+            "4",
+        ]
+        child = Child(command, tmp_path / "server.log")
+        try:
+            wait_until(lambda: "listening on http" in (tmp_path / "server.log").read_text(), 60, "llama-server")
+        finally:
+            child.stop()
+    log = (tmp_path / "server.log").read_text()
+    shape = shape_from_gguf(parse_gguf_header(tiny_model, read_tensors=True))
+    devices = [Device("RPC", 1 << 33, None, "test")] * 2
+    plan = memory_plan(shape, parse_server_flags(flags, environ={}), devices)
+    for index, use in enumerate(plan.per_device):
+        [size] = set(re.findall(rf"RPC{index}\S* +KV buffer size = +([\d.]+) MiB", log)) or {"0"}
+        assert use.cache_bytes / MIB == pytest.approx(float(size), abs=0.011)
