@@ -20,7 +20,7 @@ from llamatel.errors import LogSourceError, UsageError
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
 from llamatel.llama.log.log_source import READ_BYTES, Backlog, Batch, LogSource, StreamSource
-from llamatel.llama.log.read_position import Fingerprint, Position, PositionFile
+from llamatel.llama.log.read_position import HEAD_BYTES, Fingerprint, Position, PositionFile
 from llamatel.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
@@ -62,17 +62,20 @@ class _OpenFile:
         self.offset = offset
         self.buffer = LineBuffer()
         self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
-        self.head = Fingerprint.of(descriptor)
+        self._start = os.pread(descriptor, HEAD_BYTES, 0)
         self.read_at = time.monotonic()
 
     @property
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size
 
+    @property
+    def head(self) -> Fingerprint:
+        """Of its first bytes, as far as it had any when they were read."""
+        return Fingerprint.of_bytes(self._start)
+
     def position(self) -> Position:
         """Where the last whole line ends."""
-        if self.head.length < 1024:
-            self.head = Fingerprint.of(self.descriptor)
         rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
         return Position(self.head, max(0, self.offset - rest))
 
@@ -80,14 +83,16 @@ class _OpenFile:
         """It was truncated: the next line is its first."""
         self.offset = 0
         self.buffer = LineBuffer()
-        self.decoder = Decoder(encoding_of(os.pread(self.descriptor, HEAD, 0)))
-        self.head = Fingerprint.of(self.descriptor)
+        self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
+        self.decoder = Decoder(encoding_of(self._start[:HEAD]))
 
     def read(self, end: int | None = None) -> tuple[bytes, int]:
         """The next bytes, up to ``end``, and how many bytes of a hole were skipped before them."""
         skipped = self._skip_hole(end)
         size = READ_BYTES if end is None else max(0, min(READ_BYTES, end - self.offset))
         data = os.pread(self.descriptor, size, self.offset)
+        if self.offset <= len(self._start) < HEAD_BYTES:
+            self._start = (self._start[: self.offset] + data)[:HEAD_BYTES]
         self.offset += len(data)
         if data:
             self.read_at = time.monotonic()

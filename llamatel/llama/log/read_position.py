@@ -21,7 +21,7 @@ from llamatel.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
-_HEAD = 1024
+HEAD_BYTES = 1024
 _LARGEST = 1 << 16
 _EACH_S = 1.0
 _VERSION = 1
@@ -35,14 +35,13 @@ class Fingerprint:
     digest: str
 
     @classmethod
-    def of(cls, descriptor: int, length: int = _HEAD) -> Fingerprint:
-        """Of the first ``length`` bytes, or as many as there are."""
-        data = os.pread(descriptor, length, 0)
+    def of_bytes(cls, data: bytes) -> Fingerprint:
+        """Of these."""
         return cls(len(data), hashlib.sha256(data).hexdigest())
 
     def matches(self, descriptor: int) -> bool:
         """Whether this file starts the same way."""
-        return self.length > 0 and Fingerprint.of(descriptor, self.length) == self
+        return self.length > 0 and Fingerprint.of_bytes(os.pread(descriptor, self.length, 0)) == self
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class PositionFile:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("the read position in %s cannot be used: %s", self._path, error)
             return None
-        return position if position.offset >= 0 and 0 < position.head.length <= _HEAD else None
+        return position if position.offset >= 0 and 0 < position.head.length <= HEAD_BYTES else None
 
     def save(self, position: Position, *, now: bool = False) -> None:
         """Save it, at most once a second unless ``now``; a failure is logged once."""
