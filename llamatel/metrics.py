@@ -448,6 +448,15 @@ METRICS: tuple[Metric, ...] = (
         "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms lack them.",
     ),
     Metric(
+        "llamatel.log.silent.duration", Kind.GAUGE, "s",
+        "Time without a line in the log while llama.cpp counted tokens: the log was rotated away, or what passes it on "
+        "has stopped. 0 while lines come.",
+    ),
+    Metric(
+        "llamatel.log.lost", Kind.TOTAL, "By",
+        "Bytes of the log that were gone before they could be read, as far as that can be known.",
+    ),
+    Metric(
         "llamatel.log.contradictions", Kind.TOTAL, "{line}",
         "Contradictions between the server's log and llama.cpp's own figures, by kind: a slot that does not exist, a "
         "task launched twice or never given out, a line from the future, more tokens than were generated. Above 0, "
@@ -457,8 +466,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",
-        "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown), requests "
-        "and calls (the other reasons). Each reason is there from the start.",
+        "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown), lines of "
+        "--jsonl and --server-log (jsonl_failed, server_log_failed), requests and calls (the others). Each reason is "
+        "there from the start.",
         ("reason",),
     ),
     Metric(
@@ -480,6 +490,7 @@ METRICS: tuple[Metric, ...] = (
 DROP_REASONS = (
     "shed", "queue_full", "export_failed", "rejected", "shutdown", "span_failed", "observer_full", "observer_closed",
     "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_reported",
+    "jsonl_failed", "server_log_failed",
 )  # fmt: skip
 """Values of ``reason`` of ``llamatel.records.dropped``; the first six count spans."""
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamatel import collectors
+from llamatel import appended_file, collectors
 from llamatel.collectors import Collector
 from llamatel.errors import UsageError
 from llamatel.llama.client import client_call as call
@@ -238,7 +238,7 @@ def _connect(
         told = CallReporter(settings.llamatel_url, instance, token=settings.page_token)
 
     def dropped() -> Mapping[str, int]:
-        return {**built.dropped(), **(told.losses() if told is not None else {})}
+        return {**built.dropped(), **(told.losses() if told is not None else {}), **appended_file.lost()}
 
     _CALLBACKS.instruments = None  # those of an earlier init(), which may be on a provider of ours by now
     callbacks = None if built.measures_alone else _CALLBACKS

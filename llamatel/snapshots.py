@@ -29,6 +29,10 @@ class LogCounts:
     """False if llama.cpp's counters grow without requests in the log; None before there is evidence."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Requests that were rejected before a slot took them, by reason."""
+    silent_s: float | None = None
+    """Seconds without a line while llama.cpp counted tokens, 0 while lines come; None where it has no counter."""
+    bytes_lost: int = 0
+    """Bytes of the log that were gone before they could be read."""
     contradictions: Mapping[str, int] = field(default_factory=dict)
     """Lines and figures of the log that llama.cpp's own figures contradict, by kind."""
 

@@ -72,7 +72,14 @@ def server_snapshot(**changes: Any) -> ServerSnapshot:
                 "prompt_tokens_cached_total": 100.0,
                 "tokens_predicted_total": 210.0,
             },
-            log=LogCounts(lines={"request": 70, "other": 1}, requests_started=10, requests_lost=2, understood=True),
+            log=LogCounts(
+                lines={"request": 70, "other": 1},
+                requests_started=10,
+                requests_lost=2,
+                understood=True,
+                silent_s=0.0,
+                bytes_lost=4096,
+            ),
         ),
         **changes,
     )

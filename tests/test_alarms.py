@@ -146,6 +146,7 @@ def test_alarms_telemetry_dropped_and_log_not_understood() -> None:
     assert watch.check(0, dropped={"queue_full": 2})[0].server is None
     assert not watch.check(2, dropped={"queue_full": 2})
     assert watch.names(4, log=LogCounts(understood=False)) == ["log_not_understood"]
+    assert watch.names(5, log=LogCounts(understood=False, silent_s=30.0)) == ["log_silent"]
 
 
 def test_alarms_starting_for_too_long() -> None:

@@ -40,6 +40,7 @@ def test_jsonl_fields() -> None:
     assert row["outcome"] == "ok"
     assert row["server"] == {
         "address": "127.0.0.1", "port": 8090, "model": "tiny", "build": None, "backend": None, "pid": None,
+        "labels": {},
     }  # fmt: skip
     derived = (row["prompt_tokens"], row["duration_s"], row["ttft_s"], row["tpot_s"], row["tokens_per_second"])
     assert derived == pytest.approx((15, 1.0, 0.6, 0.1, 10.0))

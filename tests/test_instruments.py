@@ -259,6 +259,8 @@ def test_samples_of_a_server() -> None:
         "llamatel.log.lines": [(70, {"kind": "request"}), (1, {"kind": "other"})],
         "llamatel.requests.lost": [(2, {})],
         "llamatel.log.understood": [(1, {})],
+        "llamatel.log.lost": [(4096, {})],
+        "llamatel.log.silent.duration": [(0.0, {})],
         "llamatel.records.dropped": [
             (4 if reason == "queue_full" else 0, {"reason": reason}) for reason in DROP_REASONS
         ],

@@ -36,6 +36,7 @@ ORDER = (
     "llamatel.records",
     "llamatel.errors",
     "llamatel.providers",
+    "llamatel.appended_file",
     "llamatel.log_once",
     "llamatel",
 )

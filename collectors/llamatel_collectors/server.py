@@ -58,5 +58,8 @@ def _log(log: LogCounts, server: ServerInfo) -> Iterator[Sample]:
     for kind, count in log.contradictions.items():
         yield Sample("llamatel.log.contradictions", count, server, {"kind": kind})
     yield Sample("llamatel.requests.lost", log.requests_lost, server)
+    yield Sample("llamatel.log.lost", log.bytes_lost, server)
+    if log.silent_s is not None:
+        yield Sample("llamatel.log.silent.duration", log.silent_s, server)
     if log.understood is not None:
         yield Sample("llamatel.log.understood", int(log.understood), server)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from llamatel.appended_file import reopen_files
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
@@ -105,7 +106,7 @@ def command(**values: Any) -> int:
     follower: LogFollower | None = None
     ended: LogSourceError | None = None
     try:
-        with ending_signals(), telemetry(options, [lines, tally]) as running:
+        with ending_signals(hangup=reopen_files), telemetry(options, [lines, tally]) as running:
             if source is None:
                 watch, unwatch = running.observer.watch, running.observer.unwatch
                 fleet = Fleet(targets, access, interval_s=what.interval, added=watch, removed=unwatch)

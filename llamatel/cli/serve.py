@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from llamatel.appended_file import reopen_files
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.server_start import load_model, server_lines, wait_for_end
@@ -93,7 +94,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
         notes.print(said, soft_wrap=True)
     try:
         with (
-            ending_signals(),
+            ending_signals(hangup=reopen_files),
             telemetry(options, [lines, tally], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):

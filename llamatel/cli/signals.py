@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _REPEAT_AFTER_S = 1.0
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+_HANGUP = getattr(signal, "SIGHUP", None)
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a terminal that can be used."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 class Interrupted(BaseException):
@@ -21,16 +34,21 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def ending_signals() -> Iterator[None]:
+def ending_signals(*, hangup: Callable[[], None] | None = None) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread; a signal that was ignored stays ignored (nohup).
 
+    ``hangup`` is called for SIGHUP instead, as daemons do, unless the terminal that the program runs in was closed.
     A later signal raises again, which cuts a slow shutdown short. Signals within a second of the first are ignored: a
     closing terminal sends several.
     """
     first: float | None = None
+    terminal = _has_terminal()
 
     def handler(signum: int, _frame: FrameType | None) -> None:
         nonlocal first
+        if signum == _HANGUP and hangup is not None and _has_terminal() == terminal:
+            hangup()
+            return
         now = time.monotonic()
         if first is None:
             first = now

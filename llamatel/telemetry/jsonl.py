@@ -15,12 +15,16 @@ import sys
 import threading
 from collections.abc import Callable
 
+from llamatel.appended_file import AppendedFile, count_lost
 from llamatel.errors import UsageError
+from llamatel.log_once import LogOnce
 from llamatel.records import Completion
 
 Sink = Callable[[Completion, "str | None"], None]
 
 log = logging.getLogger(__name__)
+
+_START = b'{"trace_id": '
 
 
 def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str, object]:
@@ -32,6 +36,7 @@ def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str
     return {
         "trace_id": trace_id,
         **dataclasses.asdict(completion),
+        "server": {**dataclasses.asdict(completion.server), "labels": dict(completion.server.labels)},
         "outcome": completion.outcome.value,
         "prompt_tokens": completion.prompt_tokens,
         "duration_s": completion.duration_s,
@@ -42,19 +47,22 @@ def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str
 
 
 class JsonLines:
-    """One JSON object a line and request, written out at once so that ``tail -f`` and ``jq`` see it.
+    """One JSON object a line and request, written at once so that ``tail -f`` and ``jq`` see it.
 
-    A target that breaks (full disk, reader gone or asleep) costs lines, never the program: it is said once, counted in
-    ``dropped``, and tried again with the next request. It writes to the file descriptor itself: a buffer would keep
-    what a full disk refused, and grow.
+    A target that fails (a full disk, a reader that disconnected or does not read) costs lines, never the program: they
+    are counted, logged once, and the next request is tried again.
     """
 
-    def __init__(self, descriptor: int, name: str, *, patience_s: float = 1.0) -> None:
-        """``descriptor`` is written to and, in the end, closed by this object."""
+    def __init__(
+        self, descriptor: int, name: str, *, patience_s: float = 1.0, file: AppendedFile | None = None
+    ) -> None:
+        """``descriptor`` is written to and, in the end, closed by this object; ``file`` is written to instead."""
         self._descriptor = descriptor
+        self._file = file
         self._name = name
         self._patience_s = patience_s
         self._lock = threading.Lock()
+        self._once = LogOnce(log)
         self._closed = False
         self._in_a_line = False
         self._failing = False
@@ -68,7 +76,8 @@ class JsonLines:
             if path == "-":
                 sys.stdout.flush()
                 return cls(os.dup(1), "standard output")
-            return cls(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666), path)
+            file = AppendedFile(path, torn_start=_START)
+            return cls(file.descriptor, path, file=file)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -83,24 +92,32 @@ class JsonLines:
             except OSError as error:
                 self.dropped += 1
                 self._failing = True
-                if self.dropped == 1:
-                    log.warning("cannot write to %s: %s; its lines are dropped", self._name, error.strerror or error)
+                count_lost("jsonl_failed")
+                self._once.warning(
+                    "failed", "cannot write to %s: %s; its lines are dropped", self._name, error.strerror or error
+                )
             else:
                 self.written += 1
                 self._failing = False
+                if self._once.reset("failed"):
+                    log.warning("%s is written to again; %d lines were dropped", self._name, self.dropped)
 
     def _write(self, line: bytes) -> None:
+        if self._file is not None:
+            self._wait_until_writable(self._file.descriptor)
+            self._file.write(line)
+            return
         rest = b"\n" + line if self._in_a_line else line
         while rest:
-            self._wait_until_writable()
+            self._wait_until_writable(self._descriptor)
             done = os.write(self._descriptor, rest)
             self._in_a_line = rest[done - 1 : done] != b"\n"
             rest = rest[done:]
 
-    def _wait_until_writable(self) -> None:
-        """Raise BlockingIOError for a pipe that nobody empties; a ready pipe takes a line of 4 KiB without blocking."""
+    def _wait_until_writable(self, descriptor: int) -> None:
+        """Raise BlockingIOError for a pipe that is not read; a ready pipe takes a line of 4 KiB without blocking."""
         poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
+        poll.register(descriptor, select.POLLOUT)
         if not poll.poll(0 if self._failing else self._patience_s * 1000):
             raise BlockingIOError(errno.EAGAIN, "its reader does not keep up")
 
@@ -109,4 +126,7 @@ class JsonLines:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                os.close(self._descriptor)
+                if self._file is not None:
+                    self._file.close()
+                else:
+                    os.close(self._descriptor)

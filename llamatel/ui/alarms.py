@@ -213,7 +213,15 @@ def _conditions(
     yield from _waiting(state, history, now)
     yield from _objectives_missed(history, now, objectives)
     yield from _disagreeing(state)
-    if state.log is not None and state.log.understood is False:
+    if state.log is not None and state.log.silent_s:
+        yield (
+            "log_silent",
+            (
+                f"the server generates tokens, and its log has been silent for {state.log.silent_s:.0f} s: was it "
+                "rotated away, or has the program that passes it on (kubectl logs -f) stopped?"
+            ),
+        )
+    elif state.log is not None and state.log.understood is False:
         yield (
             "log_not_understood",
             (

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.process_separation import ProcessSeparation
@@ -55,6 +56,8 @@ class BacklogClocks:
         self._lines = 0
         self._seen = 0
         self._starts: dict[int, float] = {}
+        self.too_close = False
+        """After ``finish``: whether clocks of processes that write at the same time cannot be told apart."""
         self._replay: Iterator[int] = iter(())
 
     def add(self, line: str, parts: LogLine) -> None:
@@ -116,13 +119,22 @@ class BacklogClocks:
         """All lines were added; the last was written at Unix time ``at`` at the latest."""
         line = self._lines
         next_at = at
+        extent: dict[int, tuple[int, int]] = {}
         for index in range(len(self._clocks) - 1, -1, -1):
             line -= self._counts[index]
             clock = self._final(self._clocks[index], line)
             start = min(self._starts.get(clock, float("inf")), next_at - self._last[index])
             self._starts[clock] = start
+            extent[clock] = (index, extent.get(clock, (0, index))[1])
             next_at = start + self._first[index]
         self._replay = self._numbers()
+        by_start = sorted(self._starts, key=self._starts.__getitem__)
+        self.too_close = any(
+            self._starts[later] - self._starts[earlier] < _GAP_S
+            and extent[later][0] <= extent[earlier][1]
+            and extent[earlier][0] <= extent[later][1]
+            for earlier, later in pairwise(by_start)
+        )
 
     def _final(self, clock: int, line: int) -> int:
         pieces = self._pieces[clock]

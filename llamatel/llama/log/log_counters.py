@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llamatel.llama.log.log_audit import KINDS
 from llamatel.llama.log.rejections import REASONS
 from llamatel.snapshots import LogCounts
+
+_SILENT_S = 10.0
+"""Without a line while tokens are counted."""
 
 
 def _line_kinds() -> dict[str, int]:
@@ -30,6 +35,11 @@ class LogCounters:
     """By reason."""
     contradictions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     """By kind; see ``log_audit``."""
+    clock: Callable[[], float] = time.monotonic
+    _lines_seen: int = -1
+    _last_line_at: float = 0.0
+    _counter_steps: int = 0
+    """Times that llama.cpp's counter has grown since the last line."""
     _counted_from: float | None = None
     _generated_before: float = 0.0
     """llama.cpp's token counter at the previous look."""
@@ -37,6 +47,19 @@ class LogCounters:
     def reject(self, reason: str) -> None:
         """A request was rejected."""
         self.rejected[reason] += 1
+
+    def _silence(self, generated_total: float) -> float:
+        """Seconds without a line while llama.cpp's counter grew.
+
+        It grows when a request ends, and that is logged: once after the last line it may be that line's request.
+        """
+        now, lines = self.clock(), sum(self.lines.values())
+        if lines != self._lines_seen:
+            self._lines_seen, self._last_line_at, self._counter_steps = lines, now, 0
+        elif generated_total > self._generated_before:
+            self._counter_steps += 1
+        silent = now - self._last_line_at
+        return silent if self._counter_steps > 1 and silent > _SILENT_S else 0.0
 
     def snapshot(self, generated_total: float | None) -> LogCounts:
         """The counts so far; ``generated_total`` is llama.cpp's own token counter, where it is known.
@@ -46,6 +69,9 @@ class LogCounters:
         that are new may be on their way.
         """
         understood: bool | None = True if self.timed else None
+        silent_s = None if generated_total is None else self._silence(generated_total)
+        if silent_s:
+            understood = False
         if generated_total is not None:
             if self._counted_from is None:
                 self._counted_from = 0.0 if self.started else generated_total
@@ -60,6 +86,7 @@ class LogCounters:
             requests_started=self.started,
             requests_lost=self.lost,
             understood=understood,
+            silent_s=silent_s,
             rejected=dict(self.rejected),
             contradictions=dict(self.contradictions),
         )

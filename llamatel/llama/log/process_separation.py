@@ -29,6 +29,10 @@ _BACK_S = 0.25
 """A process's lines are in order; standard output and error that a runtime merged are off by less."""
 _APART_S = 5.0
 """Starts of processes that differ by less cannot be told apart by the time at which their lines are read."""
+_PROMPT_S = 1.0
+"""Lines that are read as they are written are late by less."""
+_SETTLED = 5
+"""So often lines must have been read as they were written before one that is early counts as another server's."""
 _JUST_STARTED_S = 2.0
 _MOST_PROCESSES = 16
 _MOST_LOADING_LINES = 10_000
@@ -75,8 +79,9 @@ class _Process:
     """Log time of its last line."""
     started_at: float | None = None
     """Unix time at the latest."""
-    settled: bool = False
-    """Whether that follows from lines read as they were written."""
+    prompt: int = 0
+    """Times at which lines were read as they were written, by that."""
+    prompt_at: float = 0.0
     loading: list[Event] | None = None
     """Its lines, while it was seen to start and does not listen yet."""
     host: str | None = None
@@ -177,27 +182,35 @@ class ProcessSeparation:
         if parts.time is not None:
             fits = clock in (None, process.clock)
             if live and fits:
-                fits = self._in_time(process, now - parts.time)
+                fits = self._in_time(process, parts.time, now)
             if not fits or parts.time < process.last - _BACK_S or self._starts_again(process, parts):
                 return self._among(line, parts, now, dated=dated, live=live, clock=clock)
-            process.last = max(process.last, parts.time)
         if parts.slot is None:
-            if parts.time is None and self._has_worked(process) and _STARTS.match(parts.text):
-                self._begin(now, None)
-                return self._hold(self._current, line, parts, now)
-            if self._loads_twice(process, parts.text):
-                self._mix(strangers=True)
-                return self._leave_out(parts)
-            self._learn(process, parts.text)
-            if self._open and parts.text.lstrip().startswith(_TIMINGS):
-                return self._timing(parts)
-        elif parts.task is not None and parts.task >= 0:
+            return self._server_line(process, line, parts, now)
+        process.last = max(process.last, parts.time or 0.0)
+        if parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.said)
             if self._by_task:
                 return self._of_task(line, parts, now)
             if self._untimed or len(parts.said) < 2:
                 self._open.clear()
                 return self._with_timings(process.number, parts.slot, parts)
+        return process.number, parts
+
+    def _server_line(self, process: _Process, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
+        """A line of the one process that is about no slot."""
+        if parts.time is None and self._has_worked(process) and _STARTS.match(parts.text):
+            self._begin(now, None)
+            return self._hold(self._current, line, parts, now)
+        if self._loads_twice(process, parts.text):
+            if parts.time is None or parts.time - process.last < _APART_S:
+                self._mix(strangers=True)
+                return self._leave_out(parts)
+            process = self._begin_beside(parts.time, now)
+        process.last = max(process.last, parts.time or 0.0)
+        self._learn(process, parts.text)
+        if self._open and parts.text.lstrip().startswith(_TIMINGS):
+            return self._timing(parts)
         return process.number, parts
 
     def _starts_again(self, process: _Process, parts: LogLine) -> bool:
@@ -252,15 +265,21 @@ class ProcessSeparation:
             process.host = found.group(3) or (found.group(1) or "").strip("[]") or None
             process.port = int(found.group(2)) if found.group(2) else None
 
-    def _in_time(self, process: _Process, started_at: float) -> bool:
-        """Whether a line of a process that started then, at the latest, can be its."""
-        if process.started_at is None or not process.settled:
-            process.started_at, process.settled = started_at, True
-            return True
-        if started_at < process.started_at:
-            if process.started_at - started_at > _APART_S:
-                return False
+    def _in_time(self, process: _Process, time: float, now: float) -> bool:
+        """Whether a stamp read at ``now`` can be this process's, if its lines were read as they were written so far."""
+        started_at = now - time
+        if process.started_at is None:
             process.started_at = started_at
+        early = process.started_at - started_at
+        if early > _PROMPT_S:
+            # Ahead of its time. Its clock cannot jump; but ours may have been set, or its lines were late until now.
+            if process.prompt >= _SETTLED and early > _APART_S and time - process.last > _APART_S:
+                return False
+            process.prompt = 0
+        elif early > -_PROMPT_S and now != process.prompt_at:
+            process.prompt += 1
+            process.prompt_at = now
+        process.started_at = min(started_at, process.started_at)
         return True
 
     # -- several ------------------------------------------------------------------------------------------------------
@@ -355,13 +374,15 @@ class ProcessSeparation:
 
     def latest(self, now: float) -> float:
         """Stamps up to here can be those of the one process, in lines read right after they were written."""
-        if self._first.started_at is None or not self._first.settled:
-            return -1.0
-        return now - self._first.started_at + _APART_S
+        if self._first.started_at is None or self._first.prompt < _SETTLED:
+            return float("inf")
+        return max(now - self._first.started_at, self._first.last) + _APART_S
 
-    def note(self, time: float) -> None:
-        """Lines of the one process were read, up to this stamp."""
-        self._first.last = max(self._first.last, time)
+    def note(self, time: float, now: float) -> None:
+        """Lines of the one process were read at ``now``, up to this stamp; 0: without stamps."""
+        if time:
+            self._in_time(self._first, time, now)
+            self._first.last = max(self._first.last, time)
 
     def another(self) -> None:
         """The next line cannot be the one process's: several servers write, and nothing tells them apart."""
@@ -373,13 +394,18 @@ class ProcessSeparation:
             self._first.running, self._first.newest_task = self.running()
             self.running = None
 
+    def _begin_beside(self, time: float, now: float) -> _Process:
+        """Another process writes at the same time, whose clock is another."""
+        self._begin(now, now - time)
+        self.mixed, self._current.loading = True, None
+        self._number(self._current)
+        return self._current
+
     def _begin(self, now: float, started_at: float | None) -> None:
         """Another process starts to write."""
         self._count_running()
         self._clocks += 1
-        process = _Process(
-            UNKNOWN - 1, self._clocks, started_at=started_at, settled=started_at is not None, began_at=now
-        )
+        process = _Process(UNKNOWN - 1, self._clocks, started_at=started_at, began_at=now)
         if not self._clocks_only:
             process.loading = []
         process.lines_at = self._lines

@@ -1,7 +1,7 @@
-"""The server's own log, passed on to a file or a terminal.
+"""Copies the server's own log to a file or a terminal.
 
-From a thread of its own: whoever reads our standard error may pause (a pager, a stopped terminal, a full disk's slow
-retries), and the server must not wait for that. What does not fit into the queue is left out, and said.
+On a thread of its own: the reader of our standard error may pause (a pager, a stopped terminal), a disk may be full or
+slow, and the server must not wait for that. What could not be written is counted, and noted in the copy.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import queue
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
+from llamatel.appended_file import AppendedFile, count_lost
 from llamatel.errors import UsageError
+from llamatel.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
 _BATCHES = 1024
 """Batches that wait at most; one is what a read of the server's pipe gave, mostly a few lines."""
-_LAST_WORDS_S = 1.0
+_LAST_LINES_S = 1.0
 
 
 class LogCopy:
@@ -30,18 +31,20 @@ class LogCopy:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         """Raises UsageError where the file cannot be written."""
         self.dropped = 0
-        """Lines left out because the target did not take them in time."""
+        """Lines that were not written: the target did not take them."""
+        self._name = "standard error" if os.fspath(target) == "-" else os.fspath(target)
         self._stream: IO[str] | None = None
-        self._fd: int | None = None
-        self._owned = os.fspath(target) != "-"
-        if self._owned:
+        self._descriptor: int | None = None
+        self._file: AppendedFile | None = None
+        self._once = LogOnce(_log)
+        if os.fspath(target) != "-":
             try:
-                self._fd = os.open(Path(target).expanduser(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                self._file = AppendedFile(target)
             except OSError as error:
                 raise UsageError(f"cannot write the server's log to {os.fspath(target)}: {error.strerror}") from None
         elif sys.stderr is sys.__stderr__:
             # Past Python's buffer: a thread that is stuck in it would keep the interpreter from ending.
-            self._fd = None if sys.stderr is None else sys.stderr.fileno()
+            self._descriptor = None if sys.stderr is None else sys.stderr.fileno()
         else:
             self._stream = sys.stderr  # a notebook's, a test's
         self._queue: queue.Queue[Sequence[str] | None] = queue.Queue(_BATCHES)
@@ -53,39 +56,48 @@ class LogCopy:
         try:
             self._queue.put_nowait(lines)
         except queue.Full:
-            self.dropped += len(lines)
+            self._lose(len(lines))
 
     def close(self) -> None:
         """Write what waits and end; a target that does not take it within a second is left alone."""
         try:
-            self._queue.put(None, timeout=_LAST_WORDS_S)
+            self._queue.put(None, timeout=_LAST_LINES_S)
         except queue.Full:
             return
-        self._thread.join(_LAST_WORDS_S)
+        self._thread.join(_LAST_LINES_S)
+
+    def _lose(self, lines: int) -> None:
+        self.dropped += lines
+        count_lost("server_log_failed", lines)
 
     def _run(self) -> None:
-        said = 0
+        noted = 0
         try:
             while (lines := self._queue.get()) is not None:
-                left_out = self.dropped - said
-                if left_out:
-                    said += left_out
-                    self._write(f"llamatel: {left_out} lines of the server's log are left out near here\n")
-                self._write("\n".join(lines) + "\n")
-        except (OSError, ValueError) as error:
-            _log.warning("the server's log is no longer passed on: %s", error)
-            while self._queue.get() is not None:
-                continue
+                left_out = self.dropped - noted
+                note = f"llamatel: {left_out} lines of the server's log are left out near here\n" if left_out else ""
+                try:
+                    self._write(note + "\n".join(lines) + "\n")
+                except (OSError, ValueError) as error:
+                    self._lose(len(lines))
+                    self._once.warning("failed", "cannot write the server's log to %s: %s", self._name, error)
+                else:
+                    noted += left_out
+                    if self._once.reset("failed"):
+                        _log.warning("the server's log is written to %s again", self._name)
         finally:
-            if self._owned and self._fd is not None:
-                os.close(self._fd)
+            if self._file is not None:
+                self._file.close()
 
     def _write(self, text: str) -> None:
-        if self._fd is None:
-            if self._stream is not None:
-                self._stream.write(text)
-                self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
             return
-        data = memoryview(text.encode("utf-8", "replace"))
-        while data:
-            data = data[os.write(self._fd, data) :]
+        data = text.encode("utf-8", "replace")
+        if self._file is not None:
+            self._file.write(data)
+        elif self._descriptor is not None:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]

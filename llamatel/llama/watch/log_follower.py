@@ -24,6 +24,8 @@ class LogFollower:
         """``added`` is called for each further server that the log shows. Raises ValueError for one without a log."""
         self._source = source
         server.blocking = source.blocking
+        if server.log is not None:
+            server.log.bytes_lost = lambda: source.bytes_lost
         self._streams = LogStreams(server, name=source.name, added=added)
         self._failure: LlamatelError | None = None
         self._ended = threading.Event()

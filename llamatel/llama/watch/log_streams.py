@@ -120,7 +120,7 @@ class LogStreams:
         found, last = _ordinary(batch.lines, start, separation.last, latest)
         if not found:
             return 0
-        separation.note(last)
+        separation.note(last, now)
         completed, read = log.read_all(found, now, learned=lambda: self._learn(stream, server))
         if completed:
             self._publish(server, completed, 0)
@@ -140,6 +140,8 @@ class LogStreams:
         for stream in self._streams.values():
             if stream.clocks is not None:
                 stream.clocks.finish(backlog.at)
+                if stream.clocks.too_close:
+                    stream.separation.another()
         for batch, recorded in backlog.batches():
             self._recorded = recorded
             for line in batch:

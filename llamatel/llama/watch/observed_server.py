@@ -492,7 +492,17 @@ class ObservedServer:
         return settings
 
     def _warn_if_not_understood(self, log: LogState) -> None:
-        if log.counts.understood is False:
+        if log.counts.silent_s:
+            self._once.warning(
+                "silent",
+                "%s generates tokens, but its log has been silent for %.0f s: requests are missing from traces and "
+                "histograms",
+                self.info.shown_address,
+                log.counts.silent_s,
+            )
+        elif self._once.reset("silent"):
+            _log.warning("the log of %s goes on", self.info.shown_address)
+        elif log.counts.understood is False:
             self._once.warning(
                 "log",
                 "this server generates tokens, but its log shows no requests that llamatel understands: there are no "

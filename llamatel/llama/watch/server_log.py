@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from llamatel.llama.log.log_clock import LogClock
@@ -50,6 +50,8 @@ class ServerLog:
         """``supervised``: the owner calls ``restart`` when the server's process is replaced."""
         self._reader = LogReader(server, clock, supervised=supervised)
         self._lock = threading.Lock()
+        self.bytes_lost: Callable[[], int] = int
+        """Bytes of the log that could not be read."""
 
     @property
     def facts(self) -> LoggedServer:
@@ -189,7 +191,7 @@ class ServerLog:
             reader = self._reader
             return LogState(
                 reader.logged_server,
-                reader.counts(generated_total),
+                replace(reader.counts(generated_total), bytes_lost=self.bytes_lost()),
                 reader.context_shifts,
                 reader.process_started_at,
                 reader.router.seen,

@@ -1,0 +1,119 @@
+"""Files that llamatel appends to: readable by their owner alone, reopened after rotation, losses counted.
+
+``--jsonl`` and ``--server-log`` hold what clients asked for. SIGHUP makes each file open its path again, as logrotate
+expects; a disk that is full costs lines until there is room again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from weakref import WeakSet
+
+_log = logging.getLogger(__name__)
+
+_MODE = 0o600
+_LONGEST_TORN = 1 << 20
+_files: WeakSet[AppendedFile] = WeakSet()
+_lost: Counter[str] = Counter()
+_lost_lock = threading.Lock()
+
+
+class AppendedFile:
+    """Whole lines appended to a file. Used by one thread at a time; ``reopen`` may be called from any."""
+
+    def __init__(self, path: str | os.PathLike[str], *, torn_start: bytes | None = None) -> None:
+        """Raises OSError where it cannot be opened.
+
+        ``torn_start``: a last line that starts so and does not end was torn by a crash, and is removed; any other gets
+        its line end.
+        """
+        self._path = Path(path).expanduser()
+        self.descriptor = self._open()
+        self._reopen = False
+        self._closed = False
+        self._repair(torn_start)
+        _files.add(self)
+
+    def write(self, lines: bytes) -> None:
+        """Append lines, each with its end. Raises OSError; then nothing of them is in the file, as far as possible."""
+        if self._reopen:
+            self._open_again()
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        except OSError:
+            self._take_back(len(lines) - len(rest))
+            raise
+
+    def reopen(self) -> None:
+        """Open the path again before the next write: the file was moved away."""
+        self._reopen = True
+
+    def close(self) -> None:
+        """May be called twice."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.descriptor)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, _MODE)
+
+    def _open_again(self) -> None:
+        self._reopen = False
+        try:
+            descriptor = self._open()
+        except OSError as error:
+            _log.warning("cannot reopen %s: %s; writing goes on in the file that was moved", self._path, error.strerror)
+            return
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+
+    def _take_back(self, written: int) -> None:
+        """Remove the part of a line that fitted, unless somebody else writes to the file, too."""
+        if written:
+            with contextlib.suppress(OSError):
+                end = os.lseek(self.descriptor, 0, os.SEEK_CUR)
+                if end == os.fstat(self.descriptor).st_size:
+                    os.ftruncate(self.descriptor, end - written)
+
+    def _repair(self, torn_start: bytes | None) -> None:
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            return
+        with contextlib.suppress(OSError), self._path.open("rb") as stream:  # it may be ours to write to alone
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _LONGEST_TORN))
+            end = stream.read(_LONGEST_TORN)
+            torn = end.rpartition(b"\n")[2]
+            if not torn:
+                return
+            ours = torn_start is not None and (torn.startswith(torn_start) or torn_start.startswith(torn))
+            if ours and (len(torn) < len(end) or len(end) == size):
+                os.ftruncate(self.descriptor, size - len(torn))
+            else:
+                os.write(self.descriptor, b"\n")
+
+
+def reopen_files() -> None:
+    """Have every file open its path again."""
+    for file in list(_files):
+        file.reopen()
+
+
+def count_lost(reason: str, lines: int = 1) -> None:
+    """Lines that could not be written."""
+    with _lost_lock:
+        _lost[reason] += lines
+
+
+def lost() -> Mapping[str, int]:
+    """Lines that could not be written, by reason."""
+    with _lost_lock:
+        return dict(_lost)
