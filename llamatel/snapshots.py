@@ -168,6 +168,8 @@ class DeviceSnapshot:
     memory_limit: int | None = None
     processes: Mapping[int, int | None] | None = None
     """Bytes by process; None if the driver does not list them."""
+    processes_complete: bool = True
+    """False where only processes that compute are listed, without those that draw, such as Vulkan's."""
     power_w: float | None = None
     power_limit_w: float | None = None
     energy_j: float | None = None

@@ -41,7 +41,7 @@ def read(library: Recorded) -> DeviceSnapshot:
 
 
 def test_a_real_card_is_read_as_it_was() -> None:
-    device = read(h100(ComputeRunningProcesses=[{"pid": PID, "usedGpuMemory": HELD}]))
+    device = read(h100(ComputeRunningProcesses=[{"pid": PID, "usedGpuMemory": HELD}], GraphicsRunningProcesses=[]))
     assert device == DeviceSnapshot(
         id="GPU-66184e3a-0000-0000-0000-000000000000",
         name="NVIDIA H100 80GB HBM3",

@@ -17,10 +17,11 @@ from llamatel.flags.parse import parse_server_flags
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices
 from llamatel.gguf.model_reference import read_reference
+from llamatel.gpu.visible_devices import visible_devices
 from llamatel.llama.server.backends import build_of, find_backend
 from llamatel.models import tiny_model
 from llamatel.plan.architectures import architecture_of
-from llamatel.plan.devices import Device, parse_devices, seen_by_nvml
+from llamatel.plan.devices import Device, parse_devices
 from llamatel.plan.fit_params import find_program, measure
 from llamatel.plan.gpu_catalog import GB
 from llamatel.plan.llama_build import LlamaBuild, parse_build
@@ -79,7 +80,7 @@ def _shape(reference: str, build: LlamaBuild | None, *, as_server: bool = False)
 
 
 def _devices(text: str | None) -> list[Device]:
-    return [] if text == "none" else parse_devices(text) if text else seen_by_nvml()
+    return [] if text == "none" else parse_devices(text) if text else visible_devices()
 
 
 @click.command("plan")

@@ -1,20 +1,23 @@
-"""NVIDIA's GPUs as their driver tells them (NVML, through nvidia-ml-py): one reading is one DeviceSnapshot a GPU.
+"""Reads NVIDIA's GPUs (NVML, through nvidia-ml-py): one reading is one DeviceSnapshot a GPU.
 
-What a card or a driver does not have is None; so is what this one call failed to tell. Only a driver that has gone
-away is an error. Nothing here waits, repeats or remembers: that is ``source``.
+What a card or a driver does not have is None, and so is what one call failed to read. Only a driver that is gone is an
+error. Nothing here waits, repeats or remembers: ``gpu_source`` does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamatel.plan.gpu_catalog import gpu_named
 from llamatel.snapshots import DeviceSnapshot
+
+_log = logging.getLogger(__name__)
 
 THROTTLES: dict[int, str] = {
     0x0000000000000002: "application_clocks",
@@ -34,7 +37,11 @@ class NoGpu(Exception):
 
 
 class DriverGone(Exception):
-    """The driver was there and is not any more: reset, unloaded, or the card fell off the bus."""
+    """The driver was there and is not any more: reset, unloaded, or all its cards fell off the bus."""
+
+
+class _GpuLost(DriverGone):
+    """One card fell off the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,7 @@ class Nvml:
                 raise NoGpu("the package nvidia-ml-py is not installed (pip install 'llamatel[gpu]')") from None
         self._nvml = library
         self._clock = clock
-        self._gone = tuple(
-            getattr(library, name)
-            for name in ("NVMLError_Uninitialized", "NVMLError_GpuIsLost", "NVMLError_DriverNotLoaded")
-        )
+        self._gone = (library.NVMLError_Uninitialized, library.NVMLError_DriverNotLoaded)
         try:
             library.nvmlInit()
         except library.NVMLError as error:
@@ -87,14 +91,25 @@ class Nvml:
         return tuple(device.known.name for device in self._devices)
 
     def read(self) -> tuple[DeviceSnapshot, ...]:
-        """All GPUs now. Takes some milliseconds each. Raises DriverGone."""
-        return tuple(self._read(device) for device in self._devices)
+        """All GPUs now but those that were lost. Takes some milliseconds each. Raises DriverGone."""
+        found = []
+        lost: _GpuLost | None = None
+        for device in self._devices:
+            try:
+                found.append(self._read(device))
+            except _GpuLost as error:
+                lost = error
+        if not found and lost is not None:
+            raise lost
+        return tuple(found)
 
     def energy(self) -> dict[str, tuple[float, float | None, float | None]]:
         """By UUID: the time, the energy counter in joules, the power in watts; of GPUs, not of MIG slices."""
         found = {}
         for device in self._devices:
-            if device.power_from is not None:
+            if device.power_from is None:
+                continue
+            with contextlib.suppress(_GpuLost):
                 joules = self._get("nvmlDeviceGetTotalEnergyConsumption", device.power_from)
                 power = None if joules is not None else self._get("nvmlDeviceGetPowerUsage", device.power_from)
                 found[device.known.id] = (self._clock(), _milli(joules), _milli(power))
@@ -103,8 +118,12 @@ class Nvml:
     def _find(self) -> Iterator[_Device]:
         driver = self._text("nvmlSystemGetDriverVersion")
         for index in range(self._nvml.nvmlDeviceGetCount()):
-            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-            whole = self._describe(handle, driver)
+            try:
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                whole = self._describe(handle, driver)
+            except (self._nvml.NVMLError, _GpuLost) as error:
+                _log.warning("GPU %d cannot be read and is left out: %s", index, error)
+                continue
             yield _Device(handle, whole, handle)
             mode = self._get("nvmlDeviceGetMigMode", handle)
             if mode is not None and mode[0]:
@@ -141,13 +160,16 @@ class Nvml:
         memory = self._memory(handle)
         rates = self._get("nvmlDeviceGetUtilizationRates", handle)
         reasons = self._reasons(handle) if power is not None else None
+        computing = self._get("nvmlDeviceGetComputeRunningProcesses", handle)
+        drawing = self._get("nvmlDeviceGetGraphicsRunningProcesses", handle)  # Vulkan's are among these
         return replace(
             device.known,
             taken_at=self._clock(),
             utilization=None if rates is None else rates.gpu / 100,
             memory_used=None if memory is None else int(memory.used),
             memory_reserved=int(memory.reserved) if memory is not None and hasattr(memory, "reserved") else None,
-            processes=self._processes(handle),
+            processes=None if computing is None else _by_pid([*(drawing or ()), *computing]),
+            processes_complete=computing is None or drawing is not None,
             power_w=None if power is None else _milli(self._get("nvmlDeviceGetPowerUsage", power)),
             energy_j=None if power is None else _milli(self._get("nvmlDeviceGetTotalEnergyConsumption", power)),
             temperature_c=None
@@ -164,12 +186,6 @@ class Nvml:
         version = getattr(self._nvml, "nvmlMemory_v2", None)
         found = None if version is None else self._get("nvmlDeviceGetMemoryInfo", handle, version)
         return self._get("nvmlDeviceGetMemoryInfo", handle) if found is None else found
-
-    def _processes(self, handle: Any) -> Mapping[int, int | None] | None:
-        listed = self._get("nvmlDeviceGetComputeRunningProcesses", handle)
-        if listed is None:
-            return None
-        return {int(each.pid): None if each.usedGpuMemory is None else int(each.usedGpuMemory) for each in listed}
 
     def _reasons(self, handle: Any) -> Any:
         newer = getattr(self._nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
@@ -199,8 +215,14 @@ class Nvml:
             return function(*arguments)
         except self._gone as error:
             raise DriverGone(f"{call}: {error}") from None
+        except self._nvml.NVMLError_GpuIsLost as error:
+            raise _GpuLost(f"{call}: {error}") from None
         except self._nvml.NVMLError:
             return None
+
+
+def _by_pid(listed: Iterable[Any]) -> Mapping[int, int | None]:
+    return {int(each.pid): None if each.usedGpuMemory is None else int(each.usedGpuMemory) for each in listed}
 
 
 def _decoded(text: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Did it really offload? What was asked for, against what the log and the driver say."""
+"""Whether a server offloaded to GPUs what was requested, from its flags, its log and the driver."""
 
 from __future__ import annotations
 
@@ -68,8 +68,16 @@ def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool 
     if assumed or not devices or asked is None:
         return None
     if not holding:
-        return True if any(device.processes for device in devices) else None
+        # Vulkan's processes may be in no list.
+        listed = all(device.processes_complete for device in devices) and not _by_other_backend(state)
+        return True if listed and any(device.processes for device in devices) else None
     return _too_small(state, holding, asked, shape)
+
+
+def _by_other_backend(state: ServerSnapshot) -> bool:
+    """Whether the log shows devices that are not CUDA's, such as ``Vulkan0``."""
+    devices = () if state.placement is None else (device for device, _ in state.placement.buffers)
+    return any(not device.startswith(("CUDA", "CPU")) for device in devices)
 
 
 def _too_small(

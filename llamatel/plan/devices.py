@@ -1,14 +1,12 @@
-"""The devices that a plan is for: those that NVML sees, or those that ``--device`` names where one only plans."""
+"""The devices that a plan is for, as ``--device`` names them."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llamatel.errors import UsageError
-from llamatel.plan.gpu_catalog import APPLE, APPLE_SOURCE, BY_KEY, GB, MIB, gpu_named
+from llamatel.plan.gpu_catalog import APPLE, APPLE_SOURCE, BY_KEY, GB, MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +77,3 @@ def parse_devices(text: str) -> list[Device]:
             device = _one(name, size)
         devices += [device] * int(number or 1)
     return devices
-
-
-def _reserved(pynvml: Any, handle: Any) -> int:
-    """What the driver says that it keeps, and what CUDA will take."""
-    version = getattr(pynvml, "nvmlMemory_v2", None)
-    if version is None:
-        return RESERVED_MIB * MIB
-    try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version).reserved) + CONTEXT_MIB * MIB
-    except pynvml.NVMLError:
-        return RESERVED_MIB * MIB
-
-
-def seen_by_nvml() -> list[Device]:
-    """The GPUs of this machine: memory from NVML, bandwidth from its bus and clock. Empty without NVML or a GPU."""
-    try:
-        pynvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        devices = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            name = str(pynvml.nvmlDeviceGetName(handle))
-            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            known = gpu_named(name, memory)
-            try:
-                clock = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-                # Two transfers a clock over the whole bus.
-                bandwidth = 2 * clock * 1e6 * pynvml.nvmlDeviceGetMemoryBusWidth(handle) / 8
-            except pynvml.NVMLError:
-                bandwidth = known.bandwidth if known else None
-            flops = known.peak_flops if known else None
-            devices.append(Device(name, memory, bandwidth, "NVML", _reserved(pynvml, handle), flops))
-        return devices
-    finally:
-        pynvml.nvmlShutdown()

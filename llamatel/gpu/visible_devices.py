@@ -1,0 +1,191 @@
+"""The GPUs that a llama-server started here would use, in its order: what CUDA makes of NVML's list.
+
+CUDA puts the fastest card first, NVML orders them by bus; ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` makes both alike.
+``CUDA_VISIBLE_DEVICES`` chooses cards by number, UUID or the start of one (CUDA C++ programming guide, environment
+variables).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamatel.plan.devices import CONTEXT_MIB, RESERVED_MIB, Device
+from llamatel.plan.gpu_catalog import MIB, gpu_named
+
+_log = logging.getLogger(__name__)
+
+_MEMINFO = Path("/proc/meminfo")
+_ORDER, _VISIBLE = "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """One GPU or one MIG slice of it."""
+
+    uuid: str
+    device: Device
+    speed: float | None
+    """Cores times clock, which CUDA's order goes by; None where NVML does not have it."""
+    slices: tuple[_Card, ...] = ()
+
+
+def visible_devices(
+    library: Any = None, environ: Mapping[str, str] = os.environ, meminfo: Path = _MEMINFO
+) -> list[Device]:
+    """GPUs with their memory and bandwidth, in CUDA's order. Empty without NVML or a GPU. ``library`` is pynvml."""
+    if library is None:
+        try:
+            library = importlib.import_module("pynvml")
+        except ImportError:
+            return []
+    try:
+        library.nvmlInit()
+    except library.NVMLError:
+        return []
+    try:
+        cards = _cards(library, meminfo)
+    finally:
+        library.nvmlShutdown()
+    chosen = choose(_in_cuda_order(cards, environ), environ.get(_VISIBLE))
+    return [card.device for card in chosen]
+
+
+def choose(cards: Sequence[_Card], visible: str | None) -> list[_Card]:
+    """The cards that ``CUDA_VISIBLE_DEVICES`` leaves; of slices CUDA uses one at most."""
+    if visible is None:
+        whole = [card for card in cards if not card.slices]
+        return whole or [card.slices[0] for card in cards[:1] if card.slices]
+    chosen: list[_Card] = []
+    for entry in visible.split(","):
+        card = _card(entry.strip(), cards)
+        if card is None:
+            break  # CUDA uses those before the first that is not there
+        if any(card is other for other in chosen):
+            return []  # and none at all where one is named twice
+        chosen.append(card)
+    slices = [card for card in chosen if card.uuid.startswith("MIG-")]
+    return slices[:1] or chosen
+
+
+def _card(entry: str, cards: Sequence[_Card]) -> _Card | None:
+    if re.fullmatch(r"\d{1,6}", entry):
+        return _usable(cards[int(entry)]) if int(entry) < len(cards) else None
+    if not entry.startswith(("GPU-", "MIG-")):
+        return None
+    every = [each for card in cards for each in (card, *card.slices)]
+    found = [card for card in every if card.uuid.startswith(entry)]
+    if not found and entry.startswith("MIG-GPU-"):  # MIG-<UUID of the GPU>/<instance>/<instance>, of older drivers
+        found = [card for card in cards if card.uuid.startswith(entry[4:].partition("/")[0])]
+    return _usable(found[0]) if len(found) == 1 else None
+
+
+def _usable(card: _Card) -> _Card:
+    """A card that is sliced has no memory of its own: its first slice stands for it."""
+    return card.slices[0] if card.slices else card
+
+
+def _in_cuda_order(cards: Sequence[_Card], environ: Mapping[str, str]) -> list[_Card]:
+    if environ.get(_ORDER) == "PCI_BUS_ID" or len({card.device.name for card in cards}) < 2:
+        return list(cards)
+    if any(card.speed is None for card in cards):
+        _log.warning(
+            "CUDA puts the fastest card first, NVML orders them by bus: which one -mg and -ts mean is not known here; "
+            "set %s=PCI_BUS_ID",
+            _ORDER,
+        )
+        return list(cards)
+    return sorted(cards, key=lambda card: -(card.speed or 0.0))
+
+
+def _cards(library: Any, meminfo: Path) -> list[_Card]:
+    try:
+        number = int(library.nvmlDeviceGetCount())
+    except library.NVMLError:
+        return []
+    cards = []
+    for index in range(number):
+        try:
+            handle = library.nvmlDeviceGetHandleByIndex(index)
+            cards.append(_described(library, handle, meminfo))
+        except library.NVMLError as error:
+            _log.warning("GPU %d cannot be read and is left out: %s", index, error)
+    return cards
+
+
+def _described(library: Any, handle: Any, meminfo: Path) -> _Card:
+    """A card. Raises NVMLError where not even its name can be read."""
+    device = _device(library, handle, meminfo)
+    cores, clock = (
+        _ask(library, "nvmlDeviceGetNumGpuCores", handle),
+        _ask(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM),
+    )
+    mode = _ask(library, "nvmlDeviceGetMigMode", handle)
+    slices = []
+    if mode is not None and mode[0]:
+        for number in range(_ask(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            part = _ask(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+            if part is not None:
+                whole = _device(library, part, meminfo)
+                slices.append(_Card(_text(library.nvmlDeviceGetUUID(part)), whole, None))
+    speed = float(cores * clock) if cores and clock else None
+    return _Card(_text(library.nvmlDeviceGetUUID(handle)), device, speed, tuple(slices))
+
+
+def _device(library: Any, handle: Any, meminfo: Path) -> Device:
+    name = _text(library.nvmlDeviceGetName(handle))
+    memory = _ask(library, "nvmlDeviceGetMemoryInfo", handle)
+    total = None if memory is None else int(memory.total)
+    known = gpu_named(name, total)
+    clock = _ask(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_MEM)
+    width = _ask(library, "nvmlDeviceGetMemoryBusWidth", handle)
+    # Two transfers a clock over the whole bus.
+    bandwidth = 2 * clock * 1e6 * width / 8 if clock and width else known.bandwidth if known else None
+    flops = known.peak_flops if known else None
+    if total:
+        return Device(name, total, bandwidth, "NVML", _reserved(library, handle), flops)
+    # GB10, Jetson: the GPU has no memory but the system's.
+    total, available = _system_memory(meminfo)
+    return Device(name, total, bandwidth, "system memory, shared with the CPU", total - available, flops)
+
+
+def _reserved(library: Any, handle: Any) -> int:
+    """What the driver keeps, as NVML reports it, and what CUDA will use."""
+    version = getattr(library, "nvmlMemory_v2", None)
+    found = None if version is None else _ask(library, "nvmlDeviceGetMemoryInfo", handle, version)
+    return RESERVED_MIB * MIB if found is None else int(found.reserved) + CONTEXT_MIB * MIB
+
+
+def _system_memory(meminfo: Path) -> tuple[int, int]:
+    """Total and available bytes of the system's memory; 0 where unknown."""
+    try:
+        text = meminfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0, 0
+    found = {
+        name: int(size) << 10
+        for name, size in re.findall(r"^(MemTotal|MemAvailable): +(\d{1,15}) kB", text, re.MULTILINE)
+    }
+    total = found.get("MemTotal", 0)
+    return total, min(found.get("MemAvailable", total), total)
+
+
+def _ask(library: Any, call: str, *arguments: Any) -> Any:
+    """What a call of NVML returns; None where this driver or card does not have it."""
+    function = getattr(library, call, None)
+    if function is None:
+        return None
+    try:
+        return function(*arguments)
+    except library.NVMLError:
+        return None
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,187 @@
+"""The GPUs of a machine in CUDA's order, from stand-ins for NVML (no machine at hand has these cards)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from llamatel.cli.main import main
+from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.offload import fell_back
+from llamatel.gpu.visible_devices import visible_devices
+from llamatel.plan import parse_server_flags
+from llamatel.snapshots import Placement
+from tests.nvml import Recorded
+from tests.samples import server_snapshot
+from tests.tiny_gguf import write_tiny_model
+
+GIB = 1 << 30
+NOT_SUPPORTED = {"error": pynvml.NVML_ERROR_NOT_SUPPORTED}
+LOST = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
+MEMORY = {"total": 24 * GIB, "used": GIB, "free": 23 * GIB}
+SLOW = {"Name": "NVIDIA GeForce GTX 1660 SUPER", "UUID": "GPU-aaaa1111-0000", "NumGpuCores": 1408, "total": 6 * GIB}
+FAST = {"Name": "NVIDIA GeForce RTX 3090", "UUID": "GPU-bbbb2222-0000", "NumGpuCores": 10496, "total": 24 * GIB}
+
+
+def cards(*rows: dict[str, Any], **changes: Any) -> Recorded:
+    """A stand-in for pynvml with these cards."""
+    calls: dict[str, Any] = {"nvmlDeviceGetCount()": len(rows)}
+    for i, row in enumerate(rows):
+        calls |= {
+            f"nvmlDeviceGetName({i})": row["Name"],
+            f"nvmlDeviceGetUUID({i})": row["UUID"],
+            f"nvmlDeviceGetNumGpuCores({i})": row.get("NumGpuCores", NOT_SUPPORTED),
+            f"nvmlDeviceGetMaxClockInfo({i},{pynvml.NVML_CLOCK_SM})": row.get("clock", 1800),
+            f"nvmlDeviceGetMemoryInfo({i})": {**MEMORY, "total": row["total"]} if row.get("total") else NOT_SUPPORTED,
+        }
+    return Recorded(calls, changes)
+
+
+def names(library: Recorded, environ: dict[str, str]) -> list[str]:
+    return [device.name.split()[-1] for device in visible_devices(library, environ)]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ["3090", "SUPER"]),  # CUDA: the fastest first
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, ["3090", "SUPER"]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["SUPER", "3090"]),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, ["3090"]),
+        ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["SUPER"]),
+        ({"CUDA_VISIBLE_DEVICES": " 1 , 0 "}, ["SUPER", "3090"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-bbbb2222-0000"}, ["3090"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}, ["SUPER"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-"}, []),  # the start of both
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "1,-1,0"}, ["SUPER"]),  # up to the first that is not there
+        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["3090"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,0"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "none"}, []),
+    ],
+)
+def test_visible_devices_in_cuda_order(environ: dict[str, str], expected: list[str]) -> None:
+    library = cards(SLOW, FAST)
+    assert names(library, environ) == expected
+    assert library.opened == 0
+
+
+def test_order_is_unsure_without_core_counts(caplog: pytest.LogCaptureFixture) -> None:
+    old = cards({**SLOW, "NumGpuCores": NOT_SUPPORTED}, {**FAST, "NumGpuCores": NOT_SUPPORTED})
+    assert names(old, {}) == ["SUPER", "3090"]
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in caplog.text
+    caplog.clear()
+    assert names(old, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == ["SUPER", "3090"]
+    assert not caplog.records
+
+
+def test_slices_of_a_card() -> None:
+    library = cards(
+        {**FAST, "Name": "NVIDIA H100 80GB HBM3", "total": 80 * GIB},
+        **{
+            "nvmlDeviceGetMigMode(0)": [1, 1],
+            "nvmlDeviceGetMaxMigDeviceCount(0)": 2,
+            "nvmlDeviceGetMigDeviceHandleByIndex(0,0)": 10,
+            "nvmlDeviceGetMigDeviceHandleByIndex(0,1)": 11,
+            **{f"nvmlDeviceGetName({i})": f"NVIDIA H100 80GB HBM3 MIG {i}" for i in (10, 11)},
+            **{f"nvmlDeviceGetUUID({i})": f"MIG-cccc{i}" for i in (10, 11)},
+            **{f"nvmlDeviceGetMemoryInfo({i})": {**MEMORY, "total": i * GIB} for i in (10, 11)},
+        },
+    )
+    assert [device.memory for device in visible_devices(library, {})] == [10 * GIB]  # CUDA uses one slice
+    for visible, gib in (
+        ("MIG-cccc11", 11),
+        ("MIG-cccc11,MIG-cccc10", 11),
+        ("0", 10),
+        ("MIG-GPU-bbbb2222-0000/1/0", 10),
+    ):
+        [device] = visible_devices(library, {"CUDA_VISIBLE_DEVICES": visible})
+        assert device.memory == gib * GIB
+    assert visible_devices(library, {"CUDA_VISIBLE_DEVICES": "MIG-dddd"}) == []
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GB10", b"NVIDIA GB10", "Orin (nvgpu)", b"caf\xe9"])
+def test_unified_memory_is_the_systems(
+    name: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       125829120 kB\nMemFree: 1 kB\nMemAvailable:   104857600 kB\n")
+    library = cards({"Name": name, "UUID": b"GPU-1", "total": None})
+    [device] = visible_devices(library, {}, meminfo)
+    assert (device.memory, device.usable) == (120 * GIB, 100 * GIB)
+    assert "system memory" in device.source
+    monkeypatch.setattr("llamatel.cli.plan.visible_devices", lambda: visible_devices(library, {}, meminfo))
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    assert main(["plan", str(model), "--json", "-c", "1024"]) == 0
+    [use] = json.loads(capsys.readouterr().out)["per_device"]
+    assert use["source"] == device.source
+    assert Nvml(library).read()[0].memory_limit is None  # the card has none of its own
+
+
+def test_without_meminfo_the_memory_is_unknown(tmp_path: Path) -> None:
+    [device] = visible_devices(cards({"Name": "NVIDIA GB10", "UUID": "GPU-1"}), {}, tmp_path / "none")
+    assert device.memory == 0
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetName(0)", "nvmlDeviceGetUUID(0)"])
+def test_a_lost_card_does_not_hide_the_others(call: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert names(cards(SLOW, FAST, **{call: LOST}), {}) == ["3090"]
+    assert "GPU 0 cannot be read" in caplog.text
+    assert [device.id for device in Nvml(cards(SLOW, FAST, **{call: LOST})).read()] == ["GPU-bbbb2222-0000"]
+
+
+def test_a_card_that_is_lost_later_leaves_the_others() -> None:
+    library = cards(SLOW, FAST)
+    driver = Nvml(library)
+    library.calls["nvmlDeviceGetUtilizationRates(0)"] = library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = LOST
+    assert [device.id for device in driver.read()] == ["GPU-bbbb2222-0000"]
+    assert list(driver.energy()) == ["GPU-bbbb2222-0000"]
+    library.calls["nvmlDeviceGetUtilizationRates(1)"] = LOST
+    with pytest.raises(DriverGone):
+        driver.read()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"nvmlInit()": {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}}, {"nvmlDeviceGetCount()": NOT_SUPPORTED}]
+)
+def test_no_driver_no_devices(changes: dict[str, Any]) -> None:
+    assert visible_devices(cards(FAST, **changes), {}) == []
+    with pytest.raises(NoGpu):
+        Nvml(cards(FAST, **changes))
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    assert visible_devices(environ={}) == []
+
+
+@pytest.mark.parametrize(
+    ("graphics", "expected"),
+    [
+        (NOT_SUPPORTED, None),  # Vulkan's processes are listed nowhere
+        ([{"pid": 777, "usedGpuMemory": 8 * GIB}], None),  # listed as one that draws; the weights are unknown
+        ([], True),
+    ],
+)
+def test_a_vulkan_server_did_not_fall_back(graphics: Any, expected: bool | None) -> None:
+    compute = [{"pid": 4, "usedGpuMemory": GIB}]
+    calls = {
+        "nvmlDeviceGetComputeRunningProcesses(0)": compute, "nvmlDeviceGetGraphicsRunningProcesses(0)": graphics,
+    }  # fmt: skip
+    devices = Nvml(cards(FAST, **calls)).read()
+    settings = parse_server_flags(["-ngl", "99"], environ={})
+    state = server_snapshot(model=None, settings=settings, placement=None)
+    state = dataclasses.replace(state, server=dataclasses.replace(state.server, pid=777))
+    assert fell_back(state, devices) is expected
+    vulkan = Placement(buffers={("Vulkan0", "weights"): GIB})
+    assert fell_back(dataclasses.replace(state, placement=vulkan), devices) is None
