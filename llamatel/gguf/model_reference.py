@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -130,6 +131,8 @@ def _size(path: Path) -> int | None:
 
 def _read_config(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe without a writer would block
+            raise GGUFError("not a file", path=str(path))
         with path.open("rb") as file:
             return file.read(MAX_CONFIG + 1)
     except OSError as error:
