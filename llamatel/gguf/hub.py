@@ -37,7 +37,7 @@ _LOGIN = "log in (hf auth login) or set HF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
-class _Repository:
+class Repository:
     """A repository's files with their sizes, in the Hub's order, and its parameters where the Hub knows them."""
 
     files: tuple[tuple[str, int | None], ...]
@@ -66,7 +66,7 @@ class Hub:
         name = f"{repo}@{revision}" if revision else repo
         models = [each for each in found if is_model(each.path)] or list(found)
         if as_server or quant is not None:
-            return self.read(repo, _resolve(name, repository, found, quant, as_server).path, revision=revision)
+            return self.read(repo, resolve(name, repository, found, quant, as_server).path, revision=revision)
         if len(models) == 1:
             return self.read(repo, models[0].path, revision=revision)
         if found:
@@ -107,7 +107,7 @@ class Hub:
             progress=self._progress,
         )
 
-    def _repository(self, repo: str, revision: str | None) -> _Repository:
+    def _repository(self, repo: str, revision: str | None) -> Repository:
         from huggingface_hub import constants
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
@@ -134,9 +134,10 @@ class Hub:
         if response.status != 200:
             words = self._words(repo, None, revision, response.status, response.headers)
             raise GGUFError(words or f"the Hub answered {response.status}", path=repo)
-        return self._described(repo, response)
+        return self.described(repo, response)
 
-    def _described(self, repo: str, response: Response) -> _Repository:
+    def described(self, repo: str, response: Response) -> Repository:
+        """The repository in the Hub's description. Raises GGUFError."""
         try:
             document = parse_json(response.data, largest=_LARGEST, most_values=_MOST_VALUES)
         except InvalidDocument as error:
@@ -147,7 +148,7 @@ class Hub:
         files = [(each["rfilename"], count(each.get("size"))) for each in siblings if _is_file(each)]
         safetensors = document.get("safetensors")
         parameters = count(safetensors.get("total")) if isinstance(safetensors, dict) else None
-        return _Repository(tuple(files), parameters)
+        return Repository(tuple(files), parameters)
 
     def _words(
         self, repo: str, file: str | None, revision: str | None, status: int, headers: Mapping[str, str]
@@ -182,8 +183,8 @@ def _is_file(sibling: Any) -> bool:
     return isinstance(name, str) and 0 < len(name) <= 1024 and name.isprintable() and ".." not in name.split("/")
 
 
-def _resolve(
-    name: str, repository: _Repository, choices: tuple[Choice, ...], quant: str | None, as_server: bool
+def resolve(
+    name: str, repository: Repository, choices: tuple[Choice, ...], quant: str | None, as_server: bool
 ) -> Choice:
     """The model that llama-server takes; where that is one of several different models, an error lists them."""
     order = {path: number for number, (path, _) in enumerate(repository.files)}

@@ -168,7 +168,8 @@ class ConfigValues:
 
     def fail(self, *words: str) -> NoReturn:
         """Raise UsageError: ``words`` say what of the configuration gives no number."""
-        raise UsageError(f"the config.json of a '{self.model_type}' model {' '.join(words)}")
+        name = f"'{self.model_type}'" if self.model_type.isprintable() else repr(self.model_type)
+        raise UsageError(f"the config.json of a {name:.80} model {' '.join(words)}")
 
     def unknown_keys(self) -> list[str]:
         """Keys that were not read, are not the library's, and can change heads, head sizes or layers."""

@@ -242,7 +242,7 @@ def _placed(shape: ModelShape, settings: ServerSettings, cache: CachePlan, devic
 
 def balanced(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> ServerSettings:
     """The settings with the ``-ts`` that leaves the fuller of two devices the most room."""
-    if len(devices) != 2 or settings.tensor_split or settings.split_mode != "layer":
+    if len(devices) != 2 or not shape.layers or settings.tensor_split or settings.split_mode != "layer":
         return settings
     cache = cache_plan(shape, settings)
     everything = len(shape.layers) + 1

@@ -53,18 +53,29 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         rule(values, keys)
     unknown = values.unknown_keys()
     if unknown:
-        raise UsageError(
-            f"the config.json of a '{values.model_type}' model has keys that llamatel does not know and that may "
-            f"change its heads or layers: {', '.join(unknown[:5])}"
-        )
+        names = ", ".join(name if name.isprintable() else repr(name) for name in unknown[:5])
+        values.fail(f"has keys that llamatel does not know and that may change its heads or layers: {names:.300}")
     architecture = keys.pop("general.architecture", family.architecture)
     _rope(values, keys)
     metadata = {f"{architecture}.{key}": value for key, value in keys.items() if value is not None}
     shape = shape_from_metadata({"general.architecture": architecture, **metadata})
-    if shape.cache != "none" and not any(layer.cached or layer.state is not None for layer in shape.layers):
-        values.fail("has no layer that keeps anything")
+    _check_sizes(values, shape)
     name = config.get("_name_or_path")
     return replace(shape, unknown=(*shape.unknown, CAVEAT), name=name if isinstance(name, str) and name else None)
+
+
+def _check_sizes(values: ConfigValues, shape: ModelShape) -> None:
+    """Refuse a shape whose layers would cache nothing: 0 bytes is no answer."""
+    if shape.cache == "none":
+        return
+    attending = [layer for layer in shape.layers if layer.attends and layer.cached]
+    if not attending and all(layer.state is None for layer in shape.layers):
+        values.fail("has no layer that keeps anything")
+    if attending and not any(layer.kv_heads for layer in attending):
+        values.fail("has 0 KV heads (num_key_value_heads, num_attention_heads)")
+    keys_only = shape.latent or shape.cache == "compressed"
+    if any(layer.kv_heads and not (layer.key_length and (keys_only or layer.value_length)) for layer in attending):
+        values.fail("has heads of 0 values (head_dim, hidden_size)")
 
 
 def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
@@ -87,7 +98,7 @@ def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
     model_type = known or next(iter([*reversed(types), *family.types.split(), family.architecture]))
     given = {**config, **text} if text is not config else config
     defaults = library_defaults(model_type)
-    if defaults is not None and types[:1] != [model_type]:
+    if defaults is not None and types and types[0] != model_type:
         defaults = {**defaults, **library_text_defaults(types[0], whole=text is config)}
     values = ConfigValues(model_type, given, defaults)
     if text is not config:
@@ -121,8 +132,9 @@ def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Fami
     if found is None:
         names = [*types, *classes]
         near = difflib.get_close_matches(names[-1], [*BY_TYPE, *BY_CLASS], 1)
+        shown = names[-1] if names[-1].isprintable() else repr(names[-1])
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"the config.json is of a family that llamatel does not know: {names[-1]:.80}{hint}")
+        raise UsageError(f"the config.json is of a family that llamatel does not know: {shown:.80}{hint}")
     return found
 
 
