@@ -21,7 +21,8 @@ from tests.fuzz.gguf_header import Broken
 _SAMPLES = Path(__file__).parents[1] / "configs" / "converted.json"
 _ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 512, 513, 1 << 31, 1 << 64, 10**400, 0.5, float("inf"), float("nan"), "", "7",
-    "x\n", [], [0], [1, 2], [None], ["full_attention"], ["sliding_attention"] * 5, [[]], {}, {"a": 1}, {"text_config": {}},
+    "x\n", [], [0], [1, 2], [None], ["full_attention"], ["sliding_attention"] * 5, [[]], {}, {"a": 1},
+    {"text_config": {}},
 )  # fmt: skip
 
 
