@@ -25,7 +25,7 @@ from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, parse_
 from llamatel.records import ObservedRequest
 from tests.attached import PathProxy, Server, Unmanaged, attached, unmanaged
 from tests.certificates import make_certificate
-from tests.parts import Child, wait_until
+from tests.parts import Child, wait_until, xllamacpp_server
 from tests.parts.forwarder import Forwarder
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -127,8 +127,15 @@ def test_requests_are_observed_in_their_slots_and_what_is_told_is_true(server: U
 # -- manners -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sleeping_server_stays_asleep_and_one_that_is_awake_falls_asleep(start: Callable[..., Unmanaged]) -> None:
-    server = start("--metrics", "--sleep-idle-seconds", "1")
+@pytest.fixture
+def sleeper(sid_server: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Unmanaged]:
+    """A server that sleeps after a second, of a build that has a number."""
+    with unmanaged(sid_server, tmp_path, "-m", tiny_model, "--metrics", "--sleep-idle-seconds", "1") as running:
+        yield running
+
+
+def test_sleeping_server_stays_asleep_and_idle_server_falls_asleep(sleeper: Unmanaged) -> None:
+    server = sleeper
     with attached(server.url, interval_s=0.05) as fleet:
         fleet.wait(lambda state: state.up)
         server.complete(4)
@@ -165,6 +172,28 @@ def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[...
         poller.poll()
         assert [state.state for state in poller.snapshots()] == ["sleeping"]
         assert "exiting sleeping" not in server.child.output()
+
+
+def test_sleep_of_an_older_build(tiny_model: Path, tmp_path: Path) -> None:
+    """Before August 2026 /metrics wakes a sleeping server, and keeps one awake."""
+    program = xllamacpp_server("2026.7.9873")
+    words = ("-m", tiny_model, "--metrics", "--sleep-idle-seconds", "2")
+    with unmanaged(program, tmp_path, *words) as server:
+        with attached(server.url, interval_s=0.2) as fleet:
+            fleet.wait(lambda state: state.up)
+            server.complete(4)
+            fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 4)
+            wait_until(lambda: "entering sleeping state" in server.child.output(), 40, "it sleeps")
+            fleet.wait(lambda state: state.state == "sleeping")
+            time.sleep(3)
+            assert server.get("/props")["is_sleeping"] is True
+        # Attached to while it sleeps.
+        with attached(server.url, interval_s=0.2) as fleet:
+            assert fleet.wait(lambda state: state.state == "sleeping").up is True
+            time.sleep(1)
+            assert server.get("/props")["is_sleeping"] is True
+            server.complete(4)
+            fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 8)
 
 
 class Unanswered(ServerClient):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,9 @@ class ModelCard:
     name: str | None = None
     """The alias, else the file's name."""
     trained_context: int | None = None
-    """Tokens that the model was made for; llama.cpp caps what a slot may hold at them, not the pool."""
+    """Tokens that the model was trained for; llama.cpp caps what a slot may hold at them, not the pool."""
+    has_architecture: bool = False
+    """Whether there is such a field, as in builds of October 2026 and later."""
 
 
 def parse_model_card(entry: object) -> ModelCard:
@@ -57,4 +60,17 @@ def parse_model_card(entry: object) -> ModelCard:
         # Without an alias it is the path of the file; that of a model from a hub has slashes, too.
         name = name.rpartition("/")[2]
     meta = entry.get("meta")
-    return ModelCard(name, count(meta.get("n_ctx_train"), 1) if isinstance(meta, dict) else None)
+    trained = count(meta.get("n_ctx_train"), 1) if isinstance(meta, dict) else None
+    return ModelCard(name, trained, "architecture" in entry)
+
+
+_BUILD_NUMBER = re.compile(r"b(\d{4,6})\b")
+_HARMLESS_BUILD = 10566
+
+
+def is_scrape_harmless(props: ServerProps, card: ModelCard) -> bool | None:
+    """Whether ``/metrics`` neither wakes the server nor keeps it awake, as from August 2026 on; None where unknown."""
+    if card.has_architecture:
+        return True
+    number = _BUILD_NUMBER.match(props.build or "")
+    return None if number is None else int(number.group(1)) >= _HARMLESS_BUILD

@@ -21,6 +21,7 @@ from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.http import parse_address
 from llamatel.llama.http.identify import NotLlamaCpp, identify
+from llamatel.llama.http.props import is_scrape_harmless
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.logged_server import LoggedServer
@@ -315,9 +316,13 @@ class ObservedServer:
             self._router = None
             if self._polling is not None:
                 self._polling.trained_context = card.trained_context
+                if (harmless := is_scrape_harmless(props, card)) is not None:
+                    self._polling.scrape_wakes = not harmless
         if life is None:
             self._process = find_process(parse_address(client.base_url))
             self._settings = None if self._process is None else self._process.settings
+        if self._polling is not None and self._settings is not None:
+            self._polling.may_sleep = self._settings.sleep_idle_seconds > 0
         self._set_info(replace(self.info, model=model, build=build))
         self._unknown = False
 

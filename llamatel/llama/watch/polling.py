@@ -6,6 +6,10 @@ of the log was written), and then only if ``/props`` says that the server does n
 unknown whether anything happened: the slots are then polled in pauses that double while nothing changes, so that the
 server falls asleep after at most twice its time.
 
+In builds before August 2026 ``/metrics`` wakes a sleeping server and keeps it awake, too. There it is sent only if
+``/props`` says that the server does not sleep, and in the same pauses while nothing changes, unless its flags are known
+and it never sleeps.
+
 What a server does not offer (501, or an older build's 404) is absent and logged once. Gauges that llama.cpp resets at
 each scrape (``*_tokens_seconds``) are not used.
 """
@@ -35,6 +39,10 @@ _log = logging.getLogger(__name__)
 _PROPS_S = 10.0
 """How often an idle server is asked whether it sleeps."""
 _LONGEST_S = 3600.0
+_LONGEST_SCRAPE_S = 300.0
+"""Between scrapes of an idle server of an older build, which may sleep."""
+_HARMLESS = "prompt_tokens_cached_total"
+"""A counter of the builds whose ``/metrics`` is harmless."""
 _MISSING = (404, 501)
 _NO_SERVER = ServerInfo("unknown")
 
@@ -83,6 +91,11 @@ class Polling:
         self.restarts = 0
         """Times another process was found in its place."""
         self.trained_context: int | None = None
+        self.may_sleep: bool | None = None
+        """By its flags; None where they are unknown."""
+        self.scrape_wakes: bool | None = None
+        """Whether ``/metrics`` wakes it; None where that is unknown, until the first scrape."""
+        self._scrape_at = float("-inf")
         self.always_slots = False
         """Poll the slots each time: something may change them that neither a counter nor the log shows."""
 
@@ -140,6 +153,8 @@ class Polling:
         if "metrics" in self._lacks:
             self._poll_without_metrics()
             return False
+        if not self._may_scrape(log):
+            return False
         life = self._counters.process
         try:
             self._on_task()
@@ -156,6 +171,10 @@ class Polling:
             if life != self._counters.process:
                 return False  # of a process that was replaced in the meantime
             restarted = self._record(scrape)
+        self.scrape_wakes = _HARMLESS not in scrape.values
+        quiet = not self._changed and not self.busy
+        self._pause_s = min(2 * self._pause_s, _LONGEST_SCRAPE_S) if quiet else self._interval_s
+        self._scrape_at = self._clock() + self._pause_s
         self._poll_slots()
         return restarted
 
@@ -196,6 +215,7 @@ class Polling:
         self._rate = DecodeRate()
         self._trace.forget()
         self._lacks.clear()  # the one that comes back may be started in another way
+        self.scrape_wakes, self._scrape_at = None, float("-inf")
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -231,6 +251,22 @@ class Polling:
             self._ask_sleeping(now)
         elif self.slots is not None:
             self._observe_rate(now)
+
+    def _may_scrape(self, log: Activity | None) -> bool:
+        """Whether ``/metrics`` may be sent now. Raises ServerUnreachable."""
+        if self.scrape_wakes is False or self.may_sleep is False or self._works:
+            return True
+        if self.scrape_wakes and not (log is not None and self._changed) and self._clock() < self._scrape_at:
+            if (status := self._client.health()) != 200:
+                raise ServerUnreachable(f"{self._name} answered {status}", status=status)
+            return False
+        props = self._client.props()
+        self._props_at = self._clock()
+        if props.sleeping:
+            self.asleep()
+        elif props.sleeping is not None:
+            self.sleeping = False
+        return not props.sleeping
 
     def _ask_sleeping(self, now: float) -> bool:
         """Ask whether it sleeps; True if it may be asked for its slots: it answered, and does not (or never sleeps)."""
