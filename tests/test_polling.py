@@ -75,6 +75,22 @@ def test_a_scrape_of_a_replaced_process_is_dropped() -> None:
     assert one.totals == {}
 
 
+def test_two_processes_that_answer_in_turns(caplog: pytest.LogCaptureFixture) -> None:
+    """Replicas behind one Service: no endless restarts, no tokens counted twice, and one warning."""
+    one = polling()
+    totals = []
+    for turn in range(10):
+        process, count = ("a", 100 + turn) if turn % 2 == 0 else ("b", 5 + turn)
+        one._record(Scrape({"tokens_predicted_total": float(count)}, process))
+        totals.append(one.totals["tokens_predicted_total"])
+    assert totals == sorted(totals)
+    assert totals[-1] == 108 + 14
+    assert one.restarts == 0
+    assert caplog.text.count("in turns") == 1
+    one._record(Scrape({"tokens_predicted_total": 1.0}, "c"))
+    assert (one.restarts, one.totals["tokens_predicted_total"]) == (1, 108 + 14 + 1)
+
+
 def test_an_observed_request_is_bounded_by_the_looks_around_it() -> None:
     trace = SlotTrace()
 

@@ -40,11 +40,20 @@ class CarriedCounters:
                 self._carry()
             self._last.update(counters)
 
-    def restarted(self) -> None:
-        """The process was replaced."""
+    def restarted(self) -> Mapping[str, float]:
+        """The process was replaced; its last counters."""
         with self._lock:
             self._process += 1
+            last = self._last
             self._carry()
+            return last
+
+    def resumed(self, last: Mapping[str, float]) -> None:
+        """A process that was replaced is back; ``last`` are its counters then, which are not to be counted twice."""
+        with self._lock:
+            for name, value in last.items():
+                self._base[name] = self._base.get(name, 0.0) - value
+            self._last = dict(last)
 
     def _carry(self) -> None:
         for name, value in self._last.items():

@@ -44,6 +44,7 @@ _LONGEST_SCRAPE_S = 300.0
 _HARMLESS = "prompt_tokens_cached_total"
 """A counter of the builds whose ``/metrics`` is harmless."""
 _MISSING = (404, 501)
+_MAX_PROCESSES = 16
 _NO_SERVER = ServerInfo("unknown")
 
 
@@ -70,6 +71,8 @@ class Polling:
         self._counters = CarriedCounters()
         self._values: Mapping[str, float] = {}
         self._process: str | None = None
+        self._earlier: dict[str, Mapping[str, float]] = {}
+        """Last counters of processes that answered before, by their start."""
         self._rate = DecodeRate()
         self.decode_rate: float | None = None
         """Tokens a second over all slots."""
@@ -226,15 +229,33 @@ class Polling:
         fell = any(value < (self._counters.raw(name) or 0.0) for name, value in totals.items())
         restarted = scrape.process != self._process if known else fell
         if restarted:
-            self.disconnected()
-            self._counters.restarted()
-            self.restarts += 1
+            self._switch(scrape.process)
         self._process = scrape.process
         if any(value != self._counters.raw(name) for name, value in totals.items()):
             self._changed = True
         self._counters.observe(values, self._counters.process)
         self._values = values
         return restarted
+
+    def _switch(self, process: str | None) -> None:
+        """Another process answers: a new one, or one of several that answer in turns."""
+        self.disconnected()
+        last = self._counters.restarted()
+        if self._process is not None:
+            self._earlier[self._process] = last
+            if len(self._earlier) > _MAX_PROCESSES:
+                del self._earlier[next(iter(self._earlier))]
+        if process is None or process not in self._earlier:
+            self.restarts += 1
+            return
+        self._counters.resumed(self._earlier.pop(process))
+        if self._once.warning(
+            "turns",
+            "%s: several servers answer at this address in turns, as replicas behind one Service. Their counters are "
+            "added up; slots and KV cache are of one of them at a time: attach to each server (one llamatel per pod)",
+            self._name,
+        ):
+            self.restarts = max(0, self.restarts - 1)  # that was none
 
     def _poll_slots(self) -> None:
         now = self._clock()
