@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print, and write JSON if asked for."""
+"""``python -m benchmarks``: measure, print, and write JSON with --json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import attach, cost, decorators, header, instructions, page, pieces, procfs, ratios, servers
 from benchmarks.blocks import Block
-from benchmarks.instructions import Instructions, NotCounted
+from benchmarks.instructions import Instructions, NotCounted, over_bound
 from benchmarks.report import Report
 from benchmarks.servers import CONTROL, OTLP_GRPC, OTLP_HTTP, PLAIN, PROMETHEUS, Collector, Running, Variant
 from tests.parts import MissingPart, llama_server
@@ -43,6 +43,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-otlp", action="store_true", help="leave the OTLP variants out")
     parser.add_argument("--backend", help="xllamacpp, or the path of a llama-server (the tests' own build)")
     parser.add_argument("--threads", type=int, default=1, help="llama.cpp's -t (1)")
+    parser.add_argument("--gate", action="store_true", help="fail if a stage takes more instructions than its bound")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (2 if options.quick else 7)
@@ -103,6 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
     return report
+
+
+def _main() -> None:
+    report = main()
+    if "--gate" not in sys.argv:
+        return
+    if report.instructions is None:
+        sys.exit("bench: instructions could not be counted")
+    over = over_bound(report.instructions)
+    if over:
+        sys.exit("bench: over the bound:\n" + "\n".join(over))
 
 
 def _instructions(options: argparse.Namespace) -> Instructions | None:
@@ -177,4 +189,4 @@ def _measure_load(report: Report, options: argparse.Namespace, wanted: Collectio
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -1,7 +1,7 @@
 """What ``llamatel attach`` uses for many servers: CPU time, memory, and whether it keeps its timetable.
 
 A few real llama-servers stand for all: a TCP forwarder, in a process of its own, gives each many ports, so that every
-target has an address and connections of its own. How often they are polled is told by llama.cpp's task numbers, of
+target has an address and connections of its own. How often they are polled follows from llama.cpp's task numbers, of
 which each question takes one.
 """
 
@@ -34,13 +34,13 @@ class Attached:
 
     targets: int
     servers: int
-    """Real ones behind them."""
+    """Real servers that they lead to."""
     up: int
     """Of the targets, as llamatel saw them."""
     idle_cores: float
     """CPU time of llamatel a second while nothing happens; of the machine's cores, one is 1."""
     busy_cores: float
-    """And while every server works, so that its slots are asked for too."""
+    """And while every server works, so that its slots are polled too."""
     polls_per_s: float
     """As the servers counted them, while idle."""
     scrape_ms: float
@@ -50,10 +50,10 @@ class Attached:
 
     def lines(self) -> list[str]:
         """For people."""
-        behind = f"{self.targets} targets, {self.servers} real llama-servers behind a TCP forwarder"
+        what = f"{self.targets} targets, {self.servers} real llama-servers through a TCP forwarder"
         cores = f"cores while idle {self.idle_cores:.3f}, while all work {self.busy_cores:.3f}"
         return [
-            f"  {behind}, one poll a second each",
+            f"  {what}, one poll a second each",
             f"  up {self.up}, polls a second {self.polls_per_s:.0f} (by llama.cpp's task numbers)",
             f"  {cores}; a scrape of all {self.scrape_ms:.0f} ms of CPU",
             f"  resident memory {self.memory_mib:.0f} MiB, peak {self.peak_mib:.0f} MiB",
@@ -61,7 +61,7 @@ class Attached:
 
 
 def _last_task(server: Unmanaged) -> int:
-    """The number of a request that runs now; all that asked the server before took smaller ones."""
+    """The number of a request that runs now; earlier requests have smaller ones."""
     server.complete(1)
     return max(int(slot.get("id_task", -1)) for slot in server.get("/slots"))
 
@@ -74,7 +74,7 @@ def _ports(child: Child) -> list[int]:
 def measure(
     program: Path, *, targets: int = 200, real: int = 4, seconds: float, progress: Callable[[str], None]
 ) -> Attached:
-    """Attach to so many targets with ``real`` servers behind them and watch each phase for ``seconds``."""
+    """Attach to so many targets that lead to ``real`` servers and watch each phase for ``seconds``."""
     progress(f"attached to {targets} servers: idle and at work, {seconds:g} s each")
     with tempfile.TemporaryDirectory(prefix="llamatel-bench-") as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
@@ -100,12 +100,12 @@ def measure(
 def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: str, seconds: float) -> Attached:
     attached.wait_ready(lambda: "OTLP" in attached.output(), 60)
     time.sleep(_SETTLE_S)
-    before, begun = [_last_task(server) for server in servers], time.monotonic()
+    before, started = [_last_task(server) for server in servers], time.monotonic()
     time.sleep(2 * _SETTLE_S)
     idle = procfs.cores(attached.pid, seconds)
-    took = time.monotonic() - begun
+    took = time.monotonic() - started
     # The requests that tell the first number had every target's slots looked at, once.
-    asked = sum(_last_task(server) for server in servers) - sum(before) - targets
+    polls = sum(_last_task(server) for server in servers) - sum(before) - targets
     used = procfs.cpu_s(attached.pid)
     for _ in range(_SCRAPES):
         text = _scrape(url)
@@ -124,7 +124,7 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
         up=len(re.findall(r"^llamacpp_server_up\{.*\} 1\.0$", text, re.MULTILINE)),
         idle_cores=idle,
         busy_cores=busy,
-        polls_per_s=asked / took,
+        polls_per_s=polls / took,
         scrape_ms=scrape_ms,
         memory_mib=memory,
         peak_mib=peak,

@@ -62,7 +62,7 @@ def run(
     }  # fmt: skip
     used = {name: procfs.cpu_s(pid) for name, pid in pids.items()}
     busy, ours = procfs.machine_busy_s(), time.process_time()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     clients = subprocess.Popen([sys.executable, "-I", "-S", str(_LOAD), json.dumps(plan)], stdout=subprocess.PIPE)
     if scrape:
         time.sleep(0.2)
@@ -71,7 +71,7 @@ def run(
     if clients.returncode:
         raise RuntimeError(f"the clients failed with {clients.returncode}; see above, and {server.log}")
     time.sleep(settle_s)
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - started
     used = {name: procfs.cpu_s(pid) - used[name] for name, pid in pids.items()}
     result = json.loads(output)
     latencies = sorted(result["latencies_s"])

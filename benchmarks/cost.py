@@ -76,7 +76,7 @@ def measure(
 ) -> tuple[Cost, list[Block]]:
     """Cost of one variant: of a request from ``count`` of ``tokens`` a block, of a token from half as many longer ones.
 
-    The server must be fresh: its memory before the load is part of what is told.
+    The server must be fresh: its memory before the load is part of the report.
     """
     pid = server.llamatel_pid
     assert pid is not None, "only llamatel's own side has a cost"

@@ -1,4 +1,4 @@
-"""What ``@llamatel.task`` costs a call, beside a bare ``start_as_current_span`` and other libraries' decorators.
+"""What ``@llamatel.task`` costs a call, compared with a bare ``start_as_current_span`` and other libraries' decorators.
 
 All in one process and one run, in turns: blocks of calls of an empty function, each library's spans given to a
 BatchSpanProcessor whose exporter forgets them. OpenLLMetry and Logfire are measured where they are installed:
@@ -101,10 +101,10 @@ def _others() -> dict[str, Callable[[], None]]:
 
 
 def _block(call: Callable[[], None], calls: int) -> float:
-    begun = time.process_time()
+    started = time.process_time()
     for _ in range(calls):
         call()
-    return (time.process_time() - begun) / calls * 1e6
+    return (time.process_time() - started) / calls * 1e6
 
 
 def measure(rounds: int, calls: int = 1000) -> DecoratorFigures:

@@ -1,7 +1,7 @@
 """What the instrumentor adds to a call of llama-cpp-python: the same call with and without it, in turns.
 
-CPU time, of the thread that calls and of the whole process (spans and metrics are made beside it). The tiny model needs
-a fraction of a millisecond for such a call, so this is the largest share that it will ever be.
+CPU time, of the thread that calls and of the whole process (spans and metrics are made on other threads). The tiny
+model needs a fraction of a millisecond for such a call, so this is the largest share that it will ever be.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _block(call: Callable[[], object], calls: int) -> tuple[float, float]:
     for _ in range(calls):
         call()
     thread, taken = time.thread_time() - thread, time.process_time() - process
-    time.sleep(0.05)  # what it left behind is not the next block's
+    time.sleep(0.05)  # its remaining work must not be counted in the next block
     return thread / calls * 1e6, taken / calls * 1e6
 
 
@@ -53,10 +53,10 @@ def _per_token(llama: Any) -> float:
     followed = RunningCall(llama, "text_completion", source[0], {}).follow(1, iter(range(1, _TOKENS)))
     times = []
     for tokens in (iter(range(1, _TOKENS)), followed):
-        begun = time.thread_time()
+        started = time.thread_time()
         for _ in tokens:
             pass
-        times.append((time.thread_time() - begun) / _TOKENS * 1e6)
+        times.append((time.thread_time() - started) / _TOKENS * 1e6)
     return times[1] - times[0]
 
 

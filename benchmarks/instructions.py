@@ -1,13 +1,15 @@
 """Instructions that each stage of a request takes: a figure that other work on the machine does not change.
 
-``perf stat`` counts a process that runs a stage (``stages``) once, and one that runs it some times more; their
-difference is those passes, whatever starting up takes. Alone: ``make bench ARGS="--only instructions"``.
+``perf stat``, or valgrind where perf may not count, counts a process that runs a stage (``stages``) once, and one that
+runs it some times more; their difference is those passes, whatever starting up takes. Alone:
+``make bench ARGS="--only instructions"``; with ``--gate`` it fails if a stage takes more than its bound.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,10 @@ _EVENT = "instructions:u"
 _MORE = 2
 _MORE_COLLECTIONS = 20
 _REQUESTS = 1000
+
+
+BOUNDS: dict[str, float] = {}
+"""Thousands of instructions, twice what was measured."""
 
 
 class NotCounted(Exception):
@@ -47,7 +53,7 @@ class Instructions:
 
 
 def record(backend: str | None, model: Path, log: Path, requests: int = _REQUESTS) -> None:
-    """Write the log of a server that is asked by four clients at once for 8 tokens each time."""
+    """Write the log of a server to which four clients send requests for 8 tokens each."""
     with ServerManager(backend=backend, server_log=log) as server:
         server.start_server(model, port=0, n_parallel=4, extra_args=["-t", "1"])
         server.wait_until_ready(60)
@@ -74,22 +80,60 @@ def measure(log: Path, progress: Callable[[str], None]) -> Instructions:
 
 
 def _count(stage: str, passes: int, log: Path, about: dict[str, int]) -> int:
-    perf = shutil.which("perf")
-    if perf is None:
-        raise NotCounted("there is no perf (Debian: linux-perf)")
-    counts = log.with_suffix(".counts")
+    """Instructions of a process that runs a stage so often; by perf, or by valgrind where perf cannot count."""
     command = [sys.executable, "-m", "benchmarks.stages", stage, str(passes), str(log)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "LLAMA"))}
     # The order of sets and the addresses of objects must not differ from run to run.
+    env = {**kept, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    reasons = []
+    for program, count in (("perf", _by_perf), ("valgrind", _by_valgrind)):
+        if shutil.which(program) is None:
+            reasons.append(f"there is no {program}")
+            continue
+        try:
+            counted, output = count(command, log.with_suffix(".counts"), env)
+        except NotCounted as error:
+            reasons.append(str(error))
+            continue
+        about.update(json.loads(output))
+        return counted
+    raise NotCounted(" and ".join(reasons))
+
+
+def _by_perf(command: list[str], counts: Path, env: dict[str, str]) -> tuple[int, str]:
     done = subprocess.run(
-        [perf, "stat", "-x", ",", "-e", _EVENT, "-o", str(counts), "--", *command],
-        env={**kept, "PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=False,
+        ["perf", "stat", "-x", ",", "-e", _EVENT, "-o", str(counts), "--", *command],
+        env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise NotCounted(f"perf could not count: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
-    about.update(json.loads(done.stdout))
     [line] = (text for text in counts.read_text().splitlines() if _EVENT in text)
     counted = line.partition(",")[0]
     if not counted.isdecimal():
         raise NotCounted(f"perf says of {_EVENT}: {counted}")
-    return int(counted)
+    return int(counted), done.stdout
+
+
+def _by_valgrind(command: list[str], counts: Path, env: dict[str, str]) -> tuple[int, str]:
+    tool = ["--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={counts}"]
+    done = subprocess.run(
+        ["valgrind", *tool, *command],
+        env={**env, "PYTHONMALLOC": "malloc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
+    if done.returncode or found is None:
+        raise NotCounted(f"valgrind could not count: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    return int(found.group(1).replace(",", "")), done.stdout
+
+
+def over_bound(found: Instructions) -> list[str]:
+    """The stages that take more than their bound, a line each."""
+    counted = found.request | found.collection
+    return [
+        f"{stage}: {counted[stage]:,.0f} thousand instructions, the bound is {bound:,.0f}"
+        for stage, bound in BOUNDS.items()
+        if counted[stage] > bound
+    ]

@@ -99,7 +99,7 @@ def run(
 ) -> dict[str, Any]:
     """Send ``count`` requests over ``connections``; seconds, each request's latency, and what could go wrong.
 
-    With ``stream`` answers come as events, and the time to the first of each is told too.
+    With ``stream`` answers come as events, and the time to the first of each is reported too.
     """
     bodies = requests(host, port, tokens=tokens, prompt=prompt, seed=seed, stream=stream)
     selector = selectors.DefaultSelector()
@@ -107,7 +107,7 @@ def run(
     latencies: list[float] = []
     first_s: list[float] = []
     failed = done = sent = 0
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for client in clients:
         client.send(bodies[sent % _BODIES])
         sent += 1
@@ -136,7 +136,7 @@ def run(
                 sent += 1
             else:
                 client.close()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": seconds,

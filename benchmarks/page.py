@@ -32,7 +32,7 @@ class PageCost:
     document_bytes: int
     """What it asks for once a second."""
     without_cores: float
-    """CPU time of llamatel a second while nobody looks; of the machine's cores, one is 1."""
+    """CPU time of llamatel a second without a client; of the machine's cores, one is 1."""
     open_cores: float
     """And while one page is open. Medians of the rounds."""
     requests_per_s: float
@@ -66,13 +66,13 @@ def _measure(serving: Serving, rounds: int, seconds: float) -> PageCost:
     without: list[float] = []
     opened: list[float] = []
     asks = [completion(f"Number {n}", 40) for n in range(20)]
-    begun = time.monotonic()
+    started = time.monotonic()
     with Clients(serving.url) as clients, clients.keep_sending(asks, at_once=_CLIENTS) as load:
         for _ in range(rounds):
             without.append(procfs.cores(serving.pid, seconds))
             with _page_open(serving):
                 opened.append(procfs.cores(serving.pid, seconds))
-        sent = len(load.answers) / (time.monotonic() - begun)
+        sent = len(load.answers) / (time.monotonic() - started)
         following = _Following(serving)
         following.look()
         time.sleep(1.0)

@@ -49,19 +49,19 @@ def yardstick_us() -> float:
     turns = []
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
-        begun = time.process_time()
+        started = time.process_time()
         for _ in range(50):
             sum(range(1000))
-        turns.append((time.process_time() - begun) / 50 * 1e6)
+        turns.append((time.process_time() - started) / 50 * 1e6)
     return statistics.median(turns)
 
 
 def _start_ms(code: str, starts: int) -> float:
     times = []
     for _ in range(starts):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
-        times.append((time.perf_counter() - begun) * 1e3)
+        times.append((time.perf_counter() - started) * 1e3)
     return statistics.median(times)
 
 
@@ -70,9 +70,9 @@ def measure(log: Path, rounds: int) -> Pieces:
     text = log.read_bytes()
     times = []
     for _ in range(rounds):
-        begun = time.process_time()
+        started = time.process_time()
         lines, requests = read_log(text)
-        times.append(time.process_time() - begun)
+        times.append(time.process_time() - started)
     nothing = _start_ms("pass", rounds)
     return Pieces(
         log_request_us=statistics.median(times) / requests * 1e6,

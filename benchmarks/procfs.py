@@ -18,9 +18,9 @@ def cpu_s(pid: int) -> float:
 
 def cores(pid: int, seconds: float) -> float:
     """CPU time that a process uses a second, over the next ``seconds``: 1 is one core."""
-    used, begun = cpu_s(pid), time.monotonic()
+    used, started = cpu_s(pid), time.monotonic()
     time.sleep(seconds)
-    return (cpu_s(pid) - used) / (time.monotonic() - begun)
+    return (cpu_s(pid) - used) / (time.monotonic() - started)
 
 
 def memory_mib(pid: int) -> tuple[float, float]:

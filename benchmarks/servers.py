@@ -103,12 +103,12 @@ def _process(
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, output: Path) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     while not _answers(port):
-        if process.poll() is not None or time.perf_counter() - begun > _READY_S:
+        if process.poll() is not None or time.perf_counter() - started > _READY_S:
             raise RuntimeError(f"the server did not start:\n{output.read_text(errors='replace')[-2000:]}")
         time.sleep(0.002)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 @contextlib.contextmanager

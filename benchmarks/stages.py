@@ -178,11 +178,11 @@ def _exporting(spans: Spans, export: SpanExport, recording: Recording) -> Callab
 
 
 def _emitting(spans: Spans, recording: Recording) -> Callable[[], None]:
-    nobody = Origin()
+    unjoined = Origin()
 
     def emit() -> None:
         for completion in recording.completions:
-            spans.emit_from(completion, nobody)
+            spans.emit_from(completion, unjoined)
 
     return emit
 
@@ -251,15 +251,15 @@ def _joined(recording: Recording) -> Callable[[], None]:
     return join
 
 
-def _news(recording: Recording) -> Callable[[], None]:
-    """Calls told by one process and read by another, sixteen a message."""
+def _reports(recording: Recording) -> Callable[[], None]:
+    """Calls reported by one process and read by another, sixteen a message."""
     calls = _calls(recording)
 
-    def tell() -> None:
+    def report() -> None:
         for start in range(0, len(calls), 16):
             call_news.read(call_news.write((), calls[start : start + 16]))
 
-    return tell
+    return report
 
 
 def _whole(recording: Recording) -> Callable[[], None]:
@@ -343,7 +343,7 @@ STAGES: dict[str, Callable[[Recording], Callable[[], None]]] = {
     "live: for the page and top": _live,
     "all of the above at once": _whole,
     "a call joined with its request": _joined,
-    "a call told by another process": _news,
+    "a call reported by another process": _reports,
 }
 """By request."""
 COLLECTIONS: dict[str, Callable[[Recording], Callable[[], None]]] = {

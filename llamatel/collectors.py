@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     metric: str
     value: float
     server: ServerInfo | None = None
-    """Whose it is; None for a value about llamatel itself."""
+    """The server; None for a value about llamatel itself."""
     attributes: Mapping[str, str | int] = MappingProxyType({})
 
 
@@ -39,7 +39,7 @@ class Collector:
 
     name: str = ""
     metrics: tuple[Metric, ...] = ()
-    """Rows beside those of ``llamatel.metrics``, for collectors from other packages."""
+    """Additional rows of the metric table, for collectors from other packages."""
 
     def start(self) -> None:
         """Called when telemetry begins; for a collector with a source of its own."""
@@ -63,7 +63,7 @@ class Collector:
         return ()
 
     def on_call(self, call: ClientCall) -> Iterable[Sample]:
-        """Called once for each call of our client that asked a model for something, on the observer's thread."""
+        """Called once for each finished call of an instrumented client, on the observer's thread."""
         return ()
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterable[Sample]:
@@ -79,8 +79,8 @@ def available() -> dict[str, EntryPoint]:
 def load(only: Collection[str] = (), without: Collection[str] = ()) -> Iterator[Collector]:
     """Import and make the chosen collectors: those in ``only``, else all, less those in ``without``.
 
-    Raises UsageError for a name that is not installed, PipelineError for one that was asked for and cannot be loaded;
-    one that was not asked for is left out with a warning.
+    Raises UsageError for a name that is not installed, PipelineError for one in ``only`` that cannot be loaded;
+    any other that cannot be loaded is left out with a warning.
     """
     installed = available()
     for name in (*only, *without):

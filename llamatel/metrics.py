@@ -242,7 +242,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.kv_cache.tokens", Kind.GAUGE, "{token}",
-        "Tokens in the KV cache: of requests that run (active), left behind in idle slots and reclaimable (cached).",
+        "Tokens in the KV cache: of requests that run (active), kept in idle slots and reclaimable (cached).",
         ("state",),
     ),
     Metric(
@@ -257,7 +257,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "llamacpp.kv_cache.size", Kind.GAUGE, "By",
         "Bytes allocated for keys, values and recurrent states: as computed from the GGUF and the flags (planned), and "
-        "as llama.cpp said (reported).",
+        "as llama.cpp reported.",
         ("part", "source"),
     ),
     Metric(
@@ -359,7 +359,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("hw.power", Kind.GAUGE, "W", "Power that the GPU's board draws.", DEVICE_ATTRIBUTES),
     Metric(
         "hw.energy", Kind.TOTAL, "J",
-        "Energy that the GPU took, by the driver's counter, which began before llamatel; where there is none, the "
+        "Energy that the GPU used, by the driver's counter, which started before llamatel; where there is none, the "
         "integral of its power.",
         DEVICE_ATTRIBUTES,
     ),
@@ -382,16 +382,16 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "llamacpp.gpu.memory.size", Kind.GAUGE, "By",
         "Memory that the server needs on all GPUs: weights and caches as computed (planned), compute buffers and "
-        "CUDA's context as guessed (estimated), and what llama.cpp said at -lv 4 (reported).",
+        "CUDA's context as estimated, and what llama.cpp reported at -lv 4.",
         ("part", "source"),
     ),
     Metric(
         "llamacpp.gpu.layers", Kind.GAUGE, "{layer}",
-        "Layers on GPUs, and all layers there are, as llama.cpp said at -lv 4; the output counts as one.", ("type",),
+        "Layers on GPUs, and all layers there are, as llama.cpp reports at -lv 4; the output counts as one.", ("type",),
     ),
     Metric(
         "llamacpp.gpu.fallback", Kind.GAUGE, "1",
-        "1 if the server does not have on GPUs what it was asked to put there, 0 if it has.",
+        "1 if the server does not have on GPUs what was requested, 0 if it has.",
     ),
     Metric(
         "llamacpp.energy", Kind.COUNTER, "J",

@@ -72,7 +72,7 @@ class Runtime:
 
 
 _CALLBACKS = Callbacks()
-"""On a meter that is not ours, or nobody's yet."""
+"""On a meter of the application's provider, or of none yet."""
 _LAST_LINES_S = 0.1
 _REPORT_GRACE_S = 0.5
 """How long it takes until a script's first call is reported."""
@@ -110,8 +110,8 @@ def init(
 
     ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
     (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
-    ``"none"``; by default 127.0.0.1:9464, or a free port where that is taken. ``page_token``: shows the web page beside
-    /metrics beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
+    ``"none"``; by default 127.0.0.1:9464, or a free port where that is in use. ``page_token``: serves the web page
+    beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
     last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default in notebooks and at
     Python's prompt. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
     attributes. ``instrument``: follow calls of the ``openai`` package to llama.cpp. ``settings`` stands for all of it
@@ -185,12 +185,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _spans_to_keep(asked: bool | int | None) -> int:
-    if asked is None:
-        asked = interactive()
-    if type(asked) not in (bool, int) or asked < 0:
-        raise UsageError(f"keep_traces is {asked!r}: it is True, False, or how many spans to keep")
-    return KEPT if asked is True else int(asked)
+def _spans_to_keep(requested: bool | int | None) -> int:
+    if requested is None:
+        requested = interactive()
+    if type(requested) not in (bool, int) or requested < 0:
+        raise UsageError(f"keep_traces is {requested!r}: it is True, False, or how many spans to keep")
+    return KEPT if requested is True else int(requested)
 
 
 def shutdown(timeout_s: float | None = None) -> bool:
@@ -233,12 +233,12 @@ def _connect(
     about = {"version": installed_version(), "metrics": built.metrics_url, "otlp": built.otlp_endpoint}
     live = Live(about, Objectives.from_environment())
     instance = uuid.uuid4().hex
-    told = None
+    reporter = None
     if built.spans_leave and not settings.disabled and settings.llamatel_url != "none":
-        told = CallReporter(settings.llamatel_url, instance, token=settings.page_token)
+        reporter = CallReporter(settings.llamatel_url, instance, token=settings.page_token)
 
     def dropped() -> Mapping[str, int]:
-        return {**built.dropped(), **(told.losses() if told is not None else {}), **appended_file.lost()}
+        return {**built.dropped(), **(reporter.losses() if reporter is not None else {}), **appended_file.lost()}
 
     _CALLBACKS.instruments = None  # those of an earlier init(), which may be on a provider of ours by now
     callbacks = None if built.measures_alone else _CALLBACKS
@@ -262,7 +262,7 @@ def _connect(
         built.show(Page(document, receiver, host=host, token=settings.page_token))
     if not settings.disabled:
         content = message_content.wanted(os.environ)
-        others = () if told is None else (told,)
+        others = () if reporter is None else (reporter,)
         call.listen(ClientSpans(built.tracer, observer, *others, content=content))
         tracing.use(built.tracer)
     forget: list[Callable[[], object]] = [server.on_start(observer.watch), model.on_load(observer.watch)]
@@ -270,7 +270,7 @@ def _connect(
         forget += _instrument_clients()
     if settings.keep_traces:
         forget.append(Watcher(observer).stop)
-    return Runtime(settings, built, observer, instruments, live, tuple(forget), told)
+    return Runtime(settings, built, observer, instruments, live, tuple(forget), reporter)
 
 
 def _instrument_clients() -> tuple[Callable[[], object], ...]:
@@ -285,7 +285,7 @@ def _instrument_clients() -> tuple[Callable[[], object], ...]:
 
 
 def _document(observer: Observer, live: Live, focus: str | None, after: int | None, *, refocus: bool) -> dict[str, Any]:
-    """What the page shows: the state now, unless somebody has just asked for it."""
+    """The page's document: the state now, or a snapshot that is less than a second old."""
     return live.document(observer.snapshot(_FRESH_S), focus, after, refocus=refocus)
 
 
@@ -315,7 +315,7 @@ def _leave(pid: int) -> None:
 def last_trace() -> Trace:
     """The trace that ended last: your own spans, the calls in them, their prefill and decode.
 
-    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or was told so (``keep_traces=True``).
+    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``.
     Raises UsageError where none are kept, or there is no trace yet.
     """
     running = _running()

@@ -18,12 +18,12 @@ from benchmarks.report import Report
 _LOG = Path(__file__).parent / "golden" / "logs" / "llama-server.log"
 
 
-def test_log_reading_is_measured_on_whole_requests() -> None:
+def test_bench_log_reading() -> None:
     lines, requests = read_log(_LOG.read_bytes())
     assert lines > 7 * requests > 0
 
 
-def test_each_stage_runs_again_and_again() -> None:
+def test_bench_stages_run_repeatedly() -> None:
     every = (
         "from benchmarks.stages import COLLECTIONS, STAGES, main\n"
         f"for stage in (*STAGES, *COLLECTIONS): main([stage, '2', {str(_LOG)!r}])"
@@ -34,7 +34,7 @@ def test_each_stage_runs_again_and_again() -> None:
     assert ran.stdout == told * len([*stages.STAGES, *stages.COLLECTIONS])
 
 
-def test_header_reading_is_measured_beside_gguf_py(tmp_path: Path) -> None:
+def test_bench_header(tmp_path: Path) -> None:
     figures = header.measure(header.make_vocabulary(tmp_path / "vocabulary.gguf", 2000), readings=2)
     report = Report({}, header=figures)
     assert figures.strings == 4000
@@ -44,7 +44,7 @@ def test_header_reading_is_measured_beside_gguf_py(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_attached_servers_are_measured(llama_server_binary: Path) -> None:
+def test_bench_attached_servers(llama_server_binary: Path) -> None:
     figures = attach.measure(llama_server_binary, targets=8, real=2, seconds=1, progress=lambda _: None)
     assert (figures.targets, figures.servers, figures.up) == (8, 2, 8)
     assert figures.polls_per_s > 0
@@ -52,9 +52,7 @@ def test_many_attached_servers_are_measured(llama_server_binary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_run_tells_all_it_should(
-    llama_server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_small_run(llama_server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     flags = ["--rounds", "1", "--seconds", "0.2", "--connections", "2", "--no-otlp"]
     flags += ["--only", "ratios", "--only", "cost", "--only", "pieces"]  # the header takes gguf-py half a minute
@@ -74,7 +72,7 @@ def test_a_small_run_tells_all_it_should(
 
 
 @pytest.mark.slow
-def test_the_run_for_a_gpu_goes_through_without_one(llama_server_binary: Path) -> None:
+def test_bench_gpu_without_gpu(llama_server_binary: Path) -> None:
     flags = ["--tiny", "--rounds", "1", "--seconds", "0.2", "--connections", "2", "--tokens", "8", "--context", "2048"]
     found = gpu([*flags, "--backend", str(llama_server_binary)])
     for row in found["memory"]:
@@ -85,7 +83,7 @@ def test_the_run_for_a_gpu_goes_through_without_one(llama_server_binary: Path) -
     assert all(row["failed"] == 0 and row["tokens_per_second"] > 0 for row in found["overhead"])
 
 
-def test_decorators_are_measured_beside_a_bare_span() -> None:
+def test_bench_decorators() -> None:
     found = decorators.measure(rounds=2, calls=20)
     assert {decorators.PLAIN, decorators.OFF, decorators.BARE, decorators.OURS} <= set(found.us)
     assert all(spent >= 0 for spent in found.us.values())
@@ -94,7 +92,7 @@ def test_decorators_are_measured_beside_a_bare_span() -> None:
 
 
 @pytest.mark.usefixtures("llama_cpp")
-def test_calls_inside_of_a_process_are_measured() -> None:
+def test_bench_in_process() -> None:
     found = in_process.measure(rounds=1, calls=5)
     assert found.process >= found.thread > 0
     assert found.plain > 0

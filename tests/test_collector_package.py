@@ -39,7 +39,7 @@ def llamatel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return script
 
 
-def test_it_is_found_and_measures(
+def test_collector_package_measures(
     llamatel: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_settings(monkeypatch)
@@ -68,7 +68,7 @@ def test_it_is_found_and_measures(
         child.stop()
 
 
-def test_a_name_that_is_not_installed_names_it_among_the_others(llamatel: Path, tiny_model: Path) -> None:
+def test_collector_package_is_listed(llamatel: Path, tiny_model: Path) -> None:
     done = subprocess.run(
         [llamatel, "serve", tiny_model, "--collector", "impatience"], capture_output=True, text=True, check=False
     )

@@ -36,31 +36,31 @@ def names(*only: str, without: tuple[str, ...] = ()) -> list[str]:
     return [collector.name for collector in collectors.load(only, without)]
 
 
-def test_ours_are_all_there_and_named_as_they_are_found() -> None:
+def test_collectors_installed() -> None:
     assert names() == OURS
     assert names("tokens") == ["tokens"]
     assert names(without=("tokens",)) == OURS[:-1]
 
 
-def test_a_name_that_is_not_installed_is_a_usage_error_that_lists_those_that_are() -> None:
+def test_collectors_unknown_name() -> None:
     with pytest.raises(UsageError, match=f"no collector 'gpus': installed are {', '.join(OURS)}"):
         names("gpus")
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_another_packages_collector_is_found_and_a_broken_one_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_collectors_of_another_package(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="llamatel"):
         assert names() == sorted(["energy", *OURS])
     assert "the collector 'broken' (their_broken:Broken) cannot be loaded" in caplog.text
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_broken_collector_that_was_asked_for_is_an_error() -> None:
+def test_collectors_broken_one_requested() -> None:
     with pytest.raises(PipelineError, match="a_module_that_is_not_there"):
         names("broken")
 
 
-def test_every_outcome_of_a_server_counts_from_zero() -> None:
+def test_requests_collector_outcomes_start_at_zero() -> None:
     [requests] = collectors.load(("requests",))
 
     def counts(ended: Completion) -> dict[str | int, float]:

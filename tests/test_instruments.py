@@ -69,7 +69,7 @@ def measured() -> Iterator[Measured]:
     measured.provider.shutdown()
 
 
-def test_the_whole_table_becomes_instruments_with_its_units_help_and_buckets(measured: Measured) -> None:
+def test_instruments_of_the_whole_table(measured: Measured) -> None:
     rows = table()
     observed = []
     for row in METRICS:
@@ -100,12 +100,12 @@ def test_the_whole_table_becomes_instruments_with_its_units_help_and_buckets(mea
         Sample("llamacpp.server.up", 1, SERVER),
     ],
 )
-def test_a_sample_that_does_not_fit_the_table_is_an_error(measured: Measured, sample: Sample) -> None:
+def test_instruments_record_invalid_sample(measured: Measured, sample: Sample) -> None:
     with pytest.raises(ValueError, match=sample.metric):
         measured.instruments.record(sample)
 
 
-def test_one_bad_sample_does_not_cost_the_others(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
+def test_instruments_observe_leaves_out_invalid_samples(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
     measured.current = [
         Sample("llamacpp.nothing", 1.0),
         Sample("llamacpp.requests", 1, SERVER, {"outcome": "ok"}),
@@ -120,7 +120,7 @@ def test_one_bad_sample_does_not_cost_the_others(measured: Measured, caplog: pyt
     ]
 
 
-def test_a_server_that_is_gone_leaves_no_series(measured: Measured) -> None:
+def test_instruments_observe_no_series_of_a_removed_server(measured: Measured) -> None:
     other = ServerInfo("unix.sock")
     measured.current = [Sample("llamacpp.server.up", 1, SERVER), Sample("llamacpp.server.up", 0, other)]
     assert measured.points()["llamacpp.server.up"] == [(ABOUT_SERVER, 1), ({"server.address": "unix.sock"}, 0)]
@@ -130,7 +130,7 @@ def test_a_server_that_is_gone_leaves_no_series(measured: Measured) -> None:
     assert measured.points() == {}
 
 
-def test_a_snapshot_is_taken_once_a_collection_and_shared_by_readers_of_the_same_moment(measured: Measured) -> None:
+def test_instruments_share_a_snapshot_between_readers(measured: Measured) -> None:
     measured.current = [Sample("llamacpp.server.up", 1, SERVER), Sample("llamacpp.server.restarts", 0, SERVER)]
     measured.collect(0)
     measured.collect(1)
@@ -141,7 +141,7 @@ def test_a_snapshot_is_taken_once_a_collection_and_shared_by_readers_of_the_same
     assert measured.taken == 2
 
 
-def test_a_collection_does_not_mix_snapshots(measured: Measured) -> None:
+def test_instruments_collection_uses_one_snapshot(measured: Measured) -> None:
     class Slow:
         """Time passes while the SDK goes from one instrument to the next."""
 
@@ -157,7 +157,7 @@ def test_a_collection_does_not_mix_snapshots(measured: Measured) -> None:
         assert points["llamacpp.tokens"][0][1] == points["llamacpp.server.up"][0][1] == expected
 
 
-def test_readers_on_different_threads(measured: Measured) -> None:
+def test_instruments_readers_on_different_threads(measured: Measured) -> None:
     measured.current = [Sample("llamacpp.server.up", 1, SERVER)]
     found: list[Points] = []
 
@@ -174,9 +174,7 @@ def test_readers_on_different_threads(measured: Measured) -> None:
     assert found == [{"llamacpp.server.up": [(ABOUT_SERVER, 1)]}] * 100
 
 
-def test_a_snapshot_that_fails_is_not_tried_for_every_instrument(
-    measured: Measured, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_instruments_failing_snapshot_is_read_once(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def __iter__(self) -> Iterator[Sample]:
             raise RuntimeError("no snapshot")
@@ -190,7 +188,7 @@ def test_a_snapshot_that_fails_is_not_tried_for_every_instrument(
 GEN_AI = {"gen_ai.operation.name": "generate_content", "gen_ai.provider.name": "llama.cpp"}
 
 
-def test_samples_of_a_completed_request() -> None:
+def test_requests_collector_completed_request() -> None:
     assert samples_of(RequestsCollector(), completion()) == {
         "gen_ai.server.request.duration": [(1.75, GEN_AI)],
         "gen_ai.server.time_to_first_token": [(0.75, GEN_AI)],
@@ -213,14 +211,14 @@ def test_samples_of_a_completed_request() -> None:
         (Outcome.CONTEXT_FULL, "Context size has been exceeded.", "context_full"),
     ],
 )
-def test_a_request_cut_short_counts_and_has_a_duration(outcome: Outcome, error: str | None, error_type: str) -> None:
+def test_requests_collector_request_without_figures(outcome: Outcome, error: str | None, error_type: str) -> None:
     assert samples_of(RequestsCollector(), cut_short(outcome, error)) == {
         "gen_ai.server.request.duration": [(1.5, {**GEN_AI, "error.type": error_type})],
         "llamacpp.requests": [(1, {"outcome": outcome.value})],
     }
 
 
-def test_a_further_choice_counts_for_its_own_part_only() -> None:
+def test_requests_collector_further_choice() -> None:
     assert samples_of(RequestsCollector(), completion(is_child=True)) == {
         "gen_ai.server.time_per_output_token": [(0.05, GEN_AI)],
         "llamacpp.request.decode.duration": [(1.0, {})],
@@ -228,7 +226,7 @@ def test_a_further_choice_counts_for_its_own_part_only() -> None:
     }
 
 
-def test_samples_of_token_counters() -> None:
+def test_tokens_collector_counters() -> None:
     assert samples_of(TokensCollector(), snapshot()) == {
         "llamacpp.tokens": [
             (300.0, {"type": "input_computed"}),
@@ -248,7 +246,7 @@ def test_samples_of_token_counters() -> None:
     }
 
 
-def test_samples_of_a_server() -> None:
+def test_server_collector_samples() -> None:
     assert samples_of(ServerCollector(), snapshot(records_dropped={"queue_full": 4})) == {
         "llamacpp.server.up": [(1, {})],
         "llamacpp.server.stale": [(0, {})],
@@ -267,7 +265,7 @@ def test_samples_of_a_server() -> None:
     }
 
 
-def test_a_server_of_which_nothing_is_known_is_only_up_or_down() -> None:
+def test_server_collector_unknown_server() -> None:
     nobody = ServerInfo("127.0.0.1", 8090)
     bare = server_snapshot(server=nobody, up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
     assert samples_of(ServerCollector(), snapshot(bare)) == {

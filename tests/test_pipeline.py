@@ -52,7 +52,7 @@ def run(program: str, timeout: float = 30, **env: str) -> subprocess.CompletedPr
     return ran
 
 
-def test_what_is_made_becomes_global_so_that_others_join_in(otlp_sink: OtlpSink) -> None:
+def test_pipeline_providers_become_global(otlp_sink: OtlpSink) -> None:
     run(
         """
 telemetry = start()
@@ -69,7 +69,7 @@ assert telemetry.pipeline.shutdown()
     assert {"another.count", "llamacpp.requests"} <= set(otlp_sink.latest())
 
 
-def test_an_application_s_providers_are_used_and_left_alone(otlp_sink: OtlpSink) -> None:
+def test_pipeline_uses_the_application_s_providers(otlp_sink: OtlpSink) -> None:
     out = run(
         """
 from opentelemetry.sdk.metrics import MeterProvider
@@ -99,7 +99,7 @@ print(requests.data.data_points[0].value)
     assert otlp_sink.requests == []
 
 
-def test_what_goes_nowhere_is_left_to_a_provider_that_is_set_later() -> None:
+def test_pipeline_without_exporters_uses_a_later_provider() -> None:
     out = run(
         """
 from opentelemetry.sdk.trace import TracerProvider
@@ -118,7 +118,7 @@ print(len(kept.get_finished_spans()))
     assert out.split() == ["4"]
 
 
-def test_a_second_pipeline_after_the_first(otlp_sink: OtlpSink) -> None:
+def test_pipeline_twice(otlp_sink: OtlpSink) -> None:
     ran = run(
         """
 for _ in range(2):
@@ -135,7 +135,7 @@ for _ in range(2):
     assert ran.stderr == ""
 
 
-def test_sdk_disabled() -> None:
+def test_pipeline_sdk_disabled() -> None:
     ran = run(
         """
 telemetry = start()
@@ -149,7 +149,7 @@ print(telemetry.pipeline.metrics_url, telemetry.pipeline.otlp_endpoint, telemetr
     assert ran.stderr == ""
 
 
-def test_console_exporters_write_one_json_object_a_line() -> None:
+def test_console_exporters_write_json_lines() -> None:
     out = run(
         "start().send(completion())", OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console"
     ).stdout.splitlines()
@@ -159,7 +159,7 @@ def test_console_exporters_write_one_json_object_a_line() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_only_the_protocol_in_use_is_imported(protocol: str) -> None:
+def test_pipeline_imports_only_the_protocol_in_use(protocol: str) -> None:
     out = run(
         """
 telemetry = start(shutdown_timeout_s=0.1)
@@ -173,7 +173,7 @@ print("grpc" in sys.modules, "urllib3" in sys.modules, "requests" in sys.modules
     assert out.split() == [str(protocol == "grpc"), str(protocol != "grpc"), "False"]
 
 
-def test_an_exit_without_shutdown_sends_what_waits(otlp_sink: OtlpSink) -> None:
+def test_exit_without_shutdown_exports_the_queue(otlp_sink: OtlpSink) -> None:
     ran = run(
         "start().send(completion())",
         OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint,
@@ -185,7 +185,7 @@ def test_an_exit_without_shutdown_sends_what_waits(otlp_sink: OtlpSink) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_an_exit_with_nobody_at_the_endpoint_says_in_a_line_what_was_lost(protocol: str) -> None:
+def test_exit_with_connection_refused_logs_the_loss(protocol: str) -> None:
     ran = run(
         "start(shutdown_timeout_s=1.0).send(completion())",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
@@ -199,7 +199,7 @@ def test_an_exit_with_nobody_at_the_endpoint_says_in_a_line_what_was_lost(protoc
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_silent_endpoint_does_not_keep_the_interpreter_from_exiting(protocol: str) -> None:
+def test_exit_with_a_silent_endpoint_is_bounded(protocol: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         ran = run(
@@ -218,7 +218,7 @@ for _ in range(1000):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_forked_child_ends_and_the_parent_goes_on(protocol: str, otlp_sink: OtlpSink) -> None:
+def test_fork_child_exports_and_parent_continues(protocol: str, otlp_sink: OtlpSink) -> None:
     port = otlp_sink.port if protocol != "grpc" else free_port()
     ran = run(
         """
@@ -298,7 +298,7 @@ def otlp(sink: OtlpSink, monkeypatch: pytest.MonkeyPatch, **env: str) -> None:
         assert running.pipeline.shutdown()
 
 
-def test_headers_and_compression_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_otlp_headers_and_compression_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     otlp(
         otlp_sink,
         monkeypatch,
@@ -312,18 +312,18 @@ def test_headers_and_compression_from_the_environment(otlp_sink: OtlpSink, monke
     assert headers["/v1/traces"]["content-encoding"] == "gzip"
 
 
-def test_sampler_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     otlp(otlp_sink, monkeypatch, OTEL_TRACES_SAMPLER="always_off")
     assert otlp_sink.spans() == []
     assert otlp_sink.latest()["llamacpp.requests"].points[0].value == 1
 
 
-def test_span_limits_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_span_limits_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     otlp(otlp_sink, monkeypatch, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="5")
     assert len(otlp_sink.spans("generate_content tiny")[0].attributes) == 5
 
 
-def test_temporality_and_histograms_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporality_and_histograms_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     otlp(
         otlp_sink,
         monkeypatch,
@@ -334,9 +334,7 @@ def test_temporality_and_histograms_from_the_environment(otlp_sink: OtlpSink, mo
     assert (duration.kind, duration.temporality) == ("exponential_histogram", "DELTA")
 
 
-def test_other_wishes_than_prometheus_has_get_a_reader_of_their_own(
-    otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delta_temporality_over_otlp_beside_prometheus(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
     with telemetry(
         metrics_addr="127.0.0.1:0", otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf"
@@ -348,7 +346,7 @@ def test_other_wishes_than_prometheus_has_get_a_reader_of_their_own(
     assert values[:2] == [1, 1]
 
 
-def test_intervals_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "100")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
     with telemetry(otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
@@ -356,7 +354,7 @@ def test_intervals_from_the_environment(otlp_sink: OtlpSink, monkeypatch: pytest
         otlp_sink.wait_for(lambda sink: len(sink.spans()) == 4 and len(sink.metrics("llamacpp.requests")) >= 3)
 
 
-def test_exemplars_lead_to_the_trace(otlp_sink: OtlpSink) -> None:
+def test_exemplars_over_otlp(otlp_sink: OtlpSink) -> None:
     with telemetry(
         metrics_addr="127.0.0.1:0", otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf"
     ) as running:
@@ -375,7 +373,7 @@ def test_exemplars_lead_to_the_trace(otlp_sink: OtlpSink) -> None:
         ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "few"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
     ],
 )
-def test_an_environment_that_the_sdk_refuses(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], says: str) -> None:
+def test_pipeline_invalid_environment(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], says: str) -> None:
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(PipelineError, match=says) as refused:

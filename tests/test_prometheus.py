@@ -58,7 +58,7 @@ def one_of_each(rows: Iterable[Metric]) -> list[Sample]:
     return [Sample(row.name, 1, SERVER, {name: f"a {name}" for name in row.attributes}) for row in rows]
 
 
-def test_promtool_has_nothing_to_say_of_the_whole_table(promtool: Path) -> None:
+def test_exposition_passes_promtool(promtool: Path) -> None:
     recorded = [row for row in METRICS if row.kind in (Kind.HISTOGRAM, Kind.COUNTER)]
     built = pipeline.build(Settings.from_env({}, metrics_addr=ANY_PORT))
     try:
@@ -77,7 +77,7 @@ def test_promtool_has_nothing_to_say_of_the_whole_table(promtool: Path) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_labels_are_those_of_the_table_and_nothing_else() -> None:
+def test_exposition_labels() -> None:
     with telemetry(metrics_addr=ANY_PORT) as running:
         feed(running)
         text = scrape(running)
@@ -91,7 +91,7 @@ def test_labels_are_those_of_the_table_and_nothing_else() -> None:
     assert {"service_name", "service_instance_id", "host_name"} <= labels["target_info"]
 
 
-def test_no_server_of_many_is_lost() -> None:
+def test_exposition_many_servers() -> None:
     many = [server_snapshot(server=ServerInfo("127.0.0.1", port), log=None) for port in range(1, 2501)]
     with telemetry(metrics_addr=ANY_PORT) as running:
         running.state = snapshot(*many)
@@ -100,7 +100,7 @@ def test_no_server_of_many_is_lost() -> None:
     assert "otel_metric_overflow" not in text
 
 
-def test_prometheus_scrapes_and_answers_a_quantile_of_ttft(
+def test_prometheus_scrapes_a_ttft_quantile(
     prometheus: Callable[[Mapping[str, Any]], Prometheus],
 ) -> None:
     with telemetry(metrics_addr=ANY_PORT) as running:
@@ -128,7 +128,7 @@ def test_prometheus_scrapes_and_answers_a_quantile_of_ttft(
         assert [target["health"] for target in server.targets()] == ["up"]
 
 
-def test_prometheus_leads_from_a_bucket_to_the_trace(
+def test_exemplars_lead_from_a_bucket_to_the_trace(
     otlp_sink: OtlpSink, prometheus: Callable[[Mapping[str, Any]], Prometheus]
 ) -> None:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp_sink.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -161,7 +161,7 @@ def series(families: Iterable[Any]) -> set[tuple[str, frozenset[tuple[str, str]]
     return {(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples}
 
 
-def test_an_exemplar_goes_with_its_series_and_stays_in_its_bucket() -> None:
+def test_exemplars_are_in_their_bucket() -> None:
     with telemetry({"OTEL_TRACES_EXPORTER": "console"}, metrics_addr=ANY_PORT) as running:
         for end in (0.1, 0.2):
             running.send(completion(first_token_at=completion().started_at + end))
@@ -175,7 +175,7 @@ def test_an_exemplar_goes_with_its_series_and_stays_in_its_bucket() -> None:
     assert all(line.startswith("gen_ai_") for line in lines)
 
 
-def test_scrapes_at_the_same_time_all_get_everything_once() -> None:
+def test_metrics_endpoint_concurrent_scrapes() -> None:
     with telemetry(metrics_addr=ANY_PORT) as running:
         feed(running)
         expected = scrape(running).count("\n")
@@ -191,7 +191,7 @@ def test_scrapes_at_the_same_time_all_get_everything_once() -> None:
     assert found == [expected] * 40
 
 
-def test_an_address_in_use_is_refused_with_what_to_do() -> None:
+def test_metrics_endpoint_address_in_use() -> None:
     with telemetry(metrics_addr=ANY_PORT) as running:
         assert running.pipeline.metrics_url is not None
         taken = running.pipeline.metrics_url.removeprefix("http://").removesuffix("/metrics")
@@ -202,7 +202,7 @@ def test_an_address_in_use_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1:9464", "no-such-host.invalid:9464"])
-def test_an_address_that_is_not_ours_is_refused(address: str) -> None:
+def test_metrics_endpoint_foreign_address(address: str) -> None:
     with pytest.raises(PipelineError, match="cannot listen on the metrics address"):
         build_alone(Settings.from_env({}, metrics_addr=address))
 
@@ -214,7 +214,7 @@ def build_alone(settings: Settings) -> None:
         pipeline.build(settings)
 
 
-def test_the_address_is_free_again_after_shutdown() -> None:
+def test_metrics_endpoint_closes_with_shutdown() -> None:
     port = free_port()
     for _ in range(2):
         with telemetry(metrics_addr=f"127.0.0.1:{port}") as running:
@@ -224,7 +224,7 @@ def test_the_address_is_free_again_after_shutdown() -> None:
             assert not accepts(port)
 
 
-def test_ipv6_loopback() -> None:
+def test_metrics_endpoint_ipv6() -> None:
     with telemetry(metrics_addr="[::1]:0") as running:
         assert running.pipeline.metrics_url is not None
         assert running.pipeline.metrics_url.startswith("http://[::1]:")

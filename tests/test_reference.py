@@ -14,16 +14,16 @@ from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
 from tests.samples import SERVER, completion, cut_short
 
 
-def test_the_pages_are_fresh() -> None:
+def test_reference_pages_are_fresh() -> None:
     for name, text in pages().items():
         assert (DOCS / name).read_text() == text, f"docs/{name} is stale: make docs"
 
 
-def test_every_metric_is_on_the_page() -> None:
+def test_reference_has_every_metric() -> None:
     assert not [row.name for row in METRICS if f"| `{row.name}` |" not in pages()["metrics.md"]]
 
 
-def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
+def test_span_table_equals_the_spans() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -46,7 +46,7 @@ def test_the_span_table_names_what_spans_have_and_nothing_else() -> None:
     assert {(span.kind.name) for span in written} == {row.kind for row in SPANS}
 
 
-def test_an_observed_request_says_so_and_has_nothing_exact() -> None:
+def test_span_table_observed_request() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -70,7 +70,7 @@ def metrics_page(running: runtime.Runtime) -> str:
         return str(answer.read().decode())
 
 
-def test_servers_before_and_after_init_are_traced(
+def test_init_watches_servers_started_before_and_after(
     server: ServerManager, llama_server_binary: Path, tiny_model: Path, requests: Requests, otlp_sink: OtlpSink
 ) -> None:
     running = init(otlp_endpoint=otlp_sink.endpoint, sinks=[requests])
@@ -93,12 +93,12 @@ def test_servers_before_and_after_init_are_traced(
     assert len(requests.seen) == 2
 
 
-def test_shutdown_without_init_does_nothing() -> None:
+def test_shutdown_without_init() -> None:
     assert llamatel.shutdown()
     assert llamatel.shutdown(0)
 
 
-def test_a_request_that_ended_just_before_shutdown_is_traced(server: ServerManager, requests: Requests) -> None:
+def test_shutdown_includes_the_last_request(server: ServerManager, requests: Requests) -> None:
     for number in range(1, 4):
         init(sinks=[requests])
         assert ask(server.base_url) == 200
@@ -106,7 +106,7 @@ def test_a_request_that_ended_just_before_shutdown_is_traced(server: ServerManag
         assert len(requests.seen) == number
 
 
-def test_a_second_init_takes_the_place_of_the_first(server: ServerManager) -> None:
+def test_init_again_with_other_arguments_replaces(server: ServerManager) -> None:
     port = free_port()
     first, second = Requests(), Requests()
     one = init(metrics_addr=f"127.0.0.1:{port}", sinks=[first])
@@ -122,7 +122,7 @@ def test_a_second_init_takes_the_place_of_the_first(server: ServerManager) -> No
     assert not accepts(port)
 
 
-def test_the_usual_metrics_port_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_init_default_metrics_port_in_use(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -138,18 +138,29 @@ def test_the_usual_metrics_port_is_taken(caplog: pytest.LogCaptureFixture) -> No
     assert running.pipeline.metrics_url in record.getMessage()
 
 
-@pytest.mark.parametrize("way", ["argument", "environment", "settings"])
-def test_a_metrics_port_that_was_named_is_taken(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["argument", "environment"])
+def test_init_named_metrics_port_in_use(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The application starts, without an endpoint: a scraper would look in vain for another one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         if way == "environment":
             monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
-        arguments = {
-            "argument": {"metrics_addr": f"127.0.0.1:{port}"},
-            "settings": {"settings": Settings(metrics_addr=("127.0.0.1", port))},
-        }.get(way, {})
+        running = llamatel.init(metrics_addr=f"127.0.0.1:{port}" if way == "argument" else None)
+    assert running.pipeline.metrics_url is None
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        f"metrics are not served by this process: 127.0.0.1:{port} is in use"
+    ]
+    assert llamatel.shutdown()
+
+
+def test_init_settings_with_a_metrics_port_in_use() -> None:
+    """As the command line does it: an error."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         with pytest.raises(PipelineError, match=f"127.0.0.1:{port} is in use"):
-            llamatel.init(**arguments)  # type: ignore[arg-type]
+            llamatel.init(Settings(metrics_addr=("127.0.0.1", port)))
     assert runtime.current() is None
     assert llamatel.shutdown()
 
@@ -160,7 +171,7 @@ class Twice(Collector):
 
 
 @pytest.mark.parametrize("fault", ["collector", "unknown"])
-def test_an_init_that_fails_leaves_nothing_behind(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_failure_leaves_nothing(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     threads = set(threading.enumerate())
     if fault == "collector":
@@ -183,13 +194,13 @@ def test_an_init_that_fails_leaves_nothing_behind(fault: str, monkeypatch: pytes
         ((), {"keep_traces": -1}, "how many spans to keep"),
     ],
 )
-def test_arguments_that_cannot_be(given: tuple[Any, ...], arguments: dict[str, Any], said: str) -> None:
+def test_init_invalid_arguments(given: tuple[Any, ...], arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         llamatel.init(*given, **arguments)
     assert runtime.current() is None
 
 
-def test_what_init_returns_is_short_in_a_notebook() -> None:
+def test_runtime_repr() -> None:
     running = init(otlp_endpoint="http://u:secret@127.0.0.1:1", page_token="t" * 20)
     shown = repr(running)
     assert str(running.pipeline.metrics_url) in shown
@@ -200,9 +211,7 @@ def test_what_init_returns_is_short_in_a_notebook() -> None:
     assert repr(init(metrics_addr="none")) == "<llamatel without an exporter>"
 
 
-def test_telemetry_that_is_switched_off(
-    server: ServerManager, requests: Requests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_init_sdk_disabled(server: ServerManager, requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     running = init(sinks=[requests])
     assert (running.pipeline.metrics_url, running.observer.collectors) == (None, ())
@@ -212,7 +221,7 @@ def test_telemetry_that_is_switched_off(
     assert llamatel.shutdown()
 
 
-def test_a_sink_that_hangs_does_not_keep_shutdown(server: ServerManager, otlp_sink: OtlpSink) -> None:
+def test_shutdown_with_a_hanging_sink_is_bounded(server: ServerManager, otlp_sink: OtlpSink) -> None:
     hangs, let_go = threading.Event(), threading.Event()
 
     def sink(*_: object) -> None:
@@ -229,7 +238,7 @@ def test_a_sink_that_hangs_does_not_keep_shutdown(server: ServerManager, otlp_si
     assert otlp_sink.spans()  # what was written before it is delivered
 
 
-def test_a_crash_in_mid_request_ends_in_an_error_span(
+def test_crash_during_a_request_is_an_error_span(
     server: ServerManager, requests: Requests, otlp_sink: OtlpSink
 ) -> None:
     running = init(sinks=[requests], otlp_endpoint=otlp_sink.endpoint)
@@ -245,9 +254,7 @@ def test_a_crash_in_mid_request_ends_in_an_error_span(
     assert (span.status, span.status_message) == ("ERROR", "the server ended with signal 9")
 
 
-def test_the_api_key_is_in_no_span_and_no_metric(
-    llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink
-) -> None:
+def test_api_key_is_in_no_span_and_no_metric(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
     running = init(otlp_endpoint=otlp_sink.endpoint)
     with ServerManager(backend=str(llama_server_binary)) as server:
         server.start_server(tiny_model, port=0, extra_args=["--api-key", KEY, "-lv", "4"]).wait_until_ready(60)
@@ -301,7 +308,7 @@ sys.exit(7)
 
 
 @pytest.mark.parametrize("order", ["telemetry first", "server first"])
-def test_at_exit_servers_end_first_and_what_they_did_is_told(
+def test_exit_stops_servers_before_telemetry(
     order: str, llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink
 ) -> None:
     said = run(LEAVING, llama_server_binary, tiny_model, otlp_sink.endpoint, order, status=7)
@@ -314,9 +321,7 @@ def test_at_exit_servers_end_first_and_what_they_did_is_told(
     assert float(tokens["output"] or 0) >= 5
 
 
-def test_a_forked_child_leaves_its_parents_telemetry_alone(
-    llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink
-) -> None:
+def test_fork_child_leaves_the_parent_alone(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
     program = LEAVING.replace(
         "ask_at_once(server.base_url, 1)\nwhile",
         "import os\nif os.fork() == 0: sys.exit(0)\nos.wait()\nwhile False and",
@@ -327,7 +332,7 @@ def test_a_forked_child_leaves_its_parents_telemetry_alone(
 
 
 @pytest.mark.parametrize("providers", ["none", "set later", "set before"])
-def test_totals_and_gauges_are_there_again_after_a_second_init(providers: str) -> None:
+def test_init_again_observes_totals_and_gauges(providers: str) -> None:
     """OpenTelemetry keeps the callbacks of whoever made an instrument first, also beyond their end."""
     program = f"""
 import urllib.request

@@ -12,7 +12,7 @@ from llamatel.telemetry.settings import OtlpTarget, Settings
 COLLECTOR = "http://collector:4317"
 
 
-def test_without_anything_there_is_only_prometheus_on_loopback() -> None:
+def test_settings_default_is_prometheus_on_loopback() -> None:
     settings = Settings.from_env({})
     assert settings == Settings(metrics_addr=("127.0.0.1", 9464))
     assert settings.traces_otlp is None
@@ -58,12 +58,12 @@ def test_without_anything_there_is_only_prometheus_on_loopback() -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_TRACES_EXPORTER": " "}, None, None),
     ],
 )
-def test_where_otlp_goes(env: dict[str, str], traces: OtlpTarget | None, metrics: OtlpTarget | None) -> None:
+def test_settings_otlp_targets(env: dict[str, str], traces: OtlpTarget | None, metrics: OtlpTarget | None) -> None:
     settings = Settings.from_env(env)
     assert (settings.traces_otlp, settings.metrics_otlp) == (traces, metrics)
 
 
-def test_a_flag_wins_over_the_environment() -> None:
+def test_settings_arguments_win_over_environment() -> None:
     env = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://elsewhere:4318/v1/traces",
         "OTEL_EXPORTER_PROMETHEUS_PORT": "1",
@@ -74,21 +74,21 @@ def test_a_flag_wins_over_the_environment() -> None:
     assert settings.metrics_addr == ("::1", 0)
 
 
-def test_the_prometheus_address_from_the_environment() -> None:
+def test_settings_prometheus_address_from_environment() -> None:
     env = {"OTEL_EXPORTER_PROMETHEUS_HOST": "::1", "OTEL_EXPORTER_PROMETHEUS_PORT": "9999"}
     assert Settings.from_env(env).metrics_addr == ("::1", 9999)
     assert Settings.from_env(env, metrics_addr="none").metrics_addr is None
     assert Settings.from_env({"OTEL_METRICS_EXPORTER": "console"}).metrics_addr is None
 
 
-def test_console_and_queue() -> None:
+def test_settings_console_and_span_queue() -> None:
     settings = Settings.from_env({"OTEL_TRACES_EXPORTER": "console, otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "100"})
     assert settings.traces_console
     assert settings.traces_otlp is not None
     assert (settings.span_queue_size, settings.span_batch_size) == (100, 100)
 
 
-def test_a_password_is_not_shown() -> None:
+def test_otlp_target_shown_without_password() -> None:
     settings = Settings.from_env({}, otlp_endpoint="http://me:secret@collector:4318")
     assert settings.traces_otlp is not None
     assert settings.traces_otlp.shown == "http://collector:4318"
@@ -117,7 +117,7 @@ def test_a_password_is_not_shown() -> None:
         ({}, {"shutdown_timeout_s": 0.0}, "more than 0"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(env: dict[str, str], arguments: dict[str, Any], says: str) -> None:
+def test_settings_invalid_values_are_one_line(env: dict[str, str], arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as refused:
         Settings.from_env(env, **arguments)
     assert says in str(refused.value)
@@ -129,7 +129,7 @@ def test_nonsense_is_refused_in_one_line(env: dict[str, str], arguments: dict[st
     [("http://127.0.0.1:9464", "http://127.0.0.1:9464"), ("http://localhost:1/metrics", "http://localhost:1"),
      ("http://[::1]:9464/", "http://[::1]:9464"), ("none", "none"), ("", None)],
 )  # fmt: skip
-def test_a_llamatel_to_be_told_is_on_this_machine(url: str, expected: str | None) -> None:
+def test_settings_llamatel_url_is_on_this_machine(url: str, expected: str | None) -> None:
     assert Settings.from_env({"LLAMATEL_URL": url}).llamatel_url == expected
     for wrong in ("10.0.0.1:9464", "http://10.0.0.1:9464", "https://127.0.0.1:1", "http://127.0.0.1", "http://[", "x"):
         with pytest.raises(UsageError, match="LLAMATEL_URL must be"):

@@ -47,7 +47,7 @@ def times(span: ReadableSpan) -> tuple[float, float]:
     return round(span.start_time / 1e9 - BEGAN, 6), round(span.end_time / 1e9 - BEGAN, 6)
 
 
-def test_a_completed_request_has_its_phases_at_their_true_times(written: Written) -> None:
+def test_spans_phases_of_a_completed_request(written: Written) -> None:
     spans = written.of(completion())
     assert {name: times(span) for name, span in spans.items()} == {
         "generate_content tiny": (-0.25, 1.5),
@@ -67,7 +67,7 @@ def test_a_completed_request_has_its_phases_at_their_true_times(written: Written
         assert child.context.trace_id == root.context.trace_id
 
 
-def test_attributes_of_a_completed_request(written: Written) -> None:
+def test_spans_attributes_of_a_completed_request(written: Written) -> None:
     root = written.of(completion(draft_generated=16, draft_accepted=8))["generate_content tiny"]
     assert dict(root.attributes or {}) == {
         "gen_ai.operation.name": "generate_content",
@@ -92,7 +92,7 @@ def test_attributes_of_a_completed_request(written: Written) -> None:
     }
 
 
-def test_what_is_not_known_is_absent(written: Written) -> None:
+def test_spans_unknown_values_are_absent(written: Written) -> None:
     request = cut_short(Outcome.CANCELLED, server=ServerInfo("unknown"), context_tokens=None, truncated=None)
     spans = written.of(request)
     assert list(spans) == ["generate_content"]
@@ -109,12 +109,12 @@ def test_what_is_not_known_is_absent(written: Written) -> None:
     }
 
 
-def test_a_wait_too_short_to_be_told_is_not_drawn(written: Written) -> None:
+def test_spans_no_queue_below_its_error(written: Written) -> None:
     assert "queue" not in written.of(completion(queue_s=0.0))
     assert "queue" not in written.of(completion(queue_s=0.00005))
 
 
-def test_an_embedding_is_named_so(written: Written) -> None:
+def test_spans_embedding(written: Written) -> None:
     spans = written.of(cut_short(Outcome.OK))
     assert list(spans) == ["embeddings tiny"]
 
@@ -138,29 +138,29 @@ def test_an_embedding_is_named_so(written: Written) -> None:
         (Outcome.CONTEXT_FULL, "Context size has been exceeded.", "context_full"),
     ],
 )
-def test_an_error_says_what_llama_cpp_said(written: Written, outcome: Outcome, text: str, error_type: str) -> None:
+def test_spans_error_has_llama_cpps_text(written: Written, outcome: Outcome, text: str, error_type: str) -> None:
     root = written.of(cut_short(outcome, text))["generate_content tiny"]
     assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, text)
     assert (root.attributes or {})["error.type"] == error_type
 
 
-def test_the_context_that_comes_back_holds_the_span(written: Written) -> None:
+def test_spans_emit_returns_the_context(written: Written) -> None:
     context = written.spans.emit(completion())
     assert get_current_span(context).get_span_context().is_valid
 
 
-def test_a_parent_is_joined(written: Written) -> None:
+def test_spans_with_a_parent(written: Written) -> None:
     client = SpanContext(trace_id=7, span_id=9, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     context = written.spans.emit(completion(), set_span_in_context(NonRecordingSpan(client)))
     assert get_current_span(context).get_span_context().trace_id == 7
 
 
-def test_the_span_around_the_caller_is_not_a_parent(written: Written) -> None:
+def test_spans_ignore_the_current_span(written: Written) -> None:
     with written.provider.get_tracer("tests").start_as_current_span("someone else's"):
         assert written.of(completion())["generate_content tiny"].parent is None
 
 
-def test_a_request_that_is_not_sampled_writes_nothing() -> None:
+def test_spans_not_sampled() -> None:
     kept = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
@@ -170,7 +170,7 @@ def test_a_request_that_is_not_sampled_writes_nothing() -> None:
     provider.shutdown()
 
 
-def test_parts_never_stick_out_of_their_request(written: Written) -> None:
+def test_spans_phases_are_within_the_request(written: Written) -> None:
     spans = written.of(completion(first_token_at=BEGAN + 0.499997, ended_at=BEGAN + 1.499995, queue_s=None))
     assert times(spans["prefill"]) == (0.0, 0.499997)
     assert times(spans["decode"]) == (0.499997, 1.499995)

@@ -1,4 +1,4 @@
-"""Calls that may hang, waited for no longer than one likes."""
+"""Calls that may hang, with a bound on the wait."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ _log = logging.getLogger(__name__)
 
 
 class BoundedCall:
-    """A call that a daemon thread makes once it is told to.
+    """A call that a daemon thread makes when it is started.
 
-    The thread starts with the object and sleeps: while the interpreter exits, which is when it is needed most, Python
-    from 3.12 on starts no more threads.
+    The thread is created with the object and waits: while the interpreter exits, Python from 3.12 on starts no threads.
     """
 
     def __init__(self, name: str, call: Callable[[], object]) -> None:
         self._call = call
-        self._begin = Event()
+        self._started = Event()
         self._done = Event()
         self._succeeded = False
         Thread(target=self._run, name=name, daemon=True).start()
 
-    def begin(self) -> None:
-        """Let the thread make the call; does not wait."""
-        self._begin.set()
+    def start(self) -> None:
+        """Make the call on the thread; does not wait."""
+        self._started.set()
 
     def wait(self, timeout_s: float) -> bool:
         """True if the call has returned, within the time given, and did not raise."""
         return self._done.wait(timeout_s) and self._succeeded
 
     def _run(self) -> None:
-        self._begin.wait()
+        self._started.wait()
         try:
             self._call()
             self._succeeded = True
-        except Exception as error:  # noqa: BLE001  (a thread's boundary: logged, and seen by who waits)
+        except Exception as error:  # noqa: BLE001  (a thread's boundary: logged, and returned by wait)
             _log.warning("%s: %s", type(error).__name__, " ".join(str(error).split()))
         self._done.set()
 
 
 def make(calls: Iterable[BoundedCall], timeout_s: float) -> bool:
     """Make all calls at the same time; True if all succeeded within the time given."""
-    begun = tuple(calls)
+    started = tuple(calls)
     deadline = time.monotonic() + timeout_s
-    for call in begun:
-        call.begin()
-    succeeded = [call.wait(max(0.0, deadline - time.monotonic())) for call in begun]
+    for call in started:
+        call.start()
+    succeeded = [call.wait(max(0.0, deadline - time.monotonic())) for call in started]
     return all(succeeded)

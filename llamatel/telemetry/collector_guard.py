@@ -1,4 +1,4 @@
-"""A collector, timed, and kept from hurting the others: the one boundary to what collectors do."""
+"""The one boundary to collectors: times them and isolates their failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = Callable[[Sample, object], None]
 
 
 class Guard:
-    """Calls one collector. ``with self`` is the boundary: what fails in there is logged once, and told as a metric."""
+    """Calls one collector. ``with self`` is the boundary: a failure in it is logged once and reported as a metric."""
 
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
@@ -26,7 +26,7 @@ class Guard:
         self._logged = False
 
     def has(self, method: str) -> bool:
-        """Whether its collector does anything there: most have no business with most requests."""
+        """Whether its collector overrides a hook: most override few."""
         return getattr(getattr(self.collector, method), "__func__", None) is not getattr(Collector, method)
 
     def start(self) -> None:
@@ -65,12 +65,12 @@ class Guard:
 
     def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
         """What it makes of a snapshot, how long that took, and whether all went well since the last one."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         samples: list[Sample] = []
         with self:
             samples = list(self.collector.on_snapshot(snapshot))
         name = {"collector": self.collector.name}
-        samples.append(Sample("llamatel.collector.duration", time.perf_counter() - begun, None, name))
+        samples.append(Sample("llamatel.collector.duration", time.perf_counter() - started, None, name))
         samples.append(Sample("llamatel.collector.success", 0.0 if self._failed_lately else 1.0, None, name))
         if self._logged and not self._failed_lately:
             self._logged = False

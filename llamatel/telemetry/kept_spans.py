@@ -1,4 +1,4 @@
-"""The last spans of this process, for ``last_trace()`` and ``report()``: a ring in memory, where it was asked for."""
+"""The last spans of this process in memory, for ``last_trace()`` and ``report()``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 KEPT = 5000
-"""Spans that are kept where none said how many: some 10 MiB at most."""
+"""Spans that are kept by default: some 10 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class KeptSpans(SpanProcessor):
         self._spans: deque[ReadableSpan] = deque(maxlen=number)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Keep it; the oldest goes when there is no room."""
+        """Keep it; the oldest is dropped when there is no room."""
         with self._lock:
             if not self._closed:
                 self._spans.append(span)
@@ -50,9 +50,9 @@ class KeptSpans(SpanProcessor):
             self._closed = True
 
     def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
-        """The spans of a trace by their start, or of the one that ended last; empty if none is there.
+        """The spans of a trace by their start; without an id, of the trace that ended last. Empty if there is none.
 
-        What links to a trace that is kept, as a server's request does to the call that it may belong to, is never it.
+        A trace that links to a kept one, as a request does to the call that it may belong to, is not chosen.
         """
         with self._lock:
             spans = list(self._spans)
@@ -86,7 +86,7 @@ def _kept(span: ReadableSpan) -> KeptSpan:
 
 
 def in_order(spans: Sequence[KeptSpan]) -> list[tuple[KeptSpan, int]]:
-    """Each span with its depth, children behind their parent; one whose parent is not there stands at the root."""
+    """Each span with its depth, children after their parent; one whose parent is missing is at the root."""
     known = {span.span_id for span in spans}
     children: dict[int | None, list[KeptSpan]] = {}
     for span in spans:

@@ -24,7 +24,7 @@ class MetricPush:
         interval_s: float,
         end_by: Callable[[float], object] = lambda _: None,
     ) -> None:
-        """``send`` returns whether the data was delivered; ``end_by`` is told when sending has to end."""
+        """``send`` returns whether the data was delivered; ``end_by`` is called with the time to end by."""
         self._collect = collect
         self._send = send
         self._interval_s = interval_s

@@ -156,7 +156,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who goes away, or sends nothing, is not worth a traceback on the terminal; a defect of ours is said once."""
+        """Errors of a client's connection are not logged; any other error is logged once."""
         error = sys.exc_info()[1]
         if not isinstance(error, (OSError, ValueError)) and not self._failed:
             self._failed = True

@@ -27,7 +27,7 @@ from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin
 _log = logging.getLogger(__name__)
 
 _JOIN_INTERVAL_S = 0.02
-"""How often the joiner is asked for requests whose wait for a client's call is over."""
+"""How often the joiner is polled for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
 _SPAN_LOAD = 0.4
 """How full the queue of spans may be for a source that waits; below the load at which spans are shed."""
@@ -192,7 +192,7 @@ class Observer:
         self._measure_at_once(finished)
 
     def _wait_for_spans(self) -> None:
-        """Wait while the export of spans is behind, for as long as it makes progress."""
+        """Wait while the export of spans lags, as long as it makes progress."""
         deadline = time.monotonic() + _SPANS_WAIT_S
         load = self._span_load()
         while load > _SPAN_LOAD and not self._closed and time.monotonic() < deadline:

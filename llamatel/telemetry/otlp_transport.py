@@ -204,16 +204,16 @@ class _Guessing:
 
     def send(self, message: bytes, timeout_s: float) -> Sent:
         if self._chosen is None:
-            begun = time.monotonic()
+            started = time.monotonic()
             speaks = speaks_http2(self._address, min(_PROBE_S, timeout_s))
-            timeout_s = max(0.1, timeout_s - (time.monotonic() - begun))
+            timeout_s = max(0.1, timeout_s - (time.monotonic() - started))
             if speaks is not None:
                 self._chosen = self._grpc if speaks else self._http
         return (self._chosen or self._grpc).send(message, timeout_s)
 
 
 def speaks_http2(address: tuple[str, int], timeout_s: float) -> bool | None:
-    """Whether a server answers an HTTP/2 preface in HTTP/2; None where it cannot be told."""
+    """Whether a server answers an HTTP/2 preface in HTTP/2; None if that is unknown."""
     try:
         with socket.create_connection(address, timeout_s) as connection:
             connection.settimeout(timeout_s)

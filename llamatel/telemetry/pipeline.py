@@ -246,7 +246,7 @@ def build(
     strict: bool = True,
     port_may_move: bool = False,
 ) -> Pipeline:
-    """Make the pipeline that the settings describe; ``resource`` has attributes beside the usual ones.
+    """Make the pipeline that the settings describe; ``resource``: additional resource attributes.
 
     A provider that the application has set is used; the settings for its signal then have no effect. A signal that
     goes nowhere is left to whatever the application sets up later. Raises PipelineError if the metrics address cannot
@@ -351,7 +351,7 @@ def _endpoint(
             _warn(f"metrics are not served by this process: {address[0]}:{address[1]} is in use")
             return None
     made = MetricsEndpoint(address[0], 0, exposition.page)
-    _warn(f"metrics are at {made.url}: port {address[1]} is in use")
+    _warn(f"metrics are at {made.url}, as {address[0]}:{address[1]} is in use")
     return made
 
 

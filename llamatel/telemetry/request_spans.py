@@ -265,7 +265,7 @@ def _latency(completion: Completion) -> dict[str, float]:
 
 
 def _gpu(gpu: RequestGpu) -> dict[str, float | bool | None]:
-    """Energy and utilisation; that a figure is a share or an estimate stands beside it."""
+    """Energy and utilisation; each with an attribute if it is a share or an estimate."""
     return {
         "llamacpp.energy.joules": gpu.energy_j,
         "llamacpp.energy.prefill_joules": gpu.prefill_j,

@@ -61,8 +61,8 @@ class SdkInstruments:
     def observe(self, name: str) -> Iterable[Observation]:
         """The values of one total or gauge; the SDK calls this for one instrument after another in a collection.
 
-        A collection has started when an instrument is asked for a second time; only then may the snapshot change, so
-        that all instruments of one collection answer from the same one. (The SDK lets one reader collect at a time.)
+        A collection has started when an instrument is queried for the second time; only then may the snapshot change,
+        so that all instruments of one collection use the same one. (The SDK lets one reader collect at a time.)
         """
         with self._lock:
             again = name in self._answered or not self._answered

@@ -1,4 +1,4 @@
-"""A look at the servers now and then, also while nobody collects: so a report can show what was between requests."""
+"""Periodic snapshots without a scrape or export, so that a report shows what happened between requests."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import threading
 
 from llamatel.telemetry.observer import Observer
 
-_LOOK_S = 2.0
+_INTERVAL_S = 2.0
 
 
 class Watcher:
-    """Looks at the servers every two seconds, from a thread of its own."""
+    """Takes a snapshot every two seconds, from a thread of its own."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         threading.Thread(target=self._run, name="llamatel-watcher", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._over.wait(_LOOK_S):
+        while not self._stopped.wait(_INTERVAL_S):
             if self._observer.watching:
-                self._observer.snapshot(_LOOK_S / 2)
+                self._observer.snapshot(_INTERVAL_S / 2)
 
     def stop(self) -> None:
-        """Look no more."""
-        self._over.set()
+        """End the thread."""
+        self._stopped.set()

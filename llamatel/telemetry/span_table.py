@@ -141,15 +141,15 @@ IN_PROCESS = (
     AttributeRow("llamacpp.model.embedding_length", "int", ""),
     AttributeRow("llamacpp.model.context_length", "int, tokens", "What the model was made for."),
 )
-"""What a call of llama-cpp-python has beside ``ATTRIBUTES``; it has no address, slot, task and queue."""
+"""Additional attributes of a call of llama-cpp-python; it has no address, slot, task and queue."""
 
 CLIENT = (
     AttributeRow("gen_ai.operation.name", "string", "chat, text_completion, embeddings or rerank."),
     AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
     AttributeRow("gen_ai.request.model", "string", "As given; absent where none was."),
-    AttributeRow("server.address", "string", "As the client was told."),
+    AttributeRow("server.address", "string", "As configured in the client."),
     AttributeRow("server.port", "int", "The same."),
-    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "What is asked for is told where it was given."),
+    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "Request parameters are there if they were given."),
     AttributeRow("gen_ai.request.temperature", "double", ""),
     AttributeRow("gen_ai.request.top_p", "double", ""),
     AttributeRow("gen_ai.request.top_k", "int", ""),
@@ -187,7 +187,7 @@ CLIENT = (
     AttributeRow("llamacpp.draft.tokens", "int, tokens", "With speculative decoding."),
     AttributeRow("llamacpp.draft.accepted_tokens", "int, tokens", "The same."),
     AttributeRow("llamacpp.truncated", "boolean", "Whether llama.cpp cut the prompt or the answer."),
-    AttributeRow("gen_ai.input.messages", "string, JSON", "Only if asked for, as the next three."),
+    AttributeRow("gen_ai.input.messages", "string, JSON", "Only with content capture, as the next three."),
     AttributeRow("gen_ai.output.messages", "string, JSON", ""),
     AttributeRow("gen_ai.system_instructions", "string, JSON", ""),
     AttributeRow("gen_ai.tool.definitions", "string, JSON", ""),
@@ -200,10 +200,10 @@ DECORATED = (
     AttributeRow("gen_ai.workflow.name", "string", "Of a workflow only."),
     AttributeRow("error.type", "string", "The exception's name; absent where none was raised."),
     AttributeRow("llamatel.cancelled", "boolean", "True where the task was cancelled, which is no error; else absent."),
-    AttributeRow("llamatel.argument.NAME", "string, or as it is", "Only if asked for; numbers stay numbers."),
+    AttributeRow("llamatel.argument.NAME", "string, or as it is", "Only if requested; numbers stay numbers."),
     AttributeRow("llamatel.result", "string, or as it is", "The same."),
 )
-"""What ``task``, ``workflow`` and ``span`` write, beside what they are given."""
+"""Attributes that ``task``, ``workflow`` and ``span`` add."""
 
 OBSERVED = (
     AttributeRow("llamacpp.observed", "string", "polling: nothing about this span's times is exact."),
@@ -214,4 +214,5 @@ OBSERVED = (
     ),
     AttributeRow("llamacpp.observed.output_tokens", "int, tokens", "Generated at the last look."),
 )
-"""What an observed request has, beside model, server, slot, task and, once it generates, its input tokens."""
+"""Additional attributes of an observed request; it also has model, server, slot, task and, once it generates, its
+input tokens."""
