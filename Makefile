@@ -67,7 +67,7 @@ bench: parts ## Measure what llamatel costs; one part: ARGS="--only header"
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # atheris is not in the lock file: it does not exist for every Python, and only this target needs it.
-fuzz: $(VENV)/.installed-dev ## Feed broken model files to the reader: mutations, then atheris, a minute each
+fuzz: $(VENV)/.installed-dev ## Feed broken input to the parsers: mutations, then atheris, a minute for each target
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(INSTALL) atheris || \
 		{ echo "no atheris for this Python and system: mutations only" >&2; exit 1; }

@@ -1,1 +1,1 @@
-"""Fuzzing of what reads strangers' files. Not part of ``make test``: ``python -m tests.fuzz --help``."""
+"""Fuzzing of the parsers of external input: ``make fuzz``; a short form is in ``tests/test_fuzz.py``."""

@@ -1,116 +1,106 @@
-"""Fuzz the GGUF reader: ``python -m tests.fuzz --seconds 60``, with ``--atheris`` guided by coverage (its package).
+"""Fuzz the parsers of external input: ``python -m tests.fuzz --seconds 60``; ``--atheris`` is guided by coverage.
 
-Without that, mutations of valid files of every version and byte order. Prints how many inputs were tried and how
-many of them were read; ends with 1 and the input, written to a file, when a promise was broken.
+Without that, mutations of valid inputs. Each target is named with how many inputs were tried and how many of them were
+accepted; ends with 1 and the input, written to a file, when a promise was broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.gguf_header import check
-from tests.gguf_files import ARRAY, STRING, U32, Writer, sample
+from tests.fuzz import gguf_header, hub_response, model_config
+from tests.fuzz.gguf_files_target import GGUF
+from tests.fuzz.server_log import RECORDS, TEXT
+from tests.fuzz.target import Target, structured
 
-_NUMBERS = (0, 1, 2, 7, 8, 9, 13, 31, 32, 255, 256, 512, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 62, 1 << 63, -1)
-
-
-def corpus() -> list[bytes]:
-    """Valid files to start from."""
-    files = [sample(version, order) for version in (1, 2, 3) for order in "<>"]
-    write = Writer()
-    names = ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "context_length")
-    for architecture in ("llama", "gemma3", "deepseek2", "jamba", "qwen3next", "nanbeige"):
-        keys = [write.key("general.architecture", STRING, architecture)]
-        keys += [write.key(f"{architecture}.{name}", U32, 4) for name in names]
-        keys.append(write.key(f"{architecture}.attention.key_length", ARRAY, (U32, (4, 4, 0, 1))))
-        keys.append(write.key("tokenizer.ggml.tokens", ARRAY, (STRING, ("a", "bc", "") * 9)))
-        files.append(write.file(keys, [write.tensor("blk.0.attn_q.weight", (32, 4), 8, 0)], data=160))
-    return files
+TARGETS = {
+    target.name: target
+    for target in (
+        GGUF,
+        structured("gguf_keys", gguf_header.check, lambda: GGUF.corpus(), gguf_header.structured, "gguf_header"),
+        structured("model_config", model_config.check, model_config.corpus, model_config.structured, "model_config"),
+        structured("hub_response", hub_response.check, hub_response.corpus, hub_response.structured, "hub_response"),
+        TEXT,
+        RECORDS,
+    )
+}
 
 
-def mutate(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
-    """A few random edits: bytes, numbers that matter, cuts, repeats, splices."""
-    changed = bytearray(data)
-    for _ in range(dice.randint(1, 5)):
-        at = dice.randrange(len(changed) + 1)
-        kind = dice.randrange(6)
-        if kind == 0 and at < len(changed):
-            changed[at] = dice.randrange(256)
-        elif kind == 1:
-            size = dice.choice((1, 4, 4, 8, 8))
-            number = dice.choice(_NUMBERS) & ((1 << 8 * size) - 1)
-            changed[at : at + size] = number.to_bytes(size, dice.choice(("little", "big")))
-        elif kind == 2:
-            del changed[at : at + dice.randint(1, 30)]
-        elif kind == 3:
-            changed[at:at] = dice.randbytes(dice.randint(1, 20))
-        elif kind == 4:
-            changed[at:at] = changed[at : at + dice.randint(1, 200)]
-        elif kind == 5 and dice.random() < 0.3:
-            other = dice.choice(others)
-            changed[at:] = other[dice.randrange(len(other)) :]
-    return bytes(changed)
-
-
-def _mutations(seconds: float, seed: int) -> int:
-    files, dice = corpus(), random.Random(seed)
-    tried = read = 0
+def fuzz(target: Target, seconds: float, seed: int) -> tuple[int, int]:
+    """Try mutations for that long; how many, and how many were accepted. Raises on a broken promise."""
+    seeds, dice = target.corpus(), random.Random(seed)
+    tried = accepted = 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        data = mutate(dice.choice(files), files, dice)
+        data = target.mutate(dice.choice(seeds), seeds, dice)
         try:
-            read += check(data)
+            accepted += target.check(data)
         except Exception:
-            path = Path(f"fuzz-broken-{seed}-{tried}.gguf")
+            path = Path(f"fuzz-broken-{target.name}-{seed}-{tried}")
             path.write_bytes(data)
-            print(f"broken by input {tried} of seed {seed}, kept in {path}")
+            print(f"{target.name}: broken by input {tried} of seed {seed}, kept in {path}")
             raise
         tried += 1
-    print(f"{tried} mutated files, {read} of them read, {tried - read} refused, none broke a promise (seed {seed})")
-    return 0
+    return tried, accepted
 
 
-def _atheris(seconds: float, folder: Path) -> int:
+def _guided(target: Target, seconds: float, folder: Path) -> None:
+    """Fuzz under atheris; ends the process."""
     atheris: Any = importlib.import_module("atheris")  # in no lock file: it has no wheels for every Python
-
+    module, _, function = target.instrumented.partition(":")
     with atheris.instrument_imports(include=["llamatel"]):
-        for name in [name for name in sys.modules if name.startswith(("llamatel", "tests.fuzz.gguf"))]:
+        for name in [name for name in sys.modules if name.startswith(("llamatel", "tests.fuzz.")) and name != __name__]:
             del sys.modules[name]
-        from tests.fuzz.gguf_header import check as instrumented
-
+        check = getattr(importlib.import_module(module), function)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(corpus()):
+    for number, data in enumerate(target.corpus()):
         (folder / f"seed-{number}").write_bytes(data)
     flags = [
         f"-max_total_time={int(seconds)}",
-        "-max_len=8192",
+        "-max_len=65536",
         "-timeout=10",
         "-rss_limit_mb=1024",
         "-verbosity=0",
-        "-print_final_stats=1",  # number_of_executed_units is how many files were tried
+        "-print_final_stats=1",  # number_of_executed_units is how many inputs were tried
     ]
-    atheris.Setup([sys.argv[0], *flags, str(folder)], lambda data: (instrumented(data), None)[1])
+    atheris.Setup([sys.argv[0], *flags, str(folder)], lambda data: (check(data), None)[1])
     atheris.Fuzz()
-    return 0
 
 
 def main() -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the GGUF reader.")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the parsers of external input.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="default: all")
     parser.add_argument("--atheris", action="store_true", help="guided by coverage")
     parser.add_argument("--corpus", type=Path, default=Path("build/fuzz-corpus"), help="atheris keeps its finds here")
     options = parser.parse_args()
-    if options.atheris:
-        return _atheris(options.seconds, options.corpus)
-    return _mutations(options.seconds, options.seed)
+    logging.disable()  # what the parsers warn of is what the inputs are made of
+    names = options.target or list(TARGETS)
+    if not options.atheris:
+        for name in names:
+            tried, accepted = fuzz(TARGETS[name], options.seconds, options.seed)
+            print(
+                f"{name}: {tried} inputs, {accepted} accepted, none broke a promise (seed {options.seed})", flush=True
+            )
+        return 0
+    if len(names) == 1:
+        _guided(TARGETS[names[0]], options.seconds, options.corpus / names[0])
+    # atheris ends its process with the first target.
+    command = [sys.executable, "-m", "tests.fuzz", "--atheris", "--seconds", str(options.seconds)]
+    for name in names:
+        print(f"{name}:", flush=True)
+        subprocess.run([*command, "--corpus", str(options.corpus), "--target", name], check=True)
+    return 0
 
 
 if __name__ == "__main__":

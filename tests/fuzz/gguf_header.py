@@ -18,6 +18,7 @@ from llamatel.plan.plan_report import make_report
 from llamatel.ui.view.html import model_html
 from llamatel.ui.view.model_page import layers_text, model_text
 from llamatel.ui.view.plan_page import plan_text
+from tests.fuzz.target import Broken
 from tests.gguf_files import ARRAY, STRING, U32, Writer
 
 DEVICES = parse_devices("t4x2")
@@ -101,10 +102,6 @@ def structured(dice: random.Random, _: list[bytes] | None = None) -> bytes:
         for name in dice.sample(_TENSORS, dice.randrange(4))
     ]
     return write.file(list(keys.values()), tensors, data=64)
-
-
-class Broken(Exception):
-    """A promise was not kept."""
 
 
 def _read(data: bytes, *, arrays: bool) -> GGUFHeader | GGUFError:

@@ -10,7 +10,7 @@ from llamatel.errors import GGUFError
 from llamatel.gguf.hub import Hub, resolve
 from llamatel.gguf.model_choices import Choices, choices_among
 from llamatel.inputs.http import Response
-from tests.fuzz.gguf_header import Broken
+from tests.fuzz.target import Broken
 
 _NAMES = (
     "model-Q4_K_M.gguf", "model.mmproj-Q8_0.gguf", "UD-Q2_K_XL/x-UD-Q2_K_XL-00001-of-00002.gguf", "config.json", "",

@@ -16,7 +16,7 @@ from llamatel.plan.plan_report import make_report
 from llamatel.plan.shape_from_config import shape_from_config
 from llamatel.ui.view.model_page import model_text
 from llamatel.ui.view.plan_page import plan_text
-from tests.fuzz.gguf_header import Broken
+from tests.fuzz.target import Broken
 
 _SAMPLES = Path(__file__).parents[1] / "configs" / "converted.json"
 _ODD: tuple[Any, ...] = (

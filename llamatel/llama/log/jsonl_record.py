@@ -13,7 +13,7 @@ from llamatel.llama.log.log_line import LogLine
 # A message without an escape needs no JSON parser, and is taken apart by the same expression.
 _PLAIN = re.compile(
     r'\{"type":"log","time":(\d{1,15}),"level":"([a-z]{1,8})","msg":"'
-    r'((?:slot [^"\\]{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\]*))\\n"\}$'
+    r'((?:slot [^"\\\x00-\x1f]{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\\x00-\x1f]*))\\n"\}$'
 )
 _SLOT = re.compile(r"slot .{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16}(.*)", re.DOTALL)
 _LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "none": "N"}
