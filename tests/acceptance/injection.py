@@ -1,0 +1,49 @@
+"""Clients fill every string of every endpoint with log lines, records and long words: none of it is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.injection import FIRST_TASK, VECTORS, WORD, payload
+from tests.parts import llama_server
+from tests.test_log_injection import FORGEABLE_AS_TEXT, Attacked, check_unforged, refused
+from tests.tiny_gguf import write_tiny_model
+
+_STAMPS = ("0.00.000.001", "0.00.900.000", "9.00.000.000", "9999999.59.999.999")
+
+
+def _texts() -> list[str]:
+    lines = [payload(FIRST_TASK + number, records=False, stamp=stamp) for number, stamp in enumerate(_STAMPS)]
+    records = payload(FIRST_TASK + 90, records=True)
+    return [
+        *lines,
+        records,
+        records + lines[0],
+        lines[0].replace("\n", "\r\n"),
+        "\x1b[0m" + lines[0],
+        WORD,
+        WORD + lines[0],
+    ]
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Attack both backends, with records and with text as their log."""
+    model = write_tiny_model(folder / "tiny.gguf")
+    figures: dict[str, Any] = {"vectors": len(VECTORS), "payloads": len(_texts()) + 2}
+    for name, backend in (("xllamacpp", "xllamacpp"), ("llama-server", str(llama_server()))):
+        tried = rejected = 0
+        for texts in (None, _texts()):
+            attacked = Attacked(backend, model, texts=texts)
+            check_unforged(attacked)
+            tried += len(attacked.attempts)
+            rejected += refused(attacked.attempts)
+        as_text = Attacked(backend, model, "--no-log-jsonl")
+        assert as_text.forged <= FORGEABLE_AS_TEXT, as_text.forged
+        figures[name] = {
+            "requests": tried,
+            "answered_with_an_error": rejected,
+            "forged": 0,
+            "forged_in_a_text_log": sorted(as_text.forged),
+        }
+    return figures
