@@ -25,7 +25,7 @@ TARGETS = {
     target.name: target
     for target in (
         GGUF,
-        structured("gguf_keys", gguf_header.check, lambda: GGUF.corpus(), gguf_header.structured, "gguf_header"),
+        structured("gguf_keys", gguf_header.check, GGUF.corpus, gguf_header.structured, "gguf_header"),
         structured("model_config", model_config.check, model_config.corpus, model_config.structured, "model_config"),
         structured("hub_response", hub_response.check, hub_response.corpus, hub_response.structured, "hub_response"),
         TEXT,
