@@ -115,6 +115,14 @@ def test_diagnosis_change_for_each_cause(cause: RecomputeCause) -> None:
     assert [change.at_most_s for change in found.changes] == ([] if without else [0.5])
 
 
+def test_diagnosis_displaced_prompts() -> None:
+    requests = [timed(10.0 * n, slot=n % 2, prompt_cached=2, prompt_computed=1500, queue_s=0.0) for n in range(6)]
+    found = observed(*requests, settings=ServerSettings(ctx_size=4096, parallel=2), shape=SHAPE)
+    [change] = found.changes
+    assert (change.change, change.at_most_s) == ("-np 4", 8.0)  # the first request of each slot displaced nothing
+    assert any("4 requests that displaced others" in sentence for sentence in found.undetermined)
+
+
 def test_diagnosis_page_and_json() -> None:
     lost = timed(0.0, prompt_recomputed=50, recompute_s=0.5, recompute_cause=RecomputeCause.SLOT_TAKEN)
     found = observed(lost, *(timed(10.0 * n, 1000 * n) for n in range(1, 9)), server="127.0.0.1:8080", model="m\x1b[2J")

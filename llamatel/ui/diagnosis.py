@@ -16,7 +16,7 @@ from typing import Any
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion, Outcome, RecomputeCause
-from llamatel.ui.remedies import Remedy, pool_remedy, recompute_remedy, slots_remedy
+from llamatel.ui.remedies import Remedy, eviction_remedy, pool_remedy, recompute_remedy, slots_remedy
 
 _MIN_POINTS = 8
 """Requests that a fitted line needs."""
@@ -27,6 +27,8 @@ _TIGHT = 0.1
 _OFTEN = 0.05
 """Share of samples, or of the time, from which a limit is reported."""
 _NEAR_CEILING = 0.5
+_LITTLE = 0.1
+"""Share of a prompt; below it a slot's cache was of no use to the prompt."""
 _CHANGES = 3
 
 
@@ -326,6 +328,10 @@ def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[s
 def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple[Remedy, ...]:
     """The changes with the largest expected effect, at most three."""
     found = [recompute_remedy(loss.cause, loss.seconds, observed.settings, observed.shape) for loss in losses]
+    displacing = _displacing(observed.completions)
+    if len(displacing) > _OFTEN * len(observed.completions):
+        prefill_s = sum(completion.prefill_s or 0.0 for completion in displacing)
+        found.append(eviction_remedy(len(displacing), prefill_s, observed.settings, observed.shape))
     queue_s = sum(completion.queue_s or 0.0 for completion in observed.completions)
     if limit == "slots":
         found.append(slots_remedy(queue_s, observed.settings, observed.shape))
@@ -343,6 +349,24 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
     return tuple(by_change.values())[:_CHANGES]
 
 
+def _displacing(completions: Sequence[Completion]) -> list[Completion]:
+    """Requests that reused next to nothing in a slot that had held another prompt, which they displaced.
+
+    Whether their own prompt had been in a slot before is not in the log.
+    """
+    used: set[int] = set()
+    found = []
+    for completion in sorted(completions, key=lambda completion: completion.started_at):
+        prompt, slot = completion.prompt_tokens, completion.slot
+        if not prompt or slot is None:
+            continue
+        reusable = completion.prompt_reusable or completion.prompt_cached or 0
+        if slot in used and reusable < _LITTLE * prompt:
+            found.append(completion)
+        used.add(slot)
+    return found
+
+
 def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:
     missing = []
     if not observed.completions:
@@ -357,6 +381,10 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
         missing.append(f"the queue time of {unknown} of {len(done)} requests")
     if done and all(completion.prompt_reusable is None for completion in done):
         missing.append("prompt reuse: the log does not show slot selection")
+    if displacing := _displacing(done):
+        missing.append(
+            f"whether the prompts of {len(displacing)} requests that displaced others had been cached before"
+        )
     if done and decode is None:
         missing.append(f"decode rate by context: fewer than {_MIN_POINTS} comparable requests")
     if observed.shape is None:

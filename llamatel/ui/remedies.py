@@ -65,6 +65,15 @@ def recompute_remedy(
     return None if found is None else Remedy(*found, seconds)
 
 
+def eviction_remedy(
+    requests: int, prefill_s: float, settings: ServerSettings | None, shape: ModelShape | None
+) -> Remedy:
+    """More slots, where prompts take each other's slots. ``prefill_s``: of all those requests, the upper bound."""
+    slots = 2 * _slots(settings)
+    reason = f"{requests} requests took a slot that held another prompt: with a slot each, conversations stay cached"
+    return Remedy(f"-np {slots}", reason, prefill_s, _cost(settings, shape, slots=slots))
+
+
 def slots_remedy(queue_s: float, settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:
     """More slots, where requests wait for one."""
     slots = 2 * _slots(settings)
