@@ -478,6 +478,10 @@ METRICS: tuple[Metric, ...] = (
         ("attribute",),
     ),
     Metric(
+        "llamatel.spans.exported", Kind.TOTAL, "{span}",
+        "Spans that the OTLP endpoint accepted. With those in llamatel.records.dropped they are all spans.",
+    ),
+    Metric(
         "llamatel.spans.shed_ratio", Kind.GAUGE, "1",
         "Share of requests whose spans are left out because requests end faster than spans can be written; counters "
         "and histograms stay complete.",

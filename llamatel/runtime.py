@@ -252,6 +252,7 @@ def _connect(
         watchers=(live.observe,),
         dropped=dropped,
         span_load=built.span_load,
+        exported=built.exported,
         callbacks=callbacks,
     )
     built.publish()

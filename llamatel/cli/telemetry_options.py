@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LONGEST_VALUE = 2000
+_STALLED_S = 1.0
+_DRAIN_S = 30.0
+"""How long the end waits for requests that were read: while there is progress, and in all."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def telemetry(
             else runtime.init(Settings.from_env(**arguments), sinks=chosen, resource=resource)
         )
         stack.callback(runtime.shutdown)
+        stack.callback(running.observer.drain, _STALLED_S, _DRAIN_S)  # what was read is counted, also after a backlog
         yield running
 
 

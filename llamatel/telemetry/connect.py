@@ -35,6 +35,7 @@ def connect(
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
     span_load: Callable[[], float] = float,
+    exported: Callable[[], int | None] = lambda: None,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
     """An observer that runs, with collectors, on a tracer and a meter or store.
@@ -57,6 +58,7 @@ def connect(
         watchers=watchers,
         dropped=dropped,
         span_load=span_load,
+        exported=exported,
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(meter, rows, observer.samples, store=store, callbacks=callbacks)

@@ -85,13 +85,15 @@ class Observer:
         watchers: Sequence[Callable[[Snapshot], None]] = (),
         dropped: Callable[[], Mapping[str, int]] = dict,
         span_load: Callable[[], float] = float,
+        exported: Callable[[], int | None] = lambda: None,
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``connect`` must follow.
 
         ``watchers`` are called with each snapshot, one at a time. ``dropped`` returns what other parts lost, by reason;
-        ``span_load`` how full the queue of the span exporter is (0 to 1); ``span_count`` how many spans a request has.
+        ``span_load`` how full the queue of the span exporter is (0 to 1), ``exported`` how many spans it delivered
+        (None without one); ``span_count`` how many spans a request has.
         """
         self._guards = [Guard(collector) for collector in collectors]
         self._completing = [guard for guard in self._guards if guard.has("complete")]
@@ -108,6 +110,7 @@ class Observer:
         self._record: Record | None = None
         self._closed = False
         self._span_load = span_load
+        self._exported = exported
         self.restart()
 
     def restart(self) -> None:
@@ -242,6 +245,9 @@ class Observer:
         """A new snapshot of all watched servers, turned into samples by the collectors."""
         snapshot = self.snapshot()
         samples = [Sample("llamatel.spans.shed_ratio", self.shedding.shed_ratio)]
+        exported = self._exported()
+        if exported is not None:
+            samples.append(Sample("llamatel.spans.exported", exported))
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
         return samples
@@ -257,12 +263,13 @@ class Observer:
                 self._queue.all_tasks_done.wait(left)
         return True
 
-    def drain(self, stalled_after_s: float = 5.0) -> bool:
+    def drain(self, stalled_after_s: float = 5.0, at_most_s: float = float("inf")) -> bool:
         """Wait until everything submitted is written, as long as that makes progress; False if it stalls."""
+        deadline = time.monotonic() + at_most_s
         waiting = self._queue.unfinished_tasks
-        while not self.flush(stalled_after_s):
+        while not self.flush(min(stalled_after_s, deadline - time.monotonic())):
             now = self._queue.unfinished_tasks
-            if now >= waiting:
+            if now >= waiting or time.monotonic() >= deadline:
                 return False
             waiting = now
         return True
