@@ -1,10 +1,27 @@
-"""Whether somebody sits before this process: then traces are kept to be looked at, and what runs is run again."""
+"""Whether a person works in this process: then traces are kept, and code is run again.
+
+Jupyter and IPython, Python's own prompt, marimo and Streamlit, which run a script again by themselves.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 
 def interactive() -> bool:
-    """Whether this is a notebook, or Python's own prompt."""
-    return ("IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None) or hasattr(sys, "ps1")
+    """Whether this is a notebook, a prompt or an app that reruns its script."""
+    return hasattr(sys, "ps1") or any(
+        _answer(module, path) for module, path in (
+            ("IPython", "get_ipython"), ("marimo", "running_in_notebook"), ("streamlit", "runtime.exists")
+        )
+    )  # fmt: skip
+
+
+def _answer(module: str, path: str) -> bool:
+    """What a library that is loaded says; False where it is not, or not completely."""
+    found: object = sys.modules.get(module)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    ask: Callable[[], object] | None = found if callable(found) else None
+    return ask is not None and ask() not in (None, False)

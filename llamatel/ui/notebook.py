@@ -1,10 +1,9 @@
-"""``last_trace()`` and ``report()``: what this process has just done, to look at in a notebook or a terminal."""
+"""``last_trace()`` and ``report()``: what this process has done, for a notebook or a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,14 @@ from llamatel.errors import UsageError
 if TYPE_CHECKING:
     from llamatel.telemetry.kept_spans import KeptSpan
 
-_FRESH_S = 1.0
-_LAST_LINES_S = 0.1
-
 
 class Trace:
     """The spans of a trace, drawn as a waterfall: HTML in Jupyter, text elsewhere."""
 
-    def __init__(self, spans: Sequence[KeptSpan]) -> None:
+    def __init__(self, spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> None:
         self.spans = tuple(spans)
+        self.warnings = tuple(warnings)
+        """What was wrong with the servers when it was made."""
 
     @property
     def trace_id(self) -> str:
@@ -32,7 +30,8 @@ class Trace:
         from llamatel.ui.view.glyphs import glyphs_for
         from llamatel.ui.view.trace_view import trace_text
 
-        return trace_text(self.spans, 100, glyphs_for(sys.stdout.encoding)).plain
+        text = trace_text(self.spans, 100, glyphs_for(sys.stdout.encoding)).plain
+        return "\n".join([*(f"warning: {warning}" for warning in self.warnings), text])
 
     __repr__ = __str__
 
@@ -41,7 +40,7 @@ class Trace:
         """An HTML fragment."""
         from llamatel.ui.view.trace_view import trace_html
 
-        return trace_html(self.spans)
+        return trace_html(self.spans, self.warnings)
 
     def _repr_html_(self) -> str:
         return self.html
@@ -90,12 +89,15 @@ class Report:
         from llamatel.ui.view.number_format import plural
 
         total = self.document["summary_of_all"]["requests"]["total"]
-        return f"<llamatel report of {plural(total, 'request')}: .save('report.html')>"
+        warnings = "".join(f"warning: {alarm['text']}\n" for alarm in self.document["alarms"])
+        return f"{warnings}<llamatel report of {plural(total, 'request')}: .save('report.html')>"
 
     def _repr_html_(self) -> str:
-        # In a frame of its own, so that its styles and the notebook's do not meet.
-        frame = "width:100%;height:640px;border:1px solid #8884;border-radius:6px"
-        return f'<iframe sandbox srcdoc="{escape(self.html, quote=True)}" style="{frame}"></iframe>'
+        from llamatel.ui.view.run_report import report_fragment
+
+        return report_fragment(
+            self.document, self._histories, lambda trace_id: self._traces.get(trace_id, ()), self.title
+        )
 
 
 def _save(path: Path, html: str, png: Any) -> Path:

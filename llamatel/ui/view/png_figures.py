@@ -65,10 +65,12 @@ def report_png(document: Mapping[str, Any], histories: Sequence[Mapping[str, Any
     points = [(one["ended_at"], one["tokens_per_second"]) for one in requests if one["tokens_per_second"] is not None]
     _titled(speed, "tokens a second, by request")
     if points:
-        clock = [datetime.fromtimestamp(at) for at, _ in points]  # noqa: DTZ006 - shown to people where they are
-        speed.plot(clock, [value for _, value in points], "o", color=COLOURS["decode"], markersize=4)
+        begin = min(at for at, _ in points)
+        speed.plot([at - begin for at, _ in points], [value for _, value in points], "o", color=COLOURS["decode"], ms=4)
         speed.set_ylim(bottom=0)
-        _clock(speed)
+        _times(speed, begin)
+    else:
+        _nothing(speed, "no request has generated two tokens")
     _latency(latency, document["summary_of_all"])
     _titled(slow, "slowest requests, seconds")
     ordered = slowest(requests)[::-1]
@@ -76,18 +78,31 @@ def report_png(document: Mapping[str, Any], histories: Sequence[Mapping[str, Any
         starts = [sum(one[f"{before}_s"] or 0.0 for before in left) for one in ordered]
         lengths = [one[f"{name}_s"] or 0.0 for one in ordered]
         slow.barh(range(len(ordered)), lengths, left=starts, color=COLOURS[name], label=name)
-    slow.set_yticks(range(len(ordered)), [one["outcome"] for one in ordered])
+    labels = [f"{seconds(one['ended_at'] - one['arrived_at'])}, {one['outcome']}" for one in ordered]
+    slow.set_yticks(range(len(ordered)), labels)
     if ordered:
         slow.legend(fontsize=7)
+    else:
+        _nothing(slow, "no request")
     return _png(figure)
 
 
-def _clock(axes: Any) -> None:
-    from matplotlib import dates
+def _times(axes: Any, begin: float) -> None:
+    """Seconds from a time of day; few marks, which do not overlap."""
+    from matplotlib.ticker import MaxNLocator
 
-    formatter: Any = dates.DateFormatter
-    axes.xaxis.set_major_formatter(formatter("%H:%M:%S"))
-    axes.tick_params(axis="x", labelrotation=30)
+    locator: Any = MaxNLocator
+    axes.xaxis.set_major_locator(locator(5))
+    clock = datetime.fromtimestamp(begin).strftime("%H:%M:%S")  # noqa: DTZ006 - shown to people where they are
+    axes.set_xlabel(f"seconds after {clock}", size=8)
+
+
+def _nothing(axes: Any, reason: str) -> None:
+    """Say why there is nothing to draw, without axes that look like figures."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.text(0.5, 0.5, reason, ha="center", va="center", size=8, transform=axes.transAxes)
 
 
 def _titled(axes: Any, title: str) -> None:
@@ -105,18 +120,20 @@ def _cache(axes: Any, histories: Sequence[Mapping[str, Any]]) -> None:
         ]
         if len(known) < 2:
             continue
-        clock = [datetime.fromtimestamp(at) for at, _, _ in known]  # noqa: DTZ006 - as above
+        begin = known[0][0]
         axes.stackplot(
-            clock,
+            [at - begin for at, _, _ in known],
             [active for _, active, _ in known],
             [cached for _, _, cached in known],
             colors=[COLOURS["decode"], COLOURS["span"]],
             labels=["of running requests", "kept for the next one"],
             alpha=0.75,
         )
-        _clock(axes)
+        _times(axes, begin)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7, loc="upper left")
+        return
+    _nothing(axes, "the run was too short: two looks are a second apart")
 
 
 def _latency(axes: Any, summary: Mapping[str, Any]) -> None:

@@ -14,49 +14,62 @@ from llamatel.telemetry.kept_spans import KeptSpan
 from llamatel.ui.view.number_format import exact, plural, seconds
 from llamatel.ui.view.svg_charts import dots, stacked_areas
 from llamatel.ui.view.text_page import printable, size
-from llamatel.ui.view.trace_view import COLOURS, trace_html
+from llamatel.ui.view.trace_view import COLOURS, trace_html, warnings_html
 
 SLOWEST = 5
 Spans = Callable[[str], Sequence[KeptSpan]]
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2530; --soft: #66727f; --line: #d9dfe5; --paper: #fff; --card: #f5f7f9 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaee; --soft: #98a4b0; --line: #333c46; --paper: #14181d; --card: #1d232a } }
-body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 860px; padding: 24px }
-h1 { font-size: 22px; margin: 0 } h2 { font-size: 16px; margin: 28px 0 8px }
-p, figcaption { color: var(--soft); margin: 4px 0 12px }
-.cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 16px 0 }
-.card { background: var(--card); border-radius: 8px; padding: 10px 16px; min-width: 90px }
-.card b { display: block; font-size: 21px } .card span { color: var(--soft) }
-table { border-collapse: collapse } td, th { padding: 4px 14px 4px 0; text-align: right; font-weight: normal }
-tr > :first-child { text-align: left } th { color: var(--soft) } table.lines tr { border-top: 1px solid var(--line) }
-figure { margin: 0 } svg { width: 100%; height: auto } svg text { font: 11px system-ui; fill: var(--soft) }
-.grid { stroke: var(--line) } .limit { stroke: var(--soft); stroke-dasharray: 5 4 }
-.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 5px 0 12px }
-.trace { border-top: 1px solid var(--line); padding: 8px 0; overflow-x: auto }
+:root { color-scheme: light dark; --ink: #1c2530; --paper: #fff }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --paper: #14181d } }
+body { color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 860px; padding: 24px }
+"""
+# In a notebook these are next to its own styles: each rule is for the report alone, and colours are those of the page.
+_SCOPED = """
+.llamatel { font: 14px/1.45 system-ui, sans-serif; max-width: 860px }
+.llamatel h1 { font-size: 22px; margin: 0 } .llamatel h2 { font-size: 16px; margin: 28px 0 8px }
+.llamatel p, .llamatel figcaption { opacity: .75; margin: 4px 0 12px }
+.llamatel .cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 16px 0 }
+.llamatel .card { background: #8881; border-radius: 8px; padding: 10px 16px; min-width: 90px }
+.llamatel .card b { display: block; font-size: 21px } .llamatel .card span { opacity: .75 }
+.llamatel table.lines { border-collapse: collapse; table-layout: auto }
+.llamatel table.lines td, .llamatel table.lines th { padding: 4px 14px 4px 0; text-align: right; font-weight: normal }
+.llamatel table.lines tr > :first-child { text-align: left }
+.llamatel table.lines tr { border-top: 1px solid #8884; background: none }
+.llamatel figure { margin: 0 } .llamatel svg { width: 100%; height: auto }
+.llamatel svg text { font: 11px system-ui; fill: currentColor; opacity: .75 }
+.llamatel .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 5px 0 12px }
+.llamatel .trace { border-top: 1px solid #8884; padding: 8px 0; overflow-x: auto }
 """
 
 
 def report_html(document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], spans: Spans, title: str) -> str:
     """The page. ``histories``: the document once for each server, with that one in focus. ``spans``: of a trace."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(printable(title))}</title><style>{_STYLE}</style></head>"
+        f"<body>{report_fragment(document, histories, spans, title)}</body></html>"
+    )
+
+
+def report_fragment(
+    document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], spans: Spans, title: str
+) -> str:
+    """The same for a notebook's cell. Where a notebook is not trusted and drops styles and pictures, the text stays."""
     requests = document["requests"]
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["taken_at"]))
     about = f"llamatel {document['about'].get('version') or ''}, {when}; {_servers(document['servers'])}"
     body = [
         f"<h1>{escape(printable(title))}</h1><p>{escape(about)}</p>",
+        warnings_html(list(dict.fromkeys(str(alarm["text"]) for alarm in document["alarms"]))),
         _cards(document["summary_of_all"]),
         "<h2>Latency</h2>" + _percentiles(document["summary_of_all"]),
         *(_kv_cache(history) for history in histories),
         _speed(requests),
         _slowest(requests, spans),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(printable(title))}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
-    )
+    return f'<style>{_SCOPED}</style><div class="llamatel">{"".join(body)}</div>'
 
 
 def _servers(servers: Sequence[Mapping[str, Any]]) -> str:
@@ -73,7 +86,7 @@ def _cards(summary: Mapping[str, Any]) -> str:
         (exact(tokens["input_cached"]), "of them cached"),
         (exact(tokens["output"]), "tokens out"),
     ]
-    inside = "".join(f'<div class="card"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in cards)
+    inside = "".join(f'<div class="card"><b>{value}</b> <span>{escape(label)}</span></div>' for value, label in cards)
     return f'<div class="cards">{inside}</div>'
 
 

@@ -12,6 +12,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 24
 _GAP_S = 75.0
 """Exports and scrapes look once a minute; of a longer pause nothing is known."""
 
+_SHORT_S = 60.0
+
 Points = Sequence[tuple[float, float]]
 Gaps = Sequence[tuple[float, float | None]]
 """Values that may be unknown."""
@@ -52,11 +54,13 @@ class _Frame:
         for share in (0.0, 0.5, 1.0):
             y = self.y(self.top * share)
             parts.append(
-                f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+                f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>'
                 f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(self.top * share)}</text>'
             )
         for at, anchor in ((self.begin, "start"), (self.end, "end")):
             clock = time.strftime("%H:%M:%S", time.localtime(at))
+            if anchor == "end" and self.span < _SHORT_S:  # the clock of both ends would be nearly the same
+                clock = f"{self.span:.3g} s later"
             parts.append(f'<text x="{self.x(at):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{clock}</text>')
         return "".join(parts)
 
@@ -93,7 +97,7 @@ def stacked_areas(title: str, series: Sequence[tuple[str, Gaps]], limit: float |
             below = above
     if limit:
         y = frame.y(limit)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>')
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#888" stroke-dasharray="5 4"/>')
     return _svg(title, "".join(parts))
 
 

@@ -17,7 +17,10 @@ _ROWS = 200
 """Spans that are drawn at most."""
 _NAME = 34
 _TOOK = 8
-COLOURS = {"queue": "#d6a100", "prefill": "#1f9aa8", "decode": "#2e9e4f", "span": "#6b7a90", "failed": "#c8372d"}
+COLOURS = {
+    "queue": "#d6a100", "wait": "#d6a100", "prefill": "#1f9aa8", "decode": "#2e9e4f", "span": "#6b7a90",
+    "failed": "#c8372d", "network": "#9a6fb0",
+}  # fmt: skip
 """Of bars, in HTML and pictures; readable on white and on black."""
 
 
@@ -45,11 +48,18 @@ def bars(spans: Sequence[KeptSpan]) -> list[Bar]:
             depth,
             span.started_at - begin,
             max(span.ended_at - span.started_at, 0.0),
-            "failed" if span.failed else span.name if span.name in COLOURS else "span",
+            _kind(span),
             _facts(span),
         )
         for span, depth in in_order(spans)[:_ROWS]
     ]
+
+
+def _kind(span: KeptSpan) -> str:
+    if span.failed:
+        return "failed"
+    name = span.name.partition(".")[0]
+    return name if name in COLOURS else "span"
 
 
 def _left_out(spans: Sequence[KeptSpan], rows: Sequence[Bar]) -> str | None:
@@ -98,9 +108,9 @@ def trace_text(spans: Sequence[KeptSpan], width: int = 80, glyphs: Glyphs = UNIC
             name = name[: _NAME - 1] + glyphs.ellipsis
         left = min(round(bar.start * scale), cells - 1)
         length = min(max(round((bar.start + bar.length) * scale) - left, 1), cells - left)
-        style = "red" if bar.kind == "failed" else STYLES[bar.kind]
+        style = "red" if bar.kind == "failed" else STYLES.get(bar.kind, STYLES["span"])
         text.append(f"\n{name:{_NAME}}", "default").append(f" {seconds(bar.length, glyphs):>{_TOOK}} ")
-        glyph = glyphs.span if bar.kind == "failed" else getattr(glyphs, bar.kind)
+        glyph = getattr(glyphs, bar.kind, glyphs.span)
         text.append(" " * left).append(glyph * length, style)
         if bar.facts:
             text.append(f"\n{'  ' * min(bar.depth, 8)}{bar.facts}", "dim")
@@ -109,27 +119,41 @@ def trace_text(spans: Sequence[KeptSpan], width: int = 80, glyphs: Glyphs = UNIC
     return text
 
 
-def trace_html(spans: Sequence[KeptSpan]) -> str:
-    """The same as an HTML fragment: no script, nothing from elsewhere; it takes the colours of the page around it."""
+def trace_html(spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> str:
+    """The same as an HTML fragment, below warnings: no script, nothing from elsewhere, in the colours of its page.
+
+    Its styles are inline and of the few kinds that notebooks keep when they sanitize; without any it is a plain table.
+    """
     rows = bars(spans)
     whole = total(rows) or 1.0
     lines = []
     for bar in rows:
-        left, width = bar.start / whole * 100, max(bar.length / whole * 100, 0.3)
+        left = min(bar.start / whole * 100, 99.0)
+        width = min(max(bar.length / whole * 100, 0.5), 100 - left)
+        facts = f'<div style="opacity:.7;font-size:11px">{escape(bar.facts)}</div>' if bar.facts else ""
         lines.append(
-            f'<tr><td style="{_CELL}padding-left:{bar.depth * 14 + 4}px;white-space:nowrap">{escape(bar.name)}</td>'
-            f'<td style="{_CELL}text-align:right;white-space:nowrap">{seconds(bar.length)}</td>'
-            f'<td style="{_CELL}width:55%"><div style="position:relative;height:12px">'
-            f'<div style="position:absolute;left:{min(left, 99.7):.2f}%;width:{min(width, 100 - min(left, 99.7)):.2f}%;'
-            f'height:12px;border-radius:2px;background:{COLOURS[bar.kind]}"></div></div></td>'
-            f'<td style="{_CELL}white-space:nowrap;opacity:.75">{escape(bar.facts)}</td></tr>'
+            f'<tr><td style="{_CELL}padding-left:{min(bar.depth, 12) * 14 + 4}px;{_NAME_CELL}" '
+            f'title="{escape(bar.name, quote=True)}">{escape(bar.name)}{facts}</td>'
+            f'<td style="{_CELL}text-align:right;white-space:nowrap;width:70px">{seconds(bar.length)}</td>'
+            f'<td style="{_CELL}width:45%;min-width:120px"><div style="height:11px;margin-left:{left:.2f}%;'
+            f'width:{width:.2f}%;border-radius:2px;background-color:{COLOURS[bar.kind]}"></div></td></tr>'
         )
     about = f"trace {escape(spans[0].trace_id)}" if spans else "no trace yet"
     more = _left_out(spans, rows)
     return (
-        f'<div style="font:13px system-ui,sans-serif"><div style="opacity:.75;padding:2px 4px">{about}</div>'
-        f'<table style="border-collapse:collapse;width:100%">{"".join(lines)}</table>{more or ""}</div>'
+        f'<div style="font-family:system-ui,sans-serif;font-size:13px;max-width:1000px">{warnings_html(warnings)}'
+        f'<div style="opacity:.75;padding:2px 4px">{about}</div>'
+        f'<table style="{_TABLE}">{"".join(lines)}</table>{more or ""}</div>'
     )
 
 
-_CELL = "border:none;padding:2px 8px;text-align:left;"
+def warnings_html(warnings: Sequence[str]) -> str:
+    """Warnings as HTML, above what they are about."""
+    style = f"border-left:4px solid {COLOURS['failed']};padding:4px 10px;margin:4px 0;background-color:#c8372d22"
+    return "".join(f'<div style="{style}"><b>warning:</b> {escape(printable(text, 500))}</div>' for text in warnings)
+
+
+# Notebooks lay tables out with fixed columns, cut what is longer, and align text to the right.
+_TABLE = "border-collapse:collapse;width:100%;table-layout:auto;border:none;margin:0"
+_CELL = "border:none;padding:2px 8px;text-align:left;vertical-align:top;background-color:transparent;"
+_NAME_CELL = "max-width:420px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
