@@ -22,11 +22,12 @@ from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
+from llamatel.snapshots import Snapshot
 from llamatel.telemetry import pipeline, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
 from llamatel.telemetry.instruments import Instruments
-from llamatel.telemetry.kept_spans import KEPT
+from llamatel.telemetry.kept_spans import KEPT, KeptSpans
 from llamatel.telemetry.observer import Observer, Sink
 from llamatel.telemetry.pipeline import Pipeline
 from llamatel.telemetry.resource import installed_version
@@ -78,8 +79,22 @@ _REPORT_GRACE_S = 0.5
 """How long it takes until a script's first call is reported."""
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
+_FLUSH_S = 3.0
+"""A call that was cancelled waits for its request for a second and a half."""
+_FAILURES = 3
+"""Failed calls at the top of a report."""
 _FINALIZER_PRIORITY = 100
 _METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What ``last_trace()`` and ``report()`` show; after ``shutdown()`` as it was at its end."""
+
+    spans: KeptSpans | None
+    document: Mapping[str, Any]
+    histories: Sequence[Mapping[str, Any]]
+    settings: Settings
 
 
 class _Process:
@@ -89,6 +104,8 @@ class _Process:
     runtime: Runtime | None = None
     arguments: tuple[object, ...] = ()
     """Those of the last ``init()``."""
+    ended: _Kept | None = None
+    """Of the telemetry that ran last; None where it kept no spans."""
 
 
 def init(
@@ -271,6 +288,7 @@ def _connect(
         forget += _instrument_clients()
     if settings.keep_traces:
         forget.append(Watcher(observer).stop)
+        live.on_alarm(lambda alarm: _log.warning("%s", alarm))  # in the cell that runs; a command prints its own
     return Runtime(settings, built, observer, instruments, live, tuple(forget), reporter)
 
 
@@ -295,6 +313,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     zero_code.init_is_active(active=False)
     allowed = running.settings.shutdown_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + allowed
+    state = running.observer.snapshot(_REPORT_FRESH_S) if running.settings.keep_traces else None
     if running.calls is not None:
         running.calls.close(allowed / 4)
     if running.observer.watching:
@@ -303,6 +322,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     for undo in running.undo:
         undo()
     written = running.observer.close(allowed / 2)
+    _Process.ended = None if state is None else _kept(running, state)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
 
 
@@ -316,21 +336,16 @@ def _leave(pid: int) -> None:
 def last_trace() -> Trace:
     """The trace that ended last: your own spans, the calls in them, their prefill and decode.
 
-    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``.
-    Raises UsageError where none are kept, or there is no trace yet.
+    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``; they are
+    there after ``shutdown()``, too. Raises UsageError where none are kept, or no trace has ended yet.
     """
-    running = _running()
-    kept = running.pipeline.kept_spans
-    if kept is None:
-        raise UsageError(
-            "no spans are kept: say so to llamatel.init(keep_traces=True)"
-            if not running.settings.keep_traces
-            else "no spans are kept: they go to the tracer provider that this process had before llamatel.init()"
-        )
-    spans = kept.trace()
+    kept = _shown()
+    if kept.spans is None:
+        raise UsageError("no spans are kept: use llamatel.init(keep_traces=True)")
+    spans = kept.spans.trace()
     if not spans:
         raise UsageError("no trace has ended yet")
-    return Trace(spans)
+    return Trace(spans, [str(alarm["text"]) for alarm in kept.document["alarms"]])
 
 
 def report(path: str | Path | None = None, *, title: str | None = None) -> Report:
@@ -342,25 +357,38 @@ def report(path: str | Path | None = None, *, title: str | None = None) -> Repor
     """
     from llamatel.ui.view.run_report import slowest
 
-    running = _running()
-    state = running.observer.snapshot(_REPORT_FRESH_S)
-    document = running.live.document(state)
-    histories = [running.live.document(state, server["key"]) for server in document["servers"]]
-    kept = running.pipeline.kept_spans
+    kept = _shown()
+    document = dict(kept.document)
+    failures = [] if kept.spans is None else kept.spans.failed_calls(_FAILURES)
+    document["alarms"] = [
+        *document["alarms"],
+        *(
+            {"at": failed.ended_at, "name": "failed_call", "text": f"a call failed: {failed.reason}"}
+            for failed in failures
+        ),
+    ]
     wanted = [one["trace_id"] for one in slowest(document["requests"]) if one["trace_id"]]
-    traces = {} if kept is None else {trace_id: kept.trace(trace_id) for trace_id in wanted}
-    made = Report(document, histories, traces, title or f"Report of {running.settings.service_name or 'llamatel'}")
+    traces = {} if kept.spans is None else {trace_id: kept.spans.trace(trace_id) for trace_id in wanted}
+    made = Report(document, kept.histories, traces, title or f"Report of {kept.settings.service_name or 'llamatel'}")
     if path is not None:
         made.save(path)
     return made
 
 
-def _running() -> Runtime:
-    """The telemetry that runs, with all of its requests written."""
+def _shown() -> _Kept:
+    """What is kept of the telemetry that runs, with all of its requests written, or that ran last."""
     running = current()
     if running is None:
-        raise UsageError("there is nothing to show: llamatel.init() first, and look before llamatel.shutdown()")
+        if _Process.ended is None:
+            raise UsageError("there is nothing to show: llamatel.init() first")
+        return _Process.ended
     if running.observer.watching:
-        time.sleep(_LAST_LINES_S)  # a client has its answer a moment before the server's log says so
-    running.observer.flush(2.0)
-    return running
+        time.sleep(_LAST_LINES_S)  # a client has its response a moment before the server's log has its end
+    running.observer.flush(_FLUSH_S)
+    return _kept(running, running.observer.snapshot(_REPORT_FRESH_S))
+
+
+def _kept(running: Runtime, state: Snapshot) -> _Kept:
+    document = running.live.document(state)
+    histories = [running.live.document(state, server["key"]) for server in document["servers"]]
+    return _Kept(running.pipeline.kept_spans, document, histories, running.settings)

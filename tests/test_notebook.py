@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import llamatel
 from llamatel import runtime
-from llamatel.errors import UsageError
+from llamatel.errors import RequestError, UsageError
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.result import Result
 from llamatel.llama.interactive import interactive
@@ -82,28 +83,28 @@ def until_joined(running: runtime.Runtime) -> notebook.Trace:
     return llamatel.last_trace()
 
 
-def test_a_call_and_its_server_are_drawn_once(run: dict[str, Any]) -> None:
+def test_trace_call_and_server_drawn_once(run: dict[str, Any]) -> None:
     outside = ("queue", "wait", "network.request", "network.response")
     names = [(row.name, row.depth) for row in bars(run["asked"].spans) if row.name not in outside]
     server = f"generate_content {HOSTILE}"
     assert names == [("asks", 0), ("text_completion", 1), (server, 2), ("prefill", 3), ("decode", 3)]
 
 
-def test_what_was_asked_and_left_is_the_last_trace_and_not_the_request_at_the_server(run: dict[str, Any]) -> None:
+def test_last_trace_of_a_stream_left(run: dict[str, Any]) -> None:
     assert [row.name for row in bars(run["left"].spans)][:2] == ["leaves", "text_completion"]
 
 
-def test_an_applications_own_provider_keeps_its_spans_and_that_is_said() -> None:
+def test_last_trace_with_own_provider() -> None:
     program = (
         "import llamatel; from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider\n"
         "trace.set_tracer_provider(TracerProvider()); llamatel.init(metrics_addr='none', keep_traces=True)\n"
-        "try:\n    llamatel.last_trace()\nexcept llamatel.LlamatelError as error: print(error)"
+        "with llamatel.span('mine'): pass\nprint(llamatel.last_trace())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "the tracer provider that this process had" in done.stdout, done.stderr
+    assert "mine " in done.stdout, done.stderr
 
 
-def test_the_last_trace_is_the_one_that_ended_last(run: dict[str, Any]) -> None:
+def test_last_trace_is_the_latest(run: dict[str, Any]) -> None:
     trace = run["trace"]
     assert [(span.name, depth) for span, depth in in_order(trace.spans)] == [
         (f"invoke_workflow {HOSTILE}", 0),
@@ -115,7 +116,7 @@ def test_the_last_trace_is_the_one_that_ended_last(run: dict[str, Any]) -> None:
     assert repr(trace) == str(trace)
 
 
-def test_a_trace_of_many_slow_requests_is_drawn_once(run: dict[str, Any]) -> None:
+def test_report_trace_drawn_once(run: dict[str, Any]) -> None:
     trace_id = "a" * 32
     document = dict(run["report"].document)
     document["requests"] = [{**one, "trace_id": trace_id} for one in document["requests"]]
@@ -129,14 +130,14 @@ def test_a_trace_of_many_slow_requests_is_drawn_once(run: dict[str, Any]) -> Non
     assert str(notebook.Trace(spans)).endswith("and 49 more spans")
 
 
-def test_a_report_has_the_figures_of_the_run(run: dict[str, Any]) -> None:
+def test_report_figures(run: dict[str, Any]) -> None:
     report = run["report"]
     summary = report.document["summary_of_all"]
     assert summary["requests"]["ok"] == 3
     assert summary["tokens"]["output"] == 2 + 30 + 8
     html = report.html
-    assert '<div class="card"><b>3</b><span>requests</span></div>' in html
-    assert '<div class="card"><b>40</b><span>tokens out</span></div>' in html
+    assert '<div class="card"><b>3</b> <span>requests</span></div>' in html
+    assert '<div class="card"><b>40</b> <span>tokens out</span></div>' in html
     slowest = max(report.document["requests"], key=lambda one: one["ended_at"] - one["arrived_at"])
     assert html.index(slowest["trace_id"]) == min(html.index(one["trace_id"]) for one in report.document["requests"])
     assert html.count("<svg") == 2
@@ -145,7 +146,7 @@ def test_a_report_has_the_figures_of_the_run(run: dict[str, Any]) -> None:
     assert html.count(">prefill<") == 3
 
 
-def test_a_report_is_one_file_that_asks_for_nothing(run: dict[str, Any], tmp_path: Path, browser: Browser) -> None:
+def test_report_is_self_contained(run: dict[str, Any], tmp_path: Path, browser: Browser) -> None:
     path = run["report"].save(tmp_path / "report.html")
     text = path.read_text()
     assert "://" not in text
@@ -160,20 +161,19 @@ def test_a_report_is_one_file_that_asks_for_nothing(run: dict[str, Any], tmp_pat
     assert (asked, complaints) == ([path.as_uri()], [])
     assert page.inner_text("h1") == f"Report of {HOSTILE}"
     # What is drawn lies inside of what is shown.
-    for box in [mark.bounding_box() for mark in page.query_selector_all("svg polygon, svg circle, .trace div div")]:
+    for box in [mark.bounding_box() for mark in page.query_selector_all("svg polygon, svg circle, .trace td div")]:
         assert box is not None
         assert box["width"] > 0
         assert 0 <= box["x"] <= box["x"] + box["width"] <= 1280
     page.set_content(run["report"]._repr_html_())
-    frame = page.frames[-1]
-    assert frame.inner_text("h2") == "Latency"
+    assert (len(page.frames), page.inner_text("h2")) == (1, "Latency")
     page.set_content(run["trace"].html)
     assert page.inner_text("tr:first-child td").strip() == f"invoke_workflow {HOSTILE}"
     assert complaints == []
     page.close()
 
 
-def test_pictures(run: dict[str, Any], tmp_path: Path) -> None:
+def test_png_pictures(run: dict[str, Any], tmp_path: Path) -> None:
     threads = threading.active_count()
     for made, path in ((run["report"], tmp_path / "report.png"), (run["trace"], tmp_path / "trace.png")):
         made.save(path)
@@ -185,14 +185,15 @@ def test_pictures(run: dict[str, Any], tmp_path: Path) -> None:
         run["trace"].save(tmp_path / "trace.svg")
 
 
-def test_without_matplotlib_one_line_says_what_to_install(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_without_matplotlib(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UsageError, match=r"pip install 'llamatel\[plot\]'"):
         run["report"].png()
 
 
-def test_nothing_is_kept_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_trace_not_kept_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
+    monkeypatch.setattr(runtime._Process, "ended", None)
     with pytest.raises(UsageError, match=r"llamatel\.init\(\) first"):
         llamatel.report()
     llamatel.init(metrics_addr="none", keep_traces=False)
@@ -208,7 +209,7 @@ def test_nothing_is_kept_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch)
         llamatel.shutdown()
 
 
-def test_the_ring_is_bounded_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_spans_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
     running = llamatel.init(metrics_addr="none", keep_traces=10)
     try:
@@ -228,7 +229,7 @@ def test_the_ring_is_bounded_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.05)
 
 
-def test_a_trace_is_shown_to_scale(run: dict[str, Any]) -> None:
+def test_trace_bars_to_scale(run: dict[str, Any]) -> None:
     rows = bars(run["trace"].spans)
     assert rows[0].start == 0
     for row in rows[1:]:
@@ -236,7 +237,7 @@ def test_a_trace_is_shown_to_scale(run: dict[str, Any]) -> None:
     assert bars(()) == []
 
 
-def test_where_nothing_is_known_nothing_is_drawn() -> None:
+def test_chart_gaps() -> None:
     times = (0.0, 2.0, 4.0, 6.0, 8.0, 600.0, 602.0)
     values = (1.0, 2.0, None, 3.0, 4.0, 5.0, 6.0)
     drawn = stacked_areas("cache", [("red", list(zip(times, values, strict=True)))], 10.0)
@@ -245,13 +246,13 @@ def test_where_nothing_is_known_nothing_is_drawn() -> None:
     assert [len(points) for points in shapes] == [4, 4, 4]
 
 
-def test_charts_take_what_comes() -> None:
+def test_charts_extreme_values() -> None:
     for points in ([(1.0, 0.0)], [(1.0, 5.0), (1.0, 5.0)], [(0.0, 1e-9), (1e9, 1e12)]):
         assert "nan" not in dots("speed", points, "red").lower()
         assert "nan" not in stacked_areas("cache", [("red", points), ("blue", points)], 0.0).lower()
 
 
-def test_values_show_well_in_a_notebook(tiny_model: Path) -> None:
+def test_html_representations(tiny_model: Path) -> None:
     shape = shape_from_gguf(parse_gguf_header(tiny_model))
     plan = cache_plan(shape, ServerSettings(ctx_size=512, parallel=1))
     assert "131,072 bytes" in plan._repr_html_()
@@ -266,7 +267,7 @@ def test_values_show_well_in_a_notebook(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_jupyter_it_is_on_by_itself(tmp_path: Path, tiny_model: Path) -> None:
+def test_jupyter_keeps_traces(tmp_path: Path, tiny_model: Path) -> None:
     ran = run_notebook(
         cells(
             "import llamatel; llamatel.init(metrics_addr='none')",
@@ -280,13 +281,105 @@ def test_in_jupyter_it_is_on_by_itself(tmp_path: Path, tiny_model: Path) -> None
     )
     trace, report, shape = ran.shown("text/html")
     assert trace.count("<tr>") == 2
-    assert report.startswith("<iframe sandbox srcdoc=")
+    assert '<div class="llamatel">' in report
+    assert "<iframe" not in report
     assert "GQA" in shape
 
 
-def test_a_script_has_none_unless_it_says_so() -> None:
+def test_script_keeps_no_traces() -> None:
     program = "import llamatel; r = llamatel.init(metrics_addr='none'); print(r.pipeline.kept_spans)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
     assert not interactive()
     assert re.search("Spans are kept", llamatel.last_trace.__doc__ or "")
+
+
+# -- where a person works ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "answer", "expected"),
+    [
+        ("marimo", {"running_in_notebook": lambda: True}, True),
+        ("marimo", {"running_in_notebook": lambda: False}, False),
+        ("marimo", {}, False),
+        ("streamlit", {"runtime": SimpleNamespace(exists=lambda: True)}, True),
+        ("streamlit", {"runtime": SimpleNamespace(exists=lambda: False)}, False),
+        ("IPython", {"get_ipython": lambda: None}, False),
+    ],
+)
+def test_interactive_notebooks(
+    monkeypatch: pytest.MonkeyPatch, module: str, answer: dict[str, Any], expected: bool
+) -> None:
+    """Stand-ins for the libraries, by the functions that they document."""
+    for name in ("IPython", "marimo", "streamlit"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**answer))
+    assert interactive() is expected
+
+
+def test_last_trace_and_report_after_shutdown(no_settings: None) -> None:
+    llamatel.init(service_name="over", metrics_addr="none", keep_traces=True)
+    with llamatel.span("last"):
+        pass
+    llamatel.shutdown()
+    assert [span.name for span in llamatel.last_trace().spans] == ["last"]
+    assert "Report of over" in llamatel.report().html
+
+
+def test_warnings_on_top(no_settings: None) -> None:
+    text = "127.0.0.1:8090: the KV pool is full <b>"
+    trace = notebook.Trace([KeptSpan("a" * 32, 1, None, "whole", "INTERNAL", 0.0, 9.0, False, {})], [text])
+    assert str(trace).startswith(f"warning: {text}\ntrace aaaa")
+    assert trace.html.index("the KV pool is full &lt;b&gt;") < trace.html.index("trace aaaa")
+
+
+def test_report_warns_of_failed_calls(no_settings: None, tiny_model: Path) -> None:
+    llamatel.init(metrics_addr="none", keep_traces=True)
+    try:
+        with ServerManager(backend="xllamacpp") as server:
+            server.start_server(tiny_model, ctx_size=512, n_parallel=1, port=0).wait_until_ready(60)
+            with LlamaCppClient(server.base_url) as client, pytest.raises(RequestError):
+                client.complete("again " * 900)
+            report = llamatel.report()
+    finally:
+        llamatel.shutdown()
+    html = report._repr_html_()
+    assert "a call failed: 400 exceed_context_size_error: request (" in html
+    assert html.index("a call failed") < html.index("Latency")
+    assert "warning: a call failed" in repr(report)
+
+
+LONG_NAME = "Qwen2.5-Coder-7B-Instruct-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_trace_in_notebook_styles(browser: Browser, dark: bool) -> None:
+    """JupyterLab's and nbconvert's style of tables: fixed columns, cut text. No name covers a duration or a bar."""
+    spans = [
+        KeptSpan("a" * 32, 1, None, "invoke_workflow a long name of a workflow", "INTERNAL", 0.0, 0.009, False, {}),
+        KeptSpan("a" * 32, 2, 1, f"chat {LONG_NAME}", "CLIENT", 0.001, 0.008, False, {"gen_ai.usage.output_tokens": 9}),
+        KeptSpan("a" * 32, 3, 2, f"generate_content {LONG_NAME}", "SERVER", 0.002, 0.007, False, {}),
+        KeptSpan("a" * 32, 4, 3, "decode", "INTERNAL", 0.004, 0.007, False, {}),
+    ]
+    jupyter = (
+        ".out table { table-layout: fixed; border: none; font-size: 12px; margin: 0 auto 1em } .out td, .out th { "
+        "text-align: right; vertical-align: middle; padding: 0.5em; line-height: normal; white-space: normal; "
+        "max-width: none; border: none } .out tbody tr:nth-child(odd) { background: #8882 }"
+    )
+    colours = "background: #111; color: #eee" if dark else "background: #fff; color: #111"
+    page = browser.new_page(viewport={"width": 760, "height": 500})
+    page.set_content(
+        f'<style>{jupyter} body {{ {colours} }}</style><div class="out">{notebook.Trace(spans).html}</div>'
+    )
+    for row in page.query_selector_all("tr"):
+        name, took, bar = (cell.bounding_box() for cell in row.query_selector_all("td"))
+        assert name is not None
+        assert took is not None
+        assert bar is not None
+        assert name["x"] + name["width"] <= took["x"] + 0.5
+        assert took["x"] + took["width"] <= bar["x"] + 0.5
+        assert bar["x"] + bar["width"] <= 760
+        assert bar["width"] > 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= 760
+    page.close()

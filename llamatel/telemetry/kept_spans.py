@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import SpanKind
 
 KEPT = 5000
 """Spans that are kept by default: some 10 MiB at most."""
@@ -28,6 +29,8 @@ class KeptSpan:
     attributes: Mapping[str, object]
     linked: frozenset[str] = frozenset()
     """Other traces that its links name."""
+    reason: str | None = None
+    """Of a failed span, its status' description."""
 
 
 class KeptSpans(SpanProcessor):
@@ -63,6 +66,17 @@ class KeptSpans(SpanProcessor):
             trace_id = max(kept, key=lambda span: (span.trace_id not in follows, span.ended_at)).trace_id
         return tuple(sorted((span for span in kept if span.trace_id == trace_id), key=_place))
 
+    def failed_calls(self, number: int) -> tuple[KeptSpan, ...]:
+        """The last client calls that failed, one for each reason."""
+        with self._lock:
+            spans = list(self._spans)
+        failed = {
+            span.status.description: _kept(span)
+            for span in spans
+            if span.kind is SpanKind.CLIENT and not span.status.is_ok and span.status.description
+        }
+        return tuple(failed.values())[-number:]
+
 
 def _place(span: KeptSpan) -> tuple[float, float]:
     return span.started_at, -span.ended_at
@@ -82,6 +96,7 @@ def _kept(span: ReadableSpan) -> KeptSpan:
         failed=not span.status.is_ok,
         attributes=dict(span.attributes or {}),
         linked=frozenset(f"{link.context.trace_id:032x}" for link in span.links) - {trace_id},
+        reason=None if span.status.is_ok else span.status.description,
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from llamatel.errors import ServerStateError, ServerTimeout, UsageError
 from llamatel.llama.interactive import interactive
@@ -21,6 +23,7 @@ from llamatel.llama.listeners import Listeners
 from llamatel.llama.server import server_command as command_line
 from llamatel.llama.server.backends import Backend, find_backend
 from llamatel.llama.server.log_copy import LogCopy
+from llamatel.llama.server.preset_arguments import preset_arguments
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.server.supervisor import ServerState, Supervisor
 from llamatel.llama.server.unix_socket import UnixSocket
@@ -103,22 +106,29 @@ class ServerManager:
         api_key_file: str | os.PathLike[str] | None = None,
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        preset: str | None = None,
     ) -> ServerManager:
         """Start the server and return at once; ``wait_until_ready`` follows.
 
         What is None is left to llama-server's own defaults. ``port`` 0 means a free one. ``extra_args`` are passed on
-        verbatim, last; ``env`` is added to the environment. An API key travels in the environment or in a file, never
-        in the arguments. Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already
-        running, or one of another manager of this process on that port; in a notebook, whose cells run again, that
-        server ends and this one takes its place.
+        verbatim, last; ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) chooses what is None for a
+        machine, so that the model fits. An API key travels in the environment or in a file, never in the arguments.
+        Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already running, or one
+        of another manager of this process on that port; in a notebook, whose cells run again, that server ends and this
+        one takes its place.
         """
-        command = command_line.build(
-            model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file, tensor_split=tensor_split,
-            flash_attn=flash_attn, kv_unified=kv_unified, swa_full=swa_full, extra_args=extra_args, env=env,
-            gpu_layers=gpu_layers, ctx_size=ctx_size, n_parallel=n_parallel, split_mode=split_mode, main_gpu=main_gpu,
-            cache_type_k=cache_type_k, cache_type_v=cache_type_v, batch_size=batch_size, ubatch_size=ubatch_size,
-            alias=alias,
+        arguments: dict[str, Any] = {
+            "tensor_split": tensor_split, "flash_attn": flash_attn, "gpu_layers": gpu_layers, "ctx_size": ctx_size,
+            "cache_type_k": cache_type_k, "cache_type_v": cache_type_v,
+        }  # fmt: skip
+        build = functools.partial(
+            command_line.build, model_path, host=host, port=port, api_key=api_key, api_key_file=api_key_file,
+            kv_unified=kv_unified, swa_full=swa_full, extra_args=extra_args, env=env, n_parallel=n_parallel,
+            split_mode=split_mode, main_gpu=main_gpu, batch_size=batch_size, ubatch_size=ubatch_size, alias=alias,
         )  # fmt: skip
+        command = build(**arguments)
+        if preset is not None:
+            command = build(**{**arguments, **preset_arguments(preset, model_path, command.arguments)})
         with self._lock:
             backend = find_backend(self._choice)
             name = command.alias or (command_line.model_file(model_path).name if model_path is not None else None)

@@ -97,7 +97,10 @@ def stacked_areas(title: str, series: Sequence[tuple[str, Gaps]], limit: float |
             below = above
     if limit:
         y = frame.y(limit)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#888" stroke-dasharray="5 4"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+            'stroke="#888" stroke-dasharray="5 4"/>'
+        )
     return _svg(title, "".join(parts))
 
 

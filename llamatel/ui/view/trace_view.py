@@ -83,7 +83,9 @@ def _facts(span: KeptSpan) -> str:
     if isinstance(speed, float):
         parts.append(f"{rate(speed)} tok/s")
     error = attributes.get("error.type")
-    if isinstance(error, str):
+    if span.failed and span.reason:
+        parts.append(printable(span.reason, 120))
+    elif isinstance(error, str):
         parts.append(printable(error, 60))
     elif attributes.get("llamacpp.outcome") == "cancelled":
         parts.append("cancelled")
