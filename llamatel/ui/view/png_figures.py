@@ -80,6 +80,7 @@ def report_png(document: Mapping[str, Any], histories: Sequence[Mapping[str, Any
         slow.barh(range(len(ordered)), lengths, left=starts, color=COLOURS[name], label=name)
     labels = [f"{seconds(one['ended_at'] - one['arrived_at'])}, {one['outcome']}" for one in ordered]
     slow.set_yticks(range(len(ordered)), labels)
+    slow.locator_params(axis="x", nbins=5)
     if ordered:
         slow.legend(fontsize=7)
     else:
