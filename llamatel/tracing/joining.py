@@ -58,7 +58,7 @@ a search."""
 _BUCKET_S = 0.00001
 """Requests and calls are found by their prefill time, in steps of the log's resolution."""
 _MAX_FITTING = 64
-"""Where more fit than that, none is chosen."""
+"""Where more fit than that, only the nearest are linked."""
 _MAX_LINKS = 8
 _MAX_ADDRESSES = 256
 _SURE = 2
@@ -336,7 +336,11 @@ class Joiner:
         found = [held for held in fitting if held.origin is None]
         endpoint = endpoint_of(call.server)
         named = self._addresses.server(endpoint) is not None
-        if not found or len(found) < call.tasks or len(fitting) > _MAX_FITTING + call.tasks:
+        if len(found) > _MAX_FITTING + call.tasks:
+            for held in sorted(found, key=lambda held: abs(held.completion.ended_at - call.ended_at))[:_MAX_LINKS]:
+                held.candidates.append(call)
+            return False
+        if not found or len(found) < call.tasks:
             if not named and call.has_timings and not fitting:
                 self._addresses.other(endpoint)
             return False
@@ -362,8 +366,6 @@ class Joiner:
         for held in self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None):
             if held.origin is None and self._agree(call, held.completion):
                 found.append(held)
-                if len(found) > _MAX_FITTING + call.tasks:
-                    break
         return found
 
     def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
