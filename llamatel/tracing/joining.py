@@ -362,11 +362,8 @@ class Joiner:
 
     def _fitting(self, call: ClientCall) -> list[_Held]:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
-        found = []
-        for held in self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None):
-            if held.origin is None and self._agree(call, held.completion):
-                found.append(held)
-        return found
+        since = self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None)
+        return [held for held in since if held.origin is None and self._agree(call, held.completion)]
 
     def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
         """Whether a call may still turn out to be its own."""
