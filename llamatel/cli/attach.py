@@ -130,6 +130,8 @@ def command(**values: Any) -> int:
             with alarms_shown(running, notes):
                 if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
                     ended = LogSourceError("the log has ended")
+            if source is not None and source.blocking:
+                running.observer.drain()  # all that was read, however much it is
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise

@@ -34,6 +34,8 @@ def parse_slots(document: object) -> tuple[SlotState, ...] | None:
 
 def _slot(entry: Mapping[str, object]) -> SlotState | None:
     number, busy = count(entry.get("id")), entry.get("is_processing")
+    if busy is None and (state := count(entry.get("state"))) in (0, 1):
+        busy = state == 1  # builds before November 2024, and their forks
     if number is None or not isinstance(busy, bool):
         return None
     task = count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now

@@ -48,6 +48,8 @@ class _Stream:
         self.processes: dict[str, int] = {}
         """By the process id that its wrapper names."""
         self.clocks: BacklogClocks | None = None
+        self.wall: float | None = None
+        """When the last line was written that has a date of its own."""
 
     def clock(self, process: str | None) -> int | None:
         """Whose lines are those of another process than the first."""
@@ -203,7 +205,8 @@ class LogStreams:
         elif stream.clocks is not None:
             known, at = stream.clocks.clock(parts)
             clock = known if clock is None else clock
-            now = at or now
+            stream.wall = parts.wall or stream.wall
+            now = at or stream.wall or now
         separation = stream.separation
         number, parts = separation.route(line, parts, now, dated=wall is not None, live=live, clock=clock)
         while separation.events:
