@@ -66,7 +66,7 @@ def test_counts_are_complete(log: Path, sink: OtlpSink, tmp_path: Path, pipe: bo
     assert f"{REQUESTS} requests" in stderr
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == REQUESTS
     metrics = sink.latest()
-    assert sum(point.value for point in metrics["llamacpp.requests"].points) == REQUESTS
+    assert sum(point.value or 0 for point in metrics["llamacpp.requests"].points) == REQUESTS
     assert sum(point.count for point in metrics["gen_ai.server.request.duration"].points) == REQUESTS
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     spans = sum(1 + (row["prefill_s"] is not None) + (row["decode_s"] is not None) for row in rows)
