@@ -1,4 +1,4 @@
-"""Captures of small models for the explorer's tests, and attention computed anew from what was captured."""
+"""Captures of small models for the explorer's tests, and attention computed again from what was captured."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def best(scores: tuple[explore.HeadScores, ...], what: str) -> float:
     return max(float(getattr(score, what)) for score in scores)
 
 
-def test_the_shipped_model_has_induction_and_previous_token_heads() -> None:
+def test_explore_tiny_induction_and_previous_token_heads() -> None:
     scores = explore.head_scores(captured(SHIPPED, tokens=None, repeat=32, cache_type="f16"))
     assert best(scores, "induction") > 0.7
     assert best(scores, "previous") > 0.6
@@ -42,20 +42,20 @@ def test_the_shipped_model_has_induction_and_previous_token_heads() -> None:
     assert max(score.induction or 0 for score in scores if score.layer == 0) < 0.1
 
 
-def test_random_weights_have_none(tmp_path: Path) -> None:
+def test_explore_random_weights_no_induction(tmp_path: Path) -> None:
     scores = explore.head_scores(captured(write_tiny_model(tmp_path / "random.gguf"), tokens=None, repeat=32))
     assert best(scores, "induction") < 0.1
     assert best(scores, "previous") < 0.1
     assert {score.kind for score in scores} <= {"uniform", "mixed"}
 
 
-def test_without_a_repetition_induction_is_unknown() -> None:
+def test_explore_induction_unknown_without_repetition() -> None:
     [*scores] = explore.head_scores(captured(SHIPPED, tokens=tuple(range(300, 324))))
     assert {score.induction for score in scores} == {None}
     assert all(score.previous is not None for score in scores)
 
 
-def test_the_shipped_model_answers_in_its_language() -> None:
+def test_tiny_answers_in_its_language() -> None:
     random = Random(2026)
     right = dict.fromkeys((make.__name__ for make in language.QUESTIONS), 0)
     with Session(str(SHIPPED)) as session, session.context(256, threads=1) as context:
@@ -63,22 +63,22 @@ def test_the_shipped_model_answers_in_its_language() -> None:
         for make in language.QUESTIONS * 10:
             question = make(random)
             tokens = list(session.tokenize(session.chat(question.text)))
-            asked = len(tokens)
+            n_prompt = len(tokens)
             context.forget()
             new = tokens
-            while len(tokens) < asked + 40:
+            while len(tokens) < n_prompt + 40:
                 context.decode(new)
                 new = [context.likeliest(session.vocabulary)]
                 if new == [end]:
                     break
                 tokens += new
-            right[make.__name__] += "".join(map(session.text, tokens[asked:])).strip() == question.answer
+            right[make.__name__] += "".join(map(session.text, tokens[n_prompt:])).strip() == question.answer
     assert right["colour"] >= 7
     assert right["count"] >= 7
     assert right["repeat"] >= 6
 
 
-def test_a_capture_is_selected_by_layer_head_and_row(tmp_path: Path) -> None:
+def test_capture_selects_layer_head_row(tmp_path: Path) -> None:
     path = write_strong(tmp_path, "llama")
     whole = captured(path)
     part = captured(path, layers=(1, 3), heads=(2, 0), rows=(5, 9))
@@ -109,16 +109,16 @@ def test_a_capture_is_selected_by_layer_head_and_row(tmp_path: Path) -> None:
         ({"rows": (4, 4)}, "rows are FROM-TO"),
         ({"cache_type": "q8_0"}, "f16 or f32"),
         ({"chat": True, "tokens": None, "prompt": "hello"}, "no chat template"),
-        ({"max_bytes": 1000}, r"takes [\d,]{7,} bytes .*more than --max-bytes 1,000: choose fewer --layers"),
+        ({"max_bytes": 1000}, r"needs [\d,]{7,} bytes .*more than --max-bytes 1,000: choose fewer --layers"),
     ],
 )
-def test_what_cannot_be_captured_is_refused_in_a_line(how: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_capture_refusals_are_one_line(how: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         captured(write_strong(tmp_path, "llama"), **how)
     assert "\n" not in str(raised.value)
 
 
-def test_the_bytes_that_are_announced_are_those_of_the_arrays(tmp_path: Path) -> None:
+def test_capture_announced_bytes(tmp_path: Path) -> None:
     path = write_strong(tmp_path, "llama")
     run = captured(path)
     with Session(str(path)) as session:
@@ -130,7 +130,7 @@ def test_the_bytes_that_are_announced_are_those_of_the_arrays(tmp_path: Path) ->
     assert needed.keys_values == sum(layer.keys.nbytes + layer.values.nbytes + layer.visible.nbytes for layer in layers)
 
 
-def test_a_callback_that_raises_does_not_reach_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observer_callback_errors_stay_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("in a callback")
 
@@ -160,7 +160,7 @@ _SHIFTED: Any = [
 Shifted._fields_ = _SHIFTED
 
 
-def test_a_build_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ggml_other_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     library = bindings()._lib
     monkeypatch.setattr(ggml, "_Pointer", ctypes.POINTER(Shifted))
     with pytest.raises(ExploreError, match=r"lays its tensors out in another way \(ne, nb.*pip install"):
@@ -177,7 +177,7 @@ def test_a_build_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch)
     ggml.Ggml(library)
 
 
-def test_a_run_survives_its_file(tmp_path: Path) -> None:
+def test_capture_save_and_load(tmp_path: Path) -> None:
     run = captured(SHIPPED, tokens=None, prompt="the red fox", layers=(1,))
     again = explore.Capture.load(run.save(tmp_path / "run.npz"))
     assert (again.texts, again.rows, again.missing) == (run.texts, run.rows, run.missing)
@@ -186,26 +186,31 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         assert np.array_equal(getattr(again.layer(1), name), getattr(run.layer(1), name))
 
 
-def test_in_a_child_it_is_the_same_and_says_how_far_it_is() -> None:
-    told: list[tuple[str, int, int]] = []
+def test_explore_child_same_result_and_progress() -> None:
+    steps: list[tuple[str, int, int]] = []
     run = explore.capture(
-        SHIPPED, "count from three to six .", chat=True, generate=6, threads=1, progress=lambda *step: told.append(step)
+        SHIPPED,
+        "count from three to six .",
+        chat=True,
+        generate=6,
+        threads=1,
+        progress=lambda *step: steps.append(step),
     )
     assert run.generated == "three four five six .<|end|>"
-    assert told[0] == ("loading the model", 0, 1)
-    assert told[-1] == ("decoding", 7, 7)
+    assert steps[0] == ("loading the model", 0, 1)
+    assert steps[-1] == ("decoding", 7, 7)
     here = captured(SHIPPED, tokens=run.token_ids, cache_type="f16")
     assert np.abs(here.layer(2).weights - run.layer(2).weights).max() < 1e-2
 
 
-def test_a_child_that_dies_is_an_error_and_one_that_refuses_too(tmp_path: Path) -> None:
+def test_explore_child_crash_and_refusal(tmp_path: Path) -> None:
     def abort(*_: object) -> None:
         for child in Path("/proc/self/task").glob("*/children"):
             for number in child.read_text().split():
                 if b"llamatel.explore.explore_child" in Path(f"/proc/{number}/cmdline").read_bytes():
                     os.kill(int(number), signal.SIGABRT)
 
-    with pytest.raises(ExploreError, match=r"llama.cpp ended by itself \(signal 6\): "):
+    with pytest.raises(ExploreError, match=r"llama.cpp exited \(signal 6\): "):
         explore.capture(SHIPPED, repeat=8, generate=200, threads=1, progress=abort)
     with pytest.raises(UsageError, match="has layers 0 to 2, not 9"):
         explore.capture(SHIPPED, "hello", layers=(9,))

@@ -1,4 +1,4 @@
-"""Captured attention beside attention computed anew: from its queries and keys, and from the weights alone."""
+"""Captured attention compared with attention computed again: from its queries and keys, and from the weights alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_attention(run: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_weights_are_those_of_the_captured_queries_and_keys(name: str, tmp_path: Path) -> None:
+def test_attention_equals_captured_queries_and_keys(name: str, tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, name))
     assert sorted(run.layers) == [0, 1, 2, 3, *range(4, len(run.layers))]
     assert not run.missing
@@ -51,7 +51,7 @@ def test_weights_are_those_of_the_captured_queries_and_keys(name: str, tmp_path:
         assert layer.weights.std(axis=(1, 2)).min() > 0.05  # heads that look somewhere: else anything would be close
 
 
-def test_query_heads_read_the_keys_of_their_group_and_no_others(tmp_path: Path) -> None:
+def test_attention_heads_read_keys_of_their_group(tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, "llama"))
     for layer in run.layers.values():
         assert (layer.heads_in_all, layer.kv_heads, layer.group_size) == (4, 2, 2)
@@ -60,7 +60,7 @@ def test_query_heads_read_the_keys_of_their_group_and_no_others(tmp_path: Path) 
         assert np.abs(recomputed(layer, keys=other) - layer.weights).max() > 0.1
 
 
-def test_a_latent_model_attends_with_one_key_for_all_heads(tmp_path: Path) -> None:
+def test_attention_latent_one_key_for_all_heads(tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, "deepseek2"))
     layer = run.layer(0)
     assert layer.latent
@@ -68,7 +68,7 @@ def test_a_latent_model_attends_with_one_key_for_all_heads(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma2:window"])
-def test_windows_are_on_the_map(name: str, tmp_path: Path) -> None:
+def test_attention_sliding_window(name: str, tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, name, attention__sliding_window=8))
     is_attention(run)
     seen = [bool(np.array_equal(layer.visible, causal(len(TEXT), 8))) for layer in run.layers.values()]
@@ -78,7 +78,7 @@ def test_windows_are_on_the_map(name: str, tmp_path: Path) -> None:
     assert every == [not windowed for windowed in seen]
 
 
-def test_a_cap_on_the_scores(tmp_path: Path) -> None:
+def test_attention_score_cap(tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, "gemma2", attn_logit_softcapping=3.0))
     for layer in run.layers.values():
         assert layer.softcapped
@@ -86,7 +86,7 @@ def test_a_cap_on_the_scores(tmp_path: Path) -> None:
         assert np.abs(recomputed(layer) - layer.weights).max() > 10 * CLOSE
 
 
-def test_sinks_take_their_share(tmp_path: Path) -> None:
+def test_attention_sinks(tmp_path: Path) -> None:
     path = write_strong(tmp_path, "gpt-oss", attention__sliding_window=8)
     run = captured(path)
     is_attention(run)
@@ -99,7 +99,7 @@ def test_sinks_take_their_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "falcon-h1", "rwkv7"])
-def test_recurrent_layers_have_no_map_and_say_so(name: str, tmp_path: Path) -> None:
+def test_attention_recurrent_layers_have_no_map(name: str, tmp_path: Path) -> None:
     run = captured(write_strong(tmp_path, name))
     attending = {"mamba": 0, "rwkv7": 0, "falcon-h1": 4}.get(name)
     assert len(run.layers) + len(run.missing) >= 4
@@ -153,7 +153,7 @@ def forward(path: Path, tokens: tuple[int, ...]) -> list[Floats]:
     return maps
 
 
-def test_a_llama_computed_from_its_file_alone_attends_alike(tmp_path: Path) -> None:
+def test_attention_equals_llama_computed_from_file(tmp_path: Path) -> None:
     path = write_strong(tmp_path, "llama")
     run = captured(path)
     expected = forward(path, TEXT)
@@ -162,7 +162,7 @@ def test_a_llama_computed_from_its_file_alone_attends_alike(tmp_path: Path) -> N
         assert np.abs(layer.weights - weights).max() < CLOSE
 
 
-def test_rows_of_earlier_tokens_do_not_change_when_tokens_are_added(tmp_path: Path) -> None:
+def test_attention_earlier_rows_do_not_change(tmp_path: Path) -> None:
     path = write_strong(tmp_path, "llama")
     whole, part = captured(path), captured(path, tokens=TEXT[:16])
     grown = captured(path, tokens=TEXT[:16], generate=4)

@@ -50,7 +50,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(run(capsys, *arguments, "--json"))
 
 
-def test_heads_as_a_table_and_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_heads_table_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = run(capsys, "tiny", "heads", *ONE).splitlines()
     assert table[0].split()[:4] == ["layer.head", "kind", "previous", "current"]
     assert len(table) == 1 + 3 * 8
@@ -61,7 +61,7 @@ def test_heads_as_a_table_and_as_json(here: Path, capsys: pytest.CaptureFixture[
     ]  # fmt: skip
 
 
-def test_pictures_and_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_pictures_and_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "tiny", "keys", "--layers", "0-1", *ONE).split() == [
         "tiny_layer_0_gqa_keys.png", "tiny_layer_1_gqa_keys.png",
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_pictures_and_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert kept.layer(2).weights.shape == (8, 6, 6)
 
 
-def test_matrices_are_those_of_gguf_py(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_matrices_equal_gguf_py(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = explore.tiny_model()
     found = document(capsys, "tiny", "matrices", "--layers", "1")["matrices"]
     assert [(each["role"], each["shape"]) for each in found] == [
@@ -89,11 +89,11 @@ def test_matrices_are_those_of_gguf_py(here: Path, capsys: pytest.CaptureFixture
         assert each["norm"] == pytest.approx(float(np.linalg.norm(values)), rel=1e-5)
         assert each["norm"] ** 2 == pytest.approx(sum(value**2 for value in each["spectrum"]), rel=1e-4)
         assert 1 <= each["effective_rank"] <= min(values.shape)
-    with pytest.raises(UsageError, match="393,216 bytes to look at, more than --max-bytes 1,000"):
+    with pytest.raises(UsageError, match="393,216 bytes, more than --max-bytes 1,000"):
         next(matrices(report(path), max_bytes=1000))
 
 
-def test_quantised_matrices_are_read(tmp_path: Path) -> None:
+def test_explore_quantised_matrices(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
     writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
     for name, kind in (("attn_q", gguf.GGMLQuantizationType.Q8_0), ("attn_k", gguf.GGMLQuantizationType.Q4_0)):
@@ -109,7 +109,7 @@ def test_quantised_matrices_are_read(tmp_path: Path) -> None:
     assert key.norm == pytest.approx(float(np.linalg.norm(values)), rel=0.1)
 
 
-def test_the_cache_and_what_it_saves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_cache(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "tiny", "cache", "--longest", "512", *ONE)
     assert found["unchanged"]["on_later_tokens"] == 0
     assert found["unchanged"]["largest_difference"] < 1e-2
@@ -118,7 +118,7 @@ def test_the_cache_and_what_it_saves(here: Path, capsys: pytest.CaptureFixture[s
     assert last["without_cache_s"] > 5 * last["with_cache_s"]  # 512 tokens computed for one
 
 
-def test_what_if(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_what_if(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {each["name"]: each for each in document(capsys, "tiny", "what-if")["variants"]}
     assert {name: each["kv_heads"] for name, each in found.items()} == {"MHA": 8, "GQA of 4": 2, "MQA": 1}
     own = found["GQA of 4"]
@@ -131,7 +131,7 @@ def test_what_if(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert own["read_bytes"][0] == own["cache_bytes"][0] + weights.weights.active_bytes
 
 
-def test_the_report_is_one_page_that_loads_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_report_is_self_contained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "tiny", "-o", "report.html", "--longest", "64", *ONE).strip() == "report.html"
     page = (here / "report.html").read_text()
     for title in ("Structure", "What the heads do", "Attention", "Keys by group", "Q, K, V and O", "Why a KV cache",
@@ -143,7 +143,7 @@ def test_the_report_is_one_page_that_loads_nothing(here: Path, capsys: pytest.Ca
     assert "<script" not in page
 
 
-def test_a_model_of_another_kind_is_reported_with_what_it_lacks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_report_of_other_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_strong(here, "jamba")
     run(capsys, str(path), "-o", "report.html", "--longest", "0", "-p", "hello there", *ONE)
     assert "has no map: recurrent" in (here / "report.html").read_text()
@@ -161,30 +161,30 @@ def test_a_model_of_another_kind_is_reported_with_what_it_lacks(here: Path, caps
         (["tiny", "heads", "--layers", "7"], "has layers 0 to 2, not 7"),
         (["tiny", "heads", "--layers", "x"], "--layers takes numbers and ranges"),
         (["tiny", "attention", "--rows", "5"], "--rows takes FROM-TO"),
-        (["tiny", "attention", "--max-bytes", "100"], r"takes [\d,]+ bytes"),
+        (["tiny", "attention", "--max-bytes", "100"], r"needs [\d,]+ bytes"),
         (["tiny", "attention", "--json"], "attention prints no table"),
         (["tiny", "attention", "-o", "none/such.png"], "there is no folder none"),
         (["tiny", "keys", "--token", "99"], "not 99"),
         (["tiny", "heads", "--prompt", "a", "--repeat", "4"], "not both"),
     ],
 )
-def test_mistakes_end_with_one_line(
+def test_explore_errors_are_one_line(
     arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "models").mkdir()
     for name in ("a", "b"):
         (here / "models" / f"{name}.gguf").write_bytes(tiny_model().read_bytes())
     assert main(["explore", *arguments]) == 2
-    said = capsys.readouterr()
-    assert re.search(message, said.err)
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err)
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
 
 
-def test_an_incomplete_file_is_said_to_be_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explore_incomplete_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "cut.gguf").write_bytes(tiny_model().read_bytes()[:200_000])
     assert main(["explore", "cut.gguf", "heads"]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"llamatel: error: cut.gguf: [\d,]+ bytes of the tensors' data are missing: .*\n", said)
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"llamatel: error: cut.gguf: [\d,]+ bytes of the tensors' data are missing: .*\n", shown)
     assert main(["explore", "cut.gguf", "structure", "--out", "."]) == 0
     assert "cut_grouping.png" in capsys.readouterr().out

@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / "examples" / "attention_expl
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_its_pictures(llama_cpp: None, tmp_path: Path) -> None:
+def test_explore_notebook_runs(llama_cpp: None, tmp_path: Path) -> None:
     ran = run_notebook(NOTEBOOK, tmp_path, {"OMP_NUM_THREADS": "1"}, timeout_s=280)
     assert len(ran.shown("image/png")) == 9
     assert "the cup is red .<|end|>" in ran.text

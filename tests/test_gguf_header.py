@@ -28,7 +28,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_every_version_and_byte_order(tmp_path: Path, version: int, order: str) -> None:
+def test_header_every_version_and_byte_order(tmp_path: Path, version: int, order: str) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(sample(version, order))
     header = parse_gguf_header(path, read_tensors=True, read_arrays=True)
@@ -51,7 +51,7 @@ def test_every_version_and_byte_order(tmp_path: Path, version: int, order: str) 
     assert header.data_offset + 1344 == path.stat().st_size
 
 
-def test_arrays_with_an_element_for_each_token_are_passed_over_unless_asked_for(tmp_path: Path) -> None:
+def test_header_token_arrays_skipped_unless_requested(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(sample())
     data = parse_gguf_header(path).metadata
@@ -65,7 +65,7 @@ def test_arrays_with_an_element_for_each_token_are_passed_over_unless_asked_for(
     assert isinstance(named["tokenizer.ggml.tokens"], SkippedArray)
 
 
-def test_metadata_is_a_mapping_and_has_short_attributes(tiny: Path) -> None:
+def test_metadata_mapping_and_attributes(tiny: Path) -> None:
     info = parse_gguf_header(str(tiny))
     data = info.metadata
     assert (data.architecture, data.name, data.embedding_length, data.block_count) == ("llama", "llamatel tiny", 64, 2)
@@ -89,7 +89,7 @@ def test_metadata_is_a_mapping_and_has_short_attributes(tiny: Path) -> None:
     assert copy.deepcopy(info).metadata.block_count == pickle.loads(pickle.dumps(info)).metadata.block_count == 2  # noqa: S301
 
 
-def test_tensors_are_read_only_if_asked_for(tiny: Path) -> None:
+def test_header_tensors_only_if_requested(tiny: Path) -> None:
     info = parse_gguf_header(tiny)
     assert (info.tensors, info.n_params, info.n_bytes, info.data_offset, info.missing_bytes) == (None,) * 5
     assert info.tensor_count == 21
@@ -101,7 +101,7 @@ def test_tensors_are_read_only_if_asked_for(tiny: Path) -> None:
     assert (full.file, full.size_mb, full.tensors[0].dtype) == (tiny.name, tiny.stat().st_size / 2**20, "F32")
 
 
-def test_reading_a_header_loads_nothing_heavy(tiny: Path) -> None:
+def test_header_imports_nothing_heavy(tiny: Path) -> None:
     program = (
         "import sys\nfrom llamatel.llama import parse_gguf_header\n"
         "parse_gguf_header(sys.argv[1], read_tensors=True)\n"
@@ -111,7 +111,7 @@ def test_reading_a_header_loads_nothing_heavy(tiny: Path) -> None:
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
-def test_a_download_that_broke_off_is_told_by_its_size(tiny: Path, tmp_path: Path) -> None:
+def test_header_missing_bytes_of_partial_download(tiny: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny.read_bytes()[:-1000])
     assert parse_gguf_header(tiny, read_tensors=True).missing_bytes == 0
@@ -127,7 +127,7 @@ class _Counting(FileSource):
         return data
 
 
-def test_only_the_header_is_read(tmp_path: Path) -> None:
+def test_header_reads_no_tensor_data(tmp_path: Path) -> None:
     path = tmp_path / "large.gguf"
     write = Writer()
     keys = [write.key("tokenizer.ggml.scores", ARRAY, (6, (0.0,) * 1_000_000)), write.key("a.last", U32, 5)]
@@ -139,7 +139,7 @@ def test_only_the_header_is_read(tmp_path: Path) -> None:
         assert source.fetched <= 2 * source.CHUNK  # the numbers are passed over without reading them
 
 
-def test_strings_across_chunks_and_longer_than_a_chunk(tmp_path: Path) -> None:
+def test_cursor_strings_across_chunks(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write = Writer()
     words = tuple("w" * length for length in (*range(600), 700_000, 0, 255, 256, 257, 3)) * 3
@@ -149,7 +149,7 @@ def test_strings_across_chunks_and_longer_than_a_chunk(tmp_path: Path) -> None:
     assert parse_gguf_header(path, read_arrays=True).metadata["tokenizer.ggml.tokens"] == words
 
 
-def test_long_arrays_of_any_name_are_passed_over() -> None:
+def test_header_long_arrays_skipped() -> None:
     write = Writer()
     data = write.file([write.key("a.list", ARRAY, (0, (1,) * 20_000)), write.key("a.short", ARRAY, (0, (1,) * 9))])
     metadata = read_header(BytesSource(data)).metadata
@@ -157,7 +157,7 @@ def test_long_arrays_of_any_name_are_passed_over() -> None:
     assert metadata["a.short"] == (1,) * 9
 
 
-def test_a_tensor_type_newer_than_ours_has_no_size() -> None:
+def test_header_unknown_tensor_type_has_no_size() -> None:
     write = Writer()
     data = write.file([], [write.tensor("t", (64,), 99, 0), write.tensor("u", (64,), 4, 0)])
     header = read_header(BytesSource(data), read_tensors=True)
@@ -166,7 +166,7 @@ def test_a_tensor_type_newer_than_ours_has_no_size() -> None:
     assert (header.n_params, header.n_bytes) == (128, None)
 
 
-def test_a_file_type_that_nobody_knows_is_unknown() -> None:
+def test_header_unknown_file_type() -> None:
     write = Writer()
     for number, name in ((15, "Q4_K_M"), (15 | 1024, "Q4_K_M"), (77, None)):
         data = write.file([write.key("general.file_type", U32, number)])
@@ -175,7 +175,7 @@ def test_a_file_type_that_nobody_knows_is_unknown() -> None:
     assert read_header(BytesSource(write.file())).architecture is None
 
 
-def test_the_type_tables_agree_with_gguf_py() -> None:
+def test_type_tables_equal_gguf_py() -> None:
     for kind, (block, n_bytes) in gguf.GGML_QUANT_SIZES.items():
         if kind is gguf.GGMLQuantizationType.Q8_1:  # gguf-py counts 32-bit scales; ggml's block_q8_1 has halves
             n_bytes -= 4  # noqa: PLW2901
@@ -202,7 +202,7 @@ def _split(folder: Path, shards: int = 3) -> list[Path]:
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])
-def test_a_split_model_is_read_from_all_its_files(tmp_path: Path, given: int) -> None:
+def test_split_model_read_from_all_files(tmp_path: Path, given: int) -> None:
     paths = _split(tmp_path)
     header = parse_gguf_header(paths[given], read_tensors=True)
     assert header.files == tuple(map(str, paths))
@@ -215,7 +215,7 @@ def test_a_split_model_is_read_from_all_its_files(tmp_path: Path, given: int) ->
     assert (light.tensor_count, light.files) == (3, (str(paths[0]),))
 
 
-def test_a_split_model_that_lacks_a_file(tmp_path: Path) -> None:
+def test_split_model_missing_file(tmp_path: Path) -> None:
     paths = _split(tmp_path)
     paths[1].unlink()
     with pytest.raises(GGUFError, match=r"big-00002-of-00003\.gguf: cannot be opened: No such file"):
@@ -223,7 +223,7 @@ def test_a_split_model_that_lacks_a_file(tmp_path: Path) -> None:
     assert parse_gguf_header(paths[0]).tensor_count == 3
 
 
-def test_split_files_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_split_model_mismatched_files(tmp_path: Path) -> None:
     paths = _split(tmp_path)
     paths[1].write_bytes(paths[2].read_bytes())
     with pytest.raises(GGUFError, match=r"not shard 2 of its model: split\.no 2"):
@@ -256,6 +256,6 @@ def _check_vocabulary(path: Path) -> None:
             assert repr(whole) == repr(value)
 
 
-def test_a_file_object_is_no_path() -> None:
+def test_parse_gguf_header_file_object() -> None:
     with pytest.raises(TypeError):
         parse_gguf_header(io.BytesIO(b""))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Files that are cut short, lie or attack: a GGUFError that says where, in little time and memory."""
+"""Truncated, inconsistent and malicious files: a GGUFError with the offset, in little time and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _read(data: bytes) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_cut_short_anywhere(version: int, order: str) -> None:
+def test_header_truncated_anywhere(version: int, order: str) -> None:
     whole = sample(version, order)
     end = whole.index(b"scale") + 5 + 4 + 4 + 8
     _read(whole[:end])
@@ -47,7 +47,7 @@ def _array_head(element: int, count: int) -> bytes:
     ("data", "message"),
     [
         (b"", "the file ends before it"),
-        (b"GGML" + bytes(40), "not a GGUF file, it begins with b'GGML'"),
+        (b"GGML" + bytes(40), "not a GGUF file, it starts with b'GGML'"),
         (b"tjgg" + bytes(40), "a format from before GGUF"),
         (b"GGUF" + bytes(40), "version 0, where 1 to 3 are known"),
         (Writer(4).file(), "version 4"),
@@ -63,7 +63,7 @@ def _array_head(element: int, count: int) -> bytes:
         (_WRITE.file([_WRITE.key(b"\xff", U32, 1)]), "not UTF-8"),
         (_WRITE.file([_WRITE.key("k", STRING, b"a\xff")]), "not UTF-8"),
         (_WRITE.file([_WRITE.key("k", ARRAY, (STRING, (b"\xed\xa0\x80",)))]), "not UTF-8"),
-        (_WRITE.file([_WRITE.key("k", U32, 1)] * 2), "the key 'k' stands there twice"),
+        (_WRITE.file([_WRITE.key("k", U32, 1)] * 2), "the key 'k' occurs twice"),
         (_WRITE.file([_WRITE.string("k") + _WRITE.number("I", 13)]), "unknown value type 13"),
         (_WRITE.file([_array_head(13, 1)]), "unknown element type 13"),
         (_WRITE.file([_WRITE.key("k", ARRAY, (ARRAY, ((U32, (1,)),)))]), "an array of arrays"),
@@ -73,7 +73,7 @@ def _array_head(element: int, count: int) -> bytes:
         (_WRITE.file([_WRITE.key("general.alignment", U32, 48)]), "general.alignment is 48, not a power of two"),
         (_WRITE.file([_WRITE.key("general.alignment", 10, 32)]), "general.alignment is not a u32"),
         (_WRITE.file([_WRITE.key("general.alignment", ARRAY, (U32, (32,)))]), "general.alignment is not a u32"),
-        (_WRITE.file([], [_WRITE.tensor("t", (1,), 0, 0)] * 2), "the tensor 't' stands there twice"),
+        (_WRITE.file([], [_WRITE.tensor("t", (1,), 0, 0)] * 2), "the tensor 't' occurs twice"),
         (_WRITE.file([], [_WRITE.tensor("t", (1,) * 5, 0, 0)]), "5 dimensions"),
         (_WRITE.file([], [_WRITE.string("t") + _WRITE.number("I", 1 << 31) + bytes(20)]), "2147483648 dimensions"),
         (_WRITE.file([], [_WRITE.tensor("t", (_HUGE,), 0, 0)]), "overflows"),
@@ -88,7 +88,7 @@ def _array_head(element: int, count: int) -> bytes:
         (_WRITE.file([], [_WRITE.tensor(b"\xfe", (32,), 0, 0)]), "not UTF-8"),
     ],
 )
-def test_what_cannot_be(data: bytes, message: str) -> None:
+def test_header_impossible_values(data: bytes, message: str) -> None:
     with pytest.raises(GGUFError, match=r"^x\.gguf: ") as caught:
         _read(data)
     assert message in str(caught.value)
@@ -100,7 +100,7 @@ def test_what_cannot_be(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("version", [1, 3])
 @pytest.mark.parametrize("bad", [1 << 31, 5000, 256])
 @pytest.mark.parametrize("index", [0, 1, 2, 499, 998, 999])
-def test_a_token_that_runs_past_the_end(version: int, bad: int, index: int) -> None:
+def test_header_token_past_the_end(version: int, bad: int, index: int) -> None:
     write = Writer(version)
     words = [write.string("ab")] * 1000
     words[index] = write.string("ab", bad + 13_000)
@@ -109,7 +109,7 @@ def test_a_token_that_runs_past_the_end(version: int, bad: int, index: int) -> N
         _read(write.file([head + b"".join(words)]))
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_header_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     for path, message in (
         (tmp_path, "not a file"),
@@ -123,7 +123,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert caught.value.offset is None
 
 
-def test_a_sparse_file_of_a_terabyte_keeps_nobody_busy(tmp_path: Path) -> None:
+def test_header_sparse_terabyte_is_fast(tmp_path: Path) -> None:
     path = tmp_path / "sparse.gguf"
     for head, message in (
         (_array_head(STRING, 1 << 36), "the header would be longer than 256 MiB"),
@@ -199,7 +199,7 @@ def _read_or_refuse(data: bytes, arrays: bool) -> GGUFHeader | None:
 
 @settings(max_examples=1500)
 @given(_mutated(), st.booleans())
-def test_mutated_files_are_read_or_refused(data: bytes, arrays: bool) -> None:
+def test_header_mutated_files(data: bytes, arrays: bool) -> None:
     tracemalloc.start()
     try:
         header = _read_or_refuse(data, arrays)
@@ -212,6 +212,6 @@ def test_mutated_files_are_read_or_refused(data: bytes, arrays: bool) -> None:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
-def test_noise_behind_a_valid_start(noise: bytes) -> None:
+def test_header_noise_after_valid_start(noise: bytes) -> None:
     for start in (b"", b"GGUF\3\0\0\0", b"GGUF\3\0\0\0" + bytes(8) + b"\2" + bytes(7)):
         _read_or_refuse(start + noise, arrays=True)

@@ -126,9 +126,7 @@ def _compare(header: GGUFHeader, reader: gguf.GGUFReader) -> None:
     alignment=st.sampled_from([None, 8, 32, 64, 4096]),
     endian=st.sampled_from(list(gguf.GGUFEndian)),
 )
-def test_what_gguf_py_wrote_is_read_alike(
-    pairs: Any, tensors: Any, alignment: int | None, endian: gguf.GGUFEndian
-) -> None:
+def test_header_equals_gguf_py(pairs: Any, tensors: Any, alignment: int | None, endian: gguf.GGUFEndian) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.gguf"
         _write(path, pairs, tensors, alignment, endian)

@@ -1,4 +1,4 @@
-"""Headers over the network: what is fetched, who gets the token, and what is said of what is not given."""
+"""Headers over the network: what is fetched, where the token is sent, and how errors read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONFIG = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_head
 
 @lru_cache
 def _large(words: int = 100_000) -> bytes:
-    """A header of some 2 MB, and 16 MB of data behind it."""
+    """A header of some 2 MB, and 16 MB of data after it."""
     write = Writer()
     tokens = tuple(f"word {number}" for number in range(words))
     keys = [
@@ -93,7 +93,7 @@ def _header(model: Model) -> GGUFHeader:
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_repository_lists_what_there_is_to_choose_from() -> None:
+def test_hub_repository_lists_choices() -> None:
     model = read_reference("org/many")
     assert isinstance(model, Choices)
     assert [(each.path, each.quant, each.files) for each in model.choices] == [
@@ -127,13 +127,13 @@ def test_a_repository_lists_what_there_is_to_choose_from() -> None:
         ("org/one", "model.gguf"),
     ],
 )
-def test_a_reference_finds_its_file(reference: str, file: str) -> None:
+def test_hub_reference_finds_its_file(reference: str, file: str) -> None:
     header = _header(read_reference(reference))
     assert header.path.endswith(f"/{file}")
     assert header.tensors
 
 
-def test_addresses_of_files_and_of_the_hubs_pages(hub: HubServer) -> None:
+def test_hub_urls_of_files_and_pages(hub: HubServer) -> None:
     for address in (
         f"{hub.files}/org/many/model-Q4_K_M.gguf",
         f"{hub.endpoint}/org/many/resolve/main/model-Q4_K_M.gguf?download=true",
@@ -142,7 +142,7 @@ def test_addresses_of_files_and_of_the_hubs_pages(hub: HubServer) -> None:
         assert _header(read_reference(address)).metadata.block_count == 3
 
 
-def test_only_the_header_and_at_most_a_chunk_more_is_fetched(hub: HubServer) -> None:
+def test_url_source_fetches_header_and_one_chunk(hub: HubServer) -> None:
     steps: list[int] = []
     header = _header(read_reference("org/one", progress=steps.append))
     assert (header.metadata.block_count, header.n_params) == (7, 1 << 22)
@@ -154,7 +154,7 @@ def test_only_the_header_and_at_most_a_chunk_more_is_fetched(hub: HubServer) -> 
     assert len([1 for host, *_ in hub.requests if host == "files"]) <= 5
 
 
-def test_a_small_header_is_one_request_to_the_file(hub: HubServer) -> None:
+def test_url_source_small_header_one_request(hub: HubServer) -> None:
     _header(read_reference("hf://org/many/model-Q4_K_M.gguf"))
     assert [(host, path) for host, path, *_ in hub.requests] == [
         ("hub", "/org/many/resolve/main/model-Q4_K_M.gguf"),
@@ -162,7 +162,7 @@ def test_a_small_header_is_one_request_to_the_file(hub: HubServer) -> None:
     ]
 
 
-def test_numbers_that_are_passed_over_are_not_fetched(hub: HubServer) -> None:
+def test_url_source_skipped_numbers_not_fetched(hub: HubServer) -> None:
     write = Writer()
     keys = [write.key("tokenizer.ggml.scores", ARRAY, (6, (0.0,) * 2_000_000)), write.key("a.last", U32, 5)]
     hub.repositories["org/scores"] = Repository({"x.gguf": write.file(keys)})
@@ -170,7 +170,7 @@ def test_numbers_that_are_passed_over_are_not_fetched(hub: HubServer) -> None:
     assert hub.sent_bytes() <= 2 * FIRST_CHUNK
 
 
-def test_a_split_model_is_read_from_all_its_files(hub: HubServer) -> None:
+def test_split_model_read_from_all_files(hub: HubServer) -> None:
     header = _header(read_reference("hf://org/many/Q8_0/big-Q8_0-00002-of-00002.gguf"))
     assert [tensor.name for tensor in header.tensors or ()] == ["t0", "t1"]
     assert len(header.files) == 2
@@ -178,7 +178,7 @@ def test_a_split_model_is_read_from_all_its_files(hub: HubServer) -> None:
     assert header.tensor_count == 2
 
 
-def test_the_token_goes_to_the_hub_and_not_where_it_sends_us(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_token_not_sent_to_redirect_target(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["org/gated"].files["model.gguf"] = _large()  # several ranges
     for reference in ("org/gated", "org/private", "hf://org/gated/model.gguf"):
@@ -187,7 +187,7 @@ def test_the_token_goes_to_the_hub_and_not_where_it_sends_us(hub: HubServer, mon
     assert seen == {("hub", f"Bearer {TOKEN}"), ("files", None)}
 
 
-def test_a_token_is_not_sent_to_other_addresses(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_token_not_sent_to_other_hosts(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     read_reference(f"{hub.files}/org/many/model-Q4_K_M.gguf")
     assert [authorization for *_, authorization in hub.requests] == [None]
@@ -216,7 +216,7 @@ def test_a_token_is_not_sent_to_other_addresses(hub: HubServer, monkeypatch: pyt
         ("{files}/org/many/none.gguf", None, "none.gguf: the server has no such file (404)"),
     ],
 )
-def test_what_is_not_given_is_said_in_plain_words(
+def test_hub_errors_are_plain(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, reference: str, token: str | None, message: str
 ) -> None:
     if token is not None:
@@ -235,14 +235,14 @@ def test_what_is_not_given_is_said_in_plain_words(
         (429, "the Hub limits the rate of requests (429)"),
     ],
 )
-def test_a_hub_that_refuses(hub: HubServer, status: int, message: str) -> None:
+def test_hub_status_errors(hub: HubServer, status: int, message: str) -> None:
     hub.refuse = status
     with pytest.raises(GGUFError) as caught:
         read_reference("org/many")
     assert message in str(caught.value)
 
 
-def test_a_server_that_refuses_or_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_source_refused_or_unreachable(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.refuse = 403
     with pytest.raises(GGUFError, match="the server denies access"):
         read_reference(f"{hub.files}/org/many/model-Q4_K_M.gguf")
@@ -267,18 +267,18 @@ def test_a_server_that_refuses_or_is_not_there(hub: HubServer, monkeypatch: pyte
         read_reference("http:///x.gguf")
 
 
-def test_a_hub_that_is_none(hub: HubServer) -> None:
+def test_hub_endpoint_is_no_hub(hub: HubServer) -> None:
     with pytest.raises(GGUFError, match=r"there is no such repository|does not answer as a Hub"):
         Hub(hub.files).choose("org/many")
 
 
-def test_a_file_that_changes_while_it_is_read(hub: HubServer) -> None:
+def test_url_source_file_changes(hub: HubServer) -> None:
     hub.size_shift = 32
     with pytest.raises(GGUFError, match="it changed while it was read"):
         read_reference("org/one")
 
 
-def test_a_server_without_ranges_is_cut_off(hub: HubServer) -> None:
+def test_url_source_without_ranges(hub: HubServer) -> None:
     hub.ranges = False
     url = f"{hub.files}/org/one/model.gguf"
     with UrlSource(url) as source:
@@ -292,13 +292,13 @@ def test_a_server_without_ranges_is_cut_off(hub: HubServer) -> None:
     assert _header(read_reference("hf://org/many/model-Q8_0.gguf")).metadata.block_count == 3
 
 
-def test_a_repository_with_a_configuration_only(hub: HubServer) -> None:
+def test_hub_repository_with_config_only(hub: HubServer) -> None:
     model = read_reference("org/config")
     assert model == ModelConfig("org/config", _CONFIG, 1_235_814_400)
     assert read_reference("hf://org/config/config.json") == ModelConfig("org/config/config.json", _CONFIG)
 
 
-def test_the_cache_is_asked_before_the_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_cache_before_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     snapshot = tmp_path / "cache" / "models--org--cached" / "snapshots" / ("a" * 40)
@@ -318,7 +318,7 @@ def test_the_cache_is_asked_before_the_network(hub: HubServer, tmp_path: Path, m
 # Local references need no network.
 
 
-def test_local_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_local_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GGUFError, match=r"neither a GGUF file nor a config\.json"):
         read_reference(".")
@@ -342,13 +342,13 @@ def test_local_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("reference", ["none.gguf", "org/none.gguf", "./org/none", "~/none", "/none/x", "a/b/c.gguf"])
-def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(reference: str) -> None:
+def test_reference_missing_file_not_looked_up_on_hub(reference: str) -> None:
     with pytest.raises(GGUFError, match="cannot be opened: No such file or directory"):
         read_reference(reference)
 
 
 @pytest.mark.parametrize("reference", ["hf://", "hf://org", "hf://org/", "hf:///x", "hf://../x/y"])
-def test_what_names_no_model(reference: str) -> None:
+def test_reference_names_no_model(reference: str) -> None:
     with pytest.raises(UsageError, match="names no model"):
         read_reference(reference)
 
@@ -357,7 +357,7 @@ def test_what_names_no_model(reference: str) -> None:
     ("text", "message"),
     [("[]", "not a JSON object"), ("{", "not JSON"), ("[" * 100_000, "not JSON"), ("\xff", "UTF-8")],
 )
-def test_configurations_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_reference_broken_config(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(GGUFError, match=message):
         read_reference(str(tmp_path / "config.json"))
@@ -379,5 +379,5 @@ def test_configurations_that_are_none(tmp_path: Path, text: str, message: str) -
         ("model.gguf", None),
     ],
 )
-def test_a_quantisation_is_told_by_the_name(path: str, quant: str | None) -> None:
+def test_quant_of_file_name(path: str, quant: str | None) -> None:
     assert quant_of(path) == quant

@@ -68,7 +68,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(_inspect(capsys, *arguments, "--json"))
 
 
-def test_the_page_of_a_file(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = _inspect(capsys, str(tiny), "--layers", "--tensors")
     lines = page.splitlines()
     assert lines[0] == "llamatel tiny"
@@ -90,7 +90,7 @@ def test_the_page_of_a_file(tiny: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert max(len(line) for line in lines if str(tiny) not in line) <= 80
 
 
-def test_the_json_of_a_file(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _json(capsys, str(tiny), "--layers", "--tensors")
     assert (found["name"], found["architecture"], found["parameters"], found["file_type"]) == (
         "llamatel tiny", "llama", 119_360, "F32"
@@ -124,7 +124,7 @@ def _header(model: TinyModel) -> GGUFHeader:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_every_model_of_the_suite_has_a_page(model: TinyModel) -> None:
+def test_inspect_every_model_of_the_suite(model: TinyModel) -> None:
     report = report_of(_header(model))
     assert report.shape is not None
     for glyphs in (UNICODE, ASCII):
@@ -147,7 +147,7 @@ def test_every_model_of_the_suite_has_a_page(model: TinyModel) -> None:
 # From the Hub.
 
 
-def test_a_repository_with_a_configuration_only() -> None:
+def test_inspect_repository_with_config_only() -> None:
     with serve_hub({"meta/Llama-3.2-1B": _repository()}) as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
         shown = _run("meta/Llama-3.2-1B", env=env)
@@ -180,7 +180,7 @@ def _run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Compl
     )
 
 
-def test_choices_of_a_repository_and_then_one_of_them() -> None:
+def test_inspect_repository_choices() -> None:
     files = {"m-Q4_K_M.gguf": sample(), "m-Q8_0.gguf": sample() + bytes(4096)}
     with serve_hub({"org/m-GGUF": Repository(files)}) as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
@@ -196,7 +196,7 @@ def test_choices_of_a_repository_and_then_one_of_them() -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_sees_progress_and_a_page_of_80_columns() -> None:
+def test_inspect_terminal_progress_and_80_columns() -> None:
     with serve_hub({"org/one": Repository({"m.gguf": sample(words=60_000)})}) as hub:
         command = [sys.executable, "-m", "llamatel.cli.main", "inspect", "org/one", "--layers"]
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
@@ -209,7 +209,7 @@ def test_a_terminal_sees_progress_and_a_page_of_80_columns() -> None:
     assert max(len(line) for line in page.rpartition("\r")[2].splitlines()) <= 80
 
 
-def test_a_closed_pipe_is_no_error(tiny: Path) -> None:
+def test_inspect_closed_pipe(tiny: Path) -> None:
     script = f"{sys.executable} -m llamatel.cli.main inspect {tiny} --tensors | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("llamatel tiny\n0\n", "")
@@ -226,7 +226,9 @@ def test_a_closed_pipe_is_no_error(tiny: Path) -> None:
         ([], 2, "Missing argument 'MODEL'"),
     ],
 )
-def test_errors_are_a_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_errors_are_one_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", *arguments]) == code
     shown = capsys.readouterr()
     assert message in shown.err
@@ -234,18 +236,18 @@ def test_errors_are_a_line(arguments: list[str], code: int, message: str, capsys
     assert shown.out == ""
 
 
-def test_the_model_that_we_ship_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_tiny(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["inspect"], ["plan", "--device", "none"]):
         assert main([*verb, "tiny"]) == 0
         assert "GQA, 4 query heads to a KV head" in capsys.readouterr().out
 
 
-def test_no_name_is_not_this_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_empty_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", ""]) == 2
     assert "'' names no model" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_model_still_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_file_without_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.gguf"
     write = Writer()
     path.write_bytes(write.file([write.key("a.b", U32, 1)], [write.tensor("t", (32,), 0, 0)], data=128))
@@ -259,7 +261,7 @@ def test_a_file_that_is_no_model_still_has_a_page(tmp_path: Path, capsys: pytest
     assert "unknown " in page
 
 
-def test_an_incomplete_download_is_told(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_incomplete_download(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny.read_bytes()[:-100_000])
     assert "incomplete    97.7 KiB of the tensors' data are missing" in _inspect(capsys, str(cut))
@@ -301,7 +303,7 @@ class _Checker(HTMLParser):
         self.text += data
 
 
-def test_hostile_names_stay_text() -> None:
+def test_inspect_hostile_names_stay_text() -> None:
     header = _hostile()
     report = report_of(header)
     assert header.tensors is not None
@@ -319,7 +321,7 @@ def test_hostile_names_stay_text() -> None:
     assert "<script>alert(1)</script>" in checker.text
 
 
-def test_notebooks_show_headers_and_shapes(tiny: Path) -> None:
+def test_inspect_notebook_representations(tiny: Path) -> None:
     for shown in (
         parse_gguf_header(tiny, read_tensors=True)._repr_html_(),
         parse_gguf_header(tiny)._repr_html_(),
@@ -332,7 +334,7 @@ def test_notebooks_show_headers_and_shapes(tiny: Path) -> None:
         assert "this model" in checker.text
 
 
-def test_sizes_keep_three_digits() -> None:
+def test_size_three_digits() -> None:
     numbers = (0, 999, 1000, 98_816, 1_022_000, 1 << 20, 4_920_734_176, 1 << 40, 1 << 60)
     assert [size(number) for number in numbers] == [
         "0 B", "999 B", "0.98 KiB", "96.5 KiB", "998 KiB", "1.00 MiB", "4.58 GiB", "1.00 TiB", "1048576 TiB"
@@ -340,7 +342,7 @@ def test_sizes_keep_three_digits() -> None:
     assert (size(None), size(None, ASCII)) == ("–", "-")
 
 
-def test_parameters_keep_three_digits() -> None:
+def test_parameters_three_digits() -> None:
     numbers = (0, 999_999, 1_000_000, 1_235_814_400, 999_600_000, 70_553_706_496, 671_026_419_200, 1_000_000_000_000)
     assert [parameters(number) for number in numbers] == [
         "0", "999,999", "1 M", "1.24 B", "1000 M", "70.6 B", "671 B", "1 T"
@@ -348,7 +350,7 @@ def test_parameters_keep_three_digits() -> None:
     assert parameters(None) == "–"
 
 
-def test_printable_leaves_words_alone() -> None:
+def test_printable_keeps_words() -> None:
     assert printable("Zoë's model 日本") == "Zoë's model 日本"
     assert printable("a\x00b\x9bc\u2028d") == "a?b?c?d"
     assert len(printable("x" * 1000)) == 200
@@ -383,9 +385,7 @@ _VALUES = st.one_of(
     keys=st.dictionaries(st.sampled_from(_KEYS), _VALUES, max_size=20),
     own=st.dictionaries(st.sampled_from(["general.name", "general.file_type", "tokenizer.ggml.tokens"]), _VALUES),
 )
-def test_metadata_that_says_anything_has_a_page(
-    architecture: str, blocks: int, keys: dict[str, Any], own: dict[str, Any]
-) -> None:
+def test_inspect_any_metadata(architecture: str, blocks: int, keys: dict[str, Any], own: dict[str, Any]) -> None:
     values = {f"{architecture}.{key}": value for key, value in {"block_count": blocks, **keys}.items()}
     metadata = Metadata({"general.architecture": architecture, **own, **values}, {})
     tensors = (

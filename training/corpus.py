@@ -22,7 +22,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
     for make in language.QUESTIONS * 1000:
         question = make(random)
         texts += [question.text, question.answer]
-    # Every word, at the start of a text and behind a space; and as a person writes, with a capital.
+    # Every word, at the start of a text and after a space; and as a person writes, with a capital.
     texts += [f"{word} {word} {word.capitalize()} {word.capitalize()}" for word in language.WORDS] * 20
     texts += [language.SYSTEM] * 200
     tokenizer = Tokenizer(models.BPE())
@@ -39,7 +39,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
 class Rows:
     """Rows of ``length`` tokens, each beginning with the begin token, made of chats, stories or repeated lists.
 
-    With each token its weight in the loss: 0 where nobody could know it (a list's first turn, what a user says).
+    With each token its weight in the loss: 0 where it cannot be predicted (a list's first turn, the user's turn).
     """
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
@@ -73,10 +73,12 @@ class Rows:
             weights += [0.0] * len(tokens)
         while len(tokens) < length:
             question = self._random.choice(language.QUESTIONS)(self._random)
-            asked = self._encode(f"{language.ROLES['user']}{question.text}{language.END}{language.ROLES['assistant']}")
+            question_tokens = self._encode(
+                f"{language.ROLES['user']}{question.text}{language.END}{language.ROLES['assistant']}"
+            )
             answer = self._encode(f"{question.answer}{language.END}")
-            tokens += asked + answer
-            weights += [0.1] * len(asked) + [1.0] * len(answer)
+            tokens += question_tokens + answer
+            weights += [0.1] * len(question_tokens) + [1.0] * len(answer)
         return tokens, weights
 
     def _repeats(self, length: int, *, any_token: bool) -> tuple[list[int], list[float]]:

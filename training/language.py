@@ -1,7 +1,7 @@
 """The tiny model's world: some sixty words, facts to look up, numbers to count, stories, and lists that repeat.
 
 Everything is drawn from a ``random.Random``, so that a seed is a corpus. Nothing here needs more than Python: the tests
-ask the shipped model the questions that this module makes.
+put the questions that this module makes to the shipped model.
 """
 
 from __future__ import annotations
@@ -46,58 +46,58 @@ def _facts(random: Random, subjects: tuple[str, ...], properties: tuple[str, ...
 
 
 def colour(random: Random) -> Question:
-    """Facts about the colours of things; one is asked for."""
+    """Facts about the colours of things; the question is about one."""
     facts = _facts(random, THINGS, COLOURS)
     thing, of = random.choice(facts)
-    told = " ".join(f"the {name} is {value} ." for name, value in facts)
-    return Question(f"{told} what color is the {thing} ?", f"the {thing} is {of} .")
+    text = " ".join(f"the {name} is {value} ." for name, value in facts)
+    return Question(f"{text} what color is the {thing} ?", f"the {thing} is {of} .")
 
 
 def place(random: Random) -> Question:
-    """Facts about where people are; one is asked for."""
+    """Facts about where people are; the question is about one."""
     facts = _facts(random, NAMES, PLACES)
     name, at = random.choice(facts)
-    told = " ".join(f"{who} is in the {where} ." for who, where in facts)
-    return Question(f"{told} where is {name} ?", f"{name} is in the {at} .")
+    text = " ".join(f"{who} is in the {where} ." for who, where in facts)
+    return Question(f"{text} where is {name} ?", f"{name} is in the {at} .")
 
 
 def count(random: Random) -> Question:
     """Counting from one number to another."""
     first, last = sorted(random.sample(range(COUNTED), 2))
-    told = " ".join(NUMBERS[first : last + 1])
-    return Question(f"count from {NUMBERS[first]} to {NUMBERS[last]} .", f"{told} .")
+    text = " ".join(NUMBERS[first : last + 1])
+    return Question(f"count from {NUMBERS[first]} to {NUMBERS[last]} .", f"{text} .")
 
 
 def repeat(random: Random) -> Question:
     """A list of words to say again."""
-    told = " ".join(random.choices(WORDS, k=random.randint(3, 16)))
-    return Question(f"say again : {told} .", f"{told} .")
+    text = " ".join(random.choices(WORDS, k=random.randint(3, 16)))
+    return Question(f"say again : {text} .", f"{text} .")
 
 
 QUESTIONS: tuple[Callable[[Random], Question], ...] = (colour, place, count, repeat)
 
 
 def story(random: Random, sentences: int) -> str:
-    """A story without end: somebody meets animals and carries things about."""
+    """A story without end: a person meets animals and carries things about."""
     who, where = random.choice(NAMES), random.choice(PLACES)
     animal, thing, of = random.choice(ANIMALS), random.choice(THINGS), random.choice(COLOURS)
-    told = [f"one day {who} went to the {where} ."]
+    text = [f"one day {who} went to the {where} ."]
     for _ in range(sentences):
         kind = random.randrange(5)
         if kind == 0:
             where = random.choice(PLACES)
-            told.append(f"then {who} and the {animal} went to the {where} .")
+            text.append(f"then {who} and the {animal} went to the {where} .")
         elif kind == 1:
             animal, of = random.choice(ANIMALS), random.choice(COLOURS)
-            told.append(f"in the {where} there was a {of} {animal} .")
+            text.append(f"in the {where} there was a {of} {animal} .")
         elif kind == 2:
-            told.append(f"the {of} {animal} said hello to {who} .")
+            text.append(f"the {of} {animal} said hello to {who} .")
         elif kind == 3:
             thing = random.choice(THINGS)
-            told.append(f"{who} gave the {thing} to the {animal} .")
+            text.append(f"{who} gave the {thing} to the {animal} .")
         else:
-            told.append(f"the {animal} put the {thing} in the {where} .")
-    return " ".join(told)
+            text.append(f"the {animal} put the {thing} in the {where} .")
+    return " ".join(text)
 
 
 def repeated_words(random: Random, words: int, times: int) -> str:

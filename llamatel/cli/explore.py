@@ -62,9 +62,9 @@ class Explore:
             )
             print("  ".join((first, *others)))
 
-    def _save(self, *pictures: Picture, asked: bool = False) -> None:
-        """Into ``--out``; ``asked``: into the current folder without it."""
-        if self.out is None and not asked:
+    def _save(self, *pictures: Picture, requested: bool = False) -> None:
+        """Into ``--out``; ``requested``: into the current folder without it."""
+        if self.out is None and not requested:
             return
         if len(pictures) > 1 and self.out is not None and not self.out.is_dir():
             raise UsageError("several pictures need a folder: --out FOLDER")
@@ -122,10 +122,10 @@ class Explore:
             raise UsageError(f"no layer has an attention map (layer {layer}: {why})")
         if self.request.heads is not None:
             self._save(*(head_picture(run, layer, head) for layer in run.layers for head in run.layer(layer).heads),
-                       asked=True)  # fmt: skip
+                       requested=True)  # fmt: skip
         else:
             scores = head_scores(run)
-            self._save(*(attention_picture(run, layer, scores) for layer in run.layers), asked=True)
+            self._save(*(attention_picture(run, layer, scores) for layer in run.layers), requested=True)
 
     def _keys(self) -> None:
         from llamatel.explore.explore_child import capture
@@ -133,7 +133,7 @@ class Explore:
 
         run = capture(self.request, self.progress)
         layers = self.request.layers or tuple(run.layers)[:1] or (0,)
-        self._save(*(keys_picture(run, layer, token=self.token) for layer in layers), asked=True)
+        self._save(*(keys_picture(run, layer, token=self.token) for layer in layers), requested=True)
 
     def _matrices(self) -> None:
         from llamatel.explore.matrices import matrices, spectra_picture
@@ -226,7 +226,7 @@ def _rows(text: str | None) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _telling() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Progress on a terminal's standard error; gone when done."""
+    """Progress on a terminal's standard error, removed when done."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -237,7 +237,7 @@ def _telling() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
-    """The file, what its header says, whether it is the one that llamatel ships."""
+    """The file, its header, and whether it is the one that llamatel ships."""
     there = Path(name).expanduser().exists()
     if not there and name != "tiny":
         raise UsageError(f"{name}: there is no such file; give a GGUF on this machine, or tiny for the one we ship")
@@ -269,7 +269,7 @@ def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
 @click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp.")
 @click.option("-ngl", "--gpu-layers", type=int, default=0, metavar="N", help="Layers on the GPU.  [default: 0]")
 @click.option("--max-bytes", type=click.IntRange(min=1), default=1 << 30, show_default=True, metavar="N",
-              help="Refuse what takes more memory than this.")  # fmt: skip
+              help="Refuse what needs more memory than this.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="PATH",
               help="Where pictures (.png, or a folder), arrays (.npz) or the report (.html) go.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document in place of a table.")

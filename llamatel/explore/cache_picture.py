@@ -15,7 +15,7 @@ from llamatel.explore.picture import INK, Picture, new_figure, quiet
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """Attention of the first ``tokens`` tokens alone, and with ``added`` more behind them."""
+    """Attention of the first ``tokens`` tokens alone, and with ``added`` more after them."""
 
     tokens: int
     added: int

@@ -66,7 +66,7 @@ class Capture:
     """One forward pass (and the tokens generated after it).
 
     ``texts`` are the tokens as text, ``prompt_tokens`` how many were given; ``rows`` the positions that have a row.
-    ``missing`` says by layer why it has no map.
+    ``missing``: by layer, why it has no map.
     """
 
     model: str
@@ -135,10 +135,10 @@ class Capture:
             layers = {
                 int(index): LayerAttention(
                     index=int(index),
-                    **{**told, "heads": tuple(told["heads"])},
+                    **{**fields, "heads": tuple(fields["heads"])},
                     **{name: file[f"layer_{index}_{name}"] for name in _ARRAYS},
                 )
-                for index, told in about.pop("layers").items()
+                for index, fields in about.pop("layers").items()
             }
         about["missing"] = {int(index): why for index, why in about["missing"].items()}
         about["token_ids"], about["texts"] = tuple(about["token_ids"]), tuple(about["texts"])

@@ -1,7 +1,7 @@
 """llama.cpp in a process of its own: it ends itself where an assertion fails, and a notebook must survive that.
 
 The child reads one JSON document from standard input (what to do, where to put the result), writes progress as lines of
-JSON to standard output and llama.cpp's log to standard error. The memory of the model is gone when it ends.
+JSON to standard output and llama.cpp's log to standard error. The memory of the model is freed when it exits.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def _run(document: dict[str, Any], progress: Progress | None) -> Any:
                     stream.close()
         if result is None:
             log.seek(0)
-            raise ExploreError(f"llama.cpp ended by itself ({_ending(code)}): {_why(log.readlines())}")
+            raise ExploreError(f"llama.cpp exited ({_ending(code)}): {_why(log.readlines())}")
     if "error" in result:
         raise (UsageError if result["usage"] else ExploreError)(result["error"])
     return result["result"]
 
 
 def _talk(child: subprocess.Popen[str], document: dict[str, Any], progress: Progress | None) -> dict[str, Any] | None:
-    """Its last word: a result or an error; None if it died without."""
+    """Its last message: a result or an error; None if it died without."""
     if child.stdin is None or child.stdout is None:
         raise ExploreError("the child process has no pipes")
     try:
@@ -80,11 +80,11 @@ def _talk(child: subprocess.Popen[str], document: dict[str, Any], progress: Prog
     for line in child.stdout:
         if not line.startswith("{"):
             continue  # a library that prints
-        said: dict[str, Any] = json.loads(line)
-        if "progress" not in said:
-            return said
+        message: dict[str, Any] = json.loads(line)
+        if "progress" not in message:
+            return message
         if progress is not None:
-            progress(*said["progress"])
+            progress(*message["progress"])
     return None
 
 
@@ -93,10 +93,10 @@ def _ending(code: int) -> str:
 
 
 def _why(log: list[str]) -> str:
-    """The line of llama.cpp's log that says why."""
+    """The line of llama.cpp's log with the reason."""
     lines = [line.strip() for line in log[-_LINES_OF_LOG:] if line.strip()]
     telling = [line for line in lines if "GGML_ASSERT" in line or "error" in line.lower() or "abort" in line.lower()]
-    return (telling or lines or ["it left no word"])[0][:300]
+    return (telling or lines or ["it left no message"])[0][:300]
 
 
 def main() -> None:
@@ -106,24 +106,24 @@ def main() -> None:
 
     document = json.load(sys.stdin)
 
-    def say(word: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(word) + "\n")
+    def send(message: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
     def progress(what: str, done: int, total: int) -> None:
-        say({"progress": [what, done, total]})
+        send({"progress": [what, done, total]})
 
     try:
         if document["do"] == "capture":
             capture_here(CaptureRequest.from_dict(document["request"]), progress).save(document["out"])
-            say({"result": None})
+            send({"result": None})
         else:
             arguments = {name: document[name] for name in ("longest", "threads", "gpu_layers")}
-            say({"result": measure(document["model"], progress=progress, **arguments)})
+            send({"result": measure(document["model"], progress=progress, **arguments)})
     except LlamatelError as error:
-        say({"error": str(error), "usage": isinstance(error, UsageError)})
+        send({"error": str(error), "usage": isinstance(error, UsageError)})
     except MemoryError:
-        say({"error": "there is not enough memory", "usage": False})
+        send({"error": "there is not enough memory", "usage": False})
 
 
 if __name__ == "__main__":

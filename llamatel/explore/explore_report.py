@@ -31,7 +31,7 @@ tr.own td { font-weight: 600 } code { background: #f3f5f7; padding: .1rem .3rem;
 details { margin: .5rem 0 } summary { cursor: pointer; color: #2f6db5 }
 """
 _MOST_LAYERS = 4
-"""Layers that get a picture of their own where nobody chose."""
+"""Layers that get a picture of their own by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ class Report:
         if not self.scores:
             return ""
         counts = {kind: sum(score.kind == kind for score in self.scores) for kind in KINDS}
-        told = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+        kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
         half = (len(self.probe.token_ids)) // 2
         return (
             f"<h2>What the heads do</h2><p>Measured on {half} random tokens, twice over: what the second turn looks at "
             f"can only come from the first. A number is the head's score for its kind, a share of its attention. "
-            f"Of {len(self.scores)} heads: {told}.</p>"
+            f"Of {len(self.scores)} heads: {kinds}.</p>"
             f"{overview_picture(self.probe, self.scores).html()}"
             f"{_folded('All scores', scores_picture(self.probe, self.scores).html() + _scores_table(self.scores))}"
             f"{self._best()}"
@@ -107,13 +107,13 @@ class Report:
         if not run.layers:
             return ""
         prompt = "".join(run.texts[: run.prompt_tokens])
-        said = f", to which it added <code>{escape(printable(run.generated))}</code>" if run.generated else ""
+        added = f", to which it added <code>{escape(printable(run.generated))}</code>" if run.generated else ""
         pictures = "".join(
             _folded(f"Layer {layer}", attention_picture(run, layer, self.scores).html(), is_open=number == 0)
             for number, layer in enumerate(list(run.layers)[:_MOST_LAYERS])
         )
         return (
-            f"<h2>Attention</h2><p>The prompt: <code>{escape(printable(prompt, 400))}</code>{said}. Rows look at "
+            f"<h2>Attention</h2><p>The prompt: <code>{escape(printable(prompt, 400))}</code>{added}. Rows look at "
             f"columns; the upper right is empty, because no token sees a later one.</p>{pictures}"
         )
 
@@ -149,7 +149,7 @@ class Report:
             "effective rank",
         )
         return (
-            "<h2>Q, K, V and O</h2><p>Dequantised from the file. The effective rank says how many directions carry a "
+            "<h2>Q, K, V and O</h2><p>Dequantised from the file. The effective rank is how many directions carry a "
             f"matrix.</p>{spectra_picture(self.matrices, self.run.name).html()}{_folded('All', _table(head, rows))}"
         )
 
@@ -189,14 +189,14 @@ class Report:
             (v.variant.name, *(size(each) for each in v.read_bytes)) for v in self.variants if v.read_bytes is not None
         ]
         marked = [v.variant.own for v in self.variants]
-        told = _folded(
+        folded = _folded(
             "Bytes read for a decoded token, weights and cache",
             _table(("as", *(f"at {context:,}" for context in contexts)), reads),
         )
         return (
             "<h2>What if</h2><p>The same model, had its query heads shared their keys and values otherwise; f16 cache, "
             f"all layers keeping all tokens.</p>{what_if_picture(self.variants, self.run.name).html()}"
-            f"{_table(head, rows, marked)}{told if reads else ''}"
+            f"{_table(head, rows, marked)}{folded if reads else ''}"
         )
 
     def _notes(self) -> str:

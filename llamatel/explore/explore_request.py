@@ -1,4 +1,4 @@
-"""What to capture, and what that takes in memory."""
+"""What to capture, and the memory for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CELLS = 256
 class CaptureRequest:
     """One capture. ``layers``, ``heads`` None: all. ``rows``: positions whose rows are kept, from and up to.
 
-    ``prompt`` is text, or ``tokens`` are given; or ``repeat`` asks for so many random tokens, twice over. ``chat`` puts
+    ``prompt`` is text, or ``tokens`` are given; or ``repeat`` is a number of random tokens, used twice. ``chat`` puts
     the prompt into the model's chat template. ``generate`` tokens follow, the likeliest each time. ``cache_type`` is
     that of keys and values: f16, as servers keep them, or f32.
     """
@@ -53,8 +53,8 @@ class CaptureRequest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaptureRequest:
         """The opposite of ``as_dict``, after JSON."""
-        told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**told)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def chosen_layers(self, shape: ModelShape) -> tuple[int, ...]:
         """The layers that are looked at. Raises UsageError for one that the model has not."""
@@ -111,7 +111,7 @@ def bytes_needed(request: CaptureRequest, shape: ModelShape, tokens: int) -> Nee
 
 
 def check_memory(request: CaptureRequest, shape: ModelShape, tokens: int) -> None:
-    """Raises UsageError with the sum where a capture takes more than ``max_bytes``."""
+    """Raise UsageError with the sum where a capture needs more than ``max_bytes``."""
     needed = bytes_needed(request, shape, tokens)
     if needed.total > request.max_bytes:
         parts = (
@@ -119,6 +119,6 @@ def check_memory(request: CaptureRequest, shape: ModelShape, tokens: int) -> Non
             f"{needed.scores:,} in llama.cpp"
         )
         raise UsageError(
-            f"the attention of {tokens:,} tokens takes {needed.total:,} bytes ({parts}), more than --max-bytes "
+            f"the attention of {tokens:,} tokens needs {needed.total:,} bytes ({parts}), more than --max-bytes "
             f"{request.max_bytes:,}: choose fewer --layers, --heads or --rows, or a shorter prompt"
         )

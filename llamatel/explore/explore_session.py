@@ -62,7 +62,7 @@ class Session:
         self._api.llama_model_free(self._model)
 
     def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
-        """The text's tokens, with those that the model begins and ends with."""
+        """The text's tokens, with those that the model adds at the start and the end."""
         raw = text.encode()
         room = len(raw) + 16
         tokens = (self._api.llama_token * room)()
@@ -78,11 +78,11 @@ class Session:
         return buffer.raw[: max(n, 0)].decode(errors="replace")
 
     def random_tokens(self, count: int, seed: int) -> tuple[int, ...]:
-        """Different ordinary tokens, drawn at random, behind the token that the model begins with."""
+        """Different ordinary tokens, drawn at random, after the token that the model starts with."""
         api, chosen = self._api, random.Random(seed)
         total = api.llama_vocab_n_tokens(self.vocabulary)
         begin = api.llama_vocab_bos(self.vocabulary)
-        tokens: dict[int, None] = {}  # each once: what occurs twice is a repetition that nobody asked for
+        tokens: dict[int, None] = {}  # each once: a token that occurs twice would be an unwanted repetition
         for _ in range(1000 * count):
             token = chosen.randrange(total)
             text = self.text(token)
@@ -240,7 +240,7 @@ def _capture(session: Session, request: CaptureRequest, step: Progress) -> Captu
 
 
 def _renew(kept: dict[int, LayerRecord], later: dict[int, LayerRecord]) -> None:
-    """Keys and values of tokens behind the last row."""
+    """Keys and values of tokens after the last row."""
     for layer, record in later.items():
         if layer in kept:
             kept[layer].keys, kept[layer].values = record.keys, record.values

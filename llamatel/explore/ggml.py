@@ -48,7 +48,7 @@ class _InitParams(ctypes.Structure):
 
 
 class SoftMax(NamedTuple):
-    """What a node of the operation SOFT_MAX was told: the factor of the scores, and the slope's base of ALiBi."""
+    """The parameters of a SOFT_MAX node: the factor of the scores, and the base of ALiBi's slope."""
 
     scale: float
     max_bias: float
@@ -88,24 +88,24 @@ class Ggml:
         if not context:
             raise ExploreError(f"ggml_init failed; {_OTHER_BUILD}")
         try:
-            told = self._tell(context)
+            facts = self._facts(context)
         finally:
             lib.ggml_free(context)
-        wrong = [what for what, (found, expected) in told.items() if found != expected]
+        wrong = [what for what, (found, expected) in facts.items() if found != expected]
         if wrong:
             raise ExploreError(
                 f"this build of llama.cpp lays its tensors out in another way ({', '.join(wrong)}); {_OTHER_BUILD}"
             )
 
-    def _tell(self, context: int) -> dict[str, tuple[object, object]]:
+    def _facts(self, context: int) -> dict[str, tuple[object, object]]:
         """By field: what is read through our layout, and what it must be."""
         lib = self._library
         # ggml_tensor_overhead() = the object's head (32 bytes) + the struct.
-        told: dict[str, tuple[object, object]] = {
+        facts: dict[str, tuple[object, object]] = {
             "size": (lib.ggml_tensor_overhead() - 32, ctypes.sizeof(Tensor)),
         }
-        if told["size"][0] != told["size"][1]:
-            return told
+        if facts["size"][0] != facts["size"][1]:
+            return facts
         keys = lib.ggml_new_tensor_4d(context, _F16, 6, 5, 3, 1)
         queries = lib.ggml_new_tensor_4d(context, _F32, 6, 4, 3, 1)
         mask = lib.ggml_new_tensor_4d(context, _F32, 5, 4, 1, 1)
@@ -114,7 +114,7 @@ class Ggml:
         turned = lib.ggml_permute(context, queries, 0, 2, 1, 3)
         lib.ggml_set_name(soft, b"kq_soft_max-17")
         address = _address
-        return told | {
+        return facts | {
             "type": ((keys.contents.type, queries.contents.type), (_F16, _F32)),
             "ne": ([*keys.contents.ne, *scores.contents.ne], [6, 5, 3, 1, 5, 4, 3, 1]),
             "nb": ([*keys.contents.nb], [2, 12, 60, 180]),

@@ -79,7 +79,7 @@ def _layer_scores(run: Capture, layer: LayerAttention) -> list[HeadScores]:
     import numpy as np
 
     positions = np.array(run.rows)
-    told = _told(layer, positions)
+    spread = _spread(layer, positions)
     follows = _followers(run)
     return [
         HeadScores(
@@ -94,7 +94,7 @@ def _layer_scores(run: Capture, layer: LayerAttention) -> list[HeadScores]:
             entropy_bits=bits,
             sink=float(np.clip(1 - weights.sum(1).mean(), 0, 1)) if layer.sinks else 0.0,
         )
-        for head, weights, (uniform, bits) in zip(layer.heads, layer.weights, told, strict=True)
+        for head, weights, (uniform, bits) in zip(layer.heads, layer.weights, spread, strict=True)
     ]
 
 
@@ -117,7 +117,7 @@ def _local(weights: npt.NDArray[np.float32], positions: npt.NDArray[Any]) -> flo
 
 
 def _followers(run: Capture) -> dict[int, list[int]]:
-    """By position: the positions behind earlier occurrences of its token."""
+    """By position: the positions after earlier occurrences of its token."""
     seen: dict[int, list[int]] = {}
     found: dict[int, list[int]] = {}
     for position, token in enumerate(run.token_ids):
@@ -143,7 +143,7 @@ def _induction(
     )
 
 
-def _told(layer: LayerAttention, positions: npt.NDArray[Any]) -> list[tuple[float | None, float | None]]:
+def _spread(layer: LayerAttention, positions: npt.NDArray[Any]) -> list[tuple[float | None, float | None]]:
     """By head: entropy as a share of an even spread's, and in bits."""
     import numpy as np
 
@@ -151,9 +151,9 @@ def _told(layer: LayerAttention, positions: npt.NDArray[Any]) -> list[tuple[floa
     if len(chosen) < _FEWEST:
         return [(None, None)] * len(layer.heads)
     even = np.log2(np.maximum(layer.visible[chosen].sum(1), 2))
-    told: list[tuple[float | None, float | None]] = []
+    spread: list[tuple[float | None, float | None]] = []
     for weights in layer.weights:
         shares = weights[chosen] / np.maximum(weights[chosen].sum(1, keepdims=True), 1e-30)
         bits = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(1)
-        told.append((float((bits / even).mean()), float(bits.mean())))
-    return told
+        spread.append((float((bits / even).mean()), float(bits.mean())))
+    return spread

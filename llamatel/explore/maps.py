@@ -112,7 +112,7 @@ def overview_picture(run: Capture, scores: Sequence[HeadScores]) -> Picture:
 
 
 def scores_picture(run: Capture, scores: Sequence[HeadScores]) -> Picture:
-    """The scores behind the overview: a map each of layers × heads."""
+    """The scores of the overview: a map each of layers × heads."""
     import numpy as np
 
     names = [name for name in ("previous", "induction", "first", "current", "local", "uniform", "sink")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _COPIES = 4
-"""A matrix in f32, and what the decomposition needs beside it."""
+"""A matrix in f32, and what the decomposition needs with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def matrices(
 ) -> Iterator[Matrix]:
     """The matrices of the chosen layers, one after the other; one at a time is in memory.
 
-    Raises UsageError where the largest takes more than ``max_bytes``, ExploreError for a type gguf-py cannot read.
+    Raises UsageError where the largest needs more than ``max_bytes``, ExploreError for a type gguf-py cannot read.
     """
     if report.header is None or report.header.tensors is None:
         raise UsageError("matrices are read from a GGUF file on this machine")
@@ -78,7 +78,7 @@ def matrices(
     ]
     needed = max((_COPIES * 4 * tensor.n_elements for _, _, tensor in chosen), default=0)
     if needed > max_bytes:
-        raise UsageError(f"the largest matrix takes {needed:,} bytes to look at, more than --max-bytes {max_bytes:,}")
+        raise UsageError(f"the largest matrix needs {needed:,} bytes, more than --max-bytes {max_bytes:,}")
     for number, (layer, role, tensor) in enumerate(chosen):
         if progress is not None:
             progress("decomposing matrices", number, len(chosen))

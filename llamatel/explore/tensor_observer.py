@@ -55,7 +55,7 @@ class Observer:
     first_row: int = 0
     """Rows of this pass before it are not kept."""
     tokens: int = 0
-    """Tokens in the cache after this pass; cells behind them are empty."""
+    """Tokens in the cache after this pass; cells after them are empty."""
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     failure: Exception | None = None
 
@@ -96,7 +96,7 @@ class Observer:
                 seen = self.ggml.read(mask, planes=range(1), rows=range(self.first_row, mask.contents.ne[1]))
                 record.visible = seen[0, : record.weights.shape[1], : self.tokens] > -1e30
         else:
-            # Values lie transposed: value length × cells × heads.
+            # Values are transposed: value length × cells × heads.
             values = self.ggml.read(tensor.contents.src[0])
             record.values = values[:, :, : self.tokens].transpose(0, 2, 1).copy()
 

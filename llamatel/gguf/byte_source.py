@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from llamatel.errors import GGUFError
 
 MAX_HEADER = 256 << 20
-"""The largest header met is some 40 MB; a longer walk is refused, so that a sparse file cannot keep us busy."""
+"""The largest known header has some 40 MB; a longer one is refused, so that a sparse file costs no time."""
 
 MAX_STRING = 64 << 20
 """The longest string that is decoded. Chat templates have some 10 kB."""
@@ -77,7 +77,7 @@ class BytesSource:
 
 @lru_cache(maxsize=2)
 def _pairs(width: str) -> list[tuple[Any, int, int]]:
-    """For each length below 256: what unpacks it and the length of the string behind it; itself; what it adds up to."""
+    """For each length below 256: what unpacks it and the next string's length, the length, and the sum of both."""
     size = 2 * struct.calcsize(f"<{width}")
     return [(struct.Struct(f"<{width}{length}x{width}").unpack_from, length, length + size) for length in range(256)]
 
@@ -94,7 +94,7 @@ class Cursor:
         self.wide = True
         self._data = b""
         self._base = 0  # offset of _data[0] in the source
-        self._at = 0  # the next byte, counted from _base; may lie beyond _data after a skip
+        self._at = 0  # the next byte, counted from _base; may be past the end of _data after a skip
 
     @property
     def position(self) -> int:
@@ -106,7 +106,7 @@ class Cursor:
         return 8 if self.wide else 4
 
     def error(self, message: str, reading: str, offset: int | None = None) -> GGUFError:
-        """The error to raise for what begins at ``offset`` (here)."""
+        """The error to raise for an item that starts at ``offset`` (default: the next byte)."""
         where = self.position if offset is None else offset
         return GGUFError(message, offset=where, reading=reading, path=self.source.name)
 
@@ -131,12 +131,12 @@ class Cursor:
         if self.position + n_bytes > MAX_HEADER:
             raise self.error(f"the header would be longer than {MAX_HEADER >> 20} MiB", reading)
 
-    def take(self, n_bytes: int, reading: str) -> bytes:
+    def consume(self, n_bytes: int, reading: str) -> bytes:
         """The next bytes."""
         self._need(n_bytes, reading)
-        taken = self._data[self._at : self._at + n_bytes]
+        found = self._data[self._at : self._at + n_bytes]
         self._at += n_bytes
-        return taken
+        return found
 
     def rest(self, n_bytes: int) -> bytes:
         """Up to so many of the next bytes, which stay to be read; fewer where the file ends."""
@@ -175,7 +175,7 @@ class Cursor:
         if length > longest:
             raise self.error(f"a string of {length} bytes, where at most {longest} are read", reading, start)
         try:
-            return self.take(length, reading).decode()
+            return self.consume(length, reading).decode()
         except UnicodeDecodeError as error:
             raise self.error("not UTF-8", reading, start) from error
 
@@ -184,12 +184,12 @@ class Cursor:
         self._fits(count * least, reading)
 
     def skip(self, n_bytes: int, reading: str) -> None:
-        """Pass over bytes without reading them."""
+        """Skip bytes without reading them."""
         self._fits(n_bytes, reading)
         self._at += n_bytes
 
     def skip_strings(self, count: int, reading: str) -> None:
-        """Pass over strings, looking at their lengths only."""
+        """Skip strings, reading only their lengths."""
         self.room_for(count, self._length_bytes, reading)
         fast = self.order == "<"
         while count:
@@ -207,7 +207,7 @@ class Cursor:
         self._fits(0, reading)
 
     def _skip_pairs(self, pairs: int) -> int:
-        """Pass over strings two at a time while they are short and in memory; the number passed.
+        """Skip strings two at a time while they are short and in memory; returns how many.
 
         A vocabulary has some 800,000 strings, and a call for each costs more than all else in a header: the low byte of
         a length tells which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.

@@ -1,4 +1,4 @@
-"""The header of one file: everything that stands before a GGUF file's tensor data, and nothing behind it.
+"""The header of one file: everything before a GGUF file's tensor data, and nothing after it.
 
 Source: llama.cpp's ``ggml/src/gguf.cpp`` and ggml's ``docs/gguf.md``, versions 1 to 3, either byte order. What
 llama.cpp's own loader refuses is refused here too (nested arrays, duplicate keys, sizes that overflow), with two
@@ -33,10 +33,10 @@ _KINDS = {
 """GGUF's value types: our name and struct's character."""
 
 _PER_TOKEN = ("tokenizer.ggml.", "tokenizer.huggingface.")
-"""Arrays below these names have an element for each token or merge, and are passed over unless asked for."""
+"""Arrays below these names have an element for each token or merge, and are skipped unless requested."""
 
 _MAX_ARRAY = 16384
-"""Longer arrays are passed over too, whatever their name: nothing that describes a model has one."""
+"""Longer arrays are skipped too, whatever their name: nothing that describes a model has one."""
 
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
@@ -80,10 +80,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader(HtmlRepresentation):
-    """What a GGUF file says before its tensor data.
+    """What a GGUF file holds before its tensor data.
 
-    ``tensors`` is None if they were not asked for; ``tensor_count`` is known anyway, for a split model from the
-    metadata. ``data_offset`` is where the tensor data begins (None without the tensors), ``files`` the names of the
+    ``tensors`` is None if they were not requested; ``tensor_count`` is known anyway, for a split model from the
+    metadata. ``data_offset`` is where the tensor data starts (None without the tensors), ``files`` the names of the
     files read (one, or one a shard), ``file_sizes`` their bytes, ``big_endian`` the byte order.
     """
 
@@ -114,7 +114,7 @@ class GGUFHeader(HtmlRepresentation):
 
     @property
     def data_offset(self) -> int | None:
-        """Where the tensor data begins in ``path``; None without the tensors."""
+        """Where the tensor data starts in ``path``; None without the tensors."""
         return None if self.data_offsets is None else self.data_offsets[0]
 
     @property
@@ -125,7 +125,7 @@ class GGUFHeader(HtmlRepresentation):
 
     @property
     def file_type(self) -> str | None:
-        """``general.file_type`` by its name, ``Q4_K_M``; None if the file does not say, or says what we do not know."""
+        """``general.file_type`` by its name, ``Q4_K_M``; None if it is absent or not known."""
         return file_type_name(self.metadata.get("general.file_type"))
 
     @cached_property
@@ -154,8 +154,8 @@ class GGUFHeader(HtmlRepresentation):
 
     def __repr__(self) -> str:
         # Of hundreds of tensors, their number.
-        said = self.architecture or "an unnamed architecture"
-        return f"<GGUFHeader of {self.file}: {said}, {len(self.metadata)} keys, {self.tensor_count} tensors>"
+        architecture = self.architecture or "an unnamed architecture"
+        return f"<GGUFHeader of {self.file}: {architecture}, {len(self.metadata)} keys, {self.tensor_count} tensors>"
 
 
 def read_header(
@@ -187,11 +187,11 @@ def read_header(
 
 def _start(cursor: Cursor) -> int:
     """Magic and version, which tell the byte order."""
-    magic = cursor.take(4, "the magic number")
+    magic = cursor.consume(4, "the magic number")
     if magic != MAGIC:
         format_words = other_format(magic + cursor.rest(_START - len(magic)))
         hint = f": {format_words}" if format_words else ""
-        raise cursor.error(f"not a GGUF file, it begins with {magic!r}{hint}", "the magic number", 0)
+        raise cursor.error(f"not a GGUF file, it starts with {magic!r}{hint}", "the magic number", 0)
     version = cursor.u32("the version")
     if version and not version & 0xFFFF:
         version = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -220,7 +220,7 @@ def _metadata(cursor: Cursor, n_keys: int, read_arrays: bool | Collection[str]) 
         if not key:
             raise cursor.error("an empty key", f"metadata key {number + 1} of {n_keys}", start)
         if key in values:
-            raise cursor.error(f"the key {key[:200]!r} stands there twice", f"metadata key {number + 1}", start)
+            raise cursor.error(f"the key {key[:200]!r} occurs twice", f"metadata key {number + 1}", start)
         kind = cursor.u32(reading)
         if kind == _ARRAY:
             wanted = read_arrays if isinstance(read_arrays, bool) else key in read_arrays
@@ -282,7 +282,7 @@ def _tensors(cursor: Cursor, n_tensors: int, alignment: int, shard: int) -> tupl
         name = cursor.string(f"the name of tensor {number + 1} of {n_tensors}", _MAX_NAME)
         reading = f"tensor {name[:200]!r}"
         if name in tensors:
-            raise cursor.error(f"the tensor {name[:200]!r} stands there twice", f"tensor {number + 1}", start)
+            raise cursor.error(f"the tensor {name[:200]!r} occurs twice", f"tensor {number + 1}", start)
         n_dimensions = cursor.u32(reading)
         if n_dimensions > _MAX_DIMENSIONS:
             raise cursor.error(f"{n_dimensions} dimensions, where at most {_MAX_DIMENSIONS} can be", reading, start)

@@ -24,13 +24,13 @@ SILENCE_S = 20.0
 """Seconds between two bytes at most."""
 STEP_S = 20.0
 SLOWEST = 32 << 10
-"""A step may take STEP_S and a second for so many of its bytes: a server that sends a byte at a time is given up."""
+"""A step may take STEP_S and a second for so many of its bytes: reading from a slower server is an error."""
 TOTAL_S = 600.0
 """Seconds for all of a file's header."""
 REDIRECTS = 5
 _TRANSIENT = frozenset({429, 502, 503, 504})
 _PAUSES = (0.5, 1.0)
-"""Seconds before a request is repeated that the server could not answer for the moment."""
+"""Seconds before a request is sent again after a transient status."""
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -132,7 +132,7 @@ class UrlSource:
         )  # fmt: skip
 
     def _left(self, seconds: float) -> float:
-        """Seconds that a step may take. Raises HttpError where none are left of all."""
+        """Seconds that a step may take; at most what is left of TOTAL_S. Raises HttpError where that is nothing."""
         left = self._ends_at - time.monotonic()
         if left <= 0:
             raise HttpError("it took too long", kind="timeout")

@@ -83,7 +83,7 @@ class Metadata(Mapping[str, "Value"]):
         return self._names
 
     def __getattr__(self, name: str) -> Value:
-        if name.startswith("_"):  # also keeps copy and pickle, which ask before there are any values, from recursing
+        if name.startswith("_"):  # also keeps copy and pickle, which look before there are any values, from recursing
             raise AttributeError(name)
         names = self._attributes()
         if name not in names:

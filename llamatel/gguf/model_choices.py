@@ -1,4 +1,4 @@
-"""What is found where a model is looked for: a header, a configuration, or several files to choose from."""
+"""What a model reference leads to: a header, a configuration, or several files to choose from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A transformers-style ``config.json``. ``parameters`` is what its weights' headers say, if a Hub told us."""
+    """A transformers-style ``config.json``. ``parameters`` is their number in its weights, where the Hub knows it."""
 
     name: str
     config: dict[str, Any]
@@ -64,7 +64,7 @@ class Choices:
 
     @property
     def question(self) -> str:
-        """One line that says what there is to choose from."""
+        """One line that lists the models."""
         names = [self.reference(each) for each in self.choices[:SHOWN]]
         return f"{self.name} holds several models; name one of: {listed(names, len(self.choices))}"
 

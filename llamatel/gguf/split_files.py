@@ -55,7 +55,7 @@ def parse_gguf_header(
     """Read a local GGUF file's header; of a split model, given by any of its files, the whole model's.
 
     ``read_tensors``: the tensor table too. ``read_arrays``: decode the arrays with an element for each token, which are
-    otherwise passed over (``SkippedArray``): True for all, or the keys wanted. Raises GGUFError.
+    otherwise skipped (``SkippedArray``): True for all, or the keys wanted. Raises GGUFError.
     """
     return read_model(os.fspath(path), FileSource, read_tensors=read_tensors, read_arrays=read_arrays)
 
@@ -63,7 +63,7 @@ def parse_gguf_header(
 def read_model(
     name: str, open_shard: OpenShard, *, read_tensors: bool = False, read_arrays: bool | Collection[str] = False
 ) -> GGUFHeader:
-    """The header of a model, from all its files if the tensors are asked for, else from the first. Raises GGUFError."""
+    """The header of a model, from all its files if the tensors are requested, else from the first. Raises GGUFError."""
     names = shard_names(name)
     try:
         first = open_shard(names[0])
@@ -95,7 +95,7 @@ def read_model(
             )
         for tensor in part.tensors or ():
             if tensor.name in tensors:
-                raise GGUFError(f"tensor {tensor.name[:200]!r} stands in an earlier shard too", path=other)
+                raise GGUFError(f"tensor {tensor.name[:200]!r} is in an earlier shard too", path=other)
             tensors[tensor.name] = tensor
         sizes += part.file_sizes
         offsets += part.data_offsets or ()

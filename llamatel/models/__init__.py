@@ -1,4 +1,4 @@
-"""The model that llamatel ships. ``tiny.md`` says how it was made and what it cannot do."""
+"""The model that llamatel ships. ``tiny.md``: how it was made, and what it cannot do."""
 
 from __future__ import annotations
 
