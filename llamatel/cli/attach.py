@@ -6,9 +6,11 @@ input); with 1 if the key of the one server that was named is wrong, and when th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -31,11 +33,14 @@ from llamatel.cli.telemetry_options import (
 )
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.errors import LogSourceError, UsageError
+from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.log_file import open_log
 from llamatel.llama.log.log_source import LogSource
-from llamatel.llama.watch.fleet import Fleet, logged_server
+from llamatel.llama.watch.fleet import Access, Fleet, logged_server
+from llamatel.llama.watch.llama_swap import LlamaSwap
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
+from llamatel.telemetry.observer import Observer
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
@@ -51,6 +56,7 @@ class AttachOptions:
     log: str | None = None
     from_start: bool = False
     log_state: str | None = None
+    llama_swap: str | None = None
     exit_with_log: bool = False
     labels: tuple[str, ...] = ()
     interval: float = 1.0
@@ -66,6 +72,7 @@ class AttachOptions:
     metavar="FILE",
     help="Keep the read position of the log here, so that a restart goes on where reading ended.",
 )
+@click.option("--llama-swap", metavar="URL", help="A llama-swap: its models, and their requests from its log streams.")
 @click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends, instead of polling on.")
 @click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, help="A label for all series and spans.")
 @click.option(
@@ -95,12 +102,13 @@ def command(**values: Any) -> int:
     options = options_of(TelemetryOptions, values)
     what = options_of(AttachOptions, values)
     source = _source(what)
-    if source is None and (options.requests or options.jsonl):
-        raise UsageError("--requests and --jsonl show requests, which only a log tells: add --log FILE")
+    if source is None and what.llama_swap is None and (options.requests or options.jsonl):
+        raise UsageError("--requests and --jsonl show requests, which only a log has: add --log FILE")
     labels = dict(map(parse_label, what.labels))
     targets = TargetFiles(what.targets, [target(url) for url in what.urls], labels=labels)
     access = options_of(AccessOptions, values).access()
-    lines = None if source is None else request_lines(options)
+    swap = None if what.llama_swap is None else _llama_swap(what.llama_swap, access, labels)
+    lines = None if source is None and swap is None else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()
     follower: LogFollower | None = None
@@ -118,7 +126,7 @@ def command(**values: Any) -> int:
                 running.observer.watch(server)
             if len(fleet.servers) == 1 and not what.targets:
                 fleet.servers[0].check()
-            notes.print(f"llamatel: {_doing(source, fleet)}; Ctrl-C ends it", soft_wrap=True)
+            notes.print(f"llamatel: {_doing(source, fleet, what)}; Ctrl-C ends it", soft_wrap=True)
             about = {
                 "server": _servers(fleet, what),
                 "metrics": running.pipeline.metrics_url or "off",
@@ -135,8 +143,8 @@ def command(**values: Any) -> int:
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise
-    if source is not None:
-        if follower is not None and (why := follower.explanation) is not None:
+    if source is not None or swap is not None:
+        if source is not None and follower is not None and (why := follower.explanation) is not None:
             notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
         notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
     if ended is not None:
@@ -146,7 +154,7 @@ def command(**values: Any) -> int:
 
 def _source(what: AttachOptions) -> LogSource | None:
     if what.log is None:
-        if not what.urls and not what.targets:
+        if not what.urls and not what.targets and what.llama_swap is None:
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
         if what.from_start:
             raise UsageError("--from-start is about a log: add --log FILE")
@@ -155,22 +163,45 @@ def _source(what: AttachOptions) -> LogSource | None:
         if what.log_state is not None:
             raise UsageError("--log-state is about a log: add --log FILE")
         return None
-    if what.targets or len(what.urls) > 1:
+    if what.targets or len(what.urls) > 1 or what.llama_swap is not None:
         raise UsageError("a log tells of one server: give --log with one URL or none")
     return open_log(what.log, from_start=what.from_start, state=what.log_state)
 
 
-def _doing(source: LogSource | None, fleet: Fleet) -> str:
+def _doing(source: LogSource | None, fleet: Fleet, what: AttachOptions) -> str:
     if source is not None:
         return f"reading {source.name}"
-    number = len(fleet.servers)
+    number = len(fleet.servers) + (what.llama_swap is not None)
     return f"polling {number} server{'' if number == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _started(swap: LlamaSwap | None, observer: Observer) -> Iterator[None]:
+    """Observe a llama-swap, if there is one, for the time of the block. Raises ServerUnreachable."""
+    if swap is None:
+        yield
+        return
+    swap.check()
+    observer.watch(swap)
+    swap.start()
+    try:
+        yield
+    finally:
+        swap.stop()
+
+
+def _llama_swap(url: str, access: Access, labels: Mapping[str, str]) -> LlamaSwap:
+    where = target(url, labels=labels)
+    http = HttpClient(where.url, api_key=access.api_key, headers=access.headers, tls=access.tls)
+    return LlamaSwap(http, where.server)
 
 
 def _servers(fleet: Fleet, what: AttachOptions) -> str:
     if what.targets:
-        return ", ".join((*what.urls, *what.targets))
+        return ", ".join((*what.urls, *what.targets, *filter(None, (what.llama_swap,))))
     names = [" ".join(filter(None, (server.url, server.info.model))) for server in fleet.servers]
+    if what.llama_swap is not None:
+        names.append(f"{what.llama_swap} (llama-swap)")
     return ", ".join(names) or "as its log says; its state and its counters need a URL"
 
 

@@ -1,0 +1,142 @@
+"""llama-swap: a stand-in for its endpoints, written from its source, with the log of a real llama-server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from llamatel.errors import ServerUnreachable
+from llamatel.inputs.http import HttpClient
+from llamatel.llama.watch.llama_swap import LlamaSwap, parse_running
+from llamatel.records import Completion, Outcome, ServerInfo
+from tests.attached import Unmanaged, unmanaged
+from tests.parts import wait_until
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+
+
+class Swap:
+    """A stand-in for llama-swap: ``/running`` and ``/logs/stream/MODEL``; notes each path that is requested."""
+
+    def __init__(self) -> None:
+        self.running: list[dict[str, object]] = []
+        self.logs: dict[str, Path] = {}
+        self.asked: list[str] = []
+        swap = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                swap.asked.append(self.path)
+                path, _, query = self.path.partition("?")
+                model = path.removeprefix("/logs/stream/")
+                if path == "/running":
+                    self._send(json.dumps({"running": swap.running}).encode())
+                elif model in swap.logs:
+                    self._stream(swap.logs[model], from_end=query == "no-history")
+                else:
+                    self.send_error(400)
+
+            def _send(self, data: bytes) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _stream(self, log: Path, *, from_end: bool) -> None:
+                self.send_response(200)
+                self.end_headers()
+                with log.open("rb") as file:
+                    if from_end:
+                        file.seek(0, 2)
+                    while not swap.over.wait(0.02):
+                        self.wfile.write(file.read())
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.over = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def swap() -> Iterator[Swap]:
+    made = Swap()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def child(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Unmanaged]:
+    with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "-np", "2") as running:
+        yield running
+
+
+def test_requests_states_and_nothing_that_loads_a_model(swap: Swap, child: Unmanaged) -> None:
+    swap.logs["qwen/7b"] = swap.logs["qwen%2F7b"] = child.child.log
+    done: list[Completion] = []
+    observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
+    observed.check()
+    observed.subscribe(done.append)  # type: ignore[arg-type]
+    observed.start()
+    try:
+        assert [(state.server.key[:3], state.up) for state in observed.snapshots()] == [(("swap", 8080, None), True)]
+        swap.running = [{"model": "qwen/7b", "state": "ready", "cmd": "llama-server", "proxy": child.url}, {"state": 1}]
+        wait_until(lambda: any("/logs/stream/" in path for path in swap.asked), 20, "its log")
+        time.sleep(0.3)
+        answer = child.complete(6)
+        wait_until(lambda: done, 20, "the request")
+        [request] = done
+        assert (request.server.model, request.outcome, request.generated) == ("qwen/7b", Outcome.OK, 6)
+        assert request.prompt_tokens == answer["tokens_evaluated"]
+        _, model = observed.snapshots()
+        assert (model.server.model, model.state) == ("qwen/7b", "loaded")
+        assert model.router_model is not None
+        assert model.router_model.loads == 1
+        swap.running = []
+        wait_until(lambda: observed.snapshots()[1].state == "unloaded", 20, "it is unloaded")
+    finally:
+        observed.stop()
+    assert {path.partition("?")[0] for path in swap.asked} == {"/running", "/logs/stream/qwen%2F7b"}
+
+
+def test_llama_swap_that_does_not_answer(swap: Swap) -> None:
+    observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
+    observed.start()
+    wait_until(lambda: observed.snapshots()[0].up, 20, "it is up")
+    swap.close()
+    wait_until(lambda: observed.snapshots()[0].up is False, 20, "it is down")
+    observed.stop()
+    with pytest.raises(ServerUnreachable, match="/running: connection refused"):
+        LlamaSwap(HttpClient("http://127.0.0.1:1"), ServerInfo("swap", 1)).check()
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"running": 1}, {"running": {}}])
+def test_parse_running_invalid(document: object) -> None:
+    with pytest.raises(ValueError, match="llama-swap"):
+        parse_running(document)
+
+
+def test_parse_running() -> None:
+    entries = [
+        {"model": "a", "state": "ready"},
+        {"model": "b", "state": "starting"},
+        {"model": "c", "state": "stopped"},
+    ]
+    assert parse_running({"running": [*entries, {"model": 1, "state": "ready"}, None]}) == {
+        "a": "loaded",
+        "b": "loading",
+    }
