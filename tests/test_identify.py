@@ -60,7 +60,7 @@ def observe(server: HostileServer, prefix: str = "") -> ObservedServer:
         ({"/health": http(b"OK"), "/running": http({"running": []}), "/metrics": http(b"llama_swap_x 1\n")},
          "llama-swap, not llama.cpp: attach --llama-swap"),
         ({"/": http(b"Ollama is running"), "/api/version": http({"version": "0.30.0"})},
-         "Ollama, not llama.cpp: attach --ollama"),
+         "Ollama, not llama.cpp: give it Ollama's log"),
         ({"/health": http(b""), "/metrics": http(VLLM_METRICS),
           "/v1/models": http({"data": [{"id": "m", "owned_by": "vllm"}]})}, "vLLM, not llama.cpp"),
         (Everything(LM_STUDIO, v1=LM_STUDIO), "LM Studio, not llama.cpp"),

@@ -40,7 +40,7 @@ class Program:
     """What to do, after a colon."""
 
 
-OLLAMA = Program("Ollama", ": attach --ollama observes the servers that it runs")
+OLLAMA = Program("Ollama", ": give it Ollama's log, attach --log FILE, or the address of a server that it runs")
 LLAMA_SWAP = Program("llama-swap", ": attach --llama-swap URL observes the servers that it runs")
 _VLLM = Program("vLLM", ", which has metrics of its own")
 _LM_STUDIO = Program("LM Studio", ", which has no endpoints of llama.cpp's: give it its log, attach --log FILE")
