@@ -49,7 +49,7 @@ def test_power_is_integrated_by_the_mean_of_two_readings() -> None:
 
 def test_half_of_what_two_requests_took_together() -> None:
     flight = InFlight()
-    flight.ended(1.0, 3.0)
+    flight.finish(1.0, 3.0)
     pieces = flight.crowd(2.0, 5.0, running=[4.0])
     assert pieces == [(2.0, 3.0, 2), (3.0, 4.0, 1), (4.0, 5.0, 2)]
     steady = curve((0.0, 0.0), (10.0, 1000.0))
@@ -82,7 +82,7 @@ def test_shares_add_up_to_what_the_card_took_while_any_request_ran(
         later = [r for i, r in enumerate(requests) if (r[1], i) > (end, index)]
         running = [begun for begun, _ in later if begun <= end]
         taken = share([card], flight.crowd(start, end, running), start, end)
-        flight.ended(start, end)
+        flight.finish(start, end)
         assert taken is not None
         mine = [
             (watts[tenth // 10] / 10) / sum(a <= tenth / 10 < b for a, b in requests)
@@ -196,7 +196,7 @@ def test_requests_of_a_recorded_log_share_all_that_was_taken_while_any_ran(name:
     for each in requests:
         pieces = flight.crowd(each.started_at, each.ended_at, each.in_flight)
         taken = share([card], pieces, each.started_at, each.ended_at)
-        flight.ended(each.started_at, each.ended_at)
+        flight.finish(each.started_at, each.ended_at)
         given_out += taken or 0.0
     busy, until = 0.0, start
     for begun, over in sorted((r.started_at, r.ended_at) for r in requests):

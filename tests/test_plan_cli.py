@@ -101,14 +101,27 @@ def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsy
 
 
 def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--", "-c", "1024", "--jinja", "--temp", "-1", "-ncmoe", "4", "--ctxsize", "2048", "--mmproj", "eyes.gguf")
+    words = (
+        "--",
+        "-c",
+        "1024",
+        "--jinja",
+        "--temp",
+        "-1",
+        "--rpc",
+        "127.0.0.1:5",
+        "--ctxsize",
+        "2048",
+        "--mmproj",
+        "eyes.gguf",
+    )
     found = plan(capsys, str(tiny), "--device", "none", *words)
     assert found["kv_cache"]["cells"] == 1024
-    assert found["flags_not_counted"] == ["-ncmoe", "--mmproj"]
+    assert found["flags_not_counted"] == ["--rpc", "--mmproj"]
     assert found["flags_unknown"] == ["--ctxsize"]
     assert main(["plan", str(tiny), "--device", "none", *words]) == 0
     page = " ".join(capsys.readouterr().out.split())
-    assert "what -ncmoe, --mmproj changes" in page
+    assert "what --rpc, --mmproj changes" in page
     assert (
         "--ctxsize: llama-server of October and November 2026 (0.5.0-dev to 0.7.0) has no such flag; --ctx-size?"
         in page

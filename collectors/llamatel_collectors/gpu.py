@@ -1,4 +1,4 @@
-"""GPUs: what the driver tells, what a server has on them, the energy of requests and how near they come to the peak.
+"""GPUs: driver readings, what a server has on them, the energy of requests and their utilisation.
 
 Names are those of the semantic conventions (docs/hardware) where there is one. Without an NVIDIA GPU there is nothing.
 """
@@ -32,11 +32,11 @@ class GpuCollector(Collector):
         self._source = GpuSource(price_per_kwh=_price()) if source is None else source
 
     def start(self) -> None:
-        """Begin to read the driver."""
+        """Start reading the driver."""
         self._source.start()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop reading."""
         self._source.stop()
 
     def complete(self, completion: Completion) -> Completion:
@@ -48,7 +48,7 @@ class GpuCollector(Collector):
         return self._source.complete_snapshot(snapshot)
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
-        """Energy and utilisation of one request, as far as they could be told."""
+        """Energy and utilisation of one request, as far as they are known."""
         gpu = completion.gpu
         if gpu is None:
             return

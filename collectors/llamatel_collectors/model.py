@@ -52,7 +52,7 @@ def _labels(shape: ModelShape, placement: Placement | None) -> dict[str, str | i
 
 
 def _on_gpu(placement: Placement) -> str | None:
-    """``17/17``, or ``no GPU``; None where the log does not say."""
+    """``17/17``, or ``no GPU``; None where the log does not have it."""
     if placement.no_gpu:
         return "no GPU"
     return None if placement.gpu_layers is None else f"{placement.gpu_layers}/{placement.total_layers}"

@@ -22,7 +22,7 @@ from llamatel.plan.shape_from_config import shape_from_config
 
 @contextlib.contextmanager
 def fetching(reference: str) -> Iterator[Callable[[int], None] | None]:
-    """Show on a terminal's standard error how much of a header has come over the network; gone when it is there."""
+    """Show on a terminal's standard error how much of a header was fetched; removed when it is complete."""
     if not sys.stderr.isatty() or "/" not in reference:
         yield None
         return

@@ -1,4 +1,4 @@
-"""``llamatel plan``: what a server on a model takes: its caches to the byte, what fits, how fast it can be."""
+"""``llamatel plan``: what a server on a model needs: its caches to the byte, what fits, how fast it can be."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _devices(text: str | None) -> list[Device]:
 @click.option("--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900; without: what NVML sees.")
 @click.option("--host-bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S", help="Of host memory.")
 @click.option("--build", metavar="BUILD", help="llama.cpp's, as b11549; without: that of the installed server.")
-@click.option("--measure", "measured", is_flag=True, help="Ask llama.cpp's llama-fit-params as well.")
+@click.option("--measure", "measured", is_flag=True, help="Run llama.cpp's llama-fit-params as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @verbose_option
 def command(
@@ -101,14 +101,13 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """What a llama-server on MODEL takes: KV cache to the byte, weights, what fits, the speed that memory allows.
+    """Show what a llama-server on MODEL needs: KV cache to the byte, weights, what fits, the speed that memory allows.
 
-    MODEL is what `llamatel inspect` takes. A command line that one has can be pasted behind --, as it is (MODEL goes
-    before its -m):
+    MODEL is as for `llamatel inspect`. Paste a whole command line after -- (MODEL overrides its -m):
 
     llamatel plan -- -m model.gguf -c 32768 -np 4 -ctk q8_0 -ctv q8_0
     """
-    if model is not None and model.startswith("-"):  # all of it stood behind --
+    if model is not None and model.startswith("-"):  # everything is after --
         server_args, model = (model, *server_args), None
     host_bandwidth, build = values.pop("host_bandwidth"), values.pop("build")
     settings = parse_server_flags([*flag_words(values), *server_args])

@@ -1,4 +1,4 @@
-"""The types that llama-server accepts for K and V (common/arg.cpp:304) and what a row of them takes (ggml_row_size)."""
+"""The types that llama-server accepts for K and V (common/arg.cpp:304) and the bytes of a row (ggml_row_size)."""
 
 from __future__ import annotations
 

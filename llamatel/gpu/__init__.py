@@ -1,1 +1,1 @@
-"""The GPUs under a server: what the driver tells, the energy of a request, how close it comes to the hardware."""
+"""GPUs: driver readings, the energy of a request, and utilisation of the hardware."""

@@ -38,7 +38,7 @@ def decode_bytes(shape: ModelShape, settings: ServerSettings, context: int) -> i
 
 
 def prefill_operations(shape: ModelShape, computed: int, cached: int) -> float | None:
-    """Floating-point operations for ``computed`` prompt tokens behind ``cached`` ones.
+    """Floating-point operations for ``computed`` prompt tokens after ``cached`` ones.
 
     Two for each weight and token (of the output layer for one token only), and those of attention. None where the
     weights are not known.
@@ -81,7 +81,7 @@ def _together(values: Sequence[float | None], settings: ServerSettings) -> float
 def decode_ceiling(
     shape: ModelShape, settings: ServerSettings, devices: Sequence[DeviceSnapshot], context: int
 ) -> float | None:
-    """The most tokens a second that bandwidth allows one request behind ``context`` tokens."""
+    """The most tokens a second that bandwidth allows one request after ``context`` tokens."""
     bandwidth = _together([device.bandwidth for device in devices], settings)
     each = decode_bytes(shape, settings, context)
     return bandwidth / each if bandwidth is not None and each else None
@@ -90,7 +90,7 @@ def decode_ceiling(
 def bandwidth_utilization(
     completion: Completion, shape: ModelShape, settings: ServerSettings, devices: Sequence[DeviceSnapshot]
 ) -> float | None:
-    """Share of the cards' memory bandwidth that decoding this request took, as if it had run alone."""
+    """Share of the cards' memory bandwidth that decoding this request used, as if it had run alone."""
     if completion.decode_s is None or not completion.generated or completion.generated < 2 or completion.decode_s <= 0:
         return None
     bandwidth = _together([device.bandwidth for device in devices], settings)
@@ -106,7 +106,7 @@ def bandwidth_utilization(
 def flops_utilization(
     completion: Completion, shape: ModelShape, settings: ServerSettings, devices: Sequence[DeviceSnapshot]
 ) -> float | None:
-    """Share of the cards' peak arithmetic (dense FP16) that prefilling this request took."""
+    """Share of the cards' peak arithmetic (dense FP16) that prefilling this request used."""
     if not completion.prefill_s or not completion.prompt_computed or completion.prompt_cached is None:
         return None
     peak = _together([device.peak_flops for device in devices], settings)

@@ -1,4 +1,4 @@
-"""The energy of a request: what the cards took while it ran, divided among the requests that ran with it."""
+"""The energy of a request: what the cards used while it ran, divided among the requests that ran at the time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EnergyCurve:
         return (self._times[-1], self._joules[-1]) if self._times else None
 
     def counted(self, time: float, joules: float) -> None:
-        """A reading of the energy counter. One that runs backwards began anew: what was before is forgotten."""
+        """A reading of the energy counter. One that decreases was reset: earlier readings are dropped."""
         if self._joules and joules < self._joules[-1]:
             self._times.clear()
             self._joules.clear()
@@ -63,8 +63,8 @@ class EnergyCurve:
             if stamps[after] == time:
                 found.append(joules[after])
                 continue
-            begun, ended = stamps[after - 1], stamps[after]
-            part = (time - begun) / (ended - begun)
+            start, end = stamps[after - 1], stamps[after]
+            part = (time - start) / (end - start)
             found.append(joules[after - 1] + part * (joules[after] - joules[after - 1]))
         return found
 
@@ -81,14 +81,14 @@ class EnergyCurve:
 
 
 class InFlight:
-    """Which requests ran when, told by those that ended: each knows which others still ran at its end."""
+    """When requests ran, from finished ones: each has the starts of those still running at its end."""
 
     def __init__(self, kept: int = 4096) -> None:
-        self._ended: deque[tuple[float, float]] = deque(maxlen=kept)
+        self._finished: deque[tuple[float, float]] = deque(maxlen=kept)
 
-    def ended(self, started_at: float, ended_at: float) -> None:
-        """A request is over."""
-        self._ended.append((started_at, ended_at))
+    def finish(self, started_at: float, finished_at: float) -> None:
+        """Record a finished request."""
+        self._finished.append((started_at, finished_at))
 
     def crowd(self, start: float, end: float, running: Iterable[float]) -> list[tuple[float, float, int]]:
         """Pieces of the time from ``start`` to ``end`` with the number of requests that ran, our own included.
@@ -97,10 +97,10 @@ class InFlight:
         """
         begins = [max(started, start) for started in running if started < end]
         finishes: list[float] = []
-        for started, ended in self._ended:
-            if ended > start and started < end:
+        for started, finished in self._finished:
+            if finished > start and started < end:
                 begins.append(max(started, start))
-                finishes.append(min(ended, end))
+                finishes.append(min(finished, end))
         begins.sort()
         finishes.sort()
         edges = sorted({start, end, *begins, *finishes})

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, read on a thread of their own: a driver that hangs or vanishes stops nobody else."""
+"""Reads this machine's GPUs in a thread of its own, so that a driver that hangs or disappears stops nothing else."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import bandwidth_utilization, flops_utilization
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
 from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
-from llamatel.gpu.offload import devices_of, layers_asked
+from llamatel.gpu.offload import devices_of, requested_layers
 from llamatel.records import Completion, RequestGpu, ServerInfo
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 
 _log = logging.getLogger(__name__)
 
 ENERGY_EVERY_S = 0.2
-"""How often the energy counter is read; one reading takes NVML 1 to 3 ms."""
+"""How often the energy counter is read; one reading needs 1 to 3 ms."""
 DEVICES_EVERY_S = 1.0
 STALE_S = 5.0
 """A reading older than that is no reading: the driver hangs."""
 _AGAIN_S = 30.0
-"""After a driver has gone away, it is looked for so often."""
+"""How often a driver that disappeared is looked for."""
 _SERVERS = 64
 JOULES_PER_KWH = 3.6e6
 
 
 class Driver(Protocol):
-    """What is asked of ``Nvml``."""
+    """What is used of ``Nvml``."""
 
     def read(self) -> tuple[DeviceSnapshot, ...]:
         """All GPUs."""
@@ -44,7 +44,7 @@ class Driver(Protocol):
 
 
 class GpuSource:
-    """Reads the driver, keeps its energy over time, and says what a request took of it.
+    """Reads the driver, keeps its energy over time, and computes each request's share.
 
     ``price_per_kwh`` is in any currency; without it there is no cost.
     """
@@ -77,7 +77,7 @@ class GpuSource:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a thread that hangs in the driver is left behind."""
+        """Stop; a thread that hangs in the driver is abandoned."""
         self._ending.set()
         with self._changed:
             self._changed.notify_all()
@@ -102,7 +102,7 @@ class GpuSource:
         return replace(snapshot, devices=devices)
 
     def complete(self, completion: Completion) -> Completion:
-        """Add what a request took. Waits for the next reading of the energy, some tenths of a second at most."""
+        """Add a request's energy and utilisation. Waits for the next reading, some tenths of a second at most."""
         devices = self.devices()
         if not devices:
             return completion
@@ -125,7 +125,7 @@ class GpuSource:
         # Servers that share cards share their energy.
         crowd = self._in_flight.setdefault(tuple(device.id for device in holding), InFlight())
         pieces = crowd.crowd(start, end, completion.in_flight)
-        crowd.ended(start, end)
+        crowd.finish(start, end)
         self._wait_past(end)
         with self._changed:
             curves = [self._curves[device.id] for device in holding if device.id in self._curves]
@@ -149,7 +149,7 @@ class GpuSource:
         )
 
     def _wait_past(self, moment: float) -> None:
-        """Until the energy was read after ``moment``; not longer than that takes where the driver is well."""
+        """Until the energy was read after ``moment``; not longer than that needs with a working driver."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ending.is_set() or self._known_until() >= moment,
@@ -174,12 +174,12 @@ class GpuSource:
                 self._ending.wait(_AGAIN_S)
                 continue
             if was_there:
-                _log.info("the GPU driver answers again")
+                _log.info("the GPU driver is back")
             was_there = True
             try:
                 self._watch(driver)
             except DriverGone as error:
-                _log.warning("the GPU driver has gone away (%s); it is looked for again", error)
+                _log.warning("the GPU driver is gone (%s); looking for it again", error)
                 with self._changed:
                     self._devices, self._curves = (), {}
                 self._ending.wait(_AGAIN_S)
@@ -189,12 +189,12 @@ class GpuSource:
     def _watch(self, driver: Driver) -> None:
         read_at = float("-inf")
         while not self._ending.is_set():
-            begun = time.monotonic()
+            started = time.monotonic()
             self._take_energy(driver.energy())
-            if begun - read_at >= DEVICES_EVERY_S - self._every / 2:
+            if started - read_at >= DEVICES_EVERY_S - self._every / 2:
                 self._take_devices(driver.read())
-                read_at = begun
-            self._ending.wait(max(0.0, self._every - (time.monotonic() - begun)))
+                read_at = started
+            self._ending.wait(max(0.0, self._every - (time.monotonic() - started)))
 
     def _take_energy(self, readings: dict[str, tuple[float, float | None, float | None]]) -> None:
         with self._changed:
@@ -223,5 +223,5 @@ def _all_on_gpu(state: ServerSnapshot) -> bool:
     placement = state.placement
     if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
         return placement.gpu_layers >= placement.total_layers
-    asked = layers_asked(state)
-    return asked is None or state.model is None or asked > len(state.model.layers)
+    layers = requested_layers(state)
+    return layers is None or state.model is None or layers > len(state.model.layers)

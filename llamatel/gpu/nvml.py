@@ -33,7 +33,7 @@ THROTTLES: dict[int, str] = {
 
 
 class NoGpu(Exception):
-    """There is no NVIDIA GPU to read, or no way to; the message says why."""
+    """There is no NVIDIA GPU to read, or no way to; the message has the reason."""
 
 
 class DriverGone(Exception):
@@ -130,7 +130,7 @@ class Nvml:
                 for number in range(self._get("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
                     slice_ = self._get("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
                     if slice_ is not None:
-                        # A slice has a part of the card's bandwidth and arithmetic that NVML does not tell.
+                        # A slice has a part of the card's bandwidth and arithmetic that NVML does not report.
                         part = replace(self._describe(slice_, driver), bandwidth=None, peak_flops=None)
                         yield _Device(slice_, replace(part, parent=whole.id), None)
 
@@ -182,7 +182,7 @@ class Nvml:
         )
 
     def _memory(self, handle: Any) -> Any:
-        """The newer call tells what the driver keeps apart from what processes use; the older one adds them."""
+        """The newer call separates what the driver reserves from what processes use; the older one adds them."""
         version = getattr(self._nvml, "nvmlMemory_v2", None)
         found = None if version is None else self._get("nvmlDeviceGetMemoryInfo", handle, version)
         return self._get("nvmlDeviceGetMemoryInfo", handle) if found is None else found
@@ -207,7 +207,7 @@ class Nvml:
         return None if found is None else str(_decoded(found))
 
     def _get(self, call: str, *arguments: Any) -> Any:
-        """What a call of NVML says; None where this driver or card does not have it."""
+        """What a call of NVML returns; None where this driver or card does not have it."""
         function = getattr(self._nvml, call, None)
         if function is None:
             return None

@@ -8,10 +8,10 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _IN_USE_BYTES = 200 << 20
-"""A card with less than that in use holds no model: a CUDA context alone takes more than 100 MiB."""
+"""A card with less than that in use holds no model: a CUDA context alone uses more than 100 MiB."""
 
 
-def layers_asked(state: ServerSnapshot) -> int | None:
+def requested_layers(state: ServerSnapshot) -> int | None:
     """``-ngl`` as a number; None where llama.cpp itself was to decide. ``all`` is more than any model has."""
     return None if state.settings is None else state.settings.gpu_layers
 
@@ -34,44 +34,44 @@ def devices_of(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> tupl
         return (), False
     if state.placement is not None and (state.placement.no_gpu or state.placement.gpu_layers == 0):
         return (), False
-    if layers_asked(state) == 0:
+    if requested_layers(state) == 0:
         return (), False
     return tuple(device for device in candidates if (device.memory_used or 0) >= _IN_USE_BYTES), True
 
 
 def process_bytes(state: ServerSnapshot, device: DeviceSnapshot) -> int | None:
-    """What the driver says that the server's process holds on a GPU."""
+    """Memory of the server's process on a GPU, by the driver."""
     if device.processes is None or state.server.pid is None:
         return None
     return device.processes.get(state.server.pid)
 
 
 def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool | None:
-    """Whether a server lacks on GPUs what it was asked to put there; None where nobody can tell.
+    """Whether fewer layers are on GPUs than were requested; None where that is unknown.
 
-    llama.cpp says at ``-lv 3`` only that it has no GPU at all, at ``-lv 4`` how many layers went there. In between the
+    llama.cpp logs at ``-lv 3`` only that it has no GPU at all, at ``-lv 4`` how many layers went there. In between the
     driver helps: a process that holds less than the weights cannot have all of them there.
     """
     if state.up is not True:
         return None
-    asked, placement, shape = layers_asked(state), state.placement, state.model
-    if asked == 0:
+    requested, placement, shape = requested_layers(state), state.placement, state.model
+    if requested == 0:
         return None
     if placement is not None and placement.no_gpu:
-        # Without a number it takes what there is; then it is only a loss if there is a card.
-        return True if asked is not None or devices else None
+        # Without a number it uses what there is; then it is only a loss if there is a card.
+        return True if requested is not None or devices else None
     if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
-        if asked is None:
+        if requested is None:
             return bool(devices) and placement.gpu_layers == 0
-        return placement.gpu_layers < min(asked, placement.total_layers)
+        return placement.gpu_layers < min(requested, placement.total_layers)
     holding, assumed = devices_of(state, devices)
-    if assumed or not devices or asked is None:
+    if assumed or not devices or requested is None:
         return None
     if not holding:
         # Vulkan's processes may be in no list.
         listed = all(device.processes_complete for device in devices) and not _by_other_backend(state)
         return True if listed and any(device.processes for device in devices) else None
-    return _too_small(state, holding, asked, shape)
+    return _too_small(state, holding, requested, shape)
 
 
 def _by_other_backend(state: ServerSnapshot) -> bool:
@@ -81,11 +81,11 @@ def _by_other_backend(state: ServerSnapshot) -> bool:
 
 
 def _too_small(
-    state: ServerSnapshot, holding: Sequence[DeviceSnapshot], asked: int, shape: ModelShape | None
+    state: ServerSnapshot, holding: Sequence[DeviceSnapshot], requested: int, shape: ModelShape | None
 ) -> bool | None:
     sizes = [process_bytes(state, device) for device in holding]
     if shape is None or shape.weights is None or None in sizes:
         return None
     layers = [*shape.weights.layer_bytes, shape.weights.output_bytes]
-    wanted = sum(layers[max(0, len(layers) - asked) :])
+    wanted = sum(layers[max(0, len(layers) - requested) :])
     return sum(size for size in sizes if size is not None) < wanted

@@ -40,7 +40,7 @@ def _offload(found: ExpertOffload, blocks: int) -> str:
         return text
     devices_ms = 1e3 * sum(each for each in on_devices if each is not None)
     return (
-        f"{text} (a token takes the GPU {devices_ms:.2g} ms at least, and reads {host.n_bytes / 1e9:.2g} GB in host "
+        f"{text} (a token needs at least {devices_ms:.2g} ms of GPU, and reads {host.n_bytes / 1e9:.2g} GB in host "
         "memory: --host-bandwidth GB/S for tokens a second)"
     )
 
@@ -77,7 +77,7 @@ def advise(facts: Facts) -> Iterator[str]:
         yield f"llama-server does not load the model: {facts.memory.refused}"
         return
     if shape.aborts is not None:
-        yield f"llama-server takes this memory and then aborts: {shape.aborts}"
+        yield f"llama-server allocates this memory and then aborts: {shape.aborts}"
     if shape.draft is not None and not (settings.spec_types or shape.draft.drafts_as):
         yield "llama-server loads the draft model, and drafts with it only with --spec-type draft-simple"
     if cache.cells is not None and facts.devices and shape.weights is not None:
@@ -107,7 +107,7 @@ def _smaller(facts: Facts, where: str, context: int) -> Iterator[str]:
         if found.fits:
             yield f"fits on {where} with the layers shared out evenly: {_flags(better, memory.total_layers, context)}"
             return
-    yield f"does not fit as a whole on {where} with -c {context}"
+    yield f"does not fit {'as a whole ' if facts.experts else ''}on {where} with -c {context}"
     if facts.experts:
         yield from (_offload(found, len(shape.layers)) for found in _best(facts.experts))
         return

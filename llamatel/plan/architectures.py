@@ -1,9 +1,9 @@
-"""llama.cpp's architectures: one row each, with what its loader decides that the metadata does not say.
+"""llama.cpp's architectures: one row each, with what its loader decides and the metadata does not state.
 
 Source: the trees of October 2026 (0.5.0-dev to b11434), ``src/models/*.cpp`` (load_arch_hparams),
 ``src/llama-model.cpp`` (load_hparams, create_memory), ``src/llama-arch.cpp``. A new architecture of llama.cpp is a row
-here; it counts as exact for the builds that ``make verify`` has compared it with (``verified.py``). A row says what the
-newest build does; ``earlier`` says what older builds did otherwise.
+here; it counts as exact for the builds that ``make verify`` has compared it with (``verified.py``). A row describes the
+newest build; ``earlier`` what older builds did differently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Window:
     """Which layers look back on a window only, and how far."""
 
     period: int | None = None
-    """Of ``period`` layers the last is dense (the first with ``dense_first``); None: the file's array says which."""
+    """Of ``period`` layers the last is dense (the first with ``dense_first``); None: the file's array lists them."""
     dense_first: bool = False
     when: Literal["always", "positive", "unless zero"] = "always"
     """Whether ``attention.sliding_window`` switches it on."""
@@ -44,7 +44,7 @@ class Recurrent:
     state: Literal["rwkv", "shortconv", "kda", "linear", "ssm"]
     layers: Literal["all", "no KV heads", "no KV heads, no feed-forward", "interval"] = "all"
     interval: int = 4
-    """Every so many layers one attends, unless ``full_attention_interval`` or an array says otherwise."""
+    """Every so many layers one attends, unless ``full_attention_interval`` or an array overrides it."""
     groups: bool = True
     """Whether ``ssm.group_count`` is read."""
 
@@ -60,7 +60,7 @@ class Earlier:
     """What builds before a number did otherwise."""
 
     before: int
-    """The first build that does as the row says."""
+    """The first build that the row describes."""
     changes: Mapping[str, Any]
     """Fields of the row, with the values of that time."""
 
@@ -81,7 +81,7 @@ class Architecture:
     own_kv: int | None = None
     """Only so many layers keep keys and values; the rest read theirs."""
     shared_kv_key: bool = False
-    """``attention.shared_kv_layers`` says how many of the last layers read those of others."""
+    """``attention.shared_kv_layers`` is the number of last layers that read those of others."""
     drafting_cached: bool = False
     """The main context also caches the blocks that draft."""
     extra_layer: bool = False

@@ -27,7 +27,7 @@ class Variant:
     """The model is this variant."""
 
     def cache_bytes(self, bytes_per_value: float = 2.0) -> float:
-        """Bytes of the cache that one token takes; 2 bytes a value is f16."""
+        """Bytes of the cache per token; 2 bytes a value is f16."""
         return self.cache_values * bytes_per_value
 
 
@@ -96,7 +96,7 @@ def compare_shape(
     """The comparison for a model's attending layers that keep keys and values; () where its heads are not known.
 
     ``bias``: its projections have biases. ``head_lengths``: key and value length of a head of a latent model (MLA),
-    whose layers tell those of the latent vector; without it a latent model has no comparison.
+    whose layers have those of the latent vector; without it a latent model has no comparison.
     """
     attending = [layer for layer in shape.trunk if layer.attends and layer.kv_from is None and layer.kv_heads]
     embedding = shape.embedding_length

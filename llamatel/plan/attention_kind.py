@@ -17,7 +17,7 @@ class TokenBytes:
 
     @property
     def total(self) -> int:
-        """Both: what a token takes as long as every layer holds it."""
+        """Both: a token's bytes as long as every layer holds it."""
         return self.lasting + self.windowed
 
 

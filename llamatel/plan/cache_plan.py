@@ -25,7 +25,7 @@ _CSA, _HCA = 4, 128
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
-    """What one layer's tensors of one cache take."""
+    """Bytes of one layer's tensors in one cache."""
 
     layer: int
     k: int = 0
@@ -66,12 +66,12 @@ class CachePart:
 
 @dataclass(frozen=True, slots=True)
 class CachePlan(HtmlRepresentation):
-    """All caches of a server, in bytes, over all its contexts. ``parts`` is empty where ``refused`` says why."""
+    """All caches of a server, in bytes, over all its contexts. ``parts`` is empty if it is ``refused``."""
 
     cells: Cells | None
     parts: tuple[CachePart, ...] = ()
     refused: str | None = None
-    """What llama-server says when it does not start with these settings."""
+    """llama-server's message when it does not start with these settings."""
     exact: bool = False
     why_not_exact: str | None = None
     verified_with: str | None = None
@@ -87,7 +87,7 @@ class CachePlan(HtmlRepresentation):
         return sum(part.total_bytes for part in self.parts)
 
     def by_layer(self, layers: int, *, separate: bool = False) -> list[int]:
-        """Bytes that lie with each layer of the model, or of the ``separate`` one that drafts, wherever that is."""
+        """Bytes of each layer of the model, or of the ``separate`` one that drafts, on whatever device."""
         sizes = [0] * layers
         for part in self.parts:
             for layer in part.layers if part.separate is separate else ():
@@ -110,7 +110,7 @@ class _Context:
 
 
 def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
-    """The caches of a llama-server with these settings, and with ``shape.draft`` beside it where there is one.
+    """The caches of a llama-server with these settings, and with ``shape.draft`` if there is one.
 
     Never raises for a model; what is unknown makes it inexact.
     """
@@ -207,7 +207,7 @@ def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
 
 
 def _v_width(context: _Context, layer: LayerShape, width: Callable[[LayerShape], int]) -> int:
-    """Values of V in one cell: without flash attention V lies transposed, and all layers are as wide as the widest."""
+    """Values of V in one cell: without flash attention V is transposed, and all layers are as wide as the widest."""
     return width(layer) if context.flash else max(map(width, context.shape.layers))
 
 

@@ -1,4 +1,4 @@
-"""What no header tells exactly: llama.cpp's compute buffer. An estimate, always labelled as one.
+"""Estimates llama.cpp's compute buffer, which no header states; always labelled as an estimate.
 
 The terms are the largest tensors alive at once in llama.cpp's graph of one micro-batch: the activations around a
 feed-forward, the attention mask, and without flash attention every head's scores. They give the buffer of the CPU
@@ -36,7 +36,7 @@ def _widest(layers: list[LayerShape]) -> tuple[int, int, int]:
 
 
 def compute_bytes(shape: ModelShape, cells: Cells, *, flash: bool) -> int | None:
-    """llama-server's compute buffer; None where the model does not tell its width."""
+    """llama-server's compute buffer; None where the model's width is unknown."""
     embedding = shape.embedding_length
     if embedding is None:
         return None

@@ -18,7 +18,7 @@ class Device:
     bandwidth: float | None
     source: str
     reserved: int = 0
-    """Not to be had by llama.cpp: what a driver's context takes (an estimate, see ``RESERVED_MIB``)."""
+    """Not available to llama.cpp: what a driver's context uses (an estimate, see ``RESERVED_MIB``)."""
     peak_flops: float | None = None
     """Dense FP16/BF16 arithmetic (see ``gpus``)."""
 
@@ -29,12 +29,12 @@ class Device:
 
 
 RESERVED_MIB = 450
-"""Estimate of what cannot be had on a card: what the driver keeps, and what CUDA takes beside llama.cpp's buffers."""
+"""Estimate of what is not available on a card: what the driver reserves, and what CUDA itself uses."""
 HOPPER_RESERVED_MIB = 1190
 """Seen on an H100 80GB HBM3 (driver 580, CUDA 13): the driver keeps 480 MiB of what NVML calls the total; context,
-kernels and cuBLAS take 588 MiB once a model is loaded, 697 to 772 after the first long prompt, whatever the model."""
+kernels and cuBLAS use 588 MiB once a model is loaded, 697 to 772 after the first long prompt, whatever the model."""
 CONTEXT_MIB = 710
-"""Of that, what CUDA takes: for cards whose driver tells what it keeps. An older card may take less."""
+"""Of that, what CUDA uses: for cards whose driver reports what it reserves. An older card may use less."""
 _HOPPER = ("H100", "H200")
 _METAL_SHARE = 0.75
 """Of Apple's unified memory, what Metal lets a process keep resident (recommendedMaxWorkingSetSize; two thirds below
@@ -42,14 +42,14 @@ _METAL_SHARE = 0.75
 
 
 def known_devices() -> list[str]:
-    """Names that ``parse_devices`` takes."""
+    """Names that ``parse_devices`` accepts."""
     return [*BY_KEY, *(f"{name}:SIZE" for name in APPLE)]
 
 
 def _one(name: str, size: str | None) -> Device:
     if name in APPLE:
         if size is None:
-            raise UsageError(f"say how much memory it has: --device {name}:32G")
+            raise UsageError(f"name its memory: --device {name}:32G")
         total = round(float(size)) << 30
         share = _METAL_SHARE if total >= 36 << 30 else 2 / 3
         return Device(f"Apple {name}", int(total * share), APPLE[name] * GB, APPLE_SOURCE)
@@ -68,7 +68,7 @@ def parse_devices(text: str) -> list[Device]:
     for part in text.lower().replace(" ", "").split("+"):
         found = re.fullmatch(r"([a-z0-9_-]+?)(?::([\d.]+)g?b?(?:,([\d.]+))?)?(?:x([1-9]\d?))?", part)
         if found is None:
-            raise UsageError(f"'{part}' is no device: say t4x2, rtx4090, m4-max:64G or other:24G,900")
+            raise UsageError(f"'{part}' is not a device: use t4x2, rtx4090, m4-max:64G or other:24G,900")
         name, size, bandwidth, number = found.groups()
         if bandwidth is not None:
             speed, memory = float(bandwidth) * GB, int(float(size) * (1 << 30))

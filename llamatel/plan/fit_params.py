@@ -1,4 +1,4 @@
-"""Ask llama.cpp instead of estimating: ``llama-fit-params`` loads without allocating and prints what it would take."""
+"""Measures with llama.cpp: ``llama-fit-params`` loads without allocating and prints what it would allocate."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Measured:
 
 
 def find_program(environ: Mapping[str, str] = os.environ) -> str:
-    """``llama-fit-params`` beside the llama-server in use, else on PATH. Raises BackendNotFound."""
+    """``llama-fit-params`` next to the llama-server in use, else on PATH. Raises BackendNotFound."""
     server = environ.get("LLAMATEL_LLAMA_SERVER") or shutil.which("llama-server", path=environ.get("PATH", os.defpath))
     if server:
-        beside = Path(server).resolve().with_name(PROGRAM)
-        if os.access(beside, os.X_OK):
-            return str(beside)
+        sibling = Path(server).resolve().with_name(PROGRAM)
+        if os.access(sibling, os.X_OK):
+            return str(sibling)
     found = shutil.which(PROGRAM, path=environ.get("PATH", os.defpath))
     if found is None:
-        raise BackendNotFound(f"no {PROGRAM} beside llama-server or on PATH; it comes with llama.cpp")
+        raise BackendNotFound(f"no {PROGRAM} next to llama-server or on PATH; it comes with llama.cpp")
     return found
 
 
@@ -60,7 +60,7 @@ def parse_measured(text: str) -> list[Measured]:
 
 
 def measure(model: Path, settings: ServerSettings, program: str) -> list[Measured]:
-    """What llama.cpp would take. Raises LlamatelError if it does not say."""
+    """What llama.cpp would allocate. Raises LlamatelError if it does not report it."""
     command = [program, "-m", str(model), "-fitp", "on", *flags_for(settings)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

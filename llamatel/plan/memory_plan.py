@@ -25,7 +25,7 @@ class DeviceUse:
     device: Device | None
     """None is the host."""
     layers: int
-    """Blocks that lie here."""
+    """Blocks that are here."""
     weights_bytes: int
     cache_bytes: int
     compute_estimate: int | None
@@ -34,7 +34,7 @@ class DeviceUse:
     expert_cache_bytes: int = 0
     """Room for experts that the host keeps (``--moe-cache-mib``)."""
     draft: DeviceUse | None = None
-    """What a second model, which drafts, takes here."""
+    """What a second model, which drafts, needs here."""
 
     @property
     def needed(self) -> int:
@@ -136,9 +136,9 @@ def place(
         most = everything if second.gpu_layers is None else min(second.gpu_layers, everything)
         cached = cache.by_layer(len(draft.layers), separate=True)
         cells = resolve(second, None, causal=draft.causal)
-        beside = _uses(draft, replace(second, gpu_layers=most if devices else 0), cached, cells, devices)
-        uses = [replace(use, draft=other) for use, other in zip(uses, beside, strict=True)]
-        known = known and draft.weights is not None and all(use.compute_estimate is not None for use in beside)
+        drafting = _uses(draft, replace(second, gpu_layers=most if devices else 0), cached, cells, devices)
+        uses = [replace(use, draft=other) for use, other in zip(uses, drafting, strict=True)]
+        known = known and draft.weights is not None and all(use.compute_estimate is not None for use in drafting)
     host, per_device = uses[0], tuple(uses[1:])
     fits: bool | None = None
     if known and devices and not uncounted(settings) and all(use.compute_estimate is not None for use in uses):
@@ -299,7 +299,7 @@ def most_slots(shape: ModelShape, settings: ServerSettings, devices: Sequence[De
 
 @dataclass(frozen=True, slots=True)
 class HostGrowth:
-    """Host memory that a server takes while it runs, at most."""
+    """Host memory that a running server uses at most."""
 
     prompt_cache_bytes: int | None
     """None has no limit."""
@@ -331,7 +331,7 @@ class Reads:
 
     @property
     def seconds(self) -> float | None:
-        """The least time that it takes."""
+        """The shortest possible time."""
         return self.n_bytes / self.bandwidth if self.bandwidth else None
 
 

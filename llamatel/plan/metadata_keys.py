@@ -1,4 +1,4 @@
-"""A GGUF's metadata under its architecture's prefix, read with care: a stranger's file may hold anything."""
+"""A GGUF's metadata under its architecture's prefix, checked, as an untrusted file may contain anything."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Keys:
 
 
 def _whole(value: object) -> int | None:
-    """A count; None for what is none, which a stranger's file may hold: NaN, a negative number, text."""
+    """A count; None for what is none, which an untrusted file may contain: NaN, a negative number, text."""
     if not isinstance(value, (int, float)) or not 0 <= value < 1 << 63:
         return None
     return int(value)

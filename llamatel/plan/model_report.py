@@ -1,4 +1,4 @@
-"""All that ``inspect`` says of a model, as data: from a GGUF's header, or from a ``config.json``."""
+"""All that ``inspect`` shows of a model, as data: from a GGUF's header, or from a ``config.json``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llamatel.plan.model_shape import LayerShape, ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
-"""For which the bytes of a token are told; ``plan`` knows the others."""
+"""For which the bytes of a token are shown; ``plan`` knows the others."""
 
 _ROLES = {
     "attn_q": "q", "attn_q_a": "q", "attn_q_b": "q",
@@ -48,7 +48,7 @@ class ModelReport:
     header: GGUFHeader | None = None
     config: Mapping[str, Any] | None = None
     told_parameters: int | None = None
-    """What a Hub says of a model whose tensors were not read."""
+    """The Hub's figure for a model whose tensors were not read."""
     why_no_shape: str | None = None
 
     @property
@@ -64,7 +64,7 @@ class ModelReport:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits that a parameter takes in the file."""
+        """Bits per parameter in the file."""
         n_bytes, parameters = (self.header.n_bytes, self.header.n_params) if self.header else (None, None)
         return n_bytes * 8 / parameters if n_bytes and parameters else None
 

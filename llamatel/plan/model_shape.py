@@ -30,7 +30,7 @@ class LayerShape:
 
     index: int
     heads: int | None = None
-    """Query heads; None where the model does not say."""
+    """Query heads; None where the model does not state them."""
     kv_heads: int = 0
     key_length: int = 0
     """Values of one key: of a head, or of the latent vector that all heads share."""
@@ -69,7 +69,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the tensors say: bytes and parameters, each in all and by the part they belong to."""
+    """Bytes and parameters of the tensors, in total and by part."""
 
     n_bytes: int
     parameters: int
@@ -100,7 +100,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embeddings, as far as the metadata says; None is unsaid."""
+    """Rotary position embeddings, as far as the metadata states them; None is not stated."""
 
     base: float | None = None
     base_windowed: float | None = None
@@ -108,7 +108,7 @@ class Rope:
     dimensions: int | None = None
     """Values of a head that are rotated."""
     scaling: str | None = None
-    """linear, yarn, longrope; ``none`` where the file says that there is none."""
+    """linear, yarn, longrope; ``none`` where the file states that there is none."""
     factor: float | None = None
     """How many times further than it was trained for."""
     original_context: int | None = None
@@ -117,7 +117,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape(HtmlRepresentation):
-    """A model, as far as its metadata says. Lengths are counts of values, ``context_length`` is tokens."""
+    """A model, as far as its metadata describes it. Lengths are counts of values, ``context_length`` is tokens."""
 
     architecture: str
     layers: tuple[LayerShape, ...]
@@ -134,19 +134,19 @@ class ModelShape(HtmlRepresentation):
     latent: bool = False
     """Multi-head latent attention: one compressed vector is cached in place of all heads' keys and values."""
     latent_values: bool = False
-    """The build caches a V beside the latent vector."""
+    """The build caches a V in addition to the latent vector."""
     drafting_keeps_all: bool = False
     """The build caches every layer in the context that drafts."""
     cache: CacheKind = "attention"
     flash_attention: bool = True
-    """False where llama.cpp forces it off, whatever was asked for."""
+    """False where llama.cpp forces it off, whatever was requested."""
     causal: bool = True
     rollback: bool = False
     """Its recurrent state can be rolled back, so speculative decoding keeps several copies."""
     drafts: bool = False
     """llama.cpp can draft with the model's own blocks (``--spec-type draft-mtp``)."""
     drafts_as: tuple[str, ...] = ()
-    """The ``--spec-type`` that llama-server chooses where this model is the one that drafts and none is asked for."""
+    """The ``--spec-type`` that llama-server chooses where this model is the one that drafts and none is requested."""
     needs_target: bool = False
     """It lacks what only the model has that it drafts for: it cannot run alone."""
     draft: ModelShape | None = None

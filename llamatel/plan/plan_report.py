@@ -157,7 +157,7 @@ def _draft(draft: ModelShape) -> dict[str, Any]:
 
 
 def _use(use: DeviceUse) -> dict[str, Any]:
-    """One device; ``draft_model`` is what the model that drafts takes there beside the model itself."""
+    """One device; ``draft_model`` is what the model that drafts needs there in addition."""
     device = use.device
     found = {
         "name": device.name if device else "host",
@@ -183,7 +183,7 @@ def _shares(use: DeviceUse) -> dict[str, Any]:
 
 
 def contexts_for(shape: ModelShape, settings: ServerSettings) -> list[int]:
-    """Contexts for the table: powers of two up to the model's own, and the one asked for."""
+    """Contexts for the table: powers of two up to the model's own, and the requested one."""
     trained = shape.context_length or max(_TABLE_CONTEXTS)
     chosen = {context for context in _TABLE_CONTEXTS if context <= trained} | {trained}
     return sorted(chosen | ({settings.ctx_size} if settings.ctx_size else set()))

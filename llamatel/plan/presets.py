@@ -23,7 +23,7 @@ class Preset:
 
     name: str
     devices: str
-    """As ``--device`` takes it."""
+    """As for ``--device``."""
     about: str
 
 
@@ -47,12 +47,14 @@ def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings) 
     """Every layer on the cards, shared out so that the fuller one has the most room; the largest context that fits.
 
     ``given`` are the caller's own settings: those that were given stay. Of the
-    cache types the first is taken with which ``ENOUGH_CONTEXT`` tokens fit, or all that the model knows. Raises
+    cache types the first is used with which ``ENOUGH_CONTEXT`` tokens fit, or all that the model knows. Raises
     UsageError, with what would help, if the model does not fit.
     """
     devices = tuple(parse_devices(preset.devices))
     if shape.weights is None or shape.context_length is None:
-        raise UsageError(f"--preset {preset.name}: {name} does not say how large it is, so nothing can be planned")
+        raise UsageError(
+            f"--preset {preset.name}: {name} does not state its size or context length, so it cannot be planned"
+        )
     if uncounted(given):  # what it needs is unknown, so nothing is refused
         whole = given if "gpu_layers" in given.given else replace(given, gpu_layers=len(shape.layers) + 1)
         return Chosen(whole, 0, devices)

@@ -1,4 +1,4 @@
-"""Settings with which llama-server does not start, and what it says (src/llama-context.cpp:3816-3871)."""
+"""Settings with which llama-server does not start, and its message (src/llama-context.cpp:3816-3871)."""
 
 from __future__ import annotations
 

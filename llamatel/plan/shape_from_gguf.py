@@ -77,7 +77,7 @@ def shape_from_metadata(
         row = Architecture(keys.architecture)
     blocks = keys.required("block_count")
     if not 0 <= blocks * max(keys.number("num_loops") or 1, 1) <= _MAX_LAYERS:
-        raise UsageError(f"the file speaks of {blocks} layers, where llama.cpp takes at most {_MAX_LAYERS}")
+        raise UsageError(f"the file has {blocks} layers, and llama.cpp accepts at most {_MAX_LAYERS}")
     drafting = keys.number("nextn_predict_layers") or 0
     if row.cache == "compressed" and drafting:
         # The key counts only if the file has the blocks' tensors (src/models/deepseek4.cpp:20).

@@ -1,7 +1,7 @@
 """The builds of llama.cpp whose cache sizes were compared with ours, by architecture.
 
 ``make verify`` starts every build at hand on the models of its suite and writes the ranges: of numbers of builds that
-were compared one after another, all rows equal. Builds between the two ends of a range are taken to be alike.
+were compared one after another, all rows equal. Builds between the two ends of a range are assumed to be alike.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def model_text(report: ModelReport, glyphs: Glyphs = UNICODE) -> Text:
 
 
 def model_page(report: ModelReport, glyphs: Glyphs = UNICODE) -> Page:
-    """What the report says, in order, for text and for HTML. Strangers' names in it are printable, not escaped."""
+    """The report's contents, in order, for text and for HTML. Untrusted names in it are printable, not escaped."""
     page = Page(glyphs, [])
     _file(page, report)
     if report.shape is None:
@@ -276,7 +276,7 @@ def tensors_text(tensors: Sequence[TensorInfo], glyphs: Glyphs = UNICODE) -> Tex
 
 
 def choices_text(found: Choices, glyphs: Glyphs = UNICODE) -> Text:
-    """What there is to choose from, and how to ask for each."""
+    """The choices, and how to name each."""
     rows = [
         [
             [printable(found.reference(choice))],

@@ -46,7 +46,7 @@ def plan_text(report: PlanReport, glyphs: Glyphs = UNICODE) -> Text:
 
 
 def cache_page(cache: CachePlan) -> Page:
-    """What a cache plan says by itself."""
+    """A cache plan alone."""
     page = Page(UNICODE, [])
     if cache.refused is not None:
         page.row("refused", f"llama-server does not start: {cache.refused}")
@@ -160,13 +160,13 @@ def _ceiling(page: Page, report: PlanReport) -> None:
     if len(parts) < 2:
         return
     for part in parts:
-        took = page.glyphs.unknown if part.seconds is None else f"{1e3 * part.seconds:.3g} ms"
+        time = page.glyphs.unknown if part.seconds is None else f"{1e3 * part.seconds:.3g} ms"
         speed = "bandwidth unknown" if part.bandwidth is None else f"{part.bandwidth / 1e9:,.0f} GB/s"
-        page.row("", f"{printable(part.name, 24)}: {size(round(part.n_bytes))} a token, {speed}: {took}")
+        page.row("", f"{printable(part.name, 24)}: {size(round(part.n_bytes))} a token, {speed}: {time}")
 
 
 def _beside(draft: DeviceUse, report: PlanReport) -> tuple[str, ...]:
-    """What the model that drafts takes on a device, under that device."""
+    """What the model that drafts needs on a device, below that device."""
     weights = report.shape.draft.weights if report.shape.draft is not None else None
     columns = (draft.weights_bytes if weights else None, draft.cache_bytes, draft.compute_estimate)
     return ("  draft model", str(draft.layers), *map(size, columns), "", "", "")
