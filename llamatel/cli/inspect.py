@@ -83,7 +83,7 @@ def command(model: str, layers: bool, tensors: bool, as_json: bool) -> None:
     """What a model is: attention, KV cache, parameters, tokenizer. Reads its header only.
 
     MODEL is a GGUF file, a folder, an address (https://.../x.gguf), or on the Hugging Face Hub org/repo,
-    org/repo:Q4_K_M or hf://org/repo/file.gguf; a config.json; or tiny: the model that llamatel ships.
+    org/repo:Q4_K_M or hf://org/repo/file.gguf; ollama://model:tag; a config.json; or tiny, which llamatel ships.
     """
     with fetching(model) as progress:
         found = read_reference(model, progress=progress)
