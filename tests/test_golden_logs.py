@@ -68,7 +68,7 @@ def tokens(completions: Iterable[Completion]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outcomes_are_what_the_clients_saw(name: str) -> None:
+def test_reader_outcomes(name: str) -> None:
     expected: Counter[str] = Counter()
     for row in truth(name)["requests"]:
         if row["outcome"] == "refused":
@@ -79,7 +79,7 @@ def test_outcomes_are_what_the_clients_saw(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_malformed_or_lost(name: str) -> None:
+def test_reader_line_counts(name: str) -> None:
     counts = reading(name).counts
     assert counts.lines["malformed"] == 0
     assert counts.requests_lost == 0
@@ -88,7 +88,7 @@ def test_nothing_is_malformed_or_lost(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_are_those_of_the_answers(name: str) -> None:
+def test_reader_tokens(name: str) -> None:
     rows = [row for row in truth(name)["requests"] if row["outcome"] == "ok" and "timings" in row]
     # After a context shift the release line no longer tells the cached tokens.
     expected = Counter(
@@ -116,7 +116,7 @@ def test_tokens_are_those_of_the_answers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_answer_has_its_record(name: str) -> None:
+def test_reader_record_of_each_response(name: str) -> None:
     left = [c for c in reading(name).completions if c.outcome is Outcome.OK and c.decode_s is not None]
     for row in truth(name)["requests"]:
         if row["outcome"] != "ok" or "timings" not in row:
@@ -146,7 +146,7 @@ def test_each_answer_has_its_record(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sums_are_llama_cpps_counters(name: str) -> None:
+def test_reader_sums_equal_counters(name: str) -> None:
     counters = truth(name)["metrics"]
     whole = [c for c in reading(name).completions if c.outcome is Outcome.OK and c.generated is not None]
     # A child's prompt is its parent's: llama.cpp says it twice in the log and counts it once.
@@ -164,7 +164,7 @@ def test_sums_are_llama_cpps_counters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_server_introduces_itself(name: str) -> None:
+def test_reader_logged_server(name: str) -> None:
     facts = reading(name).reader.logged_server
     assert facts.host == "127.0.0.1"
     assert facts.port
@@ -173,12 +173,12 @@ def test_the_server_introduces_itself(name: str) -> None:
         assert facts.slots == (1 if name == "context-shift" else 4)
 
 
-def test_a_router_names_the_models() -> None:
+def test_reader_router_models() -> None:
     models = Counter(c.server.model for c in reading("router").completions)
     assert models == {"one": 5, "two": 5}
 
 
-def test_a_killed_server_leaves_its_requests_as_errors() -> None:
+def test_reader_killed_server() -> None:
     ended = reading("killed").completions
     assert [(c.outcome, c.error) for c in ended] == [
         (Outcome.OK, None),
@@ -187,12 +187,12 @@ def test_a_killed_server_leaves_its_requests_as_errors() -> None:
     ]
 
 
-def test_context_shifts_are_counted() -> None:
+def test_reader_context_shifts() -> None:
     assert [c.context_shifts for c in reading("context-shift").completions] == [4, 0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_records_are_as_before(name: str) -> None:
+def test_reader_golden_records(name: str) -> None:
     def row(completion: Completion) -> str:
         fields = {key: value for key, value in asdict(completion).items() if value is not None and value is not False}
         fields["server"] = completion.server.model
@@ -236,7 +236,7 @@ FOREIGN = st.sampled_from(
 
 @many
 @given(name=st.sampled_from(NAMES), data=st.data())
-def test_bytes_may_be_cut_anywhere(name: str, data: st.DataObject) -> None:
+def test_line_buffer_any_cut(name: str, data: st.DataObject) -> None:
     text = (LOGS / f"{name}.log").read_bytes()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=60)))
     buffer = LineBuffer()
@@ -248,7 +248,7 @@ def test_bytes_may_be_cut_anywhere(name: str, data: st.DataObject) -> None:
 
 @many
 @given(name=st.sampled_from(NAMES), foreign=st.lists(st.tuples(st.floats(0, 1), FOREIGN), max_size=40))
-def test_foreign_lines_change_nothing(name: str, foreign: list[tuple[float, str]]) -> None:
+def test_reader_foreign_lines(name: str, foreign: list[tuple[float, str]]) -> None:
     lines = timed(log_lines(name))
     for place, text in sorted(foreign, reverse=True):
         index = int(place * len(lines))
@@ -260,7 +260,7 @@ def test_foreign_lines_change_nothing(name: str, foreign: list[tuple[float, str]
 
 @many
 @given(name=st.sampled_from(NAMES), seed=st.integers(0, 2**32))
-def test_lines_may_be_read_late(name: str, seed: int) -> None:
+def test_reader_late_lines(name: str, seed: int) -> None:
     """The reader gets no turn for seconds, then reads everything at once."""
     source = random.Random(seed)
     lines, lag, now = [], 0.0, 0.0
@@ -277,14 +277,14 @@ def test_lines_may_be_read_late(name: str, seed: int) -> None:
 
 @many
 @given(name=st.sampled_from(NAMES))
-def test_a_log_may_be_read_long_after(name: str) -> None:
+def test_reader_old_log(name: str) -> None:
     lines = timed(log_lines(name))
     found = read([(line, lines[-1][1] + 3600) for line, _ in lines])
     assert tokens(found.completions) == tokens(reading(name).completions)
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_colours_change_nothing(name: str) -> None:
+def test_reader_colours(name: str) -> None:
     stamped = re.compile(r"^([\d.]+) ([A-Z]) (.*)$")
     paint = "\x1b[34m\\1\x1b[0m \x1b[32m\\2 \x1b[0m\\3\x1b[0m"
     lines = [(stamped.sub(paint, line), now) for line, now in timed(log_lines(name))]
@@ -301,7 +301,7 @@ def _as_json(line: str) -> str:
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_json_lines_say_the_same(name: str) -> None:
+def test_reader_json_lines(name: str) -> None:
     lines = [(_as_json(line), now) for line, now in timed(log_lines(name))]
     assert essence(read(lines).completions) == essence(reading(name).completions)
 
@@ -327,7 +327,7 @@ PREFIXES: dict[str, Callable[[float], str]] = {
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("name", MIXED)
-def test_prefixes_change_nothing(name: str, prefix: str) -> None:
+def test_reader_prefixes(name: str, prefix: str) -> None:
     lines = [(f"{PREFIXES[prefix](now)} {line}", now) for line, now in timed(log_lines(name))]
     found = read_attached(lines)
     for one, other in zip(essence(found), essence(reading(name).completions), strict=True):
@@ -337,14 +337,14 @@ def test_prefixes_change_nothing(name: str, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_stamps_are_not_needed_for_tokens(name: str) -> None:
+def test_reader_tokens_without_stamps(name: str) -> None:
     lines = [(split_line(line).text, now) for line, now in timed(log_lines(name))]
     assert tokens(read(lines).completions) == tokens(reading(name).completions)
 
 
 @many
 @given(name=st.sampled_from(MIXED), start=st.floats(0, 1))
-def test_reading_may_begin_anywhere(name: str, start: float) -> None:
+def test_reader_starts_anywhere(name: str, start: float) -> None:
     """What began before is left out; what began after is as if the whole log had been read."""
     lines = timed(log_lines(name))
     lines = lines[int(start * len(lines)) :]
@@ -363,7 +363,7 @@ _LAUNCH = r"id +(\d+) \| task (\d+) \| processing task"
 
 @many
 @given(name=st.sampled_from(MIXED), times=st.integers(2, 3), cut=st.floats(0.3, 1))
-def test_a_new_process_may_follow(name: str, times: int, cut: float) -> None:
+def test_reader_process_replaced(name: str, times: int, cut: float) -> None:
     """A restarted server appends to the same log: what was in flight ends as an error, and the rest starts over."""
     part = timed(log_lines(name))
     part = part[: int(cut * len(part))]
@@ -378,7 +378,7 @@ def test_a_new_process_may_follow(name: str, times: int, cut: float) -> None:
 
 @many
 @given(name=st.sampled_from(MIXED), seed=st.integers(0, 2**32), share=st.floats(0.01, 0.6))
-def test_lines_may_be_missing_or_mangled(name: str, seed: int, share: float) -> None:
+def test_reader_missing_or_cut_lines(name: str, seed: int, share: float) -> None:
     """No invented figures and no exception: what is recorded of a task is true or unknown."""
     source = random.Random(seed)
     lines = []
@@ -411,6 +411,6 @@ def test_lines_may_be_missing_or_mangled(name: str, seed: int, share: float) -> 
         max_size=60,
     )
 )
-def test_garbage_never_raises(lines: list[str]) -> None:
+def test_reader_garbage(lines: list[str]) -> None:
     found = read([(line, ZERO + number) for number, line in enumerate(lines)])
     assert sum(found.counts.lines.values()) == len(lines)

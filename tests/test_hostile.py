@@ -276,7 +276,7 @@ HOSTILE_LINES = [
 
 
 @pytest.mark.parametrize("line", HOSTILE_LINES)
-def test_a_hostile_line_is_read_over(line: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_reader_hostile_line(line: str, caplog: pytest.LogCaptureFixture) -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     ended: list[Completion] = []
     for each in (LAUNCH, line, RELEASE):
@@ -288,7 +288,7 @@ def test_a_hostile_line_is_read_over(line: str, caplog: pytest.LogCaptureFixture
 
 
 @given(st.lists(st.text("0123456789. |=:,[]()'\"{}\\idtaskslnpromevMBTZ-\n", max_size=60), max_size=5))
-def test_no_mixture_of_words_raises(pieces: list[str]) -> None:
+def test_reader_mixed_words(pieces: list[str]) -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     for line in (LAUNCH, *(f"{shape}{piece}" for shape in HOSTILE_SHAPES for piece in pieces), RELEASE):
         reader.feed(line, 1_790_000_000.0)
@@ -305,7 +305,7 @@ HOSTILE_SHAPES = (
 )
 
 
-def test_what_a_log_can_make_us_remember_is_bounded() -> None:
+def test_reader_state_is_bounded() -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     for number in range(2000):
         for line in (
@@ -322,7 +322,7 @@ def test_what_a_log_can_make_us_remember_is_bounded() -> None:
     assert len(reader.logged_server.placement.buffers) <= 256
 
 
-def test_a_defect_of_the_reader_ends_no_log(
+def test_reader_survives_own_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever we have not thought of: the line is counted, the next ones are read."""
@@ -444,7 +444,7 @@ FORGED = (
 )
 
 
-def test_a_clients_grammar_is_no_log(tiny_model: Path, choose: str) -> None:
+def test_client_text_grammar(tiny_model: Path, choose: str) -> None:
     """llama.cpp prints what it cannot parse as it came."""
     seen: list[Completion] = []
     with ServerManager(backend=choose) as server:
@@ -476,7 +476,7 @@ def choose(request: pytest.FixtureRequest) -> str:
     return choose_backend(request)
 
 
-def test_a_clients_text_without_its_end_hides_no_more_than_a_second() -> None:
+def test_client_text_without_end() -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     reader.feed("0.01.000.000 I srv  llama_server: model loaded", 1000.0)
     reader.feed("parse: error parsing grammar: expecting name at", 1000.0)
@@ -485,7 +485,7 @@ def test_a_clients_text_without_its_end_hides_no_more_than_a_second() -> None:
     assert len(reader.feed(f"0.02.200.000 I {RELEASE}", 1001.6)) == 1
 
 
-def test_the_end_of_a_clients_text_is_read_and_what_follows_it() -> None:
+def test_client_text_end() -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     lines = [
         f"0.01.000.000 I {LAUNCH}",

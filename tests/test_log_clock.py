@@ -22,7 +22,7 @@ class Machine:
 
 
 @given(lags=st.lists(st.floats(0.0, 4.0), min_size=1, max_size=50))
-def test_the_least_lag_counts(lags: list[float]) -> None:
+def test_log_clock_least_lag(lags: list[float]) -> None:
     clock = LogClock(slept=Machine())
     for second, lag in enumerate(lags):
         clock.observe(float(second), START + second + lag)
@@ -30,7 +30,7 @@ def test_the_least_lag_counts(lags: list[float]) -> None:
 
 
 @pytest.mark.parametrize("stall", [2.0, 6.0, 60.0])
-def test_a_stall_of_ours_moves_nothing(stall: float) -> None:
+def test_log_clock_stalled_reader(stall: float) -> None:
     clock = LogClock(slept=Machine())
     clock.observe(1.0, START + 1.0)
     for tenth in range(int(stall * 10)):
@@ -40,7 +40,7 @@ def test_a_stall_of_ours_moves_nothing(stall: float) -> None:
     assert clock.wall(0.0) == START
 
 
-def test_a_first_line_that_was_read_long_after_it_was_written() -> None:
+def test_log_clock_first_line_read_late() -> None:
     clock = LogClock(slept=Machine())
     clock.observe(1.0, START + 61.0)
     assert clock.wall(0.0) == START + 60.0
@@ -48,7 +48,7 @@ def test_a_first_line_that_was_read_long_after_it_was_written() -> None:
     assert clock.wall(0.0) == START
 
 
-def test_this_machine_sleeps() -> None:
+def test_log_clock_local_sleep() -> None:
     machine = Machine()
     clock = LogClock(slept=machine)
     clock.observe(1.0, START + 1.0)
@@ -57,7 +57,7 @@ def test_this_machine_sleeps() -> None:
     assert clock.wall(2.0) == START + 3602.0
 
 
-def test_the_clock_is_set_back() -> None:
+def test_log_clock_set_back() -> None:
     machine = Machine()
     clock = LogClock(slept=machine)
     clock.observe(1.0, START + 1.0)
@@ -66,7 +66,7 @@ def test_the_clock_is_set_back() -> None:
     assert clock.wall(2.0) == START - 98.0
 
 
-def test_another_machine_sleeps() -> None:
+def test_log_clock_remote_sleep() -> None:
     clock = LogClock(slept=Machine())
     clock.observe(1.0, START + 1.0)
     for second in range(2, 6):
@@ -74,7 +74,7 @@ def test_another_machine_sleeps() -> None:
     assert clock.wall(5.0) == START + 3605.0
 
 
-def test_a_log_that_is_not_live_keeps_its_anchor() -> None:
+def test_log_clock_not_live() -> None:
     clock = LogClock(live=False, anchor=0.0, slept=Machine())
     clock.observe(1.0, 1.0)
     for second in range(2, 6):
@@ -82,7 +82,7 @@ def test_a_log_that_is_not_live_keeps_its_anchor() -> None:
     assert clock.wall(5.0) == 5.0
 
 
-def test_another_process_is_another_clock() -> None:
+def test_log_clock_restart() -> None:
     clock = LogClock(slept=Machine())
     with pytest.raises(ValueError, match="no line"):
         clock.wall(0.0)

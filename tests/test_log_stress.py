@@ -82,7 +82,7 @@ def _stamp(at: float) -> str:
 
 
 @pytest.mark.parametrize("slots", [1, 16, 256])
-def test_thousands_of_requests_in_many_slots_are_kept_apart(slots: int) -> None:
+def test_reader_many_requests_and_slots(slots: int) -> None:
     lines, said = made_up_log(5000, slots)
     data = "".join(line + "\n" for line in lines).encode()
     reader, buffer = LogReader(ServerInfo("x"), LogClock()), LineBuffer()
@@ -114,7 +114,7 @@ def test_thousands_of_requests_in_many_slots_are_kept_apart(slots: int) -> None:
     assert spent / len(said) < 0.002
 
 
-def test_a_long_run_holds_no_more_than_a_short_one() -> None:
+def test_reader_memory_of_a_long_run() -> None:
     """Once all that remembers the last so many requests is full, a request leaves nothing behind."""
     lines, _ = made_up_log(9000, 8)
     live = Live()

@@ -125,7 +125,7 @@ def off_by(task: Task) -> float:
 
 @settings(max_examples=150, deadline=None)
 @given(tasks=st.one_of(arrivals(2), arrivals(10), arrivals(100)), slots=st.integers(1, 4))
-def test_where_all_can_be_counted_the_estimate_is_within_two_turns(tasks: list[Task], slots: int) -> None:
+def test_queue_clock_error_within_two_turns(tasks: list[Task], slots: int) -> None:
     for task in Loop(slots, QueueClock()).run(tasks):
         assert off_by(task) <= 2
 
@@ -139,7 +139,7 @@ def some_cancelled(tasks: list[Task], source: random.Random) -> list[Task]:
 
 @settings(max_examples=50, deadline=None)
 @given(tasks=arrivals(2), slots=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_no_wait_is_longer_than_the_server_was_busy(tasks: list[Task], slots: int, seed: int) -> None:
+def test_queue_clock_wait_is_bounded(tasks: list[Task], slots: int, seed: int) -> None:
     Loop(slots, QueueClock()).run(some_cancelled(tasks, random.Random(seed)))
     for task in tasks:
         assert task.waited is None or 0 <= task.waited <= task.launched - tasks[0].arrives + 1e-9
@@ -147,7 +147,7 @@ def test_no_wait_is_longer_than_the_server_was_busy(tasks: list[Task], slots: in
 
 @pytest.mark.parametrize("slots", [2, 3, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_cancelled_requests_leave_no_lasting_error(slots: int, seed: int) -> None:
+def test_queue_clock_cancelled_requests(slots: int, seed: int) -> None:
     source = random.Random(seed)
     # More than the slots can take: the queue grows, and no free slot ever sets anything right.
     tasks = [Task(number * 10 * TURN_S / slots, source.randint(1, 30)) for number in range(400)]
@@ -158,7 +158,7 @@ def test_cancelled_requests_leave_no_lasting_error(slots: int, seed: int) -> Non
     assert statistics.median(known) < 0.05 * statistics.mean(task.waits for task in late) / TURN_S
 
 
-def test_a_foreign_poller_costs_a_turn_a_poll_until_a_slot_is_free() -> None:
+def test_queue_clock_foreign_poller() -> None:
     tasks = [Task(number * 0.001, 20) for number in range(40)]
     tasks += [Task(5.0 + number * 0.001, 20) for number in range(40)]
     Loop(2, QueueClock()).run(tasks, polls=(0.0105, 0.0205, 4.0, 4.5))
@@ -166,7 +166,7 @@ def test_a_foreign_poller_costs_a_turn_a_poll_until_a_slot_is_free() -> None:
     assert max(off_by(task) for task in tasks[40:]) <= 1.01
 
 
-def test_nothing_is_known_before_a_request_meets_a_free_slot() -> None:
+def test_queue_clock_unknown_before_calibration() -> None:
     clock = QueueClock()
     clock.left(9.99)  # a request that began before the log
     clock.launched(500, 10.0, chosen=10.0, idle=True)
@@ -179,7 +179,7 @@ def test_nothing_is_known_before_a_request_meets_a_free_slot() -> None:
     assert clock.completed(553, 11.4, first_token=11.21, steps=19, computed=5) == pytest.approx(0.095, abs=0.01)
 
 
-def test_a_long_prompt_takes_a_turn_a_batch() -> None:
+def test_queue_clock_long_prompt() -> None:
     clock = QueueClock(batch=512)
     clock.launched(0, 0.0, chosen=0.0, idle=True)
     # 4 batches in 0.4 s, then 10 tokens; the next one came in the second batch, number 3.
@@ -188,14 +188,14 @@ def test_a_long_prompt_takes_a_turn_a_batch() -> None:
     assert clock.completed(3, 0.6, first_token=0.51, steps=9, computed=5) == pytest.approx(0.35, abs=0.051)
 
 
-def test_what_nobody_told_of_is_no_error() -> None:
+def test_queue_clock_unknown_task() -> None:
     clock = QueueClock()
     assert clock.completed(7, 1.0, first_token=0.5, steps=3, computed=5) is None
     assert clock.refused(8, 1.0) is None
     assert clock.broken_off(9, 1.0, 0) is None
 
 
-def test_memory_is_bounded() -> None:
+def test_queue_clock_memory() -> None:
     clock = QueueClock()
     tasks = [Task(number * 2.5 * TURN_S, 10, 3 if number % 7 == 0 else None) for number in range(20_000)]
     begun = time.process_time()
@@ -266,7 +266,7 @@ class Telling:
 
 
 @pytest.mark.parametrize(("slots", "at_once", "kind"), [(4, 14, "plain"), (1, 6, "plain"), (4, 14, "mixed")])
-def test_it_agrees_with_llama_cpps_own_times(telling: Telling, slots: int, at_once: int, kind: str) -> None:
+def test_queue_clock_agrees_with_llama_cpp(telling: Telling, slots: int, at_once: int, kind: str) -> None:
     asks = plain_load(150) if kind == "plain" else mixed_load(150, context=CONTEXT)
     with Clients(telling.start(slots)) as clients:
         clients.send_all(asks, at_once=at_once)
@@ -281,7 +281,7 @@ def test_it_agrees_with_llama_cpps_own_times(telling: Telling, slots: int, at_on
 
 
 @pytest.mark.parametrize(("slots", "at_once"), [(4, 14), (1, 6)])
-def test_it_agrees_with_the_clients(tiny_model: Path, slots: int, at_once: int) -> None:
+def test_queue_clock_agrees_with_clients(tiny_model: Path, slots: int, at_once: int) -> None:
     records: list[Completion] = []
     with ServerManager() as server:
         server.subscribe(records.append)
@@ -311,7 +311,7 @@ def _timings(record: Completion) -> tuple[int | None, str, str]:
     return record.prompt_computed, f"{record.prefill_s * 1e3:.2f}", f"{record.decode_s * 1e3:.2f}"
 
 
-def test_the_model_is_like_llama_cpp() -> None:
+def test_queue_clock_loop_model() -> None:
     """One slot: each waits until the one before it has ended."""
     tasks = Loop(1, QueueClock()).run([Task(0.0, 10), Task(0.001, 10), Task(0.002, 10)])
     assert [round(task.launched, 6) for task in tasks] == [0.0, 0.1, 0.2]

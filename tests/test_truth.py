@@ -168,7 +168,7 @@ def _pairs(sides: Sides) -> list[tuple[Answer, dict[str, Any], Completion]]:
     return pairs
 
 
-def test_the_load_is_what_it_should_be(sides: Sides) -> None:
+def test_truth_load(sides: Sides) -> None:
     assert len(sides.answers) > 400
     assert {(answer.ask.expect, answer.outcome) for answer in sides.answers} == {
         ("ok", "ok"), ("cancelled", "cancelled"), ("error", "error"), ("refused", "refused"),
@@ -179,7 +179,7 @@ def test_the_load_is_what_it_should_be(sides: Sides) -> None:
     assert len(waited) > 100, "nobody had to wait"
 
 
-def test_tokens_are_llama_cpps_own(sides: Sides) -> None:
+def test_truth_token_totals(sides: Sides) -> None:
     latest = sides.sink.latest()["llamacpp.tokens"]
     pushed = {point.attributes["type"]: point.value for point in latest.points}
     for kind, counter in COUNTERS.items():
@@ -187,7 +187,7 @@ def test_tokens_are_llama_cpps_own(sides: Sides) -> None:
         assert pushed[kind] == sides.own[counter]
 
 
-def test_records_sum_to_llama_cpps_own_counters_where_all_requests_complete(sides: Sides) -> None:
+def test_truth_record_sums(sides: Sides) -> None:
     records = sides.records[: sum(answer.ask.choices for answer in sides.completed)]
     assert {record.outcome for record in records} == {Outcome.OK}
     # All choices of a request share its prompt, and llama.cpp counts it once.
@@ -198,7 +198,7 @@ def test_records_sum_to_llama_cpps_own_counters_where_all_requests_complete(side
     assert sides.own_after_completed["tokens_predicted_total"] == sum(record.generated or 0 for record in records)
 
 
-def test_requests_are_what_the_clients_did(sides: Sides) -> None:
+def test_truth_request_counts(sides: Sides) -> None:
     did = Counter(answer.outcome for answer in sides.answers if answer.outcome != "refused")
     assert Counter(record.outcome.value for record in sides.records if not record.is_child) == did
     for outcome, number in did.items():
@@ -210,7 +210,7 @@ def test_requests_are_what_the_clients_did(sides: Sides) -> None:
     assert all("exceeds the available context size" in error for error in errors)
 
 
-def test_every_response_has_its_record_and_every_record_its_response(sides: Sides) -> None:
+def test_truth_records_match_responses(sides: Sides) -> None:
     told = Counter(_timings_key(timings) for answer in sides.answers for timings in answer.timings)
     known = Counter(_record_key(record) for record in sides.ok())
     assert told - known == Counter()
@@ -226,7 +226,7 @@ def test_every_response_has_its_record_and_every_record_its_response(sides: Side
     assert sum(t["predicted_n"] for t, _ in pairs) == sum(record.generated or 0 for _, record in pairs)
 
 
-def test_spans_are_the_responses_timings(sides: Sides) -> None:
+def test_truth_span_times(sides: Sides) -> None:
     traces = sides.sink.traces()
     assert len(traces) == len(sides.records)
     checked = 0
@@ -244,7 +244,7 @@ def test_spans_are_the_responses_timings(sides: Sides) -> None:
     assert checked > 250
 
 
-def test_spans_are_whole(sides: Sides) -> None:
+def test_truth_span_structure(sides: Sides) -> None:
     assert sides.delivered
     traces = sides.sink.traces()
     for record in sides.records:
@@ -270,7 +270,7 @@ def _root(spans: Iterable[SinkSpan]) -> SinkSpan:
     return root
 
 
-def test_times_are_those_of_the_clients(sides: Sides) -> None:
+def test_truth_client_times(sides: Sides) -> None:
     late_starts, early_ends, longer = [], [], []
     for answer, timings, record in _pairs(sides):
         # llama.cpp's own times lie within its client's: no noise can break that.
@@ -313,7 +313,7 @@ HISTOGRAMS: dict[str, tuple[Callable[[Completion], float | None], Callable[[Comp
 
 
 @pytest.mark.parametrize("name", HISTOGRAMS)
-def test_histograms_are_sums_over_the_records(sides: Sides, name: str) -> None:
+def test_truth_histograms(sides: Sides, name: str) -> None:
     value, wanted = HISTOGRAMS[name]
     values = [found for record in sides.records if wanted(record) and (found := value(record)) is not None]
     assert len(values) > 200
@@ -327,7 +327,7 @@ def test_histograms_are_sums_over_the_records(sides: Sides, name: str) -> None:
             assert sum(v <= bound * (1 - 1e-9) for v in values) <= count <= sum(v <= bound * (1 + 1e-9) for v in values)
 
 
-def test_nothing_was_lost_or_misread(sides: Sides) -> None:
+def test_truth_nothing_lost(sides: Sides) -> None:
     assert sides.state.log is not None
     assert sides.state.log.requests_lost == 0
     assert sides.state.log.lines["malformed"] == 0

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import gguf_header, hub_response, model_config
+from tests.fuzz import gguf_header, hub_response, model_config, server_answers
 from tests.fuzz.gguf_files_target import GGUF
 from tests.fuzz.server_log import RECORDS, TEXT
 from tests.fuzz.target import Target, structured
@@ -28,6 +28,7 @@ TARGETS = {
         structured("gguf_keys", gguf_header.check, GGUF.corpus, gguf_header.structured, "gguf_header"),
         structured("model_config", model_config.check, model_config.corpus, model_config.structured, "model_config"),
         structured("hub_response", hub_response.check, hub_response.corpus, hub_response.structured, "hub_response"),
+        *server_answers.TARGETS,
         TEXT,
         RECORDS,
     )

@@ -29,17 +29,19 @@ class ClientText:
     """Finds quotations that span lines. Not thread-safe: used with the lock of the log reader."""
 
     def __init__(self) -> None:
+        self.open = False
+        """Whether one has started and not ended."""
         self._start: str | None = None
         self._since = 0.0
         self._lines = 0
 
-    @property
-    def open(self) -> bool:
-        """Whether one has started and not ended."""
-        return self._start is not None
-
     def contains(self, line: str, now: float) -> bool:
         """Whether a line, read at Unix time ``now``, is part of one."""
+        found = self._contains(line, now)
+        self.open = self._start is not None
+        return found
+
+    def _contains(self, line: str, now: float) -> bool:
         if self._start is None:
             self._start = next((start for start in _STARTS if start in line), None)
             if self._start is None:

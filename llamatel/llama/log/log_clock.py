@@ -45,15 +45,14 @@ class LogClock:
         if anchor is None:
             self._slept_before = self._slept()
             anchor = start
-        elif self._live:
+        elif self._live and not -_JUMP_S < start - anchor < _JUMP_S:
             anchor = self._after_sleep(anchor, start, now)
-        self._anchor = min(start, anchor)
+        else:
+            self._lagging = None
+        self._anchor = min(anchor, start)
 
     def _after_sleep(self, anchor: float, start: float, now: float) -> float:
         """Where the anchor is now, if a machine slept since the line before."""
-        if abs(start - anchor) < _JUMP_S:
-            self._lagging = None
-            return anchor
         moved = self._slept() - self._slept_before
         if abs(moved) > _JUMP_S:
             self._slept_before += moved

@@ -51,6 +51,8 @@ class LoggedRequest:
     draft_generated: int | None = None
     draft_accepted: int | None = None
     shifts: int = 0
+    counted_shifts: int = 0
+    """Those that the server's total includes."""
     cancelled: bool = False
     error: str | None = None
     selection: SlotSelection | None = None
@@ -70,24 +72,29 @@ class LoggedRequest:
         functions, reader = _READERS.get(message[:5], _UNKNOWN)
         return reader(self, message, time) if function in functions else "server"
 
-    def _timing(self, text: str, time: float) -> str:
+    def _prefill(self, text: str, time: float) -> str:
         found = _PREFILL.match(text)
-        if found is not None:
-            self.computed = int(found.group(2))
-            self.prefill_s = _seconds(found, self.computed)
-            self.timed_at = time
-            return "request"
+        if found is None:
+            # Progress notes start alike; only figures that cannot be read are malformed.
+            return "malformed" if text.startswith("prompt eval time") else "request"
+        self.computed = int(found.group(2))
+        self.prefill_s = _seconds(found, self.computed)
+        self.timed_at = time
+        return "request"
+
+    def _decode(self, text: str, time: float) -> str:
         found = _DECODE.match(text)
-        if found is not None:
-            self.generated = int(found.group(2))
-            self.decode_s = _seconds(found, self.generated - 1)
-            return "request"
+        if found is None:
+            return "malformed" if text.startswith("eval time") else "request"
+        self.generated = int(found.group(2))
+        self.decode_s = _seconds(found, self.generated - 1)
+        return "request"
+
+    def _draft(self, text: str, time: float) -> str:
         found = _DRAFT.match(text)
         if found is not None:
             self.draft_accepted, self.draft_generated = int(found.group(1)), int(found.group(2))
-            return "request"
-        # Progress notes and totals begin alike; only figures that cannot be read are malformed.
-        return "malformed" if text.startswith(("prompt eval time", "eval time")) else "request"
+        return "request"
 
     def _prompt(self, text: str, time: float) -> str:
         found = _PROMPT.match(text)
@@ -189,11 +196,11 @@ _PROMPT_LOOP = frozenset({"update_slots", "  operator()", "  pre_decode"})
 _CHECKPOINT = _PROMPT_LOOP | {"create_check"}
 _UNKNOWN: tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]] = (frozenset(), LoggedRequest._progress)
 _READERS: dict[str, tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]]] = {
-    "promp": (_TIMING, LoggedRequest._timing),
-    "eval ": (_TIMING, LoggedRequest._timing),
+    "promp": (_TIMING, LoggedRequest._prefill),
+    "eval ": (_TIMING, LoggedRequest._decode),
     "total": (_TIMING, LoggedRequest._progress),
     "graph": (_TIMING, LoggedRequest._progress),
-    "draft": (_TIMING, LoggedRequest._timing),
+    "draft": (_TIMING, LoggedRequest._draft),
     "new p": (_PROMPT_LOOP, LoggedRequest._prompt),
     "n_gen": (_TIMING, LoggedRequest._progress),
     "n_dec": (_TIMING, LoggedRequest._progress),  # its name until summer 2026

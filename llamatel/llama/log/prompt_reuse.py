@@ -8,7 +8,7 @@ model's cache can do; what neither proves is unknown.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llamatel.records import RecomputeCause
 
@@ -17,8 +17,7 @@ _UNUSED = "selected slot by LRU, t_last = -1"
 _ROUNDING = 0.0005
 
 
-@dataclass(frozen=True, slots=True)
-class SlotSelection:
+class SlotSelection(NamedTuple):
     """How a slot was selected for a task."""
 
     similarity: float | None = None
@@ -27,8 +26,7 @@ class SlotSelection:
     """It had never been used."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptReuse:
+class PromptReuse(NamedTuple):
     """Tokens of a prompt; see ``Completion``."""
 
     reusable: int | None = None
@@ -38,14 +36,16 @@ class PromptReuse:
 
 
 UNKNOWN_REUSE = PromptReuse()
+_NOTHING = PromptReuse(0, 0, 0.0)
+_BY_OTHER_REASON, _NEVER_USED = SlotSelection(), SlotSelection(unused=True)
 
 
 def parse_selection(message: str) -> SlotSelection:
     """``selected slot by ...`` as a record."""
+    if message.startswith("selected slot by LRU"):
+        return _NEVER_USED if message.rstrip() == _UNUSED else _BY_OTHER_REASON
     found = _SIMILARITY.match(message)
-    if found is not None:
-        return SlotSelection(float(found.group(1)))
-    return SlotSelection(unused=message.rstrip() == _UNUSED)
+    return _BY_OTHER_REASON if found is None else SlotSelection(float(found.group(1)))
 
 
 def prompt_reuse(
@@ -68,7 +68,9 @@ def prompt_reuse(
         return UNKNOWN_REUSE
     if selection.similarity is None:
         # Tokens from elsewhere than the slot are from the prompt cache in host memory.
-        return PromptReuse(cached, 0, 0.0) if cached or selection.unused else UNKNOWN_REUSE
+        if cached:
+            return PromptReuse(cached, 0, 0.0)
+        return _NOTHING if selection.unused else UNKNOWN_REUSE
     prompt = cached + computed
     lost = selection.similarity * prompt - cached
     # The last token is always computed.

@@ -84,7 +84,8 @@ class LogReader:
         ``parts``: the line, where it was parsed already. Raises ForeignLine after ``watch_for_others``.
         """
         try:
-            line = line[:_MAX_LENGTH]
+            if len(line) > _MAX_LENGTH:
+                line = line[:_MAX_LENGTH]
             if parts is None:
                 parts = split_line(line)
             if (parts.slot is None or self._client_text.open) and self._client_text.contains(line, now):
@@ -144,7 +145,11 @@ class LogReader:
             return self._read_child(parts, now)
         if parts.wall is not None:
             now = parts.wall
-        time = self._time_of(parts, now)
+        last, time = self._last_time, parts.time
+        if time is None or not last <= time <= last + _JUMP_S:
+            time = self._time_of(parts, now)
+        else:
+            self._stamped = True
         if time is None:
             self._counters.lines["other"] += 1
             return ()

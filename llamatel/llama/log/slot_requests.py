@@ -100,12 +100,17 @@ class SlotRequests:
         if not message and function == "print_timing":
             self._heading_slot = slot
             return "server"
-        shifts = request.shifts
         kind = request.read(function, message, time)
-        self._counters.context_shifts += request.shifts - shifts
-        if request.evicts_checkpoint:
-            self._checkpoint_evicted.add(slot)
+        if function != "print_timing":
+            self._follow(request)
         return kind
+
+    def _follow(self, request: LoggedRequest) -> None:
+        """What a request did to its slot beyond its own end."""
+        self._counters.context_shifts += request.shifts - request.counted_shifts
+        request.counted_shifts = request.shifts
+        if request.evicts_checkpoint:
+            self._checkpoint_evicted.add(request.slot)
 
     def continuation(self, text: str, time: float) -> bool:
         """Whether a line belongs to timings whose heading was read (builds until April 2026), foreign lines between."""
