@@ -19,12 +19,7 @@ class LineBuffer:
         return self._rest
 
     def feed(self, data: bytes) -> list[str]:
-        """The lines that end in ``data``, without their ends; what is not UTF-8 is replaced, NULs are left out.
-
-        A file has NULs where it was truncated under a writer that does not append.
-        """
-        if b"\0" in data:
-            data = data.replace(b"\0", b"")
+        """The lines that end in ``data``, without their ends; what is not UTF-8 is replaced."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         lines = [line[:_MAX_LINE].rstrip(b"\r").decode("utf-8", "replace") for line in whole]
         if self._skipping and lines:

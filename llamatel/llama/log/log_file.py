@@ -104,7 +104,12 @@ class _OpenFile:
 
     def lines(self, data: bytes) -> list[str]:
         """The lines that end in these bytes."""
-        return [line for text in self.decoder.feed(data) for line in self.buffer.feed(text)]
+        return [line for piece in self.pieces(data) for line in piece]
+
+    def pieces(self, data: bytes) -> Iterator[list[str]]:
+        """The same, a bounded number at a time. NULs are what a truncation leaves where a writer does not append."""
+        for text in self.decoder.feed(data):
+            yield self.buffer.feed(text.replace(b"\0", b"") if b"\0" in text else text)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -137,16 +142,15 @@ class _FileBacklog(Backlog):
         yield from (lines for lines, _ in self._recorded())
         again = _OpenFile(self._file.descriptor, self._start)
         while not self._source.stopped and (data := again.read(self._end)[0]):
-            for text in again.decoder.feed(data):
-                yield again.buffer.feed(text)
+            yield from again.pieces(data)
 
     def batches(self) -> Iterator[tuple[Sequence[str], bool]]:
         yield from self._recorded()
         file = self._file
         file.offset = self._start
         while not self._source.stopped and (data := file.read(self._end)[0]):
-            for text in file.decoder.feed(data):
-                yield file.buffer.feed(text), False
+            for lines in file.pieces(data):
+                yield lines, False
             self._source.save(file)
 
     def _recorded(self) -> Iterator[tuple[Sequence[str], bool]]:
