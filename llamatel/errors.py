@@ -32,6 +32,15 @@ with ``exit_code``.
 
 from __future__ import annotations
 
+INSTALL_FROM = "."
+"""What pip installs llamatel from: a clone, until it is on PyPI as ``llamatel``. Documents are tested against it."""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra."""
+    place = " in a clone of llamatel" if INSTALL_FROM == "." else ""
+    return f"pip install '{INSTALL_FROM}[{extra}]'{place}"
+
 
 class LlamatelError(Exception):
     """Base of all llamatel errors. ``exit_code`` is what the command line exits with."""

@@ -15,7 +15,7 @@ from llamatel.llama.server.backends import Backend, find_backend
 from llamatel.llama.server.manager import ServerManager
 from tests.servers import ask, script, without_settings
 
-PIP = r"python[\d.]* -m pip install 'llamatel\[server\]'"
+PIP = r"python[\d.]* -m pip install '\.\[server\]' in a clone of llamatel"
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ def test_the_kaggle_notebook_without_a_gpu(tiny_model: Path, tmp_path: Path) -> 
     assert "on the CPU" in ran.text
     shown = ran.shown("text/html")
     assert any("two at a time" in html for html in shown)
-    assert shown[-1].startswith("<iframe")
-    assert "4</b><span>requests" in (tmp_path / "report.html").read_text()
+    assert '<div class="llamatel">' in shown[-1]
+    assert "4</b> <span>requests" in (tmp_path / "report.html").read_text()
     assert ran.text.rstrip().endswith("True")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import llamatel
 from llamatel import runtime
-from llamatel.errors import RequestError, UsageError
+from llamatel.errors import INSTALL_FROM, RequestError, UsageError
 from llamatel.llama import LlamaCppClient, ServerManager, parse_gguf_header
 from llamatel.llama.client.result import Result
 from llamatel.llama.interactive import interactive
@@ -187,7 +187,7 @@ def test_png_pictures(run: dict[str, Any], tmp_path: Path) -> None:
 
 def test_png_without_matplotlib(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match=r"pip install 'llamatel\[plot\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[plot\]' in a clone"):
         run["report"].png()
 
 
@@ -383,3 +383,19 @@ def test_trace_in_notebook_styles(browser: Browser, dark: bool) -> None:
         assert bar["width"] > 200
     assert page.evaluate("document.documentElement.scrollWidth") <= 760
     page.close()
+
+
+def test_install_commands_are_those_of_one_place() -> None:
+    root = Path(__file__).parents[1]
+    pages = [
+        *root.glob("*.md"),
+        *root.glob("docs/*.md"),
+        *root.glob("examples/*.ipynb"),
+        *root.glob("llamatel/**/*.py"),
+    ]
+    found = {
+        (page.name, place)
+        for page in pages
+        for place in re.findall(r"pip install (?:-q )?'([\w./]+)\[", page.read_text(encoding="utf-8"))
+    }
+    assert {place for _, place in found} <= {INSTALL_FROM}, found

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llamatel.errors import ExploreError, UsageError
+from llamatel.errors import ExploreError, UsageError, install_command
 from llamatel.explore.capture import Capture, LayerAttention
 from llamatel.explore.explore_request import CaptureRequest, check_memory
 from llamatel.explore.ggml import Ggml
@@ -33,7 +33,7 @@ def bindings() -> Any:
     try:
         from llama_cpp import llama_cpp
     except ImportError:
-        raise ExploreError("this needs llama-cpp-python: pip install 'llamatel[explore]'") from None
+        raise ExploreError(f"this needs llama-cpp-python: {install_command('explore')}") from None
     except (OSError, RuntimeError) as error:
         raise ExploreError(f"llama-cpp-python does not load: {error}") from None
     return llama_cpp

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamatel.errors import ExploreError
+from llamatel.errors import ExploreError, install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ExploreError("pictures need matplotlib: pip install 'llamatel[explore]'") from None
+        raise ExploreError(f"pictures need matplotlib: {install_command('explore')}") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

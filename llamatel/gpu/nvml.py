@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llamatel.errors import install_command
 from llamatel.plan.gpu_catalog import gpu_named
 from llamatel.snapshots import DeviceSnapshot
 
@@ -63,7 +64,7 @@ class Nvml:
             try:
                 library = importlib.import_module("pynvml")
             except ImportError:
-                raise NoGpu("the package nvidia-ml-py is not installed (pip install 'llamatel[gpu]')") from None
+                raise NoGpu(f"the package nvidia-ml-py is not installed ({install_command('gpu')})") from None
         self._nvml = library
         self._clock = clock
         self._gone = (library.NVMLError_Uninitialized, library.NVMLError_DriverNotLoaded)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from llamatel.errors import BackendNotFound
+from llamatel.errors import BackendNotFound, install_command
 
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
@@ -84,7 +84,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
     LLAMATEL_LLAMA_SERVER, ``llama-server`` on PATH, the xllamacpp wheel, in this order; ``"llama-server"`` is the one
     in the variable, if it is set. Raises BackendNotFound with what was tried and the command to install one.
     """
-    install = f"install one with: {Path(sys.executable).name} -m pip install 'llamatel[server]'"
+    install = f"install one with: {Path(sys.executable).name} -m {install_command('server')}"
     if choice == XLLAMACPP:
         backend = _xllamacpp("it was asked for", ())
         if backend is None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from llamatel.errors import UsageError
+from llamatel.errors import UsageError, install_command
 from llamatel.telemetry.kept_spans import KeptSpan
 from llamatel.ui.view.number_format import seconds
 from llamatel.ui.view.run_report import slowest
@@ -20,7 +20,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("pictures need matplotlib; install it with: pip install 'llamatel[plot]'") from None
+        raise UsageError(f"pictures need matplotlib; install it with: {install_command('plot')}") from None
     # Not pyplot: it would keep every figure, and choose a backend for the whole program.
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
