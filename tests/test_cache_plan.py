@@ -10,6 +10,7 @@ import pytest
 
 from llamatel.flags.server_settings import resolve
 from llamatel.plan import CachePlan, ModelShape, ServerSettings, cache_plan, parse_server_flags, shape_from_metadata
+from llamatel.plan.llama_build import parse_build
 from tests.exact.compare import shape_of
 from tests.exact.grid import GRID, settings_for
 from tests.exact.models import MODELS
@@ -90,7 +91,9 @@ def test_every_model_of_the_suite_has_its_tensors() -> None:
 def test_every_model_of_the_suite_is_planned_as_exact() -> None:
     table = read_table()
     for model in MODELS:
-        shape = shape_of(model, set(table[model.name]))
+        # The newest builds crash on the suite's deepseek4, which is compared with those before.
+        build = parse_build("0.5.0-dev") if model.architecture == "deepseek4" else None
+        shape = shape_of(model, set(table[model.name]), build)
         assert shape.needs_target is (model.target is not None)
         if model.target is None:
             planned = plan(shape, "-c 4096 -np 1")
@@ -194,7 +197,7 @@ def test_without_a_context_the_plan_says_what_it_lacks() -> None:
 
 
 PASTED = (
-    "-m x.gguf --host ::1 --ctx-size=8192 --parallel 2 --kv-unified -ctk q8_0 --temp 0.7 -ngl 99 -ts 1,1 --jinja "
+    "-m x.gguf --host ::1 --ctx-size 8192 --parallel 2 --kv-unified -ctk q8_0 --temp 0.7 -ngl 99 -ts 1,1 --jinja "
     "--no-kv-unified"
 )
 
