@@ -428,7 +428,7 @@ def test_cached_prompt_tokens_as_in_the_responses(observed: Observed) -> None:
     timings = _timings(observed)
     cached = sum(each["cache_n"] for each in timings)
     share = cached / (cached + sum(each["prompt_n"] for each in timings))
-    [reported] = observed.panel("overview", "Prompt tokens from the cache").values()
+    [reported] = observed.panel("overview", "Prefix cache hits").values()
     assert reported == pytest.approx(share, abs=0.1)  # llama.cpp's counters have those of cancelled requests too
 
 

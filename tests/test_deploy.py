@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from llamatel_dashboards import published
 from tests.documents import ROOT, complaint
 from tests.load import Clients, completion
 from tests.parts import free_port, wait_until
+from tests.parts.monitoring import sid_program
 from tests.parts.processes import Child
 
 DEPLOY = ROOT / "deploy"
@@ -41,11 +44,12 @@ def manifests() -> list[Any]:
     return [
         pytest.param(document, id=f"{path.stem}-{document['kind']}")
         for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+        if path.name != "kustomization.yaml"
         for document in yaml.safe_load_all(path.read_text())
     ]
 
 
-def test_every_yaml_and_json_file_can_be_read() -> None:
+def test_yaml_and_json_files_are_valid() -> None:
     files = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".yml")]
     assert len(files) >= 10
     for path in files:
@@ -64,7 +68,7 @@ def mounts() -> Iterator[tuple[str, str, str]]:
             yield name, source, target
 
 
-def test_what_compose_mounts_is_there() -> None:
+def test_compose_mounts_exist() -> None:
     for _, source, _ in mounts():
         if source.startswith("."):
             assert (DEPLOY / source).exists(), source
@@ -73,7 +77,7 @@ def test_what_compose_mounts_is_there() -> None:
     assert set(COMPOSE["volumes"]) == {source for _, source, _ in mounts()} & set(COMPOSE["volumes"])
 
 
-def test_compose_publishes_on_loopback_only_and_names_versions() -> None:
+def test_compose_loopback_ports_and_versions() -> None:
     for name, service in SERVICES.items():
         for port in service.get("ports", ()):
             assert port.startswith("127.0.0.1:"), name
@@ -102,7 +106,7 @@ def listening() -> set[str]:
     return found | {f"llamatel:{metrics.rpartition(':')[2]}"}
 
 
-def test_services_look_for_each_other_where_they_are() -> None:
+def test_compose_addresses_match_listeners() -> None:
     files = ["prometheus/prometheus.yml", "collector/collector.yaml", "grafana/provisioning/datasources/llamatel.yaml"]
     wanted = {found for name in files for found in addresses(read(name))}
     wanted |= {found for service in SERVICES.values() for found in addresses(service.get("command", ()))}
@@ -110,7 +114,7 @@ def test_services_look_for_each_other_where_they_are() -> None:
     assert wanted <= listening()
 
 
-def test_provisioning_is_what_export_writes(tmp_path: Path) -> None:
+def test_provisioning_as_exported(tmp_path: Path) -> None:
     [path] = [target for name, source, target in mounts() if name == "grafana" and "llamatel_dashboards" in source]
     urls = ("http://prometheus:9090", "http://tempo:3200")
     published.export(tmp_path, published.ExportOptions(dashboards_path=path, prometheus_url=urls[0], tempo_url=urls[1]))
@@ -122,10 +126,14 @@ def test_provisioning_is_what_export_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_compose_run_and_measure(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_compose_commands_run_and_measure(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
     """llama.cpp's and llamatel's command lines, word for word but for paths and ports."""
     server_port, metrics_port = free_port(), free_port()
+    token = tmp_path / "token"
+    token.write_text("a-page-token")
     here = {
+        "^/run/secrets/page_token$": str(token),
+        "^/var/lib/llamatel/": f"{tmp_path}/",
         r"\$\{MODEL:[^}]*\}": tiny_model.name,
         "^/models/": f"{tiny_model.parent}/",
         "^/var/log/llama/": f"{tmp_path}/",
@@ -158,6 +166,13 @@ def test_the_commands_of_compose_run_and_measure(llama_server_binary: Path, tiny
     try:
         with Clients(f"http://127.0.0.1:{server_port}") as clients:
             text = wait_until(measured, 60, "llamatel measures", every=0.5)
+            page = urllib.request.Request(f"http://127.0.0.1:{metrics_port}/")
+            page.add_header("Authorization", f"Basic {base64.b64encode(b'llamatel:a-page-token').decode()}")
+            with urllib.request.urlopen(page, timeout=5) as answer:
+                assert "<html" in answer.read().decode()
+            for probe in ("healthz", "readyz"):
+                with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/{probe}", timeout=5) as answer:
+                    assert answer.status == 200
     finally:
         said = watcher.output()
         watcher.stop()
@@ -170,7 +185,7 @@ def test_the_commands_of_compose_run_and_measure(llama_server_binary: Path, tiny
 
 
 @pytest.mark.parametrize("name", ["prometheus.yml", "fleet.yml", "kubernetes.yml"])
-def test_promtool_takes_the_configuration(name: str, promtool: Path, tmp_path: Path) -> None:
+def test_prometheus_configuration_is_valid(name: str, promtool: Path, tmp_path: Path) -> None:
     config = read(f"prometheus/{name}")
     for job in config["scrape_configs"]:
         if job.pop("kubernetes_sd_configs", None) is not None:  # Debian's Prometheus is built without it
@@ -187,14 +202,14 @@ def test_promtool_takes_the_configuration(name: str, promtool: Path, tmp_path: P
     assert "WARNING" not in done.stdout + done.stderr
 
 
-def test_targets_are_those_of_metrics_endpoints() -> None:
+def test_prometheus_targets_have_the_metrics_port() -> None:
     for path in (DEPLOY / "prometheus/targets").iterdir():
         targets = [target for group in json.loads(path.read_text()) for target in group["targets"]]
         assert targets
         assert all(target.endswith(f":{METRICS_PORT}") for target in targets)
 
 
-def test_the_collectors_pipelines_use_what_is_defined_and_define_what_is_used() -> None:
+def test_collector_pipelines_are_complete() -> None:
     config = read("collector/collector.yaml")
     for kind in ("receivers", "processors", "exporters"):
         used = {name for pipeline in config["service"]["pipelines"].values() for name in pipeline[kind]}
@@ -208,7 +223,7 @@ def test_the_collectors_pipelines_use_what_is_defined_and_define_what_is_used() 
 
 
 @pytest.mark.parametrize("manifest", manifests())
-def test_kubernetes_takes_the_manifest(manifest: dict[str, Any]) -> None:
+def test_kubernetes_manifest_is_valid(manifest: dict[str, Any]) -> None:
     if manifest["kind"] in CUSTOM:
         assert manifest["apiVersion"] in ("monitoring.coreos.com/v1", "keda.sh/v1alpha1")
         assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
@@ -220,7 +235,7 @@ def _of_kind(kind: str) -> list[dict[str, Any]]:
     return [parameter.values[0] for parameter in manifests() if parameter.values[0]["kind"] == kind]
 
 
-def test_labels_and_ports_lead_from_one_manifest_to_the_next() -> None:
+def test_kubernetes_labels_ports_and_volumes_fit() -> None:
     pods = {deployment["metadata"]["name"]: deployment["spec"]["template"] for deployment in _of_kind("Deployment")}
     for deployment in _of_kind("Deployment"):
         labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -231,7 +246,7 @@ def test_labels_and_ports_lead_from_one_manifest_to_the_next() -> None:
     for service in _of_kind("Service"):
         pod = pods[service["metadata"]["name"]]
         assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-        names = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        names = {port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
     [monitor] = _of_kind("ServiceMonitor")
     [match] = monitor["spec"]["selector"]["matchExpressions"]
@@ -250,8 +265,37 @@ def containers() -> list[Any]:
     return [pytest.param(words, id=name) for name, words in found]
 
 
+def test_kustomize_builds_the_base() -> None:
+    argv = [str(sid_program("kustomize")), "build", str(DEPLOY / "kubernetes")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {each["kind"] for each in yaml.safe_load_all(done.stdout)} == {"Deployment", "Service", "ServiceMonitor"}
+
+
+def test_page_tokens_come_from_secrets() -> None:
+    for deployment in _of_kind("Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        [container] = [each for each in spec["containers"] if each["name"] == "llamatel"]
+        path = container["args"][container["args"].index("--page-token-file") + 1]
+        [mount] = [each for each in container["volumeMounts"] if path.startswith(each["mountPath"] + "/")]
+        [volume] = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+        assert volume["secret"]["secretName"] == "llamatel-page"
+        assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert COMPOSE["secrets"]["page_token"]["file"].startswith("${PAGE_TOKEN_FILE:?")
+
+
+def test_sidecar_log_is_bounded() -> None:
+    [sidecar] = [each for each in _of_kind("Deployment") if each["metadata"]["name"] == "llama"]
+    spec = sidecar["spec"]["template"]["spec"]
+    [limit] = [each for each in spec["containers"] if each["name"] == "log-limit"]
+    [log] = [each for each in spec["volumes"] if each["name"] == "log"]
+    kib = int(re.findall(r"-gt (\d+)", limit["command"][-1])[0])
+    assert log["emptyDir"]["sizeLimit"] == "1Gi"
+    assert kib * 1024 < 2**30 / 2
+
+
 @pytest.mark.parametrize("words", containers())
-def test_llamatel_is_started_with_flags_that_it_has(words: list[str]) -> None:
+def test_containers_use_existing_flags(words: list[str]) -> None:
     assert complaint(words) is None
     assert words[words.index("--metrics-addr") + 1] == f"0.0.0.0:{METRICS_PORT}"
 
@@ -266,7 +310,7 @@ def queries() -> Iterator[str]:
                 yield filled.replace("<<.LabelMatchers>>", 'pod!=""').replace("<<.GroupBy>>", "pod")
 
 
-def test_scaling_asks_for_metrics_that_exist() -> None:
+def test_scaling_queries_existing_metrics() -> None:
     found = list(queries())
     assert len(found) == 6
     for query in found:
@@ -279,10 +323,40 @@ def test_scaling_asks_for_metrics_that_exist() -> None:
     assert {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]} == served
 
 
+# systemd
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_accepts_the_unit_and_rates_it_safe(unit: Path, tmp_path: Path) -> None:
+    program = tmp_path / "llamatel"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/usr/local/bin/llamatel", str(program)))
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
+    assert unit.name not in done.stdout + done.stderr, done.stdout + done.stderr
+    argv = ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(copy)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_unit_starts_llamatel_with_flags_that_it_has(unit: Path) -> None:
+    text = unit.read_text()
+    verb = re.findall(r"^ExecStart=/usr/local/bin/llamatel (\w+) \$ARGS$", text, re.MULTILINE)[0]
+    example = re.findall(r"^# ARGS, for example: (.*)$", text, re.MULTILINE)[0]
+    assert complaint([verb, *example.split()]) is None
+    assert "Type=notify" in text
+    assert "WatchdogSec=" in text
+
+
 # The image
 
 
-def test_the_dockerfile_copies_what_is_there_and_does_not_run_as_root() -> None:
+def test_dockerfile_copies_existing_files_and_drops_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
@@ -293,7 +367,7 @@ def test_the_dockerfile_copies_what_is_there_and_does_not_run_as_root() -> None:
     assert f"EXPOSE {METRICS_PORT}" in text
 
 
-def test_the_wheel_builds_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
+def test_wheel_builds_and_installs_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
     for name in re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE):
         source = ROOT / name
         if source.is_dir():
@@ -312,4 +386,24 @@ def test_the_wheel_builds_from_what_the_dockerfile_copies(tmp_path: Path) -> Non
     ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list((tmp_path / "dist").glob("llamatel-*.whl"))
+    [wheel] = (tmp_path / "dist").glob("llamatel-*.whl")
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    program = "import llamatel_dashboards as d, llamatel as l; print(d.__file__, l.__file__)"
+    program += "; from llamatel.cli.main import main"
+    program += f"; raise SystemExit(main(['dashboards', 'export', {str(tmp_path / 'out')!r}]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=site / "bin",
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].count(str(site)) == 2
+    for name in (
+        "llamatel/models/tiny.gguf",
+        "llamatel/ui/web/index.html",
+        "llamatel_dashboards/grafana/overview.json",
+    ):
+        assert (site / name).is_file()
+    assert (site / "bin" / "llamatel").is_file()

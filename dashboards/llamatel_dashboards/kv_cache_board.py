@@ -182,7 +182,6 @@ def _bytes() -> list[Panel]:
             names={q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"},
             hidden=("job", "cluster"),
             first=("namespace", "pod", "instance", "server", "port", "model"),
-            empty=_UNKNOWN,
             size=(24, 7),
         ),
     ]

@@ -37,7 +37,6 @@ def _model() -> list[Panel]:
             names=_NAMES,
             hidden=_HIDDEN,
             first=_FIRST,
-            empty="No model file that llamatel can read",
             size=(24, 6),
         ),
         rows(
@@ -54,7 +53,6 @@ def _model() -> list[Panel]:
             names=_NAMES,
             hidden=_HIDDEN,
             first=_FIRST,
-            empty="No model file that llamatel can read",
             size=(24, 6),
         ),
     ]
@@ -70,7 +68,6 @@ def _settings() -> list[Panel]:
             names=_NAMES,
             hidden=_HIDDEN,
             first=_FIRST,
-            empty="No server",
             size=(24, 6),
         ),
     ]

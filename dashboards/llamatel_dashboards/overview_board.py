@@ -159,7 +159,7 @@ def _objectives() -> list[Panel]:
             empty="Unknown",
         ),
         figure(
-            "Prompt tokens from the cache",
+            "Prefix cache hits",
             q.share(q.increase("llamacpp.prompt_cache.hits"), q.increase("llamacpp.prompt_cache.lookups")),
             "Share of prompt tokens that were in the KV cache already and needed no prefill, in the time shown.",
             "Low with long shared prefixes: put what changes at the prompt's end, and keep a client on one server.",
@@ -181,8 +181,7 @@ def _alerts() -> Panel:
         first=("alert", "severity", "for", "instance", "pod", "server", "port", "model"),
         sort=("for", True),
         texts={"severity": severities},
-        empty="No alert fires, or the rules are not loaded",
-        size=(24, 6),
+        size=(24, 8),
     )
 
 
@@ -265,7 +264,6 @@ def _traffic() -> list[Panel]:
             unit="percentunit",
             at_most=1,
             empty="Unknown",
-            size=(12, 8),
         ),
         lines(
             "Where requests spend their time",
@@ -275,7 +273,6 @@ def _traffic() -> list[Panel]:
             "answers, or more slots at once.",
             unit="s",
             stacked=True,
-            size=(12, 8),
         ),
         lines(
             "Speed by llama.cpp's counters",
@@ -284,7 +281,6 @@ def _traffic() -> list[Panel]:
             "decode falls: more slots at once, or longer contexts. prefill falls: short prompts do not fill a batch.",
             unit=TOKENS_A_SECOND,
             empty="Unknown",
-            size=(12, 8),
         ),
     ]
 
@@ -310,7 +306,6 @@ def servers_table(title: str, columns: Mapping[str, str | Column], meaning: str,
         first=("cluster", "namespace", "pod", "instance", "server", "port", "model", "up"),
         links={"instance": PAGE, "server": DETAILS},
         sort=("up", False),
-        empty="No server",
         size=(24, height),
     )
 

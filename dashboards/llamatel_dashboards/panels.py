@@ -152,7 +152,7 @@ def lines(
     for ref, query in _refs(queries):
         panel = panel.with_target(_target(query, ref))
     panel = panel.no_value(empty).mappings(_texts(empty)).show_points(looks.VisibilityMode.AUTO).line_width(1)
-    panel = panel.color_scheme(dashboards.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    panel = panel.color_scheme(dashboards.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
     legend = common.VizLegendOptions().display_mode(looks.LegendDisplayMode.TABLE).show_legend(show_legend=True)
     legend = legend.placement(looks.LegendPlacement.BOTTOM).calcs(["mean", "max", "lastNotNull"])
     panel = panel.legend(legend.sort_by("Max").sort_desc(sort_desc=True))
@@ -268,7 +268,6 @@ def rows(
     sort: tuple[str, bool] | None = None,
     first: Sequence[str] = (),
     texts: Mapping[str, Mapping[str, tuple[str, str]]] | None = None,
-    empty: str = NO_TRAFFIC,
     size: tuple[int, int] = (24, 8),
 ) -> Panel:
     """A table: a column a query, a row for each set of labels that the queries share.
@@ -276,8 +275,12 @@ def rows(
     ``names`` renames labels; ``hidden``, ``links`` (title and URL), ``first`` (the leftmost columns), ``texts``
     (of a label's values) and ``sort`` (column, descending) use final names.
     """
-    panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value(empty)
+    # In a table this text stands in every empty cell.
+    panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value("–")
     renamed = dict(names or {})
+    for label in ("cluster", "namespace", "pod", "instance", *renamed.values()):
+        # Grafana formats text that looks like a number, such as a port, as one.
+        panel = panel.override_by_name(label, [models.DynamicConfigValue("unit", "string")])
     queries = {name: each if isinstance(each, Column) else Column(each) for name, each in columns.items()}
     for ref, (name, column) in zip("ABCDEFGHIJKLMNOP", queries.items(), strict=False):
         query = Query(column.expr)

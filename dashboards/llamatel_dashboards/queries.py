@@ -18,7 +18,9 @@ PATH = "server_path"
 SERVER_LABELS = ("cluster", "namespace", "pod", "job", "instance", ADDRESS, PORT, PATH, MODEL)
 """What identifies a server (of a router: one model). Pods that all watch 127.0.0.1 differ in the first five."""
 BY_SERVER = ", ".join(SERVER_LABELS)
-SERVER_LEGEND = f"{{{{namespace}}}} {{{{instance}}}} {{{{{ADDRESS}}}}}:{{{{{PORT}}}}}{{{{{PATH}}}}} {{{{{MODEL}}}}}"
+SERVER_LEGEND = (
+    f"{{{{namespace}}}} {{{{pod}}}} {{{{instance}}}} {{{{{ADDRESS}}}}}:{{{{{PORT}}}}}{{{{{PATH}}}}} {{{{{MODEL}}}}}"
+)
 
 OF_JOB = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace", instance=~"$instance"'
 OF_ADDRESS = f'{ADDRESS}=~"$server", {PORT}=~"$port", {MODEL}=~"$model"'

@@ -223,7 +223,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1)
-    long = [completion(f"{number} what a long story " * 50, 120) for number in range(24)]
+    long = [completion(f"{number} what a long story " * 20, 120) for number in range(24)]
     queue = partial(fleet.load, port, long, 12, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",
