@@ -23,7 +23,7 @@ VARIABLES = [
 OFF_PANEL = {
     row.name: "the conventions' new name, which a client has to opt into, for what is on a panel by its present one"
     for row in METRICS
-    if row.name.startswith("gen_ai.client.inference.")
+    if row.name.startswith(("gen_ai.client.inference.", "gen_ai.client.embeddings."))
 } | {
     "llamacpp.speculative.accepted": "the panels show acceptance over all positions",
     "llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known",

@@ -264,6 +264,15 @@ def _telemetry() -> Iterator[Alert]:
         wait="1m",
     )
     yield Alert(
+        "LlamatelLogSilent",
+        "llamatel_log_silent_duration_seconds > 60",
+        "warning",
+        f"The log of llama.cpp server {WHERE} has had no line for {{{{ $value | humanizeDuration }}}} while it "
+        "generated tokens.",
+        "Was the log rotated away, or has what passes it on stopped? Requests are missing from traces and histograms.",
+        wait="1m",
+    )
+    yield Alert(
         "LlamatelCollectorFailing",
         "llamatel_collector_success == 0",
         "warning",

@@ -87,6 +87,7 @@ def _now() -> list[Panel]:
             "Requests that failed in the time shown because the pool was full.",
             "Raise -c, lower -np, or split the pool with --no-kv-unified so that a long request fails alone.",
             thresholds=at((None, GREEN), (1, RED)),
+            decimals=0,
             empty=NO_LOG,
         ),
     ]
@@ -168,6 +169,15 @@ def _bytes() -> list[Panel]:
             "They differ: do not rely on figures in bytes for this model; report it with its flags.",
             unit="bytes",
             empty=_UNKNOWN,
+        ),
+        lines(
+            "Plan error",
+            [Query(q.selector("llamacpp.kv_cache.plan_error"), q.SERVER_LEGEND)],
+            "Bytes that llama.cpp reported beyond the planned ones; planned figures are withdrawn where they differ.",
+            "Not 0: report the model, the flags and the build.",
+            unit="bytes",
+            empty=_UNKNOWN,
+            size=(24, 7),
         ),
         rows(
             "Planned against reported",

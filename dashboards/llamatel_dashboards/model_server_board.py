@@ -166,6 +166,22 @@ def _llamatel() -> list[Panel]:
             empty="No log",
         ),
         lines(
+            "Log silent for",
+            [Query(q.selector("llamatel.log.silent.duration"), q.SERVER_LEGEND)],
+            "Time without a log line while llama.cpp counted tokens.",
+            "Above a minute: the log was rotated away, or what passes it on has stopped.",
+            unit="s",
+            empty="No log",
+        ),
+        lines(
+            "Log lost",
+            [Query(q.increase("llamatel.log.lost", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
+            "Bytes of the log that were removed before llamatel could read them.",
+            "Rotate by renaming instead of truncating, or rotate later.",
+            unit="bytes",
+            empty="No log",
+        ),
+        lines(
             "Telemetry lost",
             [
                 Query(q.increase("llamatel.records.dropped", "reason", q.RATE), "{{reason}}"),
@@ -176,6 +192,7 @@ def _llamatel() -> list[Panel]:
             "values that it replaced by `other`.",
             "queue_full and export_failed: the OTLP endpoint. observer_full, shed: too many requests a second.",
             empty="None",
+            size=(12, 8),
         ),
         lines(
             "Collectors",
@@ -184,6 +201,16 @@ def _llamatel() -> list[Panel]:
             "A slow one delays a scrape, never a request.",
             unit="s",
             empty="No llamatel",
+            size=(12, 8),
+        ),
+        lines(
+            "Spans exported",
+            [Query(q.total(f"rate({q.selector('llamatel.spans.exported')}[{q.RATE}])"), "spans")],
+            "Spans a second that the OTLP endpoint accepted.",
+            "0 with traffic: see Telemetry lost.",
+            unit="ops",
+            empty="No OTLP endpoint",
+            size=(24, 6),
         ),
         lines(
             "Collectors and log",

@@ -342,7 +342,9 @@ def _servers() -> Panel:
 
 def _own() -> list[Panel]:
     local = "~127[.].*|localhost|::1|0[.]0[.]0[.]0|/.*|"
-    remote = q.selector("llamacpp.server.up", server_address=local).replace(f'="{local[1:]}"', f'!~"{local[1:]}"')
+    remote = q.selector("llamacpp.server.up", server_address=local).replace(
+        'server_address=~"127', 'server_address!~"127'
+    )
     site = ", ".join(("cluster", "namespace", *q.SERVER_LABELS[5:]))
     twice = f"count(count by ({site}) (count by (job, instance, {site}) ({remote})) > 1)"
     failing = f"{q.selector('llamatel.collector.success')} == 0"

@@ -222,7 +222,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         fail,
         (failing,),
     )
-    port, slow = fleet.serve("slow", slots=1)
+    port, slow = fleet.serve("slow", slots=1, load=False)
     long = [completion(f"{number} what a long story " * 20, 600) for number in range(24)]
     queue = partial(fleet.load, port, long, 24, 0.0)
     yield Incident(
@@ -231,7 +231,8 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         queue,
         (slow,),
     )
-    port, log = fleet.llama("log-truncated")
+    port, log = fleet.llama("log-truncated", load=False)
+    fleet.load(port, [completion("Hello there", 2)], 4)
     rotated = fleet.attach("log-truncated", f"http://127.0.0.1:{port}", "--log", str(log))
     cut = partial(_in_thread, partial(_cut_log, log))
     yield Incident("the log is rotated by truncation, and lines are lost", ("LlamatelRequestsLost",), cut, (rotated,))
@@ -256,9 +257,9 @@ def _in_thread(work: Callable[[], object]) -> None:
 
 def _cut_log(log: Path) -> None:
     """Truncate the log again and again while it is written to, as logrotate's copytruncate does."""
-    for _ in range(400):
+    for _ in range(4000):
         os.truncate(log, 0)
-        time.sleep(0.25)
+        time.sleep(0.02)
 
 
 def _scale_down(fleet: Fleet, target: str) -> None:
