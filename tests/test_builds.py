@@ -75,13 +75,8 @@ QWEN4EXP: dict[str, Any] = {
 
 
 def plan_for(build: str | None) -> CachePlan:
-    shape = shape_from_metadata(_without_history(QWEN4EXP), build=parse_build(build))
+    shape = shape_from_metadata(QWEN4EXP, build=parse_build(build))
     return cache_plan(shape, parse_server_flags(["-c", "4096", "-np", "1"], environ={}))
-
-
-def _without_history(metadata: dict[str, Any]) -> dict[str, Any]:
-    keys = ("ple.conv_kernel", "ple.ngram_size", "hyper_connection.count")
-    return metadata | {f"qwen4exp.{key}": 1 for key in keys}
 
 
 def test_exact_is_bound_to_builds() -> None:
@@ -125,7 +120,7 @@ def test_context_of_slots_by_build() -> None:
 
 def test_reported_sizes_withdraw_a_wrong_plan(caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_for(None)
-    shape = shape_from_metadata(_without_history(QWEN4EXP))
+    shape = shape_from_metadata(QWEN4EXP)
     model = LoadedModel(shape, parse_server_flags([], environ={}), plan)
     right = {"k": plan.total_bytes + 5000}  # rounded
     assert plan_error(plan, right) == 0

@@ -190,7 +190,8 @@ def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
         compared = in_words(shape.verified_builds)
         if not compared:
             return f"the sizes of architecture '{shape.architecture}' were not compared with llama.cpp's"
-        return f"the sizes were compared with llama.cpp {compared}; this is {shape.build or 'for the newest'}"
+        other = "the newest was not" if shape.build is None else f"this is {shape.build}"
+        return f"the sizes were compared with llama.cpp {compared}; {other}"
     if settings.not_understood:
         return f"what {', '.join(settings.not_understood)} means is not known"
     if settings.draft_model is not None and shape.draft is None:

@@ -182,9 +182,12 @@ def _state(keys: Keys, row: Architecture, first_heads: int) -> RecurrentState | 
 
 def _history(keys: Keys) -> dict[int, int]:
     """Values that a layer's convolution over n-gram embeddings keeps (src/llama-hparams.cpp:264)."""
+    layers = keys.array("ple.layers")
+    if not layers:  # the whole group of keys is optional
+        return {}
     values = max(keys.required("ple.conv_kernel") - 1, 0) * keys.required("ple.ngram_size")
     values *= keys.required("hyper_connection.count") * keys.required("embedding_length")
-    return dict.fromkeys(keys.array("ple.layers") or [], values)
+    return dict.fromkeys(layers, values)
 
 
 def _indexers(keys: Keys, row: Architecture, trunk: int, attends: list[bool]) -> dict[int, int]:
