@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, completion
+from tests.servers import ask as ask_directly
 from tests.serving import Serving
 
 SCRIPT = """
@@ -420,3 +422,101 @@ def test_joiner_bounds_calls_of_other_processes() -> None:
     accepted = [joiner.finished(call(number, elsewhere=True)) for number in range(1100)]
     assert accepted.count(True) == 1024
     assert joiner.finished(call(1))
+
+
+# -- other processes: without code, unsampled, through a proxy --------------------------------------------------------
+
+NO_CODE = """
+import sys, time
+import openai
+import llamatel
+from llamatel.llama import LlamaCppClient
+
+@llamatel.task(name="ask")
+def ask():
+    client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none")
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}], max_tokens=7)
+    LlamaCppClient(sys.argv[1]).complete("x", n_predict=6, ignore_eos=True)
+
+ask()
+"""
+
+
+def test_zero_code_script_is_one_trace(serving: Serving, sink: OtlpSink, tmp_path: Path) -> None:
+    sink.clear()
+    script = tmp_path / "script.py"
+    script.write_text(NO_CODE)
+    command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "python", str(script), serving.url]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "LLAMA"))}
+    env = {
+        **kept, **exporting(sink), "OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none", "LLAMATEL_URL": serving.page_url,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 2, what="spans of the server")
+    spans = sink.spans()
+    [task] = [span for span in spans if span.name == "ask"]
+    calls = of_kind(spans, "CLIENT")
+    assert [(call.parent_id, call.trace_id) for call in calls] == [(task.span_id, task.trace_id)] * 2
+    assert {request.parent_id for request in of_kind(spans, "SERVER")} == {call.span_id for call in calls}
+
+
+def test_call_report_unsampled_call(serving: Serving, sink: OtlpSink) -> None:
+    run_script(ONE_BY_ONE, serving.url, sink, serving.page_url, 0, OTEL_TRACES_SAMPLER="always_off")
+    assert ask_directly(serving.url) == 200
+    sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 1, what="the span of another client")
+    time.sleep(1.5)
+    assert len(of_kind(sink.spans(), "SERVER")) == 1
+
+
+class DelayProxy:
+    """A TCP proxy that passes bytes on after a delay, each way."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        parts = urlsplit(url)
+        self._target, self._seconds = (str(parts.hostname), int(parts.port or 80)), seconds
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                server = socket.create_connection(self._target)
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                time.sleep(self._seconds)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+FOUR = """
+client = LlamaCppClient(sys.argv[1])
+for number in range(4):
+    with llamatel.span(f"call {number}"):
+        ask(client)
+"""
+
+
+def test_call_through_delay_proxy(serving: Serving, sink: OtlpSink) -> None:
+    proxy = DelayProxy(serving.url, 0.15)
+    spans = run_script(FOUR, proxy.url, sink, serving.page_url, 4)
+    proxy.close()
+    [last] = [span for span in spans if span.name == "call 3"]
+    trace = {span.name: span for span in spans if span.trace_id == last.trace_id}
+    [request] = [span for span in trace.values() if span.kind == "SERVER"]
+    outside = trace.get("network.request") or trace["wait"]
+    assert outside.seconds > 0.1
+    assert trace["network.response"].seconds > 0.1
+    assert "queue" not in trace
+    assert trace["prefill"].parent_id == request.span_id
