@@ -62,7 +62,7 @@ def test_wheel_metadata(wheel: Path) -> None:
         points.read_string(archive.read(metadata.replace("METADATA", "entry_points.txt")).decode())
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
     assert (said["Name"], said["License-Expression"], said["Requires-Python"]) == ("llamatel", "Apache-2.0", ">=3.10")
-    assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "proxy", "plot", "explore", "dev"}
+    assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "plot", "explore", "dev"}
     assert points["console_scripts"]["llamatel"] == "llamatel.cli.start:run"
     assert {"requests", "tokens", "server"} <= set(points["llamatel.collectors"])
 
