@@ -31,7 +31,6 @@ ORDER = (
     "llamatel.gguf",
     "llamatel.inputs",
     "llamatel.models",
-    "llamatel.semconv",
     "llamatel.metrics",
     "llamatel.records",
     "llamatel.errors",

@@ -11,8 +11,8 @@ from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, hw_metrics
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Kind
 from llamatel.records import Outcome
-from llamatel.semconv import SCHEMA_URL
 from llamatel.telemetry.request_spans import Spans
+from llamatel.tracing.semconv import SCHEMA_URL
 from tests.genai_conventions import DOCUMENT
 from tests.parts import OtlpSink
 from tests.recording import Recording

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from llamatel.collectors import Collector, Sample
 from llamatel.records import ClientCall, Outcome
-from llamatel.semconv import PROVIDER
+from llamatel.tracing.semconv import PROVIDER
 
 _OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _LATEST = "gen_ai_latest_experimental"

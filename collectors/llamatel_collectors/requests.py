@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from llamatel.collectors import Collector, Sample
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
-from llamatel.semconv import PROVIDER, error_type, operation
 from llamatel.snapshots import Snapshot
+from llamatel.tracing.semconv import PROVIDER, error_type, operation
 
 _SERVERS = 4096
 """Servers remembered at most; beyond that an outcome's count begins with its first request."""

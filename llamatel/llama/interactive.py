@@ -19,9 +19,9 @@ def interactive() -> bool:
 
 
 def _answer(module: str, path: str) -> bool:
-    """What a library that is loaded says; False where it is not, or not completely."""
+    """The answer of a loaded library; False if it is not loaded, or not completely."""
     found: object = sys.modules.get(module)
     for name in path.split("."):
         found = getattr(found, name, None)
-    ask: Callable[[], object] | None = found if callable(found) else None
-    return ask is not None and ask() not in (None, False)
+    query: Callable[[], object] | None = found if callable(found) else None
+    return query is not None and query() not in (None, False)

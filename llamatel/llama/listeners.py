@@ -1,4 +1,4 @@
-"""Who wants to be told when something ends."""
+"""Callbacks for finished requests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 class Listeners(Generic[T]):
-    """Callables, in the order in which they came. Thread-safe: one may come or go while others are being called."""
+    """Callables in the order of registration. Thread-safe: they can be added and removed while others are called."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[object, Callable[[T], None]] = {}
-        """Replaced, never changed: who goes through it is not disturbed."""
+        """Replaced, never changed: iteration is not affected."""
 
     def add(self, listener: Callable[[T], None]) -> Callable[[], None]:
         """Keep ``listener``, once for each time it is added; returns what ends that."""

@@ -30,7 +30,6 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from llamatel.errors import PipelineError
-from llamatel.semconv import SCHEMA_URL
 from llamatel.telemetry import bounded_call as bounded
 from llamatel.telemetry import metric_readers, otlp_exporters
 from llamatel.telemetry.bounded_call import BoundedCall
@@ -47,6 +46,7 @@ from llamatel.telemetry.sdk_adapter import is_placeholder, set_global
 from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.span_export import OtlpSpanProcessor, SpanExport
 from llamatel.tracing import global_tracer
+from llamatel.tracing.semconv import SCHEMA_URL
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

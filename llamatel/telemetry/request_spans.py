@@ -24,10 +24,10 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
-from llamatel.semconv import PROVIDER, error_type, operation
 from llamatel.telemetry.otlp_encoding import Event
 from llamatel.telemetry.request_encoder import RequestEncoder, RequestSpan
 from llamatel.tracing.joining import Origin
+from llamatel.tracing.semconv import PROVIDER, error_type, operation
 from llamatel.tracing.span_values import rate, unix_ns
 
 _SHORTEST_QUEUE_S = 0.0001

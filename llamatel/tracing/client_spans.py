@@ -23,11 +23,11 @@ from llamatel.errors import RequestError
 from llamatel.llama.client import answer_usage as usage
 from llamatel.llama.client.client_call import Call
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.semconv import PROVIDER
 from llamatel.tracing import message_content
 from llamatel.tracing.joining import OpenCall
 from llamatel.tracing.model_span import is_model_span
 from llamatel.tracing.request_parameters import parameters, task_count
+from llamatel.tracing.semconv import PROVIDER
 from llamatel.tracing.span_values import encodable, rate, unix_ns
 
 _NO_CONTENT = message_content.Wanted()

@@ -27,7 +27,7 @@ from threading import Lock
 from typing import Protocol
 
 from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
-from llamatel.semconv import operation
+from llamatel.tracing.semconv import operation
 
 _CLOCK_S = 0.25
 """How far the log's time and the wall clock may be apart; in practice they differ by much less."""

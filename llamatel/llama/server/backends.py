@@ -33,9 +33,9 @@ class Backend:
     why: str
     """Why it was chosen."""
     version: str | None = None
-    """The wheel's version; a binary tells its own only when it runs."""
+    """The wheel's version; a binary reports its version only when it runs."""
     rejected: tuple[str, ...] = ()
-    """Those that come first in order and why they were not taken."""
+    """Backends with higher priority, and why they were not chosen."""
 
 
 def _binary(path: str, environ: Mapping[str, str]) -> str | None:
@@ -53,7 +53,7 @@ def _xllamacpp(why: str, rejected: tuple[str, ...]) -> Backend | None:
 
 
 def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) -> Backend:
-    """A Python package's server, which a module of ours runs."""
+    """A Python package's server, run by a module of llamatel."""
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:  # a build tree on the path
@@ -62,18 +62,20 @@ def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) ->
 
 
 def build_of(backend: Backend) -> str | None:
-    """llama.cpp's build without starting a server: what the wheel or ``--version`` says; None where neither does.
+    """llama.cpp's build without starting a server: from the wheel or ``--version``; None if neither reports it.
 
     In the words of ``/props``, such as ``b6301-a8bca68f``.
     """
     if backend.version is not None:
         return backend.version
     try:
-        asked = [*backend.command, "--version"]
-        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_VERSION_S, check=False)
+        command = [*backend.command, "--version"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_VERSION_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = _VERSION.search(said.stderr + said.stdout)
+    found = _VERSION.search(done.stderr + done.stdout)
     return f"b{found.group(1)}-{found.group(2)}" if found is not None else None
 
 
@@ -86,7 +88,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
     """
     install = f"install one with: {Path(sys.executable).name} -m {install_command('server')}"
     if choice == XLLAMACPP:
-        backend = _xllamacpp("it was asked for", ())
+        backend = _xllamacpp("it was requested", ())
         if backend is None:
             raise BackendNotFound(f"xllamacpp is not installed; {install}")
         return backend
@@ -94,7 +96,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
         found = _binary(choice, environ)
         if found is None:
             raise BackendNotFound(f"'{choice}' is not an executable llama-server; {install}")
-        return Backend(LLAMA_SERVER, (found,), "it was asked for")
+        return Backend(LLAMA_SERVER, (found,), "it was requested")
 
     rejected: list[str] = []
     named = environ.get(PATH_VARIABLE)

@@ -28,7 +28,7 @@ _READS_AT_ONCE = 16
 """A child that writes without end must not keep its reader from looking at anything else."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
-"""How long a pipe that somebody else still holds is read after the child's end."""
+"""How long a pipe that another process still holds is read after the child's end."""
 
 
 def _pidfd(pid: int) -> int | None:
@@ -73,7 +73,7 @@ class Child:
         """Start ``command``; ``wake`` is a file descriptor that ends ``read`` early when it becomes readable."""
         self._selector = selectors.DefaultSelector()
         try:
-            # In a session of its own: Ctrl-C at a terminal reaches us, and we stop the server in order.
+            # In its own session: Ctrl-C at a terminal reaches llamatel only, which stops the server in order.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
@@ -176,7 +176,7 @@ class Child:
         """
         code = self._process.wait()
         if self._open:
-            # A group keeps its number as long as somebody is in it.
+            # A process group keeps its number as long as a process is in it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._selector.close()

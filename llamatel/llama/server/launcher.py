@@ -1,9 +1,9 @@
-"""Start a command that cannot outlive the process that asked for it.
+"""Start a command that cannot outlive the process that requested it.
 
-Run by path as a script of its own (``python -I -S launcher.py PARENT_PID COMMAND...``): it imports nothing of llamatel.
+Run by path as a script (``python -I -S launcher.py PARENT_PID COMMAND...``): it imports nothing of llamatel.
 
-On Linux it asks the kernel to kill it when its parent dies (even by SIGKILL) and becomes the command, so no process
-stays in between. Elsewhere it stays as the command's parent and watches its own.
+On Linux the kernel is set to kill it when its parent dies (even by SIGKILL) and it becomes the command, so no process
+stays in between. Elsewhere it stays as the command's parent and watches its own parent.
 """
 
 import os
@@ -39,7 +39,7 @@ def _plain_signals() -> None:
 
 
 def watch(parent: int, command: list[str]) -> int:
-    """Run the command as a child; end it when our parent is gone. Returns its exit status, or ends by its signal."""
+    """Run the command as a child until the parent process exits. Returns its exit status, or exits by its signal."""
     _plain_signals()
     child = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT):

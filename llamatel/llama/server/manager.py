@@ -48,9 +48,9 @@ class ServerManager:
     """A llama.cpp server as a child process.
 
     ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"`` or a path.
-    ``restart``: ``"never"`` or ``"on-failure"``: after a crash the server comes back with growing pauses, at most
+    ``restart``: ``"never"`` or ``"on-failure"``: after a crash it is restarted with growing pauses, at most
     ``max_restarts`` times in a row; a minute of good health clears the count.
-    ``server_log``: where the server's own log goes too: a path (appended to), ``"-"`` for stderr, or None.
+    ``server_log``: also write the server's log: a path (appended to), ``"-"`` for stderr, or None.
 
     Used as a context manager it stops the server at the end. Its methods may be called from any thread.
     """
@@ -73,9 +73,9 @@ class ServerManager:
         self._server_log = server_log
         self._lock = threading.Lock()
         self._backend: Backend | None = None
-        self._asked = ServerInfo("127.0.0.1")
+        self._requested = ServerInfo("127.0.0.1")
         self._supervisor: Supervisor | None = None
-        self._observe(self._asked)
+        self._observe(self._requested)
         self._listeners = Listeners[Completion]()
         self.listener_failures = 0
         """How often a listener raised."""
@@ -166,7 +166,7 @@ class ServerManager:
         before = self._started()
         self.stop_server()
         with self._lock:
-            self._begin(before.backend, before.command, self._asked, before)
+            self._begin(before.backend, before.command, self._requested, before)
         self._announce()
         return self.wait_until_ready(timeout)
 
@@ -206,7 +206,7 @@ class ServerManager:
     @property
     def info(self) -> ServerInfo:
         """Who it is; the port is None until a free one was found."""
-        return self._asked if self._supervisor is None else self._supervisor.info
+        return self._requested if self._supervisor is None else self._supervisor.info
 
     @property
     def base_url(self) -> str:
@@ -233,7 +233,7 @@ class ServerManager:
 
     @property
     def failure(self) -> str | None:
-        """Why it ended on its own, in its own words; None if it did not."""
+        """Why the server exited by itself; None if it did not."""
         return None if self._supervisor is None else self._supervisor.failure
 
     @property
@@ -269,7 +269,7 @@ class ServerManager:
                 continue
             own, there = manager is self, port != 0 and (host, port) == (supervisor.info.address, supervisor.info.port)
             if (own or there) and interactive():
-                _log.warning("%s was stopped: another server takes its place", manager)
+                _log.warning("%s was stopped: another server replaces it", manager)
                 manager.stop_server()
             elif there and not own:
                 raise ServerStateError(
@@ -277,30 +277,34 @@ class ServerManager:
                 )
 
     def _begin(
-        self, backend: Backend, command: CommandLine, asked: ServerInfo, before: Supervisor | None = None
+        self, backend: Backend, command: CommandLine, requested: ServerInfo, before: Supervisor | None = None
     ) -> None:
         """Start a supervisor; our lock is held. ``before`` is the one whose server is restarted."""
         if self._supervisor is not None and self._supervisor.running:
             raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
         log = None if self._server_log is None else LogCopy(self._server_log)
-        if (asked.address, asked.port, asked.model) != (self._asked.address, self._asked.port, self._asked.model):
-            # Another server to those who look at the figures: what was counted until now is not its own.
-            self._observe(asked)
+        if (requested.address, requested.port, requested.model) != (
+            self._requested.address,
+            self._requested.port,
+            self._requested.model,
+        ):
+            # Another server in metrics: what was counted until now belongs to the previous one.
+            self._observe(requested)
         if before is None:
             self._observed.launch(command.arguments, {**os.environ, **command.environment})
         supervisor = Supervisor(
-            backend, command, asked, self._observed_log,
+            backend, command, requested, self._observed_log,
             hand_out=self._hand_out, process_replaced=self._observed.process_replaced,
             restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
-        self._backend, self._asked, self._supervisor = backend, asked, supervisor
+        self._backend, self._requested, self._supervisor = backend, requested, supervisor
         supervisor.start()
 
-    def _observe(self, asked: ServerInfo) -> None:
+    def _observe(self, requested: ServerInfo) -> None:
         """Observe this server from now on."""
-        self._observed_log = ServerLog(asked, supervised=True)
+        self._observed_log = ServerLog(requested, supervised=True)
         self._observed = ObservedServer(
-            asked,
+            requested,
             log=self._observed_log,
             lifecycle=lambda: None if self._supervisor is None else self._supervisor.lifecycle(),
         )

@@ -31,14 +31,14 @@ _VALUES: Mapping[str, str] = {
 _API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 _SOCKET = ".sock"
-"""llama-server takes a host with this end for the path of a Unix socket."""
+"""llama-server treats a host with this suffix as the path of a Unix socket."""
 # What the log reader lives on; later flags win, so the user's own still hold.
 _LOG_FLAGS = ("--log-prefix", "--log-timestamps")
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """Arguments for the server's process, and the environment that goes with them (secrets travel there)."""
+    """Arguments for the server's process, and its environment, which carries secrets."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(repr=False)
@@ -134,7 +134,7 @@ def _listen(settings: ServerSettings) -> Address:
     """Where the server listens. Raises UsageError."""
     prefix, port = settings.api_prefix.rstrip("/"), settings.port
     if prefix and not prefix.startswith("/"):
-        raise UsageError(f"--api-prefix {prefix}: llama-server takes one that starts with a slash")
+        raise UsageError(f"--api-prefix {prefix}: it must start with a slash")
     if settings.host.endswith(_SOCKET):  # tools/server/server-http.cpp
         return Address("unix", str(Path(settings.host).absolute()), None, prefix)
     if port is None or not 0 <= port <= 65535:
@@ -144,9 +144,9 @@ def _listen(settings: ServerSettings) -> Address:
 
 
 def _check_port_can_be_read(settings: ServerSettings) -> None:
-    """A free port is read from the log, where llama.cpp says it at the verbosity that it has by default."""
+    """A free port is read from the log, where llama.cpp prints it at its default verbosity."""
     if settings.port == 0 and not settings.host.endswith(_SOCKET) and (settings.log_disable or settings.verbosity < 3):
-        raise UsageError("port 0 needs the server's log at verbosity 3, where it says which port it took: name a port")
+        raise UsageError("port 0 needs the server's log at verbosity 3, where it prints the port: name a port")
 
 
 def _own_key(settings: ServerSettings, environment: Mapping[str, str]) -> str | None:

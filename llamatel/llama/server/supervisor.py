@@ -1,6 +1,6 @@
 """A running server's guardian: one thread that starts it, reads its log, ends it and brings it back.
 
-Only this thread changes the state. Others hand it a wish (to stop) and wait. It stays as long as the child does, which
+Only this thread changes the state. Other threads request a stop and wait. It stays as long as the child does, which
 the launcher relies on: on Linux the kernel kills the child when the thread that started it ends.
 """
 
@@ -39,7 +39,7 @@ _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_S = 60.0
 """A server that was ready for that long starts with a clean record."""
 _SILENT_S = 1.0
-"""A server whose log did not say for that long that it listens may say little: then its health is asked."""
+"""If the log does not report for this long that the server listens, its health is polled."""
 _LOOK_S = 0.2
 _GATHER_S = 0.02
 """How long lines of a serving server may come together before they are read (their times are llama.cpp's own)."""
@@ -47,7 +47,7 @@ _YOUNG_S = 2.0
 _AGAIN_S = 1.0
 _ENDING = "cleaning up before exit"
 _TIDY_S = 2.0
-"""llama.cpp has left its loop when it says that it ends, so no request gets an answer any more; but it waits for the
+"""llama.cpp has left its loop when it logs that it exits, so no request gets a response any more; but it waits for the
 clients of those that run, for ever if they do not go away."""
 _GUARDED_KEY = 8
 _LAST_RESORT_S = 5.0
@@ -55,7 +55,7 @@ _LAST_RESORT_S = 5.0
 
 
 class ServerState(str, Enum):
-    """stopped -> starting -> ready -> stopping -> stopped; failed: it ended on its own (and may be started again)."""
+    """stopped -> starting -> ready -> stopping -> stopped; failed: it exited by itself (and may be restarted)."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -78,12 +78,12 @@ def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
 
 @dataclass(slots=True)
 class _Stop:
-    """A child that was asked to end."""
+    """A child that was signalled to exit."""
 
     again_at: float | None
-    """When to ask once more (monotonic); None: not at all."""
+    """When to send SIGTERM again (monotonic); None: not at all."""
     ends: bool = False
-    """It has said that it ends."""
+    """Its log says that it exits."""
 
 
 class Supervisor:
@@ -111,7 +111,7 @@ class Supervisor:
         self.state = ServerState.STARTING
         self.returncode: int | None = None
         self.failure: str | None = None
-        """Why the last process ended on its own, in its own words."""
+        """Why the last process exited by itself."""
         self.restarts: int = 0 if before is None else before.restarts
         self.started_at: float | None = None
         self.loading_s: float | None = None
@@ -222,7 +222,7 @@ class Supervisor:
                     return
                 if ready_s is not None and ready_s > _HEALTHY_S:
                     self._restarts_left = self._max_restarts
-                # What never came up at all would not come up the next time either.
+                # A server that never became ready would fail again.
                 if not self._restarts_left or not was_ready:
                     self._end(ServerState.FAILED)
                     return
@@ -236,7 +236,7 @@ class Supervisor:
                     return
                 self.restarts += 1
                 self._set(ServerState.STARTING)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: who waits for the server is told
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: waiting threads get the failure
             if not isinstance(error, OSError):
                 _log.exception("the server's supervisor failed")
             self.failure = f"the server could not be run: {error}"
@@ -278,7 +278,7 @@ class Supervisor:
         child = self._start()
         try:
             while not child.finished:
-                # A wish to stop leaves the wake-up readable, so nothing is waited for from then on but the child.
+                # A requested stop leaves the wake-up pipe readable, so from then on only the child is waited for.
                 serving = ready_at is not None and stop is None
                 output = child.read(
                     None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
@@ -294,8 +294,8 @@ class Supervisor:
                 elif self._stop_by is not None:
                     self._set(ServerState.STOPPING)
                     child.terminate()
-                    # llama.cpp says that it listens a moment before its loop begins; what asks it to end in between
-                    # is forgotten. Later, a second request would cut its tidying short.
+                    # llama.cpp logs that it listens a moment before its loop starts; a SIGTERM in between
+                    # is forgotten. Later, a second request would cut its shutdown short.
                     now = time.monotonic()
                     stop = _Stop(now + _AGAIN_S if ready_at is None or now - ready_at < _YOUNG_S else None)
         finally:
@@ -320,7 +320,7 @@ class Supervisor:
         return child
 
     def _press(self, child: Child, stop: _Stop, lines: Sequence[OutputLine]) -> None:
-        """Look after a child that was asked to end; ``lines`` are its newest."""
+        """Supervise a child that was signalled to exit; ``lines`` are its newest."""
         if not stop.ends and any(_ENDING in line.text for line in lines):
             stop.ends = True
             self.ask_to_stop(_TIDY_S)
@@ -333,7 +333,7 @@ class Supervisor:
                 child.terminate()
 
     def _close(self, child: Child) -> None:
-        """Leave nothing of a child behind."""
+        """Clean up after a child."""
         if child.returncode is None:
             child.kill()
         self.returncode = child.close()
@@ -364,7 +364,7 @@ class Supervisor:
             return False
         if self._socket is None and facts.port is not None and facts.port != self._port:
             self._port = self.found_port = facts.port
-        # A wheel built without its number says "b0-unknown": then its version tells more.
+        # A wheel built without its number says "b0-unknown": then its version is more specific.
         known = facts.build is not None and "unknown" not in facts.build
         self._learn(port=self._port or None, build=facts.build if known else self.info.build)
         self.client = self._new_client(api_key=self.command.api_key)
@@ -396,5 +396,5 @@ class Supervisor:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         if was_ready:
             return f"the server ended with {how}"
-        said = failure_line(self.log_tail)
-        return f"the server did not start ({how}): {said or 'it printed nothing'}{hint(said)}"
+        line = failure_line(self.log_tail)
+        return f"the server did not start ({how}): {line or 'it printed nothing'}{hint(line)}"

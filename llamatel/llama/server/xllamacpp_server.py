@@ -1,8 +1,8 @@
 """Runs the xllamacpp wheel's llama.cpp server with llama-server's own command line.
 
-Started by the server manager as a process of its own: ``python -m llamatel.llama.server.xllamacpp_server FLAGS...``.
+Started by the server manager as a separate process: ``python -m llamatel.llama.server.xllamacpp_server FLAGS...``.
 
-The wheel's Python API takes a parameter object and no flags. llama.cpp's parser (``common_params_parse``,
+The wheel's Python API accepts a parameter object, not flags. llama.cpp's parser (``common_params_parse``,
 common/arg.cpp) is exported by the wheel's extension module, so it fills that object for us: flags, their errors and the
 ``LLAMA_ARG_*`` environment are llama.cpp's own. What this relies on is checked at start, and an unknown build is
 refused: the object's layout by two sentinel values, the parser's ``llama_example`` number by a flag that only the
@@ -24,7 +24,7 @@ from typing import Any
 _VERBOSITY = "common_log_verbosity_thold"
 _LEVEL_OF = "_Z24common_log_get_verbosity14ggml_log_level"
 _INFO = 2
-"""GGML_LOG_LEVEL_INFO, at which the library says what it allocates."""
+"""GGML_LOG_LEVEL_INFO, at which the library logs what it allocates."""
 _DEFAULT_VERBOSITY = 3
 _PARSE = "_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"
 _SENTINELS = (0x1234567, 0x7654321)
@@ -45,7 +45,7 @@ def _parser(extension: str) -> Any:
 
 
 def _address_of_params(params: Any) -> int:
-    """Where the C++ ``common_params`` lies: right behind the Python object's header."""
+    """Where the C++ ``common_params`` starts: right after the Python object's header."""
     before = params.n_predict, params.n_ctx
     params.n_predict, params.n_ctx = _SENTINELS
     address = id(params) + object.__basicsize__
@@ -70,7 +70,7 @@ def _stderr_muted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def library_heard(extension: str, params: Any) -> Iterator[None]:
-    """Have llama.cpp's library say in the log what it allocates; only while the model loads, as it says much later on.
+    """Make llama.cpp's library log what it allocates; only while the model loads, because it logs a lot later.
 
     From May 2026 on the server passes these lines over at its default verbosity. Nothing happens where another one was
     chosen, in builds that print them anyway (before May), and in those that do not export what this takes (before
