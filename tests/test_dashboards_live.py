@@ -73,6 +73,12 @@ NOT_HERE = {
     **{row.name: "no call by LlamaCppClient" for row in METRICS if row.name.startswith("gen_ai.client.")},
 }
 """Metrics that these servers do not have, and why; tested on made-up records."""
+ON_EVENTS = {
+    "llamatel.label_values.limited": "no label has too many values",
+    "llamatel.spans.exported": "no OTLP endpoint",
+}
+"""Metrics whose first series appears with an event that does not happen here."""
+NORMALLY_ZERO = {"Plan error", "Log lost"}
 SIGNED = {"Planned against reported"}
 """Panels with figures that may be below zero."""
 H100 = json.loads((Path(__file__).parent / "data" / "nvml_h100.json").read_text())
@@ -322,6 +328,8 @@ def test_query_has_an_answer_of_the_right_kind(query: PanelQuery, store: str, ob
     job = MADE_UP if absent else REAL
     sent = query.sent(job=job, __range=observed.window, __rate_interval="5s")
     series = observed.range(without_native(sent) if store == VICTORIA else sent, store)
+    if _metrics(query) & set(ON_EVENTS):
+        return  # the store accepted the query
     assert series, f"no answer: {sent}"
     values = [value for _, each in series for value in each]
     assert all(map(math.isfinite, values))
@@ -329,7 +337,7 @@ def test_query_has_an_answer_of_the_right_kind(query: PanelQuery, store: str, ob
         assert min(values) >= 0 or (set(values) >= {-1} and "-group(" in query.expr)
     if query.unit == "percentunit":
         assert max(values) <= 1 + 1e-9
-    if query.unit == "bytes":
+    if query.unit == "bytes" and query.panel not in NORMALLY_ZERO:
         assert max(values) >= 1024
 
 

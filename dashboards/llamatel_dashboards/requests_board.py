@@ -108,7 +108,7 @@ def _slowest() -> list[Panel]:
             "Upper bound of the slowest request's bucket, on each server.",
             'Search your traces for `{ resource.service.name = "llamatel" && duration > 10s }` (TraceQL).',
             unit="s",
-            size=(12, 8),
+            size=(24, 7),
         ),
         rows(
             "Slow tails",
@@ -124,7 +124,7 @@ def _slowest() -> list[Panel]:
             hidden=("job", "cluster"),
             first=("namespace", "pod", "instance", "server", "port", "model"),
             sort=("duration p99", True),
-            size=(12, 8),
+            size=(24, 7),
         ),
     ]
 
@@ -147,6 +147,7 @@ def _ends() -> list[Panel]:
             "exceed_context_size_error: the prompt is longer than a slot. server_exited: llama.cpp crashed.",
             unit="reqps",
             stacked=True,
+            empty="No error in this time, or no request log",
         ),
         lines(
             "Operations",
