@@ -132,8 +132,8 @@ class _Answer:
             {"type": kind, "content": _cut(text)} for kind, text in self._text.items() if text
         ]
         for _, call in sorted(self._calls.items()):
-            told = {**call, "arguments": _arguments(call["arguments"])}
-            parts.append({"type": "tool_call", **{key: value for key, value in told.items() if value}})
+            filled = {**call, "arguments": _arguments(call["arguments"])}
+            parts.append({"type": "tool_call", **{key: value for key, value in filled.items() if value}})
         return {"role": "assistant", "parts": parts, "finish_reason": self.reason or "unknown"}
 
 

@@ -119,7 +119,7 @@ class RunningCall:
                 self._finish_reasons = (*self._finish_reasons, reason)
 
     def end(self, server: ServerInfo, error: BaseException | None = None) -> Completion:
-        """The call is over. A stream that was dropped was over with its last part: nobody knows when it was freed."""
+        """The call is over. A stream that was dropped ended with its last part: when it was freed is unknown."""
         ended_at = self._active_at if isinstance(error, GeneratorExit) else self._now()
         embedding = self.operation == "embeddings"
         outcome, text, kind = _outcome(error)

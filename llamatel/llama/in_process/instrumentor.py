@@ -101,7 +101,7 @@ def _known(llama: Any) -> tuple[model.LoadedModel, model.ModelSource] | None:
     try:
         return model.known(llama)
     except Exception:  # noqa: BLE001 - the boundary to an application that must not feel us
-        _log.exception("a model of llama-cpp-python is not traced: what it is could not be told")
+        _log.exception("a model of llama-cpp-python is not traced: it could not be inspected")
         return None
 
 

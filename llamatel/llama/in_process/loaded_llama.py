@@ -37,7 +37,7 @@ Attributes = dict[str, str | int | float | bool | tuple[str, ...]]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """One ``Llama`` object's model and context, as far as they can be told."""
+    """One ``Llama`` object's model and context, as far as known."""
 
     name: str
     capacity: int | None
@@ -91,25 +91,25 @@ class LoadedModel:
 
 
 def _settings(llama: Any, context: int) -> ServerSettings | None:
-    """What llama.cpp was told, in the words of a server; None for a cache type that we do not know."""
-    told = llama.context_params
-    numbered = [TENSOR_TYPES.get(getattr(told, name)) for name in ("type_k", "type_v")]
+    """Its parameters as settings of a server; None for a cache type that we do not know."""
+    parameters = llama.context_params
+    numbered = [TENSOR_TYPES.get(getattr(parameters, name)) for name in ("type_k", "type_v")]
     types = [each.name.lower() for each in numbered if each is not None and each.name.lower() in CACHE_TYPES]
     if len(types) != len(numbered):
         return None
-    flash = {1: "on", 0: "off"}.get(told.flash_attn_type, "auto")
+    flash = {1: "on", 0: "off"}.get(parameters.flash_attn_type, "auto")
     return ServerSettings(
         ctx_size=context,
-        parallel=told.n_seq_max,
-        kv_unified=bool(told.kv_unified),
-        batch_size=told.n_batch,
-        ubatch_size=told.n_ubatch,
+        parallel=parameters.n_seq_max,
+        kv_unified=bool(parameters.kv_unified),
+        batch_size=parameters.n_batch,
+        ubatch_size=parameters.n_ubatch,
         cache_type_k=types[0],
         cache_type_v=types[1],
         flash_attn=flash,  # type: ignore[arg-type]
-        swa_full=bool(told.swa_full),
-        kv_offload=bool(told.offload_kqv),
-        embedding=bool(told.embeddings),
+        swa_full=bool(parameters.swa_full),
+        kv_offload=bool(parameters.offload_kqv),
+        embedding=bool(parameters.embeddings),
         fit=False,
     )
 

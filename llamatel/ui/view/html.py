@@ -1,6 +1,6 @@
 """Models, plans, summaries and results in a notebook: the same as in a terminal, as HTML.
 
-Every text is escaped: names come from strangers.
+Every text is escaped: names are untrusted.
 """
 
 from __future__ import annotations

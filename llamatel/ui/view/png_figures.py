@@ -39,8 +39,8 @@ def trace_png(spans: Sequence[KeptSpan]) -> bytes:
     whole = total(rows) or 1.0
     for index, bar in enumerate(rows):
         axes.barh(index, max(bar.length, whole * 0.002), left=bar.start, color=COLOURS[bar.kind], height=0.6)
-        told = seconds(bar.length) + (f"  {bar.facts}" if bar.facts else "")
-        axes.annotate(told, (bar.start + bar.length, index), (4, 0), textcoords="offset points", va="center", size=7)
+        label = seconds(bar.length) + (f"  {bar.facts}" if bar.facts else "")
+        axes.annotate(label, (bar.start + bar.length, index), (4, 0), textcoords="offset points", va="center", size=7)
     axes.set_yticks(range(len(rows)), ["  " * bar.depth + bar.name for bar in rows], size=8)
     for label in axes.get_yticklabels():
         label.set_horizontalalignment("left")

@@ -106,7 +106,7 @@ def _percentiles(summary: Mapping[str, Any]) -> str:
 
 
 def _kv_cache(document: Mapping[str, Any]) -> str:
-    """Tokens over time; of a server whose KV cache nobody looked at, nothing."""
+    """Tokens over time; nothing for a server whose KV cache was not observed."""
     history = document["history"]
     looks = list(zip(history["at"], history["active"], history["cached"], strict=True))
     known = [active + cached for _, active, cached in looks if active is not None and cached is not None]
