@@ -72,7 +72,7 @@ class Soak:
         small += [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=3) for n in range(4)]
         started = time.monotonic()
         faults: list[Callable[[Serving, RotelAgent], None]] = [
-            self._kill_server, self._stop_server, self._kill_collector,
+            self._kill_server, self._stop_server, self._kill_collector, self._rotate,
         ]  # fmt: skip
         answers: list[Answer] = []
         while (now := time.monotonic() - started) < self.seconds:
