@@ -54,8 +54,8 @@ BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 2
 """Keys and values, two layers, two heads of 16 elements of 2 bytes: what the tiny model is made with."""
 NOT_HERE = {
     "llamacpp.speculative.tokens": "no draft model: nothing is drafted",
-    "llamacpp.prompt_cache.entries": "llama.cpp says it at -lv 4 alone",
-    "llamacpp.prompt_cache.size": "llama.cpp says it at -lv 4 alone",
+    "llamacpp.prompt_cache.entries": "llama.cpp logs it at -lv 4 only",
+    "llamacpp.prompt_cache.size": "llama.cpp logs it at -lv 4 only",
     "llamacpp.model.state": "no router",
     "llamacpp.model.loads": "no router",
     "llamacpp.model.evictions": "no router",
@@ -178,7 +178,7 @@ def _ready(server: Child) -> bool:
 
 SCRAPE_S = 1
 QUIET_S = 3
-"""So long nothing is counted before and behind what is: an increase misses nothing, also where scrapes are late."""
+"""A pause before and after the load, so that an increase covers all of it even where scrapes are late."""
 
 
 def _made_up(running: Telemetry, ending: threading.Event, shape: ModelShape) -> None:
@@ -269,14 +269,14 @@ def _stores(targets: dict[str, list[str]], folder: Path) -> Iterator[dict[str, S
 
 
 def _under_load(stores: dict[str, Store], ports: list[int]) -> tuple[float, list[list[Answer]]]:
-    """Send the load. Gives when that began, and the answers of each server."""
+    """Send the load. Returns its start time, and the answers of each server."""
     clients = [Clients(f"http://127.0.0.1:{port}") for port in ports]
     for each in clients:
         # Prometheus sees an increase only of what it has seen before.
         assert each.send(completion("Hello", 4)).outcome == "ok"
     _scraped(stores, len(ports))
     started = time.time()
-    # One choice each: of several llama.cpp tells only one's figures to its client.
+    # One choice each: of several, llama.cpp reports only one's figures to its client.
     loads = [
         [ask for ask in mixed_load(75, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
         for seed in (1, 2)
@@ -376,7 +376,7 @@ def test_choosing_a_server_excludes_the_others(observed: Observed) -> None:
 
 
 def _timings(observed: Observed) -> list[dict[str, Any]]:
-    """What llama.cpp told its clients of requests that completed."""
+    """llama.cpp's timings in the responses of completed requests."""
     return [answer.timings[-1] for answers in observed.answers for answer in answers if answer.outcome == "ok"]
 
 

@@ -1,4 +1,4 @@
-"""deploy/: what can be shown without Docker and Kubernetes. deploy/README.md says what cannot."""
+"""deploy/: everything that can be tested without Docker and Kubernetes; deploy/README.md lists the rest."""
 
 from __future__ import annotations
 
@@ -174,10 +174,10 @@ def test_compose_commands_run_and_measure(llama_server_binary: Path, tiny_model:
                 with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/{probe}", timeout=5) as answer:
                     assert answer.status == 200
     finally:
-        said = watcher.output()
+        output = watcher.output()
         watcher.stop()
         server.stop()
-    assert "llamacpp_tokens_total{" in text, said
+    assert "llamacpp_tokens_total{" in text, output
     assert 'service_name="llamatel"' in text
 
 

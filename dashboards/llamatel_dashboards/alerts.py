@@ -12,7 +12,7 @@ from llamatel_dashboards.rule_options import SERVER, SITE, RuleOptions
 FAST_BURN = 14.4
 """Of the error budget: 2 % of a month's in an hour (Google's SRE workbook, chapter 5)."""
 
-# Prometheus' templates: an absent label is the empty string. A pod's name says more than its address.
+# Prometheus' templates: an absent label is the empty string. The pod's name comes first, as people know it.
 INSTANCE = "{{ with $labels.namespace }}{{ . }}/{{ end }}{{ with $labels.pod }}{{ . }} {{ end }}{{ $labels.instance }}"
 _SERVER = (
     "{{ $labels.server_address }}{{ with $labels.server_port }}:{{ . }}{{ end }}{{ $labels.server_path }}"

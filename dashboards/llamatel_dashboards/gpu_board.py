@@ -83,7 +83,7 @@ def _cards() -> list[Panel]:
             "Utilisation",
             [Query(_card("hw.gpu.utilization"), _LEGEND)],
             "Share of the time in which a kernel ran on each card.",
-            "One card idle beside busy ones: is the model split over all of them (-sm, -ts)?",
+            "One card idle while others are busy: is the model split over all of them (-sm, -ts)?",
             unit="percentunit",
             at_most=1,
             empty=_NONE,

@@ -63,7 +63,7 @@ def _state() -> list[Panel]:
             "Servers down",
             q.servers_down(),
             "llama.cpp servers that do not answer, and llamatels that Prometheus discovers and cannot scrape (with "
-            "`llamatel serve` their server is gone as well).",
+            "`llamatel serve` their server has ended as well).",
             "The table of alerts below names them. Look at the end of the server's log.",
             thresholds=at((None, GREEN), (1, RED)),
             empty="No server",
@@ -231,7 +231,7 @@ def _traffic() -> list[Panel]:
         lines(
             "Requests by outcome",
             [Query(q.rate("llamacpp.requests", "outcome"), "{{outcome}}")],
-            "Requests that ended, a second, by how: ok, cancelled by the client, error, context_full.",
+            "Finished requests a second by outcome: ok, cancelled by the client, error, context_full.",
             "cancelled: are clients' timeouts too short? context_full: the KV pool was full. error: see the traces.",
             unit="reqps",
             stacked=True,
@@ -241,7 +241,7 @@ def _traffic() -> list[Panel]:
             [Query(q.rate("llamacpp.tokens", "type"), "{{type}}")],
             "Tokens a second by llama.cpp's own counters: prompt tokens computed, prompt tokens from the cache, "
             "generated tokens.",
-            "Much input_computed beside little output: prefill dominates. Longer shared prefixes help.",
+            "Much input_computed and little output: prefill dominates. Longer shared prefixes help.",
             unit=TOKENS_A_SECOND,
             stacked=True,
         ),

@@ -14,7 +14,7 @@ from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_nam
 
 ADDRESS, PORT, MODEL = (prometheus_label(name) for name in SERVER_ATTRIBUTES)
 PATH = "server_path"
-"""Set where several servers share a host and are told apart by their path."""
+"""Set where several servers share a host and differ by their path."""
 SERVER_LABELS = ("cluster", "namespace", "pod", "job", "instance", ADDRESS, PORT, PATH, MODEL)
 """What identifies a server (of a router: one model). Pods that all watch 127.0.0.1 differ in the first five."""
 BY_SERVER = ", ".join(SERVER_LABELS)

@@ -89,7 +89,7 @@ class Objectives:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Objectives:
-        """What ``LLAMATEL_OBJECTIVES`` says, else the defaults. Raises UsageError."""
+        """Those of ``LLAMATEL_OBJECTIVES``, else the defaults. Raises UsageError."""
         text = (os.environ if environ is None else environ).get(VARIABLE, "").strip()
         if not text:
             return cls()

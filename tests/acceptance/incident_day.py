@@ -110,7 +110,7 @@ class Fleet:
 
     def load(self, port: int, asks: list[Ask] | None = None, at_once: int = 1, pause_s: float = 0.2) -> None:
         """Requests until the end, each client with a pause between two; without ``asks`` a light load."""
-        clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=30))
+        clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=300))
         light = [completion("Hello there", 24)]
         ending = threading.Event()
         threads = [
@@ -223,8 +223,8 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1, load=False)
-    long = [completion(f"{number} what a long story " * 20, 600) for number in range(24)]
-    queue = partial(fleet.load, port, long, 24, 0.0)
+    long = [completion(f"{number} what a long story " * 20, 200) for number in range(24)]
+    queue = partial(fleet.load, port, long, 16, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",
         ("LlamacppTtftObjectiveFastBurn", "LlamacppRequestsDeferred"),
@@ -275,7 +275,9 @@ def _attach_second(fleet: Fleet, url: str) -> None:
 
 
 def _export(folder: Path, expected: str) -> Path:
-    words = _llamatel("dashboards", "export", str(folder), "--tpot", "2.5s", "--expect", f'instance="{expected}"')
+    words = _llamatel(
+        "dashboards", "export", str(folder), "--ttft", "0.5s", "--tpot", "2.5s", "--expect", f'instance="{expected}"'
+    )
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "rules"

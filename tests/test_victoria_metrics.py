@@ -1,0 +1,39 @@
+"""OTLP metrics in a real VictoriaMetrics: under which names they arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llamatel.metrics import Kind
+from llamatel.telemetry.prometheus_names import prometheus_name, prometheus_series
+from tests.parts import wait_until
+from tests.parts.monitoring import VictoriaMetrics
+from tests.samples import completion, known_snapshot, snapshot
+from tests.telemetry import telemetry
+
+
+def test_otlp_names_in_victoria_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dashboards' names, except for gauges without a unit, to which Prometheus' naming appends ``_ratio``."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
+    with VictoriaMetrics(tmp_path) as store:
+        with telemetry(otlp_endpoint=f"{store.url}/opentelemetry", otlp_protocol="http/protobuf") as running:
+            running.state = snapshot(known_snapshot())
+            running.send(completion())
+            wait_until(lambda: store.query("llamacpp_requests_total"), 30, "metrics arrive", every=0.2)
+        names = set(wait_until(lambda: store.api("label/__name__/values"), 30, "names", every=0.5))
+    ours = prometheus_series()
+    found = names & set(ours)
+    assert {
+        "llamacpp_requests_total",
+        "llamacpp_tokens_total",
+        "gen_ai_server_request_duration_seconds_bucket",
+    } <= found
+    assert {"llamacpp_kv_cache_headroom", "llamacpp_kv_cache_size_bytes"} <= found
+    ratios = {name for name in names - set(ours) if name.endswith("_ratio")}
+    gauges = {prometheus_name(row) for row in ours.values() if row.kind is Kind.GAUGE and row.unit == "1"}
+    assert {name.removesuffix("_ratio") for name in ratios} <= gauges
+    assert not {name for name in names - set(ours) - ratios if name.startswith(("llamacpp", "llamatel", "gen_ai"))}
