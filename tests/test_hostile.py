@@ -65,8 +65,8 @@ def server() -> Iterator[HostileServer]:
     made.close()
 
 
-def poll(server: HostileServer, *, times: int = 2) -> tuple[ServerSnapshot, ...]:
-    client = ServerClient(server.url, api_key="sk-secret", timeout_s=0.5)
+def poll(server: HostileServer, *, times: int = 2, timeout_s: float = 0.5) -> tuple[ServerSnapshot, ...]:
+    client = ServerClient(server.url, api_key="sk-secret", timeout_s=timeout_s)
     address = target(server.url)
     observed = ObservedServer(ServerInfo(address.address, address.port), client=client)
     for _ in range(times):
@@ -144,7 +144,7 @@ def test_an_answer_without_end_is_cut_off(server: HostileServer) -> None:
     with pytest.raises(ServerUnreachable, match="it sent more than 8192 KiB"):
         ServerClient(server.url, timeout_s=60).counters()
     assert server.sent < LARGEST + (32 << 20)  # what lies in the socket's buffers
-    assert poll(server, times=1)[0].up is False
+    assert poll(server, times=1, timeout_s=60)[0].up is False
 
 
 def test_a_bomb_stays_packed(server: HostileServer) -> None:

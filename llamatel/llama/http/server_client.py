@@ -22,7 +22,7 @@ _SAMPLE = re.compile(
     rb"^llamacpp:([A-Za-z0-9_]{1,100})(?:\{([^}\n]{0,400})\})? ([-+0-9.eE]{1,40})(?: [0-9]{1,20})?[ \r]*$", re.MULTILINE
 )
 _POSITION = re.compile(rb'(?:^|,)position="(\d{1,3})"')
-_MOST_VALUES = 512
+_MOST_VALUES = 256
 _LARGEST_VALUE = 2.0**62
 """No counter comes near."""
 _ADDITIVE = ("requests_processing", "requests_deferred")
