@@ -486,6 +486,12 @@ METRICS: tuple[Metric, ...] = (
         "Share of requests whose spans are left out because requests end faster than spans can be written; counters "
         "and histograms stay complete.",
     ),
+    Metric(
+        "llamatel.build.info", Kind.GAUGE, "1", "1, with the version of llamatel and of Python.",
+        ("version", "python_version"),
+    ),
+    Metric("llamatel.process.cpu.time", Kind.TOTAL, "s", "CPU time of llamatel's own process, user and system."),
+    Metric("llamatel.process.memory.usage", Kind.GAUGE, "By", "Resident memory of llamatel's own process."),
     Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while it works, 0 after it failed.", ("collector",)),
     Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Time it took for the last snapshot.", ("collector",)),
 )  # fmt: skip

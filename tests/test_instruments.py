@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from opentelemetry.sdk.metrics.export import (
 from llamatel.collectors import Sample
 from llamatel.metrics import DROP_REASONS, METRICS, Kind, table
 from llamatel.records import Outcome, ServerInfo
+from llamatel.snapshots import Snapshot
 from llamatel.telemetry.instruments import Instruments
 from llamatel_collectors.requests import RequestsCollector
 from llamatel_collectors.server import ServerCollector
@@ -246,8 +247,26 @@ def test_tokens_collector_counters() -> None:
     }
 
 
+OWN = ("llamatel.build.info", "llamatel.process.cpu.time", "llamatel.process.memory.usage")
+
+
+def server_samples(state: Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    found = samples_of(ServerCollector(), state)
+    return {name: samples for name, samples in found.items() if name not in OWN}
+
+
+def test_server_collector_own_process() -> None:
+    found = samples_of(ServerCollector(), snapshot())
+    [(one, build)] = found["llamatel.build.info"]
+    assert (one, set(build)) == (1, {"version", "python_version"})
+    [(cpu_s, _)] = found["llamatel.process.cpu.time"]
+    [(memory, _)] = found["llamatel.process.memory.usage"]
+    assert cpu_s > 0
+    assert memory > 10 << 20
+
+
 def test_server_collector_samples() -> None:
-    assert samples_of(ServerCollector(), snapshot(records_dropped={"queue_full": 4})) == {
+    assert server_samples(snapshot(records_dropped={"queue_full": 4})) == {
         "llamacpp.server.up": [(1, {})],
         "llamacpp.server.stale": [(0, {})],
         "llamacpp.server.restarts": [(1, {})],
@@ -268,7 +287,7 @@ def test_server_collector_samples() -> None:
 def test_server_collector_unknown_server() -> None:
     nobody = ServerInfo("127.0.0.1", 8090)
     bare = server_snapshot(server=nobody, up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
-    assert samples_of(ServerCollector(), snapshot(bare)) == {
+    assert server_samples(snapshot(bare)) == {
         "llamacpp.server.up": [(0, {})],
         "llamatel.records.dropped": [(0, {"reason": reason}) for reason in DROP_REASONS],
     }

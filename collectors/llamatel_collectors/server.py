@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import platform
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 from llamatel.collectors import Collector, Sample
 from llamatel.flags.parse import given_flags
@@ -12,7 +18,7 @@ from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
 
 
 class ServerCollector(Collector):
-    """Up, state, restarts, start, CPU and memory; build and settings; lines read, requests and records lost."""
+    """State, process, build and settings of servers; what their logs lost; llamatel's own process."""
 
     name = "server"
 
@@ -42,6 +48,26 @@ class ServerCollector(Collector):
                 yield from _log(state.log, state.server)
         for reason, count in {**dict.fromkeys(DROP_REASONS, 0), **snapshot.records_dropped}.items():
             yield Sample("llamatel.records.dropped", count, attributes={"reason": reason})
+        yield from _own()
+
+
+def _own() -> Iterator[Sample]:
+    """Llamatel's own process."""
+    yield Sample("llamatel.build.info", 1, attributes=_build())
+    times = os.times()
+    yield Sample("llamatel.process.cpu.time", times.user + times.system)
+    with contextlib.suppress(OSError, ValueError, IndexError):  # another system than Linux
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        yield Sample("llamatel.process.memory.usage", pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+@functools.cache
+def _build() -> dict[str, str]:
+    try:
+        version = metadata.version("llamatel")
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        version = "unknown"
+    return {"version": version, "python_version": platform.python_version()}
 
 
 def _info(state: ServerSnapshot) -> dict[str, str | int]:

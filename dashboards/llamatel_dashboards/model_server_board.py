@@ -23,6 +23,7 @@ from llamatel_dashboards.panels import (
 
 _NAMES = {q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"}
 _HIDDEN = ("job", "cluster")
+_OWN = "{{namespace}} {{pod}} {{instance}}"
 _FIRST = ("namespace", "pod", "instance", "server", "port", "model")
 
 
@@ -202,6 +203,31 @@ def _llamatel() -> list[Panel]:
             unit="s",
             empty="No llamatel",
             size=(12, 8),
+        ),
+        lines(
+            "CPU of llamatel",
+            [Query(q.rate("llamatel.process.cpu.time", "namespace, pod, instance"), _OWN)],
+            "Cores that llamatel itself uses.",
+            "More than a few percent of a core without many requests a second: report it.",
+            unit="percentunit",
+            empty="No llamatel",
+        ),
+        lines(
+            "Memory of llamatel",
+            [Query(q.total(q.selector("llamatel.process.memory.usage"), "namespace, pod, instance"), _OWN)],
+            "Resident memory of llamatel itself.",
+            "Growth without end: report it.",
+            unit="bytes",
+            empty="No llamatel",
+        ),
+        rows(
+            "Versions of llamatel",
+            {"": q.selector("llamatel.build.info")},
+            "The build of each llamatel.",
+            "Different versions in one fleet may measure differently.",
+            hidden=_HIDDEN,
+            first=("namespace", "pod", "instance", "version", "python_version"),
+            size=(8, 8),
         ),
         lines(
             "Spans exported",
