@@ -84,7 +84,7 @@ _FLUSH_S = 3.0
 _FAILURES = 3
 """Failed calls at the top of a report."""
 _FINALIZER_PRIORITY = 100
-_METRICS_ADDRESS = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
+METRICS_ADDRESS_VARIABLES = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def init(
                 return _Process.runtime
             _end(_Process.runtime, None)
             _Process.runtime = None
-        named = metrics_addr is not None or any(os.environ.get(variable) for variable in _METRICS_ADDRESS)
+        named = metrics_addr is not None or any(os.environ.get(variable) for variable in METRICS_ADDRESS_VARIABLES)
         _Process.runtime = _start(
             settings,
             sinks,

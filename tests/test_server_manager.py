@@ -608,7 +608,7 @@ def test_a_full_disk_costs_the_copy_of_the_log_only(
     assert ask(server.base_url) == 200
     assert server.stop_server() == 0
     assert [record.getMessage() for record in caplog.records if record.name == "llamatel.llama.server.log_copy"] == [
-        "the server's log is no longer passed on: [Errno 28] No space left on device"
+        "cannot write the server's log to /dev/full: [Errno 28] No space left on device"
     ]
 
 

@@ -130,9 +130,10 @@ def telemetry(
             "collectors": options.collectors,
             "without": options.no_collectors,
         }
+        named = options.metrics_addr is not None or any(map(os.environ.get, runtime.METRICS_ADDRESS_VARIABLES))
         running = (
             runtime.init(sinks=chosen, resource=resource, **arguments)
-            if metrics_port_may_move
+            if metrics_port_may_move and not named
             else runtime.init(Settings.from_env(**arguments), sinks=chosen, resource=resource)
         )
         stack.callback(runtime.shutdown)
