@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from llamatel.ui.objectives import Objectives
 from llamatel_dashboards import rules
 from llamatel_dashboards.alerts import Alert, alerts
 from llamatel_dashboards.rule_options import RuleOptions
+from tests.acceptance import incident_day
 from tests.parts.monitoring import sid_program
 from tests.parts.prometheus import prometheus_program
 
@@ -127,6 +129,15 @@ def test_runbook_has_an_entry_with_three_parts_for_each_alert() -> None:
     for name, entry in entries:
         parts = re.findall(r"^\*\*(Meaning|Diagnosis|Remedy)\.\*\*", entry, re.MULTILINE)
         assert parts == ["Meaning", "Diagnosis", "Remedy"], name
+
+
+def test_incident_table_is_that_of_the_last_run() -> None:
+    result = json.loads(incident_day.RESULT.read_text(encoding="utf-8"))
+    text = RUNBOOK.read_text(encoding="utf-8")
+    assert incident_day.page_with(text, result) == text, "run: python -m tests.acceptance.incident_day"
+    names = {alert.name for alert in ALL}
+    assert {row["alert"] for row in result["figures"]["alerts"]} <= names
+    assert {row["severity"] for row in result["figures"]["alerts"]} == {"critical", "warning", "info"}
 
 
 def test_recorded_series_keep_the_labels_of_targets() -> None:

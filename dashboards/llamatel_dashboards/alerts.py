@@ -256,6 +256,14 @@ def _telemetry() -> Iterator[Alert]:
         "Does the log arrive complete and in order? Counters of tokens do not depend on it.",
     )
     yield Alert(
+        "LlamatelLogLost",
+        "increase(llamatel_log_lost_bytes_total[10m]) > 0",
+        "warning",
+        f'{{{{ $value | printf "%.0f" }}}} bytes of the log of llama.cpp server {WHERE} were removed before they were '
+        "read.",
+        "Rotate by renaming instead of truncating. Requests may be missing from traces and histograms.",
+    )
+    yield Alert(
         "LlamatelLogNotUnderstood",
         "llamatel_log_understood == 0",
         "warning",

@@ -235,7 +235,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
     fleet.load(port, [completion("Hello there", 2)], 4)
     rotated = fleet.attach("log-truncated", f"http://127.0.0.1:{port}", "--log", str(log))
     cut = partial(_in_thread, partial(_cut_log, log))
-    yield Incident("the log is rotated by truncation, and lines are lost", ("LlamatelRequestsLost",), cut, (rotated,))
+    yield Incident("the log is rotated by truncation, and lines are lost", ("LlamatelLogLost",), cut, (rotated,))
     _, scaled = fleet.serve("scaled-down")
     yield Incident("a scale-down: the target leaves discovery", (), partial(_scale_down, fleet, scaled), (scaled,))
     port, unreachable = fleet.serve("no-collector", "--otlp-endpoint", f"http://127.0.0.1:{free_port()}", load=False)
