@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import urllib.request
 import venv
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_collector_package_measures(
             slow = "".join(re.findall(r"^patience_requests_slow_total\{.*\} (\d+)", page, re.MULTILINE))
             if slow == "3":
                 break
+            time.sleep(0.05)
         assert slow == "3"
         assert re.search(r'^patience_machine_load\w*\{.*minutes="5".*\} [\d.]+$', page, re.MULTILINE)
         assert re.search(r'^llamatel_collector_success\w*\{.*collector="patience".*\} 1', page, re.MULTILINE)
