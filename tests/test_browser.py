@@ -205,7 +205,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         tab.until(lambda: "--restart" in page.locator("#alarms code").all_inner_texts())
         # Nothing is known of requests or of the pool's size: there is no column of dashes.
         assert page.locator("#fleet th[scope=col]:visible").all_inner_texts() == [
-            "Server", "State", "Running", "Waiting", "tok/s", "Restarts",
+            "Server", "State", "Running", "Waiting", "tok/s", "KV headroom", "Restarts",
         ]  # fmt: skip
         page.locator("#servers a", has_text=running).press("Enter")
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
@@ -221,7 +221,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         assert addresses()[0] == running
         page.locator("#servers tr", has_text="127.0.0.1:7").click()
         tab.until(lambda: tab.text("#name") == "127.0.0.1:7")
-        assert tab.text("#kv-text") == "The server is down: nothing is known of its cache."
+        assert tab.text("#kv-text") == "The server is down: its KV cache is unknown."
         page.go_back()
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
         page.reload()
