@@ -18,7 +18,8 @@ from benchmarks.blocks import Block, Load, run
 from benchmarks.ratios import Spread, spread
 from benchmarks.servers import EXPORT_EVERY_S, Collector, Running, Variant
 
-_SETTLE_S = 0.5
+_SETTLE_S = 1.0
+"""A request waits half a second for the report of another process's call before it is counted."""
 _SCRAPES = 20
 _WARM_UP = 200
 _LENGTHS = (64, 192)

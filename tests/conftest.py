@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -74,6 +75,12 @@ def log_handlers() -> Iterator[None]:
     for logger, (handlers, level) in zip(loggers, before, strict=True):
         logger.handlers = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def lost_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that a test loses on purpose are not in the counters of later tests."""
+    monkeypatch.setattr("llamatel.appended_file._lost", Counter())
 
 
 @pytest.fixture(scope="session")

@@ -40,11 +40,11 @@ def path_of(backend: Backend) -> Path:
 
 
 def test_a_path_goes_before_everything(program: Callable[[str], Path]) -> None:
-    asked, named, found = program("asked/server"), program("named/server"), program("bin/llama-server")
+    requested, named, found = program("requested/server"), program("named/server"), program("bin/llama-server")
     environ = {"LLAMATEL_LLAMA_SERVER": str(named), "PATH": str(found.parent)}
-    backend = find_backend(str(asked), environ)
+    backend = find_backend(str(requested), environ)
     assert (backend.name, path_of(backend), backend.why, backend.rejected) == (
-        "llama-server", asked, "it was asked for", (),
+        "llama-server", requested, "it was requested", (),
     )  # fmt: skip
 
 
@@ -74,9 +74,9 @@ def test_then_the_wheel(tmp_path: Path) -> None:
     assert backend.rejected == ("LLAMATEL_LLAMA_SERVER is not set", "no llama-server on PATH")
 
 
-def test_the_wheel_may_be_asked_for(program: Callable[[str], Path]) -> None:
+def test_find_backend_requested_wheel(program: Callable[[str], Path]) -> None:
     environ = {"PATH": str(program("bin/llama-server").parent)}
-    assert find_backend("xllamacpp", environ).why == "it was asked for"
+    assert find_backend("xllamacpp", environ).why == "it was requested"
 
 
 def test_a_path_of_ones_home(program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

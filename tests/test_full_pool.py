@@ -78,7 +78,7 @@ def test_four_requests_die_and_it_was_foretold(
     [(_, usage)] = watching.query_range('llamacpp_kv_cache_usage{state="active"}', seconds=120, step=1)
     assert max(usage) > 0.9
     assert wait_until(lambda: serving.metric("llamacpp_kv_cache_headroom") == POOL, 20, "the headroom's return")
-    line = f"{SLOTS} requests failed as the KV pool of {POOL:,} tokens that {SLOTS} slots share was full: raise -c"
+    line = f"{SLOTS} requests failed because the KV pool of {POOL:,} tokens that {SLOTS} slots share was full: raise -c"
     wait_until(lambda: line in serving.child.output(), 20, line)
 
 

@@ -387,7 +387,7 @@ def test_a_port_that_another_manager_of_this_process_has(
     second.start_server(servers.model, port=port).wait_until_ready(60)
     assert pid_of(second) != pid
     assert ask(second.base_url) == 200
-    told = [record.message for record in caplog.records if "another server takes its place" in record.message]
+    told = [record.message for record in caplog.records if "another server replaces it" in record.message]
     assert len(told) == 2
     assert servers.ready(llama_server_binary).state is second.state is ServerState.READY
 
