@@ -1,4 +1,4 @@
-"""Real servers that nobody of us manages, and fleets attached to them."""
+"""Real servers that llamatel did not start, and fleets that poll them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ INTERVAL_S = 0.1
 
 
 class Server:
-    """A server, asked."""
+    """HTTP requests to a llama-server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def get(self, path: str) -> Any:
-        """A JSON answer."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return json.load(answer)
+        """Return the JSON response of a GET request."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as response:
+            return json.load(response)
 
     def complete(self, tokens: int = 8, **more: Any) -> Any:
-        """The answer to a request that ends well."""
+        """Return the response of a completion of exactly ``tokens`` tokens."""
         body = json.dumps({"prompt": "Hello", "n_predict": tokens, "ignore_eos": True, **more}).encode()
         request = urllib.request.Request(f"{self.url}/completion", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
 
 
 class Unmanaged(Server):
-    """A llama-server; it can be killed and started again on its port."""
+    """A llama-server that can be killed and started again on the same port."""
 
     def __init__(self, program: Path, folder: Path, *flags: str | Path, port: int = 0, key: str | None = None) -> None:
         self.port = port or free_port()
@@ -52,7 +52,7 @@ class Unmanaged(Server):
         self.child = self.start()
 
     def start(self) -> Child:
-        """Start it; its log is a new one."""
+        """Start the process with a new log file and wait until it listens."""
         self._starts += 1
         self.child = Child(self._argv, self._folder / f"server-{self.port}-{self._starts}.log", self._env)
         self.child.wait_ready(lambda: "listening on" in self.child.output(), 60)
@@ -61,7 +61,7 @@ class Unmanaged(Server):
 
 @contextlib.contextmanager
 def unmanaged(program: Path, folder: Path, *flags: str | Path, **more: Any) -> Iterator[Unmanaged]:
-    """A llama-server for the time of the block."""
+    """Run a llama-server within the block."""
     server = Unmanaged(program, folder, *flags, **more)
     try:
         yield server
@@ -70,7 +70,7 @@ def unmanaged(program: Path, folder: Path, *flags: str | Path, **more: Any) -> I
 
 
 class PathProxy:
-    """A reverse proxy that tells servers apart by the first part of the path; a context manager."""
+    """A reverse proxy that routes by the path's prefix; a context manager."""
 
     def __init__(self, ports: Mapping[str, int]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -79,11 +79,11 @@ class PathProxy:
                 if port is None:
                     return self.send_error(404)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
-                answer = HttpClient(f"http://127.0.0.1:{port}").request(self.path, body=body, total_s=60)
-                self.send_response(answer.status)
-                self.send_header("Content-Length", str(len(answer.data)))
+                response = HttpClient(f"http://127.0.0.1:{port}").request(self.path, body=body, total_s=60)
+                self.send_response(response.status)
+                self.send_header("Content-Length", str(len(response.data)))
                 self.end_headers()
-                self.wfile.write(answer.data)
+                self.wfile.write(response.data)
                 return None
 
             def do_GET(self) -> None:
@@ -110,17 +110,17 @@ class PathProxy:
 
 
 class Attached:
-    """A fleet that polls."""
+    """A running fleet, with a helper that waits for a snapshot."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
 
     def states(self) -> list[ServerSnapshot]:
-        """All snapshots, of models too."""
+        """Return all snapshots, including a router's models."""
         return [state for server in self.fleet.servers for state in server.snapshots()]
 
     def wait(self, condition: Callable[[ServerSnapshot], object], model: str | None = None) -> ServerSnapshot:
-        """The first snapshot, of that model of a router if one is named, for which the condition holds."""
+        """Return the first snapshot (of ``model`` if given) for which the condition holds."""
 
         def found() -> ServerSnapshot | None:
             states = [state for state in self.states() if model is None or state.server.model == model]
@@ -136,7 +136,7 @@ class Attached:
 
 @contextlib.contextmanager
 def attached(*urls: str, access: Access | None = None, files: tuple[str, ...] = (), **more: Any) -> Iterator[Attached]:
-    """A fleet that polls these addresses for the time of the block."""
+    """Poll these addresses within the block."""
     targets = TargetFiles(files, [target(url) for url in urls])
     fleet = Fleet(targets, access or Access(), **{"interval_s": INTERVAL_S, **more}).start()
     try:

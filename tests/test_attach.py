@@ -1,4 +1,4 @@
-"""Attached servers, polled: real llama.cpp that sleeps, works, hangs, dies, comes back, refuses us, in numbers."""
+"""Polling attached llama.cpp servers: idle, busy, sleeping, hanging, killed, restarted, refusing the API key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture
 def start(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Unmanaged]]:
-    """Starts servers that end with the test."""
+    """Start servers that are killed at the end of the test."""
     started: list[Unmanaged] = []
 
     def start(*flags: str, key: str | None = None) -> Unmanaged:
@@ -51,16 +51,16 @@ def start(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterat
 def server(
     llama_server_binary: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Unmanaged]:
-    """One that runs through all tests of the file."""
+    """A server shared by all tests of this file."""
     folder = tmp_path_factory.mktemp("attach")
     with unmanaged(llama_server_binary, folder, "-m", tiny_model, "--metrics", "-np", "2", "-c", "4096") as running:
         yield running
 
 
-# -- what is seen ------------------------------------------------------------------------------------------------------
+# -- slots, counters, requests -----------------------------------------------------------------------------------------
 
 
-def test_a_servers_slots_and_counters_agree_with_its_own_answers(server: Unmanaged) -> None:
+def test_attach_slots_and_counters_match_server(server: Unmanaged) -> None:
     with attached(server.url) as fleet:
         total = fleet.wait(lambda state: state.up and state.slots).counters["tokens_predicted_total"]
         before = server.get("/slots")
@@ -81,14 +81,14 @@ def test_a_servers_slots_and_counters_agree_with_its_own_answers(server: Unmanag
         assert slots != before
         assert state.kv_cache is not None
         assert (state.kv_cache.active, state.kv_cache.cached) == (0, held)
-        # They do not say whether the pool is shared: its command line has -c, which two slots of half of it fit.
+        # /slots does not report whether the pool is shared; the command line's -c fits two slots of half its size.
         assert (state.kv_cache.capacity, state.kv_cache.unified) == (4096, False)
         assert (state.server.model, state.server.port, state.state) == ("tiny.gguf", server.port, "ready")
         assert state.server.build
         assert not [name for name in state.counters if name.endswith("_tokens_seconds")]
 
 
-def test_a_running_request_moves_the_slots_before_it_counts(server: Unmanaged) -> None:
+def test_attach_running_request_in_slots_before_counters(server: Unmanaged) -> None:
     with attached(server.url) as fleet:
         fleet.wait(lambda state: state.up)
         total = fleet.states()[0].counters["tokens_predicted_total"]
@@ -100,17 +100,17 @@ def test_a_running_request_moves_the_slots_before_it_counts(server: Unmanaged) -
         assert state.kv_cache.active
         thread.join()
         assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == total + 1500).up
-        # It is the first look behind the end that says so.
+        # The first poll after the request's end reports rate 0.
         assert fleet.wait(lambda state: state.decode_rate == 0).kv_cache
 
 
-def test_requests_are_observed_in_their_slots_and_what_is_told_is_true(server: Unmanaged) -> None:
+def test_attach_observed_request_matches_response(server: Unmanaged) -> None:
     observed: list[ObservedRequest] = []
     with attached(server.url, interval_s=0.05, added=lambda poller: poller.subscribe(observed.append)) as fleet:
         fleet.wait(lambda state: state.up)
-        begun = time.time()
+        started_at = time.time()
         answer = server.complete(1500)
-        ended = time.time()
+        finished_at = time.time()
         wait_until(lambda: observed, 20, "the request")
     [request] = [request for request in observed if request.decoded]
     assert (request.server.model, request.server.port) == ("tiny.gguf", server.port)
@@ -118,43 +118,43 @@ def test_requests_are_observed_in_their_slots_and_what_is_told_is_true(server: U
     assert request.decoded is not None
     assert 0 < request.decoded <= 1500
     assert request.longest_s is not None
-    # It ran in all of the time that is told, and was over within the longest.
-    assert begun <= request.first_seen_at <= request.last_seen_at <= ended
+    # The observed interval lies within the real one, and longest_s is an upper bound of the duration.
+    assert started_at <= request.first_seen_at <= request.last_seen_at <= finished_at
     assert request.last_seen_at - request.first_seen_at <= request.longest_s
     assert answer["timings"]["predicted_ms"] / 1e3 <= request.longest_s
 
 
-# -- manners -----------------------------------------------------------------------------------------------------------
+# -- sleeping servers --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def sleeper(sid_server: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Unmanaged]:
-    """A server that sleeps after a second, of a build that has a number."""
+    """A server with a numbered build that sleeps after one idle second."""
     with unmanaged(sid_server, tmp_path, "-m", tiny_model, "--metrics", "--sleep-idle-seconds", "1") as running:
         yield running
 
 
-def test_sleeping_server_stays_asleep_and_idle_server_falls_asleep(sleeper: Unmanaged) -> None:
+def test_attach_sleeping_server_is_not_woken(sleeper: Unmanaged) -> None:
     server = sleeper
     with attached(server.url, interval_s=0.05) as fleet:
         fleet.wait(lambda state: state.up)
         server.complete(4)
         fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 4 and state.slots)
         wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
-        time.sleep(4)  # four of its idle times, and eighty polls
+        time.sleep(4)  # four idle timeouts, 80 polls
         log = server.child.output()
         assert (log.count("que    start_loop: entering sleeping"), log.count("exiting sleeping")) == (1, 0)
-    # Attached to while it sleeps, it is not waked either, and says that it sleeps.
+    # Attaching while it sleeps does not wake it either, and reports the state.
     with attached(server.url, interval_s=0.05) as fleet:
         state = fleet.wait(lambda state: state.state == "sleeping")
         assert (state.up, state.slots, state.counters["tokens_predicted_total"]) == (True, None, 4)
         assert server.get("/props")["is_sleeping"] is True
-        # Nor is it overlooked when somebody else wakes it.
+        # A wake-up by another client is noticed.
         server.complete(4)
         assert fleet.wait(lambda state: state.counters["tokens_predicted_total"] == 8 and state.slots).state == "ready"
 
 
-def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[..., Unmanaged]) -> None:
+def test_attach_server_asleep_since_last_poll_is_not_woken(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics", "--sleep-idle-seconds", "1")
     with attached(server.url, interval_s=600) as fleet:
         [poller] = fleet.fleet.servers
@@ -162,11 +162,11 @@ def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[...
         thread = threading.Thread(target=server.complete, args=(1500,))
         thread.start()
 
-        def seen_at_work() -> bool:
+        def found_busy() -> bool:
             poller.poll()
             return any(slot.busy for state in poller.snapshots() for slot in state.slots or ())
 
-        wait_until(seen_at_work, 20, "it works")
+        wait_until(found_busy, 20, "it works")
         thread.join()
         wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
         poller.poll()
@@ -174,11 +174,11 @@ def test_who_fell_asleep_since_its_slots_worked_is_not_waked(start: Callable[...
         assert "exiting sleeping" not in server.child.output()
 
 
-def test_sleep_of_an_older_build(tiny_model: Path, tmp_path: Path) -> None:
+def test_attach_sleep_of_older_build(tiny_model: Path, tmp_path: Path) -> None:
     """Before August 2026 /metrics wakes a sleeping server, and keeps one awake."""
     program = xllamacpp_server("2026.7.9873")
-    words = ("-m", tiny_model, "--metrics", "--sleep-idle-seconds", "2")
-    with unmanaged(program, tmp_path, *words) as server:
+    arguments = ("-m", tiny_model, "--metrics", "--sleep-idle-seconds", "2")
+    with unmanaged(program, tmp_path, *arguments) as server:
         with attached(server.url, interval_s=0.2) as fleet:
             fleet.wait(lambda state: state.up)
             server.complete(4)
@@ -196,17 +196,17 @@ def test_sleep_of_an_older_build(tiny_model: Path, tmp_path: Path) -> None:
             fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 8)
 
 
-class Unanswered(ServerClient):
-    """A client that does not wait for what ``/props`` says."""
+class ImpatientClient(ServerClient):
+    """A client whose ``/props`` requests always time out."""
 
     def props(self, timeout_s: float | None = None) -> ServerProps:
         return super().props(1e-6)
 
 
-def test_who_does_not_say_whether_it_sleeps_is_not_asked_for_its_slots(start: Callable[..., Unmanaged]) -> None:
+def test_polling_no_slots_request_while_sleep_state_unknown(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics", "--sleep-idle-seconds", "1")
     wait_until(lambda: "entering sleeping state" in server.child.output(), 20, "it sleeps")
-    polling = Polling(Unanswered(server.url), "it")
+    polling = Polling(ImpatientClient(server.url), "it")
     polling.poll()
     assert polling.slots is None
     polling.use(ServerClient(server.url))
@@ -215,7 +215,7 @@ def test_who_does_not_say_whether_it_sleeps_is_not_asked_for_its_slots(start: Ca
     assert "exiting sleeping" not in server.child.output()
 
 
-def test_without_metrics_a_server_is_seldom_looked_at_and_falls_asleep(
+def test_attach_without_metrics_server_falls_asleep(
     start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start("--sleep-idle-seconds", "1")
@@ -228,7 +228,7 @@ def test_without_metrics_a_server_is_seldom_looked_at_and_falls_asleep(
     ]
 
 
-def test_a_server_without_slots_has_all_but_them(start: Callable[..., Unmanaged]) -> None:
+def test_attach_server_without_slots(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics", "--no-slots")
     with attached(server.url) as fleet:
         server.complete(4)
@@ -236,10 +236,10 @@ def test_a_server_without_slots_has_all_but_them(start: Callable[..., Unmanaged]
         assert (state.up, state.slots, state.kv_cache, state.decode_rate, state.deferred) == (True, None, None, None, 0)
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------------
 
 
-def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(
+def test_attach_counters_continue_after_restart(
     start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start("--metrics")
@@ -270,12 +270,12 @@ def test_killed_and_started_again_leaves_a_gap_and_counters_go_on(
         wait_until(total, 30, "its counters")
         assert min(seen) >= 7
         assert fleet.states()[0].restarts == 1
-    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith(server.url)]
-    assert ["does not answer" in message for message in said] == [True, False]
-    assert said[1] == f"{server.url} answers now"
+    logged = [record.getMessage() for record in caplog.records if record.getMessage().startswith(server.url)]
+    assert ["does not answer" in message for message in logged] == [True, False]
+    assert logged[1] == f"{server.url} answers now"
 
 
-def test_a_restart_between_two_polls_is_told_though_no_counter_fell(start: Callable[..., Unmanaged]) -> None:
+def test_attach_restart_between_polls_without_counter_drop(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics")
     with attached(server.url, interval_s=600) as fleet:
         [poller] = fleet.fleet.servers
@@ -290,7 +290,7 @@ def test_a_restart_between_two_polls_is_told_though_no_counter_fell(start: Calla
         assert (state.restarts, state.counters["tokens_predicted_total"]) == (1, 8)
 
 
-def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[..., Unmanaged]) -> None:
+def test_attach_timeout_is_stale_not_down(start: Callable[..., Unmanaged]) -> None:
     server = start("--metrics")
     with attached(server.url) as fleet:
         server.complete(6)
@@ -312,7 +312,7 @@ def test_one_that_does_not_answer_in_time_is_stale_not_down(start: Callable[...,
         ((), {}, (None, True)),
     ],
 )
-def test_the_pool_of_a_server_on_this_machine(
+def test_attach_kv_pool_from_local_command_line(
     llama_server_binary: Path,
     tiny_model: Path,
     tmp_path: Path,
@@ -324,17 +324,17 @@ def test_the_pool_of_a_server_on_this_machine(
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    words = ("-m", str(tiny_model), "-lv", "4", "--metrics", *flags)
-    with unmanaged(llama_server_binary, tmp_path, *words) as server, attached(server.url) as fleet:
+    arguments = ("-m", str(tiny_model), "-lv", "4", "--metrics", *flags)
+    with unmanaged(llama_server_binary, tmp_path, *arguments) as server, attached(server.url) as fleet:
         cache = fleet.wait(lambda state: state.kv_cache).kv_cache
         assert cache is not None
         assert (cache.capacity, cache.unified) == pool
-        said = re.search(r"llama_context: n_ctx +=+ +(\d+)", server.child.output())
-        assert said is not None
-        assert cache.capacity in (None, int(said.group(1)))
-        # Behind a port that somebody only forwards, it is not known.
-        with Forwarder(server.port) as forwarder, attached(f"127.0.0.1:{forwarder.ports[0]}") as behind:
-            cache = behind.wait(lambda state: state.kv_cache).kv_cache
+        logged = re.search(r"llama_context: n_ctx +=+ +(\d+)", server.child.output())
+        assert logged is not None
+        assert cache.capacity in (None, int(logged.group(1)))
+        # Through a forwarded port, the process and so the capacity are unknown.
+        with Forwarder(server.port) as forwarder, attached(f"127.0.0.1:{forwarder.ports[0]}") as forwarded:
+            cache = forwarded.wait(lambda state: state.kv_cache).kv_cache
             assert cache is not None
             assert cache.capacity is None
 
@@ -347,8 +347,10 @@ def test_the_pool_of_a_server_on_this_machine(
         (502, False, "the proxy in front of it finds no server"),
     ],
 )
-def test_somebody_else_answers(status: int, up: bool | None, line: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A web server, or a proxy without a server behind it: neither is a llama.cpp that is up."""
+def test_attach_target_is_not_llama_cpp(
+    status: int, up: bool | None, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A web server, or a proxy without an upstream: neither counts as a llama.cpp server that is up."""
     refusing = type("Refusing", (BaseHTTPRequestHandler,), {})
     refusing.do_GET = lambda self: self.send_error(status)  # type: ignore[attr-defined]
     refusing.log_message = lambda *_: None  # type: ignore[attr-defined]
@@ -363,11 +365,11 @@ def test_somebody_else_answers(status: int, up: bool | None, line: str, caplog: 
             web.shutdown()
             serving.join()
     assert (state.up, state.state, state.counters, state.slots) == (up, None, {}, None)
-    said = [record.getMessage() for record in caplog.records if url in record.getMessage()]
-    assert said == [f"{url} answered {status}: {line}"]
+    logged = [record.getMessage() for record in caplog.records if url in record.getMessage()]
+    assert logged == [f"{url} answered {status}: {line}"]
 
 
-def test_a_wrong_key_is_one_clear_line(
+def test_attach_wrong_api_key(
     start: Callable[..., Unmanaged], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     server = start("--metrics", key=KEY)
@@ -380,10 +382,10 @@ def test_a_wrong_key_is_one_clear_line(
         with pytest.raises(ServerUnreachable, match=re.escape(line)):
             fleet.fleet.servers[0].check()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == 2 * [line]
-    # The right one: for all, as a header, or in a target's own file.
+    # The right key: for all targets, as a header, or in a target's own key file.
     own, headers = tmp_path / "key", tmp_path / "headers"
     own.write_text(KEY)
-    headers.write_text(f"# of ours\nX-Api-Key: {KEY}\n")
+    headers.write_text(f"# a comment\nX-Api-Key: {KEY}\n")
     listed = tmp_path / "targets"
     listed.write_text(f"# one\n{server.url} {own}\n")
     for ways in (
@@ -395,10 +397,10 @@ def test_a_wrong_key_is_one_clear_line(
             assert fleet.wait(lambda state: state.counters).server.model == "tiny.gguf"
 
 
-# -- how they are reached ----------------------------------------------------------------------------------------------
+# -- addresses, TLS, targets -------------------------------------------------------------------------------------------
 
 
-def test_tls_with_a_private_certificate(server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_attach_tls_private_ca(server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     certificate, key = make_certificate(tmp_path)
     pem = tmp_path / "both.pem"
     pem.write_text(key.read_text() + certificate.read_text())
@@ -415,7 +417,7 @@ def test_tls_with_a_private_certificate(server: Unmanaged, tmp_path: Path, caplo
     assert "--ca-file" in record.getMessage()
 
 
-def test_client_certificate(server: Unmanaged, tmp_path: Path) -> None:
+def test_attach_client_certificate(server: Unmanaged, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     own, own_key = make_certificate(tmp_path, "client")
     pem = tmp_path / "both.pem"
@@ -432,7 +434,7 @@ def test_client_certificate(server: Unmanaged, tmp_path: Path) -> None:
         present(trust(certificate), key, None)
 
 
-def test_many_servers_each_with_its_own_place(server: Unmanaged) -> None:
+def test_attach_many_servers(server: Unmanaged) -> None:
     with Forwarder(server.port, 60) as forwarder:
         with attached(*(f"127.0.0.1:{port}" for port in forwarder.ports), interval_s=0.5) as fleet:
             wait_until(lambda: len([state for state in fleet.states() if state.counters]) == 60, 30, "all sixty")
@@ -440,11 +442,11 @@ def test_many_servers_each_with_its_own_place(server: Unmanaged) -> None:
             assert len({state.server for state in fleet.states()}) == 60
 
 
-def test_a_discovery_file_is_read_again_when_it_changes(
+def test_targets_file_reloaded_when_changed(
     server: Unmanaged, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "targets.json"
-    gone: list[int | None] = []
+    removed: list[int | None] = []
 
     def write(*ports: int) -> None:
         new = tmp_path / "new"
@@ -454,16 +456,16 @@ def test_a_discovery_file_is_read_again_when_it_changes(
     with Forwarder(server.port, 2) as forwarder:
         first, second = forwarder.ports
         write(first)
-        with attached(files=(str(file),), removed=lambda poller: gone.append(poller.info.port)) as fleet:
+        with attached(files=(str(file),), removed=lambda poller: removed.append(poller.info.port)) as fleet:
             assert fleet.wait(lambda state: state.counters).server.port == first
             write(first, second)
             fleet.wait(lambda state: state.server.port == second and state.counters)
             assert len(fleet.states()) == 2
             file.write_text("nonsense")
-            wait_until(lambda: "its last targets are kept" in caplog.text, 20, "a complaint")
+            wait_until(lambda: "its last targets are kept" in caplog.text, 20, "the warning")
             assert len(fleet.fleet.servers) == 2
             write(second)
-            wait_until(lambda: gone == [first], 20, "one that is gone")
+            wait_until(lambda: removed == [first], 20, "the removed target")
             assert {state.server.port for state in fleet.states()} == {second}
 
 
@@ -486,7 +488,7 @@ ENV = (("env", "prod"), ("team", "x"))
         ("empty.yaml", "", []),
     ],
 )  # fmt: skip
-def test_files_of_targets(name: str, text: str, expected: list[Target]) -> None:
+def test_parse_targets_file(name: str, text: str, expected: list[Target]) -> None:
     assert parse_file(name, text) == expected
 
 
@@ -518,7 +520,7 @@ ALIASES = "a: &a [x, x]\nb: [*a, *a]\n"
         ("sd.yml", "- targets: [a:1]\n  labels: !!python/name:os.system x\n", "tags"),
     ],
 )
-def test_files_of_targets_invalid(name: str, text: str, message: str) -> None:
+def test_parse_targets_file_invalid(name: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_file(name, text)
     assert "secret" not in str(caught.value)
@@ -532,10 +534,10 @@ def test_files_of_targets_invalid(name: str, text: str, message: str) -> None:
         ("t.json", '[{"targets": ["a:1"], "labels": []'), ("t.txt", "ftp://x"), ("t.txt", "\x00" * 10),
     ],
 )  # fmt: skip
-def test_file_of_targets_that_becomes_invalid(
+def test_targets_file_becomes_invalid(
     name: str, bad: str, start: Callable[..., Unmanaged], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last valid list stays active, servers that end are down, and the file is read again once it is fixed."""
+    """The last valid list stays active, stopped servers are down, and the file is read again once it is fixed."""
     server = start("--metrics")
     file = tmp_path / name
     address = f"127.0.0.1:{server.port}"
@@ -555,10 +557,10 @@ def test_file_of_targets_that_becomes_invalid(
     assert caplog.text.count("its last targets are kept") == 1
 
 
-def test_discovery_that_fails_does_not_end_the_polls(
+def test_attach_polls_continue_after_discovery_error(
     server: Unmanaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever goes wrong with the files: servers are polled on, and the error is logged once."""
+    """An unexpected error while reading the files: polling continues and the error is logged once."""
     file = tmp_path / "targets"
     file.write_text(f"127.0.0.1:{server.port}\n")
     with attached(files=(str(file),)) as fleet:
@@ -576,7 +578,7 @@ def test_discovery_that_fails_does_not_end_the_polls(
     assert caplog.text.count("could not be read again") == 1
 
 
-def test_labels_of_targets() -> None:
+def test_targets_labels() -> None:
     files = TargetFiles(
         (), [target("h:81/a", labels={"env": "dev", "team": "x", "empty": ""}), target("h:82")], labels={"env": "prod"}
     )
@@ -589,20 +591,18 @@ def test_labels_of_targets() -> None:
 
 
 @pytest.mark.parametrize("label", ["", "a", "=b", "a b=c", "__x=y", "server_port=1", "a=" + "x" * 300, "a=\n"])
-def test_labels_invalid(label: str) -> None:
+def test_parse_label_invalid(label: str) -> None:
     with pytest.raises(UsageError):
         parse_label(label)
 
 
-def test_addresses() -> None:
+def test_target_address_and_port() -> None:
     assert [(entry.address, entry.port) for entry in map(target, ("h", "https://h", "h:81", "http://[::1]:8080/"))] == [
         ("h", 80), ("h", 443), ("h", 81), ("::1", 8080),
     ]  # fmt: skip
 
 
-def test_servers_behind_one_host_and_port_are_told_apart_by_their_paths(
-    start: Callable[..., Unmanaged], tmp_path: Path
-) -> None:
+def test_attach_servers_separated_by_path(start: Callable[..., Unmanaged], tmp_path: Path) -> None:
     servers = {path: start("--metrics", "--api-prefix", path) for path in ("/llama-a", "/llama-b")}
     with PathProxy({path: server.port for path, server in servers.items()}) as proxy:
         urls = [f"http://127.0.0.1:{proxy.port}{path}" for path in servers]
@@ -620,7 +620,7 @@ def test_servers_behind_one_host_and_port_are_told_apart_by_their_paths(
                 assert state.server.port == proxy.port
 
 
-def test_unix_socket_as_a_target(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_attach_unix_socket(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "l.sock"
     argv: list[str | Path] = [
         llama_server_binary,

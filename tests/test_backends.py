@@ -1,4 +1,4 @@
-"""Which llama.cpp server is taken, and what is said when there is none."""
+"""Which llama.cpp server find_backend selects, and its error when there is none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def program(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if xllamacpp was not installed."""
+    """Make the xllamacpp wheel look absent."""
     monkeypatch.setattr(backends, "XLLAMACPP", "no_such_module_of_that_name")
 
 
@@ -39,7 +39,7 @@ def path_of(backend: Backend) -> Path:
     return Path(command)
 
 
-def test_a_path_goes_before_everything(program: Callable[[str], Path]) -> None:
+def test_find_backend_requested_path_first(program: Callable[[str], Path]) -> None:
     requested, named, found = program("requested/server"), program("named/server"), program("bin/llama-server")
     environ = {"LLAMATEL_LLAMA_SERVER": str(named), "PATH": str(found.parent)}
     backend = find_backend(str(requested), environ)
@@ -48,7 +48,7 @@ def test_a_path_goes_before_everything(program: Callable[[str], Path]) -> None:
     )  # fmt: skip
 
 
-def test_then_the_one_that_the_variable_names(program: Callable[[str], Path]) -> None:
+def test_find_backend_environment_variable(program: Callable[[str], Path]) -> None:
     named, found = program("named/server"), program("bin/llama-server")
     environ = {"LLAMATEL_LLAMA_SERVER": str(named), "PATH": str(found.parent)}
     for choice in (None, "llama-server"):
@@ -58,7 +58,7 @@ def test_then_the_one_that_the_variable_names(program: Callable[[str], Path]) ->
     assert path_of(find_backend(None, environ)) == found
 
 
-def test_then_the_one_on_path(program: Callable[[str], Path]) -> None:
+def test_find_backend_on_path(program: Callable[[str], Path]) -> None:
     found = program("bin/llama-server")
     backend = find_backend(None, {"LLAMATEL_LLAMA_SERVER": "", "PATH": f"/nowhere:{found.parent}"})
     assert (path_of(backend), backend.why) == (found, "it is on PATH")
@@ -66,7 +66,7 @@ def test_then_the_one_on_path(program: Callable[[str], Path]) -> None:
     assert path_of(find_backend("llama-server", {"PATH": str(found.parent)})) == found
 
 
-def test_then_the_wheel(tmp_path: Path) -> None:
+def test_find_backend_wheel(tmp_path: Path) -> None:
     backend = find_backend(None, {"PATH": str(tmp_path)})
     assert (backend.name, backend.why) == ("xllamacpp", "the wheel is installed")
     assert backend.command == (sys.executable, "-m", "llamatel.llama.server.xllamacpp_server")
@@ -79,7 +79,7 @@ def test_find_backend_requested_wheel(program: Callable[[str], Path]) -> None:
     assert find_backend("xllamacpp", environ).why == "it was requested"
 
 
-def test_a_path_of_ones_home(program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_backend_home_and_relative_path(program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = program("bin/server")
     monkeypatch.setenv("HOME", str(path.parent.parent))
     monkeypatch.chdir(path.parent)
@@ -88,18 +88,18 @@ def test_a_path_of_ones_home(program: Callable[[str], Path], monkeypatch: pytest
 
 
 @pytest.mark.parametrize("choice", ["/nowhere/llama-server", "no-such-program-at-all", "/etc/passwd", "/"])
-def test_what_was_asked_for_is_not_there(choice: str) -> None:
+def test_find_backend_requested_not_executable(choice: str) -> None:
     with pytest.raises(BackendNotFound, match=f"^'{choice}' is not an executable llama-server; .*{PIP}$"):
         find_backend(choice)
 
 
-def test_what_the_variable_names_is_not_there() -> None:
+def test_find_backend_variable_not_executable() -> None:
     with pytest.raises(BackendNotFound, match=r"LLAMATEL_LLAMA_SERVER is '/nowhere/x', .*: correct or unset it"):
         find_backend(None, {"LLAMATEL_LLAMA_SERVER": "/nowhere/x"})
 
 
 @pytest.mark.usefixtures("no_wheel")
-def test_there_is_none_at_all(tmp_path: Path) -> None:
+def test_find_backend_none_available(tmp_path: Path) -> None:
     with pytest.raises(BackendNotFound, match=PIP) as caught:
         find_backend(None, {"PATH": str(tmp_path)})
     for reason in ("LLAMATEL_LLAMA_SERVER is not set", "no llama-server on PATH", "wheel is not installed"):
@@ -108,12 +108,12 @@ def test_there_is_none_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_wheel")
-def test_the_wheel_was_asked_for_and_is_not_installed() -> None:
+def test_find_backend_requested_wheel_not_installed() -> None:
     with pytest.raises(BackendNotFound, match=f"is not installed; .*{PIP}"):
         find_backend(backends.XLLAMACPP)
 
 
-def test_a_wheel_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_backend_wheel_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
@@ -121,7 +121,7 @@ def test_a_wheel_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_backend("xllamacpp").version is None
 
 
-def test_the_manager_takes_the_one_that_the_variable_names(
+def test_server_manager_backend_from_environment(
     llama_server_binary: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_settings(monkeypatch)
@@ -133,7 +133,7 @@ def test_the_manager_takes_the_one_that_the_variable_names(
         assert ask(server.base_url) == 200
 
 
-def test_the_manager_says_that_there_is_none(tiny_model: Path) -> None:
+def test_server_manager_backend_not_found(tiny_model: Path) -> None:
     server = ServerManager(backend="/nowhere/llama-server")
     with pytest.raises(BackendNotFound, match="/nowhere/llama-server"):
         server.start_server(tiny_model)

@@ -62,7 +62,7 @@ GEMMA_3_27B = metadata(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_llama_server_allocates_what_we_say(tmp_path: Path) -> None:
+def test_cache_plan_equals_llama_server_allocations(tmp_path: Path) -> None:
     """Every kind of cache, three settings of the grid each, another three for each model."""
     models = [model for model in MODELS if model.name in SAMPLE]
     assert len(models) == len(SAMPLE)
@@ -81,14 +81,14 @@ def test_llama_server_allocates_what_we_say(tmp_path: Path) -> None:
     assert not [str(row) for row in rows if not row.equal]
 
 
-def test_every_model_of_the_suite_has_its_tensors() -> None:
+def test_exactness_models_have_tensors() -> None:
     table = read_table()
     assert {model.name for model in MODELS} == set(table)
     assert read_table(text=format_table(table)) == table
     assert expand("blk.{0,2-3}.a.weight 4 2") == {f"blk.{i}.a.weight": (4, 2) for i in (0, 2, 3)}
 
 
-def test_every_model_of_the_suite_is_planned_as_exact() -> None:
+def test_exactness_models_planned_as_exact() -> None:
     table = read_table()
     for model in MODELS:
         # The newest builds crash on the suite's deepseek4, which is compared with those before.
@@ -100,7 +100,7 @@ def test_every_model_of_the_suite_is_planned_as_exact() -> None:
             assert planned.exact, (model.name, planned.why_not_exact)
 
 
-def test_a_model_beside_that_drafts_has_a_cache_of_its_own_types() -> None:
+def test_cache_plan_draft_model_has_own_cache_types() -> None:
     small = metadata("qwen2", block_count=2, embedding_length=256, context_length=512, attention__head_count=4)
     alone = plan(LLAMA_3_8B, "-c 8192 -np 2 -ctk q8_0 -ctv q8_0")
     both = plan(replace(LLAMA_3_8B, draft=small), "-c 8192 -np 2 -ctk q8_0 -ctv q8_0 -md small.gguf -ctkd q4_0")
@@ -108,18 +108,18 @@ def test_a_model_beside_that_drafts_has_a_cache_of_its_own_types() -> None:
     added = [part for part in both.parts if part.separate]
     assert [part.kind for part in added] == ["global"]
     assert both.parts[: len(alone.parts)] == alone.parts
-    cells = 2 * 4096  # as many as the model has, although the small one was trained on 512
+    cells = 2 * 4096  # as many as the target model, although the draft model was trained on 512
     assert added[0].bytes_of("k") == 2 * 256 * 18 // 32 * cells
     assert added[0].bytes_of("v") == 2 * 256 * 2 * cells
 
 
-def test_a_draft_model_that_was_not_read_makes_the_plan_inexact() -> None:
+def test_cache_plan_unread_draft_model_is_inexact() -> None:
     planned = plan(LLAMA_3_8B, "-c 8192 -md elsewhere.gguf")
     assert not planned.exact
     assert "was not read" in str(planned.why_not_exact)
 
 
-def test_a_model_that_only_drafts_does_not_run_alone() -> None:
+def test_cache_plan_draft_only_model_refused_alone() -> None:
     eagle = metadata("eagle3", block_count=1, embedding_length=256, context_length=512, attention__head_count=4)
     assert plan(eagle, "-c 512").refused == "requires ctx_other to be set"
     assert plan(replace(LLAMA_3_8B, draft=eagle), "-c 512 -md eagle.gguf --spec-type draft-eagle3").exact
@@ -129,19 +129,19 @@ def test_a_model_that_only_drafts_does_not_run_alone() -> None:
     ("flags", "mib"),
     [("-c 8192 -np 1", 1024), ("-c 8192", 1024), ("-c 8192 -np 3", 1056), ("-c 8192 -np 1 -ctk q8_0 -ctv q8_0", 544)],
 )
-def test_llama_3_8b(flags: str, mib: int) -> None:
+def test_cache_plan_llama_3_8b(flags: str, mib: int) -> None:
     planned = plan(LLAMA_3_8B, flags)
     assert planned.total_bytes == mib * MIB
     assert planned.bytes_of("k") == planned.bytes_of("v")
 
 
 @pytest.mark.parametrize(("flags", "mib"), [("-np 1", 3184), ("", 4432), ("-np 4", 5056), ("-np 1 --swa-full", 15872)])
-def test_gemma_3_27b_at_32768(flags: str, mib: int) -> None:
-    """The figures of kv-cache.md, section 9."""
+def test_cache_plan_gemma_3_27b_at_32768(flags: str, mib: int) -> None:
+    """The figures are those of kv-cache.md, section 9."""
     assert plan(GEMMA_3_27B, f"-c 32768 {flags}").total_bytes == mib * MIB
 
 
-def test_no_np_is_four_slots_that_share() -> None:
+def test_resolve_default_is_four_unified_slots() -> None:
     cells = resolve(parse_server_flags(["-c", "3000"], environ={}), 4096)
     assert cells is not None
     assert (cells.context, cells.per_stream, cells.streams, cells.slots) == (3072, 3072, 1, 4)
@@ -150,13 +150,13 @@ def test_no_np_is_four_slots_that_share() -> None:
 @pytest.mark.parametrize(
     ("flags", "context"), [("-c 512 -np 4", 1024), ("-c 8192 -np 3", 8448), ("-c 2048 -np 8", 2048)]
 )
-def test_slots_of_their_own_are_rounded_up(flags: str, context: int) -> None:
+def test_resolve_split_slots_are_rounded_up(flags: str, context: int) -> None:
     cells = resolve(parse_server_flags(flags.split(), environ={}), 4096)
     assert cells is not None
     assert cells.context == context
 
 
-def test_fitting_gives_every_slot_of_its_own_the_model_s_length() -> None:
+def test_resolve_fit_gives_each_split_slot_full_context() -> None:
     on, off = (resolve(ServerSettings(parallel=2, fit=fit), 4096) for fit in (True, False))
     assert on is not None
     assert off is not None
@@ -171,25 +171,25 @@ def test_fitting_gives_every_slot_of_its_own_the_model_s_length() -> None:
         ("--spec-type draft-mtp", "context type MTP requested but model doesn't contain MTP layers"),
     ],
 )
-def test_settings_that_llama_server_refuses(flags: str, reason: str) -> None:
+def test_cache_plan_settings_refused_by_llama_server(flags: str, reason: str) -> None:
     planned = plan(LLAMA_3_8B, f"-c 4096 {flags}")
     assert planned.refused == reason
     assert planned.parts == ()
 
 
-def test_a_head_of_80_takes_no_quantised_cache() -> None:
+def test_cache_plan_head_of_80_refuses_quantised_cache() -> None:
     phi = metadata("phi2", block_count=32, embedding_length=2560, context_length=2048, attention__head_count=32)
     assert "does not divide n_embd_head_k=80" in str(plan(phi, "-c 2048 -ctk q8_0").refused)
 
 
-def test_an_architecture_that_was_not_compared_is_not_exact() -> None:
+def test_cache_plan_unverified_architecture_is_inexact() -> None:
     other = metadata("frobnicator", block_count=2, embedding_length=64, context_length=512, attention__head_count=2)
     planned = plan(other, "-c 512 -np 1")
     assert not planned.exact
     assert "frobnicator" in str(planned.why_not_exact)
 
 
-def test_without_a_context_the_plan_says_what_it_lacks() -> None:
+def test_cache_plan_without_context_length() -> None:
     planned = plan(metadata("llama", block_count=2, embedding_length=64, attention__head_count=2), "-np 1")
     assert planned.cells is None
     assert not planned.exact
@@ -202,7 +202,7 @@ PASTED = (
 )
 
 
-def test_a_pasted_command_line_with_everything_else_in_it() -> None:
+def test_parse_server_flags_full_command_line() -> None:
     settings = parse_server_flags(
         PASTED.split(),
         environ={"LLAMA_ARG_CTX_SIZE": "1024", "LLAMA_ARG_UBATCH": "256"},

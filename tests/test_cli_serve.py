@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 class Running:
-    """A verb that runs, with its output in files."""
+    """A running llamatel command, with its output in files."""
 
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.out, self.err = folder / "out", folder / "err"
@@ -41,7 +41,7 @@ class Running:
             )
 
     def wait_for(self, pattern: str) -> str:
-        """The first group of ``pattern`` in stderr, once it is there."""
+        """Return the first group of ``pattern`` in stderr as soon as it matches."""
 
         def found() -> re.Match[str] | None:
             match = re.search(pattern, self.err.read_text())
@@ -57,12 +57,12 @@ class Running:
         return self.process.wait(20)
 
 
-def ask(url: str, prompt: str = "Hello", tokens: int = 8) -> int:
+def complete(url: str, prompt: str = "Hello", tokens: int = 8) -> int:
     body = json.dumps({"prompt": prompt, "max_tokens": tokens}).encode()
     try:
-        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=60) as answer:
-            answer.read()
-            return int(answer.status)
+        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=60) as response:
+            response.read()
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -78,7 +78,7 @@ def started() -> Iterator[list[Running]]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_serve_shows_requests_and_ends_with_0(
+def test_serve_requests_and_exit_code_0(
     signum: signal.Signals, tiny_model: Path, tmp_path: Path, started: list[Running]
 ) -> None:
     rows = tmp_path / "requests.jsonl"
@@ -89,12 +89,12 @@ def test_serve_shows_requests_and_ends_with_0(
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)  mine\n")
     metrics = serve.wait_for(r"metrics +(http://\S+)")
-    with urllib.request.urlopen(serve.wait_for(r"page +(http://\S+)"), timeout=30) as answer:
-        assert "<title>llamatel</title>" in answer.read().decode()
-    assert [ask(url), ask(url, "x" * 4000)] == [200, 400]
-    serve.wait_for(r"because +(the wheel is installed|it was asked for|.* names it|it is on PATH)")
-    with urllib.request.urlopen(metrics, timeout=30) as answer:
-        assert 'gen_ai_request_model="mine"' in answer.read().decode()
+    with urllib.request.urlopen(serve.wait_for(r"page +(http://\S+)"), timeout=30) as response:
+        assert "<title>llamatel</title>" in response.read().decode()
+    assert [complete(url), complete(url, "x" * 4000)] == [200, 400]
+    serve.wait_for(r"because +(the wheel is installed|it was requested|.* names it|it is on PATH)")
+    with urllib.request.urlopen(metrics, timeout=30) as response:
+        assert 'gen_ai_request_model="mine"' in response.read().decode()
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"{url}/slots", timeout=30)  # --no-slots reached llama-server
     wait_until(lambda: len(REQUEST.findall(serve.out.read_text())) == 2, 20, "two request lines")
@@ -105,13 +105,13 @@ def test_serve_shows_requests_and_ends_with_0(
     assert "Traceback" not in serve.err.read_text()
 
 
-def test_serve_says_why_its_server_is_gone(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+def test_serve_reports_killed_server(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
     rows = tmp_path / "requests.jsonl"
     serve = Running(tmp_path, "serve", str(tiny_model), "--port", "0", "--metrics-addr", "none", "--jsonl", str(rows))
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)")
-    assert ask(url) == 200
-    row = wait_until(rows.read_text, 20, "its line")
+    assert complete(url) == 200
+    row = wait_until(rows.read_text, 20, "the request's line")
     os.kill(json.loads(row)["server"]["pid"], signal.SIGKILL)
     assert serve.process.wait(20) == 1
     last = serve.err.read_text().splitlines()[-1]
@@ -127,7 +127,7 @@ def test_serve_says_why_its_server_is_gone(tiny_model: Path, tmp_path: Path, sta
         (None, ["--", "--frobnicate"], "invalid argument"),
     ],
 )
-def test_a_start_that_fails_is_one_line_of_the_servers_own(
+def test_serve_failed_start_is_one_line(
     content: bytes | None, flags: list[str], message: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     model = tiny_model
@@ -145,7 +145,7 @@ def test_a_start_that_fails_is_one_line_of_the_servers_own(
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_named(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+def test_serve_port_in_use(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
     port = str(free_port())
     first = Running(tmp_path, "serve", str(tiny_model), "--port", port)
     started.append(first)
@@ -159,7 +159,7 @@ def test_a_port_in_use_is_named(tiny_model: Path, tmp_path: Path, started: list[
     assert first.end(signal.SIGTERM) == 0
 
 
-def test_serve_goes_on_when_nobody_reads_its_lines(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+def test_serve_continues_after_stdout_closed(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
     reading, writing = os.pipe()
     serve = Running.__new__(Running)
     serve.err = tmp_path / "err"
@@ -172,29 +172,32 @@ def test_serve_goes_on_when_nobody_reads_its_lines(tiny_model: Path, tmp_path: P
     started.append(serve)
     url = serve.wait_for(r"server +(http://\S+)")
     os.close(reading)
-    assert [ask(url), ask(url), ask(url)] == [200, 200, 200]
+    assert [complete(url), complete(url), complete(url)] == [200, 200, 200]
     assert serve.end(signal.SIGTERM) == 0
     assert serve.err.read_text().splitlines()[-1] == "llamatel: 3 requests: 3 ok"
 
 
-def test_serve_on_a_terminal(tiny_model: Path) -> None:
+def test_serve_terminal(tiny_model: Path) -> None:
     with Terminal([*LLAMATEL, "serve", str(tiny_model), "--port", "0"], environment()) as terminal:
         terminal.wait_for("OTLP")
         found = re.search(r"server +(http://\S+)", plain(terminal.text))
         assert found is not None
-        assert ask(found.group(1)) == 200
-        wait_until(lambda: terminal.read() and REQUEST.findall(plain(terminal.text)), 20, "its line")
+        assert complete(found.group(1)) == 200
+        wait_until(lambda: terminal.read() and REQUEST.findall(plain(terminal.text)), 20, "the request's line")
         terminal.press("\x03")
         assert terminal.wait() == 0
     assert "1 request: 1 ok" in plain(terminal.text)
     assert max(map(len, plain(terminal.text).splitlines())) <= 80
 
 
-def test_serve_ends_with_its_terminal(tiny_model: Path) -> None:
+def test_serve_terminal_hangup(tiny_model: Path) -> None:
     with Terminal([*LLAMATEL, "serve", str(tiny_model), "--port", "0"], environment()) as terminal:
         terminal.wait_for("OTLP")
         terminal.hang_up()
-        assert terminal.process.wait(20) in (1, 129)  # and the session's end shows that no server was left
+        assert terminal.process.wait(20) in (
+            1,
+            129,
+        )  # conftest.py checks at the end of the session that no server is left
 
 
 def attach(*arguments: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -203,7 +206,7 @@ def attach(*arguments: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def test_attach_reads_a_log_from_a_pipe_to_its_end() -> None:
+def test_attach_log_from_pipe() -> None:
     done = attach("--log", "-", "--requests", stdin=(LOGS / "queued.log").read_bytes())
     assert done.returncode == 0, done.stderr
     outcomes = REQUEST.findall(done.stdout.decode())
@@ -211,14 +214,14 @@ def test_attach_reads_a_log_from_a_pipe_to_its_end() -> None:
     assert done.stderr.decode().splitlines()[-1].startswith(f"llamatel: {len(outcomes)} requests: ")
 
 
-def test_attach_writes_json_lines_to_standard_output() -> None:
+def test_attach_jsonl_to_stdout() -> None:
     done = attach("--log", "-", "--jsonl", "-", "--metrics-addr", "none", stdin=(LOGS / "queued.log").read_bytes())
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows
     assert {row["outcome"] for row in rows} <= {"ok", "cancelled", "error", "context_full"}
 
 
-def test_attach_ends_when_nobody_reads_its_lines(tmp_path: Path) -> None:
+def test_attach_exits_after_stdout_closed(tmp_path: Path) -> None:
     log = (LOGS / "queued.log").read_bytes()
     reading, writing = os.pipe()
     out_reading, out_writing = os.pipe()
@@ -241,7 +244,7 @@ def test_attach_ends_when_nobody_reads_its_lines(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
-def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
+def test_attach_log_file_and_counters(tiny_model: Path, tmp_path: Path, started: list[Running]) -> None:
     log = tmp_path / "server.log"
     served, attached = tmp_path / "served", tmp_path / "attached"
     served.mkdir()
@@ -265,12 +268,12 @@ def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path
     started.append(follow)
     metrics = follow.wait_for(r"metrics +(http://\S+)")
     follow.wait_for(r"(OTLP)")
-    assert ask(url) == 200
-    wait_until(lambda: REQUEST.findall(follow.out.read_text()) == ["ok"], 20, "its line")
+    assert complete(url) == 200
+    wait_until(lambda: REQUEST.findall(follow.out.read_text()) == ["ok"], 20, "the request's line")
 
     def counted() -> bool:
-        with urllib.request.urlopen(metrics, timeout=30) as answer:
-            text = answer.read().decode()
+        with urllib.request.urlopen(metrics, timeout=30) as response:
+            text = response.read().decode()
         return re.search(r'^llamacpp_tokens_total\{.*type="output".*\} 8\.0$', text, re.MULTILINE) is not None
 
     wait_until(counted, 20, "llama.cpp's own count of its tokens", every=0.3)
@@ -279,7 +282,7 @@ def test_attach_follows_a_file_and_a_servers_counters(tiny_model: Path, tmp_path
     assert serve.end(signal.SIGTERM) == 0
 
 
-def test_attach_watches_several_servers_and_traces_what_it_sees_of_them(
+def test_attach_several_servers_and_observed_spans(
     llama_server_binary: Path, tiny_model: Path, tmp_path: Path, started: list[Running], otlp_sink: OtlpSink
 ) -> None:
     model = ("-m", tiny_model, "--metrics")
@@ -287,17 +290,17 @@ def test_attach_watches_several_servers_and_traces_what_it_sees_of_them(
         unmanaged(llama_server_binary, tmp_path, *model) as first,
         unmanaged(llama_server_binary, tmp_path, *model) as second,
     ):
-        watching = Running(
+        attach = Running(
             tmp_path, "attach", first.url, second.url, "--interval", "0.05", "--otlp-endpoint", otlp_sink.endpoint,
             OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
         )  # fmt: skip
-        started.append(watching)
-        metrics = watching.wait_for(r"metrics +(http://\S+)")
-        watching.wait_for(r"(polling 2 servers)")
+        started.append(attach)
+        metrics = attach.wait_for(r"metrics +(http://\S+)")
+        attach.wait_for(r"(polling 2 servers)")
 
         def ports(metric: str) -> set[int]:
-            with urllib.request.urlopen(metrics, timeout=30) as answer:
-                text = answer.read().decode()
+            with urllib.request.urlopen(metrics, timeout=30) as response:
+                text = response.read().decode()
             return {
                 int(port) for port in re.findall(rf'^{metric}{{.*server_port="(\d+)".*}} 1\.0$', text, re.MULTILINE)
             }
@@ -306,15 +309,13 @@ def test_attach_watches_several_servers_and_traces_what_it_sees_of_them(
         second.complete(1500)
         first.child.kill()
         wait_until(lambda: ports("llamacpp_server_up") == {second.port}, 20, "one is down", every=0.3)
-        assert watching.end(signal.SIGTERM) == 0
+        assert attach.end(signal.SIGTERM) == 0
     [span] = [span for span in otlp_sink.spans() if span.attributes.get("llamacpp.slot.id") is not None]
     assert (span.name, span.attributes["llamacpp.observed"]) == ("observed tiny.gguf", "polling")
     assert span.attributes["server.port"] == second.port
 
 
-def test_attach_with_a_wrong_key_or_nonsense_is_one_line(
-    llama_server_binary: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_attach_wrong_key_or_invalid_arguments(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("not-the-key-of-this-server\n")
     with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics", key="sk-another") as server:
@@ -336,22 +337,22 @@ def test_attach_with_a_wrong_key_or_nonsense_is_one_line(
         assert b"not-the-key" not in done.stderr
 
 
-def test_attach_goes_on_when_its_log_ends(
+def test_attach_continues_after_log_end(
     llama_server_binary: Path, tiny_model: Path, tmp_path: Path, started: list[Running]
 ) -> None:
-    """Polling goes on, or the exit status is 1 and the reason is given: never a silent 0."""
+    """Polling continues, or the exit status is 1 with a message: never a silent 0."""
     with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics") as server:
         attach = Running(
             tmp_path, "attach", server.url, "--log", "-", "--interval", "0.1", "--label", "env=prod"
-        )  # its standard input is at its end
+        )  # its standard input is /dev/null
         started.append(attach)
         metrics = attach.wait_for(r"metrics +(http://\S+)")
         attach.wait_for(r"(the log has ended; polling goes on)")
         server.complete(5)
 
         def counted() -> bool:
-            with urllib.request.urlopen(metrics, timeout=30) as answer:
-                text = answer.read().decode()
+            with urllib.request.urlopen(metrics, timeout=30) as response:
+                text = response.read().decode()
             pattern = r'^llamacpp_tokens_total\{env="prod",[^}]*type="output"\} 5(\.0)?$'
             return re.search(pattern, text, re.MULTILINE) is not None
 

@@ -1,4 +1,4 @@
-"""llama-server's command line from Python arguments; real servers take it in test_server_manager."""
+"""llama-server's command line from Python arguments; test_server_manager runs real servers with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_not_given_is_left_to_the_server() -> None:
+def test_command_line_omits_unset_arguments() -> None:
     command = line("m.gguf", gpu_layers=None, alias=None)
     assert command.arguments == ("--model", "m.gguf", *ALWAYS)
     assert (command.environment, command.api_key, command.alias) == ({}, None, None)
@@ -58,18 +58,18 @@ def test_what_is_not_given_is_left_to_the_server() -> None:
         ({"extra_args": ["--lookup", "-np", "7"]}, "--lookup -np 7"),
     ],
 )
-def test_flags(arguments: dict[str, Any], words: str) -> None:
+def test_command_line_flags(arguments: dict[str, Any], words: str) -> None:
     assert line(**arguments).arguments == (*ALWAYS, *words.split())
 
 
-def test_extra_arguments_come_last_so_that_they_win() -> None:
+def test_command_line_extra_arguments_last() -> None:
     assert line(ctx_size=1, extra_args=["-c", "2"]).arguments[-4:] == ("--ctx-size", "1", "-c", "2")
 
 
-def test_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert line("~/m.gguf").arguments[1] == "/home/somebody/m.gguf"
-    assert line(Path("~/m.gguf")).arguments[1] == "/home/somebody/m.gguf"
+def test_command_line_expands_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    assert line("~/m.gguf").arguments[1] == "/home/user/m.gguf"
+    assert line(Path("~/m.gguf")).arguments[1] == "/home/user/m.gguf"
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"extra_args": ["-a"]}, None),
     ],
 )
-def test_the_models_alias(arguments: dict[str, Any], alias: str | None) -> None:
+def test_command_line_alias(arguments: dict[str, Any], alias: str | None) -> None:
     assert line("m.gguf", **arguments).alias == alias
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"port": 65536}, "port 65536 is not between 0 and 65535"),
         ({"port": -1}, "port -1 is not"),
@@ -101,14 +101,14 @@ def test_the_models_alias(arguments: dict[str, Any], alias: str | None) -> None:
         ({"extra_args": ["--port", "0", "--verbosity", "0"]}, "port 0 needs the server's log"),
     ],
 )
-def test_what_cannot_be(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_command_line_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         line(**arguments)
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("extra", [["-lv", "3"], ["-lv", "1", "-lv", "4"], []])
-def test_port_0_with_a_log_that_tells_it(extra: list[str]) -> None:
+def test_command_line_port_0_with_log(extra: list[str]) -> None:
     assert line(port=0, extra_args=extra).arguments[3] == "0"
 
 
@@ -128,7 +128,7 @@ def test_port_0_with_a_log_that_tells_it(extra: list[str]) -> None:
         ({"env": {"LLAMA_API_KEY": "another"}, "api_key": KEY}, KEY),
     ],
 )
-def test_keys_travel_in_the_environment(arguments: dict[str, Any], in_environment: str) -> None:
+def test_command_line_api_key_in_environment(arguments: dict[str, Any], in_environment: str) -> None:
     command = line(**arguments)
     assert command.environment == {"LLAMA_API_KEY": in_environment}
     assert command.api_key == KEY
@@ -137,7 +137,7 @@ def test_keys_travel_in_the_environment(arguments: dict[str, Any], in_environmen
     assert KEY not in str(command)
 
 
-def test_a_key_of_the_outer_environment(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
+def test_command_line_inherited_api_key(monkeypatch: pytest.MonkeyPatch, key_file: Path) -> None:
     monkeypatch.setenv("LLAMA_API_KEY", f'"{KEY}",other')  # llama.cpp reads it as a row of CSV
     assert (line().api_key, line().environment) == (KEY, {})
     monkeypatch.setenv("LLAMA_API_KEY", "outer")
@@ -146,7 +146,7 @@ def test_a_key_of_the_outer_environment(monkeypatch: pytest.MonkeyPatch, key_fil
     assert line().api_key == KEY
 
 
-def test_keys_travel_in_a_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_api_key_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in ({"api_key_file": key_file}, {"extra_args": ["--api-key-file", str(key_file)]}):
         command = line(**arguments)
         assert command.arguments[-2:] == ("--api-key-file", str(key_file))
@@ -166,25 +166,25 @@ def test_keys_travel_in_a_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) 
         ("schlüssel\n".encode(), "schlüssel"),
     ],
 )
-def test_a_file_is_read_as_llama_cpp_reads_it(content: bytes, key: str, tmp_path: Path) -> None:
+def test_read_api_key_like_llama_cpp(content: bytes, key: str, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_bytes(content)
     assert read_api_key(path) == key
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"", "holds no key"), (b"\n#only this\n", "holds no key"), (b"\xff\xfe\n", "it is not text")],
 )
-def test_a_file_without_a_key(content: bytes, said: str, tmp_path: Path) -> None:
+def test_read_api_key_without_key(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_api_key(path)
 
 
-def test_a_file_with_windows_line_ends_is_refused_and_not_shown(tmp_path: Path) -> None:
-    # llama.cpp takes the carriage return for a part of the key, which then nobody can send.
+def test_command_line_api_key_file_with_crlf(tmp_path: Path) -> None:
+    # llama.cpp makes the carriage return part of the key, which no client can then send.
     path = tmp_path / "keys"
     path.write_bytes(f"{KEY}\r\n".encode())
     with pytest.raises(UsageError, match="holds a line end") as caught:

@@ -1,4 +1,4 @@
-"""The classic comparison and the bytes of a token: known figures, and the cache plan as a second opinion."""
+"""Comparison of MHA, GQA, MQA and MLA, and bytes per token: known figures, and equality with the cache plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def by_name(variants: tuple[Variant, ...]) -> dict[str, Variant]:
     return {variant.name: variant for variant in variants}
 
 
-def test_hidden_1024_with_8_heads() -> None:
+def test_compare_hidden_1024_with_8_heads() -> None:
     found = by_name(compare([AttentionLayer(1024, 8, 8, 128, 128)]))
     assert found["MHA"].kv_parameters == 2_097_152
     assert found["MQA"].kv_parameters == 262_144
@@ -41,7 +41,7 @@ def test_hidden_1024_with_8_heads() -> None:
     assert not found["MQA"].own
 
 
-def test_d_model_256_with_16_heads_and_biases() -> None:
+def test_compare_d_model_256_with_16_heads_and_biases() -> None:
     found = by_name(compare([AttentionLayer(256, 16, 4, 16, 16, bias=True)]))
     figures = {name: variant.attention_parameters for name, variant in found.items()}
     assert figures["MHA"] == 263_168
@@ -53,7 +53,7 @@ def test_d_model_256_with_16_heads_and_biases() -> None:
     assert round(100 * (1 - 164_480 / 263_168), 1) == 37.5
 
 
-def test_llama_3_8b() -> None:
+def test_compare_shape_llama_3_8b() -> None:
     model = shape(**LLAMA_3_8B)
     assert (attention_kind(model), group_sizes(model)) == ("GQA", (4,))
     assert meaning(model) == ("4 query heads share one key and one value: the cache is 1/4 of MHA's.",)
@@ -80,7 +80,7 @@ def test_llama_3_8b() -> None:
         ([32] * 31 + [1], "MHA/MQA", "Layers differ in how many query heads share a key and a value (see --layers)."),
     ],
 )
-def test_kinds(kv_heads: Any, kind: str, sentence: str) -> None:
+def test_attention_kind_and_meaning(kv_heads: Any, kind: str, sentence: str) -> None:
     model = shape(**{**LLAMA_3_8B, "attention__head_count_kv": kv_heads})
     assert attention_kind(model) == kind
     assert meaning(model) == (sentence,)
@@ -89,13 +89,13 @@ def test_kinds(kv_heads: Any, kind: str, sentence: str) -> None:
     assert own[0].name == ("as it is" if isinstance(kv_heads, list) else kind if kind != "GQA" else "GQA of 2")
 
 
-def test_one_head_is_all_of_them() -> None:
+def test_compare_single_head() -> None:
     variants = compare([AttentionLayer(64, 1, 1, 64, 64)])
     assert [(variant.name, variant.own) for variant in variants] == [("MHA", True)]
     assert compare([]) == ()
 
 
-def test_a_latent_model_beside_what_its_heads_would_take() -> None:
+def test_compare_shape_latent_model() -> None:
     deepseek_v3 = {
         "block_count": 61,
         "embedding_length": 7168,
@@ -117,7 +117,7 @@ def test_a_latent_model_beside_what_its_heads_would_take() -> None:
     assert sum(variant.own for variant in found.values()) == 1
 
 
-def test_windows_states_and_shared_layers_in_words() -> None:
+def test_meaning_windows_chunks_and_states() -> None:
     gemma3 = shape("gemma3", **{**LLAMA_3_8B, "block_count": 12, "attention__sliding_window": 1024})
     assert "10 of 12 layers see the last 1,024 tokens only: their cache stops growing there." in meaning(gemma3)
     tokens = token_bytes(gemma3)
@@ -133,7 +133,7 @@ def test_windows_states_and_shared_layers_in_words() -> None:
     assert state_bytes(mamba) == 2 * 4 * (3 * 128 + 128 * 16)
 
 
-def test_quantised_caches_need_whole_blocks() -> None:
+def test_token_bytes_quantised_needs_whole_blocks() -> None:
     assert token_bytes(shape(**LLAMA_3_8B), 32, 34) is not None
     assert token_bytes(shape(**{**LLAMA_3_8B, "embedding_length": 2560}), 32, 34) is None  # heads of 80
 
@@ -142,7 +142,7 @@ _TENSORS = read_table()
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_the_bytes_of_a_token_are_those_of_the_cache_plan(model: TinyModel) -> None:
+def test_token_bytes_equal_cache_plan(model: TinyModel) -> None:
     found = replace(shape_of(model, set(_TENSORS[model.name])), needs_target=False)
     for kind in ("f16", "q8_0"):
         flags = f"-c 1024 -np 1 --swa-full -fit off -ctk {kind} -ctv {kind}"

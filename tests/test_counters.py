@@ -1,4 +1,4 @@
-"""llama.cpp's counters over the lives of a server: what was counted stays counted."""
+"""llama.cpp's counters across restarts of a server: totals are kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from llamatel.llama.http.carried_counters import CarriedCounters
 
 
-def test_before_anything_was_seen() -> None:
+def test_carried_counters_empty() -> None:
     counters = CarriedCounters()
     assert (counters.totals(), counters.raw("a_total")) == ({}, None)
     counters.restarted()
     assert counters.totals() == {}
 
 
-def test_only_counters_count() -> None:
+def test_carried_counters_ignore_gauges() -> None:
     counters = CarriedCounters()
     counters.observe({"a_total": 3, "requests_processing": 7, "n_tokens_max": 9})
     assert counters.totals() == {"a_total": 3}
 
 
-def test_a_process_that_was_replaced() -> None:
+def test_carried_counters_announced_restart() -> None:
     counters = CarriedCounters()
     counters.observe({"a_total": 3, "b_total": 1}, counters.process)
     counters.restarted()
@@ -33,14 +33,14 @@ def test_a_process_that_was_replaced() -> None:
     assert counters.totals() == {"a_total": 8, "b_total": 1}
 
 
-def test_a_process_that_nobody_announced() -> None:
+def test_carried_counters_unannounced_restart() -> None:
     counters = CarriedCounters()
     for value in (3, 5, 2, 4):
         counters.observe({"a_total": value, "b_total": 10})
     assert counters.totals() == {"a_total": 9, "b_total": 20}
 
 
-def test_an_answer_that_another_has_overtaken() -> None:
+def test_carried_counters_reordered_responses() -> None:
     counters = CarriedCounters()
     process = counters.process
     counters.observe({"a_total": 9}, process)
@@ -48,7 +48,7 @@ def test_an_answer_that_another_has_overtaken() -> None:
     assert counters.totals() == {"a_total": 9}
 
 
-def test_an_answer_of_a_process_that_is_gone() -> None:
+def test_carried_counters_response_of_previous_process() -> None:
     counters = CarriedCounters()
     process = counters.process
     counters.observe({"a_total": 9}, process)
@@ -57,7 +57,7 @@ def test_an_answer_of_a_process_that_is_gone() -> None:
     assert counters.totals() == {"a_total": 9}
 
 
-def test_what_is_no_number_and_what_is_left_out() -> None:
+def test_carried_counters_nan_and_missing() -> None:
     counters = CarriedCounters()
     counters.observe({"a_total": 3, "b_total": 4})
     counters.observe({"a_total": float("nan"), "c_total": float("inf")})
@@ -65,7 +65,7 @@ def test_what_is_no_number_and_what_is_left_out() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 100)), max_size=30), st.booleans())
-def test_totals_never_go_down(values: list[int | None], announced: bool) -> None:
+def test_carried_counters_totals_never_decrease(values: list[int | None], announced: bool) -> None:
     counters = CarriedCounters()
     before = 0.0
     for value in values:

@@ -1,4 +1,4 @@
-"""Estimated compute buffers beside llama.cpp's own, on models of real dimensions; `make estimates` prints each."""
+"""Estimated compute buffers compared with llama.cpp's, on models of real dimensions; `make estimates` prints each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.exact.real import REAL
 from tests.parts import MissingPart, in_ci
 
 
-def test_what_plan_says_of_its_estimates_is_so(tmp_path: Path) -> None:
+def test_plan_compute_error_statement_matches_measurement(tmp_path: Path) -> None:
     try:
         errors = [abs(error) for error in real_models(tmp_path)]
     except MissingPart as missing:

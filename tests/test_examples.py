@@ -1,4 +1,4 @@
-"""What is in examples/ runs, on a tiny model; and so does a notebook from before, with the package's name changed."""
+"""The examples/ run on a tiny model, and so does a ported notebook with only the package's name changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(name: str, model: Path, folder: Path) -> list[str]:
 
 
 def depths(lines: list[str]) -> list[tuple[int, str]]:
-    """How deep each span of a printed trace is, and its name."""
+    """Return the depth and name of each span of a printed trace."""
     found = []
     for line in lines[1:]:
         parts = re.match(r"( *)(\S.*?)\s+[\d.]+ m?s ", line)
@@ -41,7 +41,7 @@ def depths(lines: list[str]) -> list[tuple[int, str]]:
     return found
 
 
-def test_a_traced_script(tiny_model: Path, tmp_path: Path) -> None:
+def test_example_traced_script(tiny_model: Path, tmp_path: Path) -> None:
     lines = run("traced_script.py", tiny_model, tmp_path)
     assert re.fullmatch("trace [0-9a-f]{32}", lines[0])
     spans = depths(lines)
@@ -52,7 +52,7 @@ def test_a_traced_script(tiny_model: Path, tmp_path: Path) -> None:
     assert "requests" in (tmp_path / "report.html").read_text()
 
 
-def test_agents_at_the_same_time(tiny_model: Path, tmp_path: Path) -> None:
+def test_example_async_agents(tiny_model: Path, tmp_path: Path) -> None:
     spans = depths(run("async_agents.py", tiny_model, tmp_path))
     assert spans[0] == (0, "invoke_workflow newsroom")
     agents = [index for index, span in enumerate(spans) if span == (1, "agent")]
@@ -61,7 +61,7 @@ def test_agents_at_the_same_time(tiny_model: Path, tmp_path: Path) -> None:
         assert [name for depth, name in spans[begin + 1 : end] if depth == 2] == ["draft", "review"]
 
 
-def test_the_kaggle_notebook_without_a_gpu(tiny_model: Path, tmp_path: Path) -> None:
+def test_example_kaggle_notebook_without_gpu(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"LLAMATEL_MODEL": str(tiny_model), "LLAMATEL_CTX": "1024", "LLAMATEL_REQUESTS": "4"}
     ran = run_notebook(EXAMPLES / "kaggle_t4x2.ipynb", tmp_path, environment(**settings), timeout_s=240)
     size = 1024 * 2 * 2 * 32 * 2
@@ -75,14 +75,14 @@ def test_the_kaggle_notebook_without_a_gpu(tiny_model: Path, tmp_path: Path) -> 
     assert ran.text.rstrip().endswith("True")
 
 
-def test_the_notebook_is_kept_without_outputs() -> None:
+def test_example_notebook_has_no_outputs() -> None:
     text = (EXAMPLES / "kaggle_t4x2.ipynb").read_text()
     assert '"output_type"' not in text
     assert '"execution_count": null' in text
 
 
-def test_a_ported_notebook(tiny_model: Path, tmp_path: Path) -> None:
-    """The original notebook's code; the package's name is changed, its port is one that is free here."""
+def test_ported_notebook(tiny_model: Path, tmp_path: Path) -> None:
+    """The original notebook's code with the package's name changed and a free port."""
     port = free_port()
     ran = run_notebook(
         cells(

@@ -1,4 +1,4 @@
-"""What figures of a GPU mean: where a model went, memory by part, the hardware's ceilings, and the samples."""
+"""GPU figures: placement of a model, memory by part, hardware ceilings, and the collector's samples."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def placed(lines: Sequence[str]) -> Placement | None:
     return reader.logged_server.placement
 
 
-# -- where a model went, by a real card's logs ------------------------------------------------------------------------
+# -- placement, from logs of a real GPU --------------------------------------------------------------------------------
 
 
-def test_layers_and_buffers_of_a_real_log() -> None:
+def test_placement_layers_and_buffers_of_real_log() -> None:
     assert placed(H100["half"]["log"]) == Placement(
         gpu_layers=8,
         total_layers=17,
@@ -91,27 +91,27 @@ def test_layers_and_buffers_of_a_real_log() -> None:
     )
 
 
-def test_a_model_that_drafts_adds_to_the_buffers_and_not_to_the_layers() -> None:
+def test_placement_draft_model_adds_buffers_not_layers() -> None:
     placement = placed(H100["with_draft"]["log"])
     assert placement is not None
     assert (placement.gpu_layers, placement.total_layers) == (17, 17)
     assert placement.buffers["CUDA0", "weights"] == round(1857.64 * MIB) + round(15.35 * MIB)
 
 
-def test_at_the_default_verbosity_only_a_missing_card_is_known() -> None:
+def test_placement_at_default_verbosity() -> None:
     assert placed(H100["no_gpu_lv3"]["log"]) == Placement(no_gpu=True)
     assert placed(H100["partial_lv3"]["log"]) is None
 
 
 @pytest.mark.parametrize("name", [name for name in H100 if not name.endswith("lv3") and name != "with_draft"])
-def test_planned_caches_are_those_that_llama_cpp_reported_on_the_card(name: str) -> None:
+def test_cache_plan_equals_reported_gpu_kv_cache(name: str) -> None:
     placement = placed(H100[name]["log"])
     assert placement is not None
     reported = sum(size for (_, part), size in placement.buffers.items() if part == "kv_cache")
     assert cache_plan(SHAPE_1B, parse_server_flags(H100[name]["arguments"], environ={})).total_bytes == reported
 
 
-def test_what_nvml_saw_of_a_longer_context_is_the_planned_cache_and_the_reported_compute() -> None:
+def test_process_memory_difference_equals_reported_buffers() -> None:
     short, long = H100["q8_0"], H100["one_slot"]
     before, after = placed(short["log"]), placed(long["log"])
     assert before is not None
@@ -121,7 +121,7 @@ def test_what_nvml_saw_of_a_longer_context_is_the_planned_cache_and_the_reported
     assert abs((long["process_bytes"] - short["process_bytes"]) - (on_card[1] - on_card[0])) < 2 * MIB
 
 
-# -- did it offload ---------------------------------------------------------------------------------------------------
+# -- fallback to the CPU -----------------------------------------------------------------------------------------------
 
 
 def running(arguments: str = "99", **changes: Any) -> ServerSnapshot:
@@ -135,7 +135,7 @@ def running(arguments: str = "99", **changes: Any) -> ServerSnapshot:
         (running(placement=Placement(no_gpu=True)), (), True),
         (running("all", placement=Placement(no_gpu=True)), (CARD,), True),
         (running("0", placement=Placement(no_gpu=True)), (), None),
-        (running("auto", placement=Placement(no_gpu=True)), (), None),  # it took what there is
+        (running("auto", placement=Placement(no_gpu=True)), (), None),  # auto: uses what is available
         (running("auto", placement=Placement(no_gpu=True)), (CARD,), True),
         (running("99", placement=Placement(17, 17)), (CARD,), False),
         (running("8", placement=Placement(8, 17)), (CARD,), False),
@@ -146,19 +146,19 @@ def running(arguments: str = "99", **changes: Any) -> ServerSnapshot:
         (running("4"), (dataclasses.replace(CARD, processes={4711: 1200 * MIB}),), False),
         (running("99"), (dataclasses.replace(CARD, processes={1: 600 * MIB}),), True),
         (running("99"), (dataclasses.replace(CARD, processes=None),), None),
-        (running("99"), (dataclasses.replace(CARD, processes={}),), None),  # a container: nobody is listed
+        (running("99"), (dataclasses.replace(CARD, processes={}),), None),  # a container: NVML lists no process
         (running("99", model=None), (CARD,), None),
         (running("99"), (), None),
         (running("99", up=False, placement=Placement(no_gpu=True)), (), None),
     ],
 )
-def test_a_server_that_lacks_what_it_was_asked_for(
+def test_fell_back_by_settings_and_placement(
     state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...], expected: bool | None
 ) -> None:
     assert fell_back(state, devices) is expected
 
 
-def test_a_real_server_without_a_gpu_fell_back_and_says_so(llama_server_binary: Path, tiny_model: Path) -> None:
+def test_fell_back_real_server_without_gpu(llama_server_binary: Path, tiny_model: Path) -> None:
     with ServerManager(backend=str(llama_server_binary)) as server:
         server.start_server(tiny_model, port=0, gpu_layers=99).wait_until_ready(60)
         state = server.snapshot()
@@ -170,7 +170,7 @@ def test_a_real_server_without_a_gpu_fell_back_and_says_so(llama_server_binary: 
     assert (sample.metric, sample.value) == ("llamacpp.gpu.fallback", 1)
 
 
-def test_it_is_said_once_and_stands_in_the_models_info() -> None:
+def test_cpu_fallback_alarm_once_and_model_info() -> None:
     state = running(placement=Placement(no_gpu=True))
     alarms = Alarms()
     assert [alarm.name for alarm in alarms.check(snapshot(state))] == ["on_cpu"]
@@ -183,7 +183,7 @@ def test_it_is_said_once_and_stands_in_the_models_info() -> None:
     assert Alarms().check(snapshot(whole)) == []
 
 
-def test_devices_of_a_server_are_those_with_its_process_and_slices_stand_for_their_card() -> None:
+def test_devices_of_server_process_and_mig() -> None:
     other = dataclasses.replace(CARD, id="GPU-2", processes={1: MIB})
     assert devices_of(running(), (CARD, other)) == ((CARD,), False)
     part = dataclasses.replace(CARD, id="MIG-1", parent="GPU-1")
@@ -198,7 +198,7 @@ def test_devices_of_a_server_are_those_with_its_process_and_slices_stand_for_the
 # -- ceilings ---------------------------------------------------------------------------------------------------------
 
 
-def test_bytes_of_a_token_are_weights_and_its_own_cache() -> None:
+def test_decode_bytes_weights_and_kv_cache() -> None:
     settings = parse_server_flags(["-c", "32768", "-np", "4"], environ={})
     assert decode_bytes(SHAPE_1B, settings, 2048) == 1_947_877_376 + 2 * 16 * 8 * 64 * 2 * 2048
     quantised = dataclasses.replace(settings, cache_type_k="q8_0", cache_type_v="q8_0")
@@ -211,7 +211,7 @@ def test_bytes_of_a_token_are_weights_and_its_own_cache() -> None:
     assert decode_bytes(dataclasses.replace(SHAPE_1B, weights=None), settings, 1) is None
 
 
-def test_operations_of_a_prefill_counted_one_by_one() -> None:
+def test_prefill_operations_equal_sum_over_tokens() -> None:
     def by_hand(computed: int, cached: int, window: int | None) -> int:
         total = 2 * 2048 * 354
         for position in range(cached, cached + computed):
@@ -227,8 +227,8 @@ def test_operations_of_a_prefill_counted_one_by_one() -> None:
         assert found == pytest.approx(by_hand(computed, cached, window), rel=1e-3)
 
 
-def test_utilisation_of_a_request_that_a_real_card_served() -> None:
-    # The H100's log of 2026-11-22: 4000 tokens behind a prompt of 7 in 5.43501 s.
+def test_utilization_of_real_h100_request() -> None:
+    # The H100's log of 2026-11-22: 4000 tokens after a prompt of 7 in 5.43501 s.
     request = completion(
         prompt_computed=1, prompt_cached=6, generated=4000, decode_s=5.43501, prefill_s=0.00226, context_tokens=4006
     )
@@ -243,7 +243,7 @@ def test_utilisation_of_a_request_that_a_real_card_served() -> None:
     assert flops_utilization(prompt, SHAPE_1B, settings, [CARD]) == pytest.approx(0.0167, abs=0.0002)
 
 
-def test_cards_work_one_after_another_or_all_at_once() -> None:
+def test_decode_ceiling_layer_and_row_split() -> None:
     layer, row = ServerSettings(), ServerSettings(split_mode="row")
     alone = decode_ceiling(SHAPE_1B, layer, [CARD], 1)
     assert decode_ceiling(SHAPE_1B, layer, [CARD, CARD], 1) == alone
@@ -253,7 +253,7 @@ def test_cards_work_one_after_another_or_all_at_once() -> None:
     assert decode_ceiling(SHAPE_1B, layer, [dataclasses.replace(CARD, bandwidth=None)], 1) is None
 
 
-def test_a_tiny_model_of_a_real_file_has_ceilings_too(tmp_path: Path) -> None:
+def test_decode_bytes_of_tiny_model_file(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "half.gguf", embedding=128, half=True)
     shape = shape_from_gguf(parse_gguf_header(path, read_tensors=True))
     assert shape.weights is not None
@@ -264,7 +264,7 @@ def test_a_tiny_model_of_a_real_file_has_ceilings_too(tmp_path: Path) -> None:
 # -- memory and samples -----------------------------------------------------------------------------------------------
 
 
-def test_memory_by_part_as_planned_estimated_and_reported() -> None:
+def test_memory_parts_planned_estimated_and_reported() -> None:
     placement = placed(H100["whole"]["log"])
     state = running(
         settings=parse_server_flags(["-c", "32768", "-np", "4", "-ngl", "99"], environ={}), placement=placement
@@ -276,15 +276,15 @@ def test_memory_by_part_as_planned_estimated_and_reported() -> None:
     assert sizes["compute", "reported"] == round(68.01 * MIB)
     assert 64 * MIB < sizes["compute", "estimated"] < 80 * MIB
     whole = sum(size for (_, source), size in sizes.items() if source != "reported")
-    # What the card really held after the first long prompt.
+    # The GPU's memory use measured after the first long prompt.
     assert whole == pytest.approx(3646 * MIB, rel=0.02)
 
 
-def test_without_a_card_planned_memory_is_not_told() -> None:
+def test_memory_parts_without_gpu() -> None:
     assert list(memory_parts(running(), [])) == []
 
 
-def test_samples_of_a_card_a_server_and_a_request() -> None:
+def test_gpu_collector_samples() -> None:
     collector = GpuCollector()
     state = running(
         settings=parse_server_flags(["-c", "32768", "-np", "4", "-ngl", "99"], environ={}), placement=Placement(17, 17)
@@ -317,7 +317,7 @@ def test_samples_of_a_card_a_server_and_a_request() -> None:
 
 
 @pytest.mark.parametrize("price", ["cheap", "-1", "nan", "inf"])
-def test_a_price_that_is_none(price: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_collector_invalid_price(price: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMATEL_PRICE_PER_KWH", price)
     with pytest.raises(UsageError, match="LLAMATEL_PRICE_PER_KWH"):
         GpuCollector()

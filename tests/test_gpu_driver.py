@@ -1,4 +1,4 @@
-"""The GPU driver: what a real card said, played back; drivers that lack things, hang, vanish and come back."""
+"""The GPU driver: a real GPU's NVML responses replayed; drivers without some figures, hanging, lost and back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.samples import completion, snapshot
 
 H100 = json.loads((Path(__file__).parent / "data" / "nvml_h100.json").read_text())
 IDLE: dict[str, Any] = H100["idle"]
-GONE = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
-PID, HELD = 4711, H100["recorded"]["server"]["process_bytes"]
+LOST = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
+PID, PROCESS_BYTES = 4711, H100["recorded"]["server"]["process_bytes"]
 
 
 def h100(**changes: Any) -> Recorded:
-    """The recorded card, but for the changes; ``Name=…`` is ``nvmlDeviceGetName(0)``."""
+    """Return the recorded GPU with the given changes; ``Name=…`` replaces ``nvmlDeviceGetName(0)``."""
     calls = {key if "(" in key else f"nvmlDeviceGet{key}(0)": value for key, value in changes.items()}
     return Recorded(IDLE, calls)
 
@@ -40,8 +40,10 @@ def read(library: Recorded) -> DeviceSnapshot:
     return device
 
 
-def test_a_real_card_is_read_as_it_was() -> None:
-    device = read(h100(ComputeRunningProcesses=[{"pid": PID, "usedGpuMemory": HELD}], GraphicsRunningProcesses=[]))
+def test_nvml_reads_recorded_h100() -> None:
+    device = read(
+        h100(ComputeRunningProcesses=[{"pid": PID, "usedGpuMemory": PROCESS_BYTES}], GraphicsRunningProcesses=[])
+    )
     assert device == DeviceSnapshot(
         id="GPU-66184e3a-0000-0000-0000-000000000000",
         name="NVIDIA H100 80GB HBM3",
@@ -51,7 +53,7 @@ def test_a_real_card_is_read_as_it_was() -> None:
         memory_used=0,
         memory_reserved=480 << 20,
         memory_limit=81559 << 20,
-        processes={PID: HELD},
+        processes={PID: PROCESS_BYTES},
         power_w=73.137,
         power_limit_w=700.0,
         energy_j=4241.912,
@@ -67,32 +69,32 @@ def test_a_real_card_is_read_as_it_was() -> None:
     assert 9e14 < device.peak_flops < 1.1e15
 
 
-def test_recording_what_is_played_back_gives_the_recording() -> None:
+def test_nvml_recording_round_trip() -> None:
     assert record(h100()) == IDLE
 
 
-def test_what_a_card_lacks_is_absent_and_never_zero() -> None:
+def test_nvml_unsupported_figures_are_none() -> None:
     name, uuid = "nvmlDeviceGetName(0)", "nvmlDeviceGetUUID(0)"
-    device = read(Recorded({name: "GPU of the past", uuid: "GPU-1", "nvmlDeviceGetCount()": 1}))
-    assert device == DeviceSnapshot(id="GPU-1", name="GPU of the past", taken_at=5.0)
+    device = read(Recorded({name: "An old GPU", uuid: "GPU-1", "nvmlDeviceGetCount()": 1}))
+    assert device == DeviceSnapshot(id="GPU-1", name="An old GPU", taken_at=5.0)
 
 
-def test_an_older_driver_counts_its_own_memory_as_used() -> None:
+def test_nvml_memory_of_older_driver() -> None:
     device = read(h100(**{f"nvmlDeviceGetMemoryInfo(0,{pynvml.nvmlMemory_v2})": {"error": 25}}))
     assert (device.memory_used, device.memory_reserved) == (480 << 20, None)
 
 
-def test_reasons_for_low_clocks_have_names() -> None:
+def test_nvml_throttle_reasons() -> None:
     assert read(h100(CurrentClocksEventReasons=0x1 | 0x4 | 0x20)).throttled_by == ("power_cap", "thermal")
     assert read(h100(CurrentClocksEventReasons={"error": 3})).throttled_by is None
 
 
-def test_an_unknown_card_has_no_peak_and_the_bandwidth_of_its_bus() -> None:
+def test_nvml_unknown_gpu_peak_and_bandwidth() -> None:
     device = read(h100(Name="NVIDIA Whatever", MemoryBusWidth=256))
     assert (device.peak_flops, device.bandwidth) == (None, 2 * 2619e6 * 256 / 8)
 
 
-def test_slices_of_a_card_have_memory_and_processes_of_their_own_and_no_power() -> None:
+def test_nvml_mig_devices() -> None:
     part = {
         "nvmlDeviceGetMigMode(0)": [1, 1],
         "nvmlDeviceGetMaxMigDeviceCount(0)": 7,
@@ -111,7 +113,7 @@ def test_slices_of_a_card_have_memory_and_processes_of_their_own_and_no_power() 
     assert list(driver.energy()) == [whole.id]
 
 
-def test_several_cards() -> None:
+def test_nvml_several_gpus() -> None:
     second = {key.replace("(0", "(1"): value for key, value in IDLE.items() if "(0" in key}
     library = Recorded(IDLE, {**second, "nvmlDeviceGetCount()": 2, "nvmlDeviceGetUUID(1)": "GPU-2"})
     assert [device.id for device in Nvml(library).read()] == [IDLE["nvmlDeviceGetUUID(0)"], "GPU-2"]
@@ -122,17 +124,17 @@ def test_several_cards() -> None:
     [{"nvmlInit()": {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}}, {"nvmlDeviceGetCount()": 0},
      {"nvmlDeviceGetCount()": {"error": pynvml.NVML_ERROR_UNKNOWN}}],
 )  # fmt: skip
-def test_no_card_is_an_answer(changes: dict[str, Any]) -> None:
+def test_nvml_no_gpu(changes: dict[str, Any]) -> None:
     library = Recorded(IDLE, changes)
     with pytest.raises(NoGpu):
         Nvml(library)
     assert library.opened == 0
 
 
-def test_a_card_that_falls_off_the_bus() -> None:
+def test_nvml_lost_gpu() -> None:
     library = h100()
     driver = Nvml(library)
-    library.calls["nvmlDeviceGetUtilizationRates(0)"] = GONE
+    library.calls["nvmlDeviceGetUtilizationRates(0)"] = LOST
     with pytest.raises(DriverGone):
         driver.read()
 
@@ -142,7 +144,7 @@ def test_a_card_that_falls_off_the_bus() -> None:
 
 @pytest.fixture
 def source() -> Any:
-    """Makes sources that are stopped in the end."""
+    """Start GPU sources that are stopped after the test."""
     made: list[GpuSource] = []
 
     def make(open_driver: Callable[[], Any], **options: Any) -> GpuSource:
@@ -156,14 +158,14 @@ def source() -> Any:
         each.stop()
 
 
-def test_it_reads_on_its_own(source: Any) -> None:
+def test_gpu_source_reads_in_background(source: Any) -> None:
     running = source(lambda: Nvml(h100()))
     wait_until(running.devices)
     [device] = running.complete_snapshot(snapshot()).devices
     assert device.power_w == 73.137
 
 
-def test_this_machine_says_once_that_it_has_nothing_and_its_thread_ends(caplog: pytest.LogCaptureFixture) -> None:
+def test_gpu_source_without_gpu_logs_once_and_stops(caplog: pytest.LogCaptureFixture) -> None:
     running = GpuSource(lambda: Nvml(h100(**{"nvmlInit()": {"error": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND}})))
     with caplog.at_level(logging.INFO, logger="llamatel"):
         running.start()
@@ -178,7 +180,7 @@ def test_this_machine_says_once_that_it_has_nothing_and_its_thread_ends(caplog: 
     running.stop()
 
 
-def test_a_driver_that_hangs_blocks_nobody_and_its_figures_go_away(source: Any) -> None:
+def test_gpu_source_hanging_driver(source: Any) -> None:
     hang = threading.Event()
     now = [1000.0]
 
@@ -192,18 +194,18 @@ def test_a_driver_that_hangs_blocks_nobody_and_its_figures_go_away(source: Any) 
     running = source(lambda: Hanging(h100(), clock=lambda: now[0]), clock=lambda: now[0])
     wait_until(running.devices)
     now[0] = 1003.0
-    time.sleep(1.2)  # the thread has gone into the driver by now
-    begun = time.monotonic()
+    time.sleep(1.2)  # the thread is inside the driver call by now
+    start = time.monotonic()
     assert running.devices()
     now[0] = 1010.0
     assert running.devices() == ()
     assert running.complete(completion(ended_at=1009.0, started_at=1008.0)).gpu is None
     running.stop()
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - start < 2.0
     hang.set()
 
 
-def test_a_driver_that_vanishes_takes_its_figures_along_and_is_looked_for(
+def test_gpu_source_driver_lost_and_back(
     source: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamatel.gpu.gpu_source._AGAIN_S", 0.05)
@@ -211,7 +213,7 @@ def test_a_driver_that_vanishes_takes_its_figures_along_and_is_looked_for(
     running = source(lambda: Nvml(library))
     wait_until(running.devices)
     with caplog.at_level(logging.INFO, logger="llamatel"):
-        library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = GONE
+        library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = LOST
         library.calls["nvmlInit()"] = {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
         wait_until(lambda: running.devices() == ())
         library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = 5_000_000
@@ -220,7 +222,7 @@ def test_a_driver_that_vanishes_takes_its_figures_along_and_is_looked_for(
     assert [each.levelname for each in caplog.records] == ["WARNING", "INFO"]
 
 
-def test_without_a_counter_the_power_is_integrated(source: Any) -> None:
+def test_gpu_source_integrates_power_without_energy_counter(source: Any) -> None:
     running = source(lambda: Nvml(h100(TotalEnergyConsumption={"error": 3}, PowerUsage=100_000)))
     wait_until(lambda: running.devices() and (running.devices()[0].energy_j or 0) > 50)
     [device] = running.devices()

@@ -1,4 +1,4 @@
-"""Energy of requests: curves between samples, who ran with whom, and shares that add up to what was taken."""
+"""Energy per request: interpolation between samples, concurrent requests, and shares that sum to the total."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def curve(*points: tuple[float, float]) -> EnergyCurve:
     return made
 
 
-def test_between_samples_it_is_a_line_and_outside_unknown() -> None:
+def test_energy_curve_interpolates_between_samples() -> None:
     made = curve((10.0, 100.0), (11.0, 300.0), (12.0, 300.0))
     assert made.at([10.0, 10.25, 11.0, 11.5]) == [100.0, 150.0, 300.0, 300.0]
     assert made.at([9.9]) is None
@@ -33,13 +33,13 @@ def test_between_samples_it_is_a_line_and_outside_unknown() -> None:
     assert EnergyCurve().at([1.0]) is None
 
 
-def test_a_counter_that_began_anew_forgets_what_was_before() -> None:
+def test_energy_curve_counter_reset() -> None:
     made = curve((1.0, 500.0), (2.0, 600.0), (3.0, 10.0), (4.0, 20.0))
     assert made.at([1.5]) is None
     assert made.at([3.5]) == [15.0]
 
 
-def test_power_is_integrated_by_the_mean_of_two_readings() -> None:
+def test_energy_curve_integrates_power() -> None:
     made = EnergyCurve()
     for at, watts in ((0.0, 100.0), (1.0, 300.0), (3.0, 300.0)):
         made.measured(at, watts)
@@ -47,7 +47,7 @@ def test_power_is_integrated_by_the_mean_of_two_readings() -> None:
     assert made.at([0.0, 1.0, 3.0]) == [0.0, 200.0, 800.0]
 
 
-def test_half_of_what_two_requests_took_together() -> None:
+def test_share_of_concurrent_requests() -> None:
     flight = InFlight()
     flight.finish(1.0, 3.0)
     pieces = flight.crowd(2.0, 5.0, running=[4.0])
@@ -69,33 +69,31 @@ POWER = st.lists(st.floats(0, 700), min_size=61, max_size=61)
 
 @settings(deadline=None, max_examples=40)
 @given(REQUESTS, POWER)
-def test_shares_add_up_to_what_the_card_took_while_any_request_ran(
-    requests: list[tuple[float, float]], watts: list[float]
-) -> None:
-    # The second source: the energy of each tenth of a second, given in equal parts to those that cover it.
+def test_shares_sum_to_gpu_energy_while_busy(requests: list[tuple[float, float]], watts: list[float]) -> None:
+    # Independent computation: each tenth of a second's energy, split evenly over the requests that cover it.
     joules = [0.0, *itertools.accumulate(watts)]
     card = curve(*((float(second), joules[second]) for second in range(62)))
     flight = InFlight()
-    given_out = 0.0
+    distributed = 0.0
     for index in sorted(range(len(requests)), key=lambda i: (requests[i][1], i)):
         start, end = requests[index]
         later = [r for i, r in enumerate(requests) if (r[1], i) > (end, index)]
-        running = [begun for begun, _ in later if begun <= end]
-        taken = share([card], flight.crowd(start, end, running), start, end)
+        running = [start_s for start_s, _ in later if start_s <= end]
+        energy = share([card], flight.crowd(start, end, running), start, end)
         flight.finish(start, end)
-        assert taken is not None
+        assert energy is not None
         mine = [
             (watts[tenth // 10] / 10) / sum(a <= tenth / 10 < b for a, b in requests)
             for tenth in range(round(start * 10), round(end * 10))
         ]
-        assert taken == pytest.approx(sum(mine), abs=1e-6)
-        given_out += taken
+        assert energy == pytest.approx(sum(mine), abs=1e-6)
+        distributed += energy
     busy = [tenth for tenth in range(610) if any(a <= tenth / 10 < b for a, b in requests)]
-    assert given_out == pytest.approx(sum(watts[tenth // 10] / 10 for tenth in busy), abs=1e-6)
+    assert distributed == pytest.approx(sum(watts[tenth // 10] / 10 for tenth in busy), abs=1e-6)
 
 
-class Steady:
-    """A card that takes 200 W since ``BEGAN``, and holds the server's process."""
+class SteadyGpu:
+    """A GPU that draws 200 W since ``BEGAN`` and runs the server's process."""
 
     def __init__(self, *, counted: bool = True, processes: dict[int, int | None] | None = None) -> None:
         self.now = BEGAN
@@ -121,12 +119,14 @@ class Steady:
 
 @pytest.fixture(autouse=True)
 def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card's clock runs fast: half a second a reading."""
+    """Make every reading advance the GPU's clock by half a second."""
     monkeypatch.setattr("llamatel.gpu.gpu_source.DEVICES_EVERY_S", 0.0)
 
 
-def told(card: Steady, *requests: Completion, price: float | None = None, **state: Any) -> list[RequestGpu | None]:
-    """What a source says of requests that ended one after another."""
+def measure(
+    card: SteadyGpu, *requests: Completion, price: float | None = None, **state: Any
+) -> list[RequestGpu | None]:
+    """Return the GPU figures of requests that finished one after another."""
     running = GpuSource(lambda: card, price_per_kwh=price, energy_every_s=0.01, clock=lambda: card.now)
     running.start()
     try:
@@ -137,10 +137,10 @@ def told(card: Steady, *requests: Completion, price: float | None = None, **stat
         running.stop()
 
 
-def test_a_request_alone_has_all_of_it_by_phase_and_its_price() -> None:
+def test_request_energy_by_phase_and_cost() -> None:
     # 0.5 s of prefill and 1 s of decoding 21 tokens at 200 W.
-    [gpu] = told(
-        Steady(), completion(started_at=BEGAN + 1, ended_at=BEGAN + 2.5, first_token_at=BEGAN + 1.5), price=0.3
+    [gpu] = measure(
+        SteadyGpu(), completion(started_at=BEGAN + 1, ended_at=BEGAN + 2.5, first_token_at=BEGAN + 1.5), price=0.3
     )
     assert gpu is not None
     assert gpu.energy_j == pytest.approx(300.0)
@@ -151,18 +151,18 @@ def test_a_request_alone_has_all_of_it_by_phase_and_its_price() -> None:
     assert (gpu.shared, gpu.integrated, gpu.assumed) == (False, False, False)
 
 
-def test_integrated_power_says_that_it_is() -> None:
-    [gpu] = told(
-        Steady(counted=False), completion(started_at=BEGAN + 2, ended_at=BEGAN + 3, first_token_at=BEGAN + 2.5)
+def test_request_energy_integrated_flag() -> None:
+    [gpu] = measure(
+        SteadyGpu(counted=False), completion(started_at=BEGAN + 2, ended_at=BEGAN + 3, first_token_at=BEGAN + 2.5)
     )
     assert gpu is not None
     assert gpu.energy_j == pytest.approx(200.0)
     assert gpu.integrated
 
 
-def test_requests_at_the_same_time_share() -> None:
-    first, second = told(
-        Steady(),
+def test_request_energy_shared() -> None:
+    first, second = measure(
+        SteadyGpu(),
         completion(started_at=BEGAN + 2, ended_at=BEGAN + 4, first_token_at=BEGAN + 2.5, in_flight=(BEGAN + 3,)),
         completion(started_at=BEGAN + 3, ended_at=BEGAN + 5, first_token_at=BEGAN + 3.5),
     )
@@ -173,34 +173,34 @@ def test_requests_at_the_same_time_share() -> None:
     assert second.shared
 
 
-def test_a_request_that_began_before_we_read_has_no_energy() -> None:
-    [gpu] = told(Steady(), completion(started_at=BEGAN - 3, ended_at=BEGAN + 3, first_token_at=BEGAN))
+def test_request_energy_unknown_before_first_reading() -> None:
+    [gpu] = measure(SteadyGpu(), completion(started_at=BEGAN - 3, ended_at=BEGAN + 3, first_token_at=BEGAN))
     assert gpu == RequestGpu()
 
 
-def test_a_server_on_no_card_takes_nothing_and_hidden_processes_are_assumed() -> None:
+def test_request_energy_server_without_gpu_and_hidden_processes() -> None:
     request = completion(started_at=BEGAN + 1, ended_at=BEGAN + 2, first_token_at=BEGAN + 1.5)
-    assert told(Steady(processes={1: 5 << 30}), request) == [None]
-    [gpu] = told(Steady(processes={}), request)
+    assert measure(SteadyGpu(processes={1: 5 << 30}), request) == [None]
+    [gpu] = measure(SteadyGpu(processes={}), request)
     assert gpu is not None
     assert gpu.assumed
 
 
 @pytest.mark.parametrize("name", ["llama-server", "queued"])
-def test_requests_of_a_recorded_log_share_all_that_was_taken_while_any_ran(name: str) -> None:
+def test_shares_of_recorded_log_sum_to_gpu_energy(name: str) -> None:
     requests = reading(name).completions
     start, end = min(r.started_at for r in requests), max(r.ended_at for r in requests)
     card = curve((start - 1, 0.0), (end + 1, 200 * (end - start + 2)))
     flight = InFlight()
-    given_out = 0.0
+    distributed = 0.0
     for each in requests:
         pieces = flight.crowd(each.started_at, each.ended_at, each.in_flight)
-        taken = share([card], pieces, each.started_at, each.ended_at)
+        energy = share([card], pieces, each.started_at, each.ended_at)
         flight.finish(each.started_at, each.ended_at)
-        given_out += taken or 0.0
+        distributed += energy or 0.0
     busy, until = 0.0, start
-    for begun, over in sorted((r.started_at, r.ended_at) for r in requests):
-        busy += max(0.0, over - max(begun, until))
-        until = max(until, over)
+    for start_s, end_s in sorted((r.started_at, r.ended_at) for r in requests):
+        busy += max(0.0, end_s - max(start_s, until))
+        until = max(until, end_s)
     assert any(each.in_flight for each in requests)
-    assert given_out == pytest.approx(200 * busy, rel=1e-6)
+    assert distributed == pytest.approx(200 * busy, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Servers, logs and clients that mean harm: bounded memory and time, typed errors, and nobody else's figures lost."""
+"""Untrusted servers, logs and clients: bounded memory and time, typed errors, and no figures of others lost."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def router(**entry: object) -> dict[str, Bytes]:
     return usual(props=http({"role": "router", "build_info": "b1"}), models=http({"data": models}))
 
 
-def test_what_is_usual_is_understood(server: HostileServer) -> None:
+def test_poll_usual_responses(server: HostileServer) -> None:
     (state,) = poll(server)
     assert (state.up, state.server.model, state.counters) == (True, "m.gguf", {"prompt_tokens_total": 7.0})
     assert state.kv_cache is not None
@@ -114,7 +114,7 @@ def test_what_is_usual_is_understood(server: HostileServer) -> None:
         router(status=[]),
     ],
 )
-def test_no_answer_raises_or_gives_figures_that_cannot_be(server: HostileServer, answers: dict[str, Bytes]) -> None:
+def test_poll_invalid_response_no_error_no_impossible_figures(server: HostileServer, answers: dict[str, Bytes]) -> None:
     server.answers = answers
     states = poll(server)
     assert states[0].server.port == int(server.url.rpartition(":")[2])
@@ -128,26 +128,26 @@ def test_no_answer_raises_or_gives_figures_that_cannot_be(server: HostileServer,
         assert len(state.server.model or "") <= 4096
 
 
-def test_a_broken_entry_costs_a_router_no_other(server: HostileServer) -> None:
+def test_poll_router_with_invalid_model_entry(server: HostileServer) -> None:
     server.answers = router(status={"value": [1], "args": 5, "exit_code": "x"})
     assert [(state.server.model, state.state) for state in poll(server)][-1] == ("good", "unloaded")
 
 
-def test_names_that_change_with_each_scrape_are_not_all_kept(server: HostileServer) -> None:
+def test_poll_bounds_number_of_counters(server: HostileServer) -> None:
     server.answers = usual(metrics=http(b"".join(b"llamacpp:x%d_total 1\n" % number for number in range(100_000))))
     (state,) = poll(server)
     assert len(state.counters) <= 256
 
 
-def test_an_answer_without_end_is_cut_off(server: HostileServer) -> None:
+def test_poll_endless_response_is_cut_off(server: HostileServer) -> None:
     server.answers = usual(metrics=endless)
     with pytest.raises(ServerUnreachable, match="it sent more than 8192 KiB"):
         ServerClient(server.url, timeout_s=60).counters()
-    assert server.sent < LARGEST + (32 << 20)  # what lies in the socket's buffers
+    assert server.sent < LARGEST + (32 << 20)  # contents of the socket's buffers
     assert poll(server, times=1, timeout_s=60)[0].up is False
 
 
-def test_a_bomb_stays_packed(server: HostileServer) -> None:
+def test_http_client_does_not_decompress(server: HostileServer) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(64)) + packer.flush()
     server.answers = usual(metrics=http(bomb, more="Content-Encoding: gzip\r\n"))
@@ -165,14 +165,14 @@ def test_a_bomb_stays_packed(server: HostileServer) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
 )
-def test_who_drips_takes_no_longer_than_who_is_silent(server: HostileServer, first: bytes, piece: bytes) -> None:
+def test_server_client_total_timeout_with_slow_drip(server: HostileServer, first: bytes, piece: bytes) -> None:
     server.answers = usual(metrics=server.drip(first, piece))
     with pytest.raises(ServerUnreachable, match="it took too long") as caught:
         ServerClient(server.url, timeout_s=0.5).counters()
     assert caught.value.busy
 
 
-def test_a_key_goes_to_the_server_that_it_is_for_and_no_further(server: HostileServer) -> None:
+def test_api_key_not_sent_to_redirect_target(server: HostileServer) -> None:
     other = HostileServer(usual())
     for status in ("301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
         away = {path: http(b"", status, f"Location: {other.url}{path}\r\n") for path in usual()}
@@ -187,7 +187,7 @@ def test_a_key_goes_to_the_server_that_it_is_for_and_no_further(server: HostileS
     "answer",
     [http(b"[" * 200_000), endless, http({"version": 2}, "302 Found", "Location: /live.json\r\n"), http([1]), b"\xff"],
 )
-def test_what_is_no_llamatel_is_refused_by_top(server: HostileServer, answer: Bytes) -> None:
+def test_top_source_is_not_llamatel(server: HostileServer, answer: Bytes) -> None:
     server.answers = {"/live.json": answer}
     source = LlamatelSource(server.url, "secret")
     with pytest.raises(ServerUnreachable):
@@ -198,7 +198,7 @@ def test_what_is_no_llamatel_is_refused_by_top(server: HostileServer, answer: By
 @pytest.mark.parametrize(
     "answer", [http(b'{"servers":' + b"[" * 200_000), endless, http({"instance": "x", "servers": [[1]]}), b"\0\r\n\r\n"]
 )
-def test_who_only_looks_like_the_llamatel_of_this_machine(server: HostileServer, answer: Bytes) -> None:
+def test_call_reporter_endpoint_is_not_llamatel(server: HostileServer, answer: Bytes) -> None:
     server.answers = {"/servers.json": answer}
     sender = CallReporter(server.url, "me")
     sender._in_flight[1] = ("127.0.0.1", 1)
@@ -207,10 +207,10 @@ def test_who_only_looks_like_the_llamatel_of_this_machine(server: HostileServer,
     sender.close()
 
 
-# -- what exporters take ----------------------------------------------------------------------------------------------
+# -- export ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_no_text_costs_no_export(server: HostileServer) -> None:
+def test_spans_model_name_with_surrogates_is_exported(server: HostileServer) -> None:
     server.answers = usual(**{"v1/models": http(b'{"data":[{"id":"\\ud800-caf\\u00e9"}]}')})
     (state,) = poll(server)
     assert state.server.model == "?-caf\N{LATIN SMALL LETTER E WITH ACUTE}"
@@ -221,9 +221,7 @@ def test_a_name_that_is_no_text_costs_no_export(server: HostileServer) -> None:
 
 
 @pytest.mark.parametrize("value", [10**30, -(10**30), float("nan"), float("inf")])
-def test_a_figure_that_no_exporter_takes_costs_the_others_nothing(
-    value: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_instruments_value_out_of_range_drops_only_itself(value: float, caplog: pytest.LogCaptureFixture) -> None:
     info = ServerInfo("127.0.0.1", 1, "m")
     samples = [Sample("llamacpp.requests.deferred", value, info), Sample("llamacpp.server.restarts", 3, info)]
     reader = InMemoryMetricReader()
@@ -240,7 +238,7 @@ def test_a_figure_that_no_exporter_takes_costs_the_others_nothing(
 
 
 @pytest.mark.parametrize("at", [-1.0, 1e300, float("nan")])
-def test_a_time_that_no_span_can_have_is_refused(at: float) -> None:
+def test_spans_invalid_time(at: float) -> None:
     spans = Spans(TracerProvider(shutdown_on_exit=False).get_tracer("tests"))
     with pytest.raises(ValueError, match="no Unix time"):
         spans.emit(completion(started_at=at, ended_at=at))
@@ -248,7 +246,7 @@ def test_a_time_that_no_span_can_have_is_refused(at: float) -> None:
 
 # -- logs -------------------------------------------------------------------------------------------------------------
 
-HOSTILE_LINES = [
+MALFORMED_LINES = [
     "slot print_timing: id  0 | task 0 | prompt eval time = 1.2.3 ms / 13 tokens",
     f"slot print_timing: id  0 | task 0 | prompt eval time = 1.2 ms / {NINES} tokens",
     f"slot print_timing: id  0 | task 0 | prompt eval time = {'9' * 400} ms / 3 tokens",
@@ -275,14 +273,19 @@ HOSTILE_LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", HOSTILE_LINES)
-def test_reader_hostile_line(line: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("line", MALFORMED_LINES)
+def test_reader_malformed_line(line: str, caplog: pytest.LogCaptureFixture) -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
-    ended: list[Completion] = []
+    completions: list[Completion] = []
     for each in (LAUNCH, line, RELEASE):
-        ended.extend(reader.feed(each, time.time()))
-    assert [(request.slot, request.task) for request in ended] == [(0, 0)]
-    numbers = (ended[0].prefill_s, ended[0].decode_s, ended[0].prompt_computed, ended[0].generated)
+        completions.extend(reader.feed(each, time.time()))
+    assert [(request.slot, request.task) for request in completions] == [(0, 0)]
+    numbers = (
+        completions[0].prefill_s,
+        completions[0].decode_s,
+        completions[0].prompt_computed,
+        completions[0].generated,
+    )
     assert all(number is None or number < 1e12 for number in numbers)
     assert "Traceback" not in caplog.text
 
@@ -290,12 +293,12 @@ def test_reader_hostile_line(line: str, caplog: pytest.LogCaptureFixture) -> Non
 @given(st.lists(st.text("0123456789. |=:,[]()'\"{}\\idtaskslnpromevMBTZ-\n", max_size=60), max_size=5))
 def test_reader_mixed_words(pieces: list[str]) -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
-    for line in (LAUNCH, *(f"{shape}{piece}" for shape in HOSTILE_SHAPES for piece in pieces), RELEASE):
+    for line in (LAUNCH, *(f"{shape}{piece}" for shape in LINE_PREFIXES for piece in pieces), RELEASE):
         reader.feed(line, 1_790_000_000.0)
     assert not reader._failed
 
 
-HOSTILE_SHAPES = (
+LINE_PREFIXES = (
     "",
     "slot print_timing: id  0 | task 0 | prompt eval time = ",
     "slot release: id  0 | task 0 | stop processing: n_tokens = ",
@@ -325,10 +328,10 @@ def test_reader_state_is_bounded() -> None:
 def test_reader_survives_own_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever we have not thought of: the line is counted, the next ones are read."""
+    """An unexpected exception in the reader: the line is counted and the following lines are read."""
     log = tmp_path / "server.log"
     log.write_text(f"{LAUNCH}\nboom\nboom\n{RELEASE}\n")
-    taken: list[object] = []
+    received: list[object] = []
     really = LogReader._message
 
     def read(self: LogReader, *arguments: object) -> str:
@@ -338,20 +341,20 @@ def test_reader_survives_own_defect(
 
     monkeypatch.setattr(LogReader, "_message", read)
     observed = logged_server()
-    ended = threading.Event()
-    observed.subscribe(lambda request: (taken.append(request), ended.set())[0])  # type: ignore[func-returns-value]
+    completions = threading.Event()
+    observed.subscribe(lambda request: (received.append(request), completions.set())[0])  # type: ignore[func-returns-value]
     follower = LogFollower(FileSource(log, from_start=True), observed).start()
-    assert ended.wait(60)
+    assert completions.wait(60)
     counts = observed.snapshots()[0].log
     follower.stop()
-    assert len(taken) == 1
+    assert len(received) == 1
     assert counts is not None
     assert counts.lines["malformed"] == 2
     assert caplog.text.count("could not be read; further ones are only counted") == 1
 
 
 def test_backlog_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is read in pieces, twice; of a stream so much is kept at most."""
+    """A file is read in pieces, twice; a stream's backlog is kept up to a limit."""
     monkeypatch.setattr("llamatel.llama.log.log_source._BACKLOG_LINES", 100)
     monkeypatch.setattr("llamatel.llama.log.log_file.READ_BYTES", 1000)
     expected = [str(number) for number in range(1000)]
@@ -373,7 +376,7 @@ def test_backlog_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [line for part in parts for line in part] == expected
 
 
-# -- who asks us ------------------------------------------------------------------------------------------------------
+# -- clients of the metrics endpoint -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -386,11 +389,11 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     made.close()
 
 
-def test_many_connections_that_say_nothing_shut_nobody_out(endpoint: tuple[str, int]) -> None:
+def test_metrics_endpoint_idle_connections(endpoint: tuple[str, int]) -> None:
     url, port = endpoint
     idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
     for each in idle:
-        with contextlib.suppress(ConnectionError):  # the oldest have given way already
+        with contextlib.suppress(ConnectionError):  # the oldest are closed already
             each.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
     assert urllib3.PoolManager().request("GET", url, timeout=60, retries=False).status == 200
     with contextlib.suppress(ConnectionError):
@@ -399,41 +402,41 @@ def test_many_connections_that_say_nothing_shut_nobody_out(endpoint: tuple[str, 
         each.close()
 
 
-def test_a_request_that_drips_is_ended(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_endpoint_slow_request_is_closed(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=0.1) as dripping:
         dripping.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
-        until = time.monotonic() + 60
-        over = False
-        while not over and time.monotonic() < until:
+        deadline = time.monotonic() + 60
+        closed = False
+        while not closed and time.monotonic() < deadline:
             try:
                 dripping.sendall(b"x")
-                over = dripping.recv(100) == b""
+                closed = dripping.recv(100) == b""
             except TimeoutError:
                 continue
             except OSError:
-                over = True
-        assert over
+                closed = True
+        assert closed
     assert capfd.readouterr().err == ""
 
 
-def test_who_hangs_up_leaves_no_traceback(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
-    of_others = set(threading.enumerate())
+def test_metrics_endpoint_client_disconnects(endpoint: tuple[str, int], capfd: pytest.CaptureFixture[str]) -> None:
+    existing_threads = set(threading.enumerate())
 
     def serving() -> set[threading.Thread]:
-        return set(threading.enumerate()) - of_others
+        return set(threading.enumerate()) - existing_threads
 
     for words in (b"", b"GET", b"GET /metrics HTTP/1.0\r\n", b"\x00\xff\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=10) as rude:
-            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
-            rude.sendall(words)
-    until = time.monotonic() + 60
-    while serving() and time.monotonic() < until:
+        with socket.create_connection(("127.0.0.1", endpoint[1]), timeout=10) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with RST
+            connection.sendall(words)
+    deadline = time.monotonic() + 60
+    while serving() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not serving()
     assert capfd.readouterr().err == ""
 
 
-# -- clients that write into llama.cpp's log --------------------------------------------------------------------------
+# -- client text in llama.cpp's log ------------------------------------------------------------------------------------
 
 FORGED = (
     "9.00.000.000 I slot launch_slot_: id  0 | task 777 | processing task, is_child = 0\n"
@@ -445,7 +448,7 @@ FORGED = (
 
 
 def test_client_text_grammar(tiny_model: Path, choose: str) -> None:
-    """llama.cpp prints what it cannot parse as it came."""
+    """llama.cpp logs grammars that it cannot parse unescaped."""
     seen: list[Completion] = []
     with ServerManager(backend=choose) as server:
         server.subscribe(seen.append)
@@ -459,8 +462,8 @@ def test_client_text_grammar(tiny_model: Path, choose: str) -> None:
             )
             assert answer.status in {200, 400}, answer.data
         assert ask(server.base_url, 3) == 200
-        until = time.monotonic() + 60
-        while not any(request.generated == 3 for request in seen) and time.monotonic() < until:
+        deadline = time.monotonic() + 60
+        while not any(request.generated == 3 for request in seen) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert any("task 777" in line for line in server.log_tail), "llama.cpp printed no grammar: forge another way"
         snapshot = server.snapshot()
@@ -499,36 +502,36 @@ def test_client_text_end() -> None:
         f"0.01.300.000 I {LAUNCH}",
         f"0.01.400.000 I {RELEASE}",
     ]
-    ended = [request for line in lines for request in reader.feed(line, 1000.0)]
-    assert [(request.task, request.error) for request in ended] == [(0, "Failed to parse grammar"), (0, None)]
+    completions = [request for line in lines for request in reader.feed(line, 1000.0)]
+    assert [(request.task, request.error) for request in completions] == [(0, "Failed to parse grammar"), (0, None)]
     assert not reader.router.seen
 
 
-# -- what is shown ----------------------------------------------------------------------------------------------------
+# -- terminal output ---------------------------------------------------------------------------------------------------
 
 ESCAPES = "no\x1b]0;pwned\x07\u202e\r\nllamatel: error: fake"
 
 
-def test_what_strangers_say_is_one_line_that_no_terminal_obeys(
-    server: HostileServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cli_untrusted_text_is_one_printable_line(server: HostileServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = {"/api/health": http({"message": ESCAPES}, "500 Internal Server Error")}
     assert main(["dashboards", "push", server.url]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.rstrip("\n").isprintable()
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert stderr.rstrip("\n").isprintable()
     logging.getLogger("llamatel").warning("%s was started without --metrics", ESCAPES)
-    said = capsys.readouterr().err
-    assert said == "llamatel: WARNING: no?]0;pwned??  llamatel: error: fake was started without --metrics\n"
+    stderr = capsys.readouterr().err
+    assert stderr == "llamatel: WARNING: no?]0;pwned??  llamatel: error: fake was started without --metrics\n"
 
 
 @pytest.mark.parametrize("answer", [http([1]), http({"version": "9" * 5000}), http(b"[" * 200_000), endless])
-def test_what_is_no_grafana_is_a_line(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dashboards_push_target_is_not_grafana(
+    server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.answers = {"/api/health": answer, "/api/folders": http([1, {"title": "llamatel"}])}
     assert main(["dashboards", "push", server.url]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "defect" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "defect" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -540,16 +543,16 @@ def test_what_is_no_grafana_is_a_line(server: HostileServer, answer: Bytes, caps
         http(b"", "302 Found", "Location: file:///etc/passwd\r\n"),
     ],
 )
-def test_what_is_no_file_is_a_line(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_url_invalid_response(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = {"/model.gguf": answer}
     assert main(["inspect", f"{server.url}/model.gguf"]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "defect" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "defect" not in stderr
 
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
-def test_our_client_is_not_drowned(server: HostileServer, status: str) -> None:
+def test_client_deeply_nested_response(server: HostileServer, status: str) -> None:
     client = LlamaCppClient(server.url, retries=0, timeout=60)
     server.answers = {"/props": http(b"[" * 200_000, status)}
     with pytest.raises(RequestError):
@@ -559,7 +562,7 @@ def test_our_client_is_not_drowned(server: HostileServer, status: str) -> None:
         list(client.complete("x", stream=True))
 
 
-def test_of_a_refusal_without_end_the_beginning_is_read(server: HostileServer) -> None:
+def test_client_endless_error_response_is_cut_off(server: HostileServer) -> None:
     def refusing() -> Iterator[bytes]:
         yield b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n"
         while True:

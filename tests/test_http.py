@@ -1,4 +1,4 @@
-"""What we ask a server over HTTP: real llama.cpp, and its exposition as text."""
+"""ServerClient against real llama.cpp, and the parser of its Prometheus exposition."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "sk-very-secret-0123456789"
 
 
 class Running:
-    """A llama-server that nobody manages."""
+    """A llama-server that llamatel did not start."""
 
     def __init__(self, program: Path, model: Path, folder: Path, *flags: str, key: str | None = None) -> None:
         self.port = free_port()
@@ -43,71 +43,71 @@ def server(
     running.child.stop()
 
 
-def client(server: Running, **arguments: str | float) -> Iterator[ServerClient]:
+def connect(server: Running, **arguments: str | float) -> Iterator[ServerClient]:
     made = ServerClient(server.url, **arguments)  # type: ignore[arg-type]
     yield made
     made.close()
 
 
-def test_a_server_tells_its_counters_and_who_it_is(server: Running) -> None:
-    for asking in client(server):
-        assert asking.healthy()
-        assert asking.counters()["tokens_predicted_total"] == 0
+def test_server_client_counters_build_and_model(server: Running) -> None:
+    for client in connect(server):
+        assert client.healthy()
+        assert client.counters()["tokens_predicted_total"] == 0
         assert ask(server.url, 5) == 200
-        counters = asking.counters()
+        counters = client.counters()
         assert counters["tokens_predicted_total"] == 5
         assert counters["prompt_tokens_total"] > 0
         assert {"requests_processing", "requests_deferred"} < set(counters)
         assert not [name for name in counters if name.startswith("llamacpp")]
-        assert asking.build()
-        assert asking.model() == "tiny.gguf"
+        assert client.build()
+        assert client.model() == "tiny.gguf"
 
 
 @pytest.mark.parametrize("server", [(["--metrics"], KEY)], indirect=True)
-def test_a_server_with_a_key(server: Running) -> None:
-    for asking in client(server, api_key=KEY):
-        assert asking.counters()
-        assert asking.build()
+def test_server_client_api_key(server: Running) -> None:
+    for client in connect(server, api_key=KEY):
+        assert client.counters()
+        assert client.build()
     for key in ("", "wrong"):
-        for asking in client(server, api_key=key):
-            assert asking.healthy()
-            assert asking.build() is None
+        for client in connect(server, api_key=key):
+            assert client.healthy()
+            assert client.build() is None
             with pytest.raises(ServerUnreachable, match="answered 401: the API key is missing or wrong") as caught:
-                asking.counters()
+                client.counters()
             assert caught.value.status == 401
 
 
 @pytest.mark.parametrize("server", [([], None)], indirect=True)
-def test_a_server_without_metrics(server: Running) -> None:
-    for asking in client(server):
+def test_server_client_metrics_disabled(server: Running) -> None:
+    for client in connect(server):
         with pytest.raises(ServerUnreachable, match="answered 501: the server was started without --metrics") as caught:
-            asking.counters()
+            client.counters()
         assert (caught.value.status, caught.value.busy) == (501, False)
 
 
-def test_a_server_that_hangs_and_one_that_is_gone(server: Running) -> None:
-    for asking in client(server, timeout_s=0.3):
-        assert asking.healthy()
+def test_server_client_timeout_and_connection_refused(server: Running) -> None:
+    for client in connect(server, timeout_s=0.3):
+        assert client.healthy()
         os.kill(server.child.pid, signal.SIGSTOP)
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(ServerUnreachable, match=r"/metrics does not answer: it took too long$") as caught:
-            asking.counters()
+            client.counters()
         assert (caught.value.status, caught.value.busy) == (None, True)
-        assert not asking.healthy(0.2)
-        assert asking.build(0.2) is None
-        assert asking.model(0.2) is None
-        assert time.monotonic() - begun < 20
+        assert not client.healthy(0.2)
+        assert client.build(0.2) is None
+        assert client.model(0.2) is None
+        assert time.monotonic() - start < 20
         os.kill(server.child.pid, signal.SIGCONT)
-        assert asking.healthy(20)
+        assert client.healthy(20)
         server.child.kill()
         with pytest.raises(ServerUnreachable, match=r"/metrics does not answer: connection refused$") as caught:
-            asking.counters()
+            client.counters()
         assert not caught.value.busy
-        assert not asking.healthy()
+        assert not client.healthy()
 
 
 @pytest.mark.parametrize("key", ["a\nb", "a\r\nX-More: b", "a\0b"])
-def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str) -> None:
+def test_server_client_invalid_api_key_is_not_shown(key: str) -> None:
     with pytest.raises(UsageError, match="control character") as caught:
         ServerClient("http://127.0.0.1:1", api_key=key)
     assert key not in str(caught.value)
@@ -123,11 +123,11 @@ def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str) -> None:
         ("somewhere", "http://somewhere:80"),
     ],
 )
-def test_where_clients_reach_it(address: str, url: str) -> None:
+def test_base_url_of_listen_address(address: str, url: str) -> None:
     assert base_url(address, 80) == url
 
 
-def test_the_exposition() -> None:
+def test_parse_counters_exposition() -> None:
     text = (
         b"# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.\n"
         b"# TYPE llamacpp:prompt_tokens_total counter\n"
@@ -159,6 +159,6 @@ def test_the_exposition() -> None:
 
 
 @given(st.binary(max_size=200), st.text("llamacpp:_total{}= 0123456789.eE+-NaInf\n", max_size=200))
-def test_any_bytes_at_all(junk: bytes, text: str) -> None:
+def test_parse_counters_any_bytes(junk: bytes, text: str) -> None:
     for data in (junk, text.encode(), junk + text.encode(), b"llamacpp:" + text.encode()):
         assert all(isinstance(value, float) for value in parse_counters(data).values())

@@ -1,4 +1,4 @@
-"""What answers at an address: llama.cpp or another program. Other programs are stand-ins with their own answers."""
+"""Which program answers at an address: llama.cpp or another. Other programs are stand-ins with their responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LM_STUDIO = http({"error": "Unexpected endpoint or method. (GET /health). Return
 
 
 class Everything(dict[str, Bytes]):
-    """The same answer for every path."""
+    """The same response for every path, except for ``others``."""
 
     def __init__(self, answer: Bytes, **others: Bytes) -> None:
         super().__init__({f"/{path}": other for path, other in others.items()})
@@ -69,7 +69,7 @@ def observe(server: HostileServer, prefix: str = "") -> ObservedServer:
          "a program that llamatel does not know"),
     ],
 )  # fmt: skip
-def test_other_programs(
+def test_identify_other_programs(
     answers: Mapping[str, Bytes], name: str, server: HostileServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = answers  # type: ignore[assignment]
@@ -80,7 +80,7 @@ def test_other_programs(
     assert re.match(f"{re.escape(server.url)} is {name}", lines[0])
 
 
-def test_llama_swap_upstream_is_not_polled(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_identify_llama_swap_upstream_is_not_polled(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
     """A request below /upstream/ would load the model, or keep it loaded."""
     server.answers = usual(running=http({"running": []})) | {
         f"/upstream/qwen{path}": answer for path, answer in usual().items()
@@ -97,11 +97,11 @@ def test_llama_swap_upstream_is_not_polled(server: HostileServer, caplog: pytest
         usual(),
         usual(props=http({"role": "router"}), models=http({"data": []})),
         usual(props=http({"default_generation_settings": {}})),
-        usual(props=http(b"", "404 Not Found")),  # what it has is its metrics
+        usual(props=http(b"", "404 Not Found")),  # identified by its metrics
         usual(health=http({"status": "ok"}, more="Server: llama.cpp\r\n"), props=http(b"junk")),
     ],
 )
-def test_llama_cpp_by_what_only_it_returns(
+def test_identify_llama_cpp_by_its_responses(
     answers: dict[str, Bytes], server: HostileServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = answers
@@ -109,9 +109,7 @@ def test_llama_cpp_by_what_only_it_returns(
     assert "not llama.cpp" not in caplog.text
 
 
-def test_a_server_that_loads_or_refuses_the_key_is_llama_cpp(
-    server: HostileServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_identify_llama_cpp_loading_or_refusing_key(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
     loading = http({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "503 Unavailable")
     server.answers = usual(health=loading)
     assert [(state.up, state.state) for state in observe(server).snapshots()] == [(False, "starting")]
@@ -121,7 +119,7 @@ def test_a_server_that_loads_or_refuses_the_key_is_llama_cpp(
     assert "the API key is missing or wrong" in caplog.text
 
 
-def test_another_program_in_its_place(server: HostileServer) -> None:
+def test_identify_llama_cpp_replaced_by_another_program(server: HostileServer) -> None:
     server.answers = usual()
     observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url, timeout_s=2.0))
     observed.poll()
@@ -133,9 +131,7 @@ def test_another_program_in_its_place(server: HostileServer) -> None:
     assert observed.snapshots()[0].up is None
 
 
-def test_real_servers_are_recognised(
-    llama_server_binary: Path, sid_server: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_identify_real_servers(llama_server_binary: Path, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
     for program in (llama_server_binary, sid_server):
         with unmanaged(program, tmp_path, "-m", tiny_model) as running, attached(running.url) as fleet:
             assert fleet.wait(lambda state: state.up).server.build

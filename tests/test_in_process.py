@@ -1,4 +1,4 @@
-"""llama-cpp-python's ``Llama``, traced: spans, counters, metrics, and nothing left behind."""
+"""Instrumentation of llama-cpp-python's ``Llama``: spans, counters, metrics, and complete removal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("llama_cpp")
 
 
 class Traced:
-    """Instrumented, with the spans and metrics that come of it."""
+    """Spans and metrics of the instrumented library."""
 
     def __init__(self) -> None:
         self.recording = Recording()
@@ -39,7 +39,7 @@ class Traced:
         self.meters = MeterProvider([self.reader], shutdown_on_exit=False)
 
     def calls(self, number: int) -> list[ReadableSpan]:
-        """The first so many calls' own spans, by the time they began; they are written by another thread."""
+        """Wait for ``number`` call spans (another thread writes them) and return them by start time."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             found = [span for span in self.recording.spans if "gen_ai.operation.name" in (span.attributes or {})]
@@ -49,7 +49,7 @@ class Traced:
         raise AssertionError(f"{len(self.recording.spans)} spans after 20 s: {self.recording.spans}")
 
     def parts(self, of: ReadableSpan) -> dict[str, ReadableSpan]:
-        """A call's children by name."""
+        """Return a call span's children by name."""
         return {
             span.name: span
             for span in self.recording.spans
@@ -57,7 +57,7 @@ class Traced:
         }
 
     def points(self, metric: str) -> list[Any]:
-        """The data points of a metric now."""
+        """Collect and return the data points of a metric."""
         data = self.reader.get_metrics_data()
         return [
             point
@@ -84,7 +84,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture
 def load(tiny_model: Path) -> Iterator[Load]:
-    """Loads the tiny model; what is loaded is closed behind the test."""
+    """Load the tiny model; it is closed after the test."""
     from llama_cpp import Llama
 
     loaded = []
@@ -109,7 +109,7 @@ def seconds(span: ReadableSpan) -> float:
     return (span.end_time - span.start_time) / 1e9
 
 
-def test_a_call_is_a_span_with_prefill_and_decode(traced: Traced, load: Load) -> None:
+def test_in_process_call_span_with_prefill_and_decode(traced: Traced, load: Load) -> None:
     llama = load()
     answer = llama("Hello there", max_tokens=12, temperature=0.5, seed=3)
     [span] = traced.calls(1)
@@ -143,7 +143,7 @@ def test_a_call_is_a_span_with_prefill_and_decode(traced: Traced, load: Load) ->
         assert (name, types[type(value)]) == (name, table.get(name))
     parts = traced.parts(span)
     assert set(parts) == {"prefill", "decode"}
-    # llama.cpp's counters count what it computed: never more than the time between our two looks at the clock.
+    # llama.cpp's counters count what it computed: never more than the time between our two clock readings.
     for name, part in parts.items():
         assert 0 < attribute(span, f"llamacpp.{name}.compute_time") <= seconds(part) + 0.001
     assert (span.start_time or 0) <= (parts["prefill"].start_time or 0)
@@ -151,7 +151,7 @@ def test_a_call_is_a_span_with_prefill_and_decode(traced: Traced, load: Load) ->
     assert (parts["decode"].end_time or 0) <= (span.end_time or 0)
 
 
-def test_the_counters_are_llama_cpps(traced: Traced, load: Load) -> None:
+def test_in_process_figures_equal_llama_cpp_counters(traced: Traced, load: Load) -> None:
     import llama_cpp
 
     llama = load()
@@ -168,7 +168,7 @@ def test_the_counters_are_llama_cpps(traced: Traced, load: Load) -> None:
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_cached_tokens_are_told(
+def test_in_process_cached_tokens(
     traced: Traced, load: Load, *, verbose: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     llama = load(verbose=verbose)
@@ -179,23 +179,23 @@ def test_cached_tokens_are_told(
     prompt = len("Once upon a time") + 2
     cached = [attribute(span, "gen_ai.usage.cache_read.input_tokens") for span in (first, second, third)]
     whole = len("Once upon a time there was") + 2
-    # The last token of a prompt is computed anew where it was there already: its logits are wanted.
+    # The last token of a fully cached prompt is computed again, because its logits are needed.
     assert cached == [0, prompt, whole - 1]
     if verbose:
-        said = capfd.readouterr().err
-        assert f"{prompt} prefix-match hit" in said
-        assert f"{whole - 1} prefix-match hit" in said
+        stderr = capfd.readouterr().err
+        assert f"{prompt} prefix-match hit" in stderr
+        assert f"{whole - 1} prefix-match hit" in stderr
 
 
-def test_the_kv_cache_to_the_byte(traced: Traced, load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+def test_in_process_kv_cache_bytes(traced: Traced, load: Load, capfd: pytest.CaptureFixture[str]) -> None:
     import llama_cpp
 
     llama = load(n_ctx=1024, verbose=True, type_k=llama_cpp.GGML_TYPE_F32)
-    said = capfd.readouterr().err
+    stderr = capfd.readouterr().err
     llama("Hello", max_tokens=10)
     [span] = traced.calls(1)
     # llama_kv_cache: size =    0.38 MiB (  1024 cells,   2 layers,  1/1 seqs), K (f32): 0.25 MiB, V (f16): 0.12 MiB
-    line = next(line for line in said.splitlines() if "size =" in line and "cells" in line)
+    line = next(line for line in stderr.splitlines() if "size =" in line and "cells" in line)
     assert "1024 cells" in line
     size = 1024 * 2 * (2 * 16) * (4 + 2)
     assert f"size = {size / 2**20:7.2f} MiB" in line
@@ -206,7 +206,7 @@ def test_the_kv_cache_to_the_byte(traced: Traced, load: Load, capfd: pytest.Capt
     assert attribute(span, "llamacpp.kv_cache.used") == cells * size // 1024
 
 
-def test_a_chat_is_one_span(traced: Traced, load: Load) -> None:
+def test_in_process_chat_span(traced: Traced, load: Load) -> None:
     llama = load()
     messages = [{"role": "user", "content": "Hello"}]
     answer = llama.create_chat_completion(messages, max_tokens=6)
@@ -224,7 +224,7 @@ def test_a_chat_is_one_span(traced: Traced, load: Load) -> None:
     assert len(traced.recording.spans) == 6
 
 
-def test_a_stream_that_is_dropped_was_cancelled(traced: Traced, load: Load) -> None:
+def test_in_process_dropped_stream_is_cancelled(traced: Traced, load: Load) -> None:
     llama = load()
     stream = llama.create_completion("Hello there", max_tokens=200, stream=True)
     for _ in range(3):
@@ -243,7 +243,7 @@ def test_a_stream_that_is_dropped_was_cancelled(traced: Traced, load: Load) -> N
     assert (outcomes["ok"], outcomes["cancelled"], outcomes["error"]) == (1, 1, 0)
 
 
-def test_a_stream_that_outlives_its_model_is_left_alone(traced: Traced, load: Load) -> None:
+def test_in_process_stream_closed_after_model(traced: Traced, load: Load) -> None:
     llama = load()
     streams = [llama.create_completion("Hello there", max_tokens=200, stream=True) for _ in range(2)]
     for stream in streams:
@@ -258,7 +258,7 @@ def test_a_stream_that_outlives_its_model_is_left_alone(traced: Traced, load: Lo
         assert "llamacpp.decode.compute_time" not in (span.attributes or {})
 
 
-def test_a_slow_consumer_does_not_slow_the_model(traced: Traced, load: Load) -> None:
+def test_in_process_slow_consumer_not_in_compute_time(traced: Traced, load: Load) -> None:
     for _ in load().create_completion("Hello", max_tokens=6, stream=True):
         time.sleep(0.05)
     [span] = traced.calls(1)
@@ -266,7 +266,7 @@ def test_a_slow_consumer_does_not_slow_the_model(traced: Traced, load: Load) -> 
     assert attribute(span, "llamacpp.decode.compute_time") < 0.2
 
 
-def test_an_exception_is_recorded_and_goes_on(traced: Traced, load: Load) -> None:
+def test_in_process_exception_is_recorded_and_raised(traced: Traced, load: Load) -> None:
     llama = load()
 
     def refuse(tokens: Any, scores: Any) -> Any:
@@ -288,7 +288,7 @@ def test_an_exception_is_recorded_and_goes_on(traced: Traced, load: Load) -> Non
     )
 
 
-def test_embeddings(traced: Traced, load: Load) -> None:
+def test_in_process_embeddings(traced: Traced, load: Load) -> None:
     llama = load(embedding=True)
     answer = llama.create_embedding(["hello", "there you are"])
     llama.embed("x")
@@ -300,18 +300,18 @@ def test_embeddings(traced: Traced, load: Load) -> None:
     assert "gen_ai.usage.output_tokens" not in (both.attributes or {})
 
 
-def test_two_models_in_two_threads_do_not_mix(traced: Traced, load: Load) -> None:
+def test_in_process_models_in_threads_are_separate(traced: Traced, load: Load) -> None:
     sizes = {3: load(), 11: load(), 19: load()}
-    begin = threading.Barrier(len(sizes))
+    barrier = threading.Barrier(len(sizes))
 
-    def ask(tokens: int, llama: Any) -> None:
-        begin.wait()
+    def complete(tokens: int, llama: Any) -> None:
+        barrier.wait()
         for _ in range(5):
-            with traced.recording.tracer.start_as_current_span(f"ask {tokens}"):
+            with traced.recording.tracer.start_as_current_span(f"complete {tokens}"):
                 for _part in llama.create_completion("x" * tokens, max_tokens=tokens, stream=True):
                     time.sleep(0)
 
-    threads = [threading.Thread(target=ask, args=each) for each in sizes.items()]
+    threads = [threading.Thread(target=complete, args=each) for each in sizes.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -322,10 +322,10 @@ def test_two_models_in_two_threads_do_not_mix(traced: Traced, load: Load) -> Non
         tokens = attribute(span, "gen_ai.usage.output_tokens")
         assert attribute(span, "gen_ai.usage.input_tokens") == tokens + 2
         assert span.parent is not None
-        assert outside[span.parent.span_id] == f"ask {tokens}"
+        assert outside[span.parent.span_id] == f"complete {tokens}"
 
 
-def test_metrics_that_exist_inside_of_a_process(traced: Traced, load: Load, tiny_model: Path, tmp_path: Path) -> None:
+def test_in_process_metrics(traced: Traced, load: Load, tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "measured.gguf"
     path.symlink_to(tiny_model)
     llama, other = load(path), load(path, n_ctx=256)
@@ -343,8 +343,8 @@ def test_metrics_that_exist_inside_of_a_process(traced: Traced, load: Load, tiny
         assert traced.points(name)[0].count == 2
     [capacity] = traced.points("llamacpp.kv_cache.capacity")
     assert (capacity.value, capacity.attributes) == (512 + 256, about)
-    held = {point.attributes["state"]: point.value for point in traced.points("llamacpp.kv_cache.tokens")}
-    assert held == {"active": 0, "cached": llama.n_tokens + other.n_tokens}
+    tokens_by_state = {point.attributes["state"]: point.value for point in traced.points("llamacpp.kv_cache.tokens")}
+    assert tokens_by_state == {"active": 0, "cached": llama.n_tokens + other.n_tokens}
     tokens = {point.attributes["type"]: point.value for point in traced.points("llamacpp.tokens")}
     assert tokens == {"input_computed": 17, "input_cached": 0, "output": 10}
     for absent in (
@@ -360,7 +360,7 @@ def test_metrics_that_exist_inside_of_a_process(traced: Traced, load: Load, tiny
     assert capacity.value == 256
 
 
-def test_a_context_that_does_not_measure_has_no_figures(traced: Traced, load: Load) -> None:
+def test_in_process_no_perf_has_no_figures(traced: Traced, load: Load) -> None:
     load(no_perf=True)("Hello", max_tokens=4)
     [span] = traced.calls(1)
     assert set(traced.parts(span)) == {"prefill", "decode"}
@@ -369,9 +369,10 @@ def test_a_context_that_does_not_measure_has_no_figures(traced: Traced, load: Lo
     assert attribute(span, "gen_ai.usage.output_tokens") == 4
 
 
-def test_uninstrument_puts_everything_back(load: Load) -> None:
+def test_in_process_uninstrument_restores(load: Load) -> None:
     from llama_cpp import Llama
 
+    load()  # the first load sets Llama's backend flag
     before = dict(vars(Llama))
     recording = Recording()
     instrumentor = LlamaCppInstrumentor()
@@ -389,7 +390,7 @@ def test_uninstrument_puts_everything_back(load: Load) -> None:
     assert recording.spans == []
 
 
-def test_init_takes_them_up(load: Load, otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_process_uses_init(load: Load, otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
     seen: list[Completion] = []
     instrumentor = LlamaCppInstrumentor()
@@ -404,17 +405,17 @@ def test_init_takes_them_up(load: Load, otlp_sink: OtlpSink, monkeypatch: pytest
         llama = load()
 
         @llamatel.task
-        def ask() -> None:
+        def answer() -> None:
             llama("Hello", max_tokens=4)
 
-        ask()
+        answer()
         assert llamatel.shutdown()
         llama("unseen", max_tokens=2)
     finally:
         instrumentor.uninstrument()
         llamatel.shutdown()
     names = {span.name: span for span in otlp_sink.spans()}
-    [task] = [span for name, span in names.items() if name.endswith("ask")]
+    [task] = [span for name, span in names.items() if name.endswith("answer")]
     call = names["text_completion tiny.gguf"]
     assert (call.trace_id, call.parent_id) == (task.trace_id, task.span_id)
     assert (call.kind, names["decode"].parent_id) == ("INTERNAL", call.span_id)
@@ -423,7 +424,7 @@ def test_init_takes_them_up(load: Load, otlp_sink: OtlpSink, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_no_code_at_all(tiny_model: Path, otlp_sink: OtlpSink, tmp_path: Path) -> None:
+def test_in_process_zero_code(tiny_model: Path, otlp_sink: OtlpSink, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom llama_cpp import Llama\n"
@@ -449,8 +450,8 @@ def test_no_code_at_all(tiny_model: Path, otlp_sink: OtlpSink, tmp_path: Path) -
     assert {"gen_ai.server.request.duration", "llamacpp.kv_cache.tokens", "llamacpp.tokens"} <= names
 
 
-def test_a_count_of_nothing_is_zero(load: Load) -> None:
-    """llama.cpp says 1 where it means 0."""
+def test_perf_counters_zero(load: Load) -> None:
+    """llama.cpp reports a count of 1 for 0."""
     import llama_cpp
 
     llama = load()

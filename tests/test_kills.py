@@ -1,6 +1,6 @@
-"""``llamatel serve`` end to end while something is killed: llama.cpp, llamatel, the collector. All parts are real.
+"""``llamatel serve`` end to end with crashes: llama.cpp, llamatel or the collector is killed. All parts are real.
 
-That nothing is left behind is also what the end of every test session checks.
+conftest.py checks at the end of every session that no process is left.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.parts import OtlpSink, RotelAgent, SinkSpan, wait_until
 from tests.servers import BACKENDS, gone, without_settings
 from tests.serving import CONTEXT, SLOTS, Serving, Start, servings
 
-GONE_S = 2.0
-"""llama.cpp is gone that long after we are, at the latest."""
+EXIT_S = 2.0
+"""The longest time that llama.cpp may run after llamatel was killed."""
 Protocol = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 
 
@@ -35,7 +35,7 @@ def serve(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def endless_load(number: int) -> list[Ask]:
-    """Requests that nobody cancels and that run for many seconds."""
+    """Requests that no client cancels and that run for many seconds."""
     return [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(number)]
 
 
@@ -43,7 +43,7 @@ SMALL = [completion(f"Number {n}", 12, stream=bool(n % 2)) for n in range(20)]
 
 
 def in_flight(serving: Serving, number: int) -> None:
-    """Wait until so many requests hold a slot. llama.cpp's own gauge: its log does not show it yet."""
+    """Wait until ``number`` requests hold a slot, by llama.cpp's gauge: its log does not show it yet."""
     pattern = re.compile(rb"^llamacpp:requests_processing (\d+)", re.MULTILINE)
 
     def processing() -> bool:
@@ -59,7 +59,7 @@ def roots(sink: OtlpSink) -> list[SinkSpan]:
 
 
 def otlp(rotel: RotelAgent, protocol: str = "grpc") -> tuple[str, dict[str, str]]:
-    """The flag's value and the environment."""
+    """Return the endpoint (the flag's value) and the environment."""
     endpoint = rotel.grpc_endpoint if protocol == "grpc" else rotel.http_endpoint
     return endpoint, {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_BSP_SCHEDULE_DELAY": "200"}
 
@@ -68,7 +68,7 @@ def otlp(rotel: RotelAgent, protocol: str = "grpc") -> tuple[str, dict[str, str]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_server_is_killed_in_mid_request(
+def test_crash_server_killed_during_requests(
     request: pytest.FixtureRequest, serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, backend: str
 ) -> None:
     endpoint, env = otlp(rotel)
@@ -96,7 +96,7 @@ def test_the_server_is_killed_in_mid_request(
     ] * SLOTS
 
 
-def test_the_server_comes_back_if_asked_to(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+def test_crash_server_restarted_on_failure(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
     endpoint, env = otlp(rotel)
     serving = serve("--restart", "on-failure", "--otlp-endpoint", endpoint, **env)
     with Clients(serving.url) as clients:
@@ -115,7 +115,7 @@ def test_the_server_comes_back_if_asked_to(serve: Start, rotel: RotelAgent, otlp
         wait_until(lambda: serving.metric("llamacpp_requests_total", outcome="ok") == 2, 10)
     assert serving.metric("llamacpp_server_restarts_total") == 1
     assert serving.metric("llamacpp_requests_total", outcome="error") == SLOTS
-    # What the killed requests had generated went with the process; what it had counted before is kept.
+    # Tokens of the killed requests are lost with the process; its counts from before are kept.
     wait_until(lambda: serving.metric("llamacpp_tokens_total", type="output") == tokens + 12, 10)
     serving.child.process.terminate()
     assert serving.exit_within(15) == 0
@@ -127,19 +127,19 @@ def test_the_server_comes_back_if_asked_to(serve: Start, rotel: RotelAgent, otlp
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_llamatel_is_killed(request: pytest.FixtureRequest, serve: Start, backend: str) -> None:
+def test_crash_llamatel_killed(request: pytest.FixtureRequest, serve: Start, backend: str) -> None:
     chosen = str(request.getfixturevalue("llama_server_binary")) if backend == "llama-server" else backend
     serving = serve(backend=chosen)
     with Clients(serving.url) as clients:
         sending = clients.keep_sending(endless_load(SLOTS + 2), at_once=SLOTS + 2)
         in_flight(serving, SLOTS)
         serving.child.kill()
-        wait_until(lambda: gone(serving.server_pid), GONE_S, "llama.cpp is gone")
+        wait_until(lambda: gone(serving.server_pid), EXIT_S, "the exit of llama.cpp")
         assert {answer.outcome for answer in sending.end()} == {"error"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_llamatel_is_asked_to_end_under_load(
+def test_crash_llamatel_terminated_under_load(
     serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, signum: signal.Signals
 ) -> None:
     endpoint, env = otlp(rotel)
@@ -148,24 +148,24 @@ def test_llamatel_is_asked_to_end_under_load(
         answers = clients.send_all(SMALL, at_once=8)
         sending = clients.keep_sending(endless_load(SLOTS), at_once=SLOTS)
         in_flight(serving, SLOTS)
-        asked_at = time.time()
+        signalled_at = time.time()
         os.kill(serving.pid, signum)
         assert serving.exit_within(15) == 0
-        assert time.time() - asked_at < 9, "longer than a container runtime waits"
+        assert time.time() - signalled_at < 9, "longer than a container runtime's grace period"
         assert gone(serving.server_pid)
-        cut_off = [answer for answer in sending.end() if answer.sent_at < asked_at]
+        cut_off = [answer for answer in sending.end() if answer.sent_at < signalled_at]
     assert {answer.outcome for answer in answers} == {"ok"}
     # A stopping llama.cpp may end a stream in good order, though it is not complete.
     assert len(cut_off) == SLOTS
     assert all(not answer.timings for answer in cut_off)
     otlp_sink.wait_for(lambda sink: len(roots(sink)) == len(SMALL) + SLOTS, what="a span for each request")
-    ends = Counter(span.attributes["llamacpp.outcome"] for span in roots(otlp_sink))
-    assert ends["ok"] == len(SMALL)
-    assert ends["error"] + ends["cancelled"] == SLOTS
-    assert Counter(row["outcome"] for row in serving.records()) == ends
+    outcomes = Counter(span.attributes["llamacpp.outcome"] for span in roots(otlp_sink))
+    assert outcomes["ok"] == len(SMALL)
+    assert outcomes["error"] + outcomes["cancelled"] == SLOTS
+    assert Counter(row["outcome"] for row in serving.records()) == outcomes
 
 
-def test_llamatel_is_held_up_while_the_server_works(serve: Start) -> None:
+def test_crash_llamatel_stopped_and_continued(serve: Start) -> None:
     serving = serve()
     with Clients(serving.url) as clients:
         before = clients.send_all(SMALL, at_once=8)
@@ -173,26 +173,26 @@ def test_llamatel_is_held_up_while_the_server_works(serve: Start) -> None:
         sending = clients.keep_sending(SMALL, at_once=8)
         os.kill(serving.pid, signal.SIGSTOP)
         time.sleep(2)
-        held_up = len(sending.answers)
+        answered_while_stopped = len(sending.answers)
         os.kill(serving.pid, signal.SIGCONT)
         answers = before + sending.end()
-    assert held_up > 20, "the server did not go on"
+    assert answered_while_stopped > 20, "the server did not continue"
     assert {answer.outcome for answer in answers} == {"ok"}
     wait_until(lambda: len(serving.records()) == len(answers), 20, "a record for each request")
     assert serving.metric("llamacpp_requests_total", outcome="ok") == len(answers)
     assert serving.metric("llamatel_requests_lost_total") == 0
     assert serving.metric("llamatel_log_lines_total", kind="malformed") == 0
     assert not serving.metric("llamatel_records_dropped_total")
-    told = Counter(_timings(t["prompt_n"], t["predicted_n"], t["prompt_ms"]) for a in answers for t in a.timings)
-    read = Counter(
+    responses = Counter(_timings(t["prompt_n"], t["predicted_n"], t["prompt_ms"]) for a in answers for t in a.timings)
+    recorded = Counter(
         _timings(row["prompt_computed"], row["generated"], row["prefill_s"] * 1e3) for row in serving.records()
     )
-    assert told == read
-    # They are dated by when they were, not by when we read of them.
+    assert responses == recorded
+    # Times are those of the requests, not of the reading.
     first, last = min(answer.sent_at for answer in answers), max(answer.ended_at for answer in answers)
     assert all(first - 0.5 < row["started_at"] < row["ended_at"] < last + 0.5 for row in serving.records())
-    ends = sorted(row["ended_at"] for row in serving.records())
-    gaps = [late - early for early, late in pairwise(ends)]
+    outcomes = sorted(row["ended_at"] for row in serving.records())
+    gaps = [late - early for early, late in pairwise(outcomes)]
     assert max(gaps[len(before) :]) < 1.5, "requests of two seconds have one time"
 
 
@@ -203,8 +203,8 @@ def _timings(prompt: int, generated: int, prompt_ms: float) -> tuple[int, int, s
 # -- the collector ---------------------------------------------------------------------------------------------------
 
 
-def _goes_on(serving: Serving, clients: Clients, seconds: float) -> list[Answer]:
-    """Requests of so many seconds, all of which must end well."""
+def _all_succeed(serving: Serving, clients: Clients, seconds: float) -> list[Answer]:
+    """Send requests for ``seconds``; all of them must succeed."""
     sending = clients.keep_sending(SMALL, at_once=8)
     time.sleep(seconds)
     answers = sending.end()
@@ -214,48 +214,48 @@ def _goes_on(serving: Serving, clients: Clients, seconds: float) -> list[Answer]
 
 @Protocol
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_collector_is_killed_or_hangs(
+def test_crash_collector_killed_or_hanging(
     serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str, signum: signal.Signals
 ) -> None:
     endpoint, env = otlp(rotel, protocol)
     serving = serve("--otlp-endpoint", endpoint, **{**env, "OTEL_BSP_MAX_QUEUE_SIZE": "256"})
     assert rotel.child is not None
     with Clients(serving.url) as clients:
-        before = _goes_on(serving, clients, 1.0)
+        before = _all_succeed(serving, clients, 1.0)
         otlp_sink.wait_for(lambda sink: len(roots(sink)) >= len(before) / 2, what="spans before")
         memory = serving.resident_mib()
         os.kill(rotel.child.pid, signum)
         try:
-            answers = before + _goes_on(serving, clients, 1.5)
-            # The queue holds 256 spans, about 85 requests; so many more that some must be lost.
+            answers = before + _all_succeed(serving, clients, 1.5)
+            # The queue holds 256 spans, about 85 requests: send enough to lose some.
             while len(answers) < len(before) + 250:
-                answers += _goes_on(serving, clients, 0.5)
+                answers += _all_succeed(serving, clients, 0.5)
             wait_until(lambda: serving.metric("llamatel_records_dropped_total"), 30, "losses are counted")
             wait_until(lambda: serving.metric("llamacpp_requests_total", outcome="ok") == len(answers), 10)
             assert serving.resident_mib() - memory < 30
             serving.child.process.terminate()
-            begun = time.monotonic()
+            start = time.monotonic()
             assert serving.exit_within(15) == 0
-            assert time.monotonic() - begun < 12
+            assert time.monotonic() - start < 12
         finally:
             if signum == signal.SIGSTOP:
                 os.kill(rotel.child.pid, signal.SIGCONT)
     output = serving.child.output()
     assert len(re.findall(r"cannot send spans to", output)) <= 1
-    assert "Transient error" not in output, "the SDK says it at every try"
+    assert "Transient error" not in output, "the SDK logs it at every attempt"
     assert re.search(r"\d+ spans could not be sent", output)
     assert len(serving.records()) == len(answers)
 
 
 @Protocol
-def test_the_collector_comes_back(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+def test_crash_collector_restarted(serve: Start, rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
     endpoint, env = otlp(rotel, protocol)
     serving = serve("--otlp-endpoint", endpoint, **env)
     with Clients(serving.url) as clients:
         rotel.kill()
-        missed = _goes_on(serving, clients, 1.0)
+        missed = _all_succeed(serving, clients, 1.0)
         rotel.start()
-        answers = missed + _goes_on(serving, clients, 1.0)
+        answers = missed + _all_succeed(serving, clients, 1.0)
         sent = [answers[-1]]
 
         def arrives() -> bool:

@@ -1,4 +1,4 @@
-"""The KV cache of real servers: our figures beside those of llama.cpp's own log and answers."""
+"""KV cache figures of real servers compared with llama.cpp's own log and HTTP responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.tiny_gguf import write_tiny_model
 pytestmark = pytest.mark.usefixtures("no_settings")
 
 ROUNDING = 5243
-"""Half of 0.01 MiB: what a figure of the log may be off."""
+"""Half of 0.01 MiB: the rounding error of a figure in the log."""
 WAIT_S = 30.0
 
 Start = Callable[..., ServerManager]
@@ -38,7 +38,7 @@ Start = Callable[..., ServerManager]
 
 @pytest.fixture
 def start(tiny_model: Path) -> Iterator[Start]:
-    """Starts a server; it ends with the test."""
+    """Start a server; it is stopped after the test."""
     servers: list[ServerManager] = []
 
     def starting(backend: str, *flags: str, model: Path = tiny_model, **manager: Any) -> ServerManager:
@@ -70,7 +70,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def slots_of(server: ServerManager) -> list[dict[str, Any]]:
-    """The second source: /slots as llama.cpp writes it."""
+    """Return llama.cpp's own /slots response, the independent source."""
     with urllib.request.urlopen(f"{server.base_url}/slots", timeout=10) as answer:
         slots: list[dict[str, Any]] = json.load(answer)
         return slots
@@ -81,7 +81,7 @@ def tokens_in(slots: list[dict[str, Any]]) -> int:
 
 
 def generating(slots: list[dict[str, Any]]) -> bool:
-    """Whether requests run, and all of them have their prompts behind them: then tokens only become more."""
+    """Whether requests run and all have processed their prompts: token counts then only grow."""
     running = [slot for slot in slots if slot["is_processing"]]
     return bool(running) and all(slot["next_token"][0]["n_decoded"] for slot in running)
 
@@ -91,7 +91,7 @@ def tasks_in(slots: list[dict[str, Any]]) -> list[tuple[bool, int | None]]:
 
 
 @pytest.mark.parametrize("flags", [("-c", "4096"), ("-c", "4096", "-np", "4")], ids=["one pool", "split"])
-def test_tokens_are_the_sum_over_slots(start: Start, backend: str, flags: tuple[str, ...]) -> None:
+def test_kv_cache_tokens_are_sum_over_slots(start: Start, backend: str, flags: tuple[str, ...]) -> None:
     server = start(backend, *flags)
     first = state_of(server)
     assert first.kv_cache is not None
@@ -108,7 +108,7 @@ def test_tokens_are_the_sum_over_slots(start: Start, backend: str, flags: tuple[
         cache = state.kv_cache
         assert cache is not None
         if state.stale or not generating(before) or tasks_in(before) != tasks_in(after):
-            continue  # a request came or went meanwhile, or had not begun to put its prompt in place of the old one
+            continue  # a request started or finished meanwhile, or its prompt is still replacing the old one
         assert state.slots is not None
         deferred = max(deferred, state.deferred or 0)
         if [slot.busy for slot in state.slots] != [slot["is_processing"] for slot in before]:
@@ -122,7 +122,7 @@ def test_tokens_are_the_sum_over_slots(start: Start, backend: str, flags: tuple[
     assert compared > 3
     assert deferred > 0
     at_rest = state_of(server)
-    wait_for(lambda: (s := state_of(server)).kv_cache is not None and s.kv_cache.active == 0, "all requests ended")
+    wait_for(lambda: (s := state_of(server)).kv_cache is not None and s.kv_cache.active == 0, "all requests finished")
     at_rest = state_of(server)
     assert at_rest.kv_cache is not None
     assert at_rest.kv_cache.cached == tokens_in(slots_of(server))
@@ -133,16 +133,16 @@ def test_tokens_are_the_sum_over_slots(start: Start, backend: str, flags: tuple[
     assert at_rest.kv_cache.used_bytes == {p: b * (at_rest.kv_cache.cached or 0) for p, b in per_token.items()}
 
 
-def test_an_idle_server_is_asked_for_its_slots_once(start: Start, backend: str) -> None:
-    """Every question takes one of llama.cpp's task numbers, so that the next request's tells how many there were."""
+def test_kv_cache_idle_server_slots_polled_once(start: Start, backend: str) -> None:
+    """Each poll uses one of llama.cpp's task numbers, so the next request's task number counts the polls."""
     server = start(backend)
-    ended: list[Completion] = []
-    server.subscribe(ended.append)
+    completions: list[Completion] = []
+    server.subscribe(completions.append)
 
     def task(number: int) -> int:
         assert ask(server.base_url) == 200
-        wait_for(lambda: len(ended) == number, "the request ended")
-        return ended[-1].task or 0
+        wait_for(lambda: len(completions) == number, "the request finished")
+        return completions[-1].task or 0
 
     own = -task(1) + (second := task(2))
     seen = [state_of(server).slots for _ in range(6)]
@@ -172,13 +172,11 @@ FLAGS = (
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
-def test_the_capacity_is_what_the_log_says_with_more_words(
-    start: Start, llama_server_binary: Path, flags: tuple[str, ...]
-) -> None:
+def test_kv_cache_capacity_equals_verbose_log(start: Start, llama_server_binary: Path, flags: tuple[str, ...]) -> None:
     server = start(str(llama_server_binary), "-lv", "4", *flags)
     facts = facts_of(server)
     assert facts.pool is not None
-    # What the default verbosity says must come to the same.
+    # The default verbosity must lead to the same capacity.
     assert pool_capacity(replace(facts, pool=None), Polled(), LoadedModel()) == facts.pool
     state = state_of(server).kv_cache
     assert state is not None
@@ -202,8 +200,8 @@ def test_the_capacity_is_what_the_log_says_with_more_words(
         ("lfm2", ("-np", "1")),
     ],
 )
-def test_bytes_reported_are_bytes_planned(start: Start, tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
-    """The wheel is driven so that llama.cpp says what it allocates: windows, states and latent keys, too."""
+def test_kv_cache_reported_bytes_equal_planned(start: Start, tmp_path: Path, name: str, flags: tuple[str, ...]) -> None:
+    """The wheel logs what llama.cpp allocates, including windows, recurrent states and latent keys."""
     model = next(model for model in MODELS if model.name == name)
     path = write_model(tmp_path / "model.gguf", model, read_table()[name])
     server = start("xllamacpp", "-c", "32768", "--no-warmup", *flags, model=path)
@@ -215,7 +213,7 @@ def test_bytes_reported_are_bytes_planned(start: Start, tmp_path: Path, name: st
     assert cache.planned_bytes
     assert set(cache.reported_bytes) == set(cache.planned_bytes)
     for part, size in cache.reported_bytes.items():
-        assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING  # a line each for windows and the rest
+        assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING  # one log line for windows, one for the rest
     assert "recurrent" in cache.planned_bytes or cache.planned_bytes["k"] > 100 * ROUNDING
     assert set(cache.used_bytes.values()) == {0}
     assert not any("prompt cache update" in line for line in server.log_tail)
@@ -230,14 +228,14 @@ DRAFTING = (
 
 
 @pytest.mark.parametrize(("flags", "drafts"), DRAFTING, ids=[" ".join(flags) for flags, _ in DRAFTING])
-def test_a_model_that_drafts_has_a_cache_of_its_own(
+def test_kv_cache_of_draft_model(
     start: Start, backend: str, tmp_path: Path, flags: tuple[str, ...], drafts: bool
 ) -> None:
-    """llama.cpp allocates it in any case, and fills it only if something drafts with it."""
+    """llama.cpp always allocates the draft model's cache, and fills it only if the draft model is used."""
     draft = write_tiny_model(tmp_path / "draft.gguf", embedding=128, layers=1, kv_heads=1, context=2048, seed=3)
-    # Only llama-server has to be told to say what it allocates.
-    words = () if backend == "xllamacpp" else ("-lv", "4")
-    server = start(backend, "-c", "4096", "--no-warmup", "-md", str(draft), *flags, *words)
+    # Only llama-server needs a flag to log what it allocates.
+    extra = () if backend == "xllamacpp" else ("-lv", "4")
+    server = start(backend, "-c", "4096", "--no-warmup", "-md", str(draft), *flags, *extra)
     cache = state_of(server).kv_cache
     assert cache is not None
     assert cache.capacity == 4096
@@ -248,38 +246,38 @@ def test_a_model_that_drafts_has_a_cache_of_its_own(
     assert set(cache.reported_bytes) == {"k", "v"}
     for part, size in cache.reported_bytes.items():
         assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING
-    ended: list[Completion] = []
-    server.subscribe(ended.append)
+    completions: list[Completion] = []
+    server.subscribe(completions.append)
     assert ask(server.base_url, 20) == 200
-    wait_for(lambda: bool(ended), "the request ended")
-    held = tokens_in(slots_of(server))
+    wait_for(lambda: bool(completions), "the request finished")
+    cached_tokens = tokens_in(slots_of(server))
     used = state_of(server).kv_cache
-    assert held > 20
+    assert cached_tokens > 20
     assert used is not None
-    assert used.used_bytes == {part: held * (own[part] + of_draft[part] * drafts) for part in ("k", "v")}
+    assert used.used_bytes == {part: cached_tokens * (own[part] + of_draft[part] * drafts) for part in ("k", "v")}
 
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize("by", ["flag", "variable"])
-def test_a_model_from_a_hub_is_found_where_llama_cpp_keeps_it(
+def test_kv_cache_hub_model_in_llama_cpp_cache(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_server_binary: Path, by: str
 ) -> None:
-    """Its log names the repository, ``/props`` the file; here it was downloaded before."""
-    kept = tmp_path / "models--org--tiny-GGUF"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text(SHA)
-    (kept / "snapshots" / SHA).mkdir(parents=True)
-    (kept / "snapshots" / SHA / "tiny-F32.gguf").write_bytes(tiny_model.read_bytes())
+    """The log names the repository, ``/props`` the file, which is already in the cache."""
+    repository = tmp_path / "models--org--tiny-GGUF"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(SHA)
+    (repository / "snapshots" / SHA).mkdir(parents=True)
+    (repository / "snapshots" / SHA / "tiny-F32.gguf").write_bytes(tiny_model.read_bytes())
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
-    words = ["--offline", "-c", "1024", "-t", "1"]
+    extra = ["--offline", "-c", "1024", "-t", "1"]
     if by == "variable":
         monkeypatch.setenv("LLAMA_ARG_HF_REPO", "org/tiny-GGUF:F32")
     else:
-        words += ["-hf", "org/tiny-GGUF:F32"]
+        extra += ["-hf", "org/tiny-GGUF:F32"]
     with ServerManager(backend=str(llama_server_binary)) as server:
-        server.start_server(None, port=0, extra_args=words).wait_until_ready(60)
+        server.start_server(None, port=0, extra_args=extra).wait_until_ready(60)
         assert facts_of(server).model_path == "org/tiny-GGUF:F32"
         for _ in range(2):
             state = state_of(server)
@@ -290,10 +288,10 @@ def test_a_model_from_a_hub_is_found_where_llama_cpp_keeps_it(
             server.restart(60)
 
 
-def test_a_full_pool_is_seen_coming_and_counted(start: Start, llama_server_binary: Path) -> None:
+def test_kv_cache_full_pool_headroom_and_outcomes(start: Start, llama_server_binary: Path) -> None:
     server = start(str(llama_server_binary), "-c", "4096")
-    ended: list[Completion] = []
-    server.subscribe(ended.append)
+    completions: list[Completion] = []
+    server.subscribe(completions.append)
     threads = ask_at_once(server.base_url, 4, 1800)
     headroom: list[int] = []
     while any(thread.is_alive() for thread in threads):
@@ -302,8 +300,8 @@ def test_a_full_pool_is_seen_coming_and_counted(start: Start, llama_server_binar
         if state.active and state.headroom is not None:
             headroom.append(state.headroom)
         time.sleep(0.01)
-    wait_for(lambda: len(ended) == 4, "all requests ended")
-    assert [completion.outcome for completion in ended] == [Outcome.CONTEXT_FULL] * 4
+    wait_for(lambda: len(completions) == 4, "all requests finished")
+    assert [completion.outcome for completion in completions] == [Outcome.CONTEXT_FULL] * 4
     assert min(headroom) < 0.2 * 4096
     assert headroom == sorted(headroom, reverse=True)
     wait_for(lambda: (s := state_of(server)).kv_cache is not None and s.kv_cache.active == 0, "the slots are cleared")
@@ -312,39 +310,39 @@ def test_a_full_pool_is_seen_coming_and_counted(start: Start, llama_server_binar
     assert (after.cached, after.headroom) == (0, 4096)
 
 
-def test_context_shifts_count(start: Start) -> None:
+def test_kv_cache_context_shifts(start: Start) -> None:
     server = start("xllamacpp", "-c", "256", "-np", "1", "--context-shift")
     assert state_of(server).context_shifts == 0
     assert ask(server.base_url, 600) == 200
-    wait_for(lambda: (state_of(server).context_shifts or 0) >= 2, "the shifts are told")
+    wait_for(lambda: (state_of(server).context_shifts or 0) >= 2, "the context shifts")
     settings = state_of(server).settings
     assert settings is not None
     assert settings.context_shift
 
 
-def test_rates_add_up_to_llama_cpps_own_count(start: Start) -> None:
+def test_decode_rate_sum_equals_llama_cpp_counter(start: Start) -> None:
     server = start("xllamacpp", "-np", "2")
     client, rate, total = ServerClient(server.base_url), DecodeRate(), 0.0
 
-    def look(at: float) -> float | None:
+    def poll(at: float) -> float | None:
         counted = client.counters()["tokens_predicted_total"]
         return rate.observe(client.slots(), counted, at)
 
-    look(0.0)
+    poll(0.0)
     threads = [threading.Thread(target=lambda: [ask(server.base_url, 150) for _ in range(3)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for at in range(1, 100_000):
         running = any(thread.is_alive() for thread in threads)
-        total += look(float(at)) or 0.0
+        total += poll(float(at)) or 0.0
         if not running and at > 3:
             break
-    total += look(float(at + 1)) or 0.0
+    total += poll(float(at + 1)) or 0.0
     assert total == client.counters()["tokens_predicted_total"] == 9 * 150
     client.close()
 
 
-def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
+def test_kv_cache_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
     server = start(backend, "--sleep-idle-seconds", "2")
     assert ask(server.base_url) == 200
     states: list[str | None] = []
@@ -353,7 +351,7 @@ def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
         states.append(state_of(server).state)
         return states[-1] == "sleeping"
 
-    wait_for(asleep, "it sleeps although it is scraped")
+    wait_for(asleep, "it falls asleep while being scraped")
     for _ in range(40):
         state = state_of(server)
         assert (state.state, state.up, state.slots) == ("sleeping", True, None)
@@ -363,7 +361,7 @@ def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
         assert state.counters["tokens_predicted_total"] == 4
         time.sleep(0.1)
     assert ask(server.base_url) == 200
-    wait_for(lambda: state_of(server).state == "ready", "its log says that it is awake")
+    wait_for(lambda: state_of(server).state == "ready", "the wake-up in its log")
     awake = state_of(server)
     assert awake.kv_cache is not None
     assert awake.kv_cache.planned_bytes["k"] > 0
@@ -371,10 +369,10 @@ def test_a_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
         assert awake.kv_cache.reported_bytes == awake.kv_cache.planned_bytes
 
 
-def test_a_server_that_dies_leaves_a_gap_and_goes_on_counting(start: Start, backend: str) -> None:
+def test_kv_cache_counters_continue_after_crash(start: Start, backend: str) -> None:
     server = start(backend, "-c", "1024", restart="on-failure")
     assert ask(server.base_url, 20) == 200
-    wait_for(lambda: not server._observed_log.busy, "the request ended")
+    wait_for(lambda: not server._observed_log.busy, "the request finished")
     before = state_of(server)
     assert before.process is not None
     assert before.process.cpu_s is not None
@@ -383,19 +381,19 @@ def test_a_server_that_dies_leaves_a_gap_and_goes_on_counting(start: Start, back
     pid = server.info.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: state_of(server).state != "ready", "its end is noticed")
-    gap = state_of(server)
-    if gap.state != "ready":  # it comes back in half a second
-        assert (gap.up, gap.slots, gap.kv_cache, gap.decode_rate, gap.deferred) == (False, None, None, None, None)
-        assert gap.counters["tokens_predicted_total"] == 20
-        assert gap.process is not None
-        assert gap.process.memory_bytes is None or gap.state == "starting"
-    wait_for(lambda: state_of(server).state == "ready", "it is back")
-    back = state_of(server)
-    assert back.kv_cache is not None
-    assert (back.restarts, back.kv_cache.capacity, back.kv_cache.cached) == (1, 1024, 0)
+    wait_for(lambda: state_of(server).state != "ready", "its exit is noticed")
+    down = state_of(server)
+    if down.state != "ready":  # it restarts within half a second
+        assert (down.up, down.slots, down.kv_cache, down.decode_rate, down.deferred) == (False, None, None, None, None)
+        assert down.counters["tokens_predicted_total"] == 20
+        assert down.process is not None
+        assert down.process.memory_bytes is None or down.state == "starting"
+    wait_for(lambda: state_of(server).state == "ready", "the restart")
+    restarted = state_of(server)
+    assert restarted.kv_cache is not None
+    assert (restarted.restarts, restarted.kv_cache.capacity, restarted.kv_cache.cached) == (1, 1024, 0)
     assert ask(server.base_url, 5) == 200
-    wait_for(lambda: state_of(server).counters["tokens_predicted_total"] == 25, "it counts on")
+    wait_for(lambda: state_of(server).counters["tokens_predicted_total"] == 25, "its counters continue")
     after = state_of(server)
     assert after.process is not None
     assert after.process.cpu_s is not None

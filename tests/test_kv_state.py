@@ -1,4 +1,4 @@
-"""The KV cache put together from what was recorded or said; pure functions, no server."""
+"""KV cache state from recorded logs, flags and slots; pure functions, no server."""
 
 from __future__ import annotations
 
@@ -71,27 +71,27 @@ def model(flags: str, architecture: str = "llama", **keys: int | list[int]) -> L
     ("name", "pool", "size"),
     [("0.2.7.log", 2048, 4 * MIB), ("0.2.14.log", 2048, 4 * MIB), ("verbose.log", 2048, MIB // 4)],
 )
-def test_recorded_logs_that_say_what_was_allocated(name: str, pool: int, size: int) -> None:
+def test_logged_server_reported_allocations(name: str, pool: int, size: int) -> None:
     facts = recorded(name)
     assert (facts.pool, dict(facts.reported)) == (pool, {"k": size, "v": size})
     assert pool_capacity(facts, Polled(), LoadedModel()) is not None
 
 
 @pytest.mark.parametrize("name", ["llama-server.log", "2026.10.11549.log"])
-def test_recorded_logs_of_the_default_verbosity(name: str) -> None:
+def test_logged_server_default_verbosity(name: str) -> None:
     facts = recorded(name)
     assert (facts.pool, facts.reported, facts.prompt_cache) == (None, {}, None)
     assert pool_capacity(facts, Polled(), LoadedModel()) == 2048
 
 
-def test_the_prompt_cache_of_a_recorded_log() -> None:
+def test_logged_server_prompt_cache() -> None:
     state = recorded("verbose.log").prompt_cache
     last = [line for line in (LOGS / "verbose.log").read_text().splitlines() if "cache state:" in line][-1]
     assert state is not None
     assert f" {state.entries} prompts, {state.size_bytes / MIB:.3f} MiB" in last
 
 
-def test_memory_of_a_hybrid_with_windows_adds_up() -> None:
+def test_logged_server_hybrid_memory_sums() -> None:
     facts = facts_of(
         "llama_kv_cache: size =    3.00 MiB (  1024 cells,   2 layers,  1/1 seqs), "
         "K (f16):    1.00 MiB, V (f16):    2.00 MiB",
@@ -103,7 +103,7 @@ def test_memory_of_a_hybrid_with_windows_adds_up() -> None:
     assert facts.reported == {"k": 5 * MIB // 4, "v": 5 * MIB // 2, "recurrent": round(0.35 * MIB)}
 
 
-def test_what_was_reported_holds_after_a_sleep_if_the_same_is_loaded() -> None:
+def test_logged_server_reported_bytes_after_sleep() -> None:
     size = "llama_kv_cache: size = 2.00 MiB (1024 cells, 2 layers, 1/1 seqs), K (f16): 1.00 MiB, V (f16): 1.00 MiB"
     loading = "srv    load_model: loading model 'm.gguf'"
     slots = "srv    load_model: initializing, n_slots = 1, n_ctx_slot = {}, kv_unified = 'false'"
@@ -148,12 +148,12 @@ def test_what_was_reported_holds_after_a_sleep_if_the_same_is_loaded() -> None:
         ([], "", None),
     ],
 )
-def test_the_pool(lines: list[str], flags: str, capacity: int | None) -> None:
+def test_pool_capacity_from_log_and_flags(lines: list[str], flags: str, capacity: int | None) -> None:
     facts = facts_of(*(f"srv    load_model: {'initializing, ' * ('n_slots' in line)}{line}" for line in lines))
     assert pool_capacity(facts, Polled(), model(flags)) == capacity
 
 
-def test_a_pool_that_only_the_slots_tell() -> None:
+def test_pool_capacity_from_slots() -> None:
     slots = tuple(SlotState(number, busy=False, context_size=1024) for number in range(4))
     assert pool_capacity(LoggedServer(), Polled(slots), model("-np 4")) == 4096
     assert pool_capacity(LoggedServer(), Polled(slots), model("-kvu")) == 1024
@@ -161,7 +161,7 @@ def test_a_pool_that_only_the_slots_tell() -> None:
     assert pool_capacity(LoggedServer(), Polled(capped), model("-np 4")) is None
 
 
-def test_nothing_but_states_is_no_pool() -> None:
+def test_kv_cache_state_recurrent_model_has_no_pool() -> None:
     mamba = model("-c 512", "mamba", ssm__conv_kernel=4, ssm__inner_size=256, ssm__state_size=16, ssm__time_step_rank=8)
     slots = (
         SlotState(0, True, 512, 30),
@@ -180,7 +180,7 @@ def test_nothing_but_states_is_no_pool() -> None:
 
 
 @pytest.mark.parametrize("flags", ["-c 1024", "-c 1024 -ctk q8_0 -ctv q4_0", "-c 1024 -np 2"])
-def test_bytes_in_use_are_a_tokens_bytes_times_tokens(flags: str) -> None:
+def test_kv_cache_state_used_bytes(flags: str) -> None:
     loaded = model(flags)
     assert loaded.sure is not None
     facts = facts_of("initializing, n_slots = 2, n_ctx_slot = 512, kv_unified = 'false'")
@@ -192,7 +192,7 @@ def test_bytes_in_use_are_a_tokens_bytes_times_tokens(flags: str) -> None:
     assert kv_cache_state(facts, Polled(full), loaded).used_bytes == state.planned_bytes
 
 
-def test_a_window_is_never_more_than_full() -> None:
+def test_kv_cache_state_sliding_window_used_bytes() -> None:
     loaded = model("-c 4096 -np 1", "gemma2", attention__sliding_window=128)
     assert loaded.sure is not None
     dense, window = loaded.sure.parts
@@ -219,7 +219,7 @@ def test_a_window_is_never_more_than_full() -> None:
         (("draft-mtp",), (True, None), None),
     ],
 )
-def test_the_cache_that_drafts_is_filled_only_where_something_drafts(
+def test_kv_cache_state_draft_cache_used_bytes(
     kinds: tuple[str, ...], speculative: tuple[bool | None, ...], times: int | None
 ) -> None:
     loaded = model("-c 1024 -np 2")
@@ -239,7 +239,7 @@ def test_the_cache_that_drafts_is_filled_only_where_something_drafts(
     assert kv_cache_state(facts, Polled(slots), drafting).used_bytes == used
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_kv_cache_state_unknown_is_none() -> None:
     slots = (SlotState(0, busy=True, context_size=512), SlotState(1, busy=False, context_tokens=3))
     state = kv_cache_state(LoggedServer(), Polled(slots), model("-c 1024"))
     assert (state.active, state.cached, state.used_bytes, state.headroom) == (None, 3, {}, None)
@@ -250,7 +250,7 @@ def test_what_is_not_known_is_absent() -> None:
 # -- slots ----------------------------------------------------------------------------------------------------------
 
 
-def test_slots_of_several_builds() -> None:
+def test_parse_slots_of_several_builds() -> None:
     now = {
         "id": 0, "n_ctx": 2048, "speculative": False, "is_processing": True, "id_task": 7, "n_prompt_tokens": 30,
         "n_prompt_tokens_processed": 10, "n_prompt_tokens_cache": 5, "params": {}, "next_token": [{"n_decoded": 15}],
@@ -263,7 +263,7 @@ def test_slots_of_several_builds() -> None:
 
 
 @pytest.mark.parametrize("document", [None, {}, "slots", 3])
-def test_what_is_no_list_of_slots(document: object) -> None:
+def test_parse_slots_invalid_document(document: object) -> None:
     assert parse_slots(document) is None
 
 
@@ -276,7 +276,7 @@ json = st.recursive(
 
 
 @given(st.lists(json, max_size=4))
-def test_slots_out_of_anything(document: list[object]) -> None:
+def test_parse_slots_any_json(document: list[object]) -> None:
     for slot in parse_slots(document) or ():
         assert slot.id >= 0
         assert slot.context_tokens is None or slot.context_tokens >= 0
@@ -286,17 +286,17 @@ def busy(task: int, decoded: int, number: int = 0) -> SlotState:
     return SlotState(number, busy=True, task=task, decoded=decoded)
 
 
-def test_the_rate_of_requests_that_run_begin_and_end() -> None:
+def test_decode_rate_running_started_and_finished() -> None:
     rate = DecodeRate()
     assert rate.observe([busy(1, 10)], 0.0, 100.0) is None
     assert rate.observe([busy(1, 30)], 0.0, 102.0) == 10.0
-    # 1 ended with 35, 2 began and ended with 8, 3 runs.
+    # 1 finished with 35, 2 started and finished with 8, 3 runs.
     assert rate.observe([busy(3, 7)], 43.0, 103.0) == (5 + 8 + 7)
     assert rate.observe([SlotState(0, busy=False)], 50.0, 104.0) == 0.0
     assert rate.observe([SlotState(0, busy=False)], 50.0, 105.0) == 0.0
 
 
-def test_each_slot_has_the_rate_of_its_own_request() -> None:
+def test_decode_rate_per_slot() -> None:
     rate = DecodeRate()
 
     def paces(at: float, counted: float, *slots: SlotState) -> list[float | None]:
@@ -308,30 +308,30 @@ def test_each_slot_has_the_rate_of_its_own_request() -> None:
     assert paces(102.0, 0.0, replace(first, decoded=30), replace(second, decoded=6)) == [10.0, 0.5]
     # Another request in a slot has no rate yet, an idle slot none at all.
     assert paces(103.0, 30.0, busy(3, 7), SlotState(1, busy=False)) == [None, None]
-    # Nor is there one across another process's start, though its numbers begin anew.
+    # Nor is there one across a restart, where the task numbers start again.
     assert paces(104.0, 1.0, busy(3, 9)) == [None]
 
 
-def test_a_request_that_ends_between_the_two_questions_counts_later_and_once() -> None:
+def test_decode_rate_request_finished_between_polls() -> None:
     rate = DecodeRate()
     rate.observe([busy(1, 10)], 0.0, 1.0)
-    assert rate.observe([SlotState(0, busy=False)], 0.0, 2.0) == 0.0  # ended, and not in the counter yet
+    assert rate.observe([SlotState(0, busy=False)], 0.0, 2.0) == 0.0  # finished, and not in the counter yet
     assert rate.observe([SlotState(0, busy=False)], 25.0, 3.0) == 15.0
 
 
-def test_a_rate_that_cannot_be_told() -> None:
+def test_decode_rate_unknown() -> None:
     rate = DecodeRate()
     assert rate.observe([busy(1, 10)], 100.0, 1.0) is None
     assert rate.observe([busy(1, 12)], 5.0, 2.0) is None  # another process
-    assert rate.observe([SlotState(0, busy=True)], 5.0, 3.0) is None  # a build that does not say
+    assert rate.observe([SlotState(0, busy=True)], 5.0, 3.0) is None  # a build that does not report it
     assert rate.observe([busy(1, 12)], 9.0, 3.0) is None  # the same moment
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.booleans(), st.booleans()), min_size=1, max_size=40),
 )
-def test_every_token_counts_once(steps: list[tuple[int, bool, bool]]) -> None:
-    """One slot whose request generates some, and perhaps ends: before the questions, or between the two."""
+def test_decode_rate_counts_every_token_once(steps: list[tuple[int, bool, bool]]) -> None:
+    """One slot whose request generates tokens and may finish: before both polls, or between them."""
     rate, total, counted, task, decoded = DecodeRate(), 0.0, 0, 0, 0
     rate.observe([busy(0, 0)], 0.0, 0.0)
     generated = 0
@@ -351,7 +351,7 @@ def test_every_token_counts_once(steps: list[tuple[int, bool, bool]]) -> None:
 # -- settings, process, collectors ----------------------------------------------------------------------------------
 
 
-def test_settings_that_were_given() -> None:
+def test_given_flags_from_arguments_and_environment() -> None:
     words = ["-m", "x.gguf", "-c", "4096", "-np", "2", "--parallel", "3", "-no-kvu", "--swa-full", "--host", "::1"]
     words += ["--context-shift", "-lv", "4"]
     environ = {"LLAMA_ARG_BATCH": "64", "LLAMA_ARG_CTX_SIZE": "1", "LLAMA_API_KEY": "secret"}
@@ -362,7 +362,7 @@ def test_settings_that_were_given() -> None:
     assert given_flags(parse_server_flags([], environ={"LLAMA_ARG_KV_UNIFIED": "0"})) == {"kv-unified": "false"}
 
 
-def test_process_usage_goes_on_over_restarts() -> None:
+def test_process_usage_continues_after_restart() -> None:
     usage = ProcessUsage()
     assert usage.read(None).cpu_s is None
     programs = [subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE) for _ in range(2)]
@@ -383,11 +383,11 @@ def test_process_usage_goes_on_over_restarts() -> None:
         for program in programs:
             program.kill()
             program.communicate()
-    gone = usage.read(programs[1].pid)
-    assert (gone.cpu_s, gone.memory_bytes) == (second.cpu_s, None)
+    exited = usage.read(programs[1].pid)
+    assert (exited.cpu_s, exited.memory_bytes) == (second.cpu_s, None)
 
 
-def test_samples_of_the_kv_cache() -> None:
+def test_kv_cache_collector_samples() -> None:
     assert samples_of(KvCacheCollector(), snapshot(known_snapshot())) == {
         "llamacpp.kv_cache.capacity": [(1024, {})],
         "llamacpp.kv_cache.tokens": [(300, {"state": "active"}), (100, {"state": "cached"})],
@@ -403,7 +403,7 @@ def test_samples_of_the_kv_cache() -> None:
     }
 
 
-def test_samples_of_slots_the_prompt_cache_and_the_model() -> None:
+def test_slots_prompt_cache_model_collector_samples() -> None:
     state = snapshot(known_snapshot())
     slots = samples_of(SlotsCollector(), state)
     assert slots["llamacpp.slots"] == [(1, {"state": "busy"}), (1, {"state": "idle"})]
@@ -429,13 +429,13 @@ def test_samples_of_slots_the_prompt_cache_and_the_model() -> None:
     )
 
 
-def test_a_server_of_which_little_is_known_has_few_samples() -> None:
-    little = snapshot(server_snapshot(counters={"prompt_tokens_total": 3.0}))
+def test_collectors_unknown_figures_have_no_samples() -> None:
+    unknown = snapshot(server_snapshot(counters={"prompt_tokens_total": 3.0}))
     for collector in (KvCacheCollector(), SlotsCollector(), PromptCacheCollector(), ModelCollector()):
-        assert samples_of(collector, little) == {}
+        assert samples_of(collector, unknown) == {}
 
 
-def test_the_line_for_people() -> None:
+def test_kv_cache_line() -> None:
     state = known_snapshot()
     assert kv_cache_line(state) == "1,024 tokens shared by 2 slots, 8.00 KiB; 300 active, 100 cached"
     assert state.kv_cache is not None
