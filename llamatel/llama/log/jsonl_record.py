@@ -54,7 +54,7 @@ def _parse_json(line: str) -> LogLine | None:
     found = _SLOT.match(text)
     if found is None:
         return parts
-    return parts._replace(slot=int(found.group(1)), task=int(found.group(2)), said=found.group(3))
+    return parts._replace(slot=int(found.group(1)), task=int(found.group(2)), slot_message=found.group(3))
 
 
 def readable(line: str) -> str:

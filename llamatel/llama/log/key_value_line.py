@@ -19,14 +19,14 @@ _NUMBER = re.compile(r"-?\d{1,12}")
 
 
 class KeyValueLine(NamedTuple):
-    """What such a line says, in today's words."""
+    """The line as current builds write it."""
 
     text: str
     level: str
     wall: float | None
     slot: int | None = None
     task: int | None = None
-    said: str = ""
+    slot_message: str = ""
 
 
 def read_key_values(line: str) -> KeyValueLine | None:
@@ -65,10 +65,10 @@ def _translated(message: str, values: Mapping[str, str], level: str) -> KeyValue
     # Whole seconds: it was written before the next one began.
     wall = float(stamp) + 1.0 if _NUMBER.fullmatch(stamp) and int(stamp) > 0 else None
     slot, task = (_number(values.get(name)) for name in ("id_slot", "id_task"))
-    function, said = _of_slot(message, values)
+    function, text_of_slot = _of_slot(message, values)
     if slot is not None and task is not None and 0 <= slot < 1000 and function:
-        text = f"slot {function:>12}: id {slot:2d} | task {task} | {said}"
-        return KeyValueLine(text, level, wall, slot, task, said)
+        text = f"slot {function:>12}: id {slot:2d} | task {task} | {text_of_slot}"
+        return KeyValueLine(text, level, wall, slot, task, text_of_slot)
     return KeyValueLine(_of_server(message, values), level, wall)
 
 

@@ -50,8 +50,8 @@ class LogLine(NamedTuple):
     """The slot that a line is about; None for any other line."""
     task: int | None = None
     """The task that it works on."""
-    said: str = ""
-    """What the line says about the two: the rest of ``text``."""
+    slot_message: str = ""
+    """The rest of ``text`` after slot and task."""
 
 
 def starts_like_llama_cpp(text: str) -> bool:
@@ -88,14 +88,14 @@ def _from_json(line: str) -> LogLine | None:
 
 
 def _from_key_values(parts: KeyValueLine) -> LogLine:
-    return LogLine(parts.text, None, parts.level, None, parts.wall, parts.slot, parts.task, parts.said)
+    return LogLine(parts.text, None, parts.level, None, parts.wall, parts.slot, parts.task, parts.slot_message)
 
 
 def _unstamped(text: str) -> LogLine:
     match = _TEXT.match(text)
     if match is None or match.group(2) is None:
         return LogLine(text)
-    return LogLine(text, slot=int(match.group(2)), task=int(match.group(3)), said=match.group(4))
+    return LogLine(text, slot=int(match.group(2)), task=int(match.group(3)), slot_message=match.group(4))
 
 
 def split_line(line: str) -> LogLine:
@@ -109,12 +109,12 @@ def split_line(line: str) -> LogLine:
 
 
 def _stamped(match: re.Match[str]) -> LogLine:
-    stamp, level, text, slot, task, said = match.groups()
+    stamp, level, text, slot, task, message = match.groups()
     micros = int(stamp.replace(".", ""))
     time = micros // 100_000_000 * 60 + micros % 100_000_000 / 1e6
     if slot is None:
         return LogLine(text, time, level)
-    return LogLine(text, time, level, None, None, int(slot), int(task), said)
+    return LogLine(text, time, level, None, None, int(slot), int(task), message)
 
 
 def _other_form(line: str) -> LogLine:

@@ -1,12 +1,11 @@
 """Which server process wrote a line, in a stream where several may write.
 
-One process after another (a restart) is the usual case. Several at once is what logs are that were merged without a
-prefix, and Ollama's, whose models share one stream. Stamped lines belong to the process whose clock they continue.
-Lines without stamps, and clocks too close to each other, leave slots and task numbers: a line belongs to the one
-request that runs this task in this slot. What fits several servers is certain for none: it goes to ``UNKNOWN``, or is
-lost.
+Usually one process follows another (a restart). Several write at once in logs that were merged without a prefix, and in
+Ollama's, whose models share one stream. Lines with timestamps belong to the process whose clock they continue. Lines
+without timestamps, or with clocks that are too close, are matched by slot and task number: a line belongs to the one
+request that runs this task in this slot. A line that fits several servers goes to ``UNKNOWN`` or is dropped.
 
-Nothing is parsed here but what tells processes apart; a ``LogReader`` for each reads the lines.
+Parses only what distinguishes processes; a ``LogReader`` per process reads the lines.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from typing import NamedTuple
 from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
-"""The number of a server that is one of several, and nobody knows which."""
+"""The number of a server that is one of several, not known which."""
 HELD = -3
-"""The number of lines that come again, as events, once it is known which server's they are."""
+"""The number of lines that are repeated as events once it is known which server wrote them."""
 _LEFT_OUT = -2
 _BACK_S = 0.25
-"""A process's lines are in order; standard output and error that a runtime merged are off by less."""
+"""A process's lines are in order, up to this: a runtime may merge standard output and error."""
 _APART_S = 5.0
-"""Starts of processes that differ by less cannot be told apart by the time at which their lines are read."""
+"""Processes that started closer together cannot be distinguished by the time at which their lines are read."""
 _PROMPT_S = 1.0
-"""Lines that are read as they are written are late by less."""
+"""Lines that are read as they are written are delayed by less."""
 _SETTLED = 5
-"""So often lines must have been read as they were written before one that is early counts as another server's."""
+"""Lines read as they were written, this many times, before one that is early counts as another server's."""
 _JUST_STARTED_S = 2.0
 _MOST_PROCESSES = 16
 _MOST_LOADING_LINES = 10_000
@@ -51,11 +50,11 @@ _WILD = ("0.0.0.0", "::", "127.0.0.1", "localhost", "::1")  # noqa: S104 - recog
 
 
 class Change(Enum):
-    """What becomes of a process."""
+    """What happened to a process."""
 
     LINE = "this line, which was held back, is its next"
     REPLACED = "its process was replaced: its requests failed"
-    FORGOTTEN = "another process took over, perhaps: what became of its requests is unknown"
+    FORGOTTEN = "another process may have replaced it: the outcome of its requests is unknown"
     LOST = "the request in this slot of it cannot be followed; without a slot, one of which nothing else was read"
 
 
@@ -74,7 +73,7 @@ class Event(NamedTuple):
 class _Process:
     number: int
     clock: int = 0
-    """Tells its clock from those of the processes before and after, which may be the same server's."""
+    """Distinguishes its clock from those of earlier and later processes, which may be the same server's."""
     last: float = 0.0
     """Log time of its last line."""
     started_at: float | None = None
@@ -98,7 +97,7 @@ class _Process:
     """Lines that a process writes once."""
     alive: bool = False
     """Whether it wrote after another process had written."""
-    began_at: float = 0.0
+    first_line_at: float = 0.0
     """Unix time of its first line."""
 
     def start(self, slot: int, task: int) -> None:
@@ -120,7 +119,7 @@ class ProcessSeparation:
     """Assigns the lines of one stream to numbered processes. Not thread-safe."""
 
     def __init__(self, *, clocks_only: bool = False) -> None:
-        """``clocks_only``: tell nothing but clocks apart."""
+        """``clocks_only``: distinguish processes by their clocks only."""
         self._clocks_only = clocks_only
         self.running: Callable[[], tuple[dict[int, int], int]] | None = None
         """The tasks in flight by slot and the newest task, while there is one process and not all of its lines come
@@ -137,11 +136,11 @@ class ProcessSeparation:
         self._clocks = 0
         self._lines = 0
         self._by_task = False
-        """Whether clocks do not tell them apart."""
-        self._strangers = False
-        """Whether there is a process of which nothing else is known."""
+        """Whether clocks do not distinguish them."""
+        self._unseen = False
+        """Whether there is a process of which no start was seen."""
         self._displaced: dict[tuple[int, int], None] = {}
-        """Requests whose slot another got before they had ended."""
+        """Requests whose slot was given to another before they finished."""
         self._unknown: dict[tuple[int, int], int] = {}
         """Requests of UNKNOWN by slot and task, and the slot that they are given."""
         self._doubled: dict[tuple[int, int], int] = {}
@@ -153,7 +152,7 @@ class ProcessSeparation:
         self._untimed: dict[tuple[int, int], set[str]] = {}
         """Timings that have not come yet."""
         self._chosen: dict[int, Event] = {}
-        """Lines about a slot that is free; which server's, the task shows that gets it."""
+        """Lines about a free slot; the task that gets the slot shows which server wrote them."""
 
     @property
     def clock(self) -> int:
@@ -168,10 +167,10 @@ class ProcessSeparation:
     def route(
         self, line: str, parts: LogLine, now: float, *, dated: bool = False, live: bool = True, clock: int | None = None
     ) -> tuple[int | None, LogLine]:
-        """The process that wrote a line, None if that cannot be said, and the line as its reader is to get it.
+        """The process that wrote a line (None if unknown), and the line as its reader is to get it.
 
-        ``now`` is the Unix time at which it was written at the latest: ``dated`` where a wrapper has it, else that at
-        which it was read, right after it was written if ``live``. ``clock``: whose stamp it is, where that is known.
+        ``now``: latest Unix time at which it was written, from a wrapper if ``dated``, else the time of reading (right
+        after writing if ``live``). ``clock``: whose timestamp it is, where that is known.
         """
         self._lines += 1
         process = self._current
@@ -189,24 +188,24 @@ class ProcessSeparation:
             return self._server_line(process, line, parts, now)
         process.last = max(process.last, parts.time or 0.0)
         if parts.task is not None and parts.task >= 0:
-            self._watch(process, parts.slot, parts.task, parts.said)
+            self._watch(process, parts.slot, parts.task, parts.slot_message)
             if self._by_task:
                 return self._of_task(line, parts, now)
-            if self._untimed or len(parts.said) < 2:
+            if self._untimed or len(parts.slot_message) < 2:
                 self._open.clear()
                 return self._with_timings(process.number, parts.slot, parts)
         return process.number, parts
 
     def _server_line(self, process: _Process, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
-        """A line of the one process that is about no slot."""
+        """A line of the only process that is not about a slot."""
         if parts.time is None and self._has_worked(process) and _STARTS.match(parts.text):
-            self._begin(now, None)
+            self._add_process(now, None)
             return self._hold(self._current, line, parts, now)
         if self._loads_twice(process, parts.text):
             if parts.time is None or parts.time - process.last < _APART_S:
-                self._mix(strangers=True)
+                self._mix(unseen=True)
                 return self._leave_out(parts)
-            process = self._begin_beside(parts.time, now)
+            process = self._add_concurrent(parts.time, now)
         process.last = max(process.last, parts.time or 0.0)
         self._learn(process, parts.text)
         if self._open and parts.text.lstrip().startswith(_TIMINGS):
@@ -214,7 +213,7 @@ class ProcessSeparation:
         return process.number, parts
 
     def _starts_again(self, process: _Process, parts: LogLine) -> bool:
-        """Whether a stamped line is the first of a process that follows one that lived for a moment only."""
+        """Whether a line with a timestamp is the first of a process that replaces a short-lived one."""
         return (
             parts.time is not None
             and parts.time < process.last
@@ -228,14 +227,14 @@ class ProcessSeparation:
 
     # -- one process --------------------------------------------------------------------------------------------------
 
-    def _watch(self, process: _Process, slot: int, task: int, said: str) -> None:
-        """Note what its slots do, and whether one process can do that."""
+    def _watch(self, process: _Process, slot: int, task: int, message: str) -> None:
+        """Record what its slots do, and detect what one process cannot do."""
         if self._clocks_only:
             return
-        if said.startswith("processing task"):
+        if message.startswith("processing task"):
             running = process.running.get(slot)
             if running == task or task <= (process.idle_task if process.running else process.newest_task):
-                self._mix(strangers=True)
+                self._mix(unseen=True)
                 return
             if running is not None:
                 self._displaced[slot, running] = None
@@ -243,13 +242,13 @@ class ProcessSeparation:
                     del self._displaced[next(iter(self._displaced))]
             process.start(slot, task)
         elif process.running.get(slot) == task:
-            if said.startswith("stop processing"):
+            if message.startswith("stop processing"):
                 del process.running[slot]
         elif (slot, task) in self._displaced or any(each.running.get(slot) == task for each in self._processes):
-            self._mix(strangers=True)  # their clocks are too close
+            self._mix(unseen=True)  # their clocks are too close
 
     def _loads_twice(self, process: _Process, text: str) -> bool:
-        """Whether another process loads at the same time, which its lines do not tell apart."""
+        """Whether another process loads at the same time, with lines that do not distinguish the two."""
         found = _STARTS.match(text) or ("listening on " in text and _LISTENING.search(text)) or None
         if found is None or self._clocks_only:
             return False
@@ -266,13 +265,13 @@ class ProcessSeparation:
             process.port = int(found.group(2)) if found.group(2) else None
 
     def _in_time(self, process: _Process, time: float, now: float) -> bool:
-        """Whether a stamp read at ``now`` can be this process's, if its lines were read as they were written so far."""
+        """Whether a timestamp read at ``now`` can be this process's, whose lines were read as they were written."""
         started_at = now - time
         if process.started_at is None:
             process.started_at = started_at
         early = process.started_at - started_at
         if early > _PROMPT_S:
-            # Ahead of its time. Its clock cannot jump; but ours may have been set, or its lines were late until now.
+            # Early. Its clock cannot jump; but ours may have been set, or its lines were delayed until now.
             if process.prompt >= _SETTLED and early > _APART_S and time - process.last > _APART_S:
                 return False
             process.prompt = 0
@@ -299,10 +298,10 @@ class ProcessSeparation:
             else self._of_clock(clock, parts.time, now)
         )
         if process is not None and clock is None and self._starts_again(process, parts):
-            self._begin(now, now - parts.time if live else None)
+            self._add_process(now, now - parts.time if live else None)
             process = self._current
         if process is None:
-            self._mix(strangers=True)
+            self._mix(unseen=True)
             return self._among(line, parts, now, dated=dated, live=live, clock=clock)
         self._current = process
         if process.loading is not None:
@@ -312,29 +311,32 @@ class ProcessSeparation:
         if parts.slot is None:
             self._learn(process, parts.text)
         elif parts.task is not None and parts.task >= 0:
-            self._watch(process, parts.slot, parts.task, parts.said)
+            self._watch(process, parts.slot, parts.task, parts.slot_message)
             if self._by_task:
                 return self._of_task(line, parts, now)
             return self._with_timings(process.number, parts.slot, parts)
         return process.number, parts
 
     def _by_clock(self, time: float, now: float, *, dated: bool, live: bool) -> _Process | None:
-        """The process whose clock a stamp continues, a new one, or None if that is not certain."""
+        """The process whose clock a timestamp continues, a new one, or None if that is ambiguous."""
         started_at = now - time
-        told = [each for each in self._processes if each.last - _BACK_S <= time]
+        candidates = [each for each in self._processes if each.last - _BACK_S <= time]
         if live:
             late = _APART_S if dated else float("inf")
-            told = [
-                each for each in told if each.started_at is None or -_APART_S <= started_at - each.started_at <= late
+            candidates = [
+                each
+                for each in candidates
+                if each.started_at is None or -_APART_S <= started_at - each.started_at <= late
             ]
-        if told:
-            # The nearest: the others would have been silent for longer than that.
+        if candidates:
+            # The nearest clock: any other process would have been silent for longer.
             if live:
-                found = max(told, key=lambda each: each.started_at or 0.0)
+                found = max(candidates, key=lambda each: each.started_at or 0.0)
                 found.started_at = min(started_at, found.started_at or started_at)
                 return found
             found = max(
-                [each for each in told if each.alive or each is self._current] or told, key=lambda each: each.last
+                [each for each in candidates if each.alive or each is self._current] or candidates,
+                key=lambda each: each.last,
             )
             if found is not self._current:
                 found.alive = self._current.alive = True
@@ -344,7 +346,7 @@ class ProcessSeparation:
         )
         if close:
             return None
-        self._begin(now, started_at if live else None)
+        self._add_process(now, started_at if live else None)
         if time > _JUST_STARTED_S:
             self.mixed = True
             self._current.loading = None
@@ -354,7 +356,7 @@ class ProcessSeparation:
     def _of_clock(self, clock: int, time: float, now: float) -> _Process:
         found = next((each for each in self._processes if each.clock == clock), None)
         if found is None:
-            self._begin(now, None)
+            self._add_process(now, None)
             found = self._current
             found.clock = clock
             if time > _JUST_STARTED_S:
@@ -364,48 +366,48 @@ class ProcessSeparation:
 
     @property
     def alone(self) -> bool:
-        """Whether there is one process, as far as is known."""
+        """Whether only one process is known."""
         return len(self._processes) == 1 and not self._by_task
 
     @property
     def last(self) -> float:
-        """The last stamp of the one process."""
+        """The last timestamp of the only process."""
         return self._first.last
 
     def latest(self, now: float) -> float:
-        """Stamps up to here can be those of the one process, in lines read right after they were written."""
+        """The latest timestamp that the only process can have in lines read right after they were written."""
         if self._first.started_at is None or self._first.prompt < _SETTLED:
             return float("inf")
         return max(now - self._first.started_at, self._first.last) + _APART_S
 
     def note(self, time: float, now: float) -> None:
-        """Lines of the one process were read at ``now``, up to this stamp; 0: without stamps."""
+        """Record that lines of the only process were read at ``now``, up to this timestamp (0: without timestamps)."""
         if time:
             self._in_time(self._first, time, now)
             self._first.last = max(self._first.last, time)
 
     def another(self) -> None:
-        """The next line cannot be the one process's: several servers write, and nothing tells them apart."""
-        self._mix(strangers=True)
+        """The next line is another process's: several servers write, and nothing distinguishes them."""
+        self._mix(unseen=True)
 
     def _count_running(self) -> None:
-        """The one process is not the only one any more."""
+        """Copy the state of the only process before another one is added."""
         if self.running is not None and len(self._processes) == 1:
             self._first.running, self._first.newest_task = self.running()
             self.running = None
 
-    def _begin_beside(self, time: float, now: float) -> _Process:
-        """Another process writes at the same time, whose clock is another."""
-        self._begin(now, now - time)
+    def _add_concurrent(self, time: float, now: float) -> _Process:
+        """Add a process that writes at the same time, with a clock of its own."""
+        self._add_process(now, now - time)
         self.mixed, self._current.loading = True, None
         self._number(self._current)
         return self._current
 
-    def _begin(self, now: float, started_at: float | None) -> None:
-        """Another process starts to write."""
+    def _add_process(self, now: float, started_at: float | None) -> None:
+        """Add a process that starts to write."""
         self._count_running()
         self._clocks += 1
-        process = _Process(UNKNOWN - 1, self._clocks, started_at=started_at, began_at=now)
+        process = _Process(UNKNOWN - 1, self._clocks, started_at=started_at, first_line_at=now)
         if not self._clocks_only:
             process.loading = []
         process.lines_at = self._lines
@@ -417,7 +419,7 @@ class ProcessSeparation:
         self._current = process
 
     def _hold(self, process: _Process, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
-        """Keep a line of a process that loads until it is known which server it is."""
+        """Hold a line of a loading process until it is known which server it is."""
         held = process.loading
         if held is None:
             return process.number, parts
@@ -429,20 +431,20 @@ class ProcessSeparation:
             return HELD, parts
         self._settle(process)
         if parts.slot is not None and parts.task is not None and parts.task >= 0:
-            self._watch(process, parts.slot, parts.task, parts.said)
+            self._watch(process, parts.slot, parts.task, parts.slot_message)
         return process.number, parts
 
     def _settle(self, process: _Process) -> None:
-        """It is known now which server a process is."""
+        """Assign a loaded process to its server: the one at its address, a silent one, or a new one."""
         held, process.loading = process.loading or [], None
-        began = process.lines_at
+        start_line = process.lines_at
         others = [each for each in self._processes if each is not process and each.loading is None]
         same = [each for each in others if _same_address(each, process)]
-        silent = [each for each in others if (each.port is None or process.port is None) and each.lines_at < began]
+        silent = [each for each in others if (each.port is None or process.port is None) and each.lines_at < start_line]
         before = same or (silent if len(others) == 1 else [])
         if before:
             change = Change.REPLACED if same else Change.FORGOTTEN
-            self.events.append(Event(change, before[0].number, now=process.began_at))
+            self.events.append(Event(change, before[0].number, now=process.first_line_at))
             process.number = before[0].number
             self._processes.remove(before[0])
             if self._first is before[0]:
@@ -457,11 +459,11 @@ class ProcessSeparation:
         process.number = self._numbers
         self._numbers += 1
 
-    def _mix(self, *, strangers: bool) -> None:
-        """Their clocks do not tell them apart: what runs now cannot be followed with certainty."""
+    def _mix(self, *, unseen: bool) -> None:
+        """Stop using clocks, which do not distinguish the processes: requests in flight cannot be followed."""
         self._count_running()
         self.mixed = self._by_task = True
-        self._strangers = self._strangers or strangers
+        self._unseen = self._unseen or unseen
         for process in self._processes:
             for slot, task in process.running.items():
                 self.events.append(Event(Change.LOST, process.number, slot=slot))
@@ -478,7 +480,10 @@ class ProcessSeparation:
             return self._leave_out(parts)
         key = (slot, task)
         holders = [each for each in self._processes if each.running.get(slot) == task]
-        starts, ends = parts.said.startswith("processing task"), parts.said.startswith("stop processing")
+        starts, ends = (
+            parts.slot_message.startswith("processing task"),
+            parts.slot_message.startswith("stop processing"),
+        )
         if key in self._doubled:
             if starts:
                 self.events.append(Event(Change.LOST, UNKNOWN))
@@ -512,7 +517,7 @@ class ProcessSeparation:
             if len(self._doubled) > _MOST_DISPLACED:
                 del self._doubled[next(iter(self._doubled))]
             return self._leave_out(parts)
-        fitting = [] if self._strangers else [each for each in self._processes if each.could_start(slot, task)]
+        fitting = [] if self._unseen else [each for each in self._processes if each.could_start(slot, task)]
         chosen = self._chosen.pop(slot, None)
         if len(fitting) == 1 and len(self._processes) > 1:
             [process] = fitting
@@ -530,22 +535,22 @@ class ProcessSeparation:
         return UNKNOWN, parts._replace(slot=given, time=None)
 
     def _with_timings(self, number: int, slot: int, parts: LogLine) -> tuple[int | None, LogLine]:
-        """Note whether timings follow; a request whose timings could not be assigned is lost."""
+        """Record whether timings follow; a request whose timings could not be assigned is lost."""
         place = (number, slot)
-        if not parts.said.strip() and parts.task is not None:
+        if not parts.slot_message.strip() and parts.task is not None:
             if len(self._unsure) > _MOST_PROCESSES:
                 self._unsure.clear()  # lines are missing
             self._open[place] = parts.task
             self._untimed[place] = {"prompt", "eval"}
         elif place in self._untimed:
             self._open.pop(place, None)
-            if parts.said.startswith("stop processing") and self._untimed.pop(place):
+            if parts.slot_message.startswith("stop processing") and self._untimed.pop(place):
                 self.events.append(Event(Change.LOST, number, slot=slot))
                 return self._leave_out(parts)
         return number, parts
 
     def _without_slot(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
-        """A line about no slot: it belongs to the one process that loads, or to the request that it names."""
+        """A line that is not about a slot: the only loading process's, or that of the request it names."""
         text = parts.text
         if text.lstrip().startswith(_TIMINGS):
             return self._timing(parts)
@@ -557,21 +562,21 @@ class ProcessSeparation:
                 held.parts is not None and held.parts.text == text for held in loading[-1].loading or ()
             )
             if not loading or already:
-                self._begin(now, None)
+                self._add_process(now, None)
                 return self._hold(self._current, line, parts, now)
         if len(loading) == 1:
             return self._hold(loading[0], line, parts, now)
         if len(loading) > 1 and "listening on " in text:
-            # They started together: which of them is this one's model is not known.
+            # They started together: it is unknown which of them is this one.
             for each in loading:
                 self._processes.remove(each)
-            self._mix(strangers=True)
+            self._mix(unseen=True)
         return self._leave_out(parts)
 
     def _timing(self, parts: LogLine) -> tuple[int | None, LogLine]:
-        """A timing that follows its heading; a line about its slot from now on."""
+        """A timing after its heading, rewritten as a line about the heading's slot."""
         if len(self._open) != 1 or self._unsure:
-            # Of one of several requests: none has it, until all of their timings have passed.
+            # It belongs to one of several requests: drop it, and all of their timings.
             self._unsure.update(self._open)
             for place in self._open:
                 self._untimed.setdefault(place, {"prompt", "eval"})
@@ -587,10 +592,10 @@ class ProcessSeparation:
         if text.startswith("total time"):
             self._open.clear()
         heading = f"slot print_timing: id {place[1]:2d} | task {task} | {text}"
-        return place[0], parts._replace(text=heading, slot=place[1], task=task, said=text)
+        return place[0], parts._replace(text=heading, slot=place[1], task=task, slot_message=text)
 
     def _by_number(self, task: int, parts: LogLine) -> tuple[int | None, LogLine]:
-        """A line that names a task alone: a cancellation, an error."""
+        """A line that names only a task: a cancellation, an error."""
         holders = [each for each in self._processes if task in each.running.values()]
         unknown = [key for key in self._unknown if key[1] == task]
         if len(holders) + len(unknown) == 1:
@@ -605,7 +610,7 @@ class ProcessSeparation:
 
     def _leave_out(self, parts: LogLine) -> tuple[None, LogLine]:
         self.undecided += 1
-        if parts.slot is not None and parts.task is not None and parts.task >= 0 and not parts.said.strip():
+        if parts.slot is not None and parts.task is not None and parts.task >= 0 and not parts.slot_message.strip():
             self._open[_LEFT_OUT, parts.slot] = parts.task  # its timings are not another request's
         return None, parts
 

@@ -1,18 +1,18 @@
 """How long a request waited for its slot, estimated from llama.cpp's task numbers.
 
-The log says when a task got its slot, not when it arrived. But task numbers tell: one counter numbers the tasks as they
-arrive, and the server's loop takes one number for each of its turns too (``SERVER_TASK_TYPE_NEXT_RESPONSE``, posted in
-``update_slots``, tools/server/server-context.cpp), as does each cancellation and each poll of /metrics or /slots. So of
-the numbers below a task's own, those that are none of these are turns: their count is the turn in which it arrived.
-When that turn was, follows from the finished requests: a prompt is one turn a batch, and a decode of n tokens is n - 1
-turns, evenly spread over its time. A wait is worked out when the task ends, when more is known of the turns before it.
+The log records when a task got its slot, not when it arrived. Arrival follows from task numbers: one counter numbers
+tasks as they arrive, and also each iteration (turn) of the server's loop (``SERVER_TASK_TYPE_NEXT_RESPONSE``, posted in
+``update_slots``, tools/server/server-context.cpp), each cancellation and each poll of /metrics or /slots. Numbers below
+a task's own that belong to none of the others are turns: their count is the turn in which the task arrived. The time of
+a turn follows from finished requests: a prompt is one turn per batch, a decode of n tokens is n - 1 turns, evenly
+spread over its time. A wait is computed when the task finishes, when more turns before it are known.
 
-The estimate is off by about half a turn (a token's time; the time of a whole batch while prompts are processed). More
-where turns or numbers cannot be told: several long prompts that share a batch, requests with several choices that make
-way for each other, foreign pollers; what is known otherwise (the other slots' counts, requests that met a free slot)
-sets that right again. The turns of a request that was cancelled are guessed where no other slot counted them; a wait
-that such guesses could falsify by much is None, as is everything before the first request that met a free slot in a log
-read from its middle. Checked against llama.cpp's own times and clients' clocks in ``tests/test_queue_clock.py``.
+The error is about half a turn (the time of a token, or of a batch while prompts are processed). It is larger where
+turns or numbers are ambiguous: several long prompts in one batch, requests with several choices that preempt each
+other, other pollers; the counts of other slots and requests that found a free slot correct that again. Turns of a
+cancelled request are guessed where no other slot counted them; a wait that depends much on such guesses is None, as are
+all waits before the first request that found a free slot, in a log read from its middle. Checked against llama.cpp's
+own times and clients' clocks in ``tests/test_queue_clock.py``.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from enum import Enum
 from typing import NamedTuple
 
 DEFAULT_BATCH = 2048
-"""Prompt tokens that a turn takes at most: llama-server's default ``--batch-size``."""
+"""Most prompt tokens in one turn: llama-server's default ``--batch-size``."""
 _KEEP = 8192
-"""Points and task numbers kept; the wait of a request during whose time more were made is unknown."""
+"""Points and task numbers kept; the wait of a request that saw more of them is unknown."""
 _KEEP_TAKEN = 256
 _SAME_TURN_S = 0.02
-"""A task whose slot is chosen this soon after a release may have waited for it."""
+"""A task whose slot is chosen within this time after a release may have waited for it."""
 _DOUBT = 0.25
 """A wait is unknown if more than this share of its turns may be guesses."""
 _AGREE = 4
-"""So many requests that met a free slot must find more numbers taken than we know of before we believe it."""
+"""Requests with a free slot that must see unexplained task numbers before the offset is corrected."""
 
 
 class _Met(Enum):
     IDLE = "an idle server"
-    FREE = "a free slot beside busy ones"
-    BUSY = "busy slots, perhaps"
-    UNKNOWN = "what was before the log"
+    FREE = "a free slot, others busy"
+    BUSY = "possibly busy slots"
+    UNKNOWN = "a state from before the log"
 
 
 class _Launch(NamedTuple):
-    """How a task got its slot, by what was known then."""
+    """How a task got its slot, as known at that time."""
 
     time: float
     turns: float
@@ -50,7 +50,7 @@ class _Launch(NamedTuple):
     counted: bool
     """Whether they were counted, not guessed."""
     doubt: float
-    """How many of them are guesses that nothing will set right."""
+    """How many of them are guesses that no later count corrects."""
     met: _Met
 
 
@@ -63,7 +63,7 @@ class QueueClock:
         self._turns: list[float] = []
         """Moments, and the turns made until then; both ascending."""
         self._guess: float | None = None
-        """Turns made until now, after a request whose turns nobody counted (yet)."""
+        """Turns made until now, after a request whose turns are not counted (yet)."""
         self._doubt = 0.0
         self._running: dict[int, _Launch] = {}
         self._tasks: list[int] = []
@@ -74,25 +74,25 @@ class QueueClock:
         self._taken: list[float] = []
         """When such numbers were taken."""
         self._idle_until: float | None = None
-        """When a request last met an idle server: all that wait came later. None before the first."""
+        """When a request last found an idle server: all that wait arrived later. None before the first."""
         self._met_free: tuple[int, float, set[int]] | None = None
-        """A task that met a free slot beside busy ones: its number, its launch, which of those still run."""
+        """A task that got a free slot while others were busy: its number, its launch, which of the others still run."""
         self._excess: list[float] = []
         self._turn_s = self._token_s = 0.0
         """A decode turn's and a prompt token's time, as last seen."""
         self._last_release = float("-inf")
 
-    # -- what the log says ------------------------------------------------------------------------------------------
+    # -- events of the log ------------------------------------------------------------------------------------------
 
     def number_taken(self, time: float) -> None:
-        """Something that is no request took a task number: a cancellation, a poll of /metrics or /slots."""
+        """Count a task number that is not a request's: a cancellation, a poll of /metrics or /slots."""
         self._taken.append(time)
         if len(self._taken) > _KEEP_TAKEN:
             del self._taken[: _KEEP_TAKEN // 2]
             self._offset += _KEEP_TAKEN // 2
 
     def seen(self, task: int) -> None:
-        """A task number was taken by a request (also one that was cancelled before it got a slot)."""
+        """Record a request's task number (also if it was cancelled before it got a slot)."""
         index = bisect_left(self._tasks, task)
         if index == len(self._tasks) or self._tasks[index] != task:
             insort(self._tasks, task)
@@ -101,7 +101,7 @@ class QueueClock:
                 self._forgotten += _KEEP // 2
 
     def launched(self, task: int, time: float, *, chosen: float, idle: bool) -> None:
-        """A task got its slot at ``time``.
+        """Record that a task got its slot at ``time``.
 
         ``chosen``: when the slot was chosen for it (the old prompt is saved in between); ``idle``: whether no slot was
         busy just before.
@@ -113,11 +113,11 @@ class QueueClock:
         calibrated = self._idle_until is not None
         late = self._arrival(task) - turns if calibrated else 0.0
         if (free and not calibrated) or (idle and (free or (calibrated and late >= 0))):
-            # Nobody waits: it comes in this very turn, which tells how many numbers others took.
+            # No request waits: it arrives in this turn, so the other numbers below its own are known.
             self._calibrate(task, time, turns)
             met, counted = _Met.IDLE, True
         elif free or late >= 1:
-            # It came after the last release. How many turns the busy slots made since is not known before they end.
+            # It arrived after the last release. The turns of the busy slots since then are known when they finish.
             met, counted = _Met.FREE, False
             if free:
                 turns += max(0.0, late)
@@ -129,14 +129,14 @@ class QueueClock:
         self._running[task] = _Launch(time, turns, counted, self._doubt, met)
 
     def left(self, time: float) -> None:
-        """A slot was released by a task that began before the log."""
+        """Record that a task from before the log released its slot."""
         self._last_release = time
 
     def completed(self, task: int, time: float, *, first_token: float, steps: int, computed: int) -> float | None:
-        """A task completed and released its slot at ``time``; returns how long it had waited for that slot, in seconds.
+        """Record that a task completed and released its slot at ``time``; return its wait for the slot, in seconds.
 
-        ``first_token``: when its decode began; ``steps``: how many turns that took (one a token after the first, fewer
-        with accepted drafts); ``computed``: the tokens of its prompt that were not cached.
+        ``first_token``: start of decode; ``steps``: turns of the decode (one per token after the first, fewer with
+        accepted drafts); ``computed``: prompt tokens that were not cached.
         """
         launch = self._running.get(task)
         if launch is not None and steps and time > first_token:
@@ -147,11 +147,11 @@ class QueueClock:
         return self._released(task, time, prefill=prefill, first_token=first_token, steps=steps)
 
     def refused(self, task: int, time: float) -> float | None:
-        """A task released its slot in the turn in which it got it, as its prompt is too long; returns its wait."""
+        """Record that a task's prompt was too long, so that it released its slot in the same turn; return its wait."""
         return self._released(task, time, prefill=1, first_token=time, steps=0)
 
     def broken_off(self, task: int, time: float, tokens: int) -> float | None:
-        """A task was cancelled or failed, and released its slot with so many tokens in it; returns its wait."""
+        """Record that a task was cancelled or failed with ``tokens`` in its slot; return its wait."""
         self._last_release = time
         launch = self._running.pop(task, None)
         if launch is None:
@@ -187,7 +187,7 @@ class QueueClock:
         return waited
 
     def _look_back(self, launch: _Launch) -> tuple[float, bool, float]:
-        """Turns made until a launch, whether they were counted, the doubt in them: others may have counted since."""
+        """Turns until a launch, whether they were counted, and their doubt; other slots may have counted them since."""
         if not launch.counted and self._times and self._times[-1] > launch.time:
             return self._turns_at(launch.time), True, 0.0
         return launch.turns, launch.counted, launch.doubt
@@ -200,7 +200,7 @@ class QueueClock:
         arrived = turns if launch.met is _Met.FREE else min(turns, self._arrival(task))
         if doubt > _DOUBT * max(1.0, turns - arrived):
             return None
-        # It came at some moment of that turn: on average in its middle.
+        # It arrived at some moment of that turn: on average in its middle.
         arrived -= 0.5
         times, counts = self._times, self._turns
         index = bisect_right(counts, arrived)
@@ -221,7 +221,7 @@ class QueueClock:
         return self._turns[-1] if self._turns else 0.0
 
     def _mark(self, time: float, turns: float) -> None:
-        """At ``time`` the loop had made at least ``turns`` turns: it never counts backwards."""
+        """Record that the loop had made at least ``turns`` turns at ``time``; counts stay ascending."""
         times, counts = self._times, self._turns
         index = bisect_right(times, time)
         if index and counts[index - 1] > turns:
@@ -246,13 +246,13 @@ class QueueClock:
     # -- numbers ----------------------------------------------------------------------------------------------------
 
     def _others_before(self, task: int) -> float:
-        """Numbers below this task's that were not taken by tasks, as far as we have seen those."""
+        """Numbers below this task's that belong to no task seen so far."""
         return task - self._forgotten - bisect_left(self._tasks, task)
 
     def _arrival(self, task: int) -> float:
         """The turn in which a task arrived."""
         turn = self._others_before(task) - self._offset
-        # Each number taken before it came is one turn less.
+        # Each other number taken before its arrival is one turn less.
         return turn - bisect_left(range(len(self._taken)), turn, key=lambda i: self._turns_at(self._taken[i]) + i)
 
     def _calibrate(self, task: int, time: float, turns: float) -> None:
@@ -265,12 +265,12 @@ class QueueClock:
         self._idle_until = time
 
     def _check_offset(self, task: int) -> None:
-        """Compare count and numbers at the launch of a task that met a free slot, once all around it have ended."""
+        """Compare count and numbers at the launch of a task with a free slot, after those busy then have finished."""
         if self._met_free is None:
             return
-        other, launched_at, beside = self._met_free
-        beside.discard(task)
-        if beside:
+        other, launched_at, busy = self._met_free
+        busy.discard(task)
+        if busy:
             return
         self._met_free = None
         excess = self._arrival(other) - self._turns_at(launched_at)
@@ -278,7 +278,7 @@ class QueueClock:
             self._offset += excess
             self._excess.clear()
             return
-        # Too many numbers: foreign ones, or those of tasks that still wait. The latter differ from time to time.
+        # Too many numbers: of other pollers, or of tasks that still wait. The latter vary from time to time.
         self._excess.append(excess)
         if len(self._excess) == _AGREE:
             self._offset += min(self._excess)

@@ -148,9 +148,9 @@ class Fleet:
         """Add and remove servers as the targets have changed."""
         wanted = self._targets.targets()
         with self._changed:
-            gone = [self._servers.pop(target) for target in self._servers.keys() - set(wanted)]
+            removed = [self._servers.pop(target) for target in self._servers.keys() - set(wanted)]
             new = [target for target in wanted if target not in self._servers]
-        for server in gone:
+        for server in removed:
             self._removed(server)
             server.close()
         now = time.monotonic()

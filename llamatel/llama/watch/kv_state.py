@@ -1,4 +1,4 @@
-"""The KV cache of a server, put together from what its log, its slots and its plan say. Pure functions."""
+"""The KV cache of a server, derived from its log, its slots and its plan. Pure functions."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class LoadedModel:
 
     @property
     def drafts(self) -> bool:
-        """Whether a kind of speculative decoding is asked for that has a context of its own."""
+        """Whether speculative decoding with a context of its own is requested."""
         own = self.shape.draft.drafts_as if self.shape is not None and self.shape.draft is not None else ()
-        asked = self.settings.spec_types if self.settings is not None else ()
-        return any(kind.startswith("draft-") for kind in asked or own)
+        requested = self.settings.spec_types if self.settings is not None else ()
+        return any(kind.startswith("draft-") for kind in requested or own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Polled:
     """Tokens that the model was trained for, as ``/v1/models`` has it."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     sleeping: bool | None = None
-    """None where only the log can tell."""
+    """None where only the log shows it."""
 
 
 def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> KvCacheState:
@@ -136,16 +136,16 @@ def _pool_of_slots(polled: Polled, model: LoadedModel, unified: bool | None) -> 
     What several slots hold together proves nothing: the answers to one prompt share cells.
     """
     slots = polled.slots or ()
-    asked = padded((model.settings.ctx_size if model.settings is not None else None) or 0)
+    requested = padded((model.settings.ctx_size if model.settings is not None else None) or 0)
     size, number = _slot_size(slots), len(slots)
-    if not asked or size is None or number == 1:
+    if not requested or size is None or number == 1:
         return None
-    if size == asked:
-        return asked, True
-    if size == padded(-(-asked // number)):
+    if size == requested:
+        return requested, True
+    if size == padded(-(-requested // number)):
         return size * number, False
-    if size < asked and unified and (size == _trained(polled, model) or _capped_per_slot(model) is not None):
-        return asked, True
+    if size < requested and unified and (size == _trained(polled, model) or _capped_per_slot(model) is not None):
+        return requested, True
     return None, unified
 
 

@@ -82,7 +82,7 @@ class _Model:
             abort(self._socket)
 
     def snapshot(self) -> ServerSnapshot:
-        """What its log says, with its state."""
+        """What its log shows, with its state."""
         [own] = self.observed.snapshots()
         cache = own.kv_cache if self.state == "loaded" else None
         return replace(own, state=self.state, kv_cache=cache, router_model=RouterModel(loads=self.loads))

@@ -1,7 +1,7 @@
 """The process of a llama-server on this machine: its flags, its model's file, its CPU time and memory.
 
 Of other users' processes and other machines' servers nothing is known. A path that a server's log or answer names is
-opened only if the operating system says that the server's process has that file mapped.
+opened only if the operating system lists that file among the mappings of the server's process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def server_flags(command: Sequence[str]) -> list[str] | None:
 
 
 class LocalProcess:
-    """A llama-server's process. Raises nothing where it has ended: then nothing is known."""
+    """A llama-server's process. Once it has exited everything is unknown; nothing is raised."""
 
     def __init__(self, process: psutil.Process, flags: Sequence[str], environ: Mapping[str, str]) -> None:
         self._process = process
@@ -123,7 +123,7 @@ def find_process(address: Address) -> LocalProcess | None:
 
 
 def own_process(pid: int | None, flags: Sequence[str], environ: Mapping[str, str]) -> LocalProcess | None:
-    """A process that was started with these flags; None if it has ended."""
+    """A process that was started with these flags; None if it has exited."""
     import psutil
 
     try:

@@ -1,7 +1,7 @@
 """The servers whose lines one log holds, each with its own observed server.
 
 Lines are taken out of what other programs put around them; the source that a wrapper names (pod, container, unit,
-compose service, any prefix) tells streams apart, and within a stream so do clocks, slots and task numbers.
+compose service, any prefix) identifies a stream; within a stream, clocks, slots and task numbers identify the server.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class LogStreams:
     # -- lines --------------------------------------------------------------------------------------------------------
 
     def read(self, batch: Batch) -> None:
-        """Read lines as they come; a batch without lines says that nothing came for a while."""
+        """Read lines as they arrive; a batch without lines means that none arrived for a while."""
         if not batch.lines:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)
@@ -133,7 +133,7 @@ class LogStreams:
         return len(found)
 
     def read_backlog(self, backlog: Backlog) -> None:
-        """Read lines of before, the last of which was written when the backlog says."""
+        """Read older lines; ``Backlog`` has the time of the last one."""
         lines = WrappedLines()
         for batch in backlog.scan():
             for line in batch:
@@ -230,7 +230,7 @@ class LogStreams:
             self._publish(server, completed, number)
 
     def _read_fast(self, stream: _Stream, *, on: bool) -> None:
-        """Have a single server's reader say itself what shows another one, so that its lines need no other look."""
+        """Let a single server's reader detect lines of another one, so that its lines are not matched twice."""
         self._fast = on
         server = stream.servers.get(0)
         if server is None or (log := server.log) is None:
@@ -310,7 +310,7 @@ class LogStreams:
         return server
 
     def _learn(self, stream: _Stream, server: ObservedServer) -> None:
-        """A line has said something about its server. Called within ``ServerLog.read``."""
+        """Update a server's identity from its log. Called within ``ServerLog.read``."""
         if server.log is None:
             return
         if server is self._server and server.url is not None:
@@ -352,14 +352,14 @@ def _ordinary(
     last = 0.0
     for line in islice(lines, start, None):
         parts = split_line(line)
-        text, time, _, child, wall, slot, _, said = parts
+        text, time, _, child, wall, slot, _, message = parts
         if child is not None:
             break
         if time is None:
-            if wall is not None or not (said or text.startswith(_ORDINARY)):
+            if wall is not None or not (message or text.startswith(_ORDINARY)):
                 break
         elif not earliest <= time <= latest or (
-            not said and (slot is not None or "listening on " in text or "n_slots = " in text)
+            not message and (slot is not None or "listening on " in text or "n_slots = " in text)
         ):
             break
         else:

@@ -78,7 +78,7 @@ def _read(
 
 
 def _as_fitted(settings: ServerSettings, facts: LoggedServer, shape: ModelShape) -> ServerSettings:
-    """The settings with the context that llama.cpp chose, where it was left to it and its log says which."""
+    """The settings with the context size that llama.cpp chose, where no flag sets it and the log shows it."""
     if settings.ctx_size:
         return settings
     pool = pool_capacity(facts, Polled(), LoadedModel(shape, settings))

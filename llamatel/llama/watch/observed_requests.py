@@ -1,4 +1,4 @@
-"""Requests as looks at the slots show them, for servers without a log beside them."""
+"""Requests as polls of the slots show them, for servers without a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamatel.snapshots import SlotState
 class SlotTrace:
     """Follows slots from look to look. Not thread-safe.
 
-    A request is told once its slot is found without it. What came and went between two looks is not seen at all, so
+    A request is reported once a poll finds its slot without it. Requests between two polls are not seen, so
     this is no count of requests.
     """
 
@@ -22,26 +22,26 @@ class SlotTrace:
         """By slot; with the look before it was first seen."""
 
     def observe(self, server: ServerInfo, slots: Iterable[SlotState], at: float) -> list[ObservedRequest]:
-        """The requests that were gone at a look at Unix time ``at``."""
-        ended = []
+        """The requests that a poll at Unix time ``at`` found finished."""
+        finished = []
         before, self._running = self._running, {}
         for slot in slots:
             known = before.pop(slot.id, None)
             if known is not None and (not slot.busy or slot.task != known[0].task):
-                ended.append(_ended(*known, at))
+                finished.append(_ended(*known, at))
                 known = None
             if slot.busy and slot.task is not None:
                 request, since = known or (ObservedRequest(server, slot.id, slot.task, at, at), self._looked_at)
                 self._running[slot.id] = (_seen(request, slot, at), since)
         self._looked_at = at
-        return ended
+        return finished
 
     def idle(self, at: float) -> None:
-        """At Unix time ``at`` no request ran: what is seen next began later."""
+        """Record that no request ran at Unix time ``at``: the next one starts later."""
         self._looked_at = at
 
     def forget(self) -> None:
-        """What is next is another process, or comes after a time in which nobody looked."""
+        """Forget what was seen: another process follows, or a time without polls."""
         self._looked_at = None
         self._running.clear()
 

@@ -109,7 +109,7 @@ class ObservedServer:
         self._polled_at = clock()
         self._answered_at: float | None = None
         self._unknown = True
-        """Whether it has to say (again) what it is."""
+        """Whether it has to be identified (again)."""
         self._polling = None if client is None else self._new_polling(client)
         self._router: Router | None = None
         self._process: LocalProcess | None = None
@@ -217,7 +217,7 @@ class ObservedServer:
         self._unknown = True
 
     def learn_from_log(self) -> None:
-        """Complete its identity from its log; called where a line says something new (within ``ServerLog.feed``)."""
+        """Complete its identity from its log; called where a line has something new (within ``ServerLog.feed``)."""
         if self.log is None or self._lifecycle is not None:
             return
         facts, info = self.log.facts, self.info
@@ -265,7 +265,7 @@ class ObservedServer:
                 self.publish(observed)
 
     def _follow(self, life: Lifecycle) -> None:
-        """Take what the supervisor says of the process."""
+        """Record what the supervisor reports of the process."""
         self.info = life.info
         if life.client is not None and life.client is not self._client:
             self._client = life.client
@@ -293,7 +293,7 @@ class ObservedServer:
             self.log.audit(self._polling.generated_total, self._polling.slots if self._polling.slots_are_new else None)
 
     def _identify(self, life: Lifecycle | None) -> None:
-        """What it is: asked once, and again when another process answers."""
+        """Identify the server: once, and again when another process answers."""
         client = self._client
         if client is None:
             return
@@ -334,7 +334,7 @@ class ObservedServer:
     def _failed(self, error: ServerUnreachable, life: Lifecycle | None, started_at: float, *, working: bool) -> None:
         now = self._clock()
         if error.status == 503:
-            # Loading, says llama.cpp; or a proxy in front of it finds no server. It is of no use yet either way.
+            # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet either way.
             self._disconnected()
             self._publish(life, up=False, state="starting")
         elif isinstance(error, NotLlamaCpp):
@@ -387,7 +387,7 @@ class ObservedServer:
         if self._polling is not None:
             self._polling.disconnected()
         if self._router is not None:
-            self._router.gone()
+            self._router.clear()
 
     @property
     def _log_shows_requests(self) -> bool:

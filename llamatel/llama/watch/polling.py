@@ -2,13 +2,13 @@
 
 ``/metrics`` and ``/props`` neither wake a sleeping server nor keep one awake, ``/slots`` does both. So each poll sends
 ``/metrics`` alone, and ``/slots`` only while requests run, or once after something happened (a counter moved, or a line
-of the log was written), and then only if ``/props`` says that the server does not sleep. Without ``--metrics`` it is
+of the log was written), and then only if ``/props`` reports that the server does not sleep. Without ``--metrics`` it is
 unknown whether anything happened: the slots are then polled in pauses that double while nothing changes, so that the
 server falls asleep after at most twice its time.
 
 In builds before August 2026 ``/metrics`` wakes a sleeping server and keeps it awake, too. There it is sent only if
-``/props`` says that the server does not sleep, and in the same pauses while nothing changes, unless its flags are known
-and it never sleeps.
+``/props`` reports that the server does not sleep, and in the same pauses while nothing changes, unless its flags are
+known and it never sleeps.
 
 What a server does not offer (501, or an older build's 404) is absent and logged once. Gauges that llama.cpp resets at
 each scrape (``*_tokens_seconds``) are not used.
@@ -37,7 +37,7 @@ from llamatel.snapshots import SlotState
 _log = logging.getLogger(__name__)
 
 _PROPS_S = 10.0
-"""How often an idle server is asked whether it sleeps."""
+"""How often an idle server is queried for whether it sleeps."""
 _LONGEST_S = 3600.0
 _LONGEST_SCRAPE_S = 300.0
 """Between scrapes of an idle server of an older build, which may sleep."""
@@ -109,7 +109,7 @@ class Polling:
 
     @property
     def _works(self) -> bool:
-        """Whether its gauges say so."""
+        """Whether its gauges report that."""
         return any(self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred"))
 
     @property
@@ -144,7 +144,7 @@ class Polling:
         return [replace(request, server=server) for request in observed]
 
     def poll(self, log: Activity | None = None) -> bool:
-        """Poll once; True if another process was found. ``log``: what the server's log says, if there is one.
+        """Poll once; True if another process was found. ``log``: what the server's log shows, if there is one.
 
         Raises ServerUnreachable.
         """
@@ -290,7 +290,7 @@ class Polling:
         return not props.sleeping
 
     def _ask_sleeping(self, now: float) -> bool:
-        """Ask whether it sleeps; True if it may be asked for its slots: it answered, and does not (or never sleeps)."""
+        """Query whether it sleeps; True if its slots may be polled: it answered, and does not (or never sleeps)."""
         self._props_at = now
         props = self._client.props()
         if props == ServerProps():

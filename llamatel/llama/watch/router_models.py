@@ -30,7 +30,7 @@ from llamatel.records import ObservedRequest, ServerInfo
 from llamatel.snapshots import RouterModel, ServerSnapshot
 
 _IDLE_S = 5.0
-"""How often a loaded model is asked while nothing happens in it."""
+"""How often a loaded model is polled while it is idle."""
 _STATES = frozenset({"unloaded", "loading", "loaded", "sleeping", "downloading", "downloaded"})
 _MAX_MODELS = 512
 
@@ -119,12 +119,12 @@ class _Model:
             self.polling.poll()
             self.stale = False
         except ServerUnreachable as error:
-            # Busy: its last figures are kept. Unloaded in the meantime (400), or gone: the next list shows it.
+            # Busy: its last figures are kept. Unloaded in the meantime (400), or removed: the next list shows it.
             self.stale = error.busy
         self.due_at = now + (interval_s if self.polling.busy or self.stale else max(_IDLE_S, interval_s))
 
     def snapshot(self, server: ServerInfo, facts: LoggedServer) -> ServerSnapshot:
-        """What was seen last, with what its log says; of a model that has no process only its state."""
+        """What was seen last, with what its log shows; of a model without a process only its state."""
         entry, polling = self.entry, self.polling
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
@@ -167,7 +167,7 @@ class Router:
         """It is another process now, on the same port or another one."""
         if client is not self._client:
             self._client = client
-            self.gone()
+            self.clear()
             for name, model in self._models.items():
                 model.polling.use(client.of_model(name))
 
@@ -180,7 +180,7 @@ class Router:
         for model in self._models.values():
             model.poll(self._clock(), self._interval_s)
 
-    def gone(self) -> None:
+    def clear(self) -> None:
         """It does not answer any more, and its models went with it; what they counted is kept, to be resumed."""
         for model in self._models.values():
             model.polling.disconnected()
@@ -197,7 +197,7 @@ class Router:
     def snapshots(
         self, server: ServerInfo, facts: Callable[[str], LoggedServer] = lambda _: LoggedServer()
     ) -> tuple[ServerSnapshot, ...]:
-        """Its models as last seen; none of which nothing is known. ``facts``: what a model's log says."""
+        """Its models as last seen, without unknown ones. ``facts``: what a model's log shows."""
         known = [model for model in self._models.values() if model.entry.state is not None]
         return tuple(model.snapshot(server, facts(model.entry.name)) for model in known)
 

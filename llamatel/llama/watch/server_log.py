@@ -25,7 +25,7 @@ _LINES_PER_LOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the log says about the slots' work."""
+    """The slots' work as the log shows it."""
 
     lines: int
     """Lines about slots so far."""
@@ -34,7 +34,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What the log has said so far."""
+    """What the log has shown so far."""
 
     server: LoggedServer
     counts: LogCounts
@@ -55,7 +55,7 @@ class ServerLog:
 
     @property
     def facts(self) -> LoggedServer:
-        """What it says about the server itself."""
+        """What it shows of the server itself."""
         return self._reader.logged_server
 
     @property
@@ -71,7 +71,7 @@ class ServerLog:
 
     @property
     def process_started_at(self) -> float | None:
-        """When the process began to log (Unix time)."""
+        """When the process started to log (Unix time)."""
         return self._reader.process_started_at
 
     def identify(self, server: ServerInfo) -> None:
@@ -80,28 +80,28 @@ class ServerLog:
             self._reader.server = server
 
     def feed(self, lines: Sequence[str], now: float, *, learned: Callable[[], None] | None = None) -> list[Completion]:
-        """Read lines that were written at about Unix time ``now``; the requests that ended with them.
+        """Read lines that were written at about Unix time ``now``; return the requests that finished with them.
 
-        ``learned`` is called (it may call ``identify_unlocked``) where a line says something new about the server.
+        ``learned`` is called (it may call ``identify_unlocked``) where a line has something new about the server.
         """
-        ended: list[Completion] = []
+        finished: list[Completion] = []
         for some in _chunks(lines):
             with self._lock:
                 for line in some:
                     before = self._reader.logged_server
-                    ended.extend(self._reader.feed(line, now))
+                    finished.extend(self._reader.feed(line, now))
                     if learned is not None and self._reader.logged_server is not before:
                         learned()
-        return ended
+        return finished
 
     def feed_output(self, lines: Sequence[OutputLine], now: float) -> list[Completion]:
-        """Read lines that a launched server wrote at about Unix time ``now``; the requests that ended with them."""
-        ended: list[Completion] = []
+        """Read lines that a launched server wrote at about Unix time ``now``; return the requests that finished."""
+        finished: list[Completion] = []
         for some in _chunks(lines):
             with self._lock:
                 for line in some:
-                    ended.extend(self._reader.feed_output(line, now))
-        return ended
+                    finished.extend(self._reader.feed_output(line, now))
+        return finished
 
     def identify_unlocked(self, server: ServerInfo) -> None:
         """``identify`` for ``learned``, which is called within ``feed``."""
@@ -117,8 +117,8 @@ class ServerLog:
             feed, facts, number = reader.feed, reader.logged_server, 0
             try:
                 for line, parts in lines:
-                    if ended := feed(line, now, parts):
-                        completed += ended
+                    if finished := feed(line, now, parts):
+                        completed += finished
                     number += 1
                     if reader.logged_server is not facts:
                         facts = reader.logged_server
@@ -159,7 +159,7 @@ class ServerLog:
             self._reader.server = server
 
     def abort(self, now: float, error: str) -> list[Completion]:
-        """The process has ended: its requests in flight end at Unix time ``now`` with this error."""
+        """The process has exited: its requests in flight fail at Unix time ``now`` with this error."""
         with self._lock:
             return self._reader.abort(now, error)
 
@@ -181,12 +181,12 @@ class ServerLog:
             self._reader.audit(generated_total, slots)
 
     def activity(self) -> Activity:
-        """What it says about the slots' work."""
+        """The slots' work as it shows it."""
         with self._lock:
             return Activity(self._reader.activity, self._reader.logged_server.sleeping)
 
     def state(self, generated_total: float | None) -> LogState:
-        """What it has said; ``generated_total`` is llama.cpp's own token counter, where it can be had."""
+        """What it has shown; ``generated_total`` is llama.cpp's own token counter, where available."""
         with self._lock:
             reader = self._reader
             return LogState(
@@ -204,6 +204,6 @@ class ServerLog:
 
 
 def _chunks(lines: Sequence[L]) -> Iterator[Sequence[L]]:
-    """So many lines that the lock is never held for long: others read the log's state meanwhile."""
+    """Batches of lines small enough that other threads do not wait long for the lock."""
     for start in range(0, len(lines), _LINES_PER_LOCK):
         yield lines[start : start + _LINES_PER_LOCK]

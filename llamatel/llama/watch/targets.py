@@ -186,11 +186,11 @@ class TargetFiles:
     def changed(self) -> bool:
         """Read the files that changed; True if there was anything new in them."""
         files = list(self._files())
-        gone = self._targets.keys() - set(files)
-        for path in gone:
+        removed = self._targets.keys() - set(files)
+        for path in removed:
             del self._targets[path]
             self._seen.pop(path, None)
-        changed = bool(gone)
+        changed = bool(removed)
         for path in files:
             stamp = self._stamp(path)
             if stamp == self._seen.get(path):
