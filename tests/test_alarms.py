@@ -17,7 +17,7 @@ FOUR_SLOTS = tuple(SlotState(number, busy=True) for number in range(4))
 
 
 class Watch:
-    """Evaluates one server at times that the test chooses."""
+    """Evaluates alarms of one server at chosen times."""
 
     def __init__(self, objectives: Objectives | None = None) -> None:
         self.alarms = Alarms(objectives)
@@ -138,7 +138,7 @@ def test_alarms_objectives_need_enough_requests() -> None:
     [alarm] = watch.check(132)
     assert alarm.name == "ttft_objective"
     assert alarm.text.startswith("20 of the last 20 requests needed more than 2.5 s to the first token")
-    assert watch.names(1000) == []  # nothing lately
+    assert watch.names(1000) == []  # no recent figures
 
 
 def test_alarms_telemetry_dropped_and_log_not_understood() -> None:

@@ -82,7 +82,7 @@ def test_appended_file_that_cannot_be_reopened(tmp_path: Path, caplog: pytest.Lo
 
 
 def limited(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process whose files may not grow beyond 4 KiB, until it lifts that: a disk that is full."""
+    """Run Python in a process whose files are limited to 4 KiB until it raises the limit, like a full disk."""
     limit = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -94,7 +94,7 @@ def limited(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_jsonl_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+def test_jsonl_continues_after_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     done = limited(
         "from tests.test_appended_file import REQUEST, JsonLines\n"
@@ -115,7 +115,7 @@ def test_jsonl_goes_on_after_a_full_disk(tmp_path: Path) -> None:
     assert done.stderr.count("is written to again") == 1
 
 
-def test_server_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+def test_server_log_continues_after_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     done = limited(
         "import time\n"
@@ -138,7 +138,7 @@ def test_server_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
     assert done.stderr.count("cannot write the server's log") == 1
 
 
-def test_losses_are_a_metric() -> None:
+def test_appended_file_lost_bytes_metric() -> None:
     before = appended_file.lost().get("jsonl_failed", 0)
     lines = JsonLines.open("/dev/full")
     lines(REQUEST)
@@ -148,7 +148,7 @@ def test_losses_are_a_metric() -> None:
 
 @pytest.mark.usefixtures("no_settings")
 def test_hangup_reopens_files(tmp_path: Path) -> None:
-    """A daemon has no terminal: SIGHUP is logrotate's."""
+    """A daemon has no terminal: SIGHUP comes from logrotate."""
     log, path = tmp_path / "server.log", tmp_path / "a.jsonl"
     log.touch()
 

@@ -1,6 +1,6 @@
-"""``llamatel.init()`` in applications: it never keeps one from starting, and works with what they have set up.
+"""``llamatel.init()`` in applications: it never prevents their start, and works with their own OpenTelemetry setup.
 
-Each program runs in a process of its own, as an application would.
+Each program runs in its own process, as an application does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 
 
 def run(program: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with a clean OTEL_* environment; fails unless it exits with 0."""
+    """Run a program with a clean OTEL_* environment and require exit code 0."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "LLAMATEL_"))}
     path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "collectors", ROOT / "dashboards"))
     ran = subprocess.run(
@@ -104,7 +104,7 @@ def test_init_python_exporter_names_imply_the_protocol(name: str, protocol: str)
 
 @pytest.mark.parametrize("named", [True, False])
 def test_init_address_in_use_is_one_line(named: bool) -> None:
-    """A named port stays free of us, an unnamed one is replaced."""
+    """A named metrics port in use is not replaced; the default port is."""
     port = free_port()
     program = f"""
 import socket, llamatel
@@ -207,7 +207,7 @@ assert len(running.pipeline.kept_spans.trace()) == 2
 
 
 def test_init_exporting_and_a_provider_registered_later(otlp_sink: OtlpSink) -> None:
-    """Ours keeps exporting, the application's works."""
+    """The provider of llamatel keeps exporting, and the application's works."""
     run(
         PROVIDER
         + """
@@ -232,7 +232,7 @@ def work(): pass
 
 
 def test_forked_workers_have_their_own_telemetry(otlp_sink: OtlpSink) -> None:
-    """As gunicorn --preload: ``init()`` in the parent, work in forked workers that end on their own."""
+    """Like gunicorn --preload: ``init()`` in the parent, work in forked workers that exit by themselves."""
     ran = run(
         WORKER
         + """
@@ -290,9 +290,9 @@ def test_forked_worker_shuts_down_at_once(otlp_sink: OtlpSink) -> None:
         + """
 import time
 if not os.fork():
-    began = time.monotonic()
+    start = time.monotonic()
     assert llamatel.shutdown()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - start < 2
     os._exit(0)
 assert os.wait()[1] == 0
 """,
@@ -318,14 +318,19 @@ assert os.wait()[1] == 0
 
 
 def test_service_version_is_never_llamatels(otlp_sink: OtlpSink) -> None:
-    for given, expected in (("", None), ("service.version=7", "7")):
+    for attributes, expected in (("", None), ("service.version=7", "7")):
         otlp_sink.clear()
-        run(WORKER + "work()", **HTTP, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint, OTEL_RESOURCE_ATTRIBUTES=given)
+        run(
+            WORKER + "work()",
+            **HTTP,
+            OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint,
+            OTEL_RESOURCE_ATTRIBUTES=attributes,
+        )
         assert otlp_sink.spans()[0].resource.get("service.version") == expected
 
 
 def test_service_instances_of_two_processes_differ(otlp_sink: OtlpSink) -> None:
-    """So series of two llamatel that watch the same server do not collide behind a Collector."""
+    """Otherwise series of two llamatel processes that watch the same server would collide in a Collector."""
     for _ in range(2):
         run(WORKER, **HTTP, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint)
     assert len({metric.resource["service.instance.id"] for metric in otlp_sink.metrics()}) == 2

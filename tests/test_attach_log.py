@@ -1,4 +1,4 @@
-"""``llamatel attach --log`` as a program: complete, dated, labelled; and what it says where nothing is found."""
+"""``llamatel attach --log`` as a process: complete records, dates, labels, and messages for logs without requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 def read_input(lines: list[str] | tuple[str, ...], tmp_path: Path) -> tuple[list[dict[str, object]], str]:
-    """The requests of a log on standard input, which is a file, and what the program wrote on standard error."""
+    """Attach to a log file on standard input; return the recorded requests and stderr."""
     log, out = tmp_path / "server.log", tmp_path / "out.jsonl"
     log.write_text("".join(f"{line}\n" for line in lines))
     with log.open() as stream:
@@ -57,7 +57,7 @@ def test_attach_log_alone_names_server_and_model(tmp_path: Path) -> None:
     }
 
 
-def test_attach_explains_a_log_without_requests(tmp_path: Path) -> None:
+def test_attach_log_without_requests_message(tmp_path: Path) -> None:
     found, notes = read_input(["GET / 200", "GET /favicon.ico 404"], tmp_path)
     assert found == []
     assert "no request was found in standard input: none of its 2 lines is llama.cpp's: another program's log" in notes
@@ -94,14 +94,14 @@ def test_attach_backlog_has_the_labels_of_the_polled_server(
                 program.communicate(timeout=30)
             assert program.returncode == 0
         found = rows(out)
-    # A restart of llamatel records no request twice, and misses none.
+    # A restart of llamatel neither records a request twice nor misses one.
     assert len(found) == len({row["task"] for row in found}) == 8
     assert {(row["server"]["address"], row["server"]["port"], row["server"]["model"]) for row in found} == {  # type: ignore[index]
         ("127.0.0.1", server.port, "my-model")
     }
 
 
-def test_attach_fifo_without_a_writer_ends_at_once(tmp_path: Path) -> None:
+def test_attach_fifo_without_a_writer_exits(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     program = subprocess.Popen([*ATTACH, "--log", fifo], stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)

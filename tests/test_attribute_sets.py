@@ -61,7 +61,7 @@ def test_attribute_sets_bound_models_on_every_kind(caplog: pytest.LogCaptureFixt
                 count += sample.value
     assert {len(values) for name, values in by_metric.items() if "request" in name} == {attribute_sets.MAX_MODELS + 1}
     assert all(len(values) <= attribute_sets.MAX_MODELS + 1 for values in by_metric.values())
-    assert "other" not in by_metric["llamacpp_server_up"]  # what many have in common is neither up nor down
+    assert "other" not in by_metric["llamacpp_server_up"]  # gauges have no 'other' series
     assert "other" in by_metric["llamacpp_tokens"]  # totals add up
     assert count == len(models)
     assert len(text) < 20 << 20
@@ -109,7 +109,7 @@ def test_attribute_sets_memory_is_bounded_under_new_values() -> None:
     assert len(sets._unique) <= attribute_sets.MAX_MODELS + 1
 
 
-def test_metric_store_drops_series_of_servers_that_are_gone() -> None:
+def test_metric_store_drops_series_of_removed_servers() -> None:
     now = [1000.0]
     store = MetricStore(clock=lambda: now[0])
     servers: list[ServerInfo] = []

@@ -1,4 +1,4 @@
-"""The benchmark runs from end to end and counts every request; its figures are not judged here."""
+"""The benchmark runs from end to end and counts every request; its figures are not checked."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_bench_stages_run_repeatedly() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, check=True)
     lines, requests = read_log(_LOG.read_bytes())
-    told = json.dumps({"lines": lines, "requests": requests})
-    assert ran.stdout == told * len([*stages.STAGES, *stages.COLLECTIONS])
+    expected = json.dumps({"lines": lines, "requests": requests})
+    assert ran.stdout == expected * len([*stages.STAGES, *stages.COLLECTIONS])
 
 
 def test_bench_header(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_bench_attached_servers(llama_server_binary: Path) -> None:
 def test_bench_small_run(llama_server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     flags = ["--rounds", "1", "--seconds", "0.2", "--connections", "2", "--no-otlp"]
-    flags += ["--only", "ratios", "--only", "cost", "--only", "pieces"]  # the header takes gguf-py half a minute
+    flags += ["--only", "ratios", "--only", "cost", "--only", "pieces"]  # gguf-py needs half a minute for the header
     main([*flags, "--backend", str(llama_server_binary), "--json", str(out)])
     found = json.loads(out.read_text())
     assert [row["variant"] for row in found["ratios"]] == ["plain", "plain again", "Prometheus"]

@@ -1,4 +1,4 @@
-"""The web page in a real browser: no error, the figures of the load that runs, a restart survived, nobody shut out."""
+"""The web page in a real browser: no console error, figures of a real load, server restart, accessibility."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def serving(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def fleet(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of a llamatel that watches twelve servers by polling, of which only the one named last runs."""
+    """The page of a llamatel that polls twelve servers, of which only the last one runs."""
     folder = tmp_path_factory.mktemp("fleet")
     urls = [*(f"http://127.0.0.1:{port}" for port in range(1, 12)), serving.url]
     (folder / "targets.txt").write_text("\n".join(urls))
@@ -54,26 +54,26 @@ def fleet(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert found is not None
     url = found[1].rstrip("/")
 
-    def known() -> bool:
+    def polled() -> bool:
         rows = live(url)["overview"]
         return sum(row["trouble"] == "down" for row in rows) == 11 and rows[-1]["decode_rate"] is not None
 
-    wait_until(known, 30)
+    wait_until(polled, 30)
     yield url
     child.stop()
 
 
 class Opened:
-    """The page in a tab of its own, with what the browser complained about."""
+    """The page in its own tab, with the browser's console messages and the requested addresses."""
 
     def __init__(self, browser: Browser, url: str, **context: Any) -> None:
         self.context = browser.new_context(**context)
         self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.asked: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.console_messages: list[str] = []
+        self.page.on("console", lambda message: self.console_messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.console_messages.append(str(error)))
+        self.requested: list[str] = []
+        self.page.on("request", lambda request: self.requested.append(request.url))
         self.page.goto(url)
         self.page.wait_for_selector("#content:not([hidden])")
 
@@ -81,7 +81,7 @@ class Opened:
         return " ".join(self.page.inner_text(selector).split())
 
     def until(self, found: Callable[[], object], timeout_s: float = 30.0) -> None:
-        """Wait until ``found``; Playwright's own way evaluates text as code, which the page's policy forbids."""
+        """Wait until ``found``; Playwright's wait_for_function uses eval, which the page's policy forbids."""
         end = time.monotonic() + timeout_s
         while not found():
             assert time.monotonic() < end, self.page.inner_text("body")
@@ -108,10 +108,10 @@ def test_page_shows_load_and_history(serving: Serving, opened: Opened) -> None:
     with Clients(serving.url) as clients:
         answers = clients.send_all([completion(f"Number {n}", 12) for n in range(5)], at_once=1)
         assert all(answer.outcome == "ok" for answer in answers)
-        ended = before + len(answers)
-        opened.until(lambda: f"Requests {ended}" in opened.text("#tiles"))
-        opened.until(lambda: page.locator("#requests tr").count() == min(24, ended))
-        # Each was generated 12 tokens.
+        completed = before + len(answers)
+        opened.until(lambda: f"Requests {completed}" in opened.text("#tiles"))
+        opened.until(lambda: page.locator("#requests tr").count() == min(24, completed))
+        # Each request generated 12 tokens.
         headings = page.locator("#requests-table th:visible").all_inner_texts()
         column = headings.index("Out") + 1
         assert set(page.locator(f"#requests tr > :nth-child({column})").all_inner_texts()[:5]) == {"12"}
@@ -122,15 +122,15 @@ def test_page_shows_load_and_history(serving: Serving, opened: Opened) -> None:
             slots = live(serving)["servers"][0]["slots"]
             total = sum(slot["context_tokens"] for slot in slots)
             text = opened.text("#kv-text")
-            told = re.match(r"([\d,]+) active", text)
-            assert told is not None, text
-            # It grows while we look: what the page says lies between two looks of ours.
+            active_text = re.match(r"([\d,]+) active", text)
+            assert active_text is not None, text
+            # The count grows meanwhile: the page's figure is at most that of a later poll.
             later = sum(slot["context_tokens"] for slot in live(serving)["servers"][0]["slots"])
-            assert 0 < int(told[1].replace(",", "")) <= max(total, later)
+            assert 0 < int(active_text[1].replace(",", "")) <= max(total, later)
             assert f"of {SLOTS * CONTEXT:,} tokens" in text
     assert "tiny" in page.title()
-    assert opened.complaints == []
-    assert {url.removeprefix(serving.page_url).partition("?")[0] for url in opened.asked} <= {
+    assert opened.console_messages == []
+    assert {url.removeprefix(serving.page_url).partition("?")[0] for url in opened.requested} <= {
         "/", "/page.css", "/page.js", "/draw.js", "/format.js", "/live.json",
     }  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_page_after_server_restart(serving: Serving, opened: Opened) -> None:
     wait_until(lambda: live(serving)["servers"][0]["restarts"] == before + 1, 30)
     opened.until(lambda: f"Restarts {before + 1} " in opened.text("#model"))
     opened.until(lambda: opened.text("#state") == "ready")
-    assert opened.complaints == []
+    assert opened.console_messages == []
 
 
 def test_page_reconnects(serving: Serving, opened: Opened) -> None:
@@ -203,7 +203,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         assert addresses()[-1] == running
         assert page.title().startswith("(11!) ")
         tab.until(lambda: "--restart" in page.locator("#alarms code").all_inner_texts())
-        # Nothing is known of requests or of the pool's size: there is no column of dashes.
+        # Requests and the pool's size are unknown: their columns are hidden.
         assert page.locator("#fleet th[scope=col]:visible").all_inner_texts() == [
             "Server", "State", "Running", "Waiting", "tok/s", "KV headroom", "Restarts",
         ]  # fmt: skip
@@ -212,9 +212,9 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         assert tab.text("#state") == "ready"
         assert "No request log" in tab.text("#requests-text")
         assert page.locator("#servers tr:has([aria-current])").count() == 1
-        # It stays chosen, and the focus where it is, while figures come and go.
-        asked = len(tab.asked)
-        tab.until(lambda: len(tab.asked) > asked + 2)
+        # Selection and focus stay while figures are updated.
+        requested = len(tab.requested)
+        tab.until(lambda: len(tab.requested) > requested + 2)
         assert running in page.evaluate("document.activeElement.title")
         assert tab.text("#name") == f"{running} tiny"
         page.get_by_role("button", name="tok/s").click()
@@ -226,7 +226,7 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
         page.reload()
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
-        assert tab.complaints == []
+        assert tab.console_messages == []
     finally:
         tab.context.close()
 
@@ -239,7 +239,7 @@ def test_page_update_size(fleet: str) -> None:
         body = answer.read()
     after = json.loads(body)
     assert (after["whole"], after["keys"], len(after["servers"])) == (False, None, 1)
-    # Nothing happens at eleven of them.
+    # Eleven servers have not changed.
     assert len(after["overview"]) <= 1
     assert all("down" not in row.values() for row in after["overview"])
 
@@ -267,7 +267,7 @@ def test_page_accessibility(browser: Browser, serving: Serving, fleet: str, sche
     with Clients(serving.url) as clients:
         clients.send_all([completion("Hello", 4)], at_once=1)
     for url, rows in ((serving.page_url, "#requests tr"), (fleet, "#servers tr")):
-        # The page's policy would keep axe out, which evaluates text as code.
+        # axe uses eval, which the page's policy forbids.
         tab = Opened(browser, url, color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
         try:
             tab.until(tab.page.locator(rows).count)
@@ -285,14 +285,14 @@ def test_page_polls_changes(serving: Serving, opened: Opened) -> None:
         for number in range(3):
             clients.send_all([completion(f"More {number}", 4)], at_once=1)
             page.wait_for_timeout(1100)
-    assert opened.asked[-1].partition("&after=")[2].isdigit()
+    assert opened.requested[-1].partition("&after=")[2].isdigit()
     shown = min(24, len(live(serving)["requests"]))
     opened.until(lambda: page.locator("#requests tr").count() == shown)
-    # All that was known at first is still drawn: the chart goes back as far as llamatel does.
-    known = [active for active in live(serving)["history"]["active"] if active is not None]
+    # The whole history is still drawn.
+    polled = [active for active in live(serving)["history"]["active"] if active is not None]
     drawn = [polygon.get_attribute("points") or "" for polygon in page.locator("#kv-chart .area-active").all()]
-    assert sum(len(points.split()) for points in drawn) >= 2 * (len(known) - 3)
-    assert opened.complaints == []
+    assert sum(len(points.split()) for points in drawn) >= 2 * (len(polled) - 3)
+    assert opened.console_messages == []
 
 
 def test_page_escapes_names(browser: Browser, tiny_model: Path, tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_page_escapes_names(browser: Browser, tiny_model: Path, tmp_path: Path) 
     running = Serving(tmp_path, tiny_model, "--alias", name, slots=1, context=256)
     try:
         tab = Opened(browser, running.page_url)
-        tab.page.on("dialog", lambda dialog: tab.complaints.append(dialog.message))
+        tab.page.on("dialog", lambda dialog: tab.console_messages.append(dialog.message))
         assert name in tab.text("#name")
         assert tab.page.query_selector("#content img, #content script, header img") is None
-        assert tab.complaints == []
+        assert tab.console_messages == []
         tab.context.close()
     finally:
         running.child.stop()

@@ -1,4 +1,4 @@
-"""Plans by the rules of the llama.cpp build that runs, and what is called exact for which build."""
+"""Plans by the rules of the running llama.cpp build, and which plans are exact for which build."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.parts import MissingPart, in_ci
         ("", None),
     ],
 )  # fmt: skip
-def test_build_numbers(text: str, number: int | None) -> None:
+def test_parse_build_numbers(text: str, number: int | None) -> None:
     build = parse_build(text)
     assert build == LlamaBuild(text, number)
     assert parse_build(None) is None
@@ -40,8 +40,8 @@ def test_build_numbers(text: str, number: int | None) -> None:
 @pytest.mark.parametrize(
     ("name", "model", "flags"),
     [
-        ("0.2.7", "deepseek2", "-c 4096 -np 2"),  # a V beside the latent vector until January 2026
-        ("2026.8.10229", "glm4moe", "--spec-type draft-mtp -c 2048"),  # all layers in the context that drafts
+        ("0.2.7", "deepseek2", "-c 4096 -np 2"),  # a V alongside the latent vector until January 2026
+        ("2026.8.10229", "glm4moe", "--spec-type draft-mtp -c 2048"),  # all layers in the draft context
         ("2026.9.11063", "glm4moe", "--spec-type draft-mtp -c 2048"),
         ("2026.8.10566", "qwen3", "-c 0 -np 2 -fit on"),  # one trained context for all slots
         ("2026.9.10809", "qwen3", "-c 0 -np 2 -fit on"),  # one for each
@@ -51,7 +51,7 @@ def test_build_numbers(text: str, number: int | None) -> None:
         ("sid", "maion-coder", "-c 4096 -np 2"),
     ],
 )
-def test_plan_is_that_of_each_build(name: str, model: str, flags: str, tmp_path: Path) -> None:
+def test_plan_by_build(name: str, model: str, flags: str, tmp_path: Path) -> None:
     try:
         of = server(name)
     except MissingPart as missing:
@@ -79,7 +79,7 @@ def plan_for(build: str | None) -> CachePlan:
     return cache_plan(shape, parse_server_flags(["-c", "4096", "-np", "1"], environ={}))
 
 
-def test_exact_is_bound_to_builds() -> None:
+def test_plan_exact_only_for_verified_builds() -> None:
     ranges = verified_builds("qwen4exp")
     assert len(ranges) == 2  # the rules changed between them
     first, last = ranges[0][0], ranges[-1][1]
@@ -97,7 +97,7 @@ def test_exact_is_bound_to_builds() -> None:
         assert f"this is {build}" in found.why_not_exact
 
 
-def test_an_unnumbered_build_is_exact_where_all_builds_are_alike() -> None:
+def test_plan_unnumbered_build_exact_if_all_builds_agree() -> None:
     keys = ("block_count", "embedding_length", "context_length", "attention.head_count")
     metadata = {"general.architecture": "llama"} | {f"llama.{key}": 64 for key in keys}
     settings = parse_server_flags(["-c", "512"], environ={})
@@ -105,7 +105,7 @@ def test_an_unnumbered_build_is_exact_where_all_builds_are_alike() -> None:
     assert not cache_plan(shape_from_metadata(metadata, build=parse_build("b99999")), settings).exact
 
 
-def test_context_of_slots_by_build() -> None:
+def test_plan_slot_context_by_build() -> None:
     shape = ModelShape("llama", (), context_length=4096)
     settings = parse_server_flags(["-c", "0", "-np", "3"], environ={})
     for number, context in ((FIT_PER_SLOT_SINCE - 1, 4608), (FIT_PER_SLOT_SINCE, 12288)):
@@ -118,7 +118,7 @@ def test_context_of_slots_by_build() -> None:
         assert cells.context == context
 
 
-def test_reported_sizes_withdraw_a_wrong_plan(caplog: pytest.LogCaptureFixture) -> None:
+def test_plan_withdrawn_after_different_reported_size(caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_for(None)
     shape = shape_from_metadata(QWEN4EXP)
     model = LoadedModel(shape, parse_server_flags([], environ={}), plan)

@@ -33,7 +33,7 @@ from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
 from tests.parts.processes import wait_until
 from tests.samples import BEGAN, completion
-from tests.servers import ask as ask_directly
+from tests.servers import ask as complete_directly
 from tests.serving import Serving
 
 SCRIPT = """
@@ -43,7 +43,7 @@ import llamatel
 from llamatel import runtime
 from llamatel.llama import LlamaCppClient, ServerManager
 
-def ask(client, streamed=False):
+def complete(client, streamed=False):
     answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)
     if streamed:
         list(answer)
@@ -57,24 +57,24 @@ llamatel.shutdown()
 ONE_BY_ONE = """
 client = LlamaCppClient(sys.argv[1])
 with llamatel.span("before"):
-    ask(client)  # the first call may finish before the receiver knows of it
-with llamatel.span("asks"):
-    ask(client)
+    complete(client)  # the first call may finish before the receiver knows of it
+with llamatel.span("outer"):
+    complete(client)
 """
 FIFTY = """
 client = LlamaCppClient(sys.argv[1])
-ask(client)
+complete(client)
 send = reporter.call_finished
 reporter.call_finished = lambda call: send(dataclasses.replace(call, slot=None))
 with ThreadPoolExecutor(50) as threads:
-    list(threads.map(lambda number: ask(client, number % 2 == 0), range(50)))
+    list(threads.map(lambda number: complete(client, number % 2 == 0), range(50)))
 """
 OUR_OWN = """
 with ServerManager() as server:
     server.start_server(sys.argv[1], port=0).wait_until_ready(60)
     client = LlamaCppClient(server.base_url)
-    with llamatel.span("asks"):
-        ask(client)
+    with llamatel.span("outer"):
+        complete(client)
 """
 
 
@@ -82,7 +82,7 @@ HERE = ServerInfo("localhost", 8090)
 
 
 class OpenCall:
-    """A call that has not ended."""
+    """A call in flight."""
 
     def __init__(self, server: ServerInfo = HERE) -> None:
         self.server = server
@@ -123,7 +123,7 @@ def exporting(sink: OtlpSink) -> dict[str, Any]:
 
 
 def run_script(body: str, argument: str, sink: OtlpSink, llamatel_url: str, servers: int, **env: str) -> list[SinkSpan]:
-    """What a script and the llamatel beside it wrote, once there are so many spans of servers."""
+    """Run a script and return the spans of it and of llamatel, once ``servers`` server spans have arrived."""
     sink.clear()
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT.format(body=body), argument],
@@ -144,7 +144,7 @@ def of_kind(spans: list[SinkSpan], kind: str) -> list[SinkSpan]:
 
 def test_call_report_joins_two_processes(serving: Serving, sink: OtlpSink) -> None:
     spans = run_script(ONE_BY_ONE, serving.url, sink, serving.page_url, 2)
-    [outer] = [span for span in spans if span.name == "asks"]
+    [outer] = [span for span in spans if span.name == "outer"]
     [call] = [span for span in spans if span.parent_id == outer.span_id]
     [request] = [span for span in spans if span.parent_id == call.span_id and span.kind == "SERVER"]
     assert {outer.trace_id} == {call.trace_id} == {request.trace_id}
@@ -160,7 +160,7 @@ def test_call_report_joins_two_processes(serving: Serving, sink: OtlpSink) -> No
 
 
 def test_call_report_fifty_identical_calls(serving: Serving, sink: OtlpSink) -> None:
-    """llama.cpp's own form tells the slot, which is kept from the joining and then compared."""
+    """llama.cpp's own response has the slot; it is withheld from the joiner and then compared."""
     spans = run_script(FIFTY, serving.url, sink, serving.page_url, 51)
     calls = {span.span_id: span for span in of_kind(spans, "CLIENT")}
     requests = of_kind(spans, "SERVER")
@@ -172,13 +172,13 @@ def test_call_report_fifty_identical_calls(serving: Serving, sink: OtlpSink) -> 
         assert call.attributes["llamacpp.slot.id"] == request.attributes["llamacpp.slot.id"]
         assert call.trace_id == request.trace_id
     alone = [span for span in requests if not span.parent_id and not span.links]
-    assert len(alone) <= 1  # the very first
-    assert len(joined) >= 25  # were nothing ever joined, nothing would be wrong either
+    assert len(alone) <= 1  # the first call
+    assert len(joined) >= 25  # enough calls are joined for the comparison to mean something
 
 
 @pytest.mark.parametrize("default_url", [True, False])
 def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.MonkeyPatch, default_url: bool) -> None:
-    """A llamatel whose address was given gets calls of all servers, as a proxy may hide which one it is."""
+    """With an explicit address all calls are reported, because a proxy may hide the server's address."""
     monkeypatch.setattr(call_reporter, "DEFAULT_URL", serving.page_url)
     reporter = CallReporter(None if default_url else serving.page_url, "we")
     sent: list[Any] = []
@@ -188,14 +188,14 @@ def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.Monke
         return True
 
     monkeypatch.setattr(reporter, "_post", keep)
-    ours = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
-    for number, where in enumerate((HERE, ours, ServerInfo("10.0.0.1", ours.port))):
-        reporter.call_started(number, OpenCall(where))
-        reporter.call_finished(call(number, server=where))
+    watched = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
+    for number, server in enumerate((HERE, watched, ServerInfo("10.0.0.1", watched.port))):
+        reporter.call_started(number, OpenCall(server))
+        reporter.call_finished(call(number, server=server))
     reporter.close(10.0)
     named = {endpoint for endpoints, _ in sent for endpoint in endpoints}
-    others = set() if default_url else {("127.0.0.1", 8090), ("10.0.0.1", ours.port)}
-    assert named <= {("127.0.0.1", ours.port), *others}  # a call may have finished before its server was named
+    others = set() if default_url else {("127.0.0.1", 8090), ("10.0.0.1", watched.port)}
+    assert named <= {("127.0.0.1", watched.port), *others}  # a call may have finished before its server was named
     assert [one.key for _, calls in sent for one in calls] == ([1] if default_url else [0, 1, 2])
     assert reporter.losses() == {}
 
@@ -208,7 +208,7 @@ def test_reporter_own_server(sink: OtlpSink, tiny_model: Path) -> None:
     assert (request.parent_id, request.trace_id) == (call.span_id, call.trace_id)
 
 
-# -- nobody there, or somebody who does not answer --------------------------------------------------------------------
+# -- no receiver, or one that does not respond -------------------------------------------------------------------------
 
 
 def test_reporter_no_receiver(serving: Serving, sink: OtlpSink) -> None:
@@ -218,7 +218,7 @@ def test_reporter_no_receiver(serving: Serving, sink: OtlpSink) -> None:
 
 def test_reporter_receiver_is_llama_cpp(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = CallReporter(serving.url, "we")  # a llama.cpp
-    monkeypatch.setattr(reporter, "_post", lambda *_: pytest.fail("it was told"))
+    monkeypatch.setattr(reporter, "_post", lambda *_: pytest.fail("a report was sent"))
     reporter.call_started(1, OpenCall())
     reporter.call_finished(call(1))
     reporter.close(10.0)
@@ -228,37 +228,37 @@ def test_reporter_receiver_is_llama_cpp(serving: Serving, monkeypatch: pytest.Mo
 def test_reporter_receiver_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         reporter = CallReporter(f"http://127.0.0.1:{silent.getsockname()[1]}", "we")
-        begun = time.monotonic()
+        start = time.monotonic()
         for number in range(1000):
-            told = call(number)
-            reporter.call_started(told.key, OpenCall())
-            reporter.call_finished(told)
+            reported = call(number)
+            reporter.call_started(reported.key, OpenCall())
+            reporter.call_finished(reported)
         reporter.close(0.2)
-        assert time.monotonic() - begun < 5.0  # each answer is waited for a second
+        assert time.monotonic() - start < 5.0  # the reporter waits one second for each response
         assert reporter.losses() == {"call_not_reported": 1000 - 512}
 
 
 def test_reporter_receiver_stops(serving: Serving) -> None:
     reporter = CallReporter(serving.page_url, "we")
-    where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
-    first = call(1, server=where)
-    reporter.call_started(first.key, OpenCall(where))
+    server = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
+    first = call(1, server=server)
+    reporter.call_started(first.key, OpenCall(server))
     wait_until(lambda: reporter._watched, 10, "the servers that it watches")
     reporter._http = HttpClient(f"http://127.0.0.1:{free_port()}")
     reporter.call_finished(first)
     wait_until(lambda: reporter.losses() == {"call_not_reported": 1}, 10, "its loss")
-    second = call(2, server=where)
-    reporter.call_started(second.key, OpenCall(where))
+    second = call(2, server=server)
+    reporter.call_started(second.key, OpenCall(server))
     reporter.call_finished(second)
     reporter.close(5.0)
     assert reporter.losses() == {"call_not_reported": 1}
 
 
-# -- who is listened to -----------------------------------------------------------------------------------------------
+# -- accepted and refused reports --------------------------------------------------------------------------------------
 
 
 def post(serving: Serving, body: bytes, **headers: str) -> int:
-    """The status of the answer; 0 where it hung up on what it would not read."""
+    """Return the response's status, or 0 if the connection was closed without one."""
     connection = http.client.HTTPConnection(urlsplit(serving.page_url).netloc, timeout=10)
     sent = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     with contextlib.closing(connection):
@@ -316,17 +316,17 @@ def test_receiver_refuses_invalid_reports(serving: Serving, body: bytes) -> None
 
 
 def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
-    """The most expensive calls that we know, as many as are taken."""
-    where = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
+    """A flood of the most expensive valid reports."""
+    server = ServerInfo("127.0.0.1", int(serving.url.rpartition(":")[2]))
     before = serving.resident_mib()
     rows = len(serving.records())
     statuses: set[int] = set()
     flood = [
-        call(number, server=where, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MAX_CALLS)
+        call(number, server=server, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MAX_CALLS)
     ]
-    body = write([("127.0.0.1", where.port)], flood)
+    body = write([("127.0.0.1", server.port)], flood)
     end = time.monotonic() + 3.0
-    asked = [
+    clients = [
         subprocess.Popen(
             ["curl", "-s", "-o", "/dev/null", "-d", '{"prompt":"x","n_predict":4}', f"{serving.url}/completion"]
         )
@@ -335,23 +335,23 @@ def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
     while time.monotonic() < end:
         statuses.add(post(serving, body))
     assert statuses == {204, 429}
-    assert [process.wait(20) for process in asked] == [0] * 4
+    assert [process.wait(20) for process in clients] == [0] * 4
     wait_until(lambda: len(serving.records()) == rows + 4, 10, "the requests' rows")
     assert serving.resident_mib() < before + 64
-    time.sleep(1.1)  # what is taken is counted by the second
+    time.sleep(1.1)  # the limit is per second
     test_call_report_joins_two_processes(serving, sink)
 
 
-# -- the message, and the joiner --------------------------------------------------------------------------------------
+# -- the report's fields, and the joiner -------------------------------------------------------------------------------
 
 
 def test_call_report_fields() -> None:
-    told = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=BEGAN)
-    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [told] * MAX_CALLS)
+    reported = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=BEGAN)
+    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [reported] * MAX_CALLS)
     assert b"secret" not in body
     assert len(body) < MAX_BYTES
-    places, calls = read(body)
-    assert places == [("127.0.0.1", 8090), ("/a/socket", None)]
+    endpoints, calls = read(body)
+    assert endpoints == [("127.0.0.1", 8090), ("/a/socket", None)]
     assert len(calls) == MAX_CALLS
     about = get_current_span(calls[0].span).get_span_context()  # type: ignore[arg-type]
     assert (about.trace_id, about.span_id, about.is_remote, about.trace_flags.sampled) == (7, 4, True, True)
@@ -364,7 +364,7 @@ def test_call_report_fields() -> None:
         "elsewhere": True,
     }
     same |= {"server": ServerInfo("127.0.0.1", 8090)}
-    assert dataclasses.replace(calls[0], key=0, span=0) == dataclasses.replace(told, **same)
+    assert dataclasses.replace(calls[0], key=0, span=0) == dataclasses.replace(reported, **same)
 
 
 JSON = st.recursive(
@@ -389,10 +389,10 @@ def test_joiner_expected_calls() -> None:
     joiner.completed(completion(task=2, server=ServerInfo("127.0.0.1", 8091)))
     assert [done.task for done, _ in joiner.due()] == [2]
     now += 0.5
-    told = call(1, elsewhere=True)
-    joiner.finished(told)
+    reported = call(1, elsewhere=True)
+    joiner.finished(reported)
     now += 0.2
-    assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=told))]
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=reported))]
     joiner.completed(completion(task=3))
     now += 1.1
     assert [(done.task, origin) for done, origin in joiner.due()] == [(3, Origin())]
@@ -402,17 +402,17 @@ def test_joiner_expected_calls() -> None:
 
 
 def test_joiner_late_report() -> None:
-    """Its own was written before anybody said that calls are to be expected."""
+    """The first request was written before a call was expected; the late report must not join the second."""
     now = BEGAN + 1.51
     joiner = Joiner(lambda: now)
     joiner.completed(completion(task=1))
     assert len(list(joiner.due())) == 1
     joiner.expect(("127.0.0.1", 8090), 10.0)
     joiner.completed(completion(task=2, slot=3))
-    told = call(1, elsewhere=True)
-    joiner.finished(told)
+    reported = call(1, elsewhere=True)
+    joiner.finished(reported)
     now += 2.0
-    assert [(done.task, origin) for done, origin in joiner.due()] == [(2, Origin(candidates=(told,)))]
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(2, Origin(candidates=(reported,)))]
 
 
 def test_joiner_bounds_calls_of_other_processes() -> None:
@@ -424,7 +424,7 @@ def test_joiner_bounds_calls_of_other_processes() -> None:
     assert joiner.finished(call(1))
 
 
-# -- other processes: without code, unsampled, through a proxy --------------------------------------------------------
+# -- other processes: zero code, unsampled, through a proxy ------------------------------------------------------------
 
 NO_CODE = """
 import sys, time
@@ -432,13 +432,13 @@ import openai
 import llamatel
 from llamatel.llama import LlamaCppClient
 
-@llamatel.task(name="ask")
-def ask():
+@llamatel.task(name="answer")
+def answer():
     client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none")
     client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}], max_tokens=7)
     LlamaCppClient(sys.argv[1]).complete("x", n_predict=6, ignore_eos=True)
 
-ask()
+answer()
 """
 
 
@@ -457,7 +457,7 @@ def test_zero_code_script_is_one_trace(serving: Serving, sink: OtlpSink, tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 2, what="spans of the server")
     spans = sink.spans()
-    [task] = [span for span in spans if span.name == "ask"]
+    [task] = [span for span in spans if span.name == "answer"]
     calls = of_kind(spans, "CLIENT")
     assert [(call.parent_id, call.trace_id) for call in calls] == [(task.span_id, task.trace_id)] * 2
     assert {request.parent_id for request in of_kind(spans, "SERVER")} == {call.span_id for call in calls}
@@ -465,14 +465,14 @@ def test_zero_code_script_is_one_trace(serving: Serving, sink: OtlpSink, tmp_pat
 
 def test_call_report_unsampled_call(serving: Serving, sink: OtlpSink) -> None:
     run_script(ONE_BY_ONE, serving.url, sink, serving.page_url, 0, OTEL_TRACES_SAMPLER="always_off")
-    assert ask_directly(serving.url) == 200
+    assert complete_directly(serving.url) == 200
     sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 1, what="the span of another client")
     time.sleep(1.5)
     assert len(of_kind(sink.spans(), "SERVER")) == 1
 
 
 class DelayProxy:
-    """A TCP proxy that passes bytes on after a delay, each way."""
+    """A TCP proxy that delays both directions."""
 
     def __init__(self, url: str, seconds: float) -> None:
         parts = urlsplit(url)
@@ -504,7 +504,7 @@ FOUR = """
 client = LlamaCppClient(sys.argv[1])
 for number in range(4):
     with llamatel.span(f"call {number}"):
-        ask(client)
+        complete(client)
 """
 
 

@@ -35,7 +35,7 @@ def llamatel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.C
     )
 
 
-def test_help_lists_commands_without_importing_them() -> None:
+def test_cli_help_lists_commands_without_imports() -> None:
     script = (
         "import sys; from llamatel.cli.main import main; code = main(['--help'])\n"
         "heavy = {'rich', 'opentelemetry', 'numpy', 'gguf', 'urllib3', 'prometheus_client'} & set(sys.modules)\n"
@@ -50,7 +50,7 @@ def test_help_lists_commands_without_importing_them() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_ctrl_c_during_imports() -> None:
+def test_cli_ctrl_c_during_imports() -> None:
     program = (
         "import signal, sys\n"
         "class Interrupting:\n"
@@ -66,7 +66,7 @@ def test_ctrl_c_during_imports() -> None:
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_command_help_in_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_command_help_in_80_columns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     assert command.name == verb
@@ -74,7 +74,7 @@ def test_command_help_in_80_columns(verb: str, capsys: pytest.CaptureFixture[str
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
-def test_version() -> None:
+def test_cli_version() -> None:
     done = llamatel("--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("llamatel ")
@@ -99,7 +99,7 @@ def test_version() -> None:
         (["attach"], "name servers"),
     ],
 )
-def test_usage_error_exit_code(arguments: list[str], message: str) -> None:
+def test_cli_usage_error_exit_code(arguments: list[str], message: str) -> None:
     done = llamatel(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -109,19 +109,19 @@ def test_usage_error_exit_code(arguments: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("dashboards",)], ids=" ".join)
-def test_no_arguments_shows_help(arguments: tuple[str, ...]) -> None:
+def test_cli_no_arguments_shows_help(arguments: tuple[str, ...]) -> None:
     done = llamatel(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == llamatel(*arguments, "--help").stdout
 
 
-def test_folder_as_model(tmp_path: Path) -> None:
+def test_cli_folder_as_model(tmp_path: Path) -> None:
     done = llamatel("serve", str(tmp_path), "--metrics-addr", "none")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"llamatel: error: {tmp_path} is a folder: name the model's file in it"
 
 
-def test_missing_model() -> None:
+def test_cli_missing_model() -> None:
     done = llamatel("serve", "/nowhere/model.gguf", "--metrics-addr", "none")
     assert done.returncode in (1, 2)
     assert "/nowhere/model.gguf" in done.stderr.splitlines()[-1]
@@ -129,7 +129,7 @@ def test_missing_model() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_serve_flags_match_llama_server() -> None:
+def test_cli_serve_flags_match_llama_server() -> None:
     serve = cli.get_command(click.Context(cli), "serve")
     assert serve is not None
     line = (
@@ -150,7 +150,7 @@ def test_serve_flags_match_llama_server() -> None:
     assert (long.params["kv_unified"], long.params["ctx_size"], long.params["gpu_layers"]) == (True, 8, "0")
 
 
-def test_defect_traceback_needs_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_traceback_only_with_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
@@ -161,7 +161,7 @@ def test_defect_traceback_needs_verbose(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize("arguments", ["--help", "serve --help"])
-def test_closed_pipe(arguments: str, tmp_path: Path) -> None:
+def test_cli_closed_pipe(arguments: str, tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     command = (
         f"{sys.executable} -m llamatel.cli.main {arguments} 2>{errors} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
@@ -172,7 +172,7 @@ def test_closed_pipe(arguments: str, tmp_path: Path) -> None:
 
 
 def in_shell(command: str) -> tuple[int, str]:
-    """Exit code and what was said on stderr; ``llamatel`` is ours."""
+    """Return the exit code and stderr of this tree's ``llamatel``."""
     line = command.replace("llamatel", f"{sys.executable} -m llamatel.cli.main")
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
@@ -180,22 +180,22 @@ def in_shell(command: str) -> tuple[int, str]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 @pytest.mark.parametrize("arguments", ["--help", "--version", "dashboards --help"])
-def test_full_output(arguments: str) -> None:
+def test_cli_stdout_on_full_disk(arguments: str) -> None:
     full = "llamatel: error: cannot write the output: No space left on device\n"
     assert in_shell(f"llamatel {arguments} >/dev/full") == (1, full)
 
 
 @pytest.mark.parametrize("closed", ["<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams(closed: str, tmp_path: Path) -> None:
+def test_cli_closed_standard_streams(closed: str, tmp_path: Path) -> None:
     assert in_shell(f"llamatel --version {closed}") == (0, "")
-    # What is opened takes the place of none of them.
+    # Files opened later do not reuse their descriptors.
     export = tmp_path / "exported"
     assert in_shell(f"llamatel dashboards export {export} {closed}") == (0, "")
     assert all(path.stat().st_size for path in export.rglob("*.json"))
     assert in_shell(f"llamatel frobnicate {closed}")[0] == 2
 
 
-def test_ascii_output() -> None:
+def test_cli_ascii_output() -> None:
     done = llamatel("serve", "/nowhere/mod\u00e8le.gguf", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode in (1, 2)
     assert "mod?le.gguf" in done.stderr

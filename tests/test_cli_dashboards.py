@@ -91,7 +91,7 @@ def test_export_objectives_in_rules_and_dashboards(tmp_path: Path, monkeypatch: 
 
 
 def test_import_asks_for_the_data_source(tmp_path: Path) -> None:
-    """As Grafana's import does it: every reference to an input is replaced by the chosen data source."""
+    """Like Grafana's import, replace every reference to an input by the chosen data source."""
     exported(tmp_path)
     for name in published.dashboards():
         model = json.loads((tmp_path / "import" / name).read_text())

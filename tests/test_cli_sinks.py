@@ -1,4 +1,4 @@
-"""JSON lines: what they hold, and that a broken target costs nothing but its lines."""
+"""JSON lines: their fields, and failing targets lose only their own lines."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 @contextlib.contextmanager
 def cancellation(server: ServerManager) -> Iterator[Callable[[], bool]]:
-    """Says whether llama.cpp has ended a request early; by its log, as /slots keeps it from looking at connections."""
+    """Yield a function: was a request cancelled? By the log, because polling /slots delays cancellation."""
     seen: list[Outcome] = []
     end = server.subscribe(lambda completion: seen.append(completion.outcome))
     yield lambda: Outcome.CANCELLED in seen
@@ -93,7 +93,7 @@ def idle(client: LlamaCppClient) -> bool:
     return not any(slot.is_processing for slot in client.slots.list())
 
 
-# -- what it asks and what it gets ------------------------------------------------------------------------------------
+# -- requests and results ----------------------------------------------------------------------------------------------
 
 
 def test_client_chat(client: LlamaCppClient) -> None:
@@ -184,7 +184,7 @@ def test_result_attributes() -> None:
     made = Result({"id": None, "new": 1, "choices": [{"index": 3}, 7], "usage": "none"})
     assert (made.raw["new"], made.new, made["new"], made.usage, made.id) == (1, 1, 1, "none", None)
     assert (made.choices[0].index, made.choices[1]) == (3, 7)
-    assert made.timings is None  # llama.cpp leaves it out now and then
+    assert made.timings is None  # llama.cpp sometimes omits it
     with pytest.raises(AttributeError, match="has no 'choise'; it has id, new, choices, usage"):
         _ = made.choise
     assert {"id", "new", "choices", "raw"} <= set(dir(made))
@@ -200,7 +200,7 @@ def test_event_lines_cut_anywhere() -> None:
     assert [event for at in range(len(text)) for event in lines.feed(text[at : at + 1])] == whole
 
 
-# -- going away -------------------------------------------------------------------------------------------------------
+# -- cancellation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "block", "raise"])
@@ -237,10 +237,10 @@ def test_client_stream_closed_by_another_thread(client: LlamaCppClient) -> None:
 
 def test_client_connection_refused() -> None:
     address = f"http://127.0.0.1:{free_port()}"
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ConnectError, match=f"connection refused at {address}") as caught:
         LlamaCppClient(address, retries=1).health()
-    assert time.monotonic() - began > 0.2
+    assert time.monotonic() - start > 0.2
     assert (caught.value.kind, caught.value.status, caught.value.exit_code) == ("connection_refused", None, 1)
 
 
@@ -278,11 +278,11 @@ def test_client_not_supported(client: LlamaCppClient, vectors: LlamaCppClient) -
 
 
 def test_client_timeout(server: ServerManager, client: LlamaCppClient) -> None:
-    with cancellation(server) as ended:
+    with cancellation(server) as cancelled:
         with pytest.raises(RequestTimeout, match=r"sent nothing for 0\.3 s") as caught:
             client.complete("Long", n_predict=LONG, ignore_eos=True, timeout=0.3)
         assert isinstance(caught.value, TimeoutError)
-        assert until(ended)
+        assert until(cancelled)
 
 
 def test_client_server_killed_in_stream(tiny_model: Path) -> None:
@@ -306,20 +306,20 @@ def test_client_kept_connection_closed(tiny_model: Path) -> None:
             assert client.complete("x", n_predict=1).timings
 
 
-class Speaker:
-    """Something else that listens at a port: it answers every connection with the same bytes."""
+class StandIn:
+    """A stand-in for another program: sends one fixed response per connection."""
 
     def __init__(self, *answers: bytes) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.asked: list[bytes] = []
+        self.requests: list[bytes] = []
         threading.Thread(target=self._run, args=(answers,), daemon=True).start()
 
     def _run(self, answers: tuple[bytes, ...]) -> None:
         for answer in answers:
             connection, _ = self._socket.accept()
             with connection:
-                self.asked.append(connection.recv(65536))
+                self.requests.append(connection.recv(65536))
                 connection.sendall(answer)
         self._socket.close()
 
@@ -343,7 +343,7 @@ def http(body: bytes, status: str = "200 OK") -> bytes:
 )
 def test_client_not_llama_cpp(answer: bytes, kind: type[RequestError]) -> None:
     with pytest.raises(kind) as caught:
-        LlamaCppClient(Speaker(answer).url, retries=0, timeout=5).props()
+        LlamaCppClient(StandIn(answer).url, retries=0, timeout=5).props()
     assert "\n" not in str(caught.value)
 
 
@@ -357,7 +357,7 @@ def test_client_not_llama_cpp(answer: bytes, kind: type[RequestError]) -> None:
     ],
 )
 def test_client_stream_not_llama_cpp(body: bytes, kind: type[RequestError]) -> None:
-    stream = LlamaCppClient(Speaker(http(body)).url, retries=0, timeout=5).complete("x", stream=True)
+    stream = LlamaCppClient(StandIn(http(body)).url, retries=0, timeout=5).complete("x", stream=True)
     with pytest.raises(kind):
         list(stream)
     assert list(stream) == []
@@ -367,32 +367,32 @@ def test_client_retries_while_loading() -> None:
     loading = http(
         b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', "503 Service Unavailable"
     )
-    speaker = Speaker(loading, http(b'{"content": "now"}'), loading)
-    assert LlamaCppClient(speaker.url).complete("x").text == "now"
+    stand_in = StandIn(loading, http(b'{"content": "now"}'), loading)
+    assert LlamaCppClient(stand_in.url).complete("x").text == "now"
     with pytest.raises(ServerNotReady, match="Loading model"):
-        LlamaCppClient(speaker.url, retries=0).complete("x")
-    assert len(speaker.asked) == 3
+        LlamaCppClient(stand_in.url, retries=0).complete("x")
+    assert len(stand_in.requests) == 3
 
 
 def test_client_health_while_loading() -> None:
     loading = http(
         b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', "503 Service Unavailable"
     )
-    health = LlamaCppClient(Speaker(loading).url).health()
+    health = LlamaCppClient(StandIn(loading).url).health()
     assert not health
     assert health.status == "loading"
 
 
 def test_client_base_url_path() -> None:
-    for path, asked in (("", b""), ("/v1", b""), ("/v1/", b""), ("/llama", b"/llama"), ("/llama/v1", b"/llama")):
-        speaker = Speaker(http(b'{"content": "x"}'), http(b'{"choices": []}'))
-        client = LlamaCppClient(speaker.url + path, retries=0, timeout=5)
+    for path, requests in (("", b""), ("/v1", b""), ("/v1/", b""), ("/llama", b"/llama"), ("/llama/v1", b"/llama")):
+        stand_in = StandIn(http(b'{"content": "x"}'), http(b'{"choices": []}'))
+        client = LlamaCppClient(stand_in.url + path, retries=0, timeout=5)
         client.complete("x")
         client.chat.completions.create(HELLO)
-        lines = [request.split(b"\r\n")[0] for request in speaker.asked]
+        lines = [request.split(b"\r\n")[0] for request in stand_in.requests]
         assert lines == [
-            b"POST " + asked + b"/completion HTTP/1.1",
-            b"POST " + asked + b"/v1/chat/completions HTTP/1.1",
+            b"POST " + requests + b"/completion HTTP/1.1",
+            b"POST " + requests + b"/v1/chat/completions HTTP/1.1",
         ]
 
 

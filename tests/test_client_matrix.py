@@ -45,7 +45,7 @@ def test_client_matrix_calls_are_joined(  # noqa: PLR0917 - fixtures
     found = measure(sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
     assert (found.calls, found.wrong, found.none) == (CALLS, 0, 0)
     assert found.joined >= 0.9 * CALLS  # two requests that are equal to the microsecond are linked
-    assert found.client_spans == CALLS  # the one of the other instrumentation, or ours
+    assert found.client_spans == CALLS  # the span of the other instrumentation, or llamatel's
 
 
 def test_client_matrix_in_the_documentation() -> None:

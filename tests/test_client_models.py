@@ -1,4 +1,4 @@
-"""The client with what only some models can do: fill in the middle, LoRA adapters, reranking, tools."""
+"""Client features that need particular models: infill, LoRA adapters, reranking, tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import BACKENDS, choose_backend
 
 FLAGS = ("-t", "1", "-c", "1024")
 MIDDLE = {"pre": 270, "suf": 271, "mid": 272}
-"""Tokens of the tiny model that are told to mark what is before a gap, behind it, and in it."""
+"""Tokens of the tiny model used as the infill markers prefix, suffix and middle."""
 
 TEMPLATE = """
 {%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}
@@ -36,7 +36,7 @@ TEMPLATE = """
 </tool_call>{% endfor %}{% endif %}
 {% endfor -%}
 {%- if add_generation_prompt %}<|assistant|>{% endif -%}"""
-"""A chat template that knows of tools; llama.cpp makes a grammar of it."""
+"""A chat template with tools; llama.cpp derives a grammar from it."""
 
 
 def write_adapter(path: Path) -> Path:
@@ -89,7 +89,7 @@ def test_client_infill(client: LlamaCppClient) -> None:
     assert answer.tokens_evaluated is not None
     assert answer.tokens_evaluated >= texts + len(MIDDLE)
     with client.infill("def f(", "return x", n_predict=5, ignore_eos=True, seed=1, stream=True) as stream:
-        assert len(list(stream)) > 1  # tokens that are parts of one character come together
+        assert len(list(stream)) > 1  # tokens that are parts of one character arrive together
     assert stream.timings is not None
     assert stream.timings.predicted_n == 5
 
@@ -114,10 +114,10 @@ def test_client_lora_scale(client: LlamaCppClient) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_client_tool_call(client: LlamaCppClient, streamed: bool) -> None:
-    """Random weights call no tool by themselves: the answer is begun for them, and the grammar does the rest."""
+    """Random weights call no tool by themselves: the message is prefilled, and the grammar completes it."""
     city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Oslo"]}}, "required": ["city"]}
-    begun = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "<tool_call>\n"}]
-    asked: dict[str, Any] = {
+    prefilled = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "<tool_call>\n"}]
+    options: dict[str, Any] = {
         "tools": [{"type": "function", "function": {"name": "weather", "parameters": city}}], "tool_choice": "required",
         "max_tokens": 120, "temperature": 0, "logit_bias": [[" ", -20], ["\n", -20]],
     }  # fmt: skip
@@ -126,12 +126,12 @@ def test_client_tool_call(client: LlamaCppClient, streamed: bool) -> None:
     calls.listen(ClientSpans(recording.tracer, content=content))
     try:
         if streamed:
-            chunks = list(client.chat.completions.create(begun, stream=True, **asked))
+            chunks = list(client.chat.completions.create(prefilled, stream=True, **options))
             pieces = [piece for chunk in chunks if chunk.choices for piece in chunk.choices[0].delta.tool_calls or ()]
             first = [piece.function for piece in pieces if piece.index == 0 and piece.function is not None]
             name, arguments = first[0].name, "".join(piece.arguments or "" for piece in first)
         else:
-            call = client.chat.completions.create(begun, **asked).choices[0].message.tool_calls[0]
+            call = client.chat.completions.create(prefilled, **options).choices[0].message.tool_calls[0]
             assert call.id
             assert call.function is not None
             name, arguments = call.function.name, call.function.arguments or ""

@@ -45,7 +45,7 @@ FLAGS = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
 
 
 class Joined(Recording):
-    """A client's and a server's telemetry, put together as ``init`` does, with spans and samples kept."""
+    """A client's and a server's telemetry, connected as by ``init``, with spans and samples kept."""
 
     def __init__(self, server: ServerManager | None, *, content: Wanted = Wanted(), latest: bool = False) -> None:  # noqa: B008
         super().__init__()
@@ -86,7 +86,7 @@ class Joined(Recording):
 
 
 def drain_log(server: ServerManager) -> None:
-    """Wait until the server's log holds all earlier requests; it may be a moment behind the responses."""
+    """Wait until the server's log has all earlier requests; it may lag the responses."""
     seen = threading.Event()
     end = server.subscribe(lambda completion: seen.set() if completion.generated == 33 else None)
     calls.listen(None)
@@ -134,7 +134,7 @@ def seconds(span: ReadableSpan) -> float:
 
 
 def waits_for_the_log(joined: Joined, number: int) -> None:
-    """The server's log may be a moment behind the answers."""
+    """Wait for the server's spans: its log may lag the responses."""
     import time
 
     deadline = time.monotonic() + 10
@@ -153,8 +153,8 @@ def test_client_span_joined_with_server(
     joined = listen(server)
 
     @llamatel.task
-    def ask() -> Any:
-        asked: dict[str, Any] = {
+    def fetch() -> Any:
+        arguments: dict[str, Any] = {
             "max_tokens": 12,
             "temperature": 1,
             "top_k": 5,
@@ -163,15 +163,15 @@ def test_client_span_joined_with_server(
             "ignore_eos": True,
         }
         if streamed:
-            with client.chat.completions.create(HELLO, model="any", stream=True, **asked) as stream:
+            with client.chat.completions.create(HELLO, model="any", stream=True, **arguments) as stream:
                 return list(stream)[-1]
-        return client.chat.completions.create(HELLO, model="any", **asked)
+        return client.chat.completions.create(HELLO, model="any", **arguments)
 
-    answer = ask()
+    answer = fetch()
     waits_for_the_log(joined, 1)
     [span], [theirs] = joined.of_kind(SpanKind.CLIENT), joined.of_kind(SpanKind.SERVER)
     assert span.name == "chat any"
-    assert joined.parents()["chat any"].endswith("ask")  # type: ignore[union-attr]
+    assert joined.parents()["chat any"].endswith("fetch")  # type: ignore[union-attr]
     assert len({span.context.trace_id for span in joined.spans if span.context is not None}) == 1
     found = attributes(span)
     assert answer.timings is not None
@@ -255,7 +255,7 @@ def test_client_span_conventions(server: ServerManager, client: LlamaCppClient, 
         name: type(value) for span in joined.of_kind(SpanKind.CLIENT) for name, value in attributes(span).items()
     }
     assert written.items() <= documented.items()
-    # This server drafts nothing.
+    # This server does not use speculative decoding.
     assert documented.keys() - written.keys() == {"llamacpp.draft.tokens", "llamacpp.draft.accepted_tokens"}
     new = {name for name in seen if name.startswith("gen_ai.")} - genai_conventions.SHIPPED_ATTRIBUTES
     assert new == set()
@@ -311,7 +311,7 @@ def test_client_metrics_fit_instruments(client: LlamaCppClient, listen: Listen) 
         assert joined.samples
 
 
-# -- streams that are left, errors ------------------------------------------------------------------------------------
+# -- streams that are closed early, errors -----------------------------------------------------------------------------
 
 
 def test_client_span_stream_left(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
@@ -337,13 +337,13 @@ def test_client_span_error_descriptions(server: ServerManager, client: LlamaCppC
         client.chat.completions.create([{"role": "user", "content": {"secret words": 1}}])
     with pytest.raises(ConnectError):
         LlamaCppClient(f"http://127.0.0.1:{free_port()}", retries=0).complete("x")
-    long, wrong, nobody = joined.of_kind(SpanKind.CLIENT)
+    long, wrong, refused = joined.of_kind(SpanKind.CLIENT)
     assert attributes(long)["error.type"] == "exceed_context_size_error"
     assert "exceeds the available context size" in str(long.status.description)
     assert wrong.status.status_code is StatusCode.ERROR
     assert "secret" not in f"{wrong.status.description} {attributes(wrong)} {wrong.events}"
-    assert attributes(nobody)["error.type"] == "connection_refused"
-    assert joined.children(nobody) == {}
+    assert attributes(refused)["error.type"] == "connection_refused"
+    assert joined.children(refused) == {}
 
 
 def test_call_listener_failure(client: LlamaCppClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -373,7 +373,7 @@ def test_call_listener_failure(client: LlamaCppClient, caplog: pytest.LogCapture
         ("NO_CONTENT", Wanted(), 0),
         ("span_only", Wanted(on_spans=True), 0),
         ("true", Wanted(), 1),
-        # Without a logger provider events go nowhere, and that is said.
+        # Without a logger provider events are lost, and a warning is logged.
         ("SPAN_AND_EVENT", Wanted(on_spans=True, on_events=True), 1),
         ("EVENT_ONLY", Wanted(on_events=True), 1),
     ],
@@ -385,10 +385,12 @@ def test_content_capture_variable(value: str, wanted: Wanted, warned: int, caplo
 
 def test_content_capture_default_off(client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(None)
-    said = client.chat.completions.create([{"role": "user", "content": "tell-tale"}], max_tokens=40, ignore_eos=True)
+    response = client.chat.completions.create(
+        [{"role": "user", "content": "tell-tale"}], max_tokens=40, ignore_eos=True
+    )
     [span] = joined.of_kind(SpanKind.CLIENT)
     assert "tell-tale" not in str(attributes(span))
-    assert (said.choices[0].message.content or "") not in str(attributes(span))
+    assert (response.choices[0].message.content or "") not in str(attributes(span))
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -398,26 +400,26 @@ def test_content_capture_json(client: LlamaCppClient, listen: Listen, streamed: 
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "w" * 20}]},
     ]
-    asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    arguments: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
     if streamed:
-        chunks = list(client.chat.completions.create(messages, stream=True, **asked))
-        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        chunks = list(client.chat.completions.create(messages, stream=True, **arguments))
+        response = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     else:
-        said = client.chat.completions.create(messages, **asked).choices[0].message.content or ""
+        response = client.chat.completions.create(messages, **arguments).choices[0].message.content or ""
     [span] = joined.of_kind(SpanKind.CLIENT)
-    given = json.loads(attributes(span)["gen_ai.input.messages"])
-    assert [message["role"] for message in given] == ["system", "user"]
-    assert given[0]["parts"] == [{"type": "text", "content": "Be brief."}]
-    assert given[1]["parts"] == [{"type": "text", "content": "w" * 20}]
+    messages_in = json.loads(attributes(span)["gen_ai.input.messages"])
+    assert [message["role"] for message in messages_in] == ["system", "user"]
+    assert messages_in[0]["parts"] == [{"type": "text", "content": "Be brief."}]
+    assert messages_in[1]["parts"] == [{"type": "text", "content": "w" * 20}]
     [answer] = json.loads(attributes(span)["gen_ai.output.messages"])
-    assert answer == {"role": "assistant", "parts": [{"type": "text", "content": said}], "finish_reason": "length"}
+    assert answer == {"role": "assistant", "parts": [{"type": "text", "content": response}], "finish_reason": "length"}
 
 
 def test_content_capture_cut() -> None:
-    told = message_content.requested({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
-    [message] = json.loads(message_content.as_text(told)["gen_ai.input.messages"])
+    captured = message_content.requested({"prompt": "w" * 100_000, "system": ["s" * 10_000]})
+    [message] = json.loads(message_content.as_text(captured)["gen_ai.input.messages"])
     assert len(message["parts"][0]["content"]) == message_content.LONGEST
-    assert len(told["gen_ai.system_instructions"][0]["content"]) == message_content.LONGEST
+    assert len(captured["gen_ai.system_instructions"][0]["content"]) == message_content.LONGEST
 
 
 def test_content_capture_tools_and_images() -> None:
@@ -428,11 +430,11 @@ def test_content_capture_tools_and_images() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
     ]
-    given = message_content.requested({"messages": messages})["gen_ai.input.messages"]
-    assert "AAAA" not in str(given)
-    assert given[0]["parts"] == [{"type": "blob", "modality": "image", "content": ""}]
-    assert given[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
-    assert given[2]["parts"] == [{"type": "tool_call_response", "id": "c1", "response": "42"}]
+    messages_in = message_content.requested({"messages": messages})["gen_ai.input.messages"]
+    assert "AAAA" not in str(messages_in)
+    assert messages_in[0]["parts"] == [{"type": "blob", "modality": "image", "content": ""}]
+    assert messages_in[1]["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
+    assert messages_in[2]["parts"] == [{"type": "tool_call_response", "id": "c1", "response": "42"}]
     pieces = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": part}} for part in ('{"a"', ":1}")]
     pieces[1].pop("id")
     pieces[1]["function"] = {"arguments": ":1}"}
@@ -440,10 +442,10 @@ def test_content_capture_tools_and_images() -> None:
     documents.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
     [answer] = message_content.generated(documents)["gen_ai.output.messages"]
     assert answer["parts"] == [{"type": "tool_call", "id": "c1", "name": "f", "arguments": {"a": 1}}]
-    # What is no object, or not a whole one, stays the text that it is.
+    # Incomplete JSON or a non-object stays text.
     call["function"] = {"name": "f", "arguments": '{"a":'}
-    given = message_content.requested({"messages": messages})["gen_ai.input.messages"]
-    assert given[1]["parts"][0]["arguments"] == '{"a":'
+    messages_in = message_content.requested({"messages": messages})["gen_ai.input.messages"]
+    assert messages_in[1]["parts"][0]["arguments"] == '{"a":'
 
 
 def test_content_capture_event(client: LlamaCppClient, listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +454,7 @@ def test_content_capture_event(client: LlamaCppClient, listen: Listen, monkeypat
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     monkeypatch.setattr(_logs, "get_logger", provider.get_logger)
     joined = listen(None, content=Wanted(on_events=True))
-    said = client.chat.completions.create(HELLO, max_tokens=5, ignore_eos=True, temperature=0)
+    response = client.chat.completions.create(HELLO, max_tokens=5, ignore_eos=True, temperature=0)
     with pytest.raises(RequestError):
         client.embeddings.create("x")
     provider.shutdown()
@@ -460,25 +462,25 @@ def test_content_capture_event(client: LlamaCppClient, listen: Listen, monkeypat
     span = joined.of_kind(SpanKind.CLIENT)[0]
     assert span.context is not None
     assert (record.event_name, record.span_id) == (message_content.EVENT, span.context.span_id)
-    told = dict(record.attributes or {})
-    content = said.choices[0].message.content
-    assert [dict(message) for message in told.pop("gen_ai.output.messages")] == [  # type: ignore[union-attr,arg-type]
+    captured = dict(record.attributes or {})
+    content = response.choices[0].message.content
+    assert [dict(message) for message in captured.pop("gen_ai.output.messages")] == [  # type: ignore[union-attr,arg-type]
         {"role": "assistant", "parts": ({"type": "text", "content": content},), "finish_reason": "length"}
     ]
-    assert "Hello" in str(told.pop("gen_ai.input.messages"))
-    # Its other attributes are the span's; the span itself has no content.
-    assert told == {name: value for name, value in attributes(span).items() if name in genai_conventions.ATTRIBUTES}
+    assert "Hello" in str(captured.pop("gen_ai.input.messages"))
+    # The event's other attributes equal the span's; the span itself has no content.
+    assert captured == {name: value for name, value in attributes(span).items() if name in genai_conventions.ATTRIBUTES}
     assert "messages" not in str(attributes(span).keys())
 
 
-# -- one trace, and never a wrong one ---------------------------------------------------------------------------------
+# -- joining: one trace, never a wrong one -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_join_fifty_identical_requests(
     server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """llama.cpp's own form tells the slot, which is kept from the joining here and then compared."""
+    """llama.cpp's own response has the slot; it is withheld from the joiner and then compared."""
     joined = listen(server)
     slots: dict[int, int] = {}
     submit = joined.observer.submit
@@ -494,13 +496,13 @@ def test_join_fifty_identical_requests(
 
     monkeypatch.setattr(joined.observer, "call_finished", without_slot)
 
-    def ask(_: int) -> None:
+    def complete(_: int) -> None:
         answer = client.complete("Same", n_predict=16, ignore_eos=True, temperature=0, stream=streamed)
         if streamed:
             list(answer)
 
     with ThreadPoolExecutor(50) as threads:
-        list(threads.map(ask, range(50)))
+        list(threads.map(complete, range(50)))
     waits_for_the_log(joined, 50)
     theirs = joined.of_kind(SpanKind.SERVER)
     assert len(theirs) == len(slots) == 50
@@ -511,17 +513,17 @@ def test_join_fifty_identical_requests(
             assert slots[span.parent.span_id] == attributes(span)["llamacpp.slot.id"]
         else:
             assert span.links
-    # Were nothing ever joined, nothing would be wrong either.
+    # Enough calls are joined for the comparison to mean something.
     assert len(parents) >= 25
 
 
 def test_join_requests_of_other_clients(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(server)
-    stranger = LlamaCppClient(server.base_url)
+    other_client = LlamaCppClient(server.base_url)
     with ThreadPoolExecutor(8) as threads:
         ours = [threads.submit(client.complete, "Ours", n_predict=20, ignore_eos=True) for _ in range(8)]
         listener, calls._Registered.listener = calls._Registered.listener, None
-        theirs = [threads.submit(stranger.complete, "Theirs", n_predict=20, ignore_eos=True) for _ in range(8)]
+        theirs = [threads.submit(other_client.complete, "Theirs", n_predict=20, ignore_eos=True) for _ in range(8)]
         for future in (*ours, *theirs):
             future.result()
         calls._Registered.listener = listener

@@ -1,4 +1,4 @@
-"""The example of somebody else's collector: installed from its folder, and run by the command line."""
+"""The example of a third-party collector: installed from its folder, and run by the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def llamatel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
     site = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    # llamatel and what it needs are those of the running environment, editable ones too.
+    # llamatel and its dependencies come from the running environment, including editable installs.
     (site / "llamatel.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     done = subprocess.run([*pip, "--no-build-isolation", str(EXAMPLE)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Collectors are found through the entry point, ours and those of other packages alike."""
+"""Collectors are found through the entry point, llamatel's and those of other packages alike."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_collectors_broken_one_requested() -> None:
 def test_requests_collector_outcomes_start_at_zero() -> None:
     [requests] = collectors.load(("requests",))
 
-    def counts(ended: Completion) -> dict[str | int, float]:
+    def counts(completion: Completion) -> dict[str | int, float]:
         totals: dict[str | int, float] = {}
-        for sample in requests.on_completion(ended):
+        for sample in requests.on_completion(completion):
             if sample.metric == "llamacpp.requests":
                 totals[sample.attributes["outcome"]] = totals.get(sample.attributes["outcome"], 0) + sample.value
         return totals

@@ -1,4 +1,4 @@
-"""config.json of every family that llama.cpp converts: the plan equals that of the GGUF its converter makes of it."""
+"""config.json of every family that llama.cpp converts: the plan equals that of the converted GGUF."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = (
 
 def _comparable(shape: ModelShape) -> tuple[object, ...]:
     layers = shape.layers
-    if shape.latent:  # one vector stands for keys and values, whatever the length of a value
+    if shape.latent:  # one vector is both key and value, for any value length
         layers = tuple(replace(layer, value_length=0) for layer in layers)
     return layers, shape.latent, shape.cache, shape.context_length, shape.embedding_length
 
@@ -45,7 +45,7 @@ def test_config_plan_equals_converted_gguf(name: str) -> None:
 
 
 def test_config_families_cover_every_converted_architecture() -> None:
-    """Each row of the table is tried by a sample, but for those whose converter needs tensors."""
+    """Each row of the table has a sample, except for those whose converter needs tensors."""
     tried = {entry["gguf"]["general.architecture"] for entry in CONVERTED.values()}
     assert {row.architecture for row in FAMILIES} - tried <= {
         "exaone",  # the library's class converts as a Llama
@@ -64,7 +64,7 @@ def _plan(config: dict[str, Any], ctx_size: int = 8192) -> int:
     return cache_plan(shape_from_config(config), ServerSettings(ctx_size=ctx_size, parallel=1)).total_bytes
 
 
-def test_gemma3_without_heads_takes_the_library_defaults() -> None:
+def test_config_gemma3_without_heads_uses_library_defaults() -> None:
     """wild.md A1: head counts and head size are those of the class, never 0."""
     config = {
         "model_type": "gemma3",
@@ -92,7 +92,7 @@ def test_gemma3_without_heads_takes_the_library_defaults() -> None:
         ("published/glm4_moe_lite", 2 * 576, 47),
     ],
 )
-def test_latent_families_cache_one_vector(name: str, bytes_per_token_and_layer: int, layers: int) -> None:
+def test_config_latent_families_cache_one_vector(name: str, bytes_per_token_and_layer: int, layers: int) -> None:
     """wild.md A4: K only, 576 wide; Kimi-Linear in 7 of 27 layers; GLM-5 with its indexer."""
     shape = shape_from_config(CONVERTED[name]["config"])
     plan = cache_plan(shape, ServerSettings(ctx_size=8192, parallel=1))
@@ -102,7 +102,7 @@ def test_latent_families_cache_one_vector(name: str, bytes_per_token_and_layer: 
     assert indexer == (2 * 128 * 78 * 8192 if name == "published/glm_moe_dsa" else 0)
 
 
-def test_step3p5_reads_attention_groups() -> None:
+def test_config_step3p5_attention_groups() -> None:
     """wild.md A5: some 0.54 GB at 8192 tokens, not the 12.1 GB of 64 KV heads."""
     config = CONVERTED["published/step3p5"]["config"]
     per_layer = 2 * 2 * 8 * 128
@@ -111,14 +111,14 @@ def test_step3p5_reads_attention_groups() -> None:
     assert 0.4e9 < _plan(config) < 0.7e9
 
 
-def test_nemotron_h_mlp_layers_keep_nothing() -> None:
+def test_config_nemotron_h_mlp_layers_have_no_cache() -> None:
     shape = shape_from_config(CONVERTED["published/nemotron_h_8b"]["config"])
     kinds = ["M" if layer.state else "*" if layer.attends and layer.kv_heads else "-" for layer in shape.layers]
     assert "".join(kinds) == "M-M-M-M*-M"
 
 
-def test_falcon_7b_has_one_kv_head() -> None:
-    """Its num_kv_heads says 71, multi_query that all heads share one."""
+def test_config_falcon_7b_has_one_kv_head() -> None:
+    """num_kv_heads is 71, but multi_query means that all heads share one."""
     config = {
         "model_type": "falcon",
         "architectures": ["FalconForCausalLM"],
@@ -170,7 +170,7 @@ def _as(model_type: str, *left_out: str, **more: Any) -> dict[str, Any]:
         (_as("maple", sliding_window=512), "has no layer_types"),
     ],
 )  # fmt: skip
-def test_config_that_does_not_say_is_refused_by_key(config: dict[str, Any], words: str) -> None:
+def test_config_without_required_key_is_refused(config: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as raised:
         shape_from_config(config)
     assert words in str(raised.value)

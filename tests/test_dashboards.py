@@ -1,4 +1,4 @@
-"""The shipped dashboards: fresh, complete, explained, and about metrics that exist."""
+"""The shipped dashboards: up to date, complete, described, and only existing metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SERIES = prometheus_series() | {prometheus_name(row): row for row in METRICS if 
 """Also histograms in native form, which have their family's name."""
 TARGET = {"cluster", "namespace", "pod", "job", "instance", "server_path"}
 PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate"}, "ALERTS_FOR_STATE": {"alertname", "alertstate"}}
-"""Series that Prometheus makes itself, and their labels besides the target's."""
+"""Series that Prometheus generates, and their labels apart from the target's."""
 
 
 def labels_of(name: str) -> set[str]:
@@ -63,7 +63,7 @@ def test_dashboards_fit_grafanas_schema() -> None:
         assert json.loads(json.dumps(models.Dashboard.from_json(model), cls=encoder)) == model
 
 
-def test_published_needs_no_grafana_sdk() -> None:
+def test_dashboards_published_needs_no_grafana_sdk() -> None:
     program = (
         "import sys, llamatel_dashboards.published as p; assert p.dashboards();"
         "assert not [name for name in sys.modules if name.startswith('grafana')]"
@@ -72,7 +72,7 @@ def test_published_needs_no_grafana_sdk() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
-def test_queries_are_promql_about_existing_metrics_and_labels(query: PanelQuery) -> None:
+def test_dashboards_queries_use_existing_metrics_and_labels(query: PanelQuery) -> None:
     found = list(selectors(query.sent()))
     assert found
     known = set.union(*(labels_of(name) for name, _ in found))
@@ -84,7 +84,7 @@ def test_queries_are_promql_about_existing_metrics_and_labels(query: PanelQuery)
     assert (grouped | shown) - {""} <= known
 
 
-def test_variables_are_the_same_on_all_dashboards() -> None:
+def test_dashboards_have_the_same_variables() -> None:
     for model in dashboards().values():
         assert [variable["name"] for variable in model["templating"]["list"]] == VARIABLES
     for _, selector, label in variable_queries():
@@ -92,7 +92,7 @@ def test_variables_are_the_same_on_all_dashboards() -> None:
         assert all(label in labels_of(name) for name in matched.split("|"))
 
 
-def test_objectives_are_bucket_bounds() -> None:
+def test_dashboards_objectives_are_bucket_bounds() -> None:
     bounds = {row.name: row.buckets for row in METRICS}
     for name, metric in (
         ("ttft", "gen_ai.server.time_to_first_token"),
@@ -103,7 +103,7 @@ def test_objectives_are_bucket_bounds() -> None:
             assert {float(option["value"]) for option in variable["options"]} <= set(bounds[metric])
 
 
-def test_every_metric_is_on_a_panel() -> None:
+def test_dashboards_show_every_metric() -> None:
     queried = {name for query in QUERIES for name, _ in selectors(query.sent())}
     shown = {SERIES[name].name for name in queried - set(PROMETHEUS)}
     assert {row.name for row in METRICS} - shown == set(OFF_PANEL)
@@ -118,7 +118,7 @@ def each_panel() -> list[Any]:
 
 
 @pytest.mark.parametrize("panel", each_panel())
-def test_panel_has_description_unit_and_texts(panel: dict[str, Any]) -> None:
+def test_panel_description_unit_and_texts(panel: dict[str, Any]) -> None:
     meaning, action = panel["description"].split("\n\n**What to do:** ")
     assert len(meaning) > 15
     assert len(action) > 5
@@ -136,7 +136,7 @@ def test_panel_has_description_unit_and_texts(panel: dict[str, Any]) -> None:
         assert (legend["displayMode"], legend["calcs"][:2]) == ("table", ["mean", "max"])
 
 
-def test_annotations_are_promql_about_metrics_that_exist() -> None:
+def test_dashboards_annotations_use_existing_metrics() -> None:
     for model in dashboards().values():
         found = {each["name"]: each["expr"] for each in model["annotations"]["list"]}
         assert list(found) == ["Alerts", "Restarts", "Loads", "Evictions"]
@@ -145,14 +145,14 @@ def test_annotations_are_promql_about_metrics_that_exist() -> None:
                 assert matched <= labels_of(name)
 
 
-def test_legends_by_server_show_the_instance() -> None:
+def test_dashboards_legends_by_server_show_the_instance() -> None:
     by_server = [query for query in QUERIES if "server_address" in query.legend]
     assert len(by_server) > 20
     assert all("{{instance}}" in query.legend for query in by_server)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
-def test_without_native_leaves_promql_that_victoria_metrics_knows(query: PanelQuery) -> None:
+def test_without_native_is_valid_for_victoria_metrics(query: PanelQuery) -> None:
     left = without_native(query.expr)
     assert not re.search(r"histogram_(sum|count|avg)\(", left)
     assert list(selectors(interpolate(left)))
@@ -167,13 +167,13 @@ def test_dashboard_layout_and_links(name: str) -> None:
     assert model["tags"] == ["llamatel"]
     numbers = [panel["id"] for panel in model["panels"]]
     assert len(set(numbers)) == len(numbers)
-    taken: set[tuple[int, int]] = set()
+    used_cells: set[tuple[int, int]] = set()
     for panel in model["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & used_cells, panel["title"]
+        used_cells |= cells
 
 
 def test_dashboards_have_unique_names() -> None:

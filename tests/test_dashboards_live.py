@@ -1,7 +1,7 @@
-"""Every query of every panel and variable, answered by a real Prometheus that scrapes real servers under load.
+"""Every query of every panel and variable against a real Prometheus that scrapes real servers under load.
 
-What cannot happen here (a router, a draft model) comes from a second target: the real collectors and the real exporter
-on made-up records. Which metrics those are stands in ``NOT_HERE``, with the reason.
+Cases that cannot occur here (a router, a draft model) come from a second target: the real collectors and the real
+exporter on made-up records. ``NOT_HERE`` lists those metrics with the reason.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STORES = ("Prometheus 2", "Prometheus 3", "Prometheus 3, NHCB", VICTORIA)
 """NHCB: Prometheus converts classic histograms at scrape, so that there are no ``_bucket`` series (wild.md D4)."""
 CONTEXT, SLOTS = 1024, 4
 BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 2
-"""Keys and values, two layers, two heads of 16 elements of 2 bytes: what the tiny model is made with."""
+"""Keys and values, two layers, two heads of 16 elements of 2 bytes: the tiny model's dimensions."""
 NOT_HERE = {
     "llamacpp.speculative.tokens": "no draft model: nothing is drafted",
     "llamacpp.prompt_cache.entries": "llama.cpp logs it at -lv 4 only",
@@ -96,7 +96,7 @@ CALLED = ClientCall(
 QUERIES = list(panel_queries())
 SERIES = prometheus_series() | {prometheus_name(row): row for row in METRICS if row.kind is Kind.HISTOGRAM}
 OWN = {"up", "ALERTS", "ALERTS_FOR_STATE"}
-"""Series that Prometheus makes itself."""
+"""Series that Prometheus generates."""
 RULES = RuleOptions(Objectives(ttft_s=0.001, error_rate=0.001, min_requests=1))
 """Objectives that this load misses."""
 
@@ -119,8 +119,8 @@ class Observed:
     answers: list[list[Answer]]
     """Of each server, in order."""
     ports: list[int]
-    started: float
-    ended: float
+    started_at: float
+    finished_at: float
 
     @property
     def prometheus(self) -> Store:
@@ -130,13 +130,13 @@ class Observed:
     @property
     def window(self) -> str:
         """As Grafana's ``$__range``: from before the load until after it."""
-        return f"{math.ceil(self.ended - self.started)}s"
+        return f"{math.ceil(self.finished_at - self.started_at)}s"
 
     def range(self, expr: str, store: str = "") -> list[tuple[dict[str, str], list[float]]]:
         """The series of a query over the time of the load, without NaN."""
         source = self.stores[store] if store else self.prometheus
-        data = source.api("query_range", query=expr, start=self.started, end=self.ended, step=1)
-        # A native histogram, as for a heatmap, has its own form: its count stands for it.
+        data = source.api("query_range", query=expr, start=self.started_at, end=self.finished_at, step=1)
+        # A native histogram (for a heatmap) has its own format: use its count.
         series = [
             (
                 row["metric"],
@@ -151,7 +151,7 @@ class Observed:
     def instant(self, expr: str, store: str = "") -> dict[str, float]:
         """A query's answer after the load, by server's port ("" where it is one for all)."""
         source = self.stores[store] if store else self.prometheus
-        rows = source.api("query", query=expr, time=self.ended)["result"]
+        rows = source.api("query", query=expr, time=self.finished_at)["result"]
         return {row["metric"].get("server_port", ""): float(row["value"][1]) for row in rows}
 
     def panel(self, dashboard: str, panel: str, part: str = "", store: str = "", **variables: str) -> dict[str, float]:
@@ -167,9 +167,9 @@ class Observed:
 
 
 def _serve(model: Path, port: int, metrics: int, log: Path, *more: str) -> Child:
-    words = ["serve", str(model), "--port", str(port), "--metrics-addr", f"127.0.0.1:{metrics}", "-np", str(SLOTS)]
-    words += ["-c", str(SLOTS * CONTEXT), "-ub", "64", "--backend", "xllamacpp", *more]
-    return Child([sys.executable, "-m", "llamatel.cli.main", *words], log)
+    arguments = ["serve", str(model), "--port", str(port), "--metrics-addr", f"127.0.0.1:{metrics}", "-np", str(SLOTS)]
+    arguments += ["-c", str(SLOTS * CONTEXT), "-ub", "64", "--backend", "xllamacpp", *more]
+    return Child([sys.executable, "-m", "llamatel.cli.main", *arguments], log)
 
 
 def _ready(server: Child) -> bool:
@@ -182,7 +182,7 @@ QUIET_S = 3
 
 
 def _made_up(running: Telemetry, ending: threading.Event, shape: ModelShape) -> None:
-    """Go on counting what no server here counts. The GPU is one that was recorded."""
+    """Keep counting metrics that no server here has. The GPU is a recorded one."""
     driver = Nvml(Recorded(H100["idle"], {"nvmlDeviceGetComputeRunningProcesses(0)": RUNNING}))
     [card] = driver.read()
     driver.close()
@@ -226,10 +226,10 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
             for server in servers:
                 server.wait_ready(partial(_ready, server), 60)
             with _stores(targets, folder) as stores:
-                started, answers = _under_load(stores, ports)
+                started_at, answers = _under_load(stores, ports)
                 ending.set()
                 counting.join()
-                yield _settled(stores, ports, answers, started)
+                yield _settled(stores, ports, answers, started_at)
     finally:
         ending.set()
         for server in servers:
@@ -238,7 +238,7 @@ def observed(tiny_model: Path, promtool: Path, tmp_path_factory: pytest.TempPath
 
 @contextlib.contextmanager
 def _stores(targets: dict[str, list[str]], folder: Path) -> Iterator[dict[str, Store]]:
-    """All stores, scraping the same targets and evaluating the same rules, whose ``for`` is left out."""
+    """All stores, scraping the same targets and evaluating the same rules without ``for``."""
     rules_folder = folder / "rules"
     rules_folder.mkdir()
     for name, content in rules.groups(RULES).items():
@@ -269,14 +269,14 @@ def _stores(targets: dict[str, list[str]], folder: Path) -> Iterator[dict[str, S
 
 
 def _under_load(stores: dict[str, Store], ports: list[int]) -> tuple[float, list[list[Answer]]]:
-    """Send the load. Returns its start time, and the answers of each server."""
+    """Send the load; return its start time and the responses of each server."""
     clients = [Clients(f"http://127.0.0.1:{port}") for port in ports]
     for each in clients:
-        # Prometheus sees an increase only of what it has seen before.
+        # Prometheus computes an increase only for series that it has scraped before.
         assert each.send(completion("Hello", 4)).outcome == "ok"
     _scraped(stores, len(ports))
-    started = time.time()
-    # One choice each: of several, llama.cpp reports only one's figures to its client.
+    started_at = time.time()
+    # One choice each: with several, llama.cpp returns the figures of only one.
     loads = [
         [ask for ask in mixed_load(75, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
         for seed in (1, 2)
@@ -292,12 +292,12 @@ def _under_load(stores: dict[str, Store], ports: list[int]) -> tuple[float, list
         thread.join()
     for each in clients:
         each.close()
-    return started, answers
+    return started_at, answers
 
 
-def _settled(stores: dict[str, Store], ports: list[int], answers: list[list[Answer]], started: float) -> Observed:
-    ended = _scraped(stores, len(ports) + sum(map(len, answers)))
-    return Observed(stores, answers, ports, started - QUIET_S, ended)
+def _settled(stores: dict[str, Store], ports: list[int], answers: list[list[Answer]], started_at: float) -> Observed:
+    finished_at = _scraped(stores, len(ports) + sum(map(len, answers)))
+    return Observed(stores, answers, ports, started_at - QUIET_S, finished_at)
 
 
 def _scraped(stores: dict[str, Store], requests: int) -> float:
@@ -323,7 +323,7 @@ def _metrics(query: PanelQuery) -> set[str]:
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
-def test_query_has_an_answer_of_the_right_kind(query: PanelQuery, store: str, observed: Observed) -> None:
+def test_panel_query_result_kind(query: PanelQuery, store: str, observed: Observed) -> None:
     absent = _metrics(query) & set(NOT_HERE)
     job = MADE_UP if absent else REAL
     sent = query.sent(job=job, __range=observed.window, __rate_interval="5s")
@@ -341,7 +341,7 @@ def test_query_has_an_answer_of_the_right_kind(query: PanelQuery, store: str, ob
         assert max(values) >= 1024
 
 
-def test_metrics_listed_as_absent_are_absent(observed: Observed) -> None:
+def test_metrics_listed_as_absent(observed: Observed) -> None:
     names = {name for name, row in SERIES.items() if row.name in NOT_HERE}
     assert set(NOT_HERE) <= {row.name for row in METRICS}
     here = {
@@ -351,7 +351,7 @@ def test_metrics_listed_as_absent_are_absent(observed: Observed) -> None:
 
 
 @pytest.mark.parametrize(("name", "selector", "label"), sorted(set(variable_queries())))
-def test_variable_values(name: str, selector: str, label: str, observed: Observed) -> None:
+def test_dashboard_variable_values(name: str, selector: str, label: str, observed: Observed) -> None:
     found = observed.prometheus.api(f"label/{label}/values", **{"match[]": interpolate(selector, job=REAL)})
     expected = {
         "cluster": {"lab"},
@@ -367,7 +367,7 @@ def test_variable_values(name: str, selector: str, label: str, observed: Observe
         assert set(found) == expected[name]
 
 
-def test_choosing_a_server_excludes_the_others(observed: Observed) -> None:
+def test_dashboard_server_variable_filters(observed: Observed) -> None:
     chosen = str(observed.ports[0])
     for query in QUERIES:
         if not _metrics(query) & set(NOT_HERE) and "server_port" in query.legend:
@@ -380,7 +380,7 @@ def _timings(observed: Observed) -> list[dict[str, Any]]:
     return [answer.timings[-1] for answers in observed.answers for answer in answers if answer.outcome == "ok"]
 
 
-def test_requests_and_failures_as_counted_by_clients(observed: Observed) -> None:
+def test_panels_requests_and_failures_equal_clients(observed: Observed) -> None:
     sent = {str(port): float(len(answers)) for port, answers in zip(observed.ports, observed.answers, strict=True)}
     everything = [answer for answers in observed.answers for answer in answers]
     failed = sum(answer.outcome == "error" for answer in everything)
@@ -395,19 +395,19 @@ def test_requests_and_failures_as_counted_by_clients(observed: Observed) -> None
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_phases_as_in_the_responses(store: str, observed: Observed) -> None:
+def test_panels_phases_equal_responses(store: str, observed: Observed) -> None:
     timings = _timings(observed)
     assert len(timings) > 40
     for phase, figure in (("prefill", "prompt_ms"), ("decode", "predicted_ms")):
         mean = statistics.mean(each[figure] / 1e3 for each in timings)
         # The last choice's timings stand for all choices of an answer, and over a window Prometheus extrapolates sum
-        # and count each by itself; to the digit they are compared in test_truth.
+        # and count each by itself; to the digit they are compared in test_truth.py.
         [reported] = observed.panel("requests", "Mean time by phase", f"request_{phase}_duration", store).values()
         assert reported == pytest.approx(mean, rel=0.1)
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_burn_rate_from_the_responses(store: str, observed: Observed) -> None:
+def test_panels_burn_rate_equals_responses(store: str, observed: Observed) -> None:
     [buckets] = [row.buckets for row in METRICS if row.name == "gen_ai.server.time_per_output_token"]
     tpot = [
         each["predicted_ms"] / 1e3 / (each["predicted_n"] - 1) for each in _timings(observed) if each["predicted_n"] > 1
@@ -419,7 +419,7 @@ def test_burn_rate_from_the_responses(store: str, observed: Observed) -> None:
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_quantile_between_processing_time_and_clients_wait(store: str, observed: Observed) -> None:
+def test_panels_quantile_within_client_times(store: str, observed: Observed) -> None:
     [buckets] = [row.buckets for row in METRICS if row.name == "gen_ai.server.request.duration"]
     answers = [answer for each in observed.answers for answer in each]
     # llamatel's figure lacks a wait that is unknown, next to requests that fail.
@@ -432,7 +432,7 @@ def test_quantile_between_processing_time_and_clients_wait(store: str, observed:
     assert reported <= min((bound for bound in buckets if bound > most), default=math.inf)
 
 
-def test_cached_prompt_tokens_as_in_the_responses(observed: Observed) -> None:
+def test_panels_cached_prompt_tokens_equal_responses(observed: Observed) -> None:
     timings = _timings(observed)
     cached = sum(each["cache_n"] for each in timings)
     share = cached / (cached + sum(each["prompt_n"] for each in timings))
@@ -440,7 +440,7 @@ def test_cached_prompt_tokens_as_in_the_responses(observed: Observed) -> None:
     assert reported == pytest.approx(share, abs=0.1)  # llama.cpp's counters have those of cancelled requests too
 
 
-def test_kv_pool_as_configured(observed: Observed) -> None:
+def test_panels_kv_pool_as_configured(observed: Observed) -> None:
     assert observed.panel("kv_cache", "Capacity") == {"": 2 * SLOTS * CONTEXT}
     [headroom] = observed.panel("overview", "KV headroom, fullest").values()
     assert headroom == 1  # nothing runs any more
@@ -453,7 +453,7 @@ def test_kv_pool_as_configured(observed: Observed) -> None:
     assert sizes == dict.fromkeys(("planned", "reported"), 2 * SLOTS * CONTEXT * BYTES_A_TOKEN)
 
 
-def test_drafts_energy_and_router_of_made_up_records(observed: Observed) -> None:
+def test_panels_drafts_energy_and_router(observed: Observed) -> None:
     [energy] = [query for query in QUERIES if query.where == "gpu: Energy a token"]
     # At the first scrape one of the two may be a turn ahead; at the last both stand still.
     [(_, values)] = observed.range(energy.sent(job=MADE_UP, __range=observed.window))
@@ -467,8 +467,8 @@ def test_drafts_energy_and_router_of_made_up_records(observed: Observed) -> None
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_rules_record_and_fire(store: str, observed: Observed) -> None:
-    """An objective that every request missed: the recorded share is 1 and its alert fires, whatever histograms are."""
+def test_rules_record_and_fire_live(store: str, observed: Observed) -> None:
+    """An objective that every request missed: the recorded share is 1 and its alert fires with any histogram type."""
     source = observed.stores[store]
     recorded = source.query(f'llamacpp:ttft_missed:ratio_rate5m{{job="{REAL}"}}')
     assert {labels["server_port"] for labels, _ in recorded} == set(map(str, observed.ports))
@@ -483,6 +483,6 @@ def test_rules_record_and_fire(store: str, observed: Observed) -> None:
     assert all(labels["namespace"] == REAL for labels, _ in firing)
 
 
-def test_histograms_are_native_only_where_converted(observed: Observed) -> None:
+def test_stores_native_histograms_only_where_converted(observed: Observed) -> None:
     buckets = f'count(gen_ai_server_time_to_first_token_seconds_bucket{{job="{REAL}"}})'
     assert [bool(observed.stores[store].query(buckets)) for store in STORES] == [True, True, False, True]

@@ -1,4 +1,4 @@
-"""``llamatel demo`` as people meet it: in a pipe, on a terminal, interrupted. Real llama.cpp."""
+"""``llamatel demo`` in a pipe, on a terminal, interrupted. Real llama.cpp."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SENT = {"ok": 16, "cancelled": 1, "error": 1, "context_full": 0}
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without this machine's own telemetry settings; metrics on a free port."""
+    """Environment without this machine's telemetry settings; metrics on a free port."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return {**own, "OTEL_EXPORTER_PROMETHEUS_PORT": "0", "TZ": "UTC", **more}
 
@@ -131,7 +131,7 @@ def test_demo_signal(signum: signal.Signals, code: int, tmp_path: Path) -> None:
 
 def test_demo_default_metrics_port_in_use() -> None:
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # somebody else has it: taken all the same
+        with contextlib.suppress(OSError):  # already in use by another process, which is fine too
             stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
         done = demo(OTEL_EXPORTER_PROMETHEUS_PORT="")
         assert done.returncode == 0, done.stderr
@@ -142,8 +142,8 @@ def test_demo_default_metrics_port_in_use() -> None:
 
 
 def test_demo_named_metrics_port_in_use() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
         for done in (demo("--metrics-addr", f"127.0.0.1:{port}"), demo(OTEL_EXPORTER_PROMETHEUS_PORT=str(port))):
             assert done.returncode == 1
             assert "in use" in done.stderr.splitlines()[-1]

@@ -32,7 +32,7 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 KUBERNETES = "1.31"
 CUSTOM = {"ServiceMonitor", "ScaledObject"}
-"""Kinds that operators define; their schemas are in no package."""
+"""Kinds defined by operators, without a schema in a package."""
 METRICS_PORT = 9464
 
 
@@ -49,7 +49,7 @@ def manifests() -> list[Any]:
     ]
 
 
-def test_yaml_and_json_files_are_valid() -> None:
+def test_deploy_yaml_and_json_files_are_valid() -> None:
     files = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".yml")]
     assert len(files) >= 10
     for path in files:
@@ -87,12 +87,12 @@ def test_compose_loopback_ports_and_versions() -> None:
 
 
 def addresses(value: Any) -> Iterator[str]:
-    """``HOST:PORT`` of whatever looks like an address of another service, in a file or a command line."""
+    """Find ``HOST:PORT`` addresses of other services in a file or a command line."""
     yield from re.findall(r"(?:https?://|[\s\"'\[]|^)([a-z]+:\d{4,5})\b", json.dumps(value))
 
 
 def listening() -> set[str]:
-    """What the services of compose.yaml listen on, by their own configuration files."""
+    """Return the ports of compose.yaml's services, from their own configuration files."""
     collector = read("collector/collector.yaml")
     protocols = collector["receivers"]["otlp"]["protocols"]
     tempo = read("tempo/tempo.yaml")
@@ -114,7 +114,7 @@ def test_compose_addresses_match_listeners() -> None:
     assert wanted <= listening()
 
 
-def test_provisioning_as_exported(tmp_path: Path) -> None:
+def test_provisioning_equals_export(tmp_path: Path) -> None:
     [path] = [target for name, source, target in mounts() if name == "grafana" and "llamatel_dashboards" in source]
     urls = ("http://prometheus:9090", "http://tempo:3200")
     published.export(tmp_path, published.ExportOptions(dashboards_path=path, prometheus_url=urls[0], tempo_url=urls[1]))
@@ -127,7 +127,7 @@ def test_provisioning_as_exported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compose_commands_run_and_measure(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """llama.cpp's and llamatel's command lines, word for word but for paths and ports."""
+    """Run llama.cpp's and llamatel's command lines from the file, with only paths and ports changed."""
     server_port, metrics_port = free_port(), free_port()
     token = tmp_path / "token"
     token.write_text("a-page-token")
@@ -272,7 +272,7 @@ def test_kustomize_builds_the_base() -> None:
     assert {each["kind"] for each in yaml.safe_load_all(done.stdout)} == {"Deployment", "Service", "ServiceMonitor"}
 
 
-def test_page_tokens_come_from_secrets() -> None:
+def test_kubernetes_page_tokens_from_secrets() -> None:
     for deployment in _of_kind("Deployment"):
         spec = deployment["spec"]["template"]["spec"]
         [container] = [each for each in spec["containers"] if each["name"] == "llamatel"]
@@ -284,7 +284,7 @@ def test_page_tokens_come_from_secrets() -> None:
     assert COMPOSE["secrets"]["page_token"]["file"].startswith("${PAGE_TOKEN_FILE:?")
 
 
-def test_sidecar_log_is_bounded() -> None:
+def test_kubernetes_sidecar_log_is_bounded() -> None:
     [sidecar] = [each for each in _of_kind("Deployment") if each["metadata"]["name"] == "llama"]
     spec = sidecar["spec"]["template"]["spec"]
     [limit] = [each for each in spec["containers"] if each["name"] == "log-limit"]
@@ -295,7 +295,7 @@ def test_sidecar_log_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("words", containers())
-def test_containers_use_existing_flags(words: list[str]) -> None:
+def test_kubernetes_containers_use_existing_flags(words: list[str]) -> None:
     assert complaint(words) is None
     assert words[words.index("--metrics-addr") + 1] == f"0.0.0.0:{METRICS_PORT}"
 
@@ -310,7 +310,7 @@ def queries() -> Iterator[str]:
                 yield filled.replace("<<.LabelMatchers>>", 'pod!=""').replace("<<.GroupBy>>", "pod")
 
 
-def test_scaling_queries_existing_metrics() -> None:
+def test_kubernetes_scaling_queries_existing_metrics() -> None:
     found = list(queries())
     assert len(found) == 6
     for query in found:
@@ -330,7 +330,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_accepts_the_unit_and_rates_it_safe(unit: Path, tmp_path: Path) -> None:
+def test_systemd_unit_valid_and_hardened(unit: Path, tmp_path: Path) -> None:
     program = tmp_path / "llamatel"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -344,7 +344,7 @@ def test_systemd_accepts_the_unit_and_rates_it_safe(unit: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_unit_starts_llamatel_with_flags_that_it_has(unit: Path) -> None:
+def test_systemd_unit_uses_existing_flags(unit: Path) -> None:
     text = unit.read_text()
     verb = re.findall(r"^ExecStart=/usr/local/bin/llamatel (\w+) \$ARGS$", text, re.MULTILINE)[0]
     example = re.findall(r"^# ARGS, for example: (.*)$", text, re.MULTILINE)[0]
@@ -356,7 +356,7 @@ def test_unit_starts_llamatel_with_flags_that_it_has(unit: Path) -> None:
 # The image
 
 
-def test_dockerfile_copies_existing_files_and_drops_root() -> None:
+def test_dockerfile_copies_existing_files_as_non_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
@@ -367,7 +367,7 @@ def test_dockerfile_copies_existing_files_and_drops_root() -> None:
     assert f"EXPOSE {METRICS_PORT}" in text
 
 
-def test_wheel_builds_and_installs_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
+def test_dockerfile_files_build_and_install_wheel(tmp_path: Path) -> None:
     for name in re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE):
         source = ROOT / name
         if source.is_dir():

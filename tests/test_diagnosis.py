@@ -1,4 +1,4 @@
-"""The diagnosis behind ``llamatel doctor``: from records and samples, with figures counted independently."""
+"""The diagnosis of ``llamatel doctor``: from records and samples, with figures counted independently."""
 
 from __future__ import annotations
 

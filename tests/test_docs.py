@@ -1,4 +1,4 @@
-"""Documents are true: their commands run, their flags exist, their files are there."""
+"""The documentation is correct: its commands run, its flags and files exist."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_docs_blocks_are_marked(page: str) -> None:
 
 
 def isolated() -> list[str]:
-    """Words that run what follows in a network of its own, where default ports are free; none where that cannot be."""
-    words = ["unshare", "--map-root-user", "--net"]
-    if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
-        return words
+    """Return the prefix that runs a command in its own network, where default ports are free; [] if not possible."""
+    prefix = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+        return prefix
     return []
 
 
@@ -74,11 +74,11 @@ def test_docs_commands_run(page: str, tiny_model: Path, tmp_path: Path, request:
 @pytest.mark.parametrize("page", PAGES)
 def test_docs_commands_and_flags_exist(page: str) -> None:
     found = {
-        f"{page}:{block.line}: llamatel {' '.join(words)}": complaint(words)
+        f"{page}:{block.line}: llamatel {' '.join(command)}": complaint(command)
         for block in read(page)
-        for words in llamatel_commands(block)
+        for command in llamatel_commands(block)
     }
-    assert not {line: said for line, said in found.items() if said is not None}
+    assert not {line: error for line, error in found.items() if error is not None}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-"""The explorer: what heads of the shipped model do, what is refused, what a callback may do, what a child survives."""
+"""The explorer: attention heads of the shipped model, refused captures, callback errors, crashes of the child."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_explore_induction_unknown_without_repetition() -> None:
     assert all(score.previous is not None for score in scores)
 
 
-def test_tiny_answers_in_its_language() -> None:
+def test_tiny_generates_its_language() -> None:
     random = Random(2026)
     right = dict.fromkeys((make.__name__ for make in language.QUESTIONS), 0)
     with Session(str(SHIPPED)) as session, session.context(256, threads=1) as context:
@@ -150,7 +150,7 @@ def test_observer_callback_errors_stay_in_python(tmp_path: Path, monkeypatch: py
 
 
 class Shifted(ctypes.Structure):
-    """As large as ``struct ggml_tensor``, with lengths and strides the other way round."""
+    """As large as ``struct ggml_tensor``, with lengths and strides swapped."""
 
 
 _SHIFTED: Any = [

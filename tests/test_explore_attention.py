@@ -1,4 +1,4 @@
-"""Captured attention compared with attention computed again: from its queries and keys, and from the weights alone."""
+"""Captured attention compared with attention recomputed from queries and keys, and from the weights alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def causal(tokens: int, window: int | None = None) -> Any:
 
 
 def is_attention(run: Capture) -> None:
-    """Rows of shares, over what the mask lets through."""
+    """Softmax of each row over the unmasked positions."""
     for layer in run.layers.values():
         assert not layer.weights[:, ~layer.visible].any()
         assert np.all(layer.weights >= 0)
@@ -48,7 +48,9 @@ def test_attention_equals_captured_queries_and_keys(name: str, tmp_path: Path) -
     for layer in run.layers.values():
         assert np.array_equal(layer.visible, causal(len(TEXT)))
         assert np.abs(recomputed(layer) - layer.weights).max() < CLOSE
-        assert layer.weights.std(axis=(1, 2)).min() > 0.05  # heads that look somewhere: else anything would be close
+        assert (
+            layer.weights.std(axis=(1, 2)).min() > 0.05
+        )  # heads with a clear maximum; otherwise any result would be close
 
 
 def test_attention_heads_read_keys_of_their_group(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``llamatel explore``: tables, JSON, pictures, the report; on the shipped model and on ones that lack parts of it."""
+"""``llamatel explore``: tables, JSON, pictures, the report; on the shipped model and on models without some parts."""
 
 from __future__ import annotations
 

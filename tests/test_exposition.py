@@ -21,7 +21,7 @@ HOSTILE = 'a"b\\c\nd{e}'
 
 
 class Page:
-    """An exposition with a store, and a provider that others use."""
+    """An exposition with a store, and a provider used by other instrumentation."""
 
     def __init__(self, *observed: Sample, resource: Mapping[str, object] | None = None, gateway: bool = False) -> None:
         store = MetricStore()

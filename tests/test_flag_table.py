@@ -1,4 +1,4 @@
-"""The table of llama-server's flags, compared with ``--help`` of the builds at hand, and how it is read."""
+"""The table of llama-server's flags, compared with ``--help`` of the available builds, and the parser."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.setting and flag.role != "removed"], ids=str)
-def test_flag_and_variable_agree(flag: Flag) -> None:
+def test_parse_server_flags_flag_equals_variable(flag: Flag) -> None:
     text = VALUES.get(str(flag.kind), "on")
     settings = {parse_server_flags([name, *[text] * flag.values], environ={}) for name in flag.names}
     assert {getattr(each, str(flag.setting)) for each in settings} != {
@@ -106,7 +106,7 @@ def test_flag_and_variable_agree(flag: Flag) -> None:
         assert off == parse_server_flags([], environ={flag.off_variable: "anything"})
 
 
-def test_command_line_overrides_environment() -> None:
+def test_parse_server_flags_override_environment() -> None:
     environ = {
         "LLAMA_ARG_CTX_SIZE": "1",
         "LLAMA_ARG_BATCH": "64",
@@ -133,13 +133,13 @@ def test_command_line_overrides_environment() -> None:
         ([], {"LLAMA_ARG_KV_UNIFIED": "maybe"}, "LLAMA_ARG_KV_UNIFIED does not take 'maybe'"),
     ],
 )
-def test_refused_flags_are_refused(words: list[str], environ: dict[str, str], message: str) -> None:
+def test_parse_server_flags_refused(words: list[str], environ: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse_server_flags(words, environ=environ)
     assert message in str(raised.value)
 
 
-def test_refusals_are_those_of_the_real_server(llama_server_binary: Path) -> None:
+def test_parse_server_flags_refuses_like_llama_server(llama_server_binary: Path) -> None:
     for words in (["-c=512"], ["word"], ["--draft", "4"], ["-ncmoe", "-1"], ["-c"], ["-np", "0"], ["-fa", "maybe"]):
         done = subprocess.run([llama_server_binary, *words], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 1, words
@@ -147,7 +147,7 @@ def test_refusals_are_those_of_the_real_server(llama_server_binary: Path) -> Non
             parse_server_flags(words, environ={})
 
 
-def test_lenient_reading_of_another_build() -> None:
+def test_parse_server_flags_lenient() -> None:
     words = ["-c", "lots", "--new-flag", "3", "-np", "2", "word", "--draft", "5", "-ot", r"(\w+)+x=CPU", "-ngl"]
     settings = parse_server_flags(words, environ={}, lenient=True)
     assert (settings.parallel, settings.draft_max, settings.ctx_size) == (2, 5, None)
@@ -156,14 +156,14 @@ def test_lenient_reading_of_another_build() -> None:
     assert settings.tensor_overrides == ()
 
 
-def test_settings_as_flags_and_back() -> None:
+def test_describe_settings_round_trip() -> None:
     text = "-c 4096 -b 512 -ctk q8_0 -nkvo -cmoe -ncmoe 12 -ot exps=CUDA0 -ts 3,1 -fit off --spec-type draft-mtp -np 3"
     settings = parse_server_flags(text.split(), environ={})
     assert set(describe(settings).split()) == set(text.split())
     assert parse_server_flags(describe(settings).split(), environ={}) == settings
 
 
-def test_tensor_override_matches_names() -> None:
+def test_parse_server_flags_tensor_override() -> None:
     found = parse_server_flags(["-ncmoe", "2", "-ncffn", "1"], environ={}).tensor_overrides
     assert [override.flag for override in found] == ["-ncmoe 2", "-ncffn 1"]
     experts, dense = found
@@ -175,7 +175,7 @@ def test_tensor_override_matches_names() -> None:
     assert TensorOverride("exps").matches("blk.7.ffn_gate_up_exps.weight")
 
 
-def test_closest_flag_to_a_misspelt_one() -> None:
+def test_flag_table_closest_to_misspelt() -> None:
     assert closest_flag("--ctxsize") == "--ctx-size"
     assert closest_flag("--zzz") is None
     assert flag_of("ctx_size").names[0] == "-c"

@@ -15,7 +15,7 @@ INPUTS = 300
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_fuzz_keeps_its_promise(target: Target) -> None:
+def test_fuzz_target_properties_hold(target: Target) -> None:
     seeds, dice = target.corpus(), random.Random(7)
     accepted = [target.check(seed) for seed in seeds]
     accepted += [target.check(target.mutate(dice.choice(seeds), seeds, dice)) for _ in range(INPUTS)]
@@ -23,6 +23,6 @@ def test_fuzz_keeps_its_promise(target: Target) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOUND.glob("*")), ids=lambda path: path.name)
-def test_fuzz_found_before(path: Path) -> None:
-    """Inputs that once broke a promise, named after their target."""
+def test_fuzz_regressions(path: Path) -> None:
+    """Inputs that once violated a property, named after their target."""
     TARGETS[path.name.partition(".")[0]].check(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What parse_gguf_header says of valid files: every version and byte order, split models, real vocabularies."""
+"""parse_gguf_header on valid files: every version and byte order, split models, real vocabularies."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_header_reads_no_tensor_data(tmp_path: Path) -> None:
     with source:
         header = read_header(source, read_tensors=True)
         assert header.metadata["a.last"] == 5
-        assert source.fetched <= 2 * source.CHUNK  # the numbers are passed over without reading them
+        assert source.fetched <= 2 * source.CHUNK  # the numbers are skipped without reading them
 
 
 def test_cursor_strings_across_chunks(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_split_model_mismatched_files(tmp_path: Path) -> None:
         parse_gguf_header(renamed)
 
 
-# Real vocabularies, 0.6 to 16 MB. Nothing follows them, so the end of the walk can be checked for all.
+# Real vocabularies, 0.6 to 16 MB. No data follows them, so the end offset can be checked for all.
 
 
 def test_header_of_real_vocabularies(vocabulary_files: list[Path]) -> None:

@@ -109,11 +109,11 @@ def test_header_token_past_the_end(version: int, bad: int, index: int) -> None:
         _read(write.file([head + b"".join(words)]))
 
 
-def test_header_not_a_file(tmp_path: Path) -> None:
+def test_header_of_fifo_and_folder(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     for path, message in (
         (tmp_path, "not a file"),
-        (tmp_path / "pipe.gguf", "not a file"),  # and no wait for its writer
+        (tmp_path / "pipe.gguf", "not a file"),  # and does not wait for its writer
         (tmp_path / "none.gguf", "cannot be opened: No such file or directory"),
         (Path("/dev/zero"), "not a file"),
         (tmp_path / "a\0b", "cannot be opened"),
@@ -139,7 +139,7 @@ def test_header_sparse_terabyte_is_fast(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-# Mutations of a valid file: an answer or a GGUFError, whatever is done to it.
+# Mutations of a valid file: a header or a GGUFError for any mutation.
 
 _WHOLE = {(version, order): sample(version, order) for version in (1, 2, 3) for order in "<>"}
 _NUMBERS = st.sampled_from(
@@ -188,7 +188,7 @@ def _mutated(draw: st.DrawFn) -> bytes:
 
 
 def _read_or_refuse(data: bytes, arrays: bool) -> GGUFHeader | None:
-    """None if refused, and then the error says where."""
+    """Return the header, or None after a GGUFError with an offset."""
     try:
         return read_header(BytesSource(data), read_tensors=True, read_arrays=arrays)
     except GGUFError as error:

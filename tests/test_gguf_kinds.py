@@ -88,10 +88,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("command", ["plan", "inspect"])
-def test_file_that_is_no_model_is_one_line(
+def test_not_a_model_error_is_one_line(
     name: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """wild.md A16: what the file is, and the flag it belongs to."""
+    """wild.md A16: the error names the file's kind and the flag that accepts it."""
     data, what, flag = OTHERS[name]
     path = tmp_path / name
     path.write_bytes(data)
@@ -123,10 +123,8 @@ KV = 2 * 2 * 2 * 16 * 2 * 4096
 
 
 @pytest.mark.parametrize("kind", [99, 137, 156, 223, 337, 399])
-def test_unknown_tensor_type_keeps_the_cache_exact(
-    kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """wild.md A6: ik_llama.cpp's types: the cache does not depend on the weights; whether they fit is not known."""
+def test_plan_unknown_tensor_type_cache_is_exact(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """wild.md A6: ik_llama.cpp's types: the cache does not depend on the weights; their fit is unknown."""
     path = tmp_path / "ik.gguf"
     path.write_bytes(_gguf(types=(0, kind)))
     found = _plan(path, capsys)
@@ -144,7 +142,7 @@ def test_unknown_tensor_type_keeps_the_cache_exact(
 
 
 @pytest.mark.parametrize("kind", [4, 5, 31, 32, 33, 36, 37, 38])
-def test_removed_tensor_type_is_not_loaded(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_removed_tensor_type_is_refused(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """wild.md A7: BitNet's i2_s is type 36, which llama.cpp removed."""
     path = tmp_path / "bitnet.gguf"
     path.write_bytes(_gguf("bitnet", types=(0, kind)))
@@ -158,7 +156,7 @@ def test_removed_tensor_type_is_not_loaded(kind: int, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", [1024, 1 << 31])
-def test_tensor_type_that_cannot_be_is_refused(kind: int, tmp_path: Path) -> None:
+def test_header_invalid_tensor_type(kind: int, tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(_gguf(types=(kind,)))
     with pytest.raises(GGUFError, match=f"tensor type {kind}"):
@@ -172,7 +170,7 @@ def test_tensor_type_that_cannot_be_is_refused(kind: int, tmp_path: Path) -> Non
         ("qwen3_moe", "qwen3moe"), ("deepseek_v3", "deepseek2"), ("gemma-3", "gemma3"), ("frobnicator", None),
     ],
 )  # fmt: skip
-def test_unknown_architecture_says_which_may_be_meant(
+def test_plan_unknown_architecture_suggestions(
     name: str, meant: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert unknown_architecture(name).endswith(f"(did you mean {meant}?)" if meant else "is not known")
@@ -199,7 +197,7 @@ def test_unknown_architecture_says_which_may_be_meant(
         (b"\x1f\x8b\x08" + bytes(8), "gzip"),
     ],
 )
-def test_other_formats_are_recognized(start: bytes, words: str, tmp_path: Path) -> None:
+def test_other_format_by_first_bytes(start: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(start)
     assert words in (other_format(start) or "")
@@ -209,7 +207,7 @@ def test_other_formats_are_recognized(start: bytes, words: str, tmp_path: Path) 
     assert "\n" not in str(raised.value)
 
 
-def test_split_part_without_the_first_is_named(tmp_path: Path) -> None:
+def test_split_part_without_the_first(tmp_path: Path) -> None:
     path = tmp_path / "x-00002-of-00003.gguf"
     path.write_bytes(WRITE.file([WRITE.key("split.no", 2, 1)], []))
     with pytest.raises(GGUFError) as raised:
@@ -222,7 +220,7 @@ def test_split_part_without_the_first_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are not bytes there")
 @pytest.mark.parametrize("command", ["plan", "inspect"])
-def test_file_name_that_is_not_utf8(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_name_not_utf8(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/mod\xff\xfeel.gguf")
     Path(path).write_bytes(_gguf())
     more = ["--device", "none"] if command == "plan" else []
@@ -230,11 +228,11 @@ def test_file_name_that_is_not_utf8(command: str, tmp_path: Path, capsys: pytest
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert "mod" in shown
-        shown.encode()  # nothing that a terminal cannot show
+        shown.encode()  # only printable text
 
 
 @pytest.mark.parametrize("what", ["name", "tensor", "key"])
-def test_text_inside_a_file_that_is_not_utf8_is_one_line(what: str, tmp_path: Path) -> None:
+def test_metadata_text_not_utf8(what: str, tmp_path: Path) -> None:
     keys = [WRITE.key("general.architecture", STRING, "llama")]
     keys += [WRITE.key("general.name", STRING, b"\xff\xfe")] if what == "name" else []
     keys += [WRITE.key(b"llama.\xff", U32, 1)] if what == "key" else []
@@ -273,7 +271,7 @@ def _store(folder: Path, name: str = "registry.ollama.ai/library/tiny/latest", *
         ("localhost:5000/me/model/latest", "localhost:5000/me/model"),
     ],
 )
-def test_ollama_reference_leads_to_the_blob(
+def test_ollama_reference_resolves_to_blob(
     name: str, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(_store(tmp_path, name)))
@@ -286,7 +284,7 @@ def test_ollama_reference_leads_to_the_blob(
 
 
 @pytest.mark.parametrize("reference", ["", "a/b/c/d", "../x", "a:b:c", "a b", "x/..", "/etc/passwd", "a:../../x"])
-def test_ollama_reference_that_names_no_model(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollama_reference_invalid(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(_store(tmp_path)))
     with pytest.raises((UsageError, GGUFError)):
         blob_of(reference)
@@ -319,7 +317,7 @@ def test_ollama_store_without_the_model(tmp_path: Path, monkeypatch: pytest.Monk
         read_reference("ollama://tiny")
 
 
-def test_real_model_is_a_model(tiny_model: Path) -> None:
+def test_not_a_model_accepts_real_models(tiny_model: Path) -> None:
     header = read_reference(str(tiny_model))
     assert isinstance(header, GGUFHeader)
     assert not_a_model(header) is None

@@ -52,7 +52,7 @@ def _pairs(draw: st.DrawFn) -> dict[str, tuple[gguf.GGUFValueType, Any, gguf.GGU
     for key in draw(st.lists(_KEYS, unique=True, max_size=10)):
         kind = draw(st.sampled_from(sorted(_KINDS)))
         if draw(st.booleans()):
-            # Many of them, so that arrays are longer than what hypothesis draws one by one.
+            # Many of them, so that arrays are longer than those that hypothesis draws element by element.
             values = draw(st.lists(_values(kind), min_size=1, max_size=8)) * draw(st.integers(1, 60))
             pairs[key] = (_TYPE.ARRAY, values, kind)
         else:

@@ -1,6 +1,6 @@
-"""The log reader on logs of real llama.cpp builds, against what their clients saw (tests/golden/README.md).
+"""The log reader on logs of real llama.cpp builds, compared with their clients' responses (tests/golden/README.md).
 
-The records that it makes of each log are golden files beside the logs; UPDATE_GOLDEN=1 writes them anew.
+The records of each log are golden files next to the logs; UPDATE_GOLDEN=1 rewrites them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
 MIXED = [name for name in NAMES if json.loads((LOGS / f"{name}.json").read_text())["scenario"] == "mixed"]
 ROUNDING_MS = 0.005 + 1e-9
 
-# What a client cannot see in its one answer: it asked for several things at once, or the server never knew it left.
+# Not visible in the client's response: it requested several results, or the server did not notice its disconnect.
 IN_LOG: dict[str, list[str]] = {
     "cancelled-queued": [],
     "cancelled-unnoticed": ["ok"],
@@ -45,7 +45,7 @@ def truth(name: str) -> dict[str, Any]:
 
 
 def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:
-    """Everything but when it was by the wall clock, which depends on the reader's: spans of time instead."""
+    """A record without wall clock times (they depend on the reader's clock), with durations instead."""
     out = []
     for completion in completions:
         fields = asdict(completion)
@@ -59,12 +59,12 @@ def essence(completions: Iterable[Completion]) -> list[dict[str, Any]]:
 
 
 def tokens(completions: Iterable[Completion]) -> list[dict[str, Any]]:
-    """What needs no clock: which task, how it ended, its tokens, llama.cpp's own durations."""
+    """The fields that need no clock: task, outcome, tokens, llama.cpp's own durations."""
     left_out = ("server", "started_at", "ended_at", "first_token_at", "queue_s", "in_flight")
     return [{key: value for key, value in asdict(c).items() if key not in left_out} for c in completions]
 
 
-# -- truth -----------------------------------------------------------------------------------------------------------
+# -- comparison with the clients' responses ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +90,7 @@ def test_reader_line_counts(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_reader_tokens(name: str) -> None:
     rows = [row for row in truth(name)["requests"] if row["outcome"] == "ok" and "timings" in row]
-    # After a context shift the release line no longer tells the cached tokens.
+    # After a context shift the release line no longer has the cached tokens.
     expected = Counter(
         (
             row["timings"]["prompt_n"],
@@ -105,8 +105,8 @@ def test_reader_tokens(name: str) -> None:
         if c.outcome is Outcome.OK and c.generated is not None
     )
     assert not expected - found
-    # Of several choices the answer has the figures of one; the others have the same prompt and length. In the
-    # recording "unnoticed" a client did not stay for its answer.
+    # With several choices the response has the figures of one; the others have the same prompt and length. In the
+    # recording "unnoticed" a client disconnected before its response.
     rest = [
         ((computed or 0) + (cached or 0), generated) for computed, cached, generated in (found - expected).elements()
     ]
@@ -139,7 +139,7 @@ def test_reader_record_of_each_response(name: str) -> None:
         if own:
             assert (completion.context_tokens, completion.truncated) == (own["tokens_cached"], own["truncated"])
         if "first_content" in row and split_line(log_lines(name)[-1]).time is not None:
-            # Decoding lasted for the client as long as for the record; the recordings show up to 9 ms more or less.
+            # Client and record agree on the decode duration; the recordings show up to 9 ms difference.
             assert completion.first_token_at is not None
             decode = completion.ended_at - completion.first_token_at
             assert decode == pytest.approx(row["end"] - row["first_content"], abs=0.03)
@@ -149,7 +149,7 @@ def test_reader_record_of_each_response(name: str) -> None:
 def test_reader_sums_equal_counters(name: str) -> None:
     counters = truth(name)["metrics"]
     whole = [c for c in reading(name).completions if c.outcome is Outcome.OK and c.generated is not None]
-    # A child's prompt is its parent's: llama.cpp says it twice in the log and counts it once.
+    # A child's prompt is its parent's: llama.cpp logs it twice and counts it once.
     prompt = sum(c.prompt_computed or 0 for c in whole if not c.is_child)
     generated = sum(c.generated or 0 for c in whole)
     if not counters or not whole:
@@ -158,7 +158,7 @@ def test_reader_sums_equal_counters(name: str) -> None:
         assert generated == counters["tokens_predicted_total"]
         assert prompt == counters["prompt_tokens_total"]
     else:
-        # Requests that were cut short have moved the counters, too, and printed no figures.
+        # Requests that were cut short count in the counters too, but logged no figures.
         assert generated <= counters["tokens_predicted_total"]
         assert prompt <= counters["prompt_tokens_total"]
 
@@ -179,8 +179,8 @@ def test_reader_router_models() -> None:
 
 
 def test_reader_killed_server() -> None:
-    ended = reading("killed").completions
-    assert [(c.outcome, c.error) for c in ended] == [
+    completions = reading("killed").completions
+    assert [(c.outcome, c.error) for c in completions] == [
         (Outcome.OK, None),
         (Outcome.ERROR, "the server is gone"),
         (Outcome.ERROR, "the server is gone"),
@@ -213,7 +213,7 @@ def test_reader_golden_records(name: str) -> None:
     assert text == golden.read_text()
 
 
-# -- however it comes ------------------------------------------------------------------------------------------------
+# -- any chunking, format, start and damage ----------------------------------------------------------------------------
 
 many = settings(max_examples=25)
 FOREIGN = st.sampled_from(
@@ -261,7 +261,7 @@ def test_reader_foreign_lines(name: str, foreign: list[tuple[float, str]]) -> No
 @many
 @given(name=st.sampled_from(NAMES), seed=st.integers(0, 2**32))
 def test_reader_late_lines(name: str, seed: int) -> None:
-    """The reader gets no turn for seconds, then reads everything at once."""
+    """The reader does not run for seconds, then reads everything at once."""
     source = random.Random(seed)
     lines, lag, now = [], 0.0, 0.0
     for line, at in timed(log_lines(name)):
@@ -270,7 +270,7 @@ def test_reader_late_lines(name: str, seed: int) -> None:
         now = max(now, at + lag)
         lines.append((line, now))
     assert tokens(read(lines).completions) == tokens(reading(name).completions)
-    # What the server's death cuts off ends when the reader learns of it.
+    # Requests cut off by the server's crash finish when the reader notices it.
     if name != "killed" and split_line(log_lines(name)[-1]).time is not None:
         assert essence(read(lines).completions) == essence(reading(name).completions)
 
@@ -331,7 +331,7 @@ def test_reader_prefixes(name: str, prefix: str) -> None:
     lines = [(f"{PREFIXES[prefix](now)} {line}", now) for line, now in timed(log_lines(name))]
     found = read_attached(lines)
     for one, other in zip(essence(found), essence(reading(name).completions), strict=True):
-        assert {**one, "server": None} == {**other, "server": None}  # what the log says of it is added
+        assert {**one, "server": None} == {**other, "server": None}  # the log adds details of the server
     for read_one, true_one in zip(found, reading(name).completions, strict=True):
         assert read_one.ended_at == pytest.approx(true_one.ended_at, abs=0.001)
 
@@ -345,14 +345,14 @@ def test_reader_tokens_without_stamps(name: str) -> None:
 @many
 @given(name=st.sampled_from(MIXED), start=st.floats(0, 1))
 def test_reader_starts_anywhere(name: str, start: float) -> None:
-    """What began before is left out; what began after is as if the whole log had been read."""
+    """Requests started before are left out; those started after are as if the whole log had been read."""
     lines = timed(log_lines(name))
     lines = lines[int(start * len(lines)) :]
     launched = {(int(m[1]), int(m[2])) for line, _ in lines if (m := re.search(_LAUNCH, line))}
     expected = tokens(c for c in reading(name).completions if (c.slot, c.task) in launched)
     found = tokens(read(lines).completions)
     for one, other in zip(found, expected, strict=True):
-        if one["prompt_reusable"] is None:  # its slot was selected before
+        if one["prompt_reusable"] is None:  # its slot was selected before the start
             other.update(dict.fromkeys(REUSE))
     assert found == expected
 
@@ -364,22 +364,24 @@ _LAUNCH = r"id +(\d+) \| task (\d+) \| processing task"
 @many
 @given(name=st.sampled_from(MIXED), times=st.integers(2, 3), cut=st.floats(0.3, 1))
 def test_reader_process_replaced(name: str, times: int, cut: float) -> None:
-    """A restarted server appends to the same log: what was in flight ends as an error, and the rest starts over."""
+    """A restarted server appends to the same log: requests in flight fail, and the rest repeats."""
     part = timed(log_lines(name))
     part = part[: int(cut * len(part))]
     length = part[-1][1] - ZERO + 30
-    assume(length > 32)  # by its times alone, a process that lived for a second cannot be told from the next
+    assume(length > 32)  # by times alone, a process that ran for a second cannot be distinguished from the next
     lines = [(line, now + number * length) for number in range(times) for line, now in part]
     once = tokens(read(part).completions)
     found = tokens(read(lines).completions)
-    assert [ended["outcome"] for ended in found] == [ended["outcome"] for ended in once] * times
-    assert [ended["generated"] for ended in found] == [ended["generated"] for ended in once] * times
+    assert [completions["outcome"] for completions in found] == [completions["outcome"] for completions in once] * times
+    assert [completions["generated"] for completions in found] == [
+        completions["generated"] for completions in once
+    ] * times
 
 
 @many
 @given(name=st.sampled_from(MIXED), seed=st.integers(0, 2**32), share=st.floats(0.01, 0.6))
 def test_reader_missing_or_cut_lines(name: str, seed: int, share: float) -> None:
-    """No invented figures and no exception: what is recorded of a task is true or unknown."""
+    """No exception and no invented figures: each recorded figure is true or unknown."""
     source = random.Random(seed)
     lines = []
     for line, now in timed(log_lines(name)):

@@ -27,7 +27,7 @@ def server() -> Iterator[HostileServer]:
 
 
 class Plain(BaseHTTPRequestHandler):
-    """Echoes the request's head; keeps connections."""
+    """Echoes the request's head; keeps connections open."""
 
     protocol_version = "HTTP/1.1"
     connections = 0
@@ -152,9 +152,9 @@ def test_request_get_post_and_prefix(plain: str) -> None:
     client.close()
 
 
-def test_request_reconnects_after_the_server_closed_the_connection(server: HostileServer) -> None:
+def test_request_reconnects_after_closed_connection(server: HostileServer) -> None:
     client = HttpClient(server.url)
-    for _ in range(3):  # it closes each connection after one response, without announcing it
+    for _ in range(3):  # the server closes each connection after one response, unannounced
         assert client.request("/", total_s=10).data == b"hello"
     assert len(server.asked) == 3
 
@@ -210,7 +210,7 @@ def test_request_bad_responses(server: HostileServer, answer: bytes, kind: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_request_to_https_where_http_is_spoken(plain: str) -> None:
+def test_request_https_to_http_port(plain: str) -> None:
     with pytest.raises(HttpError, match="TLS failed") as caught:
         HttpClient(plain.replace("http", "https")).request("/", total_s=10)
     assert caught.value.kind == "tls"
@@ -227,14 +227,14 @@ def test_request_to_https_where_http_is_spoken(plain: str) -> None:
 )
 def test_request_total_time_with_a_slow_drip(server: HostileServer, first: bytes, piece: bytes) -> None:
     server.answers["/"] = server.drip(first, piece)
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(HttpError, match="it took too long") as caught:
         HttpClient(server.url).request("/", total_s=0.5)
     assert caught.value.busy
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
 
 
-def test_open_reads_as_it_comes_and_can_be_aborted(server: HostileServer) -> None:
+def test_open_streams_and_can_be_aborted(server: HostileServer) -> None:
     server.answers["/"] = server.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x")
     sockets: list[socket.socket] = []
     with HttpClient(server.url).open("/", read_s=10, sending=sockets.append) as stream:
@@ -249,7 +249,7 @@ def test_open_reads_as_it_comes_and_can_be_aborted(server: HostileServer) -> Non
         timer.join()
 
 
-def test_open_bounds_silence_but_not_the_whole_where_no_total_is_given(server: HostileServer) -> None:
+def test_open_read_timeout_without_total(server: HostileServer) -> None:
     server.answers["/"] = server.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n", b"x")
     with HttpClient(server.url).open("/", read_s=0.5) as stream:
         assert stream.read(8) == b"x" * 8
@@ -259,7 +259,7 @@ def test_open_bounds_silence_but_not_the_whole_where_no_total_is_given(server: H
 # -- redirects, proxies -----------------------------------------------------------------------------------------------
 
 
-def test_redirect_is_not_followed_unless_asked_for(server: HostileServer) -> None:
+def test_redirect_followed_only_if_requested(server: HostileServer) -> None:
     server.answers["/a"] = http(b"", "302 Found", "Location: /\r\n")
     client = HttpClient(server.url)
     assert client.request("/a", total_s=10).status == 302
@@ -268,7 +268,7 @@ def test_redirect_is_not_followed_unless_asked_for(server: HostileServer) -> Non
     assert client.request("/a", total_s=10, redirects=1, body=b"x").status == 302
 
 
-def test_redirect_loses_credentials_at_another_origin(server: HostileServer) -> None:
+def test_redirect_drops_credentials_for_other_origin(server: HostileServer) -> None:
     other = HostileServer({"/b": http(b"", "307 Temporary Redirect", f"Location: {server.url}/c\r\n")})
     server.answers |= {
         "/p/a": http(b"", "301 Moved", "Location: /a?x=%20y#f\r\n"),
@@ -295,10 +295,10 @@ def test_redirect_limit_and_invalid_targets(server: HostileServer) -> None:
             HttpClient(server.url).request("/a", total_s=10, redirects=3)
 
 
-def test_proxy_of_the_environment(plain: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_from_environment(plain: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", plain.replace("http://", "http://me:pw@"))
     monkeypatch.setenv("no_proxy", "other.invalid")
-    # Loopback never goes through it, nor does what was not meant to.
+    # Loopback never uses the proxy, nor do clients without use_proxy.
     assert HttpClient(server.url, use_proxy=True).request("/", total_s=10).data == b"hello"
     for client in (HttpClient("http://nothing.invalid"), HttpClient("http://other.invalid", use_proxy=True)):
         with pytest.raises(HttpError, match="its name is not known"):
@@ -326,7 +326,7 @@ def test_headers_that_cannot_be_sent(plain: str) -> None:
         HttpClient(plain, headers={"X": "a\r\nB: c"}).request("/", total_s=10)
 
 
-def test_requests_are_not_seen_by_an_instrumentation_of_urllib3(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_not_instrumented_by_urllib3_instrumentation(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import urllib3
 
     def traced(*arguments: object, **more: object) -> None:
@@ -336,7 +336,7 @@ def test_requests_are_not_seen_by_an_instrumentation_of_urllib3(plain: str, monk
     assert HttpClient(plain).request("/", total_s=10).status == 200
 
 
-def test_tls_of_a_server_with_its_own_certificate(tmp_path: Path) -> None:
+def test_tls_private_certificate(tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)

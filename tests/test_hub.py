@@ -1,4 +1,4 @@
-"""Headers over the network: what is fetched, where the token is sent, and how errors read."""
+"""Headers over the network: fetched ranges, recipients of the token, error messages."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_reference_local_files_and_folders(tmp_path: Path, monkeypatch: pytest.M
         str(tmp_path / "model-Q8_0.gguf"),
         str(tmp_path / "other.gguf"),
     ]
-    # A folder of two levels looks like a repository's name; what is there comes first.
+    # A folder of two levels looks like a repository's name; an existing folder has priority.
     (tmp_path / "org" / "repo").mkdir(parents=True)
     (tmp_path / "org" / "repo" / "x.gguf").write_bytes(sample())
     assert _header(read_reference("org/repo")).tensors

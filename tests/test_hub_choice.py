@@ -1,4 +1,4 @@
-"""Which file of a repository a tag names: as the real llama-server's ``-hf`` does, against a stand-in Hub."""
+"""The file of a repository that a tag names, equal to the real llama-server's ``-hf``, on a stand-in Hub."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def _ours(name: str, tag: str | None) -> str | None:
 
 
 def _of_binary(binary: Path, hub: HubServer, reference: str, folder: Path) -> str | None:
-    """The first file that llama-server requests; it ends when it cannot load it."""
+    """The first file that llama-server requests; it exits when it cannot load it."""
     hub.requests.clear()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLAMA_"))}
     environment |= {"HF_ENDPOINT": f"{hub.endpoint}/", "HF_HOME": str(folder), "LLAMA_CACHE": str(folder)}
     words = [str(binary), "-hf", reference, "--host", "127.0.0.1", "--port", "0", "--no-mmproj"]
     subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False)
-    asked = [
+    requested = [
         re.fullmatch(r"/org/[^/]+/resolve/[0-9a-f]+/(.+)", path) for host, path, *_ in hub.requests if host == "hub"
     ]
-    return next((found[1] for found in asked if found is not None), None)
+    return next((found[1] for found in requested if found is not None), None)
 
 
 @pytest.mark.parametrize(("name", "tag"), CASES)
-def test_tag_names_the_file_that_llama_server_takes(
+def test_hub_choice_of_tag_equals_llama_server(
     name: str, tag: str | None, llama_server_binary: Path, tmp_path: Path
 ) -> None:
     with serve_hub({f"org/{name}": Repository(dict.fromkeys(REPOSITORIES[name], b"no model"))}) as hub:
@@ -93,7 +93,7 @@ def test_hub_choice_files_that_are_no_models() -> None:
         "mmproj",
     ):
         assert not is_model(path)
-    assert is_model("mmproj/x-Q8_0.gguf")  # the folder's name does not count
+    assert is_model("mmproj/x-Q8_0.gguf")  # the folder's name is ignored
 
 
 @pytest.mark.parametrize(
@@ -115,5 +115,5 @@ def test_hub_choice_ambiguous_tag_lists_references(monkeypatch: pytest.MonkeyPat
         with pytest.raises(GGUFError) as raised:
             Hub(hub.endpoint).choose("org/several", quant="Q8_0")
         assert "hf://org/several/a-Q8_0.gguf, hf://org/several/b-Q8_0.gguf" in str(raised.value)
-        with pytest.raises(GGUFError, match="a-Q8_0"):  # that is the file; it is no GGUF
+        with pytest.raises(GGUFError, match="a-Q8_0"):  # the file is found, but is not a GGUF
             Hub(hub.endpoint).choose("org/several", quant="Q8_0", as_server=True)

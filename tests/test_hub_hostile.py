@@ -1,4 +1,4 @@
-"""The Hub and URLs as an untrusted peer: time, sizes, odd documents; folders with links that lead nowhere."""
+"""The Hub and URLs as untrusted peers: time, sizes, invalid documents; folders with broken links."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d
 
 @contextmanager
 def _peer(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does anything with a connection; its URL."""
+    """Run ``answer`` on each connection of a server; return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stop = threading.Event()
 
@@ -52,7 +52,7 @@ def _peer(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def _drip(*parts: bytes) -> Callable[[socket.socket], None]:
-    """Sends the first parts at once and the last a byte at a time."""
+    """Send the first parts at once and the last one byte by byte."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"".join(parts[:-1]))
@@ -90,7 +90,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n"
     ],
     ids=["range", "whole", "status", "headers"],
 )
-def test_url_that_sends_a_byte_at_a_time_is_given_up(answer: Callable[[socket.socket], None]) -> None:
+def test_url_slow_drip_times_out(answer: Callable[[socket.socket], None]) -> None:
     with (
         _peer(answer) as url,
         pytest.raises(GGUFError, match=r"cannot be fetched: it (took too long|sends too slowly)"),
@@ -100,7 +100,7 @@ def test_url_that_sends_a_byte_at_a_time_is_given_up(answer: Callable[[socket.so
 
 @pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("answer", [_drip(HEAD % 9000, b"{" + b" " * 9000), _drip(b"HTTP/1.1 200", b" " * 9000)])
-def test_hub_that_sends_a_byte_at_a_time_is_given_up(answer: Callable[[socket.socket], None]) -> None:
+def test_hub_slow_drip_times_out(answer: Callable[[socket.socket], None]) -> None:
     with _peer(answer) as url, pytest.raises(GGUFError, match="the Hub cannot be reached: it took too long"):
         Hub(url).choose("org/repo")
 
@@ -109,7 +109,7 @@ def test_hub_that_sends_a_byte_at_a_time_is_given_up(answer: Callable[[socket.so
     "location",
     ["http://[::", "http://[::1", "ftp://x/y", "http://", "//", "http://a:99999/", "file:///etc/passwd", "http://\u00e9\n"],
 )  # fmt: skip
-def test_redirect_to_no_address_is_one_line(location: str) -> None:
+def test_hub_redirect_invalid_address(location: str) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
 
@@ -122,7 +122,7 @@ def test_redirect_to_no_address_is_one_line(location: str) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_redirects_without_end_are_one_line() -> None:
+def test_hub_redirect_loop() -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n")
 
@@ -141,7 +141,7 @@ ODD: list[object] = [
 
 
 @pytest.mark.parametrize("document", ODD, ids=[str(number) for number in range(len(ODD))])
-def test_hub_with_odd_documents_is_one_line(document: object) -> None:
+def test_hub_invalid_documents(document: object) -> None:
     with _peer(_sends(json.dumps(document).encode())) as url, pytest.raises(GGUFError) as raised:
         Hub(url).choose("org/repo")
     assert "is no Hub" in str(raised.value) or "neither a GGUF file nor a config.json" in str(raised.value)
@@ -155,13 +155,13 @@ def test_hub_with_odd_documents_is_one_line(document: object) -> None:
         b'{"siblings": [], "x": ' + b"9" * 10_000 + b"}", b"<html>",
     ],
 )  # fmt: skip
-def test_hub_with_broken_documents_is_one_line(body: bytes) -> None:
+def test_hub_malformed_documents(body: bytes) -> None:
     with _peer(_sends(body)) as url, pytest.raises(GGUFError) as raised:
         Hub(url).choose("org/repo")
     assert "\n" not in str(raised.value)
 
 
-def test_hub_list_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_too_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamatel.gguf.hub._LARGEST", 1 << 16)
     body = json.dumps({"siblings": [{"rfilename": f"x{number}.gguf"} for number in range(5000)]}).encode()
     with _peer(_sends(body)) as url, pytest.raises(GGUFError, match=r"too many files: name one, hf://org/repo"):
@@ -176,7 +176,7 @@ def _listing(number: int) -> tuple[list[str], bytes]:
     return files, json.dumps({"siblings": siblings}).encode()
 
 
-def test_listing_of_100000_files_is_linear() -> None:
+def test_hub_listing_of_100000_files_is_linear() -> None:
     _, body = _listing(100_000)
     with _peer(_sends(body)) as url:
         found = Hub(url).choose("org/repo")
@@ -187,11 +187,11 @@ def test_listing_of_100000_files_is_linear() -> None:
     assert max(choice.files for choice in found.choices) == 50_000
     assert len(found.question) < 4000
     assert len(str(raised.value)) < 4000
-    # Twice the files are no more than some times the work, whatever this machine is busy with.
+    # Twice the files may take at most a few times longer, even on a busy machine.
     assert _steps(_listing(20_000)[0]) < 6 * _steps(_listing(10_000)[0])
 
 
-def test_listing_takes_memory_in_proportion_to_the_response() -> None:
+def test_hub_listing_memory_is_proportional() -> None:
     _, body = _listing(8_000)
     with _peer(_sends(body)) as url:
         tracemalloc.start()
@@ -210,7 +210,7 @@ def _steps(names: list[str]) -> float:
     return best
 
 
-def test_folder_with_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_folder_with_broken_links(tmp_path: Path) -> None:
     (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -224,7 +224,7 @@ def test_folder_with_links_that_lead_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["x" * 5000, "x/" * 3000 + "m.gguf", "~nosuchuser/x.gguf", "a\0b.gguf", "./\0"])
-def test_reference_that_no_file_can_have(reference: str) -> None:
+def test_reference_impossible_file_name(reference: str) -> None:
     with pytest.raises(LlamatelError) as raised:
         read_reference(reference)
     assert len(str(raised.value)) < 12_000
@@ -240,7 +240,7 @@ def test_fifo_and_folder_named_like_a_model(tmp_path: Path) -> None:
         read_reference(str(tmp_path / "config.json"))
 
 
-def test_url_with_a_password_does_not_show_it() -> None:
+def test_url_password_is_not_shown() -> None:
     with pytest.raises(LlamatelError) as raised:
         read_reference("http://user:sekret@127.0.0.1:9/x.gguf")
     assert "sekret" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""``import llamatel`` costs next to nothing: what is heavy is loaded by what needs it."""
+"""``import llamatel`` is light: heavy modules are imported only where they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llamatel inspect``: the page, the JSON, the notebook's HTML; on every model of the suite and on hostile names."""
+"""``llamatel inspect``: the page, the JSON, the notebook's HTML; on every model of the suite and untrusted names."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_inspect_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _header(model: TinyModel) -> GGUFHeader:
-    """A header of the suite's model, made here: its metadata as gguf-py would write it, its tensors without data."""
+    """A header of a suite model: metadata as gguf-py writes it, tensors without data."""
     values: dict[str, Any] = {"general.architecture": model.architecture}
     for key, value in model.metadata.items():
         values[full_key(model.architecture, key)] = tuple(value) if isinstance(value, list) else value
@@ -215,7 +215,7 @@ def test_inspect_closed_pipe(tiny: Path) -> None:
     assert (done.stdout, done.stderr) == ("llamatel tiny\n0\n", "")
 
 
-# What is odd.
+# Unusual files and names.
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def _hostile() -> GGUFHeader:
 
 
 class _Checker(HTMLParser):
-    """Fails on anything but the tags that our page is made of, and on a tag that is not closed."""
+    """Fails on tags other than those of the page, and on unclosed tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ class _Checker(HTMLParser):
         self.text += data
 
 
-def test_inspect_hostile_names_stay_text() -> None:
+def test_inspect_untrusted_names_are_escaped() -> None:
     header = _hostile()
     report = report_of(header)
     assert header.tensors is not None
@@ -356,7 +356,7 @@ def test_printable_keeps_words() -> None:
     assert len(printable("x" * 1000)) == 200
 
 
-# Metadata that says anything at all: a page or a UsageError.
+# Any metadata at all: a page or a UsageError.
 
 _KEYS = re.findall(
     r"\S+",

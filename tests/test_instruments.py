@@ -32,18 +32,18 @@ Points = dict[str, list[tuple[dict[str, Any], float]]]
 
 
 class Measured:
-    """Instruments with two readers, and a clock and a snapshot that tests set."""
+    """Instruments with two readers; tests set the clock and the snapshot."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.taken = 0
+        self.snapshots_taken = 0
         self.current: Iterable[Sample] = ()
         self.readers = [InMemoryMetricReader(), InMemoryMetricReader()]
         self.provider = MeterProvider(self.readers, shutdown_on_exit=False)
         self.instruments = Instruments(self.provider.get_meter("tests"), METRICS, self._samples, clock=lambda: self.now)
 
     def _samples(self) -> Iterator[Sample]:
-        self.taken += 1
+        self.snapshots_taken += 1
         yield from self.current
 
     def collect(self, reader: int = 0) -> dict[str, SdkMetric]:
@@ -135,11 +135,11 @@ def test_instruments_share_a_snapshot_between_readers(measured: Measured) -> Non
     measured.current = [Sample("llamacpp.server.up", 1, SERVER), Sample("llamacpp.server.restarts", 0, SERVER)]
     measured.collect(0)
     measured.collect(1)
-    assert measured.taken == 1
+    assert measured.snapshots_taken == 1
     measured.now += 1
     measured.collect(1)
     measured.collect(0)
-    assert measured.taken == 2
+    assert measured.snapshots_taken == 2
 
 
 def test_instruments_collection_uses_one_snapshot(measured: Measured) -> None:
@@ -147,8 +147,8 @@ def test_instruments_collection_uses_one_snapshot(measured: Measured) -> None:
         """Time passes while the SDK goes from one instrument to the next."""
 
         def __iter__(self) -> Iterator[Sample]:
-            yield Sample("llamacpp.tokens", measured.taken, SERVER, {"type": "output"})
-            yield Sample("llamacpp.server.up", measured.taken, SERVER)
+            yield Sample("llamacpp.tokens", measured.snapshots_taken, SERVER, {"type": "output"})
+            yield Sample("llamacpp.server.up", measured.snapshots_taken, SERVER)
 
     measured.current = Slow()
     ticking = iter(range(10**6))
@@ -182,7 +182,7 @@ def test_instruments_failing_snapshot_is_read_once(measured: Measured, caplog: p
 
     measured.current = Broken()
     assert measured.points() == {}
-    assert measured.taken == 1
+    assert measured.snapshots_taken == 1
     assert len(caplog.records) == 1
 
 
@@ -285,8 +285,10 @@ def test_server_collector_samples() -> None:
 
 
 def test_server_collector_unknown_server() -> None:
-    nobody = ServerInfo("127.0.0.1", 8090)
-    bare = server_snapshot(server=nobody, up=False, restarts=None, process_started_at=None, loading_s=None, log=None)
+    address_only = ServerInfo("127.0.0.1", 8090)
+    bare = server_snapshot(
+        server=address_only, up=False, restarts=None, process_started_at=None, loading_s=None, log=None
+    )
     assert server_samples(snapshot(bare)) == {
         "llamacpp.server.up": [(0, {})],
         "llamatel.records.dropped": [(0, {"reason": reason}) for reason in DROP_REASONS],

@@ -35,7 +35,7 @@ def sink() -> Iterator[OtlpSink]:
 
 
 def attach(log: Path, sink: OtlpSink, jsonl: Path, *, pipe: bool, **env: str) -> str:
-    """Read a log to its end; returns what was written to stderr."""
+    """Read a log to its end; return stderr."""
     argv = [sys.executable, "-m", "llamatel.cli.main", "attach", "--log", "-", "--jsonl", str(jsonl)]
     argv += ["--metrics-addr", "127.0.0.1:0", "--otlp-endpoint", sink.endpoint, "--otlp-protocol", "http/protobuf"]
     with log.open("rb") as file:
@@ -60,7 +60,7 @@ def clean_environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("pipe", [False, True], ids=["file", "pipe"])
 @pytest.mark.parametrize("queue", ["16384", "64"])
-def test_counts_are_complete(log: Path, sink: OtlpSink, tmp_path: Path, pipe: bool, queue: str) -> None:
+def test_counts_requests_and_spans_complete(log: Path, sink: OtlpSink, tmp_path: Path, pipe: bool, queue: str) -> None:
     """With a queue of 64 spans most are dropped, and every one is reported."""
     stderr = attach(log, sink, tmp_path / "rows.jsonl", pipe=pipe, OTEL_BSP_MAX_QUEUE_SIZE=queue)
     assert f"{REQUESTS} requests" in stderr
@@ -79,7 +79,7 @@ def test_counts_are_complete(log: Path, sink: OtlpSink, tmp_path: Path, pipe: bo
     }
     if not dropped:
         assert arrived - queues == spans
-    # The last metrics leave a moment before the last spans: what is not counted as dropped yet has arrived.
+    # The last metrics are exported just before the last spans: spans not counted as dropped have arrived.
     lost = sum(dropped.values())
     queued = sum(row["queue_s"] is not None and row["queue_s"] > 0.0001 for row in rows)
     assert arrived + lost == spans + queued

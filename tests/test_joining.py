@@ -1,4 +1,4 @@
-"""Joiner: a request becomes the child of a call only where nothing else is possible."""
+"""Joiner: a request becomes the child of a call only if no other request or call fits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OpenCall:
 
 
 class Bench:
-    """A joiner, its clock, and what it returned."""
+    """A joiner with its clock and its results."""
 
     def __init__(self) -> None:
         self.now = BEGAN + 1.51
@@ -35,14 +35,14 @@ class Bench:
         list(self.joiner.due())
 
     def after(self, seconds: float) -> dict[int | None, Origin]:
-        """The origins of all requests returned so far, by task, after so many seconds."""
+        """Advance the clock and return the origins of all requests returned so far, by task."""
         self.now += seconds
         for request, origin in self.joiner.due():
             self.written[request.task] = origin
         return self.written
 
     def call(self, **changes: Any) -> ClientCall:
-        """A finished call that ``samples.completion`` may have been."""
+        """A finished call that fits ``samples.completion``."""
         call = ClientCall(
             key=object(), span=None, server=HERE, operation="chat", started_at=BEGAN - 0.3, sent_at=BEGAN - 0.29,
             ended_at=BEGAN + 1.5, outcome=Outcome.OK, input_tokens=40, output_tokens=21, cached_tokens=10,
@@ -51,7 +51,7 @@ class Bench:
         return dataclasses.replace(call, **changes)
 
     def run(self, *requests: Completion, calls: tuple[ClientCall, ...]) -> dict[int | None, Origin]:
-        """All of it starts and ends together."""
+        """Run requests and calls that start and finish together."""
         for call in calls:
             self.joiner.started(call.key, OpenCall())
         for request in requests:
@@ -256,7 +256,7 @@ def test_joiner_learns_proxy_address_from_timings() -> None:
 
 
 def test_joiner_address_of_an_unwatched_server() -> None:
-    """A call that no request fits went elsewhere: its address is never taken for a watched server's."""
+    """A call without a fitting request went to another server: its address is not learned."""
     bench = Bench()
     bench.watch()
     bench.run(calls=(bench.call(server=PROXY, prefill_s=0.7),))

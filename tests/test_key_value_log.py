@@ -1,4 +1,4 @@
-"""The key=value log that llama.cpp's forks keep from its code of 2024 (ik_llama.cpp), and what such a server answers.
+"""The key=value log format of llama.cpp's 2024 code, still used by forks (ik_llama.cpp), and such a server's responses.
 
 The lines are written after ``server_log`` and its callers in ik_llama.cpp (examples/server, August 2026); not recorded.
 """
@@ -51,7 +51,7 @@ def decode(slot: int, task: int) -> dict[str, Any]:
 
 
 def log(form: Any, *, inline: bool) -> list[str]:
-    """A server's start and four requests; timings as builds of 2024 print them, or as those of 2026 do."""
+    """A server's start and four requests; timings in the format of 2024 or of 2026 builds."""
     lines = [
         form("main", "build info", build=4123, commit="8337e4cd"),
         "llama_model_loader: loaded meta data with 30 key-value pairs and 9 tensors from m/tiny.gguf (version GGUF V3)",
@@ -118,7 +118,7 @@ def test_key_value_log_quotes_are_no_fields() -> None:
     assert [(each.slot, each.task) for each in found] == [(0, 1)]
 
 
-def test_slots_with_a_state_number() -> None:
+def test_parse_slots_with_a_state_number() -> None:
     """ik_llama.cpp: ``state`` where llama.cpp has ``is_processing``."""
     slots = parse_slots(
         [
@@ -133,6 +133,6 @@ def test_slots_with_a_state_number() -> None:
     ]  # fmt: skip
 
 
-def test_kv_cache_gauges_are_read() -> None:
+def test_parse_counters_kv_cache_gauges() -> None:
     counters = parse_counters(b"llamacpp:kv_cache_usage_ratio 0.25\nllamacpp:kv_cache_tokens 1024\n")
     assert counters == {"kv_cache_usage_ratio": 0.25, "kv_cache_tokens": 1024}
