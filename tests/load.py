@@ -165,9 +165,9 @@ class Clients:
             futures = [threads.submit(self.send, ask) for ask in asks]
             return [future.result() for future in futures]
 
-    def keep_sending(self, asks: Sequence[Ask], *, at_once: int) -> KeptSending:
+    def keep_sending(self, asks: Sequence[Ask], *, at_once: int, pause_s: float = 0.0) -> KeptSending:
         """Send them again and again from other threads until the answer's ``end`` is called."""
-        return KeptSending(self, asks, at_once)
+        return KeptSending(self, asks, at_once, pause_s)
 
     def send(self, ask: Ask) -> Answer:
         """Send one and see how it ends."""
@@ -238,11 +238,13 @@ def _read_whole(answer: Answer, data: bytes) -> None:
 class KeptSending:
     """A load that goes on until ``end``. A context manager."""
 
-    def __init__(self, clients: Clients, asks: Sequence[Ask], at_once: int) -> None:
+    def __init__(self, clients: Clients, asks: Sequence[Ask], at_once: int, pause_s: float = 0.0) -> None:
+        """``pause_s``: of each client between two requests."""
         self.answers: list[Answer] = []
         """So far, as they ended."""
         self._ending = threading.Event()
         self._clients = clients
+        self._pause_s = pause_s
         self._threads = [
             threading.Thread(target=self._go_on, args=(asks, first), name="client", daemon=True)
             for first in range(at_once)
@@ -256,8 +258,8 @@ class KeptSending:
             answer = self._clients.send(asks[index % len(asks)])
             self.answers.append(answer)
             index += len(self._threads)
-            if answer.status is None:
-                self._ending.wait(0.05)  # nobody listens: do not spin
+            # Where the connection is refused: do not spin.
+            self._ending.wait(max(self._pause_s, 0.05 if answer.status is None else 0.0))
 
     def end(self) -> list[Answer]:
         """Send nothing more, wait for what is under way, and return all answers."""

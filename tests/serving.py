@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ class Serving:
         backend: str = "xllamacpp",
         slots: int = SLOTS,
         context: int = CONTEXT,
-        **env: str,
+        rows: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        **more_env: str,
     ) -> None:
-        """``context``: tokens for each slot."""
-        self.rows = folder / "requests.jsonl"
+        """``context``: tokens for each slot; ``rows``: the request log, if not in ``folder``."""
+        self.rows = rows or folder / "requests.jsonl"
         self.child = Child(
             [
                 sys.executable, "-m", "llamatel.cli.main", "serve", model, "--backend", backend, "--port", "0",
@@ -42,7 +44,7 @@ class Serving:
                 "--jsonl", self.rows, *arguments, *FLAGS,
             ],
             folder / "serve.log",
-            env,
+            {**(env or {}), **more_env},
         )  # fmt: skip
         self.child.wait_ready(lambda: "metrics" in self.child.output() and "OTLP" in self.child.output(), 60)
         self.url = self.said(r"server +(http://\S+)")

@@ -175,6 +175,27 @@ def test_file_with_a_hole_of_5_gb(tmp_path: Path, follow: Follow) -> None:
     assert reading.stop() == ["first", "second", "third"]
 
 
+def test_file_appended_during_the_look_for_a_hole(
+    tmp_path: Path, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seek, appended = tmp_path / "log", os.lseek, iter(range(3, 100))
+    write(path, numbered(0, 3))
+
+    def slow_seek(descriptor: int, offset: int, whence: int) -> int:
+        try:
+            return seek(descriptor, offset, whence)
+        except OSError:  # at the end of the file, which grows before the reader goes on
+            if (number := next(appended, None)) is not None:
+                write(path, numbered(number, number + 1))
+            raise
+
+    monkeypatch.setattr(os, "lseek", slow_seek)
+    followed = follow(FileSource(path, from_start=True))
+    followed.wait_for(100)
+    assert followed.stop() == numbered(0, 100)
+    assert followed.source.bytes_lost == 0
+
+
 def test_file_lost_bytes_are_counted(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
     """Where the hole starts after what was read, it is as long as what is missing."""
     log = tmp_path / "server.log"

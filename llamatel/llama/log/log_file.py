@@ -115,12 +115,13 @@ class _OpenFile:
         os.close(self.descriptor)
 
     def _skip_hole(self, end: int | None) -> int:
+        size = self.size  # before the look: what is appended in between is no hole
         try:
             data_at = os.lseek(self.descriptor, self.offset, os.SEEK_DATA)
         except OSError as error:
             # At its end, or a file system without holes.
-            if error.errno == errno.ENXIO and self.offset < self.size:
-                data_at = self.size  # nothing but a hole until its end
+            if error.errno == errno.ENXIO and self.offset < size:
+                data_at = size  # nothing but a hole until its end
             else:
                 return 0
         skipped = max(0, (data_at if end is None else min(data_at, end)) - self.offset)
