@@ -10,7 +10,7 @@ from tests.parts import MissingPart
 
 
 def make_certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
-    """Its certificate's and its key's PEM file."""
+    """Return the PEM files of the certificate and of its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         raise MissingPart("openssl", "sudo apt-get install openssl")

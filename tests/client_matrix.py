@@ -41,7 +41,7 @@ SHORT = ROWS[:3]
 
 @dataclass(frozen=True)
 class Count:
-    """What became of a number of calls."""
+    """How a number of calls were joined."""
 
     joined: int
     linked: int
@@ -66,7 +66,7 @@ def environment(sink: OtlpSink, **more: str) -> dict[str, str]:
 
 
 class OtherProcess:
-    """A ``llamatel serve`` whose server the callers share."""
+    """A ``llamatel serve`` whose server is shared by the callers."""
 
     def __init__(self, sink: OtlpSink, model: Path, folder: Path) -> None:
         command = [
@@ -88,7 +88,7 @@ class OtherProcess:
 def measure(
     sink: OtlpSink, client: str, other: str, calls: int, *, model: Path, elsewhere: OtherProcess | None, python: Path
 ) -> Count:
-    """Run one caller and look at what arrived."""
+    """Run one caller and evaluate the received spans."""
     sink.clear()
     target = str(model) if elsewhere is None else elsewhere.url
     done = subprocess.run(
@@ -108,7 +108,7 @@ def of_kind(spans: list[SinkSpan], kind: str) -> list[SinkSpan]:
 
 
 def count(spans: list[SinkSpan]) -> Count:
-    """Sort the calls by what the server's spans say of them."""
+    """Classify the calls by the server's spans."""
     roots = {span.trace_id: span for span in spans if span.name == "call"}
     outcomes: dict[str, str] = dict.fromkeys(roots, "none")
     wrong = 0
@@ -131,14 +131,14 @@ def linked(span: SinkSpan) -> Iterator[str]:
 
 
 def is_call(span: SinkSpan) -> bool:
-    """Whether it stands for one call to a model."""
+    """Whether the span represents one call to a model."""
     operation = span.attributes.get("gen_ai.operation.name")
     kind = span.attributes.get("openinference.span.kind")
     return span.kind != "SERVER" and (operation in ("chat", "text_completion") or kind == "LLM")
 
 
 def table(rows: list[tuple[str, str, str, Count]]) -> str:
-    """As docs/tracing.md has it."""
+    """Return the table of docs/tracing.md."""
     lines = [
         "| client | client span made by | server's process | joined | linked | none | wrong |",
         "| --- | --- | --- | --- | --- | --- | --- |",

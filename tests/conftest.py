@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Started in the background (nohup, &, some CI runners) this process inherits an ignored SIGINT or SIGHUP, and so would
+# Started in the background (nohup, &, some CI runners), this process inherits an ignored SIGINT or SIGHUP, and so would
 # every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -59,7 +59,7 @@ def missing(error: MissingPart) -> NoReturn:
 
 @pytest.fixture(scope="session", autouse=True)
 def processes() -> Iterator[None]:
-    """Fails the session if any process that a test started is still running at its end."""
+    """Fail the session if a process started by a test is still running at its end."""
     os.environ[SESSION_MARK] = str(os.getpid())
     yield
     left = kill_survivors()
@@ -68,7 +68,7 @@ def processes() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def log_handlers() -> Iterator[None]:
-    """A command that runs inside of a test logs to that test's stderr, which ends with it."""
+    """Remove log handlers of commands run within a test: they write to that test's stderr."""
     loggers = [logging.getLogger(name) for name in ("llamatel", "llamatel_collectors", "opentelemetry")]
     before = [(logger.handlers, logger.level) for logger in loggers]
     yield
@@ -79,13 +79,13 @@ def log_handlers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def lost_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines that a test loses on purpose are not in the counters of later tests."""
+    """Reset the counters, so that lines lost on purpose do not count in later tests."""
     monkeypatch.setattr("llamatel.appended_file._lost", Counter())
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF with random weights (0.5 MB) that llama.cpp's server loads at once."""
+    """A GGUF with random weights (0.5 MB) that llama.cpp's server loads immediately."""
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
@@ -125,13 +125,13 @@ def vocabulary_files(request: pytest.FixtureRequest) -> list[Path]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """What ServerManager takes: one llama.cpp server after the other."""
+    """A backend for ServerManager; the test runs once for each llama.cpp server."""
     return choose_backend(request)
 
 
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``without_settings``, for the time of a test."""
+    """Apply ``without_settings`` for the test."""
     without_settings(monkeypatch)
 
 
@@ -143,12 +143,12 @@ def promtool(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """A headless Chromium. While it is there, this thread has a running event loop: for no longer than a module."""
+    """A headless Chromium for one module: meanwhile this thread has a running event loop."""
     from playwright.sync_api import sync_playwright
 
     path = _get(request, chromium_program)
     with sync_playwright() as driver:
-        # Without a sandbox: tests may run as root, and only open pages of ours.
+        # Without a sandbox: tests may run as root and open only llamatel's pages.
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
@@ -156,7 +156,7 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
 
 @pytest.fixture
 def prometheus(promtool: Path, tmp_path: Path) -> Iterator[Callable[[Mapping[str, Any]], Prometheus]]:
-    """Starts a Prometheus with a configuration (see ``scrape_config``); it ends with the test."""
+    """Start a Prometheus with a configuration (see ``scrape_config``); it is stopped after the test."""
     with contextlib.ExitStack() as running:
         yield lambda config: running.enter_context(Prometheus(config, tmp_path / f"prometheus-{free_port()}"))
 
@@ -170,7 +170,7 @@ def otlp_sink() -> Iterator[OtlpSink]:
 
 @pytest.fixture
 def rotel(otlp_sink: OtlpSink, tmp_path: Path) -> Iterator[RotelAgent]:
-    """A running rotel that sends what it gets on to ``otlp_sink``."""
+    """A running rotel that forwards to ``otlp_sink``."""
     agent = RotelAgent(otlp_sink, tmp_path)
     try:
         agent.start()
@@ -182,7 +182,7 @@ def rotel(otlp_sink: OtlpSink, tmp_path: Path) -> Iterator[RotelAgent]:
 
 @pytest.fixture
 def recorded() -> Iterator[Recording]:
-    """Decorators write here while the test runs."""
+    """Spans written by the decorators during the test."""
     recording = Recording()
     tracing.use(recording.tracer)
     yield recording

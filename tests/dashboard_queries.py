@@ -1,4 +1,4 @@
-"""The queries of the shipped dashboards, as Grafana would send them."""
+"""The queries of the shipped dashboards as Grafana sends them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def interpolate(text: str, **variables: str) -> str:
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """All panels but the headings of rows."""
+    """All panels except row headings."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 

@@ -1,7 +1,7 @@
-"""The code in our documents: what stands in them, and one script a document that runs it as a reader would.
+"""The code blocks of the documentation, and a script for each page that runs them as a reader would.
 
-A comment in front of a fenced block says what a test does with it (``BLOCK_HELP``). All blocks of a document share one
-folder, which holds ``model.gguf``, and one network of their own, so that default ports are free.
+A comment before a fenced block defines what a test does with it (``BLOCK_HELP``). All blocks of a page share one
+folder, which contains ``model.gguf``, and their own network, so that default ports are free.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llamatel.cli.main import cli
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = ("sh", "bash", "console", "shell", "python")
-"""Languages of blocks that somebody will run, so each says whether a test does."""
+"""Languages of blocks that readers run: each must be marked."""
 
 BLOCK_HELP = """put one of these before the block, on the line above it:
 <!-- run -->                    a test runs it; it has to succeed
-<!-- start: TEXT -->            a test starts it, waits until it has printed TEXT, and ends it behind the last block
-<!-- file: NAME -->             a test writes it to the file NAME for the blocks behind it
+<!-- start: TEXT -->            a test starts it, waits until it has printed TEXT, and stops it after the last block
+<!-- file: NAME -->             a test writes it to the file NAME for the blocks after it
 <!-- not run: REASON -->        what it needs that a test machine lacks, or which test runs it"""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w+-]*)")
@@ -38,7 +38,7 @@ class Block:
     line: int
     """Of its first line, from 1."""
     language: str
-    """Empty for a block that is only indented."""
+    """Empty for an indented block."""
     text: str
     mark: str | None = None
     """run, start, file or not run."""
@@ -79,15 +79,15 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
 
 
 def documents() -> list[Path]:
-    """What people read: the README, the contributor's page, everything below docs/, the READMEs of deploy/."""
+    """The documentation: README, CONTRIBUTING, docs/, the READMEs of deploy/."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
     return sorted(pages)
 
 
 def script(marked: list[Block]) -> str:
-    """A shell script that runs these blocks in order, as their marks say, and fails with the first that fails.
+    """Return a shell script that runs these blocks in order by their marks and stops at the first failure.
 
-    What it starts is ended behind the last block, by SIGTERM, and has to end well.
+    Started blocks are terminated by SIGTERM after the last block and must exit without error.
     """
     parts = ["set -eu", "[ ! -e /usr/sbin/ip ] || ip link set lo up || true"]
     ends: list[str] = []
@@ -119,7 +119,7 @@ def _here(command: str, text: str) -> str:
 
 
 def llamatel_commands(block: Block) -> Iterator[list[str]]:
-    """The words of each ``llamatel ...`` command line in a block, without ``llamatel``."""
+    """Return the arguments of each ``llamatel ...`` command line in a block."""
     text = re.sub(r"\\\n", " ", block.text)
     for line in text.splitlines():
         reader = shlex.shlex(line, posix=True, punctuation_chars="|&;")
@@ -127,7 +127,7 @@ def llamatel_commands(block: Block) -> Iterator[list[str]]:
         reader.commenters = "#"
         try:
             words = list(reader)
-        except ValueError:  # no shell line: an apostrophe in a text
+        except ValueError:  # not a shell line, for example an apostrophe in prose
             continue
         command: list[str] = []
         for word in [*words, ";"]:
@@ -142,7 +142,7 @@ def llamatel_commands(block: Block) -> Iterator[list[str]]:
 
 
 def complaint(words: list[str]) -> str | None:
-    """What is wrong with a llamatel command line; None if nothing is."""
+    """Return the error of a llamatel command line, or None."""
     command: click.Command = cli
     words = words[: words.index("--")] if "--" in words else words
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):

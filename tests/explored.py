@@ -1,4 +1,4 @@
-"""Captures of small models for the explorer's tests, and attention computed again from what was captured."""
+"""Captures of small models for the explorer's tests, and attention recomputed from captures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TENSORS = read_table()
 _BY_NAME = {model.name: model for model in MODELS}
 
 TEXT = tuple(300 + 7 * number % 50 for number in range(24))
-"""Letters: 24 tokens of the suite's vocabulary, without a repetition in sight."""
+"""Letters: 24 tokens of the suite's vocabulary, without repetitions."""
 
 
 def write_strong(folder: Path, name: str, **metadata: Any) -> Path:
-    """A model of the suite with weights so large that its heads differ from one another."""
+    """A suite model with weights large enough for its heads to differ."""
     model = _BY_NAME[name]
     keys = {key.replace("__", "."): value for key, value in metadata.items()}
     path = folder / f"{name.replace(':', '-')}.gguf"
@@ -32,13 +32,13 @@ def write_strong(folder: Path, name: str, **metadata: Any) -> Path:
 
 
 def captured(path: Path | str, **how: Any) -> Capture:
-    """In this process, on one thread, with keys and values in f32: nothing is rounded that ours would not round."""
+    """Capture in this process, on one thread, with keys and values in f32 to avoid rounding differences."""
     how = {"tokens": TEXT, "cache_type": "f32", "threads": 1, **how}
     return capture_here(CaptureRequest(model=str(path), **how))
 
 
 def softmax(scores: Floats, extra: Floats | None = None) -> Floats:
-    """Over the last dimension; ``extra``, a score a head, takes its share and is left out."""
+    """Softmax over the last dimension; ``extra``, a score per head, is in the sum but not in the result."""
     highest = scores.max(-1, keepdims=True)
     if extra is not None:
         highest = np.maximum(highest, extra[:, None, None])

@@ -1,4 +1,4 @@
-"""The conventions' names that llamatel uses (docs/semconv.json), and those that Python's package has."""
+"""Names of the conventions used by llamatel (docs/semconv.json), and those of the Python package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TYPES: dict[str, type] = {"string": str, "int": int, "double": float, "boolean":
 REQUIRED = ("gen_ai.operation.name", "gen_ai.provider.name")
 ATTRIBUTES: dict[str, type] = {name: TYPES[kind] for name, kind in DOCUMENT["attributes"].items()}
 OPERATIONS = tuple(DOCUMENT["operations"])
-"""Values of gen_ai.operation.name; the conventions have none for reranking and allow one's own."""
+"""Values of gen_ai.operation.name; the conventions have none for reranking and allow custom values."""
 
 METRICS: dict[str, tuple[str, str]] = {
     name: (metric["instrument"], metric["unit"])
@@ -25,7 +25,7 @@ METRICS: dict[str, tuple[str, str]] = {
 
 
 def shipped(module: object) -> set[str]:
-    """The names that Python's package has."""
+    """The names in the Python package."""
     return {value for name, value in vars(module).items() if name.startswith("GEN_AI") and isinstance(value, str)}
 
 

@@ -1,4 +1,4 @@
-"""GGUF files for tests, written byte by byte: every version and byte order, and things that no writer would write."""
+"""GGUF files for tests, written byte by byte: every version and byte order, valid and invalid."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Writer:
         data: int = 0,
         alignment: int = 32,
     ) -> bytes:
-        """All of it; the counts can lie. ``data`` zero bytes follow, aligned."""
+        """Return the whole file; counts may be wrong on purpose. ``data`` zero bytes follow, aligned."""
         head = b"GGUF" + self.number("I", self.version)
         head += self.number(self.size, len(tensors) if n_tensors is None else n_tensors)
         head += self.number(self.size, len(keys) if n_keys is None else n_keys)

@@ -1,6 +1,6 @@
-"""A small server that speaks the Hugging Face Hub's protocol, for HF_ENDPOINT, and counts what it hands out.
+"""A stand-in for the Hugging Face Hub (HF_ENDPOINT) that records requests and counts bytes.
 
-As the Hub does: ``/api/models/ORG/REPO`` describes a repository (``/refs`` and ``/tree/REVISION``, which llama-server
+Like the Hub: ``/api/models/ORG/REPO`` describes a repository (``/refs`` and ``/tree/REVISION``, which llama-server
 requests, parts of it), ``/ORG/REPO/resolve/REVISION/FILE`` redirects to another host (here another port), which serves
 ranges; refusals have the Hub's ``X-Error-Code``.
 """
@@ -33,7 +33,7 @@ class Repository:
 
 @dataclass
 class HubServer:
-    """What is served and what was asked. ``ranges`` False: files are always sent whole."""
+    """The served repositories and the received requests. ``ranges`` False: files are always sent whole."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     ranges: bool = True
@@ -43,9 +43,9 @@ class HubServer:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     """Host (hub or files), path, the Range and the Authorization of each request."""
     refuse: int | None = None
-    """A status that every request gets."""
+    """A status for every request."""
     size_shift: int = 0
-    """Added to the size told from the second range on, as if the file had changed."""
+    """Added to the reported size from the second range on, as if the file had changed."""
 
     def sent_bytes(self) -> int:
         return sum(self.sent.values())
@@ -95,13 +95,13 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(404, b"nothing here")
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the reader had enough
+            self.close_connection = True  # the client disconnected
 
     def _allowed(self, name: str, revision: str | None, *, content: bool) -> Repository | None:
         repository = self.hub.repositories.get(name)
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not known):
-            # The Hub says 401 to who is not logged in, so as not to tell what exists.
+            # The Hub returns 401 without a login, so that missing and private repositories look alike.
             self._answer(404 if known else 401, b"{}", X_Error_Code="RepoNotFound")
         elif repository.gated and content and not known:
             self._answer(401, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access to this model is restricted.")
@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_hub(repositories: dict[str, Repository]) -> Iterator[HubServer]:
-    """A hub on two free ports of this machine, ended at the end."""
+    """Run a hub on two free ports within the block."""
     hub = HubServer(repositories)
     servers = []
     try:

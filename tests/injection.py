@@ -1,6 +1,6 @@
-"""Attempts to write into a server's log: requests whose every string is llama.cpp's own log lines, or records of them.
+"""Log injection: requests whose strings are llama.cpp's own log lines, or their JSON records.
 
-Each vector is one field of one endpoint, and forges a task number of its own, so that it can be told which one worked.
+Each vector is one field of one endpoint and forges its own task number, which identifies the ones that worked.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ VECTORS = (
 
 
 def payload(task: int, *, records: bool, stamp: str = "0.00.000.001") -> str:
-    """A complete request, a router with a model, a server that sleeps: as lines, or as records of ``--log-jsonl``."""
+    """Forged log of a request, a router with a model and a sleeping server: lines, or records of ``--log-jsonl``."""
     messages = [
         f"slot launch_slot_: id  0 | task {task} | processing task, is_child = 0",
         f"slot print_timing: id  0 | task {task} | prompt eval time =       1.00 ms /    10 tokens (    0.10 ms",
@@ -154,7 +154,7 @@ def filled(value: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of a vector."""
+    """The result of a vector."""
 
     vector: Vector
     task: int

@@ -1,7 +1,6 @@
-"""A mixed load for tests and the benchmark: what many clients of llama.cpp send, and what each of them saw.
+"""A mixed load for tests and the benchmark: requests of many llama.cpp clients, and their responses.
 
-The clients are cheap, so that on a small machine they measure the server and not themselves: of a stream only its last
-events are decoded.
+The clients are cheap, so that they measure the server even on a small machine: only a stream's last events are decoded.
 """
 
 from __future__ import annotations
@@ -40,29 +39,29 @@ _REPEATED = tuple(f"{_SHARED}this is story number {number}." for number in range
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request to send, and how it is meant to end."""
+    """One request to send, and its expected outcome."""
 
     path: str
     body: dict[str, Any]
     expect: str = "ok"
-    """ok, cancelled, error (a task took it and failed) or refused (it never became a task)."""
+    """ok, cancelled, error (a task failed) or refused (it never became a task)."""
     hang_up: float | None = None
-    """Go away: after so many events of a stream, or after so many seconds where nothing is streamed."""
+    """Disconnect after this many events of a stream, or after this many seconds without a stream."""
 
     @property
     def streams(self) -> bool:
-        """Whether the answer comes as server-sent events."""
+        """Whether the response is a stream of server-sent events."""
         return bool(self.body.get("stream"))
 
     @property
     def choices(self) -> int:
-        """How many answers are wanted to the one prompt."""
+        """Number of completions requested for the prompt."""
         return int(self.body.get("n", 1))
 
 
 @dataclass(slots=True)
 class Answer:
-    """What its client saw. Times are Unix seconds."""
+    """The response as its client received it. Times are Unix seconds."""
 
     ask: Ask
     sent_at: float
@@ -73,55 +72,55 @@ class Answer:
     status: int | None = None
     error: str | None = None
     timings: list[dict[str, Any]] = field(default_factory=list)
-    """llama.cpp's ``timings``; one for each choice of a stream, one for all choices of what is not streamed."""
+    """llama.cpp's ``timings``: one for each choice of a stream, otherwise one for all choices."""
 
     @property
     def seconds(self) -> float:
-        """From sending it to the end of the answer."""
+        """From sending the request to the end of the response."""
         return self.ended_at - self.sent_at
 
     @property
     def outside_s(self) -> float:
-        """All its time but llama.cpp's prefill and decode: the wait for a slot, and the way there and back."""
+        """Total time without llama.cpp's prefill and decode: queue and network."""
         [timings] = self.timings
         return self.seconds - float(timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
 
 
 def text(source: random.Random, words: int) -> str:
-    """Some words."""
+    """Return random words."""
     return " ".join(source.choice(_WORDS) for _ in range(words))
 
 
 def chat(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
-    """A chat completion that generates exactly so many tokens."""
+    """A chat completion of exactly ``tokens`` tokens."""
     messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
     return Ask("/v1/chat/completions", body)
 
 
 def completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
-    """A plain completion by llama.cpp's own endpoint that generates exactly so many tokens."""
+    """A completion by llama.cpp's own endpoint of exactly ``tokens`` tokens."""
     return Ask("/completion", {"prompt": prompt, "n_predict": tokens, "stream": stream, "ignore_eos": True, **more})
 
 
 def v1_completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
-    """A plain completion by OpenAI's endpoint that generates exactly so many tokens."""
+    """A completion by OpenAI's endpoint of exactly ``tokens`` tokens."""
     return Ask(
         "/v1/completions", {"prompt": prompt, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
     )
 
 
 def endless(prompt: str, *, context: int, stream: bool, hang_up: float) -> Ask:
-    """A request whose client goes away; it would fill a slot of ``context`` tokens."""
+    """A request whose client disconnects; otherwise it fills a slot of ``context`` tokens."""
     body = {"prompt": prompt, "n_predict": context - 256, "stream": stream, "ignore_eos": True}
     return Ask("/completion", body, expect="cancelled", hang_up=hang_up)
 
 
 def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Ask]:
-    """So many requests of every kind in a random order that is always the same.
+    """Return requests of every kind in a random order that is always the same.
 
-    ``context``: tokens that one slot holds. Of 25 requests 20 end well (two have two choices, four repeat a prompt, ten
-    are streamed), two streams are hung up on, two prompts are too long and one is refused.
+    ``context``: tokens of one slot. Of 25 requests 20 succeed (two have two choices, four repeat a prompt, ten are
+    streamed), two streams are closed by the client, two prompts are too long and one is refused.
     """
     source = random.Random(seed)
     asks: list[Ask] = []
@@ -152,7 +151,7 @@ def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Ask]:
 
 
 class Clients:
-    """Clients of one server, each request on a connection of its own. Thread-safe, a context manager."""
+    """Clients of one server, each request on its own connection. Thread-safe, a context manager."""
 
     def __init__(self, base_url: str, *, timeout_s: float = 120.0) -> None:
         self._url = base_url.rstrip("/")
@@ -160,17 +159,17 @@ class Clients:
         self._http = urllib3.PoolManager(maxsize=256, retries=False)
 
     def send_all(self, asks: Sequence[Ask], *, at_once: int) -> list[Answer]:
-        """Send them, at most ``at_once`` together; their answers in the order of the requests."""
+        """Send requests, at most ``at_once`` together; return responses in the order of the requests."""
         with ThreadPoolExecutor(at_once, thread_name_prefix="client") as threads:
             futures = [threads.submit(self.send, ask) for ask in asks]
             return [future.result() for future in futures]
 
     def keep_sending(self, asks: Sequence[Ask], *, at_once: int, pause_s: float = 0.0) -> KeptSending:
-        """Send them again and again from other threads until the answer's ``end`` is called."""
+        """Send requests repeatedly from other threads until the returned object's ``end`` is called."""
         return KeptSending(self, asks, at_once, pause_s)
 
     def send(self, ask: Ask) -> Answer:
-        """Send one and see how it ends."""
+        """Send one request and return its response."""
         answer = Answer(ask, time.time())
         read_s = ask.hang_up if ask.hang_up is not None and not ask.streams else self._timeout_s
         try:
@@ -178,7 +177,7 @@ class Clients:
                 "POST",
                 self._url + ask.path,
                 body=json.dumps(ask.body),
-                # llama.cpp closes kept connections after some answers; a request that crosses the close would be lost.
+                # llama.cpp closes kept connections after some responses; a request sent at that moment would be lost.
                 headers={"Content-Type": "application/json", "Connection": "close"},
                 preload_content=False,
                 timeout=urllib3.Timeout(connect=30.0, read=read_s),
@@ -189,7 +188,7 @@ class Clients:
             else:
                 _read_whole(answer, response.read())
         except urllib3.exceptions.ReadTimeoutError:
-            answer.outcome, answer.error = "cancelled", "we went away"
+            answer.outcome, answer.error = "cancelled", "the client disconnected"
         except urllib3.exceptions.HTTPError as error:
             answer.error = f"{type(error).__name__}: {error}"
         answer.ended_at = time.time()
@@ -215,7 +214,7 @@ class Clients:
                 answer.outcome, answer.error = "error", line.decode()
 
     def close(self) -> None:
-        """Close what is still open."""
+        """Close open connections."""
         self._http.clear()
 
     def __enter__(self) -> Clients:
@@ -236,12 +235,12 @@ def _read_whole(answer: Answer, data: bytes) -> None:
 
 
 class KeptSending:
-    """A load that goes on until ``end``. A context manager."""
+    """A load that continues until ``end``. A context manager."""
 
     def __init__(self, clients: Clients, asks: Sequence[Ask], at_once: int, pause_s: float = 0.0) -> None:
-        """``pause_s``: of each client between two requests."""
+        """``pause_s``: pause of each client between two requests."""
         self.answers: list[Answer] = []
-        """So far, as they ended."""
+        """Responses so far, in the order of their completion."""
         self._ending = threading.Event()
         self._clients = clients
         self._pause_s = pause_s
@@ -262,7 +261,7 @@ class KeptSending:
             self._ending.wait(max(self._pause_s, 0.05 if answer.status is None else 0.0))
 
     def end(self) -> list[Answer]:
-        """Send nothing more, wait for what is under way, and return all answers."""
+        """Stop sending, wait for requests in flight, and return all responses."""
         self._ending.set()
         for thread in self._threads:
             thread.join()

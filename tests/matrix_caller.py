@@ -2,8 +2,8 @@
 
     python -m tests.matrix_caller CLIENT INSTRUMENTATION URL-OR-MODEL CALLS
 
-Eight threads send identical prompts, each to a slot of its own: the slot tells later which request was whose. A path of
-a model starts a server in this process.
+Eight threads send identical prompts, each to its own slot, which identifies the request's caller later. A model's path
+starts a server in this process.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def instructor(url: str) -> Call:
     client = library.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=library.Mode.JSON_SCHEMA)
 
     def call(slot: int) -> Any:
-        # Random weights answer no schema, which is an error of instructor's, after the call.
+        # Random weights follow no schema, which is an error of instructor after the call.
         with contextlib.suppress(Exception):
             client.chat.completions.create(
                 model="tiny", messages=MESSAGES, max_tokens=TOKENS, response_model=Anything, max_retries=0,
@@ -167,7 +167,7 @@ CLIENTS: dict[str, Callable[[str], Call]] = {
 
 
 def instrument(name: str) -> None:
-    """Switch another instrumentation on; its spans go to the providers that ``init()`` has set."""
+    """Enable another instrumentation; it uses the providers set by ``init()``."""
     if name == "genai-openai":
         from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 
@@ -198,7 +198,7 @@ def server(url_or_model: str) -> Iterator[str]:
 
 
 def main(client: str, instrumentation: str, url_or_model: str, calls: str) -> None:
-    """Call, and write how many calls failed as JSON."""
+    """Run the calls and print the number of failed ones as JSON."""
     llamatel.init(service_name="caller", metrics_addr="none")
     instrument(instrumentation)
     failed: list[str] = []
@@ -218,7 +218,7 @@ def main(client: str, instrumentation: str, url_or_model: str, calls: str) -> No
                 with contextlib.suppress(Exception):
                     call(slot)
 
-        with llamatel.span("first"):  # the watching llamatel learns that this server is called
+        with llamatel.span("first"):  # llamatel learns that calls to this server will be reported
             send(0)
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(worker, range(THREADS)))

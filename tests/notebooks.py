@@ -1,4 +1,4 @@
-"""Notebooks, executed in a kernel of this Python, and what their cells showed."""
+"""Run notebooks in a kernel of this Python and return their outputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ nbformat: Any = _nbformat  # it has no types
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A notebook that was executed to its end."""
+    """An executed notebook."""
 
     notebook: Any
 
     @property
     def text(self) -> str:
-        """All that its cells printed, standard error included, and the plain text of their results."""
+        """All printed text, including standard error, and the plain text of results."""
         parts = []
         for output in self._outputs():
             parts.append(output.get("text", ""))
@@ -31,7 +31,7 @@ class Ran:
         return "\n".join(part for part in parts if part)
 
     def shown(self, kind: str) -> list[str]:
-        """What cells displayed of a kind such as ``text/html`` or ``image/png``, in order."""
+        """Displayed outputs of a type such as ``text/html`` or ``image/png``, in order."""
         return [output["data"][kind] for output in self._outputs() if kind in output.get("data", {})]
 
     def _outputs(self) -> list[Any]:
@@ -39,7 +39,7 @@ class Ran:
 
 
 def cells(*sources: str) -> Any:
-    """A notebook of these code cells."""
+    """Return a notebook with these code cells."""
     made = nbformat.v4.new_notebook()
     made.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     return made
@@ -48,13 +48,13 @@ def cells(*sources: str) -> Any:
 def run_notebook(
     notebook: str | Path | Any, folder: Path, env: Mapping[str, str] | None = None, *, timeout_s: int = 120
 ) -> Ran:
-    """Execute a notebook (a path, or one that ``cells`` made) in ``folder``, as Jupyter's "Run all" would.
+    """Execute a notebook (a path, or a result of ``cells``) in ``folder``, like Jupyter's "Run all".
 
-    ``env`` is added to the kernel's environment. The kernel ends with it. Fails the test with the traceback of a cell
-    that raises.
+    ``env`` is added to the kernel's environment. The kernel is stopped at the end. Fails the test with the traceback of
+    a cell that raises.
     """
     made = nbformat.read(notebook, as_version=4) if isinstance(notebook, (str, Path)) else notebook
-    # Jupyter's own settings and history belong to whoever runs the tests.
+    # Do not use the settings and history of the user's Jupyter.
     own = {f"JUPYTER_{name}_DIR": str(folder / f".jupyter-{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
     environment = {**os.environ, **own, "IPYTHONDIR": str(folder / ".ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     client = NotebookClient(

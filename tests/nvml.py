@@ -1,8 +1,8 @@
-"""NVML recorded on a real card, and played back at the library's boundary for machines that have none.
+"""NVML recorded on a real GPU and replayed at the library's boundary on machines without one.
 
 A recording is a JSON object of calls: ``"nvmlDeviceGetClockInfo(0,1)"`` to a value, or to ``{"error": number}``. The
-first argument of a call about a device is the device's number. ``Recorded`` looks like the module ``pynvml``: its
-constants and errors are the real ones, and what was not recorded is not supported.
+first argument of a call about a device is the device's number. ``Recorded`` replaces the module ``pynvml``: its
+constants and errors are the real ones, and calls that were not recorded are not supported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _key(call: str, *arguments: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of the library as JSON: structures become objects."""
+    """Return a value of the library as JSON; structures become objects."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, list | tuple):
@@ -48,25 +48,25 @@ def _plain(value: Any) -> Any:
 
 
 def record(library: Any) -> dict[str, Any]:
-    """What the library says now, of every device."""
+    """Call the library for every device and return the recording."""
 
-    def ask(call: str, *arguments: Any) -> Any:
+    def call_library(call: str, *arguments: Any) -> Any:
         try:
             return _plain(getattr(library, call)(*arguments))
         except library.NVMLError as error:
             return {"error": error.value}
 
-    found = {_key(call): ask(call) for call in _PLAIN}
+    found = {_key(call): call_library(call) for call in _PLAIN}
     for index in range(library.nvmlDeviceGetCount()):
         handle = library.nvmlDeviceGetHandleByIndex(index)
         for call, *names in _ABOUT_DEVICE:
             arguments = [getattr(library, name) for name in names]
-            found[_key(call, index, *arguments)] = ask(call, handle, *arguments)
+            found[_key(call, index, *arguments)] = call_library(call, handle, *arguments)
     return found
 
 
 class Recorded:
-    """Plays a recording back; ``changes`` replace what was recorded."""
+    """Replays a recording; ``changes`` replace recorded values."""
 
     def __init__(self, recording: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> None:
         self._real = importlib.import_module("pynvml")
@@ -74,7 +74,7 @@ class Recorded:
         self.opened = 0
 
     def nvmlInit(self) -> None:
-        """Counted, so that a test can see that what is opened is closed."""
+        """Number of open handles, so that a test can check that all are closed."""
         self._answer("nvmlInit()", default=None)
         self.opened += 1
 

@@ -1,4 +1,4 @@
-"""Pictures for the README, of the real thing under load: ``python -m tests.pictures`` writes docs/images anew."""
+"""Screenshots for the README, of real servers under load: ``python -m tests.pictures`` rewrites docs/images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PROMPTS = ("What is a slot?", "Why is the KV cache full? " * 6, "Tell me a stor
 _LENGTHS = (60, 220, 400, 900, 140)
 
 
-def _asks() -> list[Ask]:
+def _requests() -> list[Ask]:
     return [
         chat(f"{_PROMPTS[n % len(_PROMPTS)]} ({n // 2})", _LENGTHS[n % len(_LENGTHS)], stream=n % 3 == 0)
         for n in range(400)
@@ -36,14 +36,14 @@ def _asks() -> list[Ask]:
 
 
 def main() -> None:
-    """Take them."""
+    """Take the screenshots."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = write_tiny_model(folder / "model.gguf", embedding=512, layers=6, heads=8, kv_heads=2, feed_forward=2048)
         serving = Serving(folder, model, "--alias", "tiny-llama", context=1536)
         try:
-            with Clients(serving.url) as clients, clients.keep_sending(_asks(), at_once=5):
+            with Clients(serving.url) as clients, clients.keep_sending(_requests(), at_once=5):
                 _take(serving)
         finally:
             serving.child.stop()
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _take_many(folder: Path) -> None:
-    """Of several servers in one process; one of them dies."""
+    """A page of several servers, one of which crashes."""
     running = llamatel.init(service_name="pictures", metrics_addr="127.0.0.1:0")
     model = write_tiny_model(folder / "tiny.gguf", embedding=256, layers=4, heads=8, kv_heads=2, feed_forward=1024)
     with contextlib.ExitStack() as ending:
@@ -63,7 +63,7 @@ def _take_many(folder: Path) -> None:
             server.wait_until_ready(60)
             if at_once:
                 clients = ending.enter_context(Clients(server.base_url))
-                ending.enter_context(clients.keep_sending(_asks(), at_once=at_once))
+                ending.enter_context(clients.keep_sending(_requests(), at_once=at_once))
         pid = server.info.pid
         assert pid is not None
         url = str(running.pipeline.metrics_url).removesuffix("/metrics")

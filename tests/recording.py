@@ -1,4 +1,4 @@
-"""Spans kept in memory, for tests of what writes them."""
+"""Spans kept in memory, for tests of the code that writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamatel.records import ClientCall
 
 
 class Recording:
-    """A tracer, and the spans that it wrote."""
+    """A tracer and its finished spans."""
 
     def __init__(self) -> None:
         self._kept = InMemorySpanExporter()
@@ -22,7 +22,7 @@ class Recording:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """All that ended, in the order in which they ended."""
+        """All finished spans, in the order in which they finished."""
         return list(self._kept.get_finished_spans())
 
     def named(self, name: str) -> ReadableSpan:
@@ -37,7 +37,7 @@ class Recording:
 
 
 class CallRecorder:
-    """A sink of calls that keeps them; none is joined with a request."""
+    """A sink that keeps calls; none is joined with a request."""
 
     def __init__(self) -> None:
         self.calls: list[ClientCall] = []

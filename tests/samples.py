@@ -1,4 +1,4 @@
-"""Records made up for tests of what comes behind them."""
+"""Made-up records, for tests of the code that processes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BEGAN = 1_790_000_000.0
 
 
 def completion(**changes: Any) -> Completion:
-    """A request that waited 0.25 s, was prefilled in 0.5 s and decoded in 1 s (21 tokens), but for the changes."""
+    """A request that waited 0.25 s, prefilled for 0.5 s and decoded for 1 s (21 tokens), with the given changes."""
     return dataclasses.replace(
         Completion(
             server=SERVER,
@@ -59,7 +59,7 @@ def cut_short(outcome: Outcome, error: str | None = None, **changes: Any) -> Com
 
 
 def server_snapshot(**changes: Any) -> ServerSnapshot:
-    """A server that is up and has counted a little, but for the changes."""
+    """A server that is up and has some counts, with the given changes."""
     return dataclasses.replace(
         ServerSnapshot(
             server=SERVER,
@@ -98,7 +98,7 @@ SHAPE = ModelShape(
 
 
 def known_snapshot(**changes: Any) -> ServerSnapshot:
-    """A server of which everything is known, but for the changes."""
+    """A server with all figures known, with the given changes."""
     return server_snapshot(
         **{
             "state": "ready",
@@ -128,19 +128,19 @@ def known_snapshot(**changes: Any) -> ServerSnapshot:
 
 
 def model_snapshot(**changes: Any) -> ServerSnapshot:
-    """One of a router's models, but for the changes."""
+    """A model of a router, with the given changes."""
     model = dataclasses.replace(SERVER, model="other")
     life = RouterModel(loads=2, evictions=1, failures=0)
     return dataclasses.replace(ServerSnapshot(model, up=None, state="unloaded", router_model=life), **changes)
 
 
 def snapshot(*servers: ServerSnapshot, **changes: Any) -> Snapshot:
-    """A snapshot of these servers, or of one that is up."""
+    """A snapshot of these servers, by default of one that is up."""
     return dataclasses.replace(Snapshot(BEGAN, servers or (server_snapshot(),)), **changes)
 
 
 def samples_of(collector: Collector, record: Completion | Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-    """Value and attributes of each sample, by metric; checked against the table. A count's beginning is left out."""
+    """Value and attributes of each sample by metric, checked against the table; without the counts' start times."""
     rows = table()
     found: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     made = collector.on_completion(record) if isinstance(record, Completion) else collector.on_snapshot(record)

@@ -1,4 +1,4 @@
-"""What tests of the server manager share: asking a server for something, and looking at processes."""
+"""Helpers for tests of servers: requests, processes, descriptors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 
 BACKENDS = ("xllamacpp", "llama-server")
 LONG = 3500
-"""Tokens of a request that is still running when a test looks; the tiny model's context is 4096."""
+"""Tokens of a request that runs long enough to be observed; the tiny model's context is 4096."""
 
 
 def choose_backend(request: pytest.FixtureRequest) -> str:
-    """What ServerManager takes for a fixture with ``params=BACKENDS``."""
+    """Return the ``backend`` of ServerManager for a fixture with ``params=BACKENDS``."""
     return str(request.getfixturevalue("llama_server_binary")) if request.param == "llama-server" else "xllamacpp"
 
 
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide from llama.cpp and llamatel what the person who runs the tests has set for them."""
+    """Remove the user's settings of llama.cpp and llamatel from the environment."""
     for name in [name for name in os.environ if name.startswith(("LLAMA", "OTEL_"))]:
         if name != "LLAMATEL_TEST_SESSION":
             monkeypatch.delenv(name)
@@ -32,23 +32,25 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(
     url: str, tokens: int = 4, *, prompt: str = "Hello", key: str | None = None, model: str | None = None
 ) -> int | None:
-    """The status of a completion's answer; None if the connection broke. ``model``: of a router's."""
+    """Send a completion; return its status, or None if the connection broke. ``model``: one of a router's."""
     named = {} if model is None else {"model": model}
     body = json.dumps({"prompt": prompt, "n_predict": tokens, "ignore_eos": True, **named}).encode()
     headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/completion", body, headers), timeout=120) as answer:
-            answer.read()
-            return int(answer.status)
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/completion", body, headers), timeout=120
+        ) as response:
+            response.read()
+            return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-    except (OSError, ValueError):  # an answer that was cut off
+    except (OSError, ValueError):  # a truncated response
         return None
 
 
 def ask_at_once(url: str, number: int, tokens: int = LONG) -> list[threading.Thread]:
-    """Send requests that nobody waits for."""
+    """Send requests in the background."""
     threads = [threading.Thread(target=ask, args=(url, tokens), daemon=True) for _ in range(number)]
     for thread in threads:
         thread.start()
@@ -56,7 +58,7 @@ def ask_at_once(url: str, number: int, tokens: int = LONG) -> list[threading.Thr
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended. A zombie has: where nobody collects orphans, it stays one."""
+    """Whether a process has exited. A zombie counts: without an init process that reaps orphans it stays one."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -64,7 +66,7 @@ def gone(pid: int) -> bool:
 
 
 def descriptors() -> set[str]:
-    """What the file descriptors of this process are open on."""
+    """Return this process's file descriptors and their targets."""
     return set(_descriptors())
 
 
@@ -73,7 +75,7 @@ def _descriptors() -> Iterator[str]:
         try:
             yield f"{entry.name} {entry.readlink()}"
         except FileNotFoundError:
-            continue  # the one that listed them
+            continue  # the descriptor of the listing itself
 
 
 def script(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""A running ``llamatel serve``, for tests that look at it from outside."""
+"""A running ``llamatel serve``, for tests from outside of the process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Serving:
         return found.group(1)
 
     def find_server(self) -> int:
-        """The pid of llama.cpp: our one child."""
+        """Return the pid of llama.cpp, the only child process."""
         [pid] = [
             int(pid)
             for children in Path(f"/proc/{self.pid}/task").glob("*/children")
@@ -82,7 +82,7 @@ class Serving:
         return sum(found) if found else None
 
     def records(self) -> list[dict[str, Any]]:
-        *whole, _ = self.rows.read_text().split("\n")  # the last line may be on its way
+        *whole, _ = self.rows.read_text().split("\n")  # the last line may be incomplete
         return [json.loads(line) for line in whole]
 
     def resident_mib(self) -> float:
@@ -99,7 +99,7 @@ Start = Callable[..., Serving]
 
 @contextlib.contextmanager
 def servings(folder: Path, model: Path, **always: Any) -> Iterator[Start]:
-    """Starts what a test asks for, with ``always`` beside; all end with the block, and none may leave a traceback."""
+    """Yield a function that starts servers with ``always`` added; at the end all are stopped, without a traceback."""
     started: list[Serving] = []
 
     def start(*arguments: str, **more: Any) -> Serving:

@@ -1,4 +1,4 @@
-"""A pipeline with everything on it, fed with made-up records; a transport that keeps what is sent."""
+"""A complete pipeline, fed with made-up records; a transport that keeps the messages."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ INTERVALS = ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL")
 
 
 class Taking:
-    """A stand-in for a transport: it takes every message."""
+    """A stand-in for a transport that accepts every message."""
 
     def __init__(self, *outcomes: Sent) -> None:
         self.messages: list[bytes] = []
         self.outcomes = list(outcomes)
-        """Of the first messages; later ones are delivered."""
+        """Results of the first messages; later ones are delivered."""
         self.hold = threading.Event()
         self.hold.set()
 
@@ -53,7 +53,7 @@ class Taking:
 
 
 def export_to(transport: Transport, **arguments: Any) -> SpanExport:
-    """A queue of spans that leave through this transport."""
+    """A queue of spans for this transport."""
     about = Resource({"service.name": "tests"})
     delivery = Delivery("spans", "http://test/v1/traces", transport, 10.0)
     return SpanExport(delivery, resource=lambda: about, scope=InstrumentationScope("llamatel"), **arguments)
@@ -83,7 +83,7 @@ class Telemetry:
                 self._instruments.record(sample, context)
 
     def call(self, call: ClientCall) -> None:
-        """Measure a call of our client."""
+        """Measure a client call."""
         for collector in self._others:
             for sample in collector.on_call(call):
                 self._instruments.record(sample, None)
@@ -93,9 +93,9 @@ class Telemetry:
 def telemetry(
     env: Mapping[str, str] | None = None, resource: Mapping[str, str | int] | None = None, **arguments: Any
 ) -> Iterator[Telemetry]:
-    """Telemetry as these settings have it; without a metrics endpoint unless one is requested.
+    """Telemetry with these settings; without a metrics endpoint unless one is requested.
 
-    Of the process's environment only the intervals are applied.
+    Only the intervals are read from the process's environment.
     """
     intervals = {name: os.environ[name] for name in INTERVALS if name in os.environ}
     settings = Settings.from_env({**intervals, **(env or {})}, **{"metrics_addr": "none", **arguments})

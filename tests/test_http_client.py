@@ -16,12 +16,12 @@ import pytest
 from llamatel.errors import HttpError, UsageError
 from llamatel.inputs.http import Address, HttpClient, abort, is_loopback, parse_address
 from tests.certificates import make_certificate
-from tests.hostile_server import HostileServer, http
+from tests.untrusted_server import UntrustedServer, http
 
 
 @pytest.fixture
-def server() -> Iterator[HostileServer]:
-    made = HostileServer({"/": http(b"hello")})
+def server() -> Iterator[UntrustedServer]:
+    made = UntrustedServer({"/": http(b"hello")})
     yield made
     made.close()
 
@@ -152,11 +152,11 @@ def test_request_get_post_and_prefix(plain: str) -> None:
     client.close()
 
 
-def test_request_reconnects_after_closed_connection(server: HostileServer) -> None:
+def test_request_reconnects_after_closed_connection(server: UntrustedServer) -> None:
     client = HttpClient(server.url)
     for _ in range(3):  # the server closes each connection after one response, unannounced
         assert client.request("/", total_s=10).data == b"hello"
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_request_unix_socket(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_request_no_server(url: str, kind: str, message: str) -> None:
         (http(b"x" * 2000, "500 Sorry"), "too_large", 500),
     ],
 )
-def test_request_bad_responses(server: HostileServer, answer: bytes, kind: str, status: int | None) -> None:
+def test_request_bad_responses(server: UntrustedServer, answer: bytes, kind: str, status: int | None) -> None:
     server.answers["/"] = answer
     with pytest.raises(HttpError) as caught:
         HttpClient(server.url).request("/", total_s=10, largest=1000)
@@ -225,7 +225,7 @@ def test_request_https_to_http_port(plain: str) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
 )
-def test_request_total_time_with_a_slow_drip(server: HostileServer, first: bytes, piece: bytes) -> None:
+def test_request_total_time_with_a_slow_drip(server: UntrustedServer, first: bytes, piece: bytes) -> None:
     server.answers["/"] = server.drip(first, piece)
     start = time.monotonic()
     with pytest.raises(HttpError, match="it took too long") as caught:
@@ -234,7 +234,7 @@ def test_request_total_time_with_a_slow_drip(server: HostileServer, first: bytes
     assert time.monotonic() - start < 20
 
 
-def test_open_streams_and_can_be_aborted(server: HostileServer) -> None:
+def test_open_streams_and_can_be_aborted(server: UntrustedServer) -> None:
     server.answers["/"] = server.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x")
     sockets: list[socket.socket] = []
     with HttpClient(server.url).open("/", read_s=10, sending=sockets.append) as stream:
@@ -249,7 +249,7 @@ def test_open_streams_and_can_be_aborted(server: HostileServer) -> None:
         timer.join()
 
 
-def test_open_read_timeout_without_total(server: HostileServer) -> None:
+def test_open_read_timeout_without_total(server: UntrustedServer) -> None:
     server.answers["/"] = server.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n", b"x")
     with HttpClient(server.url).open("/", read_s=0.5) as stream:
         assert stream.read(8) == b"x" * 8
@@ -259,7 +259,7 @@ def test_open_read_timeout_without_total(server: HostileServer) -> None:
 # -- redirects, proxies -----------------------------------------------------------------------------------------------
 
 
-def test_redirect_followed_only_if_requested(server: HostileServer) -> None:
+def test_redirect_followed_only_if_requested(server: UntrustedServer) -> None:
     server.answers["/a"] = http(b"", "302 Found", "Location: /\r\n")
     client = HttpClient(server.url)
     assert client.request("/a", total_s=10).status == 302
@@ -268,8 +268,8 @@ def test_redirect_followed_only_if_requested(server: HostileServer) -> None:
     assert client.request("/a", total_s=10, redirects=1, body=b"x").status == 302
 
 
-def test_redirect_drops_credentials_for_other_origin(server: HostileServer) -> None:
-    other = HostileServer({"/b": http(b"", "307 Temporary Redirect", f"Location: {server.url}/c\r\n")})
+def test_redirect_drops_credentials_for_other_origin(server: UntrustedServer) -> None:
+    other = UntrustedServer({"/b": http(b"", "307 Temporary Redirect", f"Location: {server.url}/c\r\n")})
     server.answers |= {
         "/p/a": http(b"", "301 Moved", "Location: /a?x=%20y#f\r\n"),
         "/a": http(b"", "308 Permanent Redirect", f"Location: {other.url}/b\r\n"),
@@ -278,24 +278,24 @@ def test_redirect_drops_credentials_for_other_origin(server: HostileServer) -> N
     client = HttpClient(f"{server.url}/p", api_key="sk-secret", headers={"Cookie": "c=secret"})
     response = client.request("/a", total_s=10, redirects=5, headers={"Range": "bytes=0-9", "X-Key": "secret"})
     assert response.data == b"found"
-    assert [head.split(b" ")[1] for head in server.asked] == [b"/p/a", b"/a?x=%20y", b"/c"]
-    assert [b"secret" in head for head in server.asked] == [True, True, False]
-    assert b"secret" not in other.asked[0]
-    assert b"Range: bytes=0-9" in other.asked[0]
+    assert [head.split(b" ")[1] for head in server.requests] == [b"/p/a", b"/a?x=%20y", b"/c"]
+    assert [b"secret" in head for head in server.requests] == [True, True, False]
+    assert b"secret" not in other.requests[0]
+    assert b"Range: bytes=0-9" in other.requests[0]
     other.close()
 
 
-def test_redirect_limit_and_invalid_targets(server: HostileServer) -> None:
+def test_redirect_limit_and_invalid_targets(server: UntrustedServer) -> None:
     server.answers["/a"] = http(b"", "302 Found", "Location: /a\r\n")
     assert HttpClient(server.url).request("/a", total_s=10, redirects=3).status == 302
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
     for location in ("file:///etc/passwd", "unix:///run/docker.sock", "http://[::", "http://u:p@x/"):
         server.answers["/a"] = http(b"", "302 Found", f"Location: {location}\r\n")
         with pytest.raises(HttpError, match="redirects to something that is no address"):
             HttpClient(server.url).request("/a", total_s=10, redirects=3)
 
 
-def test_proxy_from_environment(plain: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_from_environment(plain: str, server: UntrustedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", plain.replace("http://", "http://me:pw@"))
     monkeypatch.setenv("no_proxy", "other.invalid")
     # Loopback never uses the proxy, nor do clients without use_proxy.
@@ -307,13 +307,13 @@ def test_proxy_from_environment(plain: str, server: HostileServer, monkeypatch: 
     assert through.data.startswith(b"GET http://nothing.invalid:80/p/x HTTP/1.1\n")
 
 
-def test_proxy_tunnel(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_tunnel(server: UntrustedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", server.url)
     server.answers["nothing.invalid:443"] = http(b"", "403 Forbidden")
     with pytest.raises(HttpError, match="403 forbidden") as caught:
         HttpClient("https://nothing.invalid", use_proxy=True).request("/x", total_s=10)
     assert caught.value.kind == "proxy"
-    assert server.asked[0].startswith(b"CONNECT nothing.invalid:443 ")
+    assert server.requests[0].startswith(b"CONNECT nothing.invalid:443 ")
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(HttpError, match="no http:// or https:// address"):
         HttpClient("https://nothing.invalid", use_proxy=True).request("/x", total_s=10)

@@ -13,7 +13,7 @@ from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.records import ServerInfo
 from tests.attached import attached, unmanaged
-from tests.hostile_server import Bytes, HostileServer, http, usual
+from tests.untrusted_server import Bytes, UntrustedServer, http, usual_responses
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -37,13 +37,13 @@ class Everything(dict[str, Bytes]):
 
 
 @pytest.fixture
-def server() -> Iterator[HostileServer]:
-    made = HostileServer({})
+def server() -> Iterator[UntrustedServer]:
+    made = UntrustedServer({})
     yield made
     made.close()
 
 
-def observe(server: HostileServer, prefix: str = "") -> ObservedServer:
+def observe(server: UntrustedServer, prefix: str = "") -> ObservedServer:
     observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url + prefix, timeout_s=2.0))
     for _ in range(2):
         observed.poll()
@@ -70,7 +70,7 @@ def observe(server: HostileServer, prefix: str = "") -> ObservedServer:
     ],
 )  # fmt: skip
 def test_identify_other_programs(
-    answers: Mapping[str, Bytes], name: str, server: HostileServer, caplog: pytest.LogCaptureFixture
+    answers: Mapping[str, Bytes], name: str, server: UntrustedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = answers  # type: ignore[assignment]
     [state] = observe(server).snapshots()
@@ -80,47 +80,47 @@ def test_identify_other_programs(
     assert re.match(f"{re.escape(server.url)} is {name}", lines[0])
 
 
-def test_identify_llama_swap_upstream_is_not_polled(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_identify_llama_swap_upstream_is_not_polled(server: UntrustedServer, caplog: pytest.LogCaptureFixture) -> None:
     """A request below /upstream/ would load the model, or keep it loaded."""
-    server.answers = usual(running=http({"running": []})) | {
-        f"/upstream/qwen{path}": answer for path, answer in usual().items()
+    server.answers = usual_responses(running=http({"running": []})) | {
+        f"/upstream/qwen{path}": answer for path, answer in usual_responses().items()
     }
     [state] = observe(server, "/upstream/qwen").snapshots()
     assert state.up is None
-    assert not [head for head in server.asked if b"/upstream/" in head]
+    assert not [head for head in server.requests if b"/upstream/" in head]
     assert "is llama-swap, not llama.cpp: attach --llama-swap URL" in caplog.text
 
 
 @pytest.mark.parametrize(
     "answers",
     [
-        usual(),
-        usual(props=http({"role": "router"}), models=http({"data": []})),
-        usual(props=http({"default_generation_settings": {}})),
-        usual(props=http(b"", "404 Not Found")),  # identified by its metrics
-        usual(health=http({"status": "ok"}, more="Server: llama.cpp\r\n"), props=http(b"junk")),
+        usual_responses(),
+        usual_responses(props=http({"role": "router"}), models=http({"data": []})),
+        usual_responses(props=http({"default_generation_settings": {}})),
+        usual_responses(props=http(b"", "404 Not Found")),  # identified by its metrics
+        usual_responses(health=http({"status": "ok"}, more="Server: llama.cpp\r\n"), props=http(b"junk")),
     ],
 )
 def test_identify_llama_cpp_by_its_responses(
-    answers: dict[str, Bytes], server: HostileServer, caplog: pytest.LogCaptureFixture
+    answers: dict[str, Bytes], server: UntrustedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = answers
     assert observe(server).snapshots()[0].up is True
     assert "not llama.cpp" not in caplog.text
 
 
-def test_identify_llama_cpp_loading_or_refusing_key(server: HostileServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_identify_llama_cpp_loading_or_refusing_key(server: UntrustedServer, caplog: pytest.LogCaptureFixture) -> None:
     loading = http({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "503 Unavailable")
-    server.answers = usual(health=loading)
+    server.answers = usual_responses(health=loading)
     assert [(state.up, state.state) for state in observe(server).snapshots()] == [(False, "starting")]
     refused = http({"error": {"type": "authentication_error", "code": 401}}, "401 Unauthorized")
-    server.answers = usual(props=refused, metrics=refused, slots=refused)
+    server.answers = usual_responses(props=refused, metrics=refused, slots=refused)
     assert [state.up for state in observe(server).snapshots()] == [True]
     assert "the API key is missing or wrong" in caplog.text
 
 
-def test_identify_llama_cpp_replaced_by_another_program(server: HostileServer) -> None:
-    server.answers = usual()
+def test_identify_llama_cpp_replaced_by_another_program(server: UntrustedServer) -> None:
+    server.answers = usual_responses()
     observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url, timeout_s=2.0))
     observed.poll()
     assert observed.snapshots()[0].up is True

@@ -1,6 +1,6 @@
 """A tiny llama-architecture GGUF with random weights, for tests and measurements (0.5 MB).
 
-It is no use as a language model; it exercises llama.cpp's server for real. The tokenizer is one character a token with
+It generates no meaningful text, but exercises llama.cpp's real server. The tokenizer has one token a character with
 byte fallback, so a prompt of n ASCII letters is about n + 1 tokens.
 """
 
@@ -71,7 +71,7 @@ def write_tiny_model(
 
     def weights(name: str, *shape: int) -> None:
         if half:
-            # A wide layer must not add more to the stream than a narrow one, or its first dimension would drown.
+            # A wide layer must not add more to the stream than a narrow one, or it would hide the first dimension.
             values = random.standard_normal(shape, dtype=np.float32)
             values *= 0.4 / shape[1] ** 0.5
             matrix(name, values)

@@ -1,1 +1,1 @@
-"""Logs of real llama.cpp builds with what their clients saw; see README.md."""
+"""Logs of real llama.cpp builds with their clients' responses; see README.md."""

@@ -1,4 +1,4 @@
-"""What the clients of a recording send, and what they saw of it."""
+"""The requests of a recording's clients, and their responses."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ TIMINGS = ("cache_n", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms", "d
 OWN_FIELDS = ("id_slot", "tokens_cached", "tokens_evaluated", "truncated", "stop_type")
 ROUTED = ("one", "two")
 """The models of the router's recording."""
-# One thread: two that wait for each other crawl on a busy machine.
+# One thread: two that wait for each other are slow on a busy machine.
 MIXED_FLAGS = ["-c", "2048", "-ub", "64", "-t", "1"]
 
 
 @dataclass
 class Seen:
-    """One HTTP request as its client saw it. Times are seconds after the recording's zero."""
+    """One HTTP request and its response. Times are seconds since the recording's start."""
 
     kind: str
     sent: float
     status: int | None = None
     outcome: str = "ok"
-    """ok, cancelled, context_full, error (a task took it and failed), refused (it never became a task)."""
+    """ok, cancelled, context_full, error (a task failed), refused (it never became a task)."""
     error: str | None = None
     headers: float | None = None
     first_content: float | None = None
@@ -38,7 +38,7 @@ class Seen:
     usage: dict[str, Any] | None = None
     choices: int | None = None
     own: dict[str, Any] | None = None
-    """What only /completion answers: its slot, its tokens in context, truncated, why it stopped."""
+    """Fields of /completion only: slot, tokens in context, truncated, reason of the stop."""
 
     def failed(self, error: dict[str, Any] | str) -> None:
         detail = error if isinstance(error, dict) else {"message": error}
@@ -61,7 +61,7 @@ class Seen:
 
 
 def events(response: urllib3.BaseHTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event; an error event comes as ``{"error": ...}``."""
+    """Yield the JSON of each server-sent event; an error event as ``{"error": ...}``."""
     rest = b""
     for piece in response.stream():
         *lines, rest = (rest + piece).split(b"\n")
@@ -79,7 +79,7 @@ def has_content(event: dict[str, Any]) -> bool:
 
 
 class Client:
-    """Sends requests and keeps what came of them."""
+    """Sends requests and keeps their results."""
 
     def __init__(self, url: str, zero: float, models: tuple[str, ...] = ()) -> None:
         self.url = url
@@ -92,7 +92,7 @@ class Client:
         return round(time.monotonic() - self.zero, 6)
 
     def post(self, kind: str, path: str, body: dict[str, Any] | bytes, *, cancel: str | None = None) -> Seen:
-        """One request. ``cancel``: close the socket at the first content, or after a number of seconds."""
+        """Send one request. ``cancel``: close the socket at the first content, or after a number of seconds."""
         seen = Seen(kind, self.now())
         self.seen.append(seen)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -138,7 +138,7 @@ class Client:
         return self.post(kind, "/v1/chat/completions", body, cancel=cancel)
 
     def metrics(self) -> dict[str, float]:
-        """llama.cpp's own figures by name; a router's are the sums over its models."""
+        """Return llama.cpp's own figures by name; for a router the sums over its models."""
         figures: dict[str, float] = {}
         for query in [f"?model={model}&autoload=false" for model in self.models] or [""]:
             text = self.pool.request("GET", f"{self.url}/metrics{query}").data.decode()
@@ -179,7 +179,7 @@ def mixed(client: Client) -> None:
     client.completion(words(5, 650), 9, "completion-long")
     client.completion(words(6, 3000), 9, "completion-overlong")
     client.chat(words(6, 3000), 9, "chat-overlong", stream=True)
-    # These two are turned away before they become a task.
+    # These two are refused before they become a task.
     client.post("embeddings", "/v1/embeddings", {"input": "refused"}).outcome = "refused"
     client.post("broken", "/v1/chat/completions", b'{"messages": [').outcome = "refused"
     client.wait_idle()
@@ -201,7 +201,7 @@ def mixed(client: Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         pool.submit(client.completion, words(7, 50), 1500, "cancelled-stream", stream=True, cancel="content")
         pool.submit(client.completion, words(8, 50), 1500, "cancelled", cancel="0.1")
-    time.sleep(2.5)  # a result for anyone, as of /metrics, postpones llama.cpp's look at the socket by a second
+    time.sleep(2.5)  # any result, such as of /metrics, delays llama.cpp's check of the socket by a second
     client.wait_idle()
 
     with ThreadPoolExecutor(4) as pool:
@@ -213,7 +213,7 @@ def mixed(client: Client) -> None:
 
 
 def few(client: Client) -> None:
-    """A handful, for formats that print much."""
+    """A few requests, for formats with much output."""
     client.completion("The quick brown fox", 5)
     client.chat("Hello?", 5, "chat-stream", stream=True)
     client.completion("The quick brown fox jumps", 5, "completion-repeated")
@@ -224,7 +224,7 @@ def few(client: Client) -> None:
 
 
 def queued(client: Client) -> None:
-    """All slots are busy for seconds; one that waits for a slot gives up, two wait and get theirs."""
+    """All slots are busy for seconds; one queued request is cancelled, two get a slot."""
     with ThreadPoolExecutor(8) as pool:
         for number in range(4):
             pool.submit(client.completion, words(number, 30), 400)
@@ -235,7 +235,7 @@ def queued(client: Client) -> None:
 
 
 def unnoticed(client: Client) -> None:
-    """A client leaves that does not stream: beside one that streams llama.cpp never looks whether it is still there."""
+    """A client without a stream disconnects: during another stream llama.cpp does not check its connection."""
     with ThreadPoolExecutor(2) as pool:
         pool.submit(client.completion, words(1, 30), 600, stream=True)
         pool.submit(client.completion, words(2, 30), 500, "cancelled-unnoticed", cancel="0.1")
@@ -265,7 +265,7 @@ def speculative(client: Client) -> None:
 
 
 def slow(client: Client) -> None:
-    """Prefill and decode of more than 3 seconds each, so that llama.cpp prints their progress."""
+    """Prefill and decode of more than 3 seconds each, so that llama.cpp logs their progress."""
     with ThreadPoolExecutor(2) as pool:
         pool.submit(client.completion, words(1, 1900), 4, "slow-prefill")
         pool.submit(client.completion, words(2, 30), 400, "slow-decode", stream=True)

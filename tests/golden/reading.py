@@ -1,4 +1,4 @@
-"""The recorded logs, as the log reader reads them."""
+"""The recorded logs, read by the log reader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log_lines(name: str) -> tuple[str, ...]:
 
 
 def timed(lines: Iterable[str]) -> list[tuple[str, float]]:
-    """Each line with the Unix time at which a reader that is always in time reads it."""
+    """Return each line with the Unix time at which a reader without delay reads it."""
     at, out = 0.0, []
     for line in lines:
         stamp = split_line(line).time
@@ -56,7 +56,7 @@ def read(lines: Iterable[tuple[str, float]]) -> Reading:
 
 
 def read_streams(batches: Iterable[Batch | Backlog], info: ServerInfo | None = None) -> list[Completion]:
-    """The requests of a log as an attached one is read; those of all servers in it, in the order of their ends."""
+    """Return the requests of an attached log, of all its servers, in the order of completion."""
     completions: list[Completion] = []
 
     def watch(server: ObservedServer) -> None:
@@ -76,7 +76,7 @@ def read_streams(batches: Iterable[Batch | Backlog], info: ServerInfo | None = N
 
 
 def read_attached(lines: Iterable[tuple[str, float]]) -> list[Completion]:
-    """The same, of lines that are read as they are written."""
+    """Like ``read_streams``, for lines that are read as they are written."""
     return read_streams(Batch(line.split("\n"), now) for line, now in lines)
 
 

@@ -1,10 +1,10 @@
-"""Records a real llama.cpp server's log together with what its clients saw.
+"""Records a real llama.cpp server's log together with its clients' responses.
 
     python -m tests.golden.record --python VENV/bin/python --name 2026.10.11549        # an xllamacpp release
     python -m tests.golden.record --server PATH/llama-server --name jsonl --scenario few -- --log-jsonl
 
 It writes NAME.log (stdout and stderr in one, as printed) and NAME.json (the truth: one row a request, and llama.cpp's
-own counters at the end). README.md beside this file says what each scenario does.
+own counters at the end). README.md in this folder describes the scenarios.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def wait_for(log: Path, process: subprocess.Popen[bytes], pattern: str, seconds:
 
 
 def record(command: list[str], name: str, out: Path, scenario: str, extra: list[str], *, plain: bool) -> dict[str, Any]:
-    """Run the scenario and write its two files; returns the truth."""
+    """Run the scenario and write its two files; return the expected data."""
     load, flags = SCENARIOS[scenario]
     common = ["--port", "0", "--metrics", *([] if plain else ["--log-prefix", "--log-timestamps"])]
     with tempfile.TemporaryDirectory(prefix="golden-") as directory:
@@ -88,7 +88,7 @@ def record(command: list[str], name: str, out: Path, scenario: str, extra: list[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        # A router prints where its binary lies: the one thing that is not kept as printed.
+        # A router prints the path of its binary: the only text that is replaced.
         text = log.read_bytes().replace(os.fsencode(Path(command[0]).parent), b"/opt/llama.cpp")
         if str(work).encode() in text or str(ROOT).encode() in text:
             raise RuntimeError("the log holds a path of this machine")
@@ -108,16 +108,16 @@ def record(command: list[str], name: str, out: Path, scenario: str, extra: list[
 
 
 def version_of(command: list[str], log: bytes) -> str:
-    """The wheel's version, or what llama-server says."""
+    """Return the wheel's version, or the one that llama-server reports."""
     if wheel := re.search(rb"xllamacpp: wheel (\S+)", log):
         return "xllamacpp " + wheel[1].decode()
-    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    found = re.search(r"version: (.+)", said.stdout + said.stderr)
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version: (.+)", version.stdout + version.stderr)
     return "llama-server " + (found[1] if found else "unknown")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Record a server's log and what its clients saw.")
+    parser = argparse.ArgumentParser(description="Record a server's log and its clients' responses.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--python", help="a Python that has the xllamacpp release to record")
     which.add_argument("--server", help="a llama-server binary")

@@ -1,6 +1,6 @@
 """The real programs that tests run: llama.cpp's server, an OpenTelemetry collector, Prometheus.
 
-``python -m tests.parts`` gets and builds what is missing; fixtures for them are in ``tests/conftest.py``.
+``python -m tests.parts`` downloads and builds missing parts; fixtures for them are in ``tests/conftest.py``.
 """
 
 from __future__ import annotations

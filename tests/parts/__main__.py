@@ -1,4 +1,4 @@
-"""Gets every part that is missing: ``python -m tests.parts``. In CI a part that cannot be had is an error."""
+"""Get every missing part: ``python -m tests.parts``. In CI an unavailable part is an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _available(get: Callable[[], object]) -> bool:
 
 
 def main() -> int:
-    """Exit status: 1 in CI when a part is missing, else 0, as tests that need it then skip and say why."""
+    """Return the exit status: 1 in CI if a part is missing, else 0 (tests that need it are skipped with the reason)."""
     wanted = (
         rotel_program,
         lambda: prometheus_program("promtool"),

@@ -1,4 +1,4 @@
-"""Running the compilers of parts that are built from source, with their progress on the terminal."""
+"""Run the compilers of parts that are built from source, with progress on the terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .missing import MissingPart
 
 
 def need_compiler() -> None:
-    """Have a C++ compiler: this machine's, or Debian's. Raises MissingPart."""
+    """Require a C++ compiler: this machine's, or Debian's. Raises MissingPart."""
     for compiler in ("cc", "c++"):
         if shutil.which(compiler) is None and not apt.install("g++"):
             raise MissingPart(f"a compiler ({compiler})", "sudo apt-get install g++")
 
 
 def run(part: str, argv: list[str], log: Path, label: str, env: Mapping[str, str] | None = None) -> None:
-    """Run to the end, with output to ``log`` and ninja's ``[n/m]`` as progress. Raises MissingPart on failure."""
+    """Run a command, with output to ``log`` and ninja's ``[n/m]`` as progress. Raises MissingPart on failure."""
     progress = Progress(label)
     with (
         log.open("a") as output,

@@ -1,4 +1,4 @@
-"""Where parts that are built or unpacked are kept, and how two test runs share them."""
+"""The cache of built or unpacked parts, shared by concurrent test runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/llamatel`` or ``~/.cache/llamatel``, outside of the checkout so that a fresh clone finds it."""
+    """Return ``$XDG_CACHE_HOME/llamatel`` or ``~/.cache/llamatel``, outside the checkout, so that clones share it."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "llamatel"
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Held by one process at a time; ``what`` is said to the person who waits for another run."""
+    """A lock between processes; ``what`` is printed while waiting for another run."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,16 +34,16 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder ``name`` of the cache; where it is not there yet, ``make`` fills it.
+    """Return the cache's folder ``name``; if it does not exist, ``make`` creates its content.
 
-    ``make`` gets a folder beside it, which takes the name only when all is well, so a cut-off run leaves nothing half
-    done. Two runs at once: the second waits for the first.
+    ``make`` gets a temporary folder, which is renamed only after success, so an interrupted run leaves no partial
+    result. Of two runs at once, the second waits for the first.
     """
     folder = cache_folder() / name
     if not folder.is_dir():
         with locked(folder.with_name(f"{name}.lock"), name):
             if not folder.is_dir():
-                for stale in folder.parent.glob(f"{name}.*/"):  # of a run that was killed, as we hold the lock
+                for stale in folder.parent.glob(f"{name}.*/"):  # left by a killed run, since this process has the lock
                     shutil.rmtree(stale, ignore_errors=True)
                 work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
                 try:
@@ -56,12 +56,12 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def say(text: str) -> None:
-    """One line for the person who waits."""
+    """Progress in one line."""
     print(f"test parts: {text}", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """``label: done/total, seconds``: rewritten in place on a terminal, else a line for every tenth."""
+    """``label: done/total, seconds``: rewritten in place on a terminal, else one line per tenth."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -70,7 +70,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
 
     def show(self, done: int, total: int) -> None:
-        """Say how far it is."""
+        """Print the progress."""
         text = f"test parts: {self.label}: {done}/{total}, {time.monotonic() - self._started:.0f} s"
         if self._terminal:
             end = "\n" if done == total else ""

@@ -12,7 +12,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium_program() -> Path:
-    """Chromium. Raises MissingPart."""
+    """Return the Chromium program. Raises MissingPart."""
     for _ in range(2):
         found = next((path for name in _NAMES if (path := shutil.which(name))), None)
         if found is not None:

@@ -1,4 +1,4 @@
-"""A Python with client libraries that build on openai, and instrumentations of them; made once, kept in the cache."""
+"""A cached virtual environment with client libraries based on openai, and their instrumentations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .cache import cached, say
 from .missing import MissingPart
 
 VERSIONS = Path(__file__).with_suffix(".txt")
-"""All packages with their versions: some pin versions of the others, and resolving takes pip minutes."""
+"""All packages with their versions: some pin versions of others, and pip needs minutes to resolve them."""
 
 
 def client_libraries() -> Path:
-    """Its Python. Raises MissingPart."""
+    """Return its Python. Raises MissingPart."""
     recipe = hashlib.sha256(VERSIONS.read_bytes() + repr(sys.version_info[:2]).encode()).hexdigest()[:8]
     return cached(f"client-libraries-{recipe}", _make) / "bin" / "python"
 

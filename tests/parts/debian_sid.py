@@ -1,7 +1,7 @@
-"""Packages of Debian's development suite, unpacked and not installed, from the mirror that this machine's apt uses.
+"""Packages of Debian's development suite, unpacked but not installed, from this machine's apt mirror.
 
 A private apt state (own sources, lists and cache, and an empty dpkg status, so that all dependencies count as missing)
-leaves the machine's as it is. sid changes daily: tests report the version that they found.
+leaves the machine's unchanged. sid changes daily: tests report the version found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def _mirror() -> str | None:
-    """The base URL of the machine's own Debian mirror."""
+    """Return the base URL of the machine's own Debian mirror."""
     folder = Path("/etc/apt")
     files = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     for file in files:
@@ -42,15 +42,15 @@ def _options(state: Path) -> Iterator[str]:
         yield from ("-o", f"{name}={value}")
 
 
-def _apt_get(state: Path, *words: str, folder: Path | None = None) -> str | None:
-    """Output of ``apt-get`` with the private state; None where it failed."""
-    argv = ["apt-get", "-q", *_options(state), *words]
+def _apt_get(state: Path, *arguments: str, folder: Path | None = None) -> str | None:
+    """Return the output of ``apt-get`` with the private state; None if it failed."""
+    argv = ["apt-get", "-q", *_options(state), *arguments]
     done = subprocess.run(argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
 
 def unpack(packages: tuple[str, ...], folder: Path, *, closure: bool = False) -> bool:
-    """Download packages, with all that they depend on if ``closure``, and unpack them. Returns whether that worked."""
+    """Download and unpack packages, with all dependencies if ``closure``; return whether that succeeded."""
     mirror = _mirror()
     if mirror is None or shutil.which("apt-get") is None or not _KEYRING.exists():
         return False

@@ -1,4 +1,4 @@
-"""Many addresses for one server: TCP ports that are handed on to its port, with TLS in front if wanted.
+"""Many addresses for one server: TCP ports forwarded to its port, optionally with TLS.
 
 So a few real servers stand for hundreds. ``python -m tests.parts.forwarder UPSTREAM NUMBER`` prints its ports, one a
 line, and runs until SIGTERM.
@@ -27,12 +27,12 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 class Forwarder:
-    """Ports of 127.0.0.1 that lead to ``upstream``; a context manager."""
+    """Ports of 127.0.0.1 forwarded to ``upstream``; a context manager."""
 
     def __init__(
         self, upstream: int, number: int = 1, *, certificate: Path | None = None, clients: Path | None = None
     ) -> None:
-        """``certificate``: a PEM file with a certificate and its key, for TLS; ``clients``: one that they must have."""
+        """``certificate``: PEM file with certificate and key, for TLS; ``clients``: CA of client certificates."""
         self.ports: list[int] = []
         self._upstream = upstream
         self._number = number
@@ -44,7 +44,7 @@ class Forwarder:
             self._tls.verify_mode = ssl.CERT_REQUIRED
             self._tls.load_verify_locations(clients)
         self._loop = asyncio.new_event_loop()
-        self._ready, self._ended = threading.Event(), asyncio.Event()
+        self._ready, self._stopped = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)
 
     def __enter__(self) -> Forwarder:
@@ -55,7 +55,7 @@ class Forwarder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(30)
         self._loop.close()
 
@@ -63,7 +63,7 @@ class Forwarder:
         servers = [await asyncio.start_server(self._handle, "127.0.0.1", 0, ssl=self._tls) for _ in range(self._number)]
         self.ports = [server.sockets[0].getsockname()[1] for server in servers]
         self._ready.set()
-        await self._ended.wait()
+        await self._stopped.wait()
         for server in servers:
             server.close()
         running = asyncio.all_tasks() - {task for task in (asyncio.current_task(),) if task is not None}

@@ -1,7 +1,6 @@
-"""llama-cpp-python, llama.cpp inside of Python: its wheel is built once, kept in the cache, installed where tests run.
+"""llama-cpp-python (llama.cpp in Python): its wheel is built once, cached, and installed in the test environment.
 
-PyPI has its source only. What it depends on is in the extra ``dev``, so that this installs one file and resolves
-nothing.
+PyPI has only its source. Its dependencies are in the extra ``dev``, so that this installs one file without resolving.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from .missing import MissingPart
 
 NAME = "llama-cpp-python"
 FLAGS = (
-    "-DGGML_NATIVE=OFF",  # the cache may be carried to another machine
+    "-DGGML_NATIVE=OFF",  # the cache may be copied to another machine
     "-DLLAVA_BUILD=OFF",  # no images here
 )
 
 
 def cache_name() -> str:
-    """The cache folder's name: version, machine and flags. The wheel is for every Python (``py3-none``)."""
+    """Return the cache folder's name: version, machine and flags. The wheel is for every Python (``py3-none``)."""
     recipe = hashlib.sha256(repr((FLAGS, platform.machine(), platform.system())).encode()).hexdigest()
     return f"{NAME}-{VERSION}-{recipe[:8]}"
 
 
 def _build(folder: Path) -> None:
-    """Fill ``folder`` with the wheel; takes about 5 minutes on two cores."""
+    """Build the wheel in ``folder``; takes about 5 minutes on two cores."""
     build.need_compiler()
     log = cache_folder() / f"{cache_name()}.log"
     log.unlink(missing_ok=True)
@@ -57,7 +56,7 @@ def _installed() -> str | None:
 
 
 def llama_cpp_python() -> Path:
-    """Have llama-cpp-python in this Python; the folder of its wheel. Raises MissingPart."""
+    """Install llama-cpp-python in this Python; return the folder of its wheel. Raises MissingPart."""
     folder = cached(cache_name(), _build)
     [wheel] = folder.glob("*.whl")
     with locked(Path(sysconfig.get_path("data")) / f".{NAME}.lock", NAME):

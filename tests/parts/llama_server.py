@@ -1,4 +1,4 @@
-"""llama.cpp's own llama-server, built once from the source that llama-cpp-python carries, and kept in the cache."""
+"""llama.cpp's own llama-server, built once from llama-cpp-python's source, and cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = ("llama-server", "llama-fit-params")
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
-    "-DGGML_NATIVE=OFF",  # the cache may be carried to another machine
+    "-DGGML_NATIVE=OFF",  # the cache may be copied to another machine
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_UI=OFF",
@@ -31,13 +31,13 @@ FLAGS = (
 
 
 def cache_name() -> str:
-    """The cache folder's name: version, machine and flags, so that a changed recipe is built again."""
+    """Return the cache folder's name: version, machine and flags, so that changes cause a new build."""
     recipe = hashlib.sha256(repr((FLAGS, TARGETS, platform.machine(), platform.system())).encode()).hexdigest()
     return f"llama-server-{VERSION}-{recipe[:8]}"
 
 
 def _program(name: str, mend: str) -> str:
-    """A program from this Python's environment, else from PATH."""
+    """Return a program of this Python's environment, else of PATH."""
     found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
         raise MissingPart(name, mend)
@@ -57,7 +57,7 @@ def download_source(folder: Path, log: Path) -> Path:
 
 
 def _build(folder: Path) -> None:
-    """Fill ``folder`` with the programs; takes about 7 minutes on two cores."""
+    """Build the programs in ``folder``; takes about 7 minutes on two cores."""
     build.need_compiler()
     cmake, ninja = _program("cmake", "pip install cmake"), _program("ninja", "pip install ninja")
     log = cache_folder() / f"{cache_name()}.log"
@@ -78,5 +78,5 @@ def _build(folder: Path) -> None:
 
 
 def llama_server() -> Path:
-    """The llama-server program (``llama-fit-params`` is in the same folder). Raises MissingPart."""
+    """Return the llama-server program (``llama-fit-params`` is in the same folder). Raises MissingPart."""
     return cached(cache_name(), _build) / "llama-server"

@@ -1,4 +1,4 @@
-"""What to do about a part that is not there."""
+"""The error for a part that is not available."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class MissingPart(RuntimeError):
-    """A real part that tests need cannot be had here; ``mend`` is the command that gets it."""
+    """A real part needed by tests is not available; ``mend`` is the command that gets it."""
 
     def __init__(self, part: str, mend: str) -> None:
         super().__init__(f"{part} is missing: {mend}")

@@ -27,11 +27,11 @@ _SID = {
     "vmalert": ("victoria-metrics",),
     "kustomize": ("kustomize",),
 }
-"""Programs from sid, and the packages that have them."""
+"""Programs from sid, and their packages."""
 
 
 def sid_program(name: str) -> Path:
-    """A program from Debian sid. Raises MissingPart."""
+    """Return a program from Debian sid. Raises MissingPart."""
     packages = _SID[name]
 
     def get(folder: Path) -> None:
@@ -48,12 +48,12 @@ def sid_program(name: str) -> Path:
 
 
 _TEMPLATES = b"/usr/share/prometheus/alertmanager"
-"""Where Debian's Alertmanager looks for its templates. The unpacked program gets a relative path of the same length, so
-that nothing has to be installed: it runs in its own folder."""
+"""The template folder of Debian's Alertmanager. In the unpacked program it is replaced by a relative path of the same
+length, so that it runs in its own folder without installation."""
 
 
 def alertmanager_program() -> Path:
-    """Debian's Alertmanager; it has to be started in its folder. Raises MissingPart."""
+    """Return Debian's Alertmanager, which has to be started in its folder. Raises MissingPart."""
 
     def get(folder: Path) -> None:
         work = folder / "work"

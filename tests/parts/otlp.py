@@ -1,4 +1,4 @@
-"""An OTLP/HTTP receiver that tests can ask what arrived."""
+"""An OTLP/HTTP receiver that keeps received data for tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SinkEvent:
 
 @dataclass(frozen=True)
 class SinkSpan:
-    """One span as it arrived. Ids are lower-case hex; ``parent_id`` is empty for a root."""
+    """One received span. Ids are lower-case hex; ``parent_id`` is empty for a root."""
 
     trace_id: str
     span_id: str
@@ -63,13 +63,13 @@ class SinkSpan:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Its duration."""
         return (self.end_ns - self.start_ns) / 1e9
 
 
 @dataclass(frozen=True)
 class SinkPoint:
-    """One data point of a metric. A number has ``value``; a histogram has the rest, and no ``value``."""
+    """One data point of a metric. A number has ``value``; a histogram has the other fields, and no ``value``."""
 
     attributes: Attributes
     time_ns: int
@@ -85,7 +85,7 @@ class SinkPoint:
 
 @dataclass(frozen=True)
 class SinkMetric:
-    """One metric of one export as it arrived."""
+    """One received metric of one export."""
 
     name: str
     unit: str
@@ -102,7 +102,7 @@ class SinkMetric:
 
 @dataclass(frozen=True)
 class SinkRequest:
-    """One HTTP request as it arrived, whatever was answered."""
+    """One received HTTP request, with any response status."""
 
     path: str
     headers: Mapping[str, str]
@@ -110,7 +110,7 @@ class SinkRequest:
     body: bytes = field(repr=False)
     """Unpacked."""
     status: int
-    """What was answered."""
+    """The response's status."""
 
 
 def _value(value: AnyValue) -> Any:
@@ -203,10 +203,10 @@ def _unpack(body: bytes, encoding: str) -> bytes:
 
 
 class OtlpSink:
-    """An OTLP/HTTP (protobuf) receiver on 127.0.0.1 that keeps what it got. A context manager.
+    """An OTLP/HTTP (protobuf) receiver on 127.0.0.1 that keeps received data. A context manager.
 
-    ``status`` and ``delay`` (seconds before the answer) can be changed while it runs, to play a receiver that is slow
-    or refuses. What it refuses is in ``requests`` but neither in ``spans()`` nor in ``metrics()``.
+    ``status`` and ``delay`` (seconds before the response) can be changed while it runs, to simulate a receiver that is
+    slow or refuses. Refused data is in ``requests`` but neither in ``spans()`` nor in ``metrics()``.
     """
 
     def __init__(self, port: int = 0, *, status: int = 200, delay: float = 0.0) -> None:
@@ -215,7 +215,7 @@ class OtlpSink:
         self.paths: dict[str, int] = {}
         """Statuses of single paths, before ``status``."""
         self.location = ""
-        """Where a 3xx leads."""
+        """Location of a 3xx."""
         self.rejected = 0
         """Spans or data points that each response says were rejected."""
         self._requests: list[SinkRequest] = []
@@ -245,7 +245,7 @@ class OtlpSink:
                     self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)
-                except ConnectionError:  # the sender had no patience left, as tests of a slow receiver want
+                except ConnectionError:  # the sender timed out, as intended by tests of a slow receiver
                     self.close_connection = True
 
             def log_message(self, *_: Any) -> None:
@@ -257,7 +257,7 @@ class OtlpSink:
         self._server = Server(("127.0.0.1", port), Handler)
         self.port = int(self._server.server_address[1])
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        """What OTEL_EXPORTER_OTLP_ENDPOINT takes."""
+        """Value for OTEL_EXPORTER_OTLP_ENDPOINT."""
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
@@ -270,26 +270,26 @@ class OtlpSink:
         self.close()
 
     def close(self) -> None:
-        """Stop listening; what arrived can still be read."""
+        """Stop listening; received data can still be read."""
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     def clear(self) -> None:
-        """Forget what arrived."""
+        """Discard received data."""
         self._requests.clear()
 
     @property
     def requests(self) -> list[SinkRequest]:
-        """Every request, in the order of their answers."""
+        """Every request, in the order of the responses."""
         return list(self._requests)
 
     def _bodies(self, path: str) -> Iterator[bytes]:
         return (r.body for r in self.requests if r.path == path and 200 <= r.status < 300)
 
     def spans(self, name: str | None = None) -> list[SinkSpan]:
-        """The spans that arrived, in order; only those of this name where one is given."""
+        """The received spans in order; with ``name`` only those."""
         spans = (span for body in self._bodies("/v1/traces") for span in _spans(body))
         return [span for span in spans if name in (None, span.name)]
 
@@ -301,14 +301,14 @@ class OtlpSink:
         return traces
 
     def metrics(self, name: str | None = None) -> list[SinkMetric]:
-        """The metrics of every export, in order; only those of this name where one is given."""
+        """The metrics of every export in order; with ``name`` only those."""
         metrics = (metric for body in self._bodies("/v1/metrics") for metric in _metrics(body))
         return [metric for metric in metrics if name in (None, metric.name)]
 
     def latest(self) -> dict[str, SinkMetric]:
-        """The newest arrival of each metric, by name."""
+        """The last received data of each metric, by name."""
         return {metric.name: metric for metric in self.metrics()}
 
     def wait_for(self, condition: Callable[[OtlpSink], Any], timeout: float = 20.0, what: str = "arrivals") -> Any:
-        """Wait until ``condition(sink)`` is true and return what it returned. Raises TimeoutError."""
+        """Wait until ``condition(sink)`` is true and return its result. Raises TimeoutError."""
         return wait_until(lambda: condition(self), timeout, f"{what} at {self.endpoint}", every=0.05)

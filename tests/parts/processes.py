@@ -15,22 +15,22 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SESSION_MARK = "LLAMATEL_TEST_SESSION"
-"""Environment variable that a test session's processes inherit, so that one that lost its parent is still found."""
+"""Environment variable inherited by all processes of a test session, so that orphans are found too."""
 
 
 class PartFailed(RuntimeError):
-    """A real part (rotel, Prometheus, ...) did not start or did not stop as it should."""
+    """A real part (rotel, Prometheus, ...) did not start or stop correctly."""
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listened on a moment ago."""
+    """Return a TCP port on 127.0.0.1 that was free just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(ready: Callable[[], T], timeout: float = 20.0, what: str = "the condition", every: float = 0.02) -> T:
-    """Call ``ready`` until it returns something true, and return that. Raises TimeoutError, with ``what``."""
+    """Call ``ready`` until its result is true, and return the result. Raises TimeoutError, with ``what``."""
     end = time.monotonic() + timeout
     while True:
         result = ready()
@@ -42,7 +42,7 @@ def wait_until(ready: Callable[[], T], timeout: float = 20.0, what: str = "the c
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens on this port of 127.0.0.1."""
+    """Whether a process listens on this port of 127.0.0.1."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -51,7 +51,7 @@ def accepts(port: int) -> bool:
 
 
 class Child:
-    """A child process whose output goes to a file, so that it can never block on a full pipe."""
+    """A child process with output to a file, so that it never blocks on a full pipe."""
 
     def __init__(self, argv: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
@@ -71,25 +71,25 @@ class Child:
         return self.process.pid
 
     def output(self) -> str:
-        """What it has written to stdout and stderr so far."""
+        """Return its output on stdout and stderr so far."""
         return self.log.read_text(errors="replace")
 
     def wait_ready(self, ready: Callable[[], object], timeout: float = 20.0) -> None:
-        """Wait for ``ready()``. Raises PartFailed, with the child's last output, if it ends first or is too slow."""
+        """Wait for ``ready()``. Raises PartFailed, with the child's last output, if it exits first or is too slow."""
 
-        def ended_or_ready() -> bool:
+        def exited_or_ready() -> bool:
             if self.process.poll() is not None:
                 raise PartFailed(f"{self.name} ended with {self.process.returncode}:\n{self.output()[-2000:]}")
             return bool(ready())
 
         try:
-            wait_until(ended_or_ready, timeout, f"{self.name} is ready")
+            wait_until(exited_or_ready, timeout, f"{self.name} is ready")
         except TimeoutError as error:
             self.kill()
             raise PartFailed(f"{error}:\n{self.output()[-2000:]}") from None
 
     def stop(self, timeout: float = 10.0) -> int:
-        """SIGTERM, then SIGKILL when that takes too long. Returns the exit status (negative: the signal)."""
+        """SIGTERM, then SIGKILL after a timeout. Returns the exit status (negative: the signal)."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -104,7 +104,7 @@ class Child:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and parent of a process (``proc(5)``); None where it is gone."""
+    """Return the state letter and the parent of a process (``proc(5)``); None if it has exited."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -120,9 +120,9 @@ def _marked(pid: int, mark: bytes) -> bool:
 
 
 def survivors() -> dict[int, str]:
-    """The live processes that this one, or its children, started: pid to command line. Linux only; empty elsewhere.
+    """Return the running descendants of this process: pid to command line. Linux only; empty elsewhere.
 
-    Descendants are found by their parent, and those that lost it by the session's mark in their environment.
+    Descendants are found by their parent, orphans by the session's mark in their environment.
     """
     if not Path("/proc/self/stat").exists():
         return {}
@@ -141,7 +141,7 @@ def survivors() -> dict[int, str]:
 
 
 def kill_survivors(grace: float = 5.0) -> dict[int, str]:
-    """Give what still runs ``grace`` seconds to end, SIGKILL what has not, and return that."""
+    """Wait ``grace`` seconds for running descendants to exit, SIGKILL the others, and return those."""
     with contextlib.suppress(TimeoutError):
         wait_until(lambda: not survivors(), grace)
     left = survivors()

@@ -1,4 +1,4 @@
-"""Prometheus and promtool: those on PATH, else Debian's package, unpacked into the cache and not installed."""
+"""Prometheus and promtool: from PATH, else Debian's package, unpacked into the cache but not installed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Prometheus:
         return [(row["metric"], [float(value) for _, value in row["values"]]) for row in data["result"]]
 
     def wait_for(self, promql: str, timeout: float = 20.0) -> list[tuple[dict[str, str], float]]:
-        """Wait until the query has an answer with at least one series, and return it. Raises TimeoutError."""
+        """Wait until the query returns at least one series, and return the result. Raises TimeoutError."""
         return wait_until(lambda: self.query(promql), timeout, f"an answer to {promql}", every=0.1)
 
     def targets(self) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def _unpack_libpython(folder: Path) -> None:
 
 
 def _folder_of_libpython() -> Path:
-    """Where libpython is: rotel is linked to it, and Debian's python3 does without. Raises MissingPart."""
+    """Return the folder of libpython: rotel is linked to it, Debian's python3 is not. Raises MissingPart."""
     variables = sysconfig.get_config_vars("LIBDIR", "MULTIARCH")
     libdir, multiarch = (Path(str(variable or "")) for variable in variables)
     for folder in (libdir, libdir / multiarch, Path(sys.base_prefix) / "lib"):
@@ -41,7 +41,7 @@ def _folder_of_libpython() -> Path:
 
 
 def rotel_program() -> tuple[Path, dict[str, str]]:
-    """The ``rotel-agent`` program inside the rotel wheel, and the environment it needs. Raises MissingPart."""
+    """Return the ``rotel-agent`` program of the rotel wheel, and its environment. Raises MissingPart."""
     found = importlib.util.find_spec("rotel")
     if found is None or found.origin is None:
         raise MissingPart("rotel", "pip install rotel==0.0.1a15")
@@ -49,7 +49,7 @@ def rotel_program() -> tuple[Path, dict[str, str]]:
 
 
 class RotelAgent:
-    """rotel, a real OpenTelemetry collector: takes OTLP over gRPC and HTTP, sends it on to ``sink`` over OTLP/HTTP.
+    """rotel, a real OpenTelemetry collector: receives OTLP over gRPC and HTTP, exports to ``sink`` over OTLP/HTTP.
 
     A context manager. ``stop`` and ``kill`` may be followed by ``start``, which uses the same ports again.
     """
@@ -60,9 +60,9 @@ class RotelAgent:
         self.grpc_port = free_port()
         self.http_port = free_port()
         self.grpc_endpoint = f"http://127.0.0.1:{self.grpc_port}"
-        """What OTEL_EXPORTER_OTLP_ENDPOINT takes with OTEL_EXPORTER_OTLP_PROTOCOL=grpc."""
+        """Value for OTEL_EXPORTER_OTLP_ENDPOINT with OTEL_EXPORTER_OTLP_PROTOCOL=grpc."""
         self.http_endpoint = f"http://127.0.0.1:{self.http_port}"
-        """What OTEL_EXPORTER_OTLP_ENDPOINT takes with OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."""
+        """Value for OTEL_EXPORTER_OTLP_ENDPOINT with OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."""
         self.child: Child | None = None
 
     def start(self) -> RotelAgent:
@@ -86,12 +86,12 @@ class RotelAgent:
         return self
 
     def stop(self) -> int:
-        """SIGTERM, which flushes. Returns the exit status, 0 when all went well."""
+        """SIGTERM, which flushes. Returns the exit status, 0 on success."""
         assert self.child is not None, "not started"
         return self.child.stop()
 
     def kill(self) -> None:
-        """SIGKILL, in the middle of whatever it does."""
+        """SIGKILL, without a flush."""
         assert self.child is not None, "not started"
         self.child.kill()
 

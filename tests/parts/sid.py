@@ -1,4 +1,4 @@
-"""The newest llama-server that Debian has: that of its unstable suite (sid), unpacked into the cache, not installed.
+"""Debian's newest llama-server, from its unstable suite (sid), unpacked into the cache but not installed.
 
 A canary for changes of llama.cpp: whatever version comes is used and reported. It is unpacked with all that it needs,
 the C library included, and runs through that library's own loader.
@@ -29,7 +29,7 @@ def _unpack(folder: Path) -> None:
 
 
 def _starter(folder: Path, libraries: Path, name: str) -> None:
-    """A script ``name`` that runs the program with its own loader and libraries, wherever the folder is moved to."""
+    """Write a script ``name`` that runs the program with its own loader and libraries, from any location."""
     program = next(
         (path for path in (folder / "root").rglob(name) if path.is_file() and os.access(path, os.X_OK)), None
     )

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own, as a person would see it."""
+"""A program on its own pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def plain(text: str) -> str:
 
 
 class Terminal:
-    """Runs a command on a pseudo-terminal; what it shows is collected in ``text``."""
+    """Runs a command on a pseudo-terminal; its output is collected in ``text``."""
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, columns: int = 80, rows: int = 24
     ) -> None:
         self.text = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end inside of a letter
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         clean = {
@@ -60,21 +60,21 @@ class Terminal:
         self.hang_up()
 
     def resize(self, columns: int, rows: int) -> None:
-        """As a person who drags the window's corner."""
+        """Resize the terminal."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def modes(self) -> list[object]:
-        """How the terminal treats keys and lines."""
+        """Return the terminal's attributes (termios)."""
         return termios.tcgetattr(self._master)
 
     def hang_up(self) -> None:
-        """Close the terminal, as a person closes a window."""
+        """Close the terminal, like closing its window."""
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
 
     def read(self, timeout: float = 0.1) -> bool:
-        """Take up what has come; False at the end."""
+        """Read available output; False at the end."""
         if select.select([self._master], [], [], timeout)[0]:
             try:
                 data = os.read(self._master, 65536)
@@ -85,7 +85,7 @@ class Terminal:
         return True
 
     def wait_for(self, what: str, timeout: float = 60.0) -> None:
-        """Until ``what`` is on the screen. Raises TimeoutError."""
+        """Wait until ``what`` is on the screen. Raises TimeoutError."""
         end = time.monotonic() + timeout
         while what not in plain(self.text):
             if not self.read() or time.monotonic() > end:
@@ -96,7 +96,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def wait(self, timeout: float = 30.0) -> int:
-        """The exit status, once it has ended and all its output is here. Raises TimeoutError."""
+        """Wait for the exit and all output; return the exit status. Raises TimeoutError."""
         end = time.monotonic() + timeout
         while self.read() and self.process.poll() is None:
             if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""The vocabulary-only models of llama.cpp's own tests, from the source that llama-cpp-python carries."""
+"""The vocabulary-only models of llama.cpp's own tests, from llama-cpp-python's source."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def _extract(folder: Path) -> None:
 
 
 def vocabularies() -> list[Path]:
-    """The files, 0.6 to 16 MB each. Raises MissingPart."""
+    """Return the files, 0.6 to 16 MB each. Raises MissingPart."""
     return sorted(cached(PART, _extract).glob("*.gguf"))

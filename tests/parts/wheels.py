@@ -1,4 +1,4 @@
-"""Older llama.cpp servers: releases of the xllamacpp wheel, each in a cached folder of its own, run as llama-server."""
+"""Older llama.cpp servers: releases of the xllamacpp wheel, each in its own cached folder, run as llama-server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELEASES = (
 
 
 def xllamacpp_server(release: str) -> Path:
-    """A script that runs the release with llama-server's command line. Raises MissingPart."""
+    """Return a script that runs the release with llama-server's command line. Raises MissingPart."""
 
     def install(folder: Path) -> None:
         say(f"getting xllamacpp {release}")

@@ -1,4 +1,4 @@
-"""A server that means harm: it answers any bytes, for as long as it likes, and counts what it got rid of."""
+"""A stand-in for an untrusted server: sends any bytes, for any time, and counts the bytes sent."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 Bytes = bytes | Callable[[], Iterable[bytes]]
 
 
-class HostileServer:
-    """Answers each connection once, by path."""
+class UntrustedServer:
+    """Sends one response per connection, chosen by path."""
 
     def __init__(self, answers: Mapping[str, Bytes]) -> None:
         self.answers = dict(answers)
-        self.asked: list[bytes] = []
-        """The heads of the requests."""
+        self.requests: list[bytes] = []
+        """The heads of the received requests."""
         self.sent = 0
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._over = threading.Event()
+        self._closed = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -40,7 +40,7 @@ class HostileServer:
                 if not part:
                     return
                 head += part
-            self.asked.append(head)
+            self.requests.append(head)
             path = head.split(b" ")[1].decode().partition("?")[0]
             answer = self.answers.get(path, http(b"", "404 Not Found"))
             for piece in (answer,) if isinstance(answer, bytes) else answer():
@@ -48,31 +48,31 @@ class HostileServer:
                 self.sent += len(piece)
 
     def drip(self, first: bytes, piece: bytes) -> Callable[[], Iterator[bytes]]:
-        """``first``, then ``piece`` ten times a second until the server is closed."""
+        """Return a response that sends ``first``, then ``piece`` ten times a second until the server is closed."""
 
-        def drips() -> Iterator[bytes]:
+        def pieces() -> Iterator[bytes]:
             yield first
-            while not self._over.wait(0.1):
+            while not self._closed.wait(0.1):
                 yield piece
 
-        return drips
+        return pieces
 
     def close(self) -> None:
-        self._over.set()
-        # A thread that waits in accept keeps the port otherwise.
+        self._closed.set()
+        # Otherwise a thread blocked in accept() keeps the port.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 def http(body: object, status: str = "200 OK", more: str = "") -> bytes:
-    """An answer with bytes, or with a document as JSON."""
+    """Return an HTTP response with bytes, or with a document as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\n{more}\r\n".encode() + data
 
 
-def usual(**instead: Bytes) -> dict[str, Bytes]:
-    """What a busy llama.cpp says, but for some paths (without their slash)."""
+def usual_responses(**instead: Bytes) -> dict[str, Bytes]:
+    """Return the responses of a busy llama.cpp by path; ``instead`` replaces some (names without the slash)."""
     answers: dict[str, Bytes] = {
         "/health": http({"status": "ok"}),
         "/props": http({"build_info": "b1", "total_slots": 1}),

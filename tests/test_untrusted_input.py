@@ -49,9 +49,9 @@ from llamatel.telemetry.metrics_endpoint import MetricsEndpoint
 from llamatel.telemetry.request_spans import Spans
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.ui.top.live_source import LlamatelSource
-from tests.hostile_server import Bytes, HostileServer, http, usual
 from tests.samples import completion
 from tests.servers import BACKENDS, ask, choose_backend
+from tests.untrusted_server import Bytes, UntrustedServer, http, usual_responses
 
 NINES = "9" * 5000
 LAUNCH = "slot launch_slot_: id  0 | task 0 | processing task, is_child = 0"
@@ -59,13 +59,13 @@ RELEASE = "slot      release: id  0 | task 0 | stop processing: n_tokens = 32, t
 
 
 @pytest.fixture
-def server() -> Iterator[HostileServer]:
-    made = HostileServer(usual())
+def server() -> Iterator[UntrustedServer]:
+    made = UntrustedServer(usual_responses())
     yield made
     made.close()
 
 
-def poll(server: HostileServer, *, times: int = 2, timeout_s: float = 0.5) -> tuple[ServerSnapshot, ...]:
+def poll(server: UntrustedServer, *, times: int = 2, timeout_s: float = 0.5) -> tuple[ServerSnapshot, ...]:
     client = ServerClient(server.url, api_key="sk-secret", timeout_s=timeout_s)
     address = target(server.url)
     observed = ObservedServer(ServerInfo(address.address, address.port), client=client)
@@ -83,10 +83,10 @@ def endless() -> Iterator[bytes]:
 
 def router(**entry: object) -> dict[str, Bytes]:
     models = [{"id": "a", **entry}, {"id": "good", "status": {"value": "unloaded"}}]
-    return usual(props=http({"role": "router", "build_info": "b1"}), models=http({"data": models}))
+    return usual_responses(props=http({"role": "router", "build_info": "b1"}), models=http({"data": models}))
 
 
-def test_poll_usual_responses(server: HostileServer) -> None:
+def test_poll_usual_responses(server: UntrustedServer) -> None:
     (state,) = poll(server)
     assert (state.up, state.server.model, state.counters) == (True, "m.gguf", {"prompt_tokens_total": 7.0})
     assert state.kv_cache is not None
@@ -96,25 +96,27 @@ def test_poll_usual_responses(server: HostileServer) -> None:
 @pytest.mark.parametrize(
     "answers",
     [
-        usual(slots=http(b"[" * 200_000)),
-        usual(props=http(b'{"a":' * 200_000)),
-        usual(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":' + NINES.encode() + b"}]")),
-        usual(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":1e400,"n_prompt_tokens":NaN}]')),
-        usual(slots=http([{"id": 10**30, "is_processing": True}])),
-        usual(slots=http([{"id": number, "is_processing": True} for number in range(5000)])),
-        usual(metrics=http(b"llamacpp:requests_deferred NaN\nllamacpp:requests_processing Inf\n")),
-        usual(metrics=http(b"llamacpp:kv_cache_usage_ratio 1e-300\nllamacpp:kv_cache_tokens 1e18\n")),
-        usual(metrics=http(b"llamacpp:x{" * 100_000)),
-        usual(metrics=http(b"", "302 Found", "Location: http://127.0.0.1:9/\r\n")),
-        usual(**{"v1/models": http({"data": [{"id": "m" * 100_000}]})}),
-        usual(health=b"\x00\xff\x1b]0;x\x07\r\n\r\n"),
+        usual_responses(slots=http(b"[" * 200_000)),
+        usual_responses(props=http(b'{"a":' * 200_000)),
+        usual_responses(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":' + NINES.encode() + b"}]")),
+        usual_responses(slots=http(b'[{"id":0,"is_processing":true,"n_ctx":1e400,"n_prompt_tokens":NaN}]')),
+        usual_responses(slots=http([{"id": 10**30, "is_processing": True}])),
+        usual_responses(slots=http([{"id": number, "is_processing": True} for number in range(5000)])),
+        usual_responses(metrics=http(b"llamacpp:requests_deferred NaN\nllamacpp:requests_processing Inf\n")),
+        usual_responses(metrics=http(b"llamacpp:kv_cache_usage_ratio 1e-300\nllamacpp:kv_cache_tokens 1e18\n")),
+        usual_responses(metrics=http(b"llamacpp:x{" * 100_000)),
+        usual_responses(metrics=http(b"", "302 Found", "Location: http://127.0.0.1:9/\r\n")),
+        usual_responses(**{"v1/models": http({"data": [{"id": "m" * 100_000}]})}),
+        usual_responses(health=b"\x00\xff\x1b]0;x\x07\r\n\r\n"),
         router(status={"value": [1]}),
         router(status={"value": "loaded", "args": 5}),
         router(status={"value": "loaded", "args": ["--port", NINES, "--ctx-size", NINES]}),
         router(status=[]),
     ],
 )
-def test_poll_invalid_response_no_error_no_impossible_figures(server: HostileServer, answers: dict[str, Bytes]) -> None:
+def test_poll_invalid_response_no_error_no_impossible_figures(
+    server: UntrustedServer, answers: dict[str, Bytes]
+) -> None:
     server.answers = answers
     states = poll(server)
     assert states[0].server.port == int(server.url.rpartition(":")[2])
@@ -128,29 +130,31 @@ def test_poll_invalid_response_no_error_no_impossible_figures(server: HostileSer
         assert len(state.server.model or "") <= 4096
 
 
-def test_poll_router_with_invalid_model_entry(server: HostileServer) -> None:
+def test_poll_router_with_invalid_model_entry(server: UntrustedServer) -> None:
     server.answers = router(status={"value": [1], "args": 5, "exit_code": "x"})
     assert [(state.server.model, state.state) for state in poll(server)][-1] == ("good", "unloaded")
 
 
-def test_poll_bounds_number_of_counters(server: HostileServer) -> None:
-    server.answers = usual(metrics=http(b"".join(b"llamacpp:x%d_total 1\n" % number for number in range(100_000))))
+def test_poll_bounds_number_of_counters(server: UntrustedServer) -> None:
+    server.answers = usual_responses(
+        metrics=http(b"".join(b"llamacpp:x%d_total 1\n" % number for number in range(100_000)))
+    )
     (state,) = poll(server)
     assert len(state.counters) <= 256
 
 
-def test_poll_endless_response_is_cut_off(server: HostileServer) -> None:
-    server.answers = usual(metrics=endless)
+def test_poll_endless_response_is_cut_off(server: UntrustedServer) -> None:
+    server.answers = usual_responses(metrics=endless)
     with pytest.raises(ServerUnreachable, match="it sent more than 8192 KiB"):
         ServerClient(server.url, timeout_s=60).counters()
     assert server.sent < LARGEST + (32 << 20)  # contents of the socket's buffers
     assert poll(server, times=1, timeout_s=60)[0].up is False
 
 
-def test_http_client_does_not_decompress(server: HostileServer) -> None:
+def test_http_client_does_not_decompress(server: UntrustedServer) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(64)) + packer.flush()
-    server.answers = usual(metrics=http(bomb, more="Content-Encoding: gzip\r\n"))
+    server.answers = usual_responses(metrics=http(bomb, more="Content-Encoding: gzip\r\n"))
     answer = HttpClient(server.url).request("/metrics", total_s=60)
     assert answer.data == bomb
     assert ServerClient(server.url, timeout_s=60).counters() == {}
@@ -165,21 +169,21 @@ def test_http_client_does_not_decompress(server: HostileServer) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
 )
-def test_server_client_total_timeout_with_slow_drip(server: HostileServer, first: bytes, piece: bytes) -> None:
-    server.answers = usual(metrics=server.drip(first, piece))
+def test_server_client_total_timeout_with_slow_drip(server: UntrustedServer, first: bytes, piece: bytes) -> None:
+    server.answers = usual_responses(metrics=server.drip(first, piece))
     with pytest.raises(ServerUnreachable, match="it took too long") as caught:
         ServerClient(server.url, timeout_s=0.5).counters()
     assert caught.value.busy
 
 
-def test_api_key_not_sent_to_redirect_target(server: HostileServer) -> None:
-    other = HostileServer(usual())
+def test_api_key_not_sent_to_redirect_target(server: UntrustedServer) -> None:
+    other = UntrustedServer(usual_responses())
     for status in ("301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
-        away = {path: http(b"", status, f"Location: {other.url}{path}\r\n") for path in usual()}
+        away = {path: http(b"", status, f"Location: {other.url}{path}\r\n") for path in usual_responses()}
         server.answers = dict(away)
         poll(server)
-    assert all(b"sk-secret" in head for head in server.asked)
-    assert other.asked == []
+    assert all(b"sk-secret" in head for head in server.requests)
+    assert other.requests == []
     other.close()
 
 
@@ -187,7 +191,7 @@ def test_api_key_not_sent_to_redirect_target(server: HostileServer) -> None:
     "answer",
     [http(b"[" * 200_000), endless, http({"version": 2}, "302 Found", "Location: /live.json\r\n"), http([1]), b"\xff"],
 )
-def test_top_source_is_not_llamatel(server: HostileServer, answer: Bytes) -> None:
+def test_top_source_is_not_llamatel(server: UntrustedServer, answer: Bytes) -> None:
     server.answers = {"/live.json": answer}
     source = LlamatelSource(server.url, "secret")
     with pytest.raises(ServerUnreachable):
@@ -198,7 +202,7 @@ def test_top_source_is_not_llamatel(server: HostileServer, answer: Bytes) -> Non
 @pytest.mark.parametrize(
     "answer", [http(b'{"servers":' + b"[" * 200_000), endless, http({"instance": "x", "servers": [[1]]}), b"\0\r\n\r\n"]
 )
-def test_call_reporter_endpoint_is_not_llamatel(server: HostileServer, answer: Bytes) -> None:
+def test_call_reporter_endpoint_is_not_llamatel(server: UntrustedServer, answer: Bytes) -> None:
     server.answers = {"/servers.json": answer}
     sender = CallReporter(server.url, "me")
     sender._in_flight[1] = ("127.0.0.1", 1)
@@ -210,8 +214,8 @@ def test_call_reporter_endpoint_is_not_llamatel(server: HostileServer, answer: B
 # -- export ------------------------------------------------------------------------------------------------------------
 
 
-def test_spans_model_name_with_surrogates_is_exported(server: HostileServer) -> None:
-    server.answers = usual(**{"v1/models": http(b'{"data":[{"id":"\\ud800-caf\\u00e9"}]}')})
+def test_spans_model_name_with_surrogates_is_exported(server: UntrustedServer) -> None:
+    server.answers = usual_responses(**{"v1/models": http(b'{"data":[{"id":"\\ud800-caf\\u00e9"}]}')})
     (state,) = poll(server)
     assert state.server.model == "?-caf\N{LATIN SMALL LETTER E WITH ACUTE}"
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
@@ -512,7 +516,7 @@ def test_client_text_end() -> None:
 ESCAPES = "no\x1b]0;pwned\x07\u202e\r\nllamatel: error: fake"
 
 
-def test_cli_untrusted_text_is_one_printable_line(server: HostileServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_untrusted_text_is_one_printable_line(server: UntrustedServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = {"/api/health": http({"message": ESCAPES}, "500 Internal Server Error")}
     assert main(["dashboards", "push", server.url]) == 1
     stderr = capsys.readouterr().err
@@ -525,7 +529,7 @@ def test_cli_untrusted_text_is_one_printable_line(server: HostileServer, capsys:
 
 @pytest.mark.parametrize("answer", [http([1]), http({"version": "9" * 5000}), http(b"[" * 200_000), endless])
 def test_dashboards_push_target_is_not_grafana(
-    server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]
+    server: UntrustedServer, answer: Bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.answers = {"/api/health": answer, "/api/folders": http([1, {"title": "llamatel"}])}
     assert main(["dashboards", "push", server.url]) == 1
@@ -543,7 +547,9 @@ def test_dashboards_push_target_is_not_grafana(
         http(b"", "302 Found", "Location: file:///etc/passwd\r\n"),
     ],
 )
-def test_inspect_url_invalid_response(server: HostileServer, answer: Bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_url_invalid_response(
+    server: UntrustedServer, answer: Bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.answers = {"/model.gguf": answer}
     assert main(["inspect", f"{server.url}/model.gguf"]) == 1
     stderr = capsys.readouterr().err
@@ -552,7 +558,7 @@ def test_inspect_url_invalid_response(server: HostileServer, answer: Bytes, caps
 
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
-def test_client_deeply_nested_response(server: HostileServer, status: str) -> None:
+def test_client_deeply_nested_response(server: UntrustedServer, status: str) -> None:
     client = LlamaCppClient(server.url, retries=0, timeout=60)
     server.answers = {"/props": http(b"[" * 200_000, status)}
     with pytest.raises(RequestError):
@@ -562,7 +568,7 @@ def test_client_deeply_nested_response(server: HostileServer, status: str) -> No
         list(client.complete("x", stream=True))
 
 
-def test_client_endless_error_response_is_cut_off(server: HostileServer) -> None:
+def test_client_endless_error_response_is_cut_off(server: UntrustedServer) -> None:
     def refusing() -> Iterator[bytes]:
         yield b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n"
         while True:
