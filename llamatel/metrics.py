@@ -233,6 +233,14 @@ METRICS: tuple[Metric, ...] = (
         "Tokens a second that all slots together generate now, between this collection and the one before.",
     ),
     Metric(
+        "llamacpp.decode.steps", Kind.TOTAL, "{step}",
+        "Decode steps (calls of llama_decode, prefill included), by llama.cpp's own counter.",
+    ),
+    Metric(
+        "llamacpp.decode.busy_slots", Kind.GAUGE, "{slot}",
+        "Busy slots per decode step, mean since the server's process started, by llama.cpp's own gauge.",
+    ),
+    Metric(
         "llamacpp.context_shifts", Kind.TOTAL, "{shift}",
         "Times a running request lost part of its context to make room (--context-shift).",
     ),

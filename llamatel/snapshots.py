@@ -207,6 +207,8 @@ class ServerSnapshot:
     """llama.cpp's counters by their names without the ``llamacpp:`` prefix, carried across restarts."""
     deferred: int | None = None
     """Requests that wait for a slot."""
+    busy_slots_per_step: float | None = None
+    """Mean over all decode steps of its process."""
     slots: tuple[SlotState, ...] | None = None
     """None if unknown; a sleeping server is not polled for its slots."""
     decode_rate: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamatel.records import Outcome
+from llamatel.records import Outcome, RecomputeCause
 from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, burn_limit
 from llamatel.ui.objectives import Objectives
@@ -201,6 +201,21 @@ def test_alarms_use_the_users_objectives() -> None:
     assert default.check(110) == []
     [alarm] = strict.check(110)
     assert alarm.name == "ttft_objective"
+
+
+def test_alarms_prefix_reuse_lost_by_cause_and_the_users_limit() -> None:
+    lost = {"recompute_s": 4.0, "recompute_cause": RecomputeCause.CACHE_PROMPT_OFF, "ended_at": 100.0}
+    default, strict = Watch(), Watch(Objectives(lost_prefill_s=3.0))
+    for watch in (default, strict):
+        for _ in range(5):
+            watch.alarms.record(completion(**lost))
+    assert default.check(110) == []
+    [alarm] = strict.check(110)
+    assert alarm.name == "prefix_reuse_lost"
+    assert "4.0 seconds of prefill per minute, cause cache_prompt_off" in alarm.text
+    assert "cache_prompt" in alarm.text.partition(": ")[2]
+    assert Watch(Objectives(lost_prefill_s=3.0)).check(110) == []
+    assert strict.check(1000) == []
 
 
 @pytest.mark.parametrize(("budget", "limit"), [(0.05, 0.72), (0.005, 0.072), (0.1, 0.9), (0.9, 0.95)])

@@ -50,6 +50,7 @@ VICTORIA = "VictoriaMetrics"
 STORES = ("Prometheus 2", "Prometheus 3", "Prometheus 3, NHCB", VICTORIA)
 """NHCB: Prometheus converts classic histograms at scrape, so that there are no ``_bucket`` series (wild.md D4)."""
 CONTEXT, SLOTS = 1024, 4
+LOST = "a prompt that is lost from the cache " * 20
 BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 2
 """Keys and values, two layers, two heads of 16 elements of 2 bytes: the tiny model's dimensions."""
 NOT_HERE = {
@@ -97,7 +98,7 @@ QUERIES = list(panel_queries())
 SERIES = prometheus_series() | {prometheus_name(row): row for row in METRICS if row.kind is Kind.HISTOGRAM}
 OWN = {"up", "ALERTS", "ALERTS_FOR_STATE"}
 """Series that Prometheus generates."""
-RULES = RuleOptions(Objectives(ttft_s=0.001, error_rate=0.001, min_requests=1))
+RULES = RuleOptions(Objectives(ttft_s=0.001, error_rate=0.001, min_requests=1, lost_prefill_s=1e-6))
 """Objectives that this load misses."""
 
 
@@ -290,7 +291,9 @@ def _under_load(stores: dict[str, Store], ports: list[int]) -> tuple[float, list
         thread.start()
     for thread in threads:
         thread.join()
-    for each in clients:
+    for each, own in zip(clients, answers, strict=True):
+        # The slot has the whole prompt, and the client switches reuse off: all of it is computed again.
+        own += [each.send(completion(LOST, 4)), each.send(completion(LOST, 4, cache_prompt=False))]
         each.close()
     return started_at, answers
 
@@ -480,7 +483,21 @@ def test_rules_record_and_fire_live(store: str, observed: Observed) -> None:
     assert ("LlamacppTtftObjectiveFastBurn", "critical") in names
     assert ("LlamacppTtftObjectiveSlowBurn", "warning") in names
     assert ("LlamacppRequestsFailing", "warning") in names
+    lost = [labels for labels, _ in firing if labels["alertname"] == "LlamacppPrefixReuseLost"]
+    assert {(labels["server_port"], labels["cause"], labels["namespace"]) for labels in lost} == {
+        (str(port), "cache_prompt_off", REAL) for port in observed.ports
+    }
     assert all(labels["namespace"] == REAL for labels, _ in firing)
+
+
+def test_prefill_lost_as_in_the_responses(observed: Observed) -> None:
+    for port, answers in zip(observed.ports, observed.answers, strict=True):
+        [timings] = answers[-1].timings
+        of = f'{{job="{REAL}", server_port="{port}", cause="cache_prompt_off"}}'
+        [(_, tokens)] = observed.prometheus.query(f"llamacpp_prompt_cache_recomputed_total{of}")
+        [(_, lost_s)] = observed.prometheus.query(f"llamacpp_prompt_cache_recompute_duration_seconds_total{of}")
+        assert tokens == pytest.approx(timings["prompt_n"], abs=1)
+        assert lost_s == pytest.approx(timings["prompt_ms"] / 1e3, rel=0.02)
 
 
 def test_stores_native_histograms_only_where_converted(observed: Observed) -> None:

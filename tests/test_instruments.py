@@ -239,6 +239,8 @@ def test_tokens_collector_counters() -> None:
     assert samples_of(TokensCollector(), snapshot(busy)) == {
         "llamacpp.processing_time": [(1.5, {"phase": "prefill"}), (2.5, {"phase": "decode"})]
     }
+    stepping = server_snapshot(counters={"n_decode_total": 7.0})
+    assert samples_of(TokensCollector(), snapshot(stepping)) == {"llamacpp.decode.steps": [(7.0, {})]}
     drafting = server_snapshot(
         counters={"spec_decode_num_draft_tokens_total": 8.0, "spec_decode_num_accepted_tokens_total": 0.0}
     )

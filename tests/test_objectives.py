@@ -12,7 +12,8 @@ from llamatel.ui.objectives import Objectives
 
 def test_objectives_units() -> None:
     values = {"ttft": "1s", "tpot": "80ms", "error-budget": "0.5%", "error-rate": "0.02", "min-requests": "7"}
-    assert Objectives.parse(values) == Objectives(1.0, 0.08, 0.005, 0.02, 7)
+    values["lost-prefill"] = "30s"
+    assert Objectives.parse(values) == Objectives(1.0, 0.08, 0.005, 0.02, 7, 30)
     assert Objectives.parse({"ttft": "2m"}).ttft_s == 120
 
 

@@ -26,7 +26,9 @@ RUNBOOK = Path(__file__).parents[1] / "docs" / "alerts.md"
 ALL = tuple(alerts(RuleOptions(expected=('instance="a"',))))
 """With the one alert that there is only on request."""
 EVERY_CHOICE = RuleOptions(
-    objectives=Objectives(ttft_s=1.0, tpot_s=0.075, error_budget=0.005, error_rate=0.01, min_requests=7),
+    objectives=Objectives(
+        ttft_s=1.0, tpot_s=0.075, error_budget=0.005, error_rate=0.01, min_requests=7, lost_prefill_s=2.0
+    ),
     jobs="gpu|llama-[ab]",
     keep_labels=("namespace", "team"),
     expected=('job="llamatel", instance=~"gpu-1:.*"', 'instance="gpu-2:9464"'),
@@ -39,7 +41,7 @@ def promtool(version: int) -> Path:
 
 
 def run(program: Path, *arguments: object) -> str:
-    done = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -118,6 +120,7 @@ def test_alert_annotations_say_where_and_have_an_absolute_runbook() -> None:
     for alert in ALL:
         annotations = alert.rule("https://wiki.example/alerts")["annotations"]
         assert annotations["runbook_url"] == f"https://wiki.example/alerts#{alert.name.lower()}"
+        assert "runbook_url" not in alert.rule(None)["annotations"]
         assert "$labels" in annotations["summary"]
         assert annotations["description"].endswith((".", "?"))
 

@@ -20,6 +20,7 @@ class SlotsCollector(Collector):
             for metric, value in (
                 ("llamacpp.requests.deferred", state.deferred),
                 ("llamacpp.decode.rate", state.decode_rate),
+                ("llamacpp.decode.busy_slots", state.busy_slots_per_step),
                 ("llamacpp.context_shifts", state.context_shifts),
             ):
                 if value is not None:

@@ -1,4 +1,7 @@
-"""Tokens and processing time by llama.cpp's own counters; they include the partial work of cancelled requests."""
+"""Tokens, processing time and decode steps by llama.cpp's own counters.
+
+They include the partial work of cancelled requests.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from llamatel.collectors import Collector, Sample
 from llamatel.snapshots import Snapshot
 
 # llama.cpp's /metrics (tools/server/server-task.cpp), metric, its attribute.
-_COUNTERS = (
+_COUNTERS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("prompt_tokens_total", "llamacpp.tokens", {"type": "input_computed"}),
     ("prompt_tokens_cached_total", "llamacpp.tokens", {"type": "input_cached"}),
     ("tokens_predicted_total", "llamacpp.tokens", {"type": "output"}),
     ("prompt_seconds_total", "llamacpp.processing_time", {"phase": "prefill"}),
     ("tokens_predicted_seconds_total", "llamacpp.processing_time", {"phase": "decode"}),
+    ("n_decode_total", "llamacpp.decode.steps", {}),
     ("spec_decode_num_draft_tokens_total", "llamacpp.speculative.tokens", {"type": "drafted"}),
     ("spec_decode_num_accepted_tokens_total", "llamacpp.speculative.tokens", {"type": "accepted"}),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatel.ui import alarms
-from llamatel_dashboards.rule_options import SERVER, SITE, RuleOptions
+from llamatel_dashboards.rule_options import LOST_PREFILL, SERVER, SITE, RuleOptions
 
 FAST_BURN = 14.4
 """Of the error budget: 2 % of a month's in an hour (Google's SRE workbook, chapter 5)."""
@@ -38,19 +38,17 @@ class Alert:
     keep: str = "0s"
     """How long it continues to fire after its condition has passed."""
 
-    def rule(self, runbook_url: str) -> dict[str, Any]:
-        """As in a rule file."""
+    def rule(self, runbook_url: str | None) -> dict[str, Any]:
+        """As in a rule file. ``runbook_url``: where docs/alerts.md is published, if it is."""
         rule: dict[str, Any] = {"alert": self.name, "expr": self.expr}
         if self.wait != "0s":
             rule["for"] = self.wait
         if self.keep != "0s":
             rule["keep_firing_for"] = self.keep
         rule["labels"] = {"severity": self.severity}
-        rule["annotations"] = {
-            "summary": self.summary,
-            "description": self.description,
-            "runbook_url": f"{runbook_url}#{self.name.lower()}",
-        }
+        rule["annotations"] = {"summary": self.summary, "description": self.description}
+        if runbook_url is not None:
+            rule["annotations"]["runbook_url"] = f"{runbook_url}#{self.name.lower()}"
         return rule
 
 
@@ -60,6 +58,7 @@ def alerts(options: RuleOptions) -> Iterator[Alert]:
     yield from _failures(options)
     yield from _capacity()
     yield from _burn_rates(options)
+    yield _lost_prefixes(options)
     yield from _model()
     yield from _telemetry()
 
@@ -212,6 +211,19 @@ def _burn_rates(options: RuleOptions) -> Iterator[Alert]:
                 remedy,
                 wait=wait,
             )
+
+
+def _lost_prefixes(options: RuleOptions) -> Alert:
+    return Alert(
+        "LlamacppPrefixReuseLost",
+        f"{LOST_PREFILL} > {options.objectives.lost_prefill_s:g}",
+        "warning",
+        f'Prefix reuse is being lost on llama.cpp server {WHERE}: {{{{ $value | printf "%.1f" }}}} seconds of prefill '
+        "per minute, cause {{ $labels.cause }}.",
+        "Tokens that were in the KV cache are computed again. llamatel doctor shows what the remedy by cause would "
+        "save and cost.",
+        wait="5m",
+    )
 
 
 def _model() -> Iterator[Alert]:

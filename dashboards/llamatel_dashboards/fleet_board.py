@@ -115,6 +115,28 @@ def _balance() -> list[Panel]:
             unit="percentunit",
         ),
         _per_server(
+            "Busy slots per step",
+            q.total(q.selector("llamacpp.decode.busy_slots"), _BY),
+            "Mean number of busy slots in a decode step since each server started, by llama.cpp's own gauge: known "
+            "without a request log, too.",
+            "Close to 1 with many clients: requests come one after another, or the balancer prefers another server.",
+            empty="Unknown",
+        ),
+        _per_server(
+            "Tokens per step",
+            q.share(q.rate("llamacpp.tokens", _BY, type="output"), q.rate("llamacpp.decode.steps", _BY)),
+            "Tokens generated per decode step: busy slots in decode, and with a draft model the accepted tokens.",
+            "Below the number of busy slots: steps are spent on prefill.",
+            empty="Unknown",
+        ),
+        _per_server(
+            "Prefill lost by server",
+            q.rate("llamacpp.prompt_cache.recompute.duration", _BY),
+            "Seconds of prefill in a second that went to tokens which had been in the cache. Needs the request log.",
+            "The row Prompt cache of the KV cache dashboard has the causes.",
+            unit="s",
+        ),
+        _per_server(
             "Failed by server",
             q.rate("llamacpp.requests", _BY, outcome="~error|context_full"),
             "Requests that failed, a second.",

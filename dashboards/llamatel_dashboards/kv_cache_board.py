@@ -240,9 +240,47 @@ def _slots() -> list[Panel]:
     ]
 
 
-def _prefixes() -> list[Panel]:
+def _prompt_cache() -> list[Panel]:
     hits, lookups = (q.rate(f"llamacpp.prompt_cache.{name}") for name in ("hits", "lookups"))
     return [
+        figure(
+            "Hit share",
+            q.share(q.increase("llamacpp.prompt_cache.hits"), q.increase("llamacpp.prompt_cache.lookups")),
+            "Share of prompt tokens that needed no prefill, in the time shown, by llama.cpp's own counters.",
+            "Low with shared prefixes: put what changes at the end, keep conversations on one server.",
+            unit="percentunit",
+            size=(6, 5),
+        ),
+        figure(
+            "Reuse of what was there",
+            q.logged(q.share(q.increase("llamacpp.prompt_cache.reused"), q.increase("llamacpp.prompt_cache.reusable"))),
+            "Of the tokens that the chosen slots had in the KV cache, the share that was reused, in the time shown.",
+            "Below 1: the causes below.",
+            unit="percentunit",
+            thresholds=at((None, RED), (0.9, YELLOW), (0.99, GREEN)),
+            empty=NO_LOG,
+            size=(6, 5),
+        ),
+        figure(
+            "Tokens computed again",
+            q.logged(q.increase("llamacpp.prompt_cache.recomputed")),
+            "Prompt tokens that were computed although the slot had them, in the time shown.",
+            "By cause below.",
+            thresholds=at((None, GREEN), (1, YELLOW)),
+            decimals=0,
+            empty=NO_LOG,
+            size=(6, 5),
+        ),
+        figure(
+            "Prefill lost",
+            q.logged(q.increase("llamacpp.prompt_cache.recompute.duration")),
+            "Seconds of prefill that those tokens took, at each request's own rate, in the time shown.",
+            "`llamatel doctor` shows what each remedy would save and cost.",
+            unit="s",
+            thresholds=at((None, GREEN), (60, YELLOW), (600, RED)),
+            empty=NO_LOG,
+            size=(6, 5),
+        ),
         lines(
             "Prompt tokens from the cache",
             [Query(q.share(hits, lookups), "share")],
@@ -311,6 +349,6 @@ def dashboard() -> Dashboard:
             ("Pool", _pool()),
             ("Bytes", _bytes()),
             ("Slots", _slots()),
-            ("Prefixes", _prefixes()),
+            ("Prompt cache", _prompt_cache()),
         ],
     )

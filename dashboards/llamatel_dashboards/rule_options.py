@@ -18,13 +18,13 @@ from llamatel.metrics import SERVER_ATTRIBUTES, table
 from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
 from llamatel.ui.objectives import Objectives
 
-RUNBOOK_URL = "https://github.com/llamatel/llamatel/blob/main/docs/alerts.md"
 SERVER = ("job", "instance", "server_path", *map(prometheus_label, SERVER_ATTRIBUTES))
 """Labels that identify a server, or one model of a router."""
 SITE = ("cluster", "env", "namespace")
 """Labels that tell two targets of one name apart, where there are any."""
 TARGET = (*SITE, "job", "instance")
 KNOWN = "llamatel:targets:known"
+LOST_PREFILL = "llamacpp:lost_prefill:seconds_per_minute5m"
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 _SELECTOR = re.compile(
     r'[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*"(?:, ?[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*")*'
@@ -43,7 +43,8 @@ class RuleOptions:
     """None keeps every label of a target."""
     expected: tuple[str, ...] = ()
     """Label matchers of targets that have to exist: ``instance="gpu-1:9464"``."""
-    runbook_url: str = RUNBOOK_URL
+    runbook_url: str | None = None
+    """Where docs/alerts.md is published; None leaves ``runbook_url`` out of the annotations."""
 
     def check(self) -> None:
         """Raises UsageError for a choice that would make a rule that is invalid or never fires."""
@@ -61,7 +62,8 @@ class RuleOptions:
         for selector in self.expected:
             if not _SELECTOR.fullmatch(selector):
                 raise UsageError(f'--expect: {selector!r} is not a list of matchers such as instance="gpu-1:9464"')
-        if not self.runbook_url.startswith(("https://", "http://")) or not self.runbook_url.isprintable():
+        url = self.runbook_url
+        if url is not None and not (url.startswith(("https://", "http://")) and url.isprintable()):
             raise UsageError("--runbook-url has to be an absolute URL, such as https://wiki.example/llamatel-alerts")
         if '"' in self.jobs or not self.jobs.isprintable():
             raise UsageError("--job is a regular expression without quotation marks")
@@ -90,6 +92,13 @@ class RuleOptions:
         """Finished requests in a window, by the counter, which is the same whatever histograms are."""
         matcher = f'{{outcome=~"{outcome}"}}' if outcome else ""
         return self.per_server(f"increase(llamacpp_requests_total{matcher}[{window}])", "outcome")
+
+    def lost_prefill(self) -> str:
+        """Seconds of prefill a minute for tokens that had been in the cache, by cause, over five minutes."""
+        rate = "60 * rate(llamacpp_prompt_cache_recompute_duration_seconds_total[5m])"
+        if self.keep_labels is None:
+            return rate
+        return f"sum by ({', '.join(dict.fromkeys((*SERVER, 'cause', *self.keep_labels)))}) ({rate})"
 
     def silent_targets(self) -> str:
         """``up`` of targets that do not answer: those of llamatel's jobs, and others that had its metrics before."""

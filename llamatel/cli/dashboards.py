@@ -31,11 +31,12 @@ def command() -> None:
 @click.option("--error-budget", metavar="SHARE", help="Requests that may miss an objective.  [default: 5%]")
 @click.option("--error-rate", metavar="SHARE", help="Warn when more requests fail.  [default: 5%]")
 @click.option("--min-requests", metavar="N", help="Judge objectives from this many requests on.  [default: 20]")
+@click.option("--lost-prefill", metavar="TIME", help="Warn when more prefill a minute is repeated.  [default: 6s]")
 @click.option(
     "--values",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="YAML file with the five above.  [default: LLAMATEL_OBJECTIVES, as for serve and attach]",
+    help="YAML file with the six above.  [default: LLAMATEL_OBJECTIVES, as for serve and attach]",
 )
 @click.option(
     "--job", "jobs", default="llamatel.*", show_default=True, metavar="REGEX", help="Prometheus jobs of llamatel."
@@ -52,7 +53,7 @@ def command() -> None:
     metavar="A,B",
     help="Labels that recorded series keep, besides the server's.  [default: all of the target]",
 )
-@click.option("--runbook-url", metavar="URL", help="Where docs/alerts.md is published for your team.")
+@click.option("--runbook-url", metavar="URL", help="Where docs/alerts.md is published; default: no runbook_url.")
 @click.option(
     "--dashboards-path",
     metavar="PATH",
@@ -69,7 +70,7 @@ def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_u
     """
     from llamatel.ui.objectives import Objectives
     from llamatel_dashboards import published
-    from llamatel_dashboards.rule_options import RUNBOOK_URL, RuleOptions
+    from llamatel_dashboards.rule_options import RuleOptions
 
     rule_options = {name: given.pop(name) for name in ("jobs", "expected")}
     layout = {name: given.pop(name) for name in ("dashboards_path", "prometheus_url", "tempo_url", "victoria_metrics")}
@@ -78,7 +79,7 @@ def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_u
     options = RuleOptions(
         objectives=Objectives.parse(objectives, base),
         keep_labels=None if keep_labels is None else tuple(label.strip() for label in keep_labels.split(",") if label),
-        runbook_url=runbook_url or RUNBOOK_URL,
+        runbook_url=runbook_url,
         **rule_options,
     )
     options.check()

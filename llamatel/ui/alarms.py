@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llamatel.gpu.offload import fell_back
-from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
+from llamatel.records import Completion, Outcome, RecomputeCause, ServerInfo, ServerKey
 from llamatel.snapshots import KvCacheState, ServerSnapshot, Snapshot
 from llamatel.ui.objectives import Objectives
+from llamatel.ui.remedies import recompute_remedy
 
 T = TypeVar("T")
 
@@ -61,6 +62,9 @@ class _Finished:
     ttft_s: float | None
     tpot_s: float | None
     failed: bool
+    lost_s: float
+    """Prefill of tokens that had been in the cache."""
+    cause: RecomputeCause | None
 
 
 @dataclass(eq=False)
@@ -122,8 +126,10 @@ class Alarms:
             request = self._finished.popleft()
             history = self._history(request.server)
             failed = request.outcome in _FAILED
+            ttft_s, tpot_s = request.time_to_first_token_s, request.time_per_output_token_s
+            lost_s = request.recompute_s or 0.0
             history.requests.append(
-                _Finished(request.ended_at, request.time_to_first_token_s, request.time_per_output_token_s, failed)
+                _Finished(request.ended_at, ttft_s, tpot_s, failed, lost_s, request.recompute_cause)
             )
             if request.outcome is Outcome.CONTEXT_FULL and not request.is_child:
                 context_full[history] = context_full.get(history, 0) + 1
@@ -212,6 +218,7 @@ def _conditions(
     yield from _pool(state, history, now)
     yield from _waiting(state, history, now)
     yield from _objectives_missed(history, now, objectives)
+    yield from _prefixes_lost(state, history, objectives)
     yield from _disagreeing(state)
     if state.log is not None and state.log.silent_s:
         yield (
@@ -342,6 +349,27 @@ def _objectives_missed(history: _History, now: float, objectives: Objectives) ->
         late = sum(value > objective for value in known)
         if len(known) >= objectives.min_requests and late > burn_limit(BURN_RATE, objectives.error_budget) * len(known):
             yield name, f"{late} of the last {len(known)} requests needed more than {objective:g} s {what}: {remedy}"
+
+
+def _prefixes_lost(state: ServerSnapshot, history: _History, objectives: Objectives) -> Iterator[tuple[str, str]]:
+    """Of the requests that ``_objectives_missed`` keeps."""
+    lost: dict[RecomputeCause, float] = {}
+    for request in history.requests:
+        if request.cause is not None:
+            lost[request.cause] = lost.get(request.cause, 0.0) + request.lost_s
+    if not lost:
+        return
+    cause = max(lost, key=lambda each: lost[each])
+    a_minute = lost[cause] * 60 / _RECENT_S
+    if a_minute > objectives.lost_prefill_s:
+        remedy = recompute_remedy(cause, lost[cause], state.settings, state.model)
+        yield (
+            "prefix_reuse_lost",
+            (
+                f"prefix reuse is being lost: {a_minute:.1f} seconds of prefill per minute, cause {cause.value}"
+                + (f": {remedy.change}, as {remedy.reason}" if remedy is not None else "")
+            ),
+        )
 
 
 def burn_limit(factor: float, budget: float) -> float:

@@ -61,6 +61,8 @@ class Objectives:
     """Share of requests that may fail before a warning."""
     min_requests: int = 20
     """Fewer requests than this in the longer window of an alert raise none."""
+    lost_prefill_s: float = 6.0
+    """Seconds of prefill a minute that may go to tokens which had been in the cache before a warning."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], base: Objectives | None = None) -> Objectives:
@@ -108,5 +110,6 @@ KEYS = {
     "error-budget": ("error_budget", ratio),
     "error-rate": ("error_rate", ratio),
     "min-requests": ("min_requests", count),
+    "lost-prefill": ("lost_prefill_s", seconds),
 }
 """Each key of the file and the environment variable: the field and its parser."""

@@ -30,12 +30,14 @@ from tests.parts.monitoring import Alertmanager
 from tests.parts.processes import Child
 
 QUIET_S = 600.0
-LIMIT_S = 720.0
-"""From an incident to its alert; LlamacppServerUnresponsive waits five minutes."""
+LIMIT_S = 1500.0
+"""From an incident to its alert, on a busy machine; the longest ``for`` is five minutes."""
 EVERY = "5s"
 RESULT = Path(__file__).parent / "results" / "incident_day.json"
 PAGE = Path(__file__).parents[2] / "docs" / "alerts.md"
 START, END = "<!-- incident day: made by tests/acceptance/incident_day.py -->", "<!-- end of the incident day -->"
+_ROUTING = ("namespace", "pod")
+"""Labels that the table shows with their values; of others the names."""
 EXPECTED = "expected"
 """The pod that the rules expect by name."""
 
@@ -232,10 +234,14 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (slow,),
     )
     port, log = fleet.llama("log-truncated", load=False)
-    fleet.load(port, [completion("Hello there", 2)], 4)
+    fleet.load(port, [completion("Hello there", 2)], 2)  # as many as it has slots: nothing waits in the quiet time
     rotated = fleet.attach("log-truncated", f"http://127.0.0.1:{port}", "--log", str(log))
     cut = partial(_in_thread, partial(_cut_log, log))
     yield Incident("the log is rotated by truncation, and lines are lost", ("LlamatelLogLost",), cut, (rotated,))
+    server_log = fleet.folder / "renamed.log"
+    _, renamed = fleet.serve("log-renamed", "--server-log", str(server_log))
+    rotate = partial(_in_thread, partial(_rotate, server_log, fleet.children["log-renamed"]))
+    yield Incident("the log is rotated by renaming, and SIGHUP reopens it", (), rotate, (renamed,))
     _, scaled = fleet.serve("scaled-down")
     yield Incident("a scale-down: the target leaves discovery", (), partial(_scale_down, fleet, scaled), (scaled,))
     port, unreachable = fleet.serve("no-collector", "--otlp-endpoint", f"http://127.0.0.1:{free_port()}", load=False)
@@ -260,6 +266,15 @@ def _cut_log(log: Path) -> None:
     for _ in range(4000):
         os.truncate(log, 0)
         time.sleep(0.02)
+
+
+def _rotate(log: Path, serve: Child) -> None:
+    """Rename the log and have it reopened, as logrotate does, again and again."""
+    for number in range(20):
+        log.replace(log.with_suffix(f".{number}"))
+        serve.process.send_signal(signal.SIGHUP)
+        wait_until(log.exists, 60, "the log is reopened")
+        time.sleep(5)
 
 
 def _scale_down(fleet: Fleet, target: str) -> None:
@@ -321,7 +336,7 @@ def run(folder: Path) -> dict[str, Any]:
         prometheus = stack.enter_context(Prometheus(config, folder / "prometheus"))
         print(f"Prometheus: {prometheus.url}", flush=True)
         time.sleep(quiet_s)
-        quiet = [alert["labels"]["alertname"] for alert in alertmanager.received]
+        quiet = [alert["annotations"]["summary"] for alert in alertmanager.received]
         assert not quiet, f"fired while all was well: {quiet}"
         for incident in incidents:
             incident.at = time.time()
@@ -339,6 +354,8 @@ def run(folder: Path) -> dict[str, Any]:
     assert not any(missing.values()), f"not raised: { {name: alerts for name, alerts in missing.items() if alerts} }"
     loud = [row for row in found if row["incident"] in silent]
     assert not loud, f"raised for what has to stay silent: {loud}"
+    unlabelled = [row for row in found if not {"namespace", "pod", "instance"} & row["labels"].keys()]
+    assert not unlabelled, f"without labels that route them: {unlabelled}"
     severities = {row["severity"] for row in found}
     assert severities == {"critical", "warning", "info"}, severities
     return {"quiet_s": quiet_s, "alerts": found, "silent": silent}
@@ -371,14 +388,23 @@ def _follow(incidents: list[Incident], alertmanager: Alertmanager) -> list[dict[
 
 def table(result: dict[str, Any]) -> str:
     """The table of docs/alerts.md."""
-    lines = ["| incident | alert | severity | after | summary |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| incident | alert | severity | after | summary | labels |", "| --- | --- | --- | --- | --- | --- |"]
     rows = result["figures"]["alerts"]
     for row in sorted(rows, key=lambda row: (row["incident"], not row["expected"], row["after_s"])):
         link = f"[{row['alert']}](#{row['alert'].lower()})"
-        summary = re.sub(r"127[.]0[.]0[.]1:[0-9]+", lambda found: found[0].rpartition(":")[0] + ":PORT", row["summary"])
-        lines.append(f"| {row['incident']} | {link} | {row['severity']} | {row['after_s']} s | {summary} |")
-    lines += [f"| {name} | none |  |  |  |" for name in result["figures"]["silent"]]
+        summary = _without_ports(row["summary"])
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(row["labels"].items()) if name in _ROUTING)
+        others = ", ".join(sorted(row["labels"].keys() - set(_ROUTING)))
+        labels = _without_ports(f"`{labels}`" * bool(labels) + f"; {others}" * bool(others))
+        lines.append(f"| {row['incident']} | {link} | {row['severity']} | {row['after_s']} s | {summary} | {labels} |")
+    lines += [f"| {name} | none |  |  |  |  |" for name in result["figures"]["silent"]]
     return "\n".join(lines)
+
+
+def _without_ports(text: str) -> str:
+    """Addresses of this machine with ports and its name left out."""
+    text = re.sub(r"127[.]0[.]0[.]1:[0-9]+", "127.0.0.1:PORT", text)
+    return re.sub(rf"\b{re.escape(socket.gethostname())}:[0-9]+", "HOST:PORT", text)
 
 
 def page_with(text: str, result: dict[str, Any]) -> str:

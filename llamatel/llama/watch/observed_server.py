@@ -471,7 +471,11 @@ class ObservedServer:
         cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
         if polling is not None:
             snapshot = replace(
-                snapshot, slots=polling.slots, decode_rate=polling.decode_rate, deferred=polling.deferred
+                snapshot,
+                slots=polling.slots,
+                decode_rate=polling.decode_rate,
+                deferred=polling.deferred,
+                busy_slots_per_step=polling.busy_slots_per_step,
             )
         return replace(snapshot, model=model.shape, kv_cache=cache if cache.is_known else None)
 

@@ -138,6 +138,11 @@ class Polling:
         value = self._values.get("requests_deferred")
         return None if value is None else int(value)
 
+    @property
+    def busy_slots_per_step(self) -> float | None:
+        """Mean number of busy slots over the decode steps of the process that runs now; None before the first step."""
+        return self._values.get("n_busy_slots_per_decode") if self._values.get("n_decode_total") else None
+
     def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
         """The requests that the slots showed to have finished since the last call."""
         observed, self._observed = self._observed, []

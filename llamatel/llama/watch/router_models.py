@@ -138,6 +138,7 @@ class _Model:
             stale=self.stale,
             counters=polling.totals if polling.answers else {},
             deferred=polling.deferred,
+            busy_slots_per_step=polling.busy_slots_per_step,
             slots=polling.slots,
             decode_rate=polling.decode_rate,
             kv_cache=cache if cache.is_known else None,
