@@ -103,8 +103,8 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
     before, started = [_last_task(server) for server in servers], time.monotonic()
     time.sleep(2 * _SETTLE_S)
     idle = procfs.cores(attached.pid, seconds)
-    took = time.monotonic() - started
-    # The requests that tell the first number had every target's slots looked at, once.
+    elapsed = time.monotonic() - started
+    # The requests that show the first number had every target's slots polled once.
     polls = sum(_last_task(server) for server in servers) - sum(before) - targets
     used = procfs.cpu_s(attached.pid)
     for _ in range(_SCRAPES):
@@ -124,7 +124,7 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
         up=len(re.findall(r"^llamacpp_server_up\{.*\} 1\.0$", text, re.MULTILINE)),
         idle_cores=idle,
         busy_cores=busy,
-        polls_per_s=polls / took,
+        polls_per_s=polls / elapsed,
         scrape_ms=scrape_ms,
         memory_mib=memory,
         peak_mib=peak,

@@ -39,11 +39,11 @@ class Block:
     server_cpu: float
     collector_cpu: float
     foreign_cpu: float
-    """What anything else on the machine used meanwhile."""
+    """CPU time that other work on the machine used."""
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The value below which ``share`` of an ascending list lies."""
+    """The value below which ``share`` of an ascending list is."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 

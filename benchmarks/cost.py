@@ -1,7 +1,7 @@
 """What llamatel itself spends: CPU time a request and a generated token, and memory.
 
 CPU time is that of the ``llamatel serve`` process, less what it spends idle in the same time. The same number of
-requests with answers of different length tells what a generated token costs (both lengths long enough that a request's
+requests with answers of different length shows what a generated token costs (both lengths long enough that a request's
 beginning and end are not read from the log together, which would save a little).
 """
 

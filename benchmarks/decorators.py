@@ -32,7 +32,7 @@ BARE = "start_as_current_span"
 OURS = "@llamatel.task"
 OFF = "@llamatel.task, telemetry off"
 PLAIN = "the function alone"
-_OTHERS = ("traceloop-sdk", "httpx", "logfire")  # httpx: OpenLLMetry needs it and does not say so
+_OTHERS = ("traceloop-sdk", "httpx", "logfire")  # httpx: OpenLLMetry needs it without declaring it
 _ROOT = Path(__file__).resolve().parent.parent
 
 

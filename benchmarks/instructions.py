@@ -115,7 +115,7 @@ def _by_perf(command: list[str], counts: Path, env: dict[str, str]) -> tuple[int
     [line] = (text for text in counts.read_text().splitlines() if _EVENT in text)
     counted = line.partition(",")[0]
     if not counted.isdecimal():
-        raise NotCounted(f"perf says of {_EVENT}: {counted}")
+        raise NotCounted(f"perf reports for {_EVENT}: {counted}")
     return int(counted), done.stdout
 
 

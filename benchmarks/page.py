@@ -30,7 +30,7 @@ class PageCost:
     page_bytes: int
     """The page's files."""
     document_bytes: int
-    """What it asks for once a second."""
+    """What it requests once a second."""
     without_cores: float
     """CPU time of llamatel a second without a client; of the machine's cores, one is 1."""
     open_cores: float
@@ -65,9 +65,9 @@ def _measure(serving: Serving, rounds: int, seconds: float) -> PageCost:
     sizes = {path: len(_get(serving, path)) for path in _FILES}
     without: list[float] = []
     opened: list[float] = []
-    asks = [completion(f"Number {n}", 40) for n in range(20)]
+    requests = [completion(f"Number {n}", 40) for n in range(20)]
     started = time.monotonic()
-    with Clients(serving.url) as clients, clients.keep_sending(asks, at_once=_CLIENTS) as load:
+    with Clients(serving.url) as clients, clients.keep_sending(requests, at_once=_CLIENTS) as load:
         for _ in range(rounds):
             without.append(procfs.cores(serving.pid, seconds))
             with _page_open(serving):
@@ -82,7 +82,7 @@ def _measure(serving: Serving, rounds: int, seconds: float) -> PageCost:
 
 @contextmanager
 def _page_open(serving: Serving) -> Iterator[None]:
-    """Ask for what an open page asks for, as often."""
+    """Send the requests of an open page, as often."""
     end = threading.Event()
 
     following = _Following(serving)

@@ -47,7 +47,7 @@ def children(pid: int) -> list[int]:
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended meanwhile
+                continue  # it has exited
             if parent == pid:
                 found.append(int(entry.name))
     return found

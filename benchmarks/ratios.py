@@ -1,7 +1,7 @@
 """Throughput and latency with and without llamatel: blocks of the same load, side by side, in turns.
 
 All servers run all the time and only one of them has work; the order changes with every round. What is compared is a
-block with the plain server's block of the same round, so that what the machine does meanwhile hits both.
+block with the plain server's block of the same round, so that other load on the machine affects both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures as tables, and what they say of the targets."""
+"""The figures as tables, compared with the targets."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ class Report:
             parts.append("\nTargets (the worst variant)")
             parts += [f"  {'met   ' if met else 'MISSED'}  {text}" for text, met in targets]
         if self.foreign > _QUIET:
-            parts.append(
-                f"\nOther work took {self.foreign:.0%} of this machine's CPU time meanwhile: repeat on a quiet one"
-            )
+            parts.append(f"\nOther work used {self.foreign:.0%} of this machine's CPU time: repeat on a quiet one")
         return "\n".join(parts)
 
 

@@ -2,7 +2,7 @@
 
     python examples/traced_script.py model.gguf
 
-It starts a llama.cpp server, asks it two questions and prints the trace. With OTEL_EXPORTER_OTLP_ENDPOINT set, the
+It starts a llama.cpp server, sends it two questions and prints the trace. With OTEL_EXPORTER_OTLP_ENDPOINT set, the
 trace goes to your collector too.
 """
 

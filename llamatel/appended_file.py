@@ -1,6 +1,6 @@
 """Files that llamatel appends to: readable by their owner alone, reopened after rotation, losses counted.
 
-``--jsonl`` and ``--server-log`` hold what clients asked for. SIGHUP makes each file open its path again, as logrotate
+``--jsonl`` and ``--server-log`` contain clients' requests. SIGHUP makes each file open its path again, as logrotate
 expects; a disk that is full costs lines until there is room again.
 """
 
@@ -50,7 +50,7 @@ class AppendedFile:
             while rest:
                 rest = rest[os.write(self.descriptor, rest) :]
         except OSError:
-            self._take_back(len(lines) - len(rest))
+            self._remove_partial(len(lines) - len(rest))
             raise
 
     def reopen(self) -> None:
@@ -76,8 +76,8 @@ class AppendedFile:
         os.close(self.descriptor)
         self.descriptor = descriptor
 
-    def _take_back(self, written: int) -> None:
-        """Remove the part of a line that fitted, unless somebody else writes to the file, too."""
+    def _remove_partial(self, written: int) -> None:
+        """Remove a partly written line, unless another process writes to the file, too."""
         if written:
             with contextlib.suppress(OSError):
                 end = os.lseek(self.descriptor, 0, os.SEEK_CUR)

@@ -26,7 +26,7 @@
     ├── GrafanaError            Grafana cannot be reached, or rejected the request
     └── PipelineError           telemetry could not be set up (address in use, missing exporter)
 
-Messages are one line and say what to do. The command line prints them without a traceback and exits
+Messages are one line, with what to do. The command line prints them without a traceback and exits
 with ``exit_code``.
 """
 
@@ -83,7 +83,7 @@ class ServerTimeout(ServerError, TimeoutError):
 
 
 class HttpError(LlamatelError):
-    """An outgoing HTTP request failed. The message says why in a few words (``connection refused``), without the URL.
+    """An outgoing HTTP request failed. The message is the reason in a few words (``connection refused``), without URL.
 
     ``kind``: ``refused``, ``unreachable``, ``host_not_found``, ``connect_timeout``, ``tls`` or ``proxy`` (no connection
     was made); ``timeout``, ``closed`` (without a response), ``broken`` (within one), ``too_large`` or ``invalid``.

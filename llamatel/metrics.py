@@ -183,12 +183,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.requests", Kind.COUNTER, "{request}",
-        "Requests that took a slot and ended, by outcome. Those rejected before that are llamacpp.requests.rejected.",
+        "Finished requests that got a slot, by outcome. Those rejected before that are llamacpp.requests.rejected.",
         ("outcome",),
     ),
     Metric(
         "llamacpp.requests.rejected", Kind.TOTAL, "{request}",
-        "Requests that were rejected before they took a slot, by reason, as far as the server's log shows them: no "
+        "Requests that were rejected before they got a slot, by reason, as far as the server's log shows them: no "
         "unknown paths (404), and no wrong API keys in builds that do not log those.",
         ("reason",),
     ),
@@ -302,19 +302,19 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.prompt_cache.recompute.duration", Kind.COUNTER, "s",
-        "Prefill time that those tokens took, at each request's own rate.", ("cause",),
+        "Prefill time of those tokens, at each request's own rate.", ("cause",),
     ),
     Metric(
         "llamacpp.prompt_cache.entries", Kind.GAUGE, "{prompt}",
-        "Prompts kept in host memory (--cache-ram); llama.cpp says it at -lv 4 alone, which is slow.",
+        "Prompts kept in host memory (--cache-ram); llama.cpp logs it only at -lv 4, which is slow.",
     ),
     Metric(
         "llamacpp.prompt_cache.size", Kind.GAUGE, "By",
-        "Host memory that those prompts take; llama.cpp says it at -lv 4 alone, which is slow.",
+        "Host memory that those prompts take; llama.cpp logs it only at -lv 4, which is slow.",
     ),
     Metric(
         "llamacpp.model.info", Kind.GAUGE, "1",
-        "1, with what the model's GGUF says about it.", MODEL_ATTRIBUTES,
+        "1, with the model's properties from its GGUF.", MODEL_ATTRIBUTES,
     ),
     Metric("llamacpp.model.parameters", Kind.GAUGE, "{parameter}", "Weights of the model."),
     Metric(
@@ -333,7 +333,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.model.evictions", Kind.TOTAL, "{eviction}",
-        "Times a router unloaded a model to make room for another; only its log tells.",
+        "Times a router unloaded a model to make room for another; only its log has it.",
     ),
     Metric(
         "llamacpp.model.failures", Kind.TOTAL, "{failure}",
@@ -403,7 +403,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.energy", Kind.COUNTER, "J",
-        "Energy that the server's GPUs took for finished requests, by phase. Requests that ran together are given "
+        "Energy that the server's GPUs used for finished requests, by phase. Requests that ran together are given "
         "equal parts; what GPUs take while no request runs is not in it.",
         ("phase",),
     ),
@@ -462,7 +462,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamatel.log.lost", Kind.TOTAL, "By",
-        "Bytes of the log that were gone before they could be read, as far as that can be known.",
+        "Bytes of the log that were lost before they could be read, as far as known.",
     ),
     Metric(
         "llamatel.log.contradictions", Kind.TOTAL, "{line}",
@@ -501,7 +501,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamatel.process.cpu.time", Kind.TOTAL, "s", "CPU time of llamatel's own process, user and system."),
     Metric("llamatel.process.memory.usage", Kind.GAUGE, "By", "Resident memory of llamatel's own process."),
     Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while it works, 0 after it failed.", ("collector",)),
-    Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Time it took for the last snapshot.", ("collector",)),
+    Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Duration of its last snapshot.", ("collector",)),
 )  # fmt: skip
 
 

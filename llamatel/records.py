@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Outcome(str, Enum):
-    """How a request ended."""
+    """The outcome of a request."""
 
     OK = "ok"
     CANCELLED = "cancelled"  # the client disconnected
@@ -103,9 +103,9 @@ class Call:
     """``gen_ai.operation.name``: chat, text_completion, embeddings."""
     phases: tuple[Phase, ...] = ()
     """A chat format that calls tools may generate several times for one request. A decode lasts as long as the caller
-    took to fetch its tokens; ``Completion.decode_s`` is what llama.cpp computed."""
+    needed to fetch its tokens; ``Completion.decode_s`` is what llama.cpp computed."""
     sampled: int | None = None
-    """Tokens that were sampled: those generated, and the one that ended the generation."""
+    """Tokens that were sampled: those generated, and the end-of-generation token."""
     attributes: Mapping[str, str | int | float | bool | tuple[str, ...]] = field(default_factory=dict)
     """Additional span attributes."""
     traceparent: str | None = None
@@ -184,7 +184,7 @@ class Completion:
     call: Call | None = None
     """None for a request from a server's log."""
     in_flight: tuple[float, ...] = ()
-    """Start times of the requests that still ran when this one ended (Unix time)."""
+    """Start times of the requests that still ran when this one finished (Unix time)."""
     gpu: RequestGpu | None = None
     """None where there is no GPU that llamatel can read, or none that the server uses."""
 
@@ -231,8 +231,8 @@ class Completion:
 class ObservedRequest:
     """A request of a server without a log, observed by polling its slot.
 
-    It started up to one poll interval before ``first_seen_at`` and ended up to one after ``last_seen_at``: no time here
-    is exact, and its outcome is unknown.
+    It started up to one poll interval before ``first_seen_at`` and finished up to one after ``last_seen_at``: no time
+    here is exact, and its outcome is unknown.
     """
 
     server: ServerInfo

@@ -104,7 +104,7 @@ class _Process:
     runtime: Runtime | None = None
     arguments: tuple[object, ...] = ()
     """Those of the last ``init()``."""
-    ended: _Kept | None = None
+    last_run: _Kept | None = None
     """Of the telemetry that ran last; None where it kept no spans."""
 
 
@@ -317,12 +317,12 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.calls is not None:
         running.calls.close(allowed / 4)
     if running.observer.watching:
-        # A client has its answer a moment before the server's log says so.
+        # A client has its answer a moment before the server logs it.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
     for undo in running.undo:
         undo()
     written = running.observer.close(allowed / 2)
-    _Process.ended = None if state is None else _kept(running, state)
+    _Process.last_run = None if state is None else _kept(running, state)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
 
 
@@ -334,17 +334,17 @@ def _leave(pid: int) -> None:
 
 
 def last_trace() -> Trace:
-    """The trace that ended last: your own spans, the calls in them, their prefill and decode.
+    """The trace that finished last: your own spans, the calls in them, their prefill and decode.
 
     Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``; they are
-    there after ``shutdown()``, too. Raises UsageError where none are kept, or no trace has ended yet.
+    there after ``shutdown()``, too. Raises UsageError where none are kept, or no trace has finished yet.
     """
     kept = _shown()
     if kept.spans is None:
         raise UsageError("no spans are kept: use llamatel.init(keep_traces=True)")
     spans = kept.spans.trace()
     if not spans:
-        raise UsageError("no trace has ended yet")
+        raise UsageError("no trace has finished yet")
     return Trace(spans, [str(alarm["text"]) for alarm in kept.document["alarms"]])
 
 
@@ -379,9 +379,9 @@ def _shown() -> _Kept:
     """What is kept of the telemetry that runs, with all of its requests written, or that ran last."""
     running = current()
     if running is None:
-        if _Process.ended is None:
+        if _Process.last_run is None:
             raise UsageError("there is nothing to show: llamatel.init() first")
-        return _Process.ended
+        return _Process.last_run
     if running.observer.watching:
         time.sleep(_LAST_LINES_S)  # a client has its response a moment before the server's log has its end
     running.observer.flush(_FLUSH_S)

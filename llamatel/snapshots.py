@@ -28,11 +28,11 @@ class LogCounts:
     understood: bool | None = None
     """False if llama.cpp's counters grow without requests in the log; None before there is evidence."""
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Requests that were rejected before a slot took them, by reason."""
+    """Requests that were rejected before they got a slot, by reason."""
     silent_s: float | None = None
     """Seconds without a line while llama.cpp counted tokens, 0 while lines come; None where it has no counter."""
     bytes_lost: int = 0
-    """Bytes of the log that were gone before they could be read."""
+    """Bytes of the log that were lost before they could be read."""
     contradictions: Mapping[str, int] = field(default_factory=dict)
     """Lines and figures of the log that llama.cpp's own figures contradict, by kind."""
 
@@ -224,7 +224,7 @@ class ServerSnapshot:
     router_model: RouterModel | None = None
     """Set for one of a router's models. Whether the router is up is in its own snapshot."""
     placement: Placement | None = None
-    """Where the model was placed; None before its log says so."""
+    """Where the model was placed; None before its log shows it."""
     log: LogCounts | None = None
 
 

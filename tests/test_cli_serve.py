@@ -325,7 +325,7 @@ def test_attach_wrong_key_or_invalid_arguments(llama_server_binary: Path, tiny_m
             f"llamatel: error: {server.url} answered 401: the API key is missing or wrong: use --api-key-file\n"
         )
     for arguments, line in (
-        (("a:1", "b:1", "--log", "-"), "a log tells of one server"),
+        (("a:1", "b:1", "--log", "-"), "a log belongs to one server"),
         (("ftp://a",), "no server's address"),
         (("--targets", str(tmp_path / "none")), "cannot read the targets"),
         (("a:1", "--header-file", str(key)), "is no header"),
@@ -347,7 +347,7 @@ def test_attach_continues_after_log_end(
         )  # its standard input is /dev/null
         started.append(attach)
         metrics = attach.wait_for(r"metrics +(http://\S+)")
-        attach.wait_for(r"(the log has ended; polling goes on)")
+        attach.wait_for(r"(the log has ended; polling continues)")
         server.complete(5)
 
         def counted() -> bool:

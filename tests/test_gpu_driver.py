@@ -14,7 +14,7 @@ import pynvml
 import pytest
 
 from llamatel.gpu.gpu_source import GpuSource
-from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.snapshots import DeviceSnapshot
 from tests.nvml import Recorded, record
 from tests.parts.processes import wait_until
@@ -135,7 +135,7 @@ def test_nvml_lost_gpu() -> None:
     library = h100()
     driver = Nvml(library)
     library.calls["nvmlDeviceGetUtilizationRates(0)"] = LOST
-    with pytest.raises(DriverGone):
+    with pytest.raises(DriverLost):
         driver.read()
 
 

@@ -193,7 +193,7 @@ def test_png_without_matplotlib(run: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 def test_last_trace_not_kept_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
-    monkeypatch.setattr(runtime._Process, "ended", None)
+    monkeypatch.setattr(runtime._Process, "last_run", None)
     with pytest.raises(UsageError, match=r"llamatel\.init\(\) first"):
         llamatel.report()
     llamatel.init(metrics_addr="none", keep_traces=False)
@@ -213,7 +213,7 @@ def test_kept_spans_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
     running = llamatel.init(metrics_addr="none", keep_traces=10)
     try:
-        with pytest.raises(UsageError, match="no trace has ended yet"):
+        with pytest.raises(UsageError, match="no trace has finished yet"):
             llamatel.last_trace()
         for number in range(50):
             with llamatel.span(f"span {number}"):

@@ -202,7 +202,7 @@ def test_phase_bar_shares(values: list[float], cells: int) -> None:
 
 
 def test_phase_bar_unknown_phase() -> None:
-    assert [name for name, _ in phases(CANCELLED)] == ["queue", "untold"]
+    assert [name for name, _ in phases(CANCELLED)] == ["queue", "unattributed"]
     assert [name for name, _ in phases(OK)] == ["queue", "prefill", "decode"]
 
 

@@ -12,7 +12,7 @@ import pynvml
 import pytest
 
 from llamatel.cli.main import main
-from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import fell_back
 from llamatel.gpu.visible_devices import visible_devices
 from llamatel.plan import parse_server_flags
@@ -144,7 +144,7 @@ def test_a_card_that_is_lost_later_leaves_the_others() -> None:
     assert [device.id for device in driver.read()] == ["GPU-bbbb2222-0000"]
     assert list(driver.energy()) == ["GPU-bbbb2222-0000"]
     library.calls["nvmlDeviceGetUtilizationRates(1)"] = LOST
-    with pytest.raises(DriverGone):
+    with pytest.raises(DriverLost):
         driver.read()
 
 

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user says, facts and all, and the one right answer."""
+    """A user's message, with facts, and the only right answer."""
 
     text: str
     answer: str
@@ -69,7 +69,7 @@ def count(random: Random) -> Question:
 
 
 def repeat(random: Random) -> Question:
-    """A list of words to say again."""
+    """A list of words to repeat."""
     text = " ".join(random.choices(WORDS, k=random.randint(3, 16)))
     return Question(f"say again : {text} .", f"{text} .")
 

@@ -1,1 +1,1 @@
-"""llamatel on a real GPU: what it costs there, and whether what it says about memory, energy and speed is true."""
+"""llamatel on a real GPU: its overhead, and the accuracy of its memory, energy and speed figures."""

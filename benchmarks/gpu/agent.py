@@ -113,7 +113,7 @@ def _record(row: dict[str, Any]) -> Completion:
 
 
 def measure(backend: str, model: Path, slots: int, tokens: int, turns: int) -> dict[str, Any]:
-    """One session on a fresh server: the clients' count, llamatel's count, and what ``doctor`` says."""
+    """One session on a fresh server: the clients' count, llamatel's count, and ``doctor``'s advice."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with _serving(folder, backend, model, slots, tokens) as (url, rows):

@@ -1,4 +1,4 @@
-"""A second source for power and energy: NVML asked directly, every few milliseconds, by nothing of llamatel's."""
+"""A second source for power and energy: NVML polled directly every few milliseconds, without llamatel's code."""
 
 from __future__ import annotations
 

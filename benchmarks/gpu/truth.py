@@ -1,4 +1,4 @@
-"""Whether what llamatel says of a GPU is so: memory by part, energy, bandwidth, against NVML and arithmetic."""
+"""Accuracy of llamatel's GPU figures: memory by part, energy, bandwidth, against NVML and arithmetic."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def energy(server: Running, library: Any, jsonl: Path, tokens: int, repeats: int
                     prompts = [f"{'abcdefgh ' * 100}{number}{each}" for each in range(together)]
                     timings = list(pool.map(lambda text: complete(server.port, text, tokens), prompts))
                 time.sleep(0.8)
-            ended = _wait_lines(jsonl, seen + together)[seen:]
-            start = min(line["started_at"] for line in ended)
-            end = max(line["ended_at"] for line in ended)
-            known = [line["gpu"] for line in ended if line["gpu"] and line["gpu"]["energy_j"] is not None]
+            finished = _wait_lines(jsonl, seen + together)[seen:]
+            start = min(line["started_at"] for line in finished)
+            end = max(line["ended_at"] for line in finished)
+            known = [line["gpu"] for line in finished if line["gpu"] and line["gpu"]["energy_j"] is not None]
             by_power = meter.integrated(start, end)
-            said = sum(gpu["energy_j"] for gpu in known) if len(known) == together else None
+            reported = sum(gpu["energy_j"] for gpu in known) if len(known) == together else None
             rows.append(
                 {
                     "together": together,
@@ -95,17 +95,17 @@ def energy(server: Running, library: Any, jsonl: Path, tokens: int, repeats: int
                     "output_tokens": sum(found["predicted_n"] for found in timings),
                     "decode_tokens_per_second": [found["predicted_per_second"] for found in timings],
                     "prefill_tokens_per_second": [found["prompt_per_second"] for found in timings],
-                    "llamatel_j": said,
+                    "llamatel_j": reported,
                     "integrated_power_j": by_power,
                     "counter_j": meter.counted(start, end),
-                    "ratio_to_integrated": said / by_power if said is not None and by_power else None,
+                    "ratio_to_integrated": reported / by_power if reported is not None and by_power else None,
                     "joules_per_output_token": statistics.mean(gpu["output_j_per_token"] for gpu in known)
                     if known and all(gpu["output_j_per_token"] is not None for gpu in known)
                     else None,
                     "shared": [gpu["shared"] for gpu in known],
-                    "bandwidth_utilization": [line["gpu"]["bandwidth_utilization"] for line in ended if line["gpu"]],
-                    "flops_utilization": [line["gpu"]["flops_utilization"] for line in ended if line["gpu"]],
-                    "context_tokens": [line["context_tokens"] for line in ended],
+                    "bandwidth_utilization": [line["gpu"]["bandwidth_utilization"] for line in finished if line["gpu"]],
+                    "flops_utilization": [line["gpu"]["flops_utilization"] for line in finished if line["gpu"]],
+                    "context_tokens": [line["context_tokens"] for line in finished],
                 }
             )
             steps += meter.counter_steps_s()
@@ -125,6 +125,6 @@ def _wait_lines(path: Path, count: int) -> list[dict[str, Any]]:
     deadline = time.monotonic() + 10
     while len(found := _lines(path)) < count:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"llamatel has told {len(found)} of {count} requests")
+            raise RuntimeError(f"llamatel has recorded {len(found)} of {count} requests")
         time.sleep(0.05)
     return found

@@ -31,9 +31,9 @@ class ClientCollector(Collector):
         if call.response_model is not None:
             about["gen_ai.response.model"] = call.response_model
         error = "cancelled" if call.outcome is Outcome.CANCELLED else call.error_type
-        ended = about if error is None else {**about, "error.type": error}
+        outcome = about if error is None else {**about, "error.type": error}
         prefix = self._prefix(call)
-        yield Sample(f"{prefix}.duration", call.duration_s, call.server, ended)
+        yield Sample(f"{prefix}.duration", call.duration_s, call.server, outcome)
         if call.first_chunk_at is not None:
             yield Sample(f"{prefix}.time_to_first_chunk", call.first_chunk_at - call.started_at, call.server, about)
             for gap in call.chunk_gaps:

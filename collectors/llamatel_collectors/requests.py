@@ -1,4 +1,4 @@
-"""Requests: how long they took, in which phase, with how many tokens, how they ended; and those that were rejected.
+"""Requests: duration by phase, tokens and outcome; and those that were rejected.
 
 A further choice of a request (``n`` > 1) runs as a request of its own in llama.cpp, with a copy of its parent's prompt
 figures. It counts for what is its own, decoding and the tokens it generated, and not as a request.
@@ -39,8 +39,8 @@ class RequestsCollector(Collector):
         gen_ai = {"gen_ai.operation.name": operation(completion), "gen_ai.provider.name": PROVIDER}
         if own:
             error = "cancelled" if completion.outcome is Outcome.CANCELLED else error_type(completion)
-            ended = gen_ai if error is None else {**gen_ai, "error.type": error}
-            yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, ended)
+            with_error = gen_ai if error is None else {**gen_ai, "error.type": error}
+            yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, with_error)
             yield from self._zeros(completion.server)
             yield Sample("llamacpp.requests", 1, completion.server, {"outcome": completion.outcome.value})
         for metric, value, applies, attributes in (

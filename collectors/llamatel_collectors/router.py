@@ -14,7 +14,7 @@ class RouterCollector(Collector):
     name = "router"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """What is known of each model; how long it took to load is ``llamacpp.server.loading.duration``."""
+        """What is known of each model; its loading time is ``llamacpp.server.loading.duration``."""
         for state in snapshot.servers:
             life = state.router_model
             if life is None:

@@ -261,7 +261,7 @@ def _llamatel() -> list[Panel]:
         lines(
             "Rejected requests",
             [Query(q.increase("llamacpp.requests.rejected", "reason", q.RATE), "{{reason}}")],
-            "Requests that llama.cpp rejected before they took a slot, by reason, as far as its log shows them.",
+            "Requests that llama.cpp rejected before they got a slot, by reason, as far as its log shows them.",
             "Not failures of the server: clients send what it does not accept, or a wrong key.",
             empty="None",
             size=(12, 7),

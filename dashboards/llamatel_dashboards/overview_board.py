@@ -63,7 +63,7 @@ def _state() -> list[Panel]:
             "Servers down",
             q.servers_down(),
             "llama.cpp servers that do not answer, and llamatels that Prometheus discovers and cannot scrape (with "
-            "`llamatel serve` their server has ended as well).",
+            "`llamatel serve` their server has exited as well).",
             "The table of alerts below names them. Look at the end of the server's log.",
             thresholds=at((None, GREEN), (1, RED)),
             empty="No server",

@@ -104,7 +104,7 @@ def _preset(variable: dict[str, Any], value: str) -> None:
 
 
 def importable(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A dashboard for Dashboards > New > Import, which asks for the data source by ``__inputs``."""
+    """A dashboard for Dashboards > New > Import, which prompts for the data source by ``__inputs``."""
     copied: dict[str, Any] = json.loads(json.dumps(model))
     for variable in copied["templating"]["list"]:
         if variable["type"] == "datasource":

@@ -21,7 +21,7 @@ from llamatel.ui.objectives import Objectives
 SERVER = ("job", "instance", "server_path", *map(prometheus_label, SERVER_ATTRIBUTES))
 """Labels that identify a server, or one model of a router."""
 SITE = ("cluster", "env", "namespace")
-"""Labels that tell two targets of one name apart, where there are any."""
+"""Labels that distinguish two targets of one name, where there are any."""
 TARGET = (*SITE, "job", "instance")
 KNOWN = "llamatel:targets:known"
 LOST_PREFILL = "llamacpp:lost_prefill:seconds_per_minute5m"

@@ -70,7 +70,7 @@ class AttachOptions:
 @click.option(
     "--log-state",
     metavar="FILE",
-    help="Keep the read position of the log here, so that a restart goes on where reading ended.",
+    help="Keep the read position of the log here, so that a restart continues there.",
 )
 @click.option("--llama-swap", metavar="URL", help="A llama-swap: its models, and their requests from its log streams.")
 @click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends, instead of polling on.")
@@ -112,7 +112,7 @@ def command(**values: Any) -> int:
     tally = RequestStatistics()
     notes = note_console()
     follower: LogFollower | None = None
-    ended: LogSourceError | None = None
+    log_end: LogSourceError | None = None
     try:
         with ending_signals(hangup=reopen_files), telemetry(options, [lines, tally]) as running:
             if source is None:
@@ -137,7 +137,7 @@ def command(**values: Any) -> int:
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes):
                 if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
-                    ended = LogSourceError("the log has ended")
+                    log_end = LogSourceError("the log has ended")
             if source is not None and source.blocking:
                 running.observer.drain()  # all that was read, however much it is
     except Interrupted as interruption:
@@ -147,8 +147,8 @@ def command(**values: Any) -> int:
         if source is not None and follower is not None and (why := follower.explanation) is not None:
             notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
         notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
-    if ended is not None:
-        raise ended
+    if log_end is not None:
+        raise log_end
     return 0
 
 
@@ -164,7 +164,7 @@ def _source(what: AttachOptions) -> LogSource | None:
             raise UsageError("--log-state is about a log: add --log FILE")
         return None
     if what.targets or len(what.urls) > 1 or what.llama_swap is not None:
-        raise UsageError("a log tells of one server: give --log with one URL or none")
+        raise UsageError("a log belongs to one server: use --log with one URL or none")
     return open_log(what.log, from_start=what.from_start, state=what.log_state)
 
 
@@ -202,11 +202,11 @@ def _servers(fleet: Fleet, what: AttachOptions) -> str:
     names = [" ".join(filter(None, (server.url, server.info.model))) for server in fleet.servers]
     if what.llama_swap is not None:
         names.append(f"{what.llama_swap} (llama-swap)")
-    return ", ".join(names) or "as its log says; its state and its counters need a URL"
+    return ", ".join(names) or "as its log shows; its state and its counters need a URL"
 
 
 def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | None, notes: Console | None) -> bool:
-    """Until a signal comes, the output is closed, or the log has ended and nothing is left to poll; True for the last.
+    """Wait for a signal, for closed output, or for the log's end with nothing left to poll; True for the last.
 
     ``notes``: None to stop when the log ends.
     """
@@ -221,7 +221,7 @@ def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | Non
             elif reading.wait(_LOOK_S):
                 if notes is None or not fleet.servers:
                     return True
-                notes.print("llamatel: the log has ended; polling goes on, without requests", soft_wrap=True)
+                notes.print("llamatel: the log has ended; polling continues, without requests", soft_wrap=True)
                 reading = None
         return False
     finally:

@@ -59,7 +59,7 @@ class Kept:
         """Keep one request."""
         self.requests.append((completion, trace_id))
 
-    def most_telling(self) -> tuple[Completion, str | None] | None:
+    def best_example(self) -> tuple[Completion, str | None] | None:
         """The completed request that waited longest for a slot, else the longest one."""
         completed = [kept for kept in self.requests if kept[0].outcome is Outcome.OK]
         return max(completed, key=lambda kept: (kept[0].queue_s or 0.0, kept[0].duration_s), default=None)
@@ -154,11 +154,11 @@ class Demo:
 
     def _print_results(self, running: Runtime, server: ServerManager, summary: Summary) -> None:
         width = min(self.console.width, 120)
-        telling = self.kept.most_telling()
-        if telling is not None:
+        example = self.kept.best_example()
+        if example is not None:
             self._print()
             self._print(Text("the trace of one request", "bold"))
-            self._print(waterfall(telling[0], width, self.glyphs, trace_id=telling[1]))
+            self._print(waterfall(example[0], width, self.glyphs, trace_id=example[1]))
         self._print()
         self._print(summary_table(summary, self.glyphs))
         cache = kv_cache_of(server)

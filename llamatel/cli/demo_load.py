@@ -99,7 +99,7 @@ class Clients:
         self.stop = threading.Event()
 
     def send_all(self, requests: Sequence[LoadRequest], *, burst: int = 0, pause_s: float = 0.0) -> Load:
-        """Send them, at most ``at_once`` together; returns when all have ended.
+        """Send them, at most ``at_once`` together; returns when all have finished.
 
         ``burst``: after so many, nothing new is sent for ``pause_s``.
         """
@@ -126,7 +126,7 @@ class Clients:
         return Load(dict(outcomes))
 
     def send(self, request: LoadRequest) -> str:
-        """Send one; how it ended: ok, cancelled, error, or unsent after ``stop``."""
+        """Send one and return its outcome: ok, cancelled, error, or unsent after ``stop``."""
         if self.stop.is_set():
             return "unsent"
         # llama.cpp closes kept connections after some responses; a request that crosses the close would be lost.

@@ -25,7 +25,7 @@ from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import options_of, read_page_token
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.gpu.ceilings import decode_ceiling
-from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, fell_back
 from llamatel.llama.log.log_source import StreamSource
 from llamatel.llama.watch.fleet import Fleet, logged_server
@@ -259,7 +259,7 @@ def _driver() -> Nvml | None:
 def _read(driver: Nvml | None) -> tuple[DeviceSnapshot, ...]:
     try:
         return () if driver is None else driver.read()
-    except DriverGone:
+    except DriverLost:
         return ()
 
 

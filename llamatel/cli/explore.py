@@ -225,7 +225,7 @@ def _rows(text: str | None) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
     """Progress on a terminal's standard error, removed when done."""
     if not sys.stderr.isatty():
         yield None
@@ -309,5 +309,5 @@ def command(model: str, part: str, **values: Any) -> None:
     out = values["out"]
     if out is not None and not out.is_dir() and not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent} to write to")
-    with _telling() as progress:
+    with _progress() as progress:
         Explore(report, request, out, values["as_json"], values["longest"], values["token"], progress).run(part)

@@ -1,7 +1,7 @@
 """``llamatel``: the group of commands, and the one place where errors become a line and an exit code.
 
 Exit codes: 0 success, or the reader of the output closed it; 1 failure of llamatel or of the server; 2 wrong usage;
-128 + n ended by signal n (130 for Ctrl-C). Only a defect of llamatel has a traceback, and only with ``-v``.
+128 + n terminated by signal n (130 for Ctrl-C). Only a defect of llamatel has a traceback, and only with ``-v``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from llamatel.plan.shape_from_gguf import shape_from_gguf
 def with_preset(
     name: str, model: str | None, arguments: Mapping[str, Any], server_args: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
-    """The arguments of ``ServerManager.start_server`` with what the preset adds, and a line that says what that is.
+    """The arguments of ``ServerManager.start_server`` with those of the preset, and a line that describes them.
 
     Raises UsageError for a preset that is not there and a model that does not fit, GGUFError for one that is none.
     """
@@ -42,7 +42,7 @@ def with_preset(
     }
     added = {key: value for key, value in adds.items() if key not in given.given and value is not None}
     flags = " ".join(flag_words(added))
-    said = f"llamatel: {name} ({devices_in_words(chosen.devices)}): {flags or 'nothing to add to your flags'}"
+    summary = f"llamatel: {name} ({devices_in_words(chosen.devices)}): {flags or 'nothing to add to your flags'}"
     if chosen.longest > (settings.ctx_size or 0):
-        said += f"; the context can grow to {chosen.longest} tokens"
-    return {**arguments, **added}, said
+        summary += f"; the context can grow to {chosen.longest} tokens"
+    return {**arguments, **added}, summary

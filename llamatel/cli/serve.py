@@ -42,7 +42,7 @@ class ManagerOptions:
 
 
 class ServerCommand(click.Command):
-    """A command line whose part behind ``--`` goes to llama-server as it is."""
+    """A command line whose part after ``--`` is passed to llama-server unchanged."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Cut the line at ``--`` before click sees it; a flag that only llama-server knows gets a hint."""
@@ -54,11 +54,11 @@ class ServerCommand(click.Command):
         try:
             return super().parse_args(ctx, ours)
         except click.NoSuchOption as error:
-            hint = f"if it is llama-server's, put it behind --: llamatel serve MODEL -- {error.option_name}"
+            hint = f"if it is llama-server's, put it after --: llamatel serve MODEL -- {error.option_name}"
             raise click.UsageError(f"{error.format_message()} ({hint})", ctx) from error
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Show the part behind ``--`` too."""
+        """Show the part after ``--`` too."""
         return [*super().collect_usage_pieces(ctx), "[-- LLAMA-SERVER FLAGS]"]
 
 
@@ -90,17 +90,17 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     if preset is not None:
         from llamatel.cli.preset_option import with_preset
 
-        arguments, said = with_preset(preset, model, arguments, server_args)
-        notes.print(said, soft_wrap=True)
+        arguments, summary = with_preset(preset, model, arguments, server_args)
+        notes.print(summary, soft_wrap=True)
     try:
         with (
             ending_signals(hangup=reopen_files),
             telemetry(options, [lines, tally], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):
-            took = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)
+            seconds = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)
             ready = True
-            notes.print(f"llamatel: ready after {took:.1f} s; Ctrl-C ends it")
+            notes.print(f"llamatel: ready after {seconds:.1f} s; Ctrl-C ends it")
             for row in columns(server_lines(server, running)):
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes):

@@ -20,7 +20,7 @@ from llamatel.ui.view import kv_cache_line
 def load_model(
     server: ServerManager, model: str | None, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
 ) -> float:
-    """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds it took."""
+    """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds."""
     name = Path(model).name if model else "what llama-server's own flags name"
     begun = time.monotonic()
     if notes.is_terminal:
@@ -37,9 +37,9 @@ def load_model(
 
 
 def wait_for_end(server: ServerManager) -> NoReturn:
-    """Until a signal comes (Interrupted), or the server has ended for good: raises ServerError."""
+    """Wait for a signal (raises Interrupted) or for the server's final exit (raises ServerError)."""
     server.wait()
-    raise ServerError(server.failure or "the server has ended")
+    raise ServerError(server.failure or "the server has exited")
 
 
 def kv_cache_of(server: ServerManager) -> str | None:

@@ -1,6 +1,6 @@
 """``llamatel top``: what runs now, on a terminal; in a pipe, one line a second for each server.
 
-Exit code 0 after q, Ctrl-C or SIGTERM, and when the reader of the pipe is gone.
+Exit code 0 after q, Ctrl-C or SIGTERM, and when the reader closed the pipe.
 """
 
 from __future__ import annotations

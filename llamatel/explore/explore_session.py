@@ -137,7 +137,7 @@ class Session:
             api.llama_free(made)
 
 
-def _no_observer(_address: int, _ask: bool, _user_data: object) -> bool:
+def _no_observer(_address: int, _query: bool, _user_data: object) -> bool:
     return False
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LOCAL = 8
 """Tokens, itself included, that count as a head's neighbourhood."""
 _EARLIEST = 2
-"""Earlier rows see too few tokens to tell habits apart."""
+"""Earlier rows see too few tokens to classify a head."""
 _FEWEST = 4
 """Rows that a score needs."""
 
@@ -25,7 +25,7 @@ KINDS = {
     "first": "rests on the first token (a sink)",
     "sink": "rests on the sink outside of the sequence",
     "local": f"looks at the last {LOCAL} tokens",
-    "uniform": "looks at all tokens alike",
+    "uniform": "attends to all tokens equally",
     "mixed": "none of these",
 }
 """Kinds of heads, and what they do."""
@@ -39,7 +39,7 @@ _THRESHOLDS = (
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """One head. None where the sequence cannot tell: induction needs tokens that occur again.
+    """One head. None where the sequence does not show it: induction needs tokens that occur again.
 
     ``first``: share of the first token. ``local``: of the last ``LOCAL`` tokens, in rows that see twice as many.
     ``sink``: what the row's sum lacks to 1. ``uniform``: entropy by the entropy of an even spread.
@@ -130,7 +130,7 @@ def _followers(run: Capture) -> dict[int, list[int]]:
 def _induction(
     weights: npt.NDArray[np.float32], positions: npt.NDArray[Any], follows: dict[int, list[int]]
 ) -> float | None:
-    """The share on what followed earlier occurrences; a row that could hardly miss them tells nothing."""
+    """The share on what followed earlier occurrences, without rows that could hardly miss them."""
     import numpy as np
 
     rows = [

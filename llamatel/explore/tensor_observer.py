@@ -59,16 +59,16 @@ class Observer:
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     failure: Exception | None = None
 
-    def __call__(self, address: int, ask: bool, _user_data: object) -> bool:
-        """Whether a node's data is needed (``ask``), or the data itself, after which true goes on."""
+    def __call__(self, address: int, query: bool, _user_data: object) -> bool:
+        """Whether a node's data is needed (``query``), or the data itself, after which true goes on."""
         try:
             if self.failure is not None:
-                return not ask
+                return not query
             tensor = pointer(address)
             found = _NODE.match(self.ggml.name(tensor))
             if found is None or int(found[2]) not in self.wanted:
-                return not ask
-            if not ask:
+                return not query
+            if not query:
                 self._keep(found[1], int(found[2]), tensor)
         except Exception as error:  # noqa: BLE001 - the boundary to C
             self.failure = error

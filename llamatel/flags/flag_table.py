@@ -5,7 +5,7 @@ values, its variable without ``LLAMA_ARG_`` (``$`` before one with another prefi
 the kind of value (``flag_values.py``), and its role:
 
 - ``plan``: changes what is allocated, and plans account for it;
-- ``not counted``: changes what is allocated, but plans do not account for it: they are not exact, and may not say
+- ``not counted``: changes what is allocated, but plans do not account for it: they are not exact, and may not state
   "does not fit";
 - ``behaviour``: shown with a server's settings;
 - ``launch``: read when llamatel starts or polls a server, not shown;

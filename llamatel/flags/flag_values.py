@@ -17,12 +17,12 @@ TRUE, FALSE = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 
 
 class InvalidValue(ValueError):
-    """A value that llama-server refuses or misreads; the message says why."""
+    """A value that llama-server refuses or misreads; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of value. ``parse`` raises ValueError, or InvalidValue where there is more to say than ``accepts``."""
+    """One kind of value. ``parse`` raises ValueError, or InvalidValue for a message beyond ``accepts``."""
 
     parse: Callable[[str], Any]
     accepts: str

@@ -83,7 +83,7 @@ def _pairs(width: str) -> list[tuple[Any, int, int]]:
 
 
 class Cursor:
-    """Reads forward through a source, a chunk in memory at a time. Every error is a GGUFError that says where.
+    """Reads forward through a source, a chunk in memory at a time. Every error is a GGUFError with the position.
 
     ``order`` is ``<`` or ``>``; ``wide`` is False for version 1, whose lengths and counts have 32 bits.
     """
@@ -196,7 +196,7 @@ class Cursor:
             if fast and count > 1:
                 start = self._at
                 passed = self._skip_pairs(count // 2)
-                if self.position > self.source.size:  # one by one then, so that the error says which
+                if self.position > self.source.size:  # one by one then, so that the error names it
                     self._at, passed, fast = start, 0, False
                 count -= passed
                 if not count:
@@ -210,7 +210,7 @@ class Cursor:
         """Skip strings two at a time while they are short and in memory; returns how many.
 
         A vocabulary has some 800,000 strings, and a call for each costs more than all else in a header: the low byte of
-        a length tells which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.
+        a length selects which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.
         """
         data, at = self._data, self._at
         table = _pairs("Q" if self.wide else "I")

@@ -186,7 +186,7 @@ def read_header(
 
 
 def _start(cursor: Cursor) -> int:
-    """Magic and version, which tell the byte order."""
+    """Magic and version, which show the byte order."""
     magic = cursor.consume(4, "the magic number")
     if magic != MAGIC:
         format_words = other_format(magic + cursor.rest(_START - len(magic)))

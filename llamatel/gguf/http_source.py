@@ -135,7 +135,7 @@ class UrlSource:
         """Seconds that a step may take; at most what is left of TOTAL_S. Raises HttpError where that is nothing."""
         left = self._ends_at - time.monotonic()
         if left <= 0:
-            raise HttpError("it took too long", kind="timeout")
+            raise HttpError("timed out", kind="timeout")
         return min(seconds, left)
 
     def _response(self, stream: Stream, offset: int, n_bytes: int) -> tuple[bytes, int]:

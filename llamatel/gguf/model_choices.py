@@ -80,7 +80,7 @@ Model = GGUFHeader | ModelConfig | Choices
 
 
 def quant_of(path: str) -> str | None:
-    """The quantisation that a file's name tells, in capitals: ``Q4_K_M``, ``UD-Q2_K_XL``, ``BF16``."""
+    """The quantisation in a file's name, in capitals: ``Q4_K_M``, ``UD-Q2_K_XL``, ``BF16``."""
     found = re.findall(
         r"(?:^|(?<=[-._/]))((?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))(?=[-._/]|$)",
         re.sub(r"-\d{5}-of-\d{5}", "", path).removesuffix(".gguf"),

@@ -1,7 +1,7 @@
 """How much of the hardware's speed a request used: bytes read while decoding, operations done while prefilling.
 
-Both are what the model has to do by its shape, over what the cards can do in the same time: model bandwidth
-utilisation and model FLOPs utilisation. Work that llama.cpp does beyond that does not count.
+Both are the work that the model's shape requires, divided by what the cards can do in the same time: model bandwidth
+utilisation and model FLOPs utilisation. Extra work of llama.cpp does not count.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _attended(computed: int, cached: int, window: int | None) -> float:
 
 
 def _together(values: Sequence[float | None], settings: ServerSettings) -> float | None:
-    """What cards do together: one after another as fast as one of them, which must be alike; or all at once."""
+    """The cards' combined rate: all at once their sum, one after another that of one card, if all are the same."""
     if not values or any(value is None for value in values):
         return None
     known = [value for value in values if value is not None]
@@ -97,7 +97,7 @@ def bandwidth_utilization(
     if bandwidth is None or completion.context_tokens is None:
         return None
     steps = completion.generated - 1 - (completion.draft_accepted or 0)
-    # Reading grows in a line with the context, so the middle of the answer stands for all of it.
+    # Bytes read grow linearly with the context, so the middle of the answer is the mean.
     middle = max(1, completion.context_tokens - completion.generated // 2)
     each = decode_bytes(shape, settings, middle)
     return None if each is None else steps * each / completion.decode_s / bandwidth

@@ -1,4 +1,4 @@
-"""The energy of a request: what the cards used while it ran, divided among the requests that ran at the time."""
+"""The energy of a request: what the cards used while it ran, divided among the requests that ran at the same time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EnergyCurve:
         return found
 
     def _since(self, moment: float) -> tuple[list[float], list[float]]:
-        """Times and joules from the last sample at or before ``moment``; a request is mostly young, so from the end."""
+        """Times and joules from the last sample at or before ``moment``; searched from the end: requests are recent."""
         stamps: list[float] = []
         joules: list[float] = []
         for at, total in zip(reversed(self._times), reversed(self._joules), strict=True):
@@ -91,22 +91,22 @@ class InFlight:
         self._finished.append((started_at, finished_at))
 
     def crowd(self, start: float, end: float, running: Iterable[float]) -> list[tuple[float, float, int]]:
-        """Pieces of the time from ``start`` to ``end`` with the number of requests that ran, our own included.
+        """Pieces of the time from ``start`` to ``end`` with the number of requests that ran, this one included.
 
-        ``running`` are the starts of those that were not over at ``end``.
+        ``running``: start times of the requests that still ran at ``end``.
         """
-        begins = [max(started, start) for started in running if started < end]
+        starts = [max(started, start) for started in running if started < end]
         finishes: list[float] = []
         for started, finished in self._finished:
             if finished > start and started < end:
-                begins.append(max(started, start))
+                starts.append(max(started, start))
                 finishes.append(min(finished, end))
-        begins.sort()
+        starts.sort()
         finishes.sort()
-        edges = sorted({start, end, *begins, *finishes})
+        edges = sorted({start, end, *starts, *finishes})
         pieces = []
         for left, right in pairwise(edges):
-            number = 1 + bisect_right(begins, left) - bisect_right(finishes, left)
+            number = 1 + bisect_right(starts, left) - bisect_right(finishes, left)
             pieces.append((left, right, number))
         return pieces
 

@@ -1,4 +1,4 @@
-"""What a server needs on its GPUs, by part: as planned, as estimated, as llama.cpp reported."""
+"""A server's GPU memory by part: planned, estimated, and as llama.cpp reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ON_HOST = ("CPU", "CUDA_Host")
 
 
 def memory_parts(state: ServerSnapshot, holding: Sequence[DeviceSnapshot]) -> Iterator[tuple[str, str, int]]:
-    """Part, source and bytes, all GPUs of the server together."""
+    """Part, source and bytes, summed over the server's GPUs."""
     yield from _planned(state, holding)
     if state.placement is not None:
         sizes: dict[str, int] = {}

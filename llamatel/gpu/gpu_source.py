@@ -1,4 +1,4 @@
-"""Reads this machine's GPUs in a thread of its own, so that a driver that hangs or disappears stops nothing else."""
+"""Reads this machine's GPUs in a thread of its own, so that a driver that hangs or disappears blocks nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import bandwidth_utilization, flops_utilization
 from llamatel.gpu.energy import EnergyCurve, InFlight, share
-from llamatel.gpu.nvml import DriverGone, NoGpu, Nvml
+from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, requested_layers
 from llamatel.records import Completion, RequestGpu, ServerInfo
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
@@ -23,15 +23,15 @@ ENERGY_EVERY_S = 0.2
 """How often the energy counter is read; one reading needs 1 to 3 ms."""
 DEVICES_EVERY_S = 1.0
 STALE_S = 5.0
-"""A reading older than that is no reading: the driver hangs."""
+"""A reading older than this is discarded: the driver hangs."""
 _AGAIN_S = 30.0
-"""How often a driver that disappeared is looked for."""
+"""How often to look for a driver that disappeared."""
 _SERVERS = 64
 JOULES_PER_KWH = 3.6e6
 
 
 class Driver(Protocol):
-    """What is used of ``Nvml``."""
+    """The part of ``Nvml`` that is used."""
 
     def read(self) -> tuple[DeviceSnapshot, ...]:
         """All GPUs."""
@@ -40,7 +40,7 @@ class Driver(Protocol):
         """By UUID: time, joules of a counter, watts where there is none."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the driver."""
 
 
 class GpuSource:
@@ -71,7 +71,7 @@ class GpuSource:
         self._in_flight: dict[tuple[str, ...], InFlight] = {}
 
     def start(self) -> None:
-        """Begin to read; returns at once."""
+        """Start reading; returns at once."""
         self._ending.clear()
         self._thread = threading.Thread(target=self._run, name="llamatel-gpu", daemon=True)
         self._thread.start()
@@ -85,13 +85,13 @@ class GpuSource:
             self._thread.join(0.5)
 
     def devices(self) -> tuple[DeviceSnapshot, ...]:
-        """The last reading; empty if it is too old to be true, and where there is no GPU."""
+        """The last reading; empty if it is older than ``STALE_S``, and where there is no GPU."""
         with self._changed:
             fresh = self._clock() - self._read_at <= STALE_S
             return self._devices if fresh else ()
 
     def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Add the GPUs; remember the servers, so that their requests can be understood."""
+        """Add the GPUs to a snapshot; keep its servers' state for the energy of their requests."""
         devices = self.devices()
         if devices:
             for state in snapshot.servers:
@@ -149,7 +149,7 @@ class GpuSource:
         )
 
     def _wait_past(self, moment: float) -> None:
-        """Until the energy was read after ``moment``; not longer than that needs with a working driver."""
+        """Wait until the energy was read after ``moment``, at most as long as a working driver needs."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ending.is_set() or self._known_until() >= moment,
@@ -178,8 +178,8 @@ class GpuSource:
             was_there = True
             try:
                 self._watch(driver)
-            except DriverGone as error:
-                _log.warning("the GPU driver is gone (%s); looking for it again", error)
+            except DriverLost as error:
+                _log.warning("the GPU driver stopped answering (%s); looking for it again", error)
                 with self._changed:
                     self._devices, self._curves = (), {}
                 self._ending.wait(_AGAIN_S)
@@ -190,13 +190,13 @@ class GpuSource:
         read_at = float("-inf")
         while not self._ending.is_set():
             started = time.monotonic()
-            self._take_energy(driver.energy())
+            self._record_energy(driver.energy())
             if started - read_at >= DEVICES_EVERY_S - self._every / 2:
-                self._take_devices(driver.read())
+                self._record_devices(driver.read())
                 read_at = started
             self._ending.wait(max(0.0, self._every - (time.monotonic() - started)))
 
-    def _take_energy(self, readings: dict[str, tuple[float, float | None, float | None]]) -> None:
+    def _record_energy(self, readings: dict[str, tuple[float, float | None, float | None]]) -> None:
         with self._changed:
             for device, (at, joules, watts) in readings.items():
                 curve = self._curves.setdefault(device, EnergyCurve())
@@ -206,7 +206,7 @@ class GpuSource:
                     curve.measured(at, watts)
             self._changed.notify_all()
 
-    def _take_devices(self, devices: tuple[DeviceSnapshot, ...]) -> None:
+    def _record_devices(self, devices: tuple[DeviceSnapshot, ...]) -> None:
         with self._changed:
             self._devices = tuple(self._with_energy(device) for device in devices)
             self._read_at = self._clock()
@@ -219,7 +219,7 @@ class GpuSource:
 
 
 def _all_on_gpu(state: ServerSnapshot) -> bool:
-    """False where a part of the model is known to be computed by the CPU: then the cards' peaks mean nothing."""
+    """False where the CPU is known to compute a part of the model, so that the cards' peaks are meaningless."""
     placement = state.placement
     if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
         return placement.gpu_layers >= placement.total_layers

@@ -1,7 +1,7 @@
 """Reads NVIDIA's GPUs (NVML, through nvidia-ml-py): one reading is one DeviceSnapshot a GPU.
 
-What a card or a driver does not have is None, and so is what one call failed to read. Only a driver that is gone is an
-error. Nothing here waits, repeats or remembers: ``gpu_source`` does.
+A value that a card or a driver does not have, or that a call failed to read, is None. Only a driver that disappeared is
+an error. No waiting, retries or state here: those are in ``gpu_source``.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ THROTTLES: dict[int, str] = {
     0x0000000000000080: "power_brake",
     0x0000000000000100: "display_clocks",
 }
-"""Why clocks are held down: NVML's bits (nvml.h, nvmlClocksEventReasons) and our words. That a card is idle is none."""
+"""Throttle reasons: NVML's bits (nvml.h, nvmlClocksEventReasons) and our names. An idle card is not throttled."""
 
 
 class NoGpu(Exception):
-    """There is no NVIDIA GPU to read, or no way to; the message has the reason."""
+    """No NVIDIA GPU can be read; the message has the reason."""
 
 
-class DriverGone(Exception):
-    """The driver was there and is not any more: reset, unloaded, or all its cards fell off the bus."""
+class DriverLost(Exception):
+    """The driver disappeared: reset, unloaded, or all its cards fell off the bus."""
 
 
-class _GpuLost(DriverGone):
+class _GpuLost(DriverLost):
     """One card fell off the bus."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """A handle, and what does not change."""
+    """A handle, and the properties that do not change."""
 
     handle: Any
     known: DeviceSnapshot
     power_from: Any
-    """The handle that knows power and temperature: of a MIG slice its GPU's, which is not its own, so None."""
+    """The handle for power and temperature; None for a MIG slice, which has none of its own."""
 
 
 class Nvml:
-    """An open NVML library. ``library`` is ``pynvml``, which tests replace by one that plays back a recording."""
+    """An open NVML library. ``library`` is ``pynvml``; tests pass one that plays back a recording."""
 
     def __init__(self, library: Any = None, *, clock: Callable[[], float] = time.time) -> None:
         """Raises NoGpu."""
@@ -67,7 +67,7 @@ class Nvml:
                 raise NoGpu(f"the package nvidia-ml-py is not installed ({install_command('gpu')})") from None
         self._nvml = library
         self._clock = clock
-        self._gone = (library.NVMLError_Uninitialized, library.NVMLError_DriverNotLoaded)
+        self._lost = (library.NVMLError_Uninitialized, library.NVMLError_DriverNotLoaded)
         try:
             library.nvmlInit()
         except library.NVMLError as error:
@@ -82,7 +82,7 @@ class Nvml:
             raise NoGpu("the driver sees no GPU")
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Close the driver."""
         with contextlib.suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
 
@@ -92,7 +92,7 @@ class Nvml:
         return tuple(device.known.name for device in self._devices)
 
     def read(self) -> tuple[DeviceSnapshot, ...]:
-        """All GPUs now but those that were lost. Takes some milliseconds each. Raises DriverGone."""
+        """Current readings of all GPUs except lost ones, in some milliseconds each. Raises DriverLost."""
         found = []
         lost: _GpuLost | None = None
         for device in self._devices:
@@ -199,7 +199,7 @@ class Nvml:
         return {name: mhz * 1e6 for name, mhz in found.items() if mhz is not None}
 
     def _temperature_limit(self, handle: Any) -> float | None:
-        """Where the card begins to slow down."""
+        """The temperature at which the card slows down."""
         which = getattr(self._nvml, "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN", None)
         return None if which is None else _float(self._get("nvmlDeviceGetTemperatureThreshold", handle, which))
 
@@ -208,14 +208,14 @@ class Nvml:
         return None if found is None else str(_decoded(found))
 
     def _get(self, call: str, *arguments: Any) -> Any:
-        """What a call of NVML returns; None where this driver or card does not have it."""
+        """The result of an NVML call; None where this driver or card does not support it."""
         function = getattr(self._nvml, call, None)
         if function is None:
             return None
         try:
             return function(*arguments)
-        except self._gone as error:
-            raise DriverGone(f"{call}: {error}") from None
+        except self._lost as error:
+            raise DriverLost(f"{call}: {error}") from None
         except self._nvml.NVMLError_GpuIsLost as error:
             raise _GpuLost(f"{call}: {error}") from None
         except self._nvml.NVMLError:

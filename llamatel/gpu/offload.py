@@ -12,7 +12,7 @@ _IN_USE_BYTES = 200 << 20
 
 
 def requested_layers(state: ServerSnapshot) -> int | None:
-    """``-ngl`` as a number; None where llama.cpp itself was to decide. ``all`` is more than any model has."""
+    """``-ngl`` as a number; None where llama.cpp decides. ``all`` is more than any model has."""
     return None if state.settings is None else state.settings.gpu_layers
 
 
@@ -20,7 +20,7 @@ def devices_of(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> tupl
     """The GPUs that hold a server's process, and whether that is assumed.
 
     In a container or a notebook the driver may list no process, or by numbers of another namespace. Then, for a server
-    that we started and that found a GPU, all cards with memory in use are meant.
+    that we started and that found a GPU, all cards with memory in use are assumed.
     """
     pid = state.server.pid
     sliced = {device.parent for device in devices}
@@ -58,7 +58,7 @@ def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool 
     if requested == 0:
         return None
     if placement is not None and placement.no_gpu:
-        # Without a number it uses what there is; then it is only a loss if there is a card.
+        # Without a number it uses what is available; a fallback only if there is a card.
         return True if requested is not None or devices else None
     if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
         if requested is None:
@@ -68,7 +68,7 @@ def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool 
     if assumed or not devices or requested is None:
         return None
     if not holding:
-        # Vulkan's processes may be in no list.
+        # Vulkan's processes may not be listed.
         listed = all(device.processes_complete for device in devices) and not _by_other_backend(state)
         return True if listed and any(device.processes for device in devices) else None
     return _too_small(state, holding, requested, shape)

@@ -1,6 +1,6 @@
-"""The GPUs that a llama-server started here would use, in its order: what CUDA makes of NVML's list.
+"""The GPUs that a llama-server started here would use, in CUDA's order.
 
-CUDA puts the fastest card first, NVML orders them by bus; ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` makes both alike.
+CUDA puts the fastest card first, NVML orders them by bus; ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` makes both the same.
 ``CUDA_VISIBLE_DEVICES`` chooses cards by number, UUID or the start of one (CUDA C++ programming guide, environment
 variables).
 """
@@ -32,7 +32,7 @@ class _Card:
     uuid: str
     device: Device
     speed: float | None
-    """Cores times clock, which CUDA's order goes by; None where NVML does not have it."""
+    """Cores times clock, by which CUDA orders; None where NVML does not have it."""
     slices: tuple[_Card, ...] = ()
 
 
@@ -58,7 +58,7 @@ def visible_devices(
 
 
 def choose(cards: Sequence[_Card], visible: str | None) -> list[_Card]:
-    """The cards that ``CUDA_VISIBLE_DEVICES`` leaves; of slices CUDA uses one at most."""
+    """The cards that ``CUDA_VISIBLE_DEVICES`` selects; CUDA uses at most one slice."""
     if visible is None:
         whole = [card for card in cards if not card.slices]
         return whole or [card.slices[0] for card in cards[:1] if card.slices]
@@ -66,9 +66,9 @@ def choose(cards: Sequence[_Card], visible: str | None) -> list[_Card]:
     for entry in visible.split(","):
         card = _card(entry.strip(), cards)
         if card is None:
-            break  # CUDA uses those before the first that is not there
+            break  # CUDA uses those before the first that does not exist
         if any(card is other for other in chosen):
-            return []  # and none at all where one is named twice
+            return []  # and none where one is named twice
         chosen.append(card)
     slices = [card for card in chosen if card.uuid.startswith("MIG-")]
     return slices[:1] or chosen
@@ -87,7 +87,7 @@ def _card(entry: str, cards: Sequence[_Card]) -> _Card | None:
 
 
 def _usable(card: _Card) -> _Card:
-    """A card that is sliced has no memory of its own: its first slice stands for it."""
+    """The card, or the first slice of a sliced card, which has no memory of its own."""
     return card.slices[0] if card.slices else card
 
 
@@ -123,14 +123,14 @@ def _described(library: Any, handle: Any, meminfo: Path) -> _Card:
     """A card. Raises NVMLError where not even its name can be read."""
     device = _device(library, handle, meminfo)
     cores, clock = (
-        _ask(library, "nvmlDeviceGetNumGpuCores", handle),
-        _ask(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM),
+        _query(library, "nvmlDeviceGetNumGpuCores", handle),
+        _query(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM),
     )
-    mode = _ask(library, "nvmlDeviceGetMigMode", handle)
+    mode = _query(library, "nvmlDeviceGetMigMode", handle)
     slices = []
     if mode is not None and mode[0]:
-        for number in range(_ask(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-            part = _ask(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+        for number in range(_query(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            part = _query(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if part is not None:
                 whole = _device(library, part, meminfo)
                 slices.append(_Card(_text(library.nvmlDeviceGetUUID(part)), whole, None))
@@ -140,25 +140,25 @@ def _described(library: Any, handle: Any, meminfo: Path) -> _Card:
 
 def _device(library: Any, handle: Any, meminfo: Path) -> Device:
     name = _text(library.nvmlDeviceGetName(handle))
-    memory = _ask(library, "nvmlDeviceGetMemoryInfo", handle)
+    memory = _query(library, "nvmlDeviceGetMemoryInfo", handle)
     total = None if memory is None else int(memory.total)
     known = gpu_named(name, total)
-    clock = _ask(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_MEM)
-    width = _ask(library, "nvmlDeviceGetMemoryBusWidth", handle)
+    clock = _query(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_MEM)
+    width = _query(library, "nvmlDeviceGetMemoryBusWidth", handle)
     # Two transfers a clock over the whole bus.
     bandwidth = 2 * clock * 1e6 * width / 8 if clock and width else known.bandwidth if known else None
     flops = known.peak_flops if known else None
     if total:
         return Device(name, total, bandwidth, "NVML", _reserved(library, handle), flops)
-    # GB10, Jetson: the GPU has no memory but the system's.
+    # GB10, Jetson: the GPU uses the system's memory.
     total, available = _system_memory(meminfo)
     return Device(name, total, bandwidth, "system memory, shared with the CPU", total - available, flops)
 
 
 def _reserved(library: Any, handle: Any) -> int:
-    """What the driver keeps, as NVML reports it, and what CUDA will use."""
+    """Memory that the driver reserves, as NVML reports it, and that CUDA's context will use."""
     version = getattr(library, "nvmlMemory_v2", None)
-    found = None if version is None else _ask(library, "nvmlDeviceGetMemoryInfo", handle, version)
+    found = None if version is None else _query(library, "nvmlDeviceGetMemoryInfo", handle, version)
     return RESERVED_MIB * MIB if found is None else int(found.reserved) + CONTEXT_MIB * MIB
 
 
@@ -176,8 +176,8 @@ def _system_memory(meminfo: Path) -> tuple[int, int]:
     return total, min(found.get("MemAvailable", total), total)
 
 
-def _ask(library: Any, call: str, *arguments: Any) -> Any:
-    """What a call of NVML returns; None where this driver or card does not have it."""
+def _query(library: Any, call: str, *arguments: Any) -> Any:
+    """The result of an NVML call; None where this driver or card does not support it."""
     function = getattr(library, call, None)
     if function is None:
         return None

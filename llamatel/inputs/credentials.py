@@ -69,7 +69,7 @@ def present(
 
 
 def _no_password() -> str:
-    """Refuse a key with a password: OpenSSL would ask for it at the terminal."""
+    """Refuse a key with a password: OpenSSL would prompt for it at the terminal."""
     raise UsageError("the key of the client certificate has a password: use one without")
 
 

@@ -1,4 +1,4 @@
-"""A socket read until a moment in time: its own time-out begins anew with each byte, and who drips never ends."""
+"""Limits the total time of reading from a socket: a per-read timeout does not stop a slow-drip peer."""
 
 from __future__ import annotations
 

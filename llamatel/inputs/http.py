@@ -558,7 +558,7 @@ def _classified(error: BaseException, phase: str) -> tuple[str, str]:
             return "host_not_found", "its name is not known"
         refused = isinstance(cause, exceptions.NewConnectionError)  # a TimeoutError, too, in its library
         if isinstance(cause, (TimeoutError, exceptions.TimeoutError)) and not refused:
-            return ("connect_timeout" if phase == "connect" else "timeout"), "it took too long"
+            return ("connect_timeout" if phase == "connect" else "timeout"), "timed out"
         if isinstance(cause, ssl.SSLError):
             reason = getattr(cause, "verify_message", None) or cause.reason or "not TLS"
             return "tls", f"TLS failed: {str(reason).replace('_', ' ').lower()} (a certificate of your own: --ca-file)"

@@ -42,7 +42,7 @@ class LayerBytes:
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
-    """One cache: layers that are treated alike."""
+    """One cache: layers of the same kind."""
 
     kind: Kind
     cells: int

@@ -21,7 +21,7 @@ from llamatel.plan.config_values import KV_HEADS
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row. ``heads`` says where KV heads come from: a key of the configuration, or the rules."""
+    """One row. ``heads``: where KV heads come from, a key of the configuration or the rules."""
 
     architecture: str
     types: str

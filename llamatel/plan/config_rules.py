@@ -18,7 +18,7 @@ Rule = Callable[[ConfigValues, Keys], None]
 
 
 def fixed(**keys: Any) -> Rule:
-    """Keys that the converter writes whatever the configuration says; ``__`` stands for a dot."""
+    """Keys that the converter writes for every configuration; ``__`` stands for a dot."""
 
     def rule(_: ConfigValues, found: Keys) -> None:
         found.update({key.replace("__", "."): value for key, value in keys.items()})
@@ -68,7 +68,7 @@ def chatglm(values: ConfigValues, keys: Keys) -> None:
 
 
 def falcon(values: ConfigValues, keys: Keys) -> None:
-    """Falcon: all heads share one key and value in the first models, whatever ``num_kv_heads`` says."""
+    """Falcon: in the first models all heads share one key and value; ``num_kv_heads`` is ignored."""
     groups = values.number("num_kv_heads", "n_head_kv")
     old, single = values.get("new_decoder_architecture") is not True, values.get("multi_query") is not False
     keys["attention.head_count_kv"] = 1 if old and single else groups or keys["attention.head_count"]

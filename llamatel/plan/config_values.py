@@ -167,7 +167,7 @@ class ConfigValues:
         return length
 
     def fail(self, *words: str) -> NoReturn:
-        """Raise UsageError: ``words`` say what of the configuration gives no number."""
+        """Raise UsageError: ``words`` describe what in the configuration has no number."""
         name = f"'{self.model_type}'" if self.model_type.isprintable() else repr(self.model_type)
         raise UsageError(f"the config.json of a {name:.80} model {' '.join(words)}")
 

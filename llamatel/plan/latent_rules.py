@@ -58,7 +58,7 @@ def indexer(values: ConfigValues, keys: Keys) -> None:
 
 
 def indexer_types(values: ConfigValues, keys: Keys) -> None:
-    """Which layers have an indexer of their own; the library works it out where the file does not say."""
+    """Which layers have an indexer of their own; the library derives it where the file does not list them."""
     types = values.texts("indexer_types")
     pattern = values.get("index_topk_pattern")
     trunk = values.layers

@@ -96,10 +96,10 @@ class AttributeSets:
 
     def forget(self, dropped: Iterable[AttributeSet]) -> None:
         """Drop sets whose series are no longer kept."""
-        gone = {id(one) for one in dropped}
+        removed = {id(one) for one in dropped}
         with self._lock:
-            self._cached = {key: one for key, one in self._cached.items() if id(one) not in gone}
-            self._unique = {key: one for key, one in self._unique.items() if id(one) not in gone}
+            self._cached = {key: one for key, one in self._cached.items() if id(one) not in removed}
+            self._unique = {key: one for key, one in self._unique.items() if id(one) not in removed}
 
     def _resolve(self, sample: Sample, key: tuple[object, ...]) -> AttributeSet:
         row = self.rows.get(sample.metric)

@@ -64,7 +64,7 @@ class Guard:
                 record(sample, context)
 
     def on_snapshot(self, snapshot: Snapshot) -> list[Sample]:
-        """What it makes of a snapshot, how long that took, and whether all went well since the last one."""
+        """Its samples for a snapshot, their duration, and whether it succeeded since the last one."""
         started = time.perf_counter()
         samples: list[Sample] = []
         with self:

@@ -1,4 +1,4 @@
-"""Where finished requests go beside OpenTelemetry: JSON lines, for people without a backend.
+"""Writes finished requests as JSON lines, for users without an OpenTelemetry backend.
 
 A sink is called with each Completion and its trace id, on the observer's thread.
 """

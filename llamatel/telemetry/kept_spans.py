@@ -16,7 +16,7 @@ KEPT = 5000
 
 @dataclass(frozen=True, slots=True)
 class KeptSpan:
-    """A span that has ended. Times are Unix seconds."""
+    """A finished span. Times are Unix seconds."""
 
     trace_id: str
     span_id: int
@@ -34,7 +34,7 @@ class KeptSpan:
 
 
 class KeptSpans(SpanProcessor):
-    """Keeps the last ``number`` spans that ended. Keeping one costs a reference to it."""
+    """Keeps the last ``number`` finished spans, by reference."""
 
     def __init__(self, number: int) -> None:
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class KeptSpans(SpanProcessor):
             self._closed = True
 
     def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
-        """The spans of a trace by their start; without an id, of the trace that ended last. Empty if there is none.
+        """The spans of a trace by their start; without an id, of the trace that finished last. Empty if there is none.
 
         A trace that links to a kept one, as a request does to the call that it may belong to, is not chosen.
         """

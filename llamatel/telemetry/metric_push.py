@@ -72,9 +72,9 @@ class MetricPush:
         return True
 
     def close(self, deadline: float) -> bool:
-        """Push once more until ``deadline`` (``time.monotonic``) and end; False if that took longer.
+        """Push once more until ``deadline`` (``time.monotonic``) and stop; False if that took longer.
 
-        Whether it was delivered, the delivery tells.
+        ``OtlpDelivery`` records whether it was delivered.
         """
         if self._closed:
             return True

@@ -173,8 +173,8 @@ class MetricStore:
             kept = []
             for one in sets:
                 series = one.series
-                gone = one.endpoint is not None and self._watched.get(one.endpoint) is False
-                if gone and isinstance(series, _Series) and 0.0 < series.updated_at < now - _UNWATCHED_S:
+                unwatched = one.endpoint is not None and self._watched.get(one.endpoint) is False
+                if unwatched and isinstance(series, _Series) and 0.0 < series.updated_at < now - _UNWATCHED_S:
                     one.series = None
                     dropped.append(one)
                 else:

@@ -128,7 +128,7 @@ def _nothing(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterab
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a connection, and only so many: where one more comes, the oldest gives way."""
+    """One thread per connection, up to a limit: beyond it the oldest connection is closed."""
 
     daemon_threads = True
     request_queue_size = _MOST_CONNECTIONS
@@ -146,7 +146,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             if oldest is not None:
                 del self._open[oldest]
         if oldest is not None:
-            with contextlib.suppress(OSError):  # it has gone already
+            with contextlib.suppress(OSError):  # it is closed already
                 oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
@@ -172,7 +172,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Writer(io.BufferedIOBase):
-    """An answer on its way. Who does not take it in time has gone away, to wsgiref, which shows other errors."""
+    """Sends a response. A client that reads too slowly is treated as disconnected (wsgiref prints other errors)."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()

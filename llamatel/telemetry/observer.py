@@ -306,16 +306,16 @@ class Observer:
     # -- the observer's thread ----------------------------------------------------------------------------------------
 
     def _run(self, record: Record) -> None:
-        ended = waited = False
+        closing = waited = False
         join_at = 0.0
-        while not ended:
+        while not closing:
             try:
                 left = max(0.0, join_at - time.monotonic())
                 finished = self._queue.get(timeout=left if self._joiner.waits else None)
             except queue.Empty:
                 pass
             else:
-                ended = finished is None
+                closing = finished is None
                 if isinstance(finished, Completion):
                     self._joiner.completed(finished)
                 elif isinstance(finished, ObservedRequest):
@@ -325,9 +325,9 @@ class Observer:
                     self._queue.task_done()
                 else:
                     self._consume_call(finished, record)
-            if not ended and time.monotonic() < join_at and (waited or not self._queue.empty()):
+            if not closing and time.monotonic() < join_at and (waited or not self._queue.empty()):
                 continue  # the joiner's cost grows with what waits
-            hurry = ended or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
+            hurry = closing or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
                 try:
                     self._write(completion, origin, record)

@@ -142,7 +142,7 @@ class Pipeline:
             current = (
                 metrics.get_meter_provider() if isinstance(provider, MeterProvider) else trace.get_tracer_provider()
             )
-            if is_placeholder(current) or global_tracer.has_ended(current):
+            if is_placeholder(current) or global_tracer.is_shut_down(current):
                 set_global(provider)
 
     def show(self, page: WSGIApplication) -> None:
@@ -164,7 +164,7 @@ class Pipeline:
         return 0.0 if self._parts.spans is None else self._parts.spans.load()
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Export what waits. False if it took longer than the time given, or an endpoint does not take it."""
+        """Export what is queued. False if that took longer than ``timeout_s``, or an endpoint does not accept it."""
         parts = self._parts
         calls: list[Callable[[float], bool]] = [push.flush for push in parts.pushes]
         if parts.spans is not None:
@@ -175,10 +175,10 @@ class Pipeline:
         return all(results) and not any(delivery.failing for delivery in parts.deliveries)
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
-        """Export what waits and end everything of ours, within the time given (and 0.1 s more for /metrics).
+        """Export what is queued and stop the pipeline within ``timeout_s`` (and 0.1 s more for /metrics).
 
-        True if everything that can be delivered was: an endpoint that takes spans and never took metrics is a backend
-        for traces alone. Calling it again does nothing and returns the same. An application's own providers are left
+        True if everything was delivered; an endpoint that accepts spans and never accepted metrics is a backend for
+        traces only. Calling it again does nothing and returns the same. An application's own providers are left
         alone.
         """
         with self._lock:
@@ -195,14 +195,14 @@ class Pipeline:
         deadline = time.monotonic() + timeout_s
         for part in parts.exporters():
             part.request_flush(deadline)
-        ended = [part.close(deadline) for part in parts.exporters()]
-        in_time = bounded.make(self._enders, max(0.1, deadline - time.monotonic())) and all(ended)
+        closed = [part.close(deadline) for part in parts.exporters()]
+        in_time = bounded.make(self._enders, max(0.1, deadline - time.monotonic())) and all(closed)
         if parts.endpoint is not None:
             parts.endpoint.close()
         if parts.kept is not None:
             parts.kept.close()
         for provider in parts.providers:
-            global_tracer.ended(provider)
+            global_tracer.mark_shut_down(provider)
         lost = sum(self.dropped().values()) - before
         if lost:
             spans = "1 span" if lost == 1 else f"{lost} spans"
@@ -291,13 +291,13 @@ Report = Callable[[str], None]
 def _tracer(settings: Settings, parts: _Parts, report: Report) -> trace.Tracer:
     current = trace.get_tracer_provider()
     kept = parts.kept = KeptSpans(settings.keep_traces) if settings.keep_traces else None
-    if not global_tracer.has_ended(current) and not is_placeholder(current):
+    if not global_tracer.is_shut_down(current) and not is_placeholder(current):
         _log.info("spans go to the tracer provider that the application has set")
         _keep(current, parts)
         return _tracer_of(current)
     exports = settings.traces_otlp is not None or settings.traces_console
     if not exports and kept is None:
-        return trace.NoOpTracer() if global_tracer.has_ended(current) else _tracer_of(current)
+        return trace.NoOpTracer() if global_tracer.is_shut_down(current) else _tracer_of(current)
     provider = OwnTracerProvider(resource=parts.resource)
     parts.providers.append(provider)
     if settings.traces_otlp is not None:
@@ -315,7 +315,7 @@ def _tracer(settings: Settings, parts: _Parts, report: Report) -> trace.Tracer:
         provider.add_span_processor(SimpleSpanProcessor(one_line))
     return FollowingTracer(
         _tracer_of(provider),
-        is_ours=lambda other: other in _alive or global_tracer.has_ended(other),
+        is_ours=lambda other: other in _alive or global_tracer.is_shut_down(other),
         stays=exports,
         joined=lambda other: _keep(other, parts),
         make=_tracer_of,
@@ -357,7 +357,7 @@ def _endpoint(
 
 def _meter(settings: Settings, parts: _Parts, report: Report, *, may_move: bool) -> metrics.Meter | None:
     current = metrics.get_meter_provider()
-    if not global_tracer.has_ended(current) and not is_placeholder(current):
+    if not global_tracer.is_shut_down(current) and not is_placeholder(current):
         _log.info("metrics go to the meter provider that the application has set")
         return _meter_of(current)
     store = MetricStore(exemplars=os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off")
@@ -392,7 +392,7 @@ def _meter(settings: Settings, parts: _Parts, report: Report, *, may_move: bool)
             )
         )
     if not readers:
-        return metrics.NoOpMeter(SCOPE) if global_tracer.has_ended(current) else _meter_of(current)
+        return metrics.NoOpMeter(SCOPE) if global_tracer.is_shut_down(current) else _meter_of(current)
     parts.store = store
     provider = MeterProvider(readers, resource=parts.resource, shutdown_on_exit=False)
     parts.providers.append(provider)

@@ -1,8 +1,8 @@
-"""What Prometheus calls our metrics and attributes: the rules of OpenTelemetry's Prometheus exporter, in one place.
+"""Prometheus names of metrics and attributes, by the rules of OpenTelemetry's Prometheus exporter.
 
 Dashboards, rules and the metric reference derive their names from the metric table with this. A test holds it against
-what llamatel's endpoint says. The Collector's exporter differs in one rule: it appends ``_ratio`` to gauges of unit 1
-(``deploy/collector`` takes that unit away, so that the names are these on either way).
+what llamatel's endpoint exposes. The Collector's exporter differs in one rule: it appends ``_ratio`` to gauges of unit
+1 (``deploy/collector`` removes that unit, so that the names are the same on both ways).
 """
 
 from __future__ import annotations

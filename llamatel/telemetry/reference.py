@@ -27,7 +27,7 @@ Every metric that is about a server has {server}; in Prometheus {labels}. Attrib
 becomes an underscore in Prometheus and a unit a suffix; histograms have `_bucket`, `_sum` and `_count` there. Over OTLP
 the names are those of the first column. If an OpenTelemetry Collector hands metrics on to Prometheus, it appends
 `_ratio` to gauges of unit 1; [deploy/](../deploy/README.md) keeps them, and only these
-names are what our dashboards and rules ask for.
+names are what our dashboards and rules query.
 
 """
     return about + "\n".join(_metric_groups()) + _buckets()
@@ -81,7 +81,7 @@ content capture is enabled.
 {spans}
 
 `queue`, `prefill` and `decode` are children of the request's span and have no attributes. A phase that is not known
-has no span. All of them are written when the request has ended.
+has no span. All of them are written when the request has finished.
 
 ## Attributes of a request
 
@@ -107,7 +107,7 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 ## Attributes of a client call
 
 Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and
-`decode` of its own; a `queue` that is an estimate says `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
+`decode` of its own; a `queue` that is an estimate has `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
 
 | attribute | type, unit | what |
 | --- | --- | --- |

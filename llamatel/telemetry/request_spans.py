@@ -152,7 +152,7 @@ class Spans:
 
 
 def _after(completion: Completion, sent_at: float) -> Completion:
-    """A request at times after it was sent: its queue starts no earlier, and the log's clock may be some ms behind."""
+    """A request at times after it was sent: its queue starts no earlier, and the log's clock may be some ms late."""
     late = max(0.0, sent_at - completion.started_at)
     first = completion.first_token_at
     queue = completion.queue_s

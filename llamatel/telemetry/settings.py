@@ -38,7 +38,7 @@ class OtlpTarget:
     protocol: str
     """``grpc`` or ``http/protobuf``."""
     guessed: bool = False
-    """Neither the environment nor the port says which protocol it is: the exporter finds out (``otlp_transport``)."""
+    """Neither the environment nor the port shows the protocol: the exporter detects it (``otlp_transport``)."""
 
     @property
     def url(self) -> str:

@@ -145,7 +145,7 @@ class SpanExport:
                 if self._abandoned or (self._closed and not self._waiting):
                     self._changed.notify_all()
                     return
-                batch, size = self._take_batch()
+                batch, size = self._next_batch()
                 if not size:
                     self._flushing = False
                     continue
@@ -161,7 +161,7 @@ class SpanExport:
                 self._flushing = self._flushing and bool(self._waiting)
                 self._changed.notify_all()
 
-    def _take_batch(self) -> tuple[list[bytes | ReadableSpan], int]:
+    def _next_batch(self) -> tuple[list[bytes | ReadableSpan], int]:
         batch, size = [], 0
         while self._queue and (size + self._queue[0][0] <= self._batch_size or not size):
             count, one = self._queue.popleft()

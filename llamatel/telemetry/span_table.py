@@ -28,7 +28,7 @@ SPANS = (
     SpanRow(
         "{gen_ai.operation.name} {gen_ai.request.model}",
         "SERVER",
-        "One request, from its arrival (or from when a slot took it, where the wait is not known) until its slot was "
+        "One request, from its arrival (or from when it got its slot, where the wait is not known) until its slot was "
         "released. Status ERROR if it failed; a request that its client cancelled has no error status.",
     ),
     SpanRow("queue", "INTERNAL", "The wait for a slot, where it is known and above 0.1 ms. Its length is an estimate."),
@@ -41,7 +41,7 @@ SPANS = (
     SpanRow(
         "wait",
         "INTERNAL",
-        "In place of `network.request` and `queue` where they cannot be told apart: the server's queue is unknown, or "
+        "Instead of `network.request` and `queue` where they cannot be separated: the server's queue is unknown, or "
         "the call was not joined with a request.",
     ),
     SpanRow("prefill", "INTERNAL", "Processing the part of the prompt that was not cached, up to the first token."),
@@ -49,9 +49,9 @@ SPANS = (
     SpanRow(
         "observed {gen_ai.request.model}",
         "INTERNAL",
-        "A request of a server that `llamatel attach` polls without its log: from the first look at its slot that "
-        "found it to the last, so less than it took. It has no children, and what is shorter than the time between "
-        "two looks is mostly missed.",
+        "A request of a server that `llamatel attach` polls without its log: from the first poll of its slot that "
+        "found it to the last, so shorter than the request. It has no children; requests shorter than the poll "
+        "interval are mostly missed.",
     ),
 )
 
@@ -59,7 +59,7 @@ ATTRIBUTES = (
     AttributeRow(
         "gen_ai.operation.name",
         "string",
-        "generate_content, or embeddings; llama.cpp's log does not tell chat from plain completion.",
+        "generate_content, or embeddings; llama.cpp's log does not distinguish chat from plain completion.",
     ),
     AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
     AttributeRow("gen_ai.request.model", "string", "The model's alias, else the name of its file."),
@@ -80,7 +80,9 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "Of the prompt, processed in prefill."),
     AttributeRow("llamacpp.prompt.reusable_tokens", "int, tokens", "Of the prompt, in the chosen slot's KV cache."),
     AttributeRow("llamacpp.prompt.recomputed_tokens", "int, tokens", "Of those, computed again; absent for 0."),
-    AttributeRow("llamacpp.prompt.recompute_time", "double, s", "What that took, at the request's own prefill rate."),
+    AttributeRow(
+        "llamacpp.prompt.recompute_time", "double, s", "Time to compute them, at the request's own prefill rate."
+    ),
     AttributeRow("llamacpp.prompt.recompute_cause", "string", "Why; unknown where the log does not prove a cause."),
     AttributeRow("llamacpp.prefill.tokens_per_second", "double, tokens/s", "Computed tokens over prefill time."),
     AttributeRow("llamacpp.decode.tokens_per_second", "double, tokens/s", "Tokens after the first over decode time."),
@@ -109,7 +111,7 @@ LATENCY = (
 """With ``LLAMATEL_LATENCY_ATTRIBUTES=true``; the names of vLLM and SGLang."""
 
 IN_PROCESS = (
-    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "Asked for; absent for no limit."),
+    AttributeRow("gen_ai.request.max_tokens", "int, tokens", "As requested; absent for no limit."),
     AttributeRow("gen_ai.request.temperature", "double", "As given, or llama-cpp-python's own default."),
     AttributeRow("gen_ai.request.top_p", "double", "As above."),
     AttributeRow("gen_ai.request.top_k", "int", "As above."),
@@ -127,11 +129,13 @@ IN_PROCESS = (
     AttributeRow(
         "llamacpp.decode.compute_time",
         "double, s",
-        "The same. The decode span is longer: it holds sampling too, and of a stream the time that its consumer took.",
+        "The same. The decode span is longer: it includes sampling and, of a stream, its consumer's time.",
     ),
     AttributeRow("llamacpp.kv_cache.capacity", "int, tokens", "What the context holds."),
     AttributeRow("llamacpp.kv_cache.size", "int, bytes", "The KV cache, where its size is known to the byte."),
-    AttributeRow("llamacpp.kv_cache.used", "int, bytes", "Of it, what the context's tokens took at the call's end."),
+    AttributeRow(
+        "llamacpp.kv_cache.used", "int, bytes", "Of it, the part that the context's tokens used at the end of the call."
+    ),
     AttributeRow("llamacpp.model.architecture", "string", "Of the model's file, as the following."),
     AttributeRow("llamacpp.model.attention", "string", "Such as: GQA, 4 query heads to a KV head."),
     AttributeRow("llamacpp.model.quantization", "string", "The file's type."),
@@ -180,7 +184,7 @@ CLIENT = (
     ),
     AttributeRow("http.response.status_code", "int", "Of a failed call that the server answered."),
     AttributeRow("llamacpp.outcome", "string", "ok, cancelled, error."),
-    AttributeRow("llamacpp.slot.id", "int", "The slot that served it, where the answer tells."),
+    AttributeRow("llamacpp.slot.id", "int", "The slot that served it, where the response has it."),
     AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "By the answer's timings, as the next four."),
     AttributeRow("llamacpp.prefill.tokens_per_second", "double, tokens/s", ""),
     AttributeRow("llamacpp.decode.tokens_per_second", "double, tokens/s", ""),
@@ -206,13 +210,13 @@ DECORATED = (
 """Attributes that ``task``, ``workflow`` and ``span`` add."""
 
 OBSERVED = (
-    AttributeRow("llamacpp.observed", "string", "polling: nothing about this span's times is exact."),
+    AttributeRow("llamacpp.observed", "string", "polling: the times of this span are not exact."),
     AttributeRow(
         "llamacpp.observed.longest",
         "double, s",
-        "It took no longer: from the look before the first that found it to the one that did not any more.",
+        "Upper bound of its duration: from the poll before the first that found it to the first that did not.",
     ),
-    AttributeRow("llamacpp.observed.output_tokens", "int, tokens", "Generated at the last look."),
+    AttributeRow("llamacpp.observed.output_tokens", "int, tokens", "Generated at the last poll."),
 )
 """Additional attributes of an observed request; it also has model, server, slot, task and, once it generates, its
 input tokens."""

@@ -301,9 +301,9 @@ def _description(call: Call) -> str:
 def _parts(call: Call, record: ClientCall) -> list[tuple[str, float, float]]:
     """Name, start and end (Unix seconds) of each part of a call.
 
-    From llama.cpp's timings where there are any. Headers of a stream mark the time when a slot took it, the first
+    From llama.cpp's timings where there are any. Headers of a stream mark the time when it got its slot, the first
     token the end of prefill. Without a stream prefill and decode end with the response, and ``wait`` is all before
-    them: network, proxies and the server's queue, which a client cannot tell apart.
+    them: network, proxies and the server's queue, which a client cannot separate.
     """
     if not record.generates or record.tasks != 1:
         return []

@@ -34,17 +34,17 @@ class _Telemetry:
     """Where spans go; None is nowhere."""
 
     tracer: Tracer | None = None
-    ended = False
+    shut_down = False
 
 
 def use(tracer: Tracer | None) -> None:
     """Write spans with this tracer from now on; None ends it. Open spans keep the tracer that they started with."""
-    _Telemetry.tracer, _Telemetry.ended = tracer, tracer is None
+    _Telemetry.tracer, _Telemetry.shut_down = tracer, tracer is None
 
 
 def tracer() -> Tracer | None:
     """The tracer that spans are written with now: that of ``init()``, or of the global provider; else None."""
-    if _Telemetry.tracer is not None or _Telemetry.ended:
+    if _Telemetry.tracer is not None or _Telemetry.shut_down:
         return _Telemetry.tracer
     return global_tracer.tracer()
 
@@ -338,14 +338,14 @@ def _coroutine(
 
 
 Opened = tuple[AbstractContextManager[None], Callable[["BaseException | None"], None]]
-"""The context of a generator's code, and what is called with the exception that ended it, or None."""
+"""The context of a generator's code, and a function to call with its exception, or None."""
 
 
 def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
     """``function``, whose generators run in a context that ``opened`` gives at their first step."""
 
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        context, ended = opened(args, kwargs)
+        context, finish = opened(args, kwargs)
         failure: BaseException | None = None
         try:
             body: Generator[Any, Any, Any] = function(*args, **kwargs)
@@ -369,7 +369,7 @@ def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened
             failure = error
             raise
         finally:
-            ended(failure)
+            finish(failure)
 
     return call
 
@@ -378,7 +378,7 @@ def _async_generator(function: Callable[..., Any], opened: Callable[[Any, Any], 
     """The same of an async generator function."""
 
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        context, ended = opened(args, kwargs)
+        context, finish = opened(args, kwargs)
         failure: BaseException | None = None
         try:
             body: AsyncGenerator[Any, Any] = function(*args, **kwargs)
@@ -402,7 +402,7 @@ def _async_generator(function: Callable[..., Any], opened: Callable[[Any, Any], 
             failure = error
             raise
         finally:
-            ended(failure)
+            finish(failure)
 
     return call
 

@@ -7,25 +7,25 @@ import weakref
 from opentelemetry import trace
 
 _SCOPE = "llamatel"
-_ended: weakref.WeakSet[object] = weakref.WeakSet()
-"""Providers that ``shutdown()`` has ended. A global provider cannot be replaced, so one of these may still be it."""
+_shut_down: weakref.WeakSet[object] = weakref.WeakSet()
+"""Providers of ours that were shut down. A global provider cannot be replaced, so one of these may still be it."""
 
 
-def ended(provider: object) -> None:
-    """This provider of ours was shut down."""
-    _ended.add(provider)
+def mark_shut_down(provider: object) -> None:
+    """Record that a provider of ours was shut down."""
+    _shut_down.add(provider)
 
 
-def has_ended(provider: object) -> bool:
+def is_shut_down(provider: object) -> bool:
     """Whether it is one of ours that was shut down."""
-    return provider in _ended
+    return provider in _shut_down
 
 
 def provider() -> trace.TracerProvider | None:
     """The global provider; None where there is only the API's placeholder, or one of ours that was shut down."""
     current = trace.get_tracer_provider()
     placeholder = isinstance(current, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
-    return None if placeholder or has_ended(current) else current
+    return None if placeholder or is_shut_down(current) else current
 
 
 class _Cached:

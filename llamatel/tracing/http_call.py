@@ -39,7 +39,7 @@ _known_servers: dict[tuple[str, int | None], bool] = {}
 
 
 def suppressed() -> bool:
-    """Whether the current context asks for no instrumentation."""
+    """Whether the current context suppresses instrumentation."""
     return any(get_value(key) for key in _SUPPRESSED)
 
 
@@ -58,7 +58,7 @@ class HttpCall:
     def __init__(self, call: Call, *, retried: bool) -> None:
         self.call = call
         self._retried = retried
-        """The library may try again: only ``returned`` and ``fail`` tell which attempt was the last."""
+        """The library may retry: only ``returned`` and ``fail`` show which attempt was the last."""
         self._returned = False
         self._body: list[bytes] = []
         self._size = 0
@@ -71,7 +71,7 @@ class HttpCall:
     def of(
         cls, method: str, url: str, body: bytes, *, started_at: float | None = None, retried: bool = False
     ) -> HttpCall | None:
-        """A call that is about to be sent; None for a request that asks no model, or without telemetry."""
+        """A call that is about to be sent; None for a request that runs no model, or without telemetry."""
         parts = urlsplit(url)
         operation = next((name for end, name in _OPERATIONS.items() if parts.path.endswith(end)), None)
         if method.upper() != "POST" or operation is None or registered() is None or suppressed():
@@ -130,7 +130,7 @@ class HttpCall:
             self._events = EventLines()
 
     def finish_body(self) -> None:
-        """The body has ended."""
+        """The body is complete."""
         if not self.complete:
             self.complete = True
             if self._events is None and self._size <= _MAX_BODY:
@@ -154,7 +154,7 @@ class HttpCall:
             self.call.finish(cancelled=True)
 
     def fail(self, error: BaseException) -> None:
-        """The call ended with an exception."""
+        """The call failed with an exception."""
         if self.call.error_type is None and _is_timeout(error):
             self.call.error_type = "timeout"
         self.call.finish(error)
@@ -200,7 +200,7 @@ class HttpCall:
             found = error if isinstance(error, Mapping) else {}
             kind, message, code = found.get("type"), found.get("message"), found.get("code")
             if not failed and isinstance(code, int):
-                call.status = code  # a stream's error: the headers had said 200
+                call.status = code  # a stream's error: the status was 200
             call.error_type = kind[:64] if isinstance(kind, str) and kind else str(call.status)
             call.reason = message if isinstance(message, str) else None
             return

@@ -4,7 +4,7 @@ llama.cpp's log does not name the client, so a request becomes the child of a ca
 
 - a call that succeeded has run as a request between its sending and its response;
 - both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
-- a call that failed or was cancelled has no figures: times, and the way it ended, must leave one request to it;
+- a call that failed or was cancelled has no figures: times and outcome must leave one request to it;
 - and no other request in that time agrees, nor another call with that request.
 
 Where several agree, the requests get links to the calls that they may be. All others remain without a client.
@@ -246,7 +246,7 @@ class Joiner:
             self._in_flight[key] = call
 
     def dropped(self, key: object, *, other_server: bool = False) -> None:
-        """A call has ended; ``finished`` may follow. ``other_server``: it was not a call of llama.cpp."""
+        """A call is over; ``finished`` may follow. ``other_server``: it was not a call of llama.cpp."""
         with self._lock:
             call = self._in_flight.pop(key, None)
             if other_server and call is not None:
@@ -268,14 +268,14 @@ class Joiner:
         return True
 
     def completed(self, completion: Completion) -> None:
-        """A request has ended."""
+        """A request has finished."""
         held = _Held(completion, self._clock())
         self._held.append(held)
         if completion.call is not None:  # inside of this process: it names its caller itself
             held.origin = Origin()
             return
         self._addresses.watch(endpoint_of(completion.server))
-        # Always: a report of another process's call may arrive after its request has ended.
+        # Always: a report of another process's call may arrive after its request has finished.
         dropped = self._recent.add(held)
         if dropped is not None:
             self._forgotten_at = dropped.arrived_at
@@ -398,10 +398,10 @@ class Joiner:
         return call.has_timings if server is None else server == endpoint_of(completion.server)
 
     def _agree(self, call: ClientCall, completion: Completion) -> bool:
-        """Whether a request may be a call: in address and time, in how it ended, and in all figures that both have."""
+        """Whether a request may be a call: by address, time, outcome, and all figures that both have."""
         if call.outcome is not Outcome.OK:
             return self._may_be(call, completion) and _broke_off(call, completion)
-        # The figures first: they are quick to compare, and tell most apart.
+        # The figures first: they are quick to compare, and exclude most.
         if call.tasks == 1 and (
             completion.is_child
             or _differ(call.slot, completion.slot)
@@ -419,7 +419,7 @@ class Joiner:
 
 
 def _nearest(held: _Held) -> tuple[ClientCall, ...]:
-    """The calls that a request may be; of many those that ended next to it."""
+    """The calls that a request may be; of many those that finished closest to it."""
     if len(held.candidates) <= _MAX_LINKS:
         return tuple(held.candidates)
     ended_at = held.completion.ended_at

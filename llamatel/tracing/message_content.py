@@ -1,4 +1,4 @@
-"""Prompts and answers as the GenAI conventions write them; only where the environment asks for them (``VARIABLE``).
+"""Prompts and answers as the GenAI conventions write them; only where the environment enables it (``VARIABLE``).
 
 On spans they are JSON text, on events the same structure as it is (docs/gen-ai/gen-ai-input-messages.json,
 gen-ai-output-messages.json). Each piece of text is cut to 8,192 characters, so that the JSON stays whole; images and
@@ -93,7 +93,7 @@ def requested(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generated(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the model said: one message for each choice."""
+    """The output messages: one for each choice."""
     answers: dict[int, _Answer] = {}
     for document in documents:
         for index, piece, reason in _pieces(document):
@@ -138,7 +138,7 @@ class _Answer:
 
 
 def _pieces(document: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
-    """What a document adds to which choice, and why that ended."""
+    """What a document adds to which choice, and the choice's finish reason."""
     choices = document.get("choices")
     if isinstance(choices, list):
         for choice in choices:

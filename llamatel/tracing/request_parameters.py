@@ -1,4 +1,4 @@
-"""What a request to a model asks for, as the GenAI conventions name it."""
+"""The parameters of a request to a model, as the GenAI conventions name them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _ERROR_TYPES = (
 
 
 def operation(completion: Completion) -> str:
-    """``gen_ai.operation.name``: the log does not tell chat from plain completion, so both are ``generate_content``.
+    """``gen_ai.operation.name``: chat and plain completion look the same in the log, so both are ``generate_content``.
 
     A request that completed without figures for prefill or decode was an embedding (or a reranking, which llama.cpp
     runs as one).

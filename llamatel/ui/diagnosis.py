@@ -140,7 +140,7 @@ class Diagnosis:
     decode: RateLine | None
     decode_points: tuple[RatePoint, ...]
     decode_by_concurrency: dict[int, float]
-    """Median tokens per second of a request, by the number of requests that ran when it ended."""
+    """Median tokens per second of a request, by the number of requests that ran when it finished."""
     prefill_tokens_per_second: float | None
     draft_acceptance: float | None
     tokens_per_step: float | None

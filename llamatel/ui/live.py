@@ -1,4 +1,4 @@
-"""The current state and recent history of all servers: the document behind the web page and ``llamatel top``.
+"""The current state and recent history of all servers: the data of the web page and ``llamatel top``.
 
 History is kept in bounded rings. No prompt or answer text is included.
 """
@@ -99,7 +99,7 @@ class Live:
         self._tally = RequestStatistics(keep=_KEPT)
 
     def on_alarm(self, listener: Callable[[Alarm], None]) -> None:
-        """Call ``listener`` for each new alarm, on the thread that took the snapshot."""
+        """Call ``listener`` for each new alarm, on the thread of the snapshot."""
         self._listeners = (*self._listeners, listener)
 
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:

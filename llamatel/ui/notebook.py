@@ -63,7 +63,7 @@ class Report:
         self, document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], traces: Mapping[str, Any], title: str
     ) -> None:
         self.document = document
-        """The figures behind it, as JSON-ready data (see ``llamatel.ui.live``)."""
+        """Its figures as JSON-ready data (see ``llamatel.ui.live``)."""
         self.title = title
         self._histories = histories
         self._traces = traces

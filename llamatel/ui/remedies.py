@@ -40,7 +40,7 @@ def recompute_remedy(
     plain = {
         RecomputeCause.PREFIX_CHANGED: (
             "--cache-reuse 256",
-            "the client changes its prompt early: move what changes to the end; this flag reuses chunks behind it",
+            "the client changes its prompt early: move what changes to the end; this flag reuses the chunks after it",
         ),
         RecomputeCause.NO_CHECKPOINT: (
             "--ctx-checkpoints 64",
@@ -70,7 +70,7 @@ def eviction_remedy(
 ) -> Remedy:
     """More slots, where prompts take each other's slots. ``prefill_s``: of all those requests, the upper bound."""
     slots = 2 * _slots(settings)
-    reason = f"{requests} requests took a slot that held another prompt: with a slot each, conversations stay cached"
+    reason = f"{requests} requests got a slot that held another prompt: with a slot each, conversations stay cached"
     return Remedy(f"-np {slots}", reason, prefill_s, _cost(settings, shape, slots=slots))
 
 

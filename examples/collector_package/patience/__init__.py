@@ -1,4 +1,4 @@
-"""Requests that took longer than people wait for them, and how busy the machine is meanwhile."""
+"""Requests that took longer than users wait, and the machine's load at that time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamatel.snapshots import Snapshot
 
 
 class PatienceCollector(Collector):
-    """``PATIENCE_SECONDS`` says how long people wait; the default is 10."""
+    """``PATIENCE_SECONDS`` is how long users wait; the default is 10."""
 
     name = "patience"
     metrics = (
@@ -29,7 +29,7 @@ class PatienceCollector(Collector):
         self._limit_s = float(os.environ.get("PATIENCE_SECONDS", "10"))
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
-        """One request that ended."""
+        """One finished request."""
         if completion.duration_s > self._limit_s:
             yield Sample("patience.requests.slow", 1, completion.server)
 

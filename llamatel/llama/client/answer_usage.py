@@ -1,4 +1,4 @@
-"""What an answer says of itself, in whichever of llama.cpp's forms (tools/server/server-task.cpp, ``to_json_*``)."""
+"""Usage and timings of a response, in each of llama.cpp's forms (tools/server/server-task.cpp, ``to_json_*``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def update(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
-    """Add to ``answer`` what a document (a whole answer or an event of a stream) tells.
+    """Add to ``answer`` the figures of a document (a whole response or an event of a stream).
 
     Keys: ``id``, ``model``, ``finish_reasons``, ``usage``, ``timings``, ``slot``, ``truncated``.
     """

@@ -1,4 +1,4 @@
-"""One call to a model as its client sees it: times, figures from the response, how it ended.
+"""One call to a model as its client sees it: times, figures from the response, outcome.
 
 Telemetry registers a listener (``listen``). Without one a call costs nothing.
 """
@@ -63,7 +63,7 @@ class Call:
         self.sent_at: float | None = None
         """When the last attempt was sent."""
         self.headers_at: float | None = None
-        """When the response started: of a stream, when a slot took the request."""
+        """When the response started: of a stream, when the request got its slot."""
         self.first_token_at: float | None = None
         """When the first chunk with generated content arrived; streams only."""
         self.last_chunk_at: float | None = None
@@ -121,7 +121,7 @@ class Call:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Whether it failed."""
         return self.error_type is not None
 
     def _guarded(self, report: Callable[[Call], Any]) -> Any:

@@ -28,7 +28,7 @@ class CarriedCounters:
         """Counters as the server gives them now. Only names that end in ``_total`` are counters.
 
         ``process``: whose they are, where replaced processes are announced; then an answer that was overtaken, by
-        another one or by the process's end, is recognised. Without it a counter that fell tells of a new process.
+        another one or by the process's end, is recognised. Without it a counter that decreased shows a new process.
         """
         counters = {name: value for name, value in values.items() if is_counter(name) and math.isfinite(value)}
         with self._lock:

@@ -11,7 +11,7 @@ from llamatel.inputs.documents import count, text
 
 @dataclass(frozen=True, slots=True)
 class ServerProps:
-    """Source: tools/server/server-context.cpp, ``get_props``. None where the server does not say."""
+    """Source: tools/server/server-context.cpp, ``get_props``. None where the server does not report it."""
 
     build: str | None = None
     model_path: str | None = None
@@ -41,7 +41,7 @@ def parse_props(document: Mapping[str, object]) -> ServerProps:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Source: tools/server/server-context.cpp, ``get_models``. None where the server does not say."""
+    """Source: tools/server/server-context.cpp, ``get_models``. None where the server does not report it."""
 
     name: str | None = None
     """The alias, else the file's name."""

@@ -1,4 +1,4 @@
-"""What llamatel asks a llama.cpp server over HTTP, and nothing more.
+"""The HTTP requests that llamatel sends to a llama.cpp server.
 
 ``/metrics``, ``/props`` and ``/health`` neither wake a sleeping server nor keep one awake; ``/slots`` does both.
 """
@@ -78,7 +78,7 @@ class Scrape:
     values: Mapping[str, float]
     process: str | None = field(default=None)
     """Changes with the server's process: when it started, by a clock of its own machine that is no Unix time (the
-    header's name says otherwise). It survives sleep."""
+    header's name suggests otherwise). It survives sleep."""
 
 
 class ServerClient:
@@ -123,12 +123,12 @@ class ServerClient:
     def health(self, timeout_s: float | None = None) -> int:
         """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
 
-        Raises ServerUnreachable where nobody answers.
+        Raises ServerUnreachable where no server answers.
         """
         return self.get("/health", timeout_s).status
 
     def healthy(self, timeout_s: float | None = None) -> bool:
-        """True once the model is loaded; False while it loads or nobody listens."""
+        """True once the model is loaded; False while it loads or no server listens."""
         try:
             return self.health(timeout_s) == 200
         except ServerUnreachable:
@@ -155,11 +155,11 @@ class ServerClient:
         return slots
 
     def props(self, timeout_s: float | None = None) -> ServerProps:
-        """What ``/props`` tells; nothing but None where that cannot be had."""
+        """The properties of ``/props``; all None where it does not answer."""
         return parse_props(self._document("/props", timeout_s))
 
     def build(self, timeout_s: float | None = None) -> str | None:
-        """llama.cpp's build as ``/props`` tells it; None where that cannot be had."""
+        """llama.cpp's build as ``/props`` reports it; None where it does not answer."""
         return self.props(timeout_s).build
 
     def _answer(self, path: str, missing: str, timeout_s: float | None) -> Response:
@@ -180,7 +180,7 @@ class ServerClient:
         return self.model_card(timeout_s).name
 
     def model_card(self, timeout_s: float | None = None) -> ModelCard:
-        """What ``/v1/models`` tells of the one model; nothing but None where that cannot be had."""
+        """The only model's entry in ``/v1/models``; all None where it does not answer."""
         models = self._document("/v1/models", timeout_s).get("data")
         return parse_model_card(models[0] if isinstance(models, list) and len(models) == 1 else None)
 

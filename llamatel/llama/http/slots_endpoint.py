@@ -1,6 +1,6 @@
-"""What ``/slots`` answers, as records; and how fast tokens are generated now, which follows from two answers.
+"""The response of ``/slots`` as records, and the current decode rate, from two responses.
 
-``/slots`` wakes a sleeping server and keeps one awake: who asks decides when.
+``/slots`` wakes a sleeping server and keeps it awake: the caller decides when to poll.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def parse_slots(document: object) -> tuple[SlotState, ...] | None:
     Nor is a list with more slots, or higher numbers, than llama.cpp can have.
 
     Source: ``server_slot::to_json``, tools/server/server-context.cpp. ``n_prompt_tokens`` are the tokens in the slot's
-    part of the KV cache: of the old prompt until the new one begins to be processed, then those kept and those
+    part of the KV cache: of the old prompt until processing of the new one starts, then those kept and those
     processed, a running batch included, then the generated ones too, drafted ones while they are verified; they stay
-    after the request. A slot that never had a task does not say how many: then it has none.
+    after the request. A slot that never had a task has no such field: it holds none.
     """
     if not isinstance(document, list) or len(document) > _MOST_SLOTS:
         return None
@@ -38,7 +38,7 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
         busy = state == 1  # builds before November 2024, and their forks
     if number is None or not isinstance(busy, bool):
         return None
-    task = count(entry.get("id_task"))  # builds before 2026 say -1 where it is left out now
+    task = count(entry.get("id_task"))  # builds before 2026 have -1 where it is left out now
     tokens = count(entry.get("n_prompt_tokens"))
     progress, speculative = entry.get("next_token"), entry.get("speculative")
     if isinstance(progress, list) and progress:  # an object in builds before 2026
@@ -57,10 +57,10 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
 
 
 class DecodeRate:
-    """Tokens a second that all slots together generated since the observation before. Not thread-safe.
+    """Tokens a second that all slots together generated since the previous observation. Not thread-safe.
 
-    llama.cpp's own counter moves when a request ends, a slot's while it runs; together they are all there is. Called
-    one after the other they may disagree about a request that ends in between: its rest counts in the next interval.
+    llama.cpp's own counter moves when a request finishes, a slot's while it runs; together they are complete. Polled
+    one after the other they may disagree on a request that finishes in between: its rest counts in the next interval.
     """
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class DecodeRate:
         return tuple(replace(slot, decode_rate=self._by_slot.get(slot.id)) for slot in slots)
 
     def observe(self, slots: Iterable[SlotState], generated_total: float | None, at: float) -> float | None:
-        """The rate, from ``/slots`` and ``tokens_predicted_total`` (asked for first) at ``at`` (monotonic, seconds).
+        """The rate, from ``/slots`` and ``tokens_predicted_total`` (polled first) at ``at`` (monotonic, seconds).
 
-        None the first time, and for a server whose slots do not say how far they are. Without the counter what a
-        request generated between the last look at it and its end is left out.
+        None the first time, and for a server whose slots do not report progress. Without the counter, tokens generated
+        between a request's last poll and its end are left out.
         """
         slots = tuple(slots)
         running = {(slot.id, slot.task): slot.decoded for slot in slots if slot.busy and slot.decoded is not None}
@@ -97,8 +97,8 @@ class DecodeRate:
                 self._owed = 0.0
                 self._by_slot = {}
                 return None
-            ended = sum(seen for key, seen in was.items() if key not in running)
-            rest = generated_total - counted - ended + self._owed
+            finished = sum(seen for key, seen in was.items() if key not in running)
+            rest = generated_total - counted - finished + self._owed
             self._owed = min(0.0, rest)
             tokens += max(0.0, rest)
         return tokens / (at - before)

@@ -94,8 +94,8 @@ class RunningCall:
                     one.first = counters.read(self.llama)
                 yield token
         finally:
-            # A stream that was forgotten is closed by whatever thread collects garbage, perhaps when its model is gone
-            # or is being freed: llama.cpp is asked by the thread that used it, or not at all.
+            # An abandoned stream is closed by the thread that collects garbage, possibly after its model was freed:
+            # read llama.cpp's counters on the thread that used it, or not at all.
             if thread == get_ident() and not is_closed(self.llama):
                 one.last = counters.read(self.llama)
                 one.ended_by_model = token is not None and _ends(self.llama, token)
@@ -107,7 +107,7 @@ class RunningCall:
         self._passes.append(one)
 
     def answered(self, response: object) -> None:
-        """Take from a response, or a part of one, what the conventions ask for; never text."""
+        """Record from a response, or a part of one, the attributes of the conventions; never text."""
         self._active_at = self._now()
         if not isinstance(response, Mapping):
             return
@@ -119,7 +119,7 @@ class RunningCall:
                 self._finish_reasons = (*self._finish_reasons, reason)
 
     def end(self, server: ServerInfo, error: BaseException | None = None) -> Completion:
-        """The call is over. A stream that was dropped ended with its last part: when it was freed is unknown."""
+        """Finish the call. A dropped stream finished with its last part: when it was freed is unknown."""
         ended_at = self._active_at if isinstance(error, GeneratorExit) else self._now()
         embedding = self.operation == "embeddings"
         outcome, text, kind = _outcome(error)

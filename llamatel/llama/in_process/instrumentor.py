@@ -202,6 +202,6 @@ def _stream(call: RunningCall, source: model.ModelSource, parts: Iterator[Any]) 
 
 def _record(call: RunningCall, source: model.ModelSource, error: BaseException | None) -> None:
     try:
-        source.ended(call.end(source.server, error))
+        source.finished(call.end(source.server, error))
     except Exception:  # noqa: BLE001 - the boundary to an application that must not feel us
         _log.exception("a call of llama-cpp-python could not be recorded")

@@ -139,7 +139,7 @@ class ModelSource:
         """Have ``listener`` called for each call that ends, on the thread that made it; returns what ends that."""
         return self._listeners.add(listener)
 
-    def ended(self, completion: Completion) -> None:
+    def finished(self, completion: Completion) -> None:
         """Count a call and hand it out."""
         counts = {
             "prompt_tokens_total": completion.prompt_computed,
@@ -154,7 +154,7 @@ class ModelSource:
             listener(completion)
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
-        """What its objects hold now; nothing once all are gone. Calls nothing of llama.cpp, which other threads use."""
+        """What its objects hold now; empty once all are freed. Does not call llama.cpp, which other threads use."""
         with self._lock:
             loaded = [(llama, model) for llama, model in self._loaded.items() if not is_closed(llama)]
             counters = dict(self._totals)
@@ -166,14 +166,14 @@ class ModelSource:
 
 
 def is_closed(llama: Any) -> bool:
-    """Whether its context is gone."""
+    """Whether its context was freed."""
     return getattr(getattr(llama, "_ctx", None), "ctx", None) is None
 
 
 def _kv_cache(held: Iterable[tuple[LoadedModel, int, bool]]) -> KvCacheState:
     """What a model's contexts hold together: model, tokens, whether a call works on it.
 
-    Tokens stay after a call, for the next one that begins alike.
+    Tokens stay after a call, for the next one with the same prefix.
     """
     capacity: int | None = 0
     active = cached = 0

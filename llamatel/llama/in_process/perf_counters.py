@@ -24,8 +24,8 @@ ZERO = Counters(0.0, 0)
 def read(llama: Any) -> Counters | None:
     """The counters now; None where the context does not measure (``no_perf``), or is closed.
 
-    To be called by the thread that uses the context. llama.cpp says 1 for a count of 0 (src/llama-context.cpp,
-    ``perf_get_data``); what took no time was not computed.
+    To be called by the thread that uses the context. llama.cpp reports 1 for a count of 0 (src/llama-context.cpp,
+    ``perf_get_data``); a count with zero time is 0.
     """
     import llama_cpp
 

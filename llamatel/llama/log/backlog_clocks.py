@@ -57,7 +57,7 @@ class BacklogClocks:
         self._seen = 0
         self._starts: dict[int, float] = {}
         self.too_close = False
-        """After ``finish``: whether clocks of processes that write at the same time cannot be told apart."""
+        """After ``finish``: whether clocks do not distinguish processes that write at the same time."""
         self._replay: Iterator[int] = iter(())
 
     def add(self, line: str, parts: LogLine) -> None:

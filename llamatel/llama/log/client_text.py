@@ -30,7 +30,7 @@ class ClientText:
 
     def __init__(self) -> None:
         self.open = False
-        """Whether one has started and not ended."""
+        """Whether one has started and not finished."""
         self._start: str | None = None
         self._since = 0.0
         self._lines = 0

@@ -29,7 +29,7 @@ _MAX_LENGTH = 4096
 
 
 def hint(failure: str | None) -> str:
-    """What to do about it, where the message does not say so."""
+    """The remedy, where the message does not have it."""
     taken = failure is not None and _PORT_TAKEN.search(failure)
     return "; does another server listen there? port 0 takes a free one" if taken else ""
 

@@ -62,7 +62,7 @@ def _plain(value: str) -> str:
 
 def _translated(message: str, values: Mapping[str, str], level: str) -> KeyValueLine:
     stamp = values.get("timestamp", "")
-    # Whole seconds: it was written before the next one began.
+    # Whole seconds: it was written before the next second.
     wall = float(stamp) + 1.0 if _NUMBER.fullmatch(stamp) and int(stamp) > 0 else None
     slot, task = (_number(values.get(name)) for name in ("id_slot", "id_task"))
     function, text_of_slot = _of_slot(message, values)

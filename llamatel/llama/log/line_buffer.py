@@ -32,6 +32,6 @@ class LineBuffer:
         return lines
 
     def flush(self) -> list[str]:
-        """The last line, where the stream ended without a line end."""
+        """The last line, where the stream has no final line end."""
         rest, self._rest = self._rest, b""
         return [rest.rstrip(b"\r").decode("utf-8", "replace")] if rest and not self._skipping else []

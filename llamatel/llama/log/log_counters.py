@@ -26,7 +26,7 @@ class LogCounters:
     started: int = 0
     lost: int = 0
     untimed: int = 0
-    """Requests that ended well without timings."""
+    """Requests that completed without timings."""
     timed: int = 0
     context_shifts: int = 0
     slot_lines: int = 0

@@ -11,7 +11,7 @@ from llamatel.errors import LogSourceError
 _GZIP = b"\x1f\x8b\x08"
 _PIECE = 1 << 20
 HEAD = 4
-"""Bytes that tell the encoding."""
+"""Bytes that show the encoding."""
 
 
 def encoding_of(head: bytes) -> str:

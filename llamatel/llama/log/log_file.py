@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
 _OLD_FILE_S = 60.0
-"""A file that was moved away is followed until nothing came for so long: its writer may not have switched yet."""
+"""A file that was moved away is followed until it was silent for this long: its writer may not have switched yet."""
 _MOST_OLD = 4
 _REPLAYED_START = 1 << 20
 _REPLAYED_END = 4 << 20
-"""Bytes read again after a restart, for what they say about the server and the requests in flight."""
+"""Bytes read again after a restart, to restore the server's state and the requests in flight."""
 _MOST_SIBLINGS = 1000
 
 
@@ -155,7 +155,7 @@ class _FileBacklog(Backlog):
             self._source.save(file)
 
     def _recorded(self) -> Iterator[tuple[Sequence[str], bool]]:
-        """Lines before the position: what they say of the server, and the requests that were in flight."""
+        """Lines before the position: for the server's state, and the requests that were in flight."""
         if self._start == 0:
             return
         pieces = [(0, min(self._start, _REPLAYED_START)), (max(0, self._start - _REPLAYED_END), self._start)]
@@ -282,7 +282,7 @@ class FileSource:
         return current
 
     def _resume(self, position: Position, current: _OpenFile | None) -> Generator[Batch | Backlog, None, int]:
-        """What was written while nobody read; returns where to go on in the current file."""
+        """What was written while no llamatel ran; returns where to continue in the current file."""
         if current is not None and position.head.matches(current.descriptor) and position.offset <= current.size:
             return position.offset
         moved = self._sibling(position)

@@ -74,7 +74,7 @@ class LogSource(Protocol):
 
     @property
     def bytes_lost(self) -> int:
-        """Bytes of it that were gone before they could be read."""
+        """Bytes of it that were lost before they could be read."""
 
 
 class StreamSource:
@@ -102,7 +102,7 @@ class StreamSource:
 
     def stop(self) -> None:
         """End ``batches`` now; may be called from any thread."""
-        with contextlib.suppress(OSError):  # it has ended already
+        with contextlib.suppress(OSError):  # it is closed already
             os.write(self._wake_write, b"!")
 
     def batches(self) -> Iterator[Batch | Backlog]:
@@ -113,9 +113,9 @@ class StreamSource:
         size = 0
         try:
             while True:
-                data, ended = self._read(_SILENCE_S if backlog or caught_up else None)
+                data, closed = self._read(_SILENCE_S if backlog or caught_up else None)
                 now = time.time()
-                lines = self._lines(data, ended=ended)
+                lines = self._lines(data, closed=closed)
                 if caught_up:
                     yield Batch(lines, now)
                 else:
@@ -125,10 +125,10 @@ class StreamSource:
                     silent = bool(backlog) and not data
                     # A busy server's log is never silent: after some seconds its lines are given as they come.
                     much = size > _BACKLOG_BYTES or len(backlog) > _BACKLOG_LINES or now - started > _BACKLOG_S
-                    if ended or silent or (backlog and much):
+                    if closed or silent or (backlog and much):
                         yield Backlog(backlog, last)
                         backlog, size, caught_up = [], 0, silent
-                if ended:
+                if closed:
                     return
         except OSError as error:
             raise LogSourceError(f"{self.name} cannot be read: {error.strerror}") from None
@@ -139,7 +139,7 @@ class StreamSource:
                 os.close(self._descriptor)
 
     def _read(self, pause: float | None) -> tuple[bytes, bool]:
-        """What is there after ``pause`` seconds at the latest, and whether the stream has ended."""
+        """Data that arrived within ``pause`` seconds, and whether the stream was closed."""
         ready, _, _ = select.select([self._descriptor, self._wake_read], [], [], pause)
         if self._wake_read in ready:
             return b"", True
@@ -151,10 +151,10 @@ class StreamSource:
         stopped, _, _ = select.select([self._wake_read], [], [], _LOOK_S)  # no writer at the moment
         return b"", bool(stopped)
 
-    def _lines(self, data: bytes, *, ended: bool) -> list[str]:
+    def _lines(self, data: bytes, *, closed: bool) -> list[str]:
         if self._decoder is None:
             if not data:
                 return []
             self._decoder = Decoder(encoding_of(data[:HEAD]))
         lines = [line for text in self._decoder.feed(data) for line in self._buffer.feed(text)]
-        return lines + self._buffer.flush() if ended else lines
+        return lines + self._buffer.flush() if closed else lines

@@ -2,7 +2,7 @@
 
 Container runtimes (docker json-file, containerd CRI, ``docker logs -t``, compose), kubectl, stern, journald, syslog,
 Loki, and every program that logs llama.cpp's line as a JSON or logfmt field or after a prefix of its own. Wrappers are
-detected per line and may be nested. What they say of the source tells servers apart that share one stream; their
+detected per line and may be nested. The source that they name distinguishes servers that share one stream; their
 timestamps date the lines.
 
 A line of llama.cpp itself is never looked into: a client's text may stand in it. Pure functions, linear in the line.
@@ -95,7 +95,7 @@ def without_colours(text: str) -> str:
 
 
 def holds_own_line(text: str) -> bool:
-    """Whether llama.cpp's line stands somewhere in a text, behind a prefix or in quotes."""
+    """Whether a text contains llama.cpp's line, after a prefix or in quotes."""
     return _OWN_INSIDE.search(text) is not None
 
 

@@ -23,7 +23,7 @@ _CONTEXT_FULL = "Context size has been exceeded"
 
 
 def _seconds(found: re.Match[str], tokens: int) -> float:
-    """A time that is printed to 0.01 ms, to the microsecond where the rate of ``tokens`` beside it is that precise."""
+    """A time printed to 0.01 ms, refined to microseconds where the rate of ``tokens`` on the line is that precise."""
     printed = float(found.group(1))
     rate = float(found.group(3) or 0.0)
     if rate > 0 and tokens > 0:
@@ -75,7 +75,7 @@ class LoggedRequest:
     def _prefill(self, text: str, time: float) -> str:
         found = _PREFILL.match(text)
         if found is None:
-            # Progress notes start alike; only figures that cannot be read are malformed.
+            # Progress notes start the same; only figures that cannot be read are malformed.
             return "malformed" if text.startswith("prompt eval time") else "request"
         self.computed = int(found.group(2))
         self.prefill_s = _seconds(found, self.computed)
@@ -131,7 +131,7 @@ class LoggedRequest:
         others: Sequence[LoggedRequest],
         rewindable: bool | None = None,
     ) -> Completion:
-        """It ended at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run.
+        """Finish it at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run.
 
         ``rewindable``: whether the model's cache can be cut anywhere (see ``prompt_reuse``).
         """

@@ -21,7 +21,7 @@ _MOST_BUFFERS = 256
 
 
 def reports_no_gpu(text: str) -> bool:
-    """Whether a line reports that there is no GPU: llama.cpp prints it on stderr, beside its log."""
+    """Whether a line reports that there is no GPU: llama.cpp prints it on stderr, not in its log."""
     return _NO_GPU.match(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""How much of a prompt was in the KV cache of the slot that took it, and how much of that was computed again.
+"""How much of a prompt was in the KV cache of its slot, and how much of that was computed again.
 
 llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``, three digits) before it decides what it
 can use of it. Where less is reused, the rest is lost. The cause is taken from the lines in between, or from what the

@@ -79,7 +79,7 @@ class LogReader:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def feed(self, line: str, now: float, parts: LogLine | None = None) -> Sequence[Completion]:
-        """Read one line of text (without its line end) at Unix time ``now``; the requests that ended with it.
+        """Read one line of text (without its line end) at Unix time ``now``; return the requests that it finished.
 
         ``parts``: the line, where it was parsed already. Raises ForeignLine after ``watch_for_others``.
         """
@@ -111,7 +111,7 @@ class LogReader:
             return self._read_failed()
 
     def feed_output(self, line: OutputLine, now: float) -> Sequence[Completion]:
-        """Read one line that a launched server wrote; what is beside its log adds to ``logged_server`` at most."""
+        """Read one line that a launched server wrote; output other than its log only adds to ``logged_server``."""
         if line.kind is LineKind.RECORD:
             return self.feed_record(line.text, now)
         if line.kind is LineKind.TEXT:
@@ -276,7 +276,7 @@ class LogReader:
 
     @property
     def process_started_at(self) -> float | None:
-        """Unix time at which the process began to log; None before its first line."""
+        """Unix time at which the process started to log; None before its first line."""
         return self._clock.process_started_at
 
     def date(self, time: float, now: float) -> None:
@@ -288,7 +288,7 @@ class LogReader:
         self._requests.number_taken(self._last_time)
 
     def abort(self, now: float, error: str) -> list[Completion]:
-        """The server is gone: every request in flight ends at ``now`` as an error."""
+        """The server exited: every request in flight fails at ``now``."""
         completed = [completion for reader in self.router for completion in reader.abort(now, error)]
         start = self._clock.process_started_at
         before, self._completed = self._completed, []

@@ -1,4 +1,4 @@
-"""Requests that llama.cpp rejected before a slot took them, by reason.
+"""Requests that llama.cpp rejected before they got a slot, by reason.
 
 These messages quote what a client sent. Only the fact and llama.cpp's own status are taken from them, and the status
 stands before the quotation (tools/server/server.cpp, ``ex_wrapper``; server-http.cpp; server-context.cpp).

@@ -85,7 +85,7 @@ class RouterLog(Generic[R]):
         self.seen = False
         """Whether this is a router's log at all."""
         self.names_dropped = 0
-        """Messages about models beyond those that are told apart."""
+        """Messages about models beyond the number that is kept apart."""
         self._disconnected: list[R] = []
 
     def __iter__(self) -> Iterator[R]:
@@ -137,7 +137,7 @@ class RouterLog(Generic[R]):
         return found is not None
 
     def pop_disconnected(self) -> list[R]:
-        """The readers of processes that ended since the last call: their requests in flight ended with them."""
+        """The readers of processes that exited since the last call: their requests in flight failed with them."""
         readers, self._disconnected = self._disconnected, []
         return readers
 

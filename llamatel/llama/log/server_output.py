@@ -25,7 +25,7 @@ class LineKind(Enum):
 
     RECORD = "a JSONL record"
     TEXT = "a line of a text log"
-    STARTUP = "a line beside the log, before any client was there"
+    STARTUP = "a line outside the log, before any client connected"
     OTHER = "no part of the log"
 
 
@@ -57,17 +57,17 @@ class ServerOutput:
         self._jsonl = None
 
     def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Iterator[OutputLine]:
-        """The lines in the order in which they count; ``listening``: whether clients may have sent requests."""
+        """The lines in reading order; ``listening``: whether clients may have sent requests."""
         if self._jsonl is None and not listening:
             self._decide(stdout, stderr)
-        beside = LineKind.OTHER if listening else LineKind.STARTUP
+        other = LineKind.OTHER if listening else LineKind.STARTUP
         if not self._jsonl:
             # Without a log until it listens there is none later on, but for what clients have printed.
             kind = LineKind.OTHER if self._jsonl is None and listening else LineKind.TEXT
             # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
             yield from (OutputLine(line, kind) for line in (*stderr, *stdout))
             return
-        yield from (OutputLine(line, beside) for line in stderr)
+        yield from (OutputLine(line, other) for line in stderr)
         yield from (OutputLine(line, LineKind.RECORD) for line in stdout)
 
     def _decide(self, stdout: Sequence[str], stderr: Sequence[str]) -> None:

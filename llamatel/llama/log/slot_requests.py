@@ -30,12 +30,12 @@ class ForeignLine(Exception):
 
 
 class OnEnd(Protocol):
-    """Called for each request that ended, after its slot was given up."""
+    """Called for each finished request, after its slot was released."""
 
     def __call__(
         self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
     ) -> None:
-        """It ended at ``time`` with ``tokens`` in its slot."""
+        """Finish it at ``time`` with ``tokens`` in its slot."""
 
 
 class SlotRequests:
@@ -58,7 +58,7 @@ class SlotRequests:
         self._idle_task = -1
         """No task up to this one can start any more: it was idle after it had started."""
         self._displaced: set[tuple[int, int]] | None = None
-        """Requests whose slot another got before they had ended; None where the log is one server's for certain."""
+        """Requests whose slot another got before they finished; None where the log is certainly one server's."""
 
     def __iter__(self) -> Iterator[LoggedRequest]:
         """The requests in flight."""
@@ -89,7 +89,7 @@ class SlotRequests:
         request = self._active.get(slot)
         is_release = function == "     release" and message.startswith("stop processing")
         if request is None or request.task != task:
-            # It began before the log was read, so nothing is known of its beginning.
+            # It started before the log was read, so its start is unknown.
             if is_release:
                 if self._displaced and (slot, task) in self._displaced:
                     raise ForeignLine
@@ -150,13 +150,13 @@ class SlotRequests:
         return "request"
 
     def number_taken(self, time: float) -> None:
-        """Something that is no request took a task number."""
+        """Count a task number that is not a request's."""
         self._queue.number_taken(time)
 
     # -- the end of all ---------------------------------------------------------------------------------------------
 
     def abort(self, time: float, error: str) -> None:
-        """The process is gone: every request in flight fails."""
+        """The process exited: every request in flight fails."""
         for request in self._active.values():
             request.error = error
             request.queue_s = self._queue.broken_off(request.task, time, 0)

@@ -111,7 +111,7 @@ class WrappedLines:
         return self._from_file(self._whole(peel(found._replace(text=without_colours(found.text)))))
 
     def _rest(self, line: str) -> Iterable[Carried]:
-        """A line that may continue one that was split; what is around it only tells together with the other part."""
+        """A line that may continue a split one; its wrapper is known only with the other part."""
         found = Carried(without_colours(line))
         while (peeled := peel(found, 1)) is not found:
             found = peeled

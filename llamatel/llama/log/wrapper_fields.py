@@ -1,7 +1,7 @@
 """Records of other programs that carry llama.cpp's line in a field: JSON, and key=value pairs (logfmt).
 
 Which field holds the line is known for the usual ones, and else found by its content: llama.cpp's own line start. The
-same record says whose line it is (pod, container, unit, ...) and when it was written.
+same record names the line's source (pod, container, unit, ...) and the time of writing.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _ADDRESS_IN_NAME = re.compile(r".*:\d{2,5}$")
 
 
 class Carried(NamedTuple):
-    """What a record of another program says of one line of llama.cpp."""
+    """The metadata of one line of llama.cpp in another program's record."""
 
     text: str
     origin: str = ""
-    """What tells this source from others of the same stream: pod, container, unit, ...; empty where it does not say."""
+    """What identifies this source in the stream: pod, container, unit, ...; empty where unknown."""
     name: str | None = None
     """The pod's, container's or compose service's name, where there is one."""
     process: str | None = None
@@ -78,7 +78,7 @@ def _unescaped(found: re.Match[str]) -> str:
 def from_json(text: str, inner: Callable[[str], bool]) -> Carried | None:
     """The line in a JSON object at the start of ``text``; None if that is none, or holds no text.
 
-    ``inner`` says whether a value is such a record itself, or has a prefix before llama.cpp's line.
+    ``inner`` decides whether a value is such a record itself, or has a prefix before llama.cpp's line.
     """
     try:
         document, end = _DECODER.raw_decode(text)

@@ -1,7 +1,7 @@
 """Timestamps that container runtimes, journald, syslog and log collectors put on a line, as Unix time.
 
 A stamp is rounded up to its resolution: a line was written at that time at the latest. Stamps without a time zone are
-local time, and count only where that does not lie in the future.
+local time, and count only where that is not in the future.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A child process whose output is always drained: lines in, exit status out, no orphan left.
 
-Not thread-safe: the thread that starts the child also reads it and stays until it has ended (on Linux the kernel kills
+Not thread-safe: the thread that starts the child also reads it and stays until it has exited (on Linux the kernel kills
 the child when that thread ends).
 """
 
@@ -149,7 +149,7 @@ class Child:
 
     @property
     def finished(self) -> bool:
-        """True once it has ended and everything it wrote was read."""
+        """True once it has exited and everything it wrote was read."""
         if self._process.poll() is None:
             return False
         if not self._open:

@@ -171,7 +171,7 @@ class ServerManager:
         return self.wait_until_ready(timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait until the server has ended for good; its exit status, or None if it still runs after ``timeout``."""
+        """Wait until the server has finally exited; its exit status, or None if it still runs after ``timeout``."""
         supervisor = self._started()
         supervisor.join(timeout)
         return None if supervisor.running else supervisor.returncode
@@ -187,7 +187,7 @@ class ServerManager:
         """The server's state and llama.cpp's counters now, and what is in its KV cache; None if it was never started.
 
         One GET of /metrics while it is ready, and of /slots if something ran since the last time; where the first
-        fails, or the server has ended, the counters are the last ones. Takes 2.5 seconds where nothing answers.
+        fails, or the server has exited, the counters are the last ones. Takes 2.5 seconds if it does not answer.
         """
         return next(iter(self.snapshots()), None)
 
@@ -200,12 +200,12 @@ class ServerManager:
 
     @property
     def state(self) -> ServerState:
-        """Where the server is in its life."""
+        """The server's lifecycle state."""
         return ServerState.STOPPED if self._supervisor is None else self._supervisor.state
 
     @property
     def info(self) -> ServerInfo:
-        """Who it is; the port is None until a free one was found."""
+        """The server's identity; the port is None until a free one was found."""
         return self._requested if self._supervisor is None else self._supervisor.info
 
     @property
@@ -320,7 +320,7 @@ class ServerManager:
             for listener in self._listeners:
                 try:
                     listener(completion)
-                except Exception:  # noqa: BLE001 - the boundary to listeners, which are anybody's: our thread must live
+                except Exception:  # noqa: BLE001 - the boundary to users' listeners: our thread must live
                     if not self.listener_failures:
                         _log.exception("a listener failed; further failures are only counted")
                     self.listener_failures += 1
@@ -360,7 +360,7 @@ def stop_all(timeout: float = _EXIT_S) -> None:
         supervisor = manager._supervisor
         if supervisor is not None and supervisor.running:
             manager._observed.poll_counters(_LAST_POLL_S)
-            supervisor.ask_to_stop(timeout)
+            supervisor.request_stop(timeout)
             stopping.append(supervisor)
     for supervisor in stopping:
         with contextlib.suppress(ServerTimeout):

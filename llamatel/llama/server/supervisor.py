@@ -83,7 +83,7 @@ class _Stop:
     again_at: float | None
     """When to send SIGTERM again (monotonic); None: not at all."""
     ends: bool = False
-    """Its log says that it exits."""
+    """Its log shows that it exits."""
 
 
 class Supervisor:
@@ -103,7 +103,7 @@ class Supervisor:
         log: LogCopy | None,
         before: Supervisor | None = None,
     ) -> None:
-        """``hand_out`` gets the requests that ended; ``process_replaced`` is called before each new process.
+        """``hand_out`` gets the finished requests; ``process_replaced`` is called before each new process.
 
         ``before`` was the server's supervisor until it was restarted by hand.
         """
@@ -133,7 +133,7 @@ class Supervisor:
         self._changed = threading.Condition()
         self._stop_by: float | None = None
         self._over = False
-        self._may_ask = False
+        self._may_poll = False
         self._owner = os.getpid()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="llamatel-server", daemon=True)
@@ -146,7 +146,7 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        """False once the server has ended for good, and in a forked child: the server is its parent's."""
+        """False once the server has finally exited, and in a forked child: the server is its parent's."""
         return not self._over and self._owner == os.getpid()
 
     @property
@@ -157,7 +157,7 @@ class Supervisor:
         return tuple(self._readable(tail))
 
     def wait_until_ready(self, timeout: float | None) -> None:
-        """Raises ServerStartError once the server has ended for good, ServerTimeout when the time is up."""
+        """Raises ServerStartError once the server has finally exited, ServerTimeout when the time is up."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while self.state is not ServerState.READY:
@@ -174,17 +174,17 @@ class Supervisor:
                 self._changed.wait(left)
 
     def stop(self, timeout: float) -> None:
-        """``ask_to_stop``, and wait until it has ended. Raises ServerTimeout if even SIGKILL does not end it."""
+        """``request_stop``, and wait until it has exited. Raises ServerTimeout if even SIGKILL does not end it."""
         if threading.current_thread() is self._thread:
             raise ServerStateError("a listener cannot wait for the server's end: it runs on the thread that ends it")
-        self.ask_to_stop(timeout)
+        self.request_stop(timeout)
         with self._changed:
             self._changed.wait_for(lambda: self._over, timeout + _LAST_RESORT_S)
             if not self._over:
                 raise ServerTimeout(f"the server (pid {self.info.pid}) could not be stopped")
 
-    def ask_to_stop(self, timeout: float) -> None:
-        """SIGTERM now, SIGKILL after ``timeout`` seconds; returns at once. The shorter of several times holds."""
+    def request_stop(self, timeout: float) -> None:
+        """SIGTERM now, SIGKILL after ``timeout`` seconds; returns at once. Of several timeouts the shortest counts."""
         with self._changed:
             first = self._stop_by is None
             self._stop_by = min(self._stop_by or math.inf, time.monotonic() + timeout)
@@ -201,10 +201,10 @@ class Supervisor:
         return None if self._socket is None and not self._port else self.command.client_address(self._port or None)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the server has ended for good.
+        """Wait until the server has finally exited.
 
         Not by the thread's own ``join``: up to Python 3.12 an exception out of a signal handler (Ctrl-C) makes a thread
-        that is waited for count as ended while it runs.
+        that is waited for count as finished while it runs.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._over, timeout)
@@ -284,7 +284,7 @@ class Supervisor:
                     None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
                 )
                 lines = list(self._output.lines(output.stdout, output.stderr, listening=ready_at is not None))
-                self._take(lines)
+                self._read_output(lines)
                 if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
                     ready_at = time.monotonic()
                     self.loading_s = ready_at - begun
@@ -313,7 +313,7 @@ class Supervisor:
         if self._socket is not None:
             self._socket.before_start()
         # Where another server answers already, an answer would not be our server's.
-        self._may_ask = self.address is not None and not self._is_healthy()
+        self._may_poll = self.address is not None and not self._is_healthy()
         environment = {JSONL_VARIABLE: os.environ.get(JSONL_VARIABLE, "1"), **self.command.environment}
         child = Child((*self.backend.command, *arguments), environment, wake=self._wake_read)
         self._learn(pid=child.pid)
@@ -323,7 +323,7 @@ class Supervisor:
         """Supervise a child that was signalled to exit; ``lines`` are its newest."""
         if not stop.ends and any(_ENDING in line.text for line in lines):
             stop.ends = True
-            self.ask_to_stop(_TIDY_S)
+            self.request_stop(_TIDY_S)
         elif self._stop_by is not None and time.monotonic() >= self._stop_by:
             child.kill()
         elif stop.again_at is not None and time.monotonic() >= stop.again_at:
@@ -343,28 +343,28 @@ class Supervisor:
         if self._socket is not None:
             self._socket.after_end()
 
-    def _take(self, lines: Sequence[OutputLine]) -> None:
+    def _read_output(self, lines: Sequence[OutputLine]) -> None:
         if not lines:
             return
         now = time.time()
         with self._lock:
             self._tail.extend(lines)
-        ended = self._server_log.feed_output(lines, now)
+        finished = self._server_log.feed_output(lines, now)
         if self._log is not None:
             self._log.put(self._readable(lines))
-        self._hand_out(ended)
+        self._hand_out(finished)
 
     def _readable(self, lines: Sequence[OutputLine]) -> Sequence[str]:
         return without_key([line.readable for line in lines], self.command.api_key)
 
     def _look_ready(self, since_start: float) -> bool:
-        """Ready once the log says that it listens: llama.cpp prints that when the model is loaded."""
+        """Ready once the log reports that it listens: llama.cpp prints that when the model is loaded."""
         facts = self._server_log.facts
-        if facts.host is None and not (self._may_ask and since_start > _SILENT_S and self._is_healthy()):
+        if facts.host is None and not (self._may_poll and since_start > _SILENT_S and self._is_healthy()):
             return False
         if self._socket is None and facts.port is not None and facts.port != self._port:
             self._port = self.found_port = facts.port
-        # A wheel built without its number says "b0-unknown": then its version is more specific.
+        # A wheel built without its number reports "b0-unknown": then its version is more specific.
         known = facts.build is not None and "unknown" not in facts.build
         self._learn(port=self._port or None, build=facts.build if known else self.info.build)
         self.client = self._new_client(api_key=self.command.api_key)

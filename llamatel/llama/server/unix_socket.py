@@ -35,7 +35,7 @@ class UnixSocket:
         self._ours = not self._exists()
 
     def after_end(self) -> None:
-        """The process has ended: remove the socket that it made."""
+        """The process has exited: remove the socket that it made."""
         if self._ours and self._is_socket() and not self._answers():
             with contextlib.suppress(OSError):
                 self._path.unlink()

@@ -78,7 +78,7 @@ def table(
 
 
 def _common_host(rows: Sequence[Row]) -> str:
-    """The host, if all servers share one: it does not help to tell them apart."""
+    """The host, if all servers share one: then it does not distinguish them."""
     hosts = {row["key"].partition(" ")[0].rpartition(":")[0] for row in rows}
     return hosts.pop() if len(hosts) == 1 else ""
 

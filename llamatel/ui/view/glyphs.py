@@ -13,7 +13,7 @@ class Glyphs:
     queue: str
     prefill: str
     decode: str
-    untold: str
+    unattributed: str
     """Time that the log does not divide into phases."""
     span: str
     unknown: str
@@ -25,15 +25,15 @@ UNICODE = Glyphs(
     queue="·",
     prefill="▒",
     decode="█",
-    untold="─",
+    unattributed="─",
     span="━",
     unknown="\N{EN DASH}",
     arrow="→",
     ellipsis="…",
 )
-ASCII = Glyphs(queue=".", prefill="=", decode="#", untold="~", span="-", unknown="-", arrow=">", ellipsis="~")
+ASCII = Glyphs(queue=".", prefill="=", decode="#", unattributed="~", span="-", unknown="-", arrow=">", ellipsis="~")
 
-STYLES = {"queue": "yellow", "prefill": "cyan", "decode": "green", "untold": "dim", "span": "bold"}
+STYLES = {"queue": "yellow", "prefill": "cyan", "decode": "green", "unattributed": "dim", "span": "bold"}
 OUTCOME_STYLES = {"ok": "green", "cancelled": "yellow", "error": "red", "context_full": "red"}
 
 

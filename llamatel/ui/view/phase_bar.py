@@ -11,7 +11,7 @@ from llamatel.ui.view.glyphs import STYLES, Glyphs
 
 
 def phases(completion: Completion) -> list[tuple[str, float]]:
-    """The known phases in order, with ``untold`` for the time that none of them covers. Seconds, none negative."""
+    """The known phases in order, with ``unattributed`` for the time that none covers. Seconds, none negative."""
     known = [
         (name, max(value, 0.0))
         for name, value in (
@@ -23,7 +23,7 @@ def phases(completion: Completion) -> list[tuple[str, float]]:
     ]
     if completion.prefill_s is None and completion.decode_s is None:
         rest = completion.duration_s - sum(value for _, value in known)
-        known.append(("untold", max(rest, 0.0)))
+        known.append(("unattributed", max(rest, 0.0)))
     return known
 
 

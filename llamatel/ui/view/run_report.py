@@ -151,7 +151,7 @@ def _speed(requests: Sequence[Mapping[str, Any]]) -> str:
 
 
 def slowest(requests: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that took longest, the longest first."""
+    """The slowest, longest first."""
     return sorted(requests, key=lambda one: one["ended_at"] - one["arrived_at"], reverse=True)[:SLOWEST]
 
 

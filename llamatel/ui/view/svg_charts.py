@@ -36,7 +36,7 @@ def _number(value: float) -> str:
 
 
 class _Frame:
-    """Where values lie on the picture."""
+    """Maps values to positions in the picture."""
 
     def __init__(self, times: Sequence[float], top: float) -> None:
         self.begin, self.end = min(times), max(times)
@@ -75,7 +75,7 @@ def _svg(title: str, body: str) -> str:
 def stacked_areas(title: str, series: Sequence[tuple[str, Gaps]], limit: float | None = None) -> str:
     """Series on top of each other, with the same times; ``limit`` is drawn as a dashed line.
 
-    Nothing is drawn where a value is None, and where nobody looked for more than a minute.
+    Nothing is drawn where a value is None, and in gaps of more than a minute between samples.
     """
     times = [at for at, _ in series[0][1]]
     columns = [[points[index][1] for _, points in series] for index in range(len(times))]

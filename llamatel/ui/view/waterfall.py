@@ -17,7 +17,7 @@ _LONGEST_ERROR = 2000
 
 
 def _spans(completion: Completion) -> list[tuple[str, float, float]]:
-    """Children as (name, start, end) in seconds since arrival; those that the log does not tell are left out."""
+    """Children as (name, start, end) in seconds since arrival; unknown ones are left out."""
     queue = completion.queue_s or 0.0
     spans = []
     if completion.queue_s is not None:

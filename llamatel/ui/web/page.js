@@ -190,13 +190,13 @@ function outcome(request) {
 }
 
 function phases(request, longest) {
-  const untold = request.prefill_s === null && request.decode_s === null;
-  if (untold && request.error) {
+  const noPhases = request.prefill_s === null && request.decode_s === null;
+  if (noPhases && request.error) {
     const made = element("span", request.error, "why");
     made.title = request.error;
     return made;
   }
-  const parts = untold
+  const parts = noPhases
     ? [["unknown", request.ended_at - request.arrived_at]]
     : [["queue", request.queue_s], ["prefill", request.prefill_s], ["decode", request.decode_s]];
   let at = 0;
