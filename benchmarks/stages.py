@@ -36,7 +36,7 @@ from llamatel.telemetry.request_spans import Spans
 from llamatel.telemetry.resource import resource_of
 from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.span_export import OtlpSpanProcessor, SpanExport
-from llamatel.tracing import call_reports as call_news
+from llamatel.tracing import call_reports
 from llamatel.tracing.joining import Joiner, Origin
 from llamatel.ui.live import Live
 
@@ -257,7 +257,7 @@ def _reports(recording: Recording) -> Callable[[], None]:
 
     def report() -> None:
         for start in range(0, len(calls), 16):
-            call_news.read(call_news.write((), calls[start : start + 16]))
+            call_reports.read(call_reports.write((), calls[start : start + 16]))
 
     return report
 
