@@ -1,4 +1,4 @@
-"""Long proofs: ``make acceptance`` runs them, ``tests/acceptance/results/`` keeps what they found.
+"""Long acceptance tests: ``make acceptance`` runs them and writes results to ``tests/acceptance/results/``.
 
 A proof is a module of this package with a function ``run(folder: Path) -> dict[str, object]``, which returns its
 figures and raises AssertionError if something that must hold does not.

@@ -1,4 +1,4 @@
-"""An incident day with real servers, Prometheus and Alertmanager: which alert is raised for what, and after how long.
+"""An incident day with real servers, Prometheus and Alertmanager: which alert fires for which incident, and when.
 
 Ten quiet minutes first, in which nothing may fire. Then everything goes wrong at once, each on a server of its own,
 with the exported rules. ``python -m tests.acceptance.incident_day`` writes the table of
@@ -44,20 +44,20 @@ EXPECTED = "expected"
 
 @dataclass(eq=False)
 class Incident:
-    """Something that goes wrong."""
+    """An incident."""
 
     name: str
     alerts: tuple[str, ...]
-    """Those that have to be raised; none for what has to stay silent."""
+    """The expected alerts; none if no alert may fire."""
     cause: Callable[[], object]
     instances: tuple[str, ...]
-    """Targets at which the alerts are raised."""
+    """Targets of the alerts."""
     at: float = 0.0
 
 
 @dataclass
 class Fleet:
-    """The servers, the llamatels that watch them, and the targets that Prometheus discovers."""
+    """The servers, the llamatel processes, and the targets that Prometheus discovers."""
 
     folder: Path
     model: Path
@@ -67,7 +67,7 @@ class Fleet:
     children: dict[str, Child] = field(default_factory=dict)
 
     def start(self, name: str, argv: list[str]) -> Child:
-        """A child process that is killed at the end, whatever state it is in."""
+        """Start a child process that is killed at the end, even if it is stopped."""
         child = Child(argv, self.folder / f"{name}.log")
         self.stack.callback(_end, child)
         self.children[name] = child
@@ -85,7 +85,7 @@ class Fleet:
         return port, target
 
     def llama(self, name: str, *, host: str = "127.0.0.1", load: bool = True) -> tuple[int, Path]:
-        """A llama-server of its own; its port and its log."""
+        """Start a separate llama-server; return its port and its log."""
         port, log = free_port(), self.folder / f"{name}.server.log"
         argv = [
             str(llama_server()),
@@ -176,7 +176,7 @@ def _kill_server(serve: Child, number: int = 1) -> None:
 
 
 def _incidents(fleet: Fleet) -> Iterator[Incident]:
-    """Start what each incident needs; the incidents, to be caused later."""
+    """Start the processes for the incidents; return the incidents, to be triggered later."""
     _, crashed = fleet.serve("crash", load=False)
     crash = fleet.children["crash"]
     yield Incident(
@@ -262,7 +262,7 @@ def _in_thread(work: Callable[[], object]) -> None:
 
 
 def _cut_log(log: Path) -> None:
-    """Truncate the log again and again while it is written to, as logrotate's copytruncate does."""
+    """Truncate the log repeatedly while it is written, like logrotate's copytruncate."""
     for _ in range(4000):
         os.truncate(log, 0)
         time.sleep(0.02)
@@ -278,7 +278,7 @@ def _rotate(log: Path, serve: Child) -> None:
 
 
 def _scale_down(fleet: Fleet, target: str) -> None:
-    """Take a target out of discovery and end it, as a scale-down does."""
+    """Remove a target from discovery and stop it, like a scale-down."""
     name = fleet.targets.pop(target)
     fleet.discover()
     fleet.children[name].process.terminate()
@@ -362,7 +362,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def _follow(incidents: list[Incident], alertmanager: Alertmanager) -> list[dict[str, Any]]:
-    """Wait for the alerts; what was received for each incident, expected or not."""
+    """Wait for the alerts; return those received for each incident, expected or not."""
     by_target = {target: incident for incident in incidents for target in incident.instances}
     found: list[dict[str, Any]] = []
     read = 0
@@ -381,7 +381,7 @@ def _follow(incidents: list[Incident], alertmanager: Alertmanager) -> list[dict[
                 print(f"{row['after_s']:4} s  {row['alert']}: {row['summary']}", flush=True)
         raised = {(row["incident"], row["alert"]) for row in found}
         if all((incident.name, name) in raised for incident in incidents for name in incident.alerts):
-            time.sleep(60)  # what has to stay silent could still be late
+            time.sleep(60)  # unexpected alerts could still be late
             break
     return found
 

@@ -1,4 +1,4 @@
-"""Clients fill every string of every endpoint with log lines, records and long words: none of it is recorded."""
+"""Clients fill every string of every endpoint with log lines, records and long words: none are recorded."""
 
 from __future__ import annotations
 

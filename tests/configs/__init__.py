@@ -1,4 +1,4 @@
-"""Configurations of every family, what llama.cpp's converter makes of them, and the library's defaults.
+"""Configurations of every family, their keys after llama.cpp's converter, and the library's defaults.
 
-Made at development time, by ``make configs``; the tests read only what is committed here.
+Generated at development time by ``make configs``; the tests only read the committed files.
 """

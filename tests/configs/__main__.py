@@ -1,4 +1,4 @@
-"""Writes ``converted.json``: configurations of every family, and what llama.cpp's converter makes of each.
+"""Writes ``converted.json``: configurations of every family, and the keys that llama.cpp's converter writes for each.
 
     python -m tests.configs LLAMA_CPP_TREE
 
@@ -42,7 +42,7 @@ _BORING = re.compile(
     r"transformers|chunk_size_feed|problem|is_enc|coef|jitter|quant|temperature|scaling|multiplier|softcap|rope|clip"
 )
 _UNUSED = re.compile(r"rope|epsilon|scale|activation|sparsity|weights|gating|suppress|swiglu")
-_NEEDED: dict[str, Config] = {  # what the newest classes drop and the converter reads
+_NEEDED: dict[str, Config] = {  # keys dropped by the newest classes but read by the converter
     "cohere2": {"rotary_pct": 1.0},
     "gpt2": {"n_ctx": 1024},
     "gpt_neox": {"rotary_pct": 0.25},
@@ -59,7 +59,7 @@ _LEFT_OUT = {
 }  # fmt: skip
 """Their classes write keys that the converter cannot read: see ``published.json``."""
 _BY_FILE = {"published/nemotron_h_8b"}
-"""The class makes another model of these: here, of feed-forward layers, Mamba's."""
+"""The class changes the model: here feed-forward layers become Mamba layers."""
 _UNLIKE = {
     "falcon": "the converter takes num_kv_heads though multi_query says that there is one",
     "nemotron_h": "the converter counts the class's mlp layers as Mamba",
@@ -67,7 +67,7 @@ _UNLIKE = {
     "sarvam_moe": "the same, a GLM",
     "sarvam_mla": "the same, a DeepSeek",
 }
-"""Families whose class and converter disagree; ``published.json`` has them as they are published, where it can."""
+"""Families whose class and converter disagree; ``published.json`` has the published ones where possible."""
 
 
 def _classes() -> Iterator[tuple[str, str, Any]]:

@@ -52,11 +52,11 @@ class Converter:
         return _merged(found, self._raw) if self._raw is not None else found
 
     def convert(self, config: Mapping[str, Any], *, library: bool = True) -> dict[str, Any]:
-        """The metadata; without the ``library``'s class of the model, by the file alone.
+        """Return the metadata; without ``library`` from the file alone, not by the library's class.
 
         Raises whatever the converter raises for what it cannot convert.
-        It reads a configuration through transformers, whose newest classes drop keys that it needs: where it misses
-        one, it gets the file's own keys as well.
+        The converter reads a configuration through transformers, whose newest classes drop some required keys: if one
+        is missing, the file's own keys are added.
         """
         self._raw, self._library = None, library
         try:
@@ -74,7 +74,7 @@ class Converter:
             model_class = self._conversion.get_model_class(base.get_model_architecture(hparams, base.ModelType.TEXT))
             values = {**hparams, **(hparams.get("text_config") or {})}
             if any(each.__name__ == "_QwenMtpMixin" for each in model_class.__mro__):
-                model_class.no_mtp = not values.get("mtp_num_hidden_layers")  # else it looks for the tensors
+                model_class.no_mtp = not values.get("mtp_num_hidden_layers")  # otherwise it reads the tensors
             model = model_class(folder, self._gguf.LlamaFileType.ALL_F32, folder / "model.gguf")
             model.set_gguf_parameters()
         model = getattr(model, "impl", model)

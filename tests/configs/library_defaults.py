@@ -1,7 +1,7 @@
-"""Writes ``llamatel/plan/config_defaults.json``: what transformers' classes fill in for absent keys.
+"""Writes ``llamatel/plan/config_defaults.json``: defaults of transformers' classes for absent keys.
 
-Run it where transformers is installed (``make configs``). Kept are values that may matter for heads, head sizes,
-layers, states and contexts; a null says that the class knows the key.
+Requires transformers (``make configs``). Keeps values that may matter for heads, head sizes, layers, states and
+contexts; null means that the class has the key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DROPPED = ("dropout", "token_id", "init", "eps", "quant", "chunk_size_feed", "l
 
 
 def _kept(name: str, value: object) -> bool:
-    if name == "pad_token_id":  # RoBERTa's positions start after it
+    if name == "pad_token_id":  # RoBERTa's positions start after the padding index
         return True
     if name.startswith("output_") or any(word in name for word in _DROPPED):
         return False
@@ -54,7 +54,7 @@ def _fields(config_class: Any) -> dict[str, Any]:
 
 
 def _text_part(config: Any) -> Any:
-    """The innermost text configuration; None where there is none."""
+    """Return the innermost text configuration, or None."""
     found = None
     for _ in range(3):
         names = ("text_config", "llm_config", "thinker_config")
@@ -66,7 +66,7 @@ def _text_part(config: Any) -> Any:
 
 
 def _differences(part: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What a text part holds that is not ``usual`` for its class."""
+    """Return a text part's values that differ from ``usual``, its class's defaults."""
     found = part.to_dict()
     return {
         key: value
@@ -80,7 +80,7 @@ def _differences(part: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(config_class: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The class of the text part, and what the table says of it."""
+    """Return the class of the text part, and its entry of the table."""
     whole: Any = _text_part(config_class())
     if whole is None or whole.model_type not in BY_TYPE or "bert" in whole.model_type:
         return None

@@ -1,1 +1,1 @@
-"""Exactness: our cache sizes against what llama.cpp itself allocates, byte for byte, on tiny models of every kind."""
+"""Exactness: planned cache sizes compared byte by byte with llama.cpp's allocations, on tiny models of every kind."""

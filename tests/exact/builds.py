@@ -1,4 +1,4 @@
-"""The builds of llama.cpp that cache sizes are compared with."""
+"""The llama.cpp builds whose cache sizes are compared."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Server:
     program: Path
     build: LlamaBuild
     flags: frozenset[str]
-    """All that it knows."""
+    """All flags of the build."""
 
 
 def _sid_build(program: Path) -> str:
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    found = re.search(r"\(build (\d+)", told.stderr + told.stdout)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"\(build (\d+)", output.stderr + output.stdout)
     return f"b{found[1]}" if found else "sid"
 
 
@@ -46,12 +46,12 @@ def server(name: str) -> Server:
     text = "0.5.0-dev" if name == "built" else _sid_build(program) if name == "sid" else name
     build = parse_build(text)
     assert build is not None
-    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
-    return Server(name, program, build, frozenset(re.findall(r"(?<![\w-])--?[A-Za-z][\w.-]*", told.stdout)))
+    output = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    return Server(name, program, build, frozenset(re.findall(r"(?<![\w-])--?[A-Za-z][\w.-]*", output.stdout)))
 
 
 def servers(names: Sequence[str] = NAMES) -> Iterator[Server]:
-    """Those that can be had here, and a line for each that cannot."""
+    """Return the available builds, and a line for each one that is not."""
     for name in names:
         try:
             yield server(name)

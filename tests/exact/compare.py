@@ -1,4 +1,4 @@
-"""One row: what llama-server allocated beside what we say that it allocates."""
+"""One row: llama-server's allocations compared with the plan."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def equal(self) -> bool:
-        """The same bytes in every column; or, where the server said no, the same reason."""
+        """Whether all columns have the same bytes, or both refuse with the same reason."""
         if self.plan.refused is not None:
             if self.allocation.outcome == "aborted":
                 return "aborts" in self.plan.refused
@@ -50,7 +50,7 @@ class Row:
 
 
 def shape_of(model: TinyModel, tensor_names: set[str], build: LlamaBuild | None = None) -> ModelShape:
-    """The shape, from the same metadata that the model is written with."""
+    """Return the shape, from the metadata that the model is written with."""
     metadata = {full_key(model.architecture, key): value for key, value in model.metadata.items()}
     metadata |= {"general.architecture": model.architecture, f"{model.architecture}.vocab_size": VOCABULARY}
     metadata["general.file_type"] = int(gguf.LlamaFileType.ALL_F32)
@@ -69,18 +69,18 @@ class Written:
 def compare(
     bench: Bench, written: Written, draft: Written | None, flags: Flags, build: LlamaBuild | None = None
 ) -> Row:
-    """Start the server with these flags, and with ``draft`` as the model that drafts, and compare."""
+    """Start the server with these flags, and ``draft`` as draft model, and compare."""
     shape = shape_of(written.model, set(written.names), build)
-    beside: Flags = ()
+    draft_flags: Flags = ()
     if draft is not None:
         shape = replace(shape, draft=shape_of(draft.model, set(draft.names), build))
-        beside = ("-md", str(draft.path))
-    variables, words = variables_of(flags)
-    plan = cache_plan(shape, parse_server_flags((*bench.always, *beside, *words), environ=variables))
+        draft_flags = ("-md", str(draft.path))
+    variables, arguments = variables_of(flags)
+    plan = cache_plan(shape, parse_server_flags((*bench.always, *draft_flags, *arguments), environ=variables))
     return Row(
         written.model,
         flags,
-        bench.allocate(written.path, (*beside, *flags)),
+        bench.allocate(written.path, (*draft_flags, *flags)),
         plan,
         None if draft is None else draft.model,
     )

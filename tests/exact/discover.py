@@ -1,7 +1,7 @@
-"""Which tensors a model needs, asked of llama.cpp's loader: it names each that is missing and each shape it expected.
+"""Find a model's tensors with llama.cpp's loader, which reports each missing tensor and each expected shape.
 
-``python -m tests.exact.discover [NAME ...]`` fills in ``tensors.txt`` for models that it lacks, or for those named. Run
-it after a change of ``models.py``, or for a new llama.cpp.
+``python -m tests.exact.discover [NAME ...]`` fills in ``tensors.txt`` for missing or named models. Run it after a
+change of ``models.py``, or for a new llama.cpp.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 600
 
 
 def _like_the_layer_before(name: str, tensors: dict[str, Shape]) -> Shape | None:
-    """The shape of the same tensor of the nearest earlier block."""
+    """Return the shape of the same tensor in the nearest earlier block."""
     found = re.match(r"blk\.(\d+)\.(.+)", name)
     if found is None:
         return None
@@ -37,7 +37,7 @@ def _like_the_layer_before(name: str, tensors: dict[str, Shape]) -> Shape | None
 
 
 class Starts(Protocol):
-    """What loads a model with llama.cpp and says what came of it."""
+    """Loads a model with llama.cpp and returns the result."""
 
     def allocate(self, model: Path, flags: Sequence[str]) -> Allocation: ...
 
@@ -48,13 +48,13 @@ Write = Callable[[Path, TinyModel, Mapping[str, Shape]], Path]
 def discover(
     model: TinyModel, bench: Starts, folder: Path, write: Write = write_model
 ) -> tuple[dict[str, Shape], Allocation]:
-    """The tensors, and the server's last answer: started, or an error that is about something else."""
+    """Return the tensors, and the server's last result: started, or an error unrelated to tensors."""
     tensors: dict[str, Shape] = dict(model.seeds)
     many = model.metadata["block_count"] > 24
     flags = ["-c", "256", "-np", "1"]
     row = ARCHITECTURES.get(model.architecture)
     if model.metadata.get("nextn_predict_layers") and row is not None and row.drafts:
-        flags += ["--spec-type", "draft-mtp"]  # or the loader passes over the tensors of those blocks
+        flags += ["--spec-type", "draft-mtp"]  # or the loader skips the tensors of those blocks
     path = run = folder / f"{model.name}.gguf"
     if model.target is not None:
         other = next(each for each in MODELS if each.name == model.target)

@@ -1,4 +1,4 @@
-"""How far the estimated compute buffers are from llama.cpp's own: ``make estimates``.
+"""Errors of the estimated compute buffers compared with llama.cpp's own: ``make estimates``.
 
 Over models of real dimensions (``real``), which llama-fit-params loads without allocating; with ``--tiny`` also over
 the models of the suite, and over any GGUF files named, on llama-server. The CPU backend's buffers, in both.
@@ -81,7 +81,7 @@ def on_server(folder: Path, files: Sequence[Path], *, tiny: bool) -> Iterator[fl
 
 
 def summary(errors: Sequence[float]) -> str:
-    """Median and worst, and where three quarters are."""
+    """Return median, third quartile and worst."""
     absolute = sorted(map(abs, errors))
     quartiles = statistics.quantiles(absolute, n=4)
     return (

@@ -1,4 +1,4 @@
-"""The settings that every model of the suite is started with: llama-server's flags, and variables before them."""
+"""The settings for every model of the suite: llama-server's flags, preceded by variables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OTHER_BUILDS: tuple[Flags, ...] = tuple(
         "LLAMA_ARG_CTX_SIZE=1000 LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_SWA_FULL=1",
     )
 )
-"""For builds beside the one that the suite is made for."""
+"""For builds other than the suite's own."""
 GRID: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _SETTINGS.split("\n")[1:-1])
 
 _DRAFTING = """
@@ -73,16 +73,16 @@ _BESIDE = """
 -c 2048 -np 1 -ctkd q4_0 -ctvd f16
 """
 BESIDE: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _BESIDE.strip().split("\n"))
-"""For a model with another beside it that drafts."""
+"""For a model with a separate draft model."""
 
 
 def settings_for(model: TinyModel) -> tuple[Flags, ...]:
-    """The whole grid, with drafting where the model has the blocks for it."""
+    """Return the whole grid, with drafting if the model has draft blocks."""
     return GRID + (DRAFTING if model.metadata.get("nextn_predict_layers") else ())
 
 
 def random_settings(seed: int) -> Iterator[Flags]:
-    """Settings that nobody chose: any number of them, the same for the same seed."""
+    """Return random settings, the same for the same seed."""
     source = random.Random(seed)
     types = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
     while True:

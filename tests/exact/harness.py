@@ -1,4 +1,4 @@
-"""One start of the real llama-server: what it allocated for its caches, to the byte, or why it did not start."""
+"""One start of the real llama-server: its cache allocations in bytes, or why it did not start."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ UNSUPPORTED = re.compile(
     r"|error while handling argument|wrong number of tensors|missing tensor|tensor '[^']+' not found|wrong shape"
     r"|key not found in model|error loading model hyperparameters"
 )
-"""What a build says of a model or a flag that it does not know, or knows otherwise."""
+"""A build's messages about unknown models or flags."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What llama-server did. ``tensors`` are (name, bytes) in the order in which llama.cpp made them."""
+    """The result of a start. ``tensors`` are (name, bytes) in the order of their creation."""
 
     outcome: str
-    """started; refused (it said why and exited); aborted (by llama.cpp's own check, or after it had allocated); crashed
+    """started; refused (exited with a message); aborted (by llama.cpp's own check, or after allocations); crashed
     (any other signal); unsupported (it does not know this model or flag)."""
     tensors: tuple[tuple[str, int], ...] = ()
     output: str = field(default="", repr=False)
@@ -43,24 +43,24 @@ class Allocation:
         return sum(size for _, size in self.tensors)
 
     def bytes_of(self, part: str) -> int:
-        """Bytes of a part: k, v, r, s or other (states that are none of these)."""
+        """Return the bytes of a part: k, v, r, s or other (any other state)."""
         return sum(size for name, size in self.tensors if part_of(name) == part)
 
 
-def variables_of(words: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
-    """``LLAMA_ARG_*=value`` words, and the flags."""
-    variables = dict(word.split("=", 1) for word in words if word.startswith("LLAMA_ARG_"))
-    return variables, [word for word in words if not word.startswith("LLAMA_ARG_")]
+def variables_of(arguments: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
+    """Split arguments into ``LLAMA_ARG_*=value`` variables and flags."""
+    variables = dict(word.split("=", 1) for word in arguments if word.startswith("LLAMA_ARG_"))
+    return variables, [word for word in arguments if not word.startswith("LLAMA_ARG_")]
 
 
 def part_of(name: str) -> str:
-    """The part that a cache tensor belongs to, by llama.cpp's name for it."""
+    """Return the part of a cache tensor, by llama.cpp's name."""
     found = re.match(r"cache_(?:idx_)?([kvrs])_l\d+$", name)
     return found[1] if found else "other"
 
 
 def preloaded_library(folder: Path) -> Path:
-    """Compile the library that notes allocations. Raises MissingPart."""
+    """Compile the library that records allocations. Raises MissingPart."""
     if sys.platform != "linux" or shutil.which("cc") is None:
         raise MissingPart("a C compiler on Linux", "sudo apt-get install gcc")
     library = folder / "allocations.so"
@@ -71,19 +71,19 @@ def preloaded_library(folder: Path) -> Path:
 
 def _fits(flags: Sequence[str]) -> bool:
     """Whether llama-server fits the context to memory."""
-    given = [value for flag, value in pairwise(flags) if flag == "-fit"]
-    return given[-1:] != ["off"]
+    values = [value for flag, value in pairwise(flags) if flag == "-fit"]
+    return values[-1:] != ["off"]
 
 
 def _last_round(tensors: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Fitting makes all caches several times to measure them, at last as they stay: the end is there twice."""
+    """Keep the last allocation: fitting allocates all caches several times, and the final ones twice."""
     total = len(tensors)
     period = next((n for n in range(1, total // 2 + 1) if tensors[-n:] == tensors[-2 * n : -n]), total)
     return tuple(tensors[total - period :])
 
 
 def _listen(child: subprocess.Popen[bytes], deadline: float) -> str:
-    """The child's output until it is ready, ends, or the time is up."""
+    """Return the child's output until it is ready, exits or times out."""
     assert child.stdout is not None
     descriptor = child.stdout.fileno()
     output = b""
@@ -101,7 +101,7 @@ def _listen(child: subprocess.Popen[bytes], deadline: float) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """A server program to start, one start at a time."""
+    """Starts a server program, one start at a time."""
 
     server: Path
     library: Path
@@ -112,7 +112,7 @@ class Bench:
     """Flags of every start: neither a warm-up nor fitting the context to memory."""
 
     def allocate(self, model: Path, flags: Sequence[str]) -> Allocation:
-        """Start the server with ``flags`` (and variables before them) on a model, note its cache tensors, end it."""
+        """Start the server with ``flags`` (preceded by variables) on a model, return its cache tensors, stop it."""
         variables, flags = variables_of(flags)
         self.record.unlink(missing_ok=True)
         argv = [
@@ -145,7 +145,7 @@ class Bench:
                     try:
                         child.wait(5)
                     except subprocess.TimeoutExpired:
-                        output += "\n(neither ready nor gone)"
+                        output += "\n(neither ready nor exited)"
             finally:
                 child.send_signal(signal.SIGKILL)
             code = child.wait()

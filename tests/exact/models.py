@@ -1,7 +1,6 @@
-"""The tiny models of the suite: metadata by architecture, so small that a server on one starts in a tenth of a second.
+"""The tiny models of the suite: metadata by architecture, small enough to start in a tenth of a second.
 
-Tensors are not written down here: which ones a model has, and their shapes, llama.cpp's loader says (``discover``), and
-``tensors.txt`` keeps what it said.
+Tensors and their shapes are not listed here: ``discover`` finds them with llama.cpp's loader, in ``tensors.txt``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ COMMON: Metadata = {
     "attention.layer_norm_epsilon": 1e-5,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }
-"""Keys that every model has unless its own say otherwise; None takes a key away."""
+"""Keys of every model, overridden by its own; None removes a key."""
 
 EXPERTS: Metadata = {
     "expert_count": 2,
@@ -107,7 +106,7 @@ RWKV: Metadata = {
     "attention.head_count": 0,
 }
 XIELU: Metadata = {f"/xielu.{key}": [0.5] * 4 for key in ("alpha_n", "alpha_p", "beta", "eps")}
-"""Keys that begin with a slash stand without the architecture's prefix."""
+"""Keys with a leading slash are without the architecture's prefix."""
 HYPER: Metadata = {
     "hyper_connection.count": 4,
     "hyper_connection.sinkhorn_iterations": 2,
@@ -145,13 +144,13 @@ class TinyModel:
     architecture: str
     metadata: Metadata
     wants: tuple[str, ...] = ()
-    """Tensors that the loader calls optional and the graph does not, as lines of ``tensors.txt``."""
+    """Tensors that are optional for the loader but not for the graph, as lines of ``tensors.txt``."""
     target: str | None = None
-    """The model of the suite that it drafts for, where it does not run alone."""
+    """The target model of the suite, for a draft model that does not run alone."""
 
     @property
     def seeds(self) -> dict[str, Shape]:
-        """Tensors to start from; without these the loader takes a file with drafting blocks for half a model."""
+        """Initial tensors; without these the loader treats a file with draft blocks as incomplete."""
         blocks, drafting = self.metadata["block_count"], self.metadata.get("nextn_predict_layers", 0)
         seeds: dict[str, Shape] = {}
         for want in self.wants:
@@ -162,7 +161,7 @@ class TinyModel:
 
 
 def full_model(name: str, *layers: Metadata) -> TinyModel:
-    """A model with all that it needs said, save what COMMON has for normalisation."""
+    """A model with all keys given, except for those of COMMON for normalisation."""
     metadata = {key: value for key, value in COMMON.items() if "epsilon" in key}
     for layer in layers:
         metadata.update(layer)
@@ -170,7 +169,7 @@ def full_model(name: str, *layers: Metadata) -> TinyModel:
 
 
 def _model(name: str, *layers: Metadata, wants: str = "", target: str | None = None, **keys: Any) -> TinyModel:
-    """A model called ``architecture`` or ``architecture:variant``; later keys win; ``a__b`` stands for ``a.b``."""
+    """A model named ``architecture`` or ``architecture:variant``; later keys override; ``a__b`` means ``a.b``."""
     metadata = dict(COMMON)
     for layer in (*layers, {key.replace("__", "."): value for key, value in keys.items()}):
         metadata.update(layer)
@@ -516,7 +515,7 @@ MODELS: tuple[TinyModel, ...] = (
         wants="per_layer_token_embd.weight 32 1416",
     ),
     _model("minimax-01", EXPERTS, full_attention_interval=2, residual_scale=1.0),
-    # Blocks that draft, in a context of their own.
+    # Draft blocks, in their own context.
     _model("deepseek2:drafting", EXPERTS, LATENT, DRAFTING),
     _model("cohere2moe:drafting", EXPERTS, _window(512), DRAFTING, logit_scale=1.0),
     _model("step35:drafting", EXPERTS, _window(512, [*ALTERNATE, True]), DRAFTING),
@@ -602,7 +601,7 @@ MODELS: tuple[TinyModel, ...] = (
     _model("gemma-embedding", _window(512), pooling_type=1),
     _model("dream", attention__causal=False),
     _model("llada", attention__causal=False),
-    # Models that only draft for another.
+    # Models that are only draft models.
     _model("eagle3", target="llama", block_count=1, target_layers=[0, 1, 2], target_hidden_size=128),
     _model("dflash", target="llama", block_count=2, target_layers=[0, 1, 2], block_size=4),
     _model(
@@ -632,7 +631,7 @@ MODELS: tuple[TinyModel, ...] = (
 )
 
 SPECULATION = {"eagle3": "draft-eagle3", "dflash": "draft-dflash", "gemma4-assistant": "draft-mtp"}
-"""How llama-server is told to draft with an architecture that does only that."""
+"""llama-server's flags for drafting with such an architecture."""
 
 PAIRS: tuple[tuple[str, str, str], ...] = (
     ("llama", "qwen2", ""),
@@ -651,4 +650,4 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
     ("llama", "dflash:window", "--spec-type draft-dflash"),
     ("gemma4", "gemma4-assistant", "--spec-type draft-mtp"),
 )
-"""A model, another that is loaded beside it to draft (``-md``), and how."""
+"""A model, its draft model (``-md``), and the flags for it."""

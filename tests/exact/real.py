@@ -1,7 +1,7 @@
-"""Models of real dimensions, for what only shows at size: compute buffers. Their weights are holes in sparse files.
+"""Models of real dimensions, for compute buffers. Their weights are holes in sparse files.
 
-Dimensions are those of the models' public configurations. Tensors, as for the tiny models, are what llama.cpp's loader
-asked for (``discover``), kept in ``real_tensors.txt``; nothing ever reads the weights.
+Dimensions are those of the models' public configurations. Tensors, as for the tiny models, are those required by
+llama.cpp's loader (``discover``), stored in ``real_tensors.txt``; the weights are never read.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _half(_name: str, shape: Shape) -> gguf.GGMLQuantizationType:
 
 
 def write_sparse(path: Path, model: TinyModel, tensors: Mapping[str, Shape], *, quantised: bool = False) -> Path:
-    """Write the header, with few tokens; the weights, 16-bit floats or quantised, are a hole behind it."""
+    """Write the header, with few tokens; the weights, 16-bit floats or quantised, are a hole after it."""
     writer = gguf.GGUFWriter(path, model.architecture)
     write_head(writer, model)
     end = 0
@@ -135,16 +135,16 @@ def write_sparse(path: Path, model: TinyModel, tensors: Mapping[str, Shape], *, 
 
 @dataclass(frozen=True)
 class NoAlloc:
-    """llama-fit-params, which loads a model without reading or allocating anything, beside a llama-server."""
+    """llama-fit-params in a llama-server's folder: loads a model without reading weights or allocating."""
 
     server: Path
 
     def allocate(self, model: Path, flags: Sequence[str]) -> Allocation:
-        """What it said; ``tensors`` has the compute buffer in whole MiB, as bytes."""
+        """Return its result; ``tensors`` has the compute buffer in whole MiB, as bytes."""
         command = [str(self.server.with_name("llama-fit-params")), "-m", str(model), "-fitp", "on", *flags]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
         environment["GGML_NO_BACKTRACE"] = "1"
-        for _ in range(20):  # it may die of an error before the thread that logs has told it
+        for _ in range(20):  # it may exit after an error before the logging thread has written it
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
             if done.returncode >= 0 or "error loading model" in done.stderr:
                 break

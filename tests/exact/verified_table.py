@@ -14,14 +14,14 @@ ROOT = Path(__file__).parent.parent.parent
 RANGES = ROOT / "llamatel" / "plan" / "verified.py"
 DOCUMENT = ROOT / "docs" / "kv-cache.md"
 EQUAL, DIFFERENT, CRASHED, UNKNOWN = "=", "≠", "!", "·"
-"""All rows equal; some not; llama-server crashes on the suite's model; it does not know it."""
+"""All rows equal; some differ; llama-server crashes on the suite's model; unknown architecture."""
 
 Table = Mapping[LlamaBuild, Mapping[str, str]]
 """By build: each architecture's mark."""
 
 
 def ranges_of(architecture: str, table: Table) -> str:
-    """``7376-10229 11063-11669``: runs of builds, one after another, that are equal by the same rules."""
+    """Return ranges like ``7376-10229 11063-11669`` of consecutive builds that are equal by the same rules."""
     builds = sorted((build for build in table if build.number is not None), key=lambda build: build.number or 0)
     known = [build for build in builds if table[build].get(architecture, UNKNOWN) != CRASHED]
     runs: list[list[LlamaBuild]] = []
@@ -52,7 +52,7 @@ def ranges_text(table: Table) -> str:
 
 
 def document_table(table: Table, models: Mapping[str, int]) -> str:
-    """Markdown: a row an architecture, a column a build."""
+    """Return a Markdown table: a row per architecture, a column per build."""
     builds = sorted(table, key=lambda build: build.number or 0)
     head = ["architecture", "models", *(f"b{b.number}" if b.text != "0.5.0-dev" else b.text for b in builds)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]

@@ -1,9 +1,9 @@
 """Compare every model of the suite with llama-server: ``python -m tests.exact.verify [NAME ...]``.
 
-The llama-server that tests build runs the whole grid; every other build at hand (Debian sid's, a year of xllamacpp
-wheels) a few settings a model. ``--random N`` adds N settings a model that nobody chose. ``--update`` writes what was
-found to ``llamatel/plan/verified.py`` and ``docs/kv-cache.md``. Exit status 1 if a row of the built one differs, or if
-``verified.py`` does not say what was found.
+The tests' own llama-server runs the whole grid; every other available build (Debian sid's, a year of xllamacpp wheels)
+a few settings per model. ``--random N`` adds N random settings per model. ``--update`` writes the results to
+``llamatel/plan/verified.py`` and ``docs/kv-cache.md``. Exit status 1 if a row of the own build differs, or if
+``verified.py`` does not match the results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .writer import read_table, write_model
 
 @dataclass(frozen=True)
 class Job:
-    """A model, the settings to start it with, and perhaps a model beside it that drafts."""
+    """A model, its settings, and optionally a draft model."""
 
     model: TinyModel
     settings: Sequence[Flags]
@@ -43,7 +43,7 @@ class Job:
 
 
 def run(jobs: Sequence[Job], workers: int, folder: Path, of: Server | None = None) -> list[Row]:
-    """All rows, of the built llama-server without another; models are written as needed and deleted when done."""
+    """Return all rows, by default of the tests' own llama-server; model files are temporary."""
     of = server("built") if of is None else of
     library, table = preloaded_library(folder), read_table()
     always = ("--no-warmup", "-fit", "off") if "-fit" in of.flags else ("--no-warmup",)
@@ -84,7 +84,7 @@ def run(jobs: Sequence[Job], workers: int, folder: Path, of: Server | None = Non
 
 
 def pairs() -> Iterator[Job]:
-    """Models with another beside them that drafts."""
+    """Models with a draft model."""
     by_name = {model.name: model for model in MODELS}
     for name, draft, speculation in PAIRS:
         yield Job(by_name[name], [(*speculation.split(), *flags) for flags in BESIDE], by_name[draft])
@@ -95,13 +95,13 @@ def _dies_while_fitting(row: Row) -> bool:
 
 
 def judged(rows: Iterable[Row]) -> list[Row]:
-    """The rows of models and flags that the build knows, and that it does not crash on (or while it fits)."""
+    """Return the rows with known models and flags, without crashes (also while fitting)."""
     known = [row for row in rows if row.allocation.outcome not in ("unsupported", "crashed")]
     return [row for row in known if not _dies_while_fitting(row)]
 
 
 def report(rows: Sequence[Row], name: str = "llama-server") -> int:
-    """Print what differs and what was found; the number of rows that differ."""
+    """Print differences and a summary; return the number of rows that differ."""
     rows, others = judged(rows), Counter(row.allocation.outcome for row in rows) - Counter()
     different = [row for row in rows if not row.equal]
     for row in different:
@@ -118,7 +118,7 @@ def report(rows: Sequence[Row], name: str = "llama-server") -> int:
 
 
 def marks(rows: Sequence[Row]) -> dict[str, str]:
-    """A mark for each architecture. A row with a model that drafts counts for both; if it differs, for that alone."""
+    """Return a mark per architecture. A row with a draft model counts for both; a difference only for the draft."""
     found: dict[str, str] = {}
     order = (UNKNOWN, CRASHED, EQUAL, DIFFERENT)
     for row in rows:
@@ -138,7 +138,7 @@ def marks(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def jobs_for(of: Server, names: Sequence[str], random: int, seed: int) -> list[Job]:
-    """What a build is compared on: the whole grid for the built one, some of it for others."""
+    """Return a build's jobs: the whole grid for the tests' own build, a part of it for others."""
     table = read_table()
     chosen = [model for model in MODELS if model.name in (names or table)]
     jobs = []
@@ -150,8 +150,10 @@ def jobs_for(of: Server, names: Sequence[str], random: int, seed: int) -> list[J
             settings += DRAFTING[:2]
         if model.target is None:
             jobs.append(Job(model, settings))
-    beside = [job for job in pairs() if not names or {job.model.name, job.draft and job.draft.name} & set(names)]
-    return jobs + (beside if of.name == "built" else [Job(job.model, job.settings[:2], job.draft) for job in beside])
+    with_draft = [job for job in pairs() if not names or {job.model.name, job.draft and job.draft.name} & set(names)]
+    return jobs + (
+        with_draft if of.name == "built" else [Job(job.model, job.settings[:2], job.draft) for job in with_draft]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,13 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     different, table = 0, dict[LlamaBuild, dict[str, str]]()
     for each in servers(options.builds.split(",")):
-        begun = time.monotonic()
+        start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             rows = run(jobs_for(each, options.names, options.random, options.seed), options.jobs, Path(folder), each)
         differs = report(rows, f"{each.name} ({each.build})")
         different += differs if each.name == "built" else 0
         table[each.build] = marks(rows)
-        print(f"{time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
     if options.names:
         return 1 if different else 0
     if options.update:

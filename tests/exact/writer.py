@@ -20,7 +20,7 @@ VOCABULARY = len(TOKENS)
 
 
 def full_key(architecture: str, key: str) -> str:
-    """A key as it stands in the file."""
+    """Return a key as written in the file."""
     return key[1:] if key.startswith("/") else f"{architecture}.{key}"
 
 

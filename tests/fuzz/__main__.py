@@ -1,7 +1,7 @@
 """Fuzz the parsers of external input: ``python -m tests.fuzz --seconds 60``; ``--atheris`` is guided by coverage.
 
-Without that, mutations of valid inputs. Each target is named with how many inputs were tried and how many of them were
-accepted; ends with 1 and the input, written to a file, when a promise was broken.
+Without it, mutations of valid inputs. Prints for each target how many inputs were tried and accepted. When a property
+is violated, writes the input to a file and exits with 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TARGETS = {
 
 
 def fuzz(target: Target, seconds: float, seed: int) -> tuple[int, int]:
-    """Try mutations for that long; how many, and how many were accepted. Raises on a broken promise."""
+    """Try mutations for ``seconds``; return how many, and how many were accepted. Raises Broken."""
     seeds, dice = target.corpus(), random.Random(seed)
     tried = accepted = 0
     deadline = time.monotonic() + seconds
@@ -54,7 +54,7 @@ def fuzz(target: Target, seconds: float, seed: int) -> tuple[int, int]:
 
 
 def _guided(target: Target, seconds: float, folder: Path) -> None:
-    """Fuzz under atheris; ends the process."""
+    """Fuzz under atheris; exits the process."""
     atheris: Any = importlib.import_module("atheris")  # in no lock file: it has no wheels for every Python
     module, _, function = target.instrumented.partition(":")
     with atheris.instrument_imports(include=["llamatel"]):
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="guided by coverage")
     parser.add_argument("--corpus", type=Path, default=Path("build/fuzz-corpus"), help="atheris keeps its finds here")
     options = parser.parse_args()
-    logging.disable()  # what the parsers warn of is what the inputs are made of
+    logging.disable()  # the inputs are full of reasons for warnings
     names = options.target or list(TARGETS)
     if not options.atheris:
         for name in names:
@@ -96,7 +96,7 @@ def main() -> int:
         return 0
     if len(names) == 1:
         _guided(TARGETS[names[0]], options.seconds, options.corpus / names[0])
-    # atheris ends its process with the first target.
+    # atheris exits its process after the first target.
     command = [sys.executable, "-m", "tests.fuzz", "--atheris", "--seconds", str(options.seconds)]
     for name in names:
         print(f"{name}:", flush=True)

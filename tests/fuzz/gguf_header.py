@@ -1,4 +1,4 @@
-"""What the GGUF reader promises for any bytes whatever."""
+"""Properties of the GGUF reader for any bytes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _TENSORS = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.3.
 
 
 def structured(dice: random.Random, _: list[bytes] | None = None) -> bytes:
-    """A header whose keys are a model's, with values that no converter would write."""
+    """A header with a model's keys and values that no converter writes."""
     write = Writer()
     architecture = dice.choice((*ARCHITECTURES, "clip", "neverheard"))
     keys = {"general.architecture": write.key("general.architecture", STRING, architecture)}
@@ -116,11 +116,11 @@ def _read(data: bytes, *, arrays: bool) -> GGUFHeader | GGUFError:
 
 
 def check(data: bytes) -> bool:
-    """Raise unless ``data`` is read, alike in both ways of reading, or refused; True if it was read."""
+    """Raise unless ``data`` is read with equal results in both modes, or refused; True if it was read."""
     short, full = _read(data, arrays=False), _read(data, arrays=True)
     if isinstance(full, GGUFHeader):
         if not isinstance(short, GGUFHeader):
-            raise Broken(f"refused only where arrays are passed over: {short}")
+            raise Broken(f"refused only when arrays are skipped: {short}")
         _same(short, full)
     elif isinstance(short, GGUFHeader) and "not UTF-8" not in str(full):
         raise Broken(f"refused only where arrays are decoded: {full}")
@@ -155,7 +155,7 @@ def _same(short: GGUFHeader, full: GGUFHeader) -> None:
         or short.data_offset != full.data_offset
         or list(short.metadata) != list(full.metadata)
     ):
-        raise Broken("passing over arrays and decoding them differ")
+        raise Broken("skipping arrays and decoding them differ")
     for key, value in short.metadata.items():
         whole = full.metadata[key]
         if isinstance(value, SkippedArray):

@@ -1,4 +1,4 @@
-"""What reading the Hub's description of a repository promises for any bytes whatever."""
+"""Properties of the parser of the Hub's repository descriptions, for any bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ODD: tuple[Any, ...] = (None, True, 0, -1, 1 << 70, 0.5, "", "x", [], {}, [[]],
 
 
 def corpus() -> list[bytes]:
-    """Descriptions as the Hub sends them."""
+    """Descriptions in the Hub's format."""
     siblings = [{"rfilename": name, "size": number} for number, name in enumerate(_NAMES)]
     documents: list[object] = [
         {"id": "org/repo", "siblings": siblings, "safetensors": {"total": 5}},
@@ -33,7 +33,7 @@ def corpus() -> list[bytes]:
 
 
 def structured(dice: random.Random, valid: list[bytes]) -> bytes:
-    """A description with odd entries."""
+    """A description with invalid entries."""
     document: dict[str, Any] = json.loads(dice.choice(valid))
     names = [dice.choice(_NAMES) for _ in range(dice.randrange(12))]
     sizes = (5, None, -1, "5", 1 << 70)

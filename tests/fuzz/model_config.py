@@ -1,4 +1,4 @@
-"""What reading a config.json promises for any bytes whatever: a plan, or one line that says what is wrong."""
+"""Properties of the config.json reader for any bytes: a plan, or a one-line error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the parsers of llama.cpp's HTTP responses, target files and call reports promise for any bytes.
+"""Properties of the parsers of llama.cpp's HTTP responses, target files and call reports, for any bytes.
 
-A value or one typed error with one line, numbers that can be, bounded lists.
+A value or a typed one-line error, possible numbers, bounded lists.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the log reader promises for any text and any records.
+"""Properties of the log reader for any text and any records.
 
-It never raises, counts every line once, holds bounded state, and reports no request whose launch is not in the log as
-llama.cpp prints it: the launches are found again by an expression that has nothing in common with the reader.
+It never raises, counts every line once, keeps bounded state, and reports no request without a launch line in
+llama.cpp's format: launches are found by an expression that is independent of the reader.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_text(data: bytes) -> bool:
 
 
 def _unwrapped(line: str) -> str:
-    """A line that another program has wrapped, as far as JSON goes."""
+    """Unwrap a line that another program has wrapped in JSON."""
     return line.replace('"', " ").replace("\\u001b[0m", "")
 
 
@@ -84,7 +84,7 @@ def check_records(data: bytes) -> bool:
         except (ValueError, RecursionError):
             continue
         message = record.get("msg") if isinstance(record, dict) else None
-        # A router passes its children's lines on: each is text in a record.
+        # A router forwards its children's lines: each is text in a record.
         for found in _LAUNCH.finditer(message if isinstance(message, str) else ""):
             if found.start() == 0 or str(message).startswith("["):
                 launches.add((int(found[1]), int(found[2])))

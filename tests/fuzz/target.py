@@ -1,4 +1,4 @@
-"""What is fuzzed: a promise about any input, valid inputs to start from, and how to change them."""
+"""A fuzz target: a property of any input, valid initial inputs, and their mutations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Broken(Exception):
-    """A promise was not kept."""
+    """A property was violated."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Target:
 
     name: str
     check: Callable[[bytes], bool]
-    """Raises if the promise is broken; True if the input was accepted."""
+    """Raises if the property is violated; True if the input was accepted."""
     corpus: Callable[[], Sequence[bytes]]
     mutate: Callable[[bytes, Sequence[bytes], random.Random], bytes]
     instrumented: str
-    """The module that coverage guides by (``module:function``), imported again under atheris."""
+    """The module used for coverage (``module:function``), imported again under atheris."""
 
 
 def structured(
@@ -31,7 +31,7 @@ def structured(
     make: Callable[[random.Random, list[bytes]], bytes],
     module: str,
 ) -> Target:
-    """A target whose inputs are made, not changed."""
+    """A target with generated instead of mutated inputs."""
     return Target(name, check, corpus, lambda _, others, dice: make(dice, list(others)), f"tests.fuzz.{module}:check")
 
 
