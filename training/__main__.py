@@ -41,7 +41,7 @@ def train(network: Network, rows: Rows, steps: int) -> None:
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
     device = network.token_embd.weight.device
-    begun = time.monotonic()
+    start = time.monotonic()
     for step in range(steps):
         length = LONG if step >= steps * (1 - LONG_SHARE) else SHORT
         tokens, weights = (torch.from_numpy(part).to(device) for part in rows.batch(TOKENS // length, length))
@@ -56,7 +56,7 @@ def train(network: Network, rows: Rows, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step:5}  loss {loss.item():.3f}  {time.monotonic() - begun:6.1f} s", flush=True)
+            print(f"step {step:5}  loss {loss.item():.3f}  {time.monotonic() - start:6.1f} s", flush=True)
 
 
 @torch.no_grad()
@@ -72,12 +72,12 @@ def answers_right(network: Network, tokenizer: Tokenizer, questions: int = 25) -
             roles = language.ROLES
             text = f"{language.BEGIN}{roles['user']}{question.text}{language.END}{roles['assistant']}"
             tokens = tokenizer.encode(text).ids
-            begun = len(tokens)
-            while len(tokens) < begun + 60:
+            start = len(tokens)
+            while len(tokens) < start + 60:
                 tokens.append(int(network(torch.tensor([tokens], device=device))[0, -1].argmax()))
                 if tokens[-1] == end:
                     break
-            right += tokenizer.decode(tokens[begun:-1]).strip() == question.answer
+            right += tokenizer.decode(tokens[start:-1]).strip() == question.answer
         shares[make.__name__] = right / questions
     return shares
 

@@ -22,7 +22,7 @@ def load_model(
 ) -> float:
     """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds."""
     name = Path(model).name if model else "what llama-server's own flags name"
-    begun = time.monotonic()
+    start = time.monotonic()
     if notes.is_terminal:
         columns = (SpinnerColumn("line"), TextColumn("loading {task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=notes, transient=True) as progress:
@@ -33,7 +33,7 @@ def load_model(
         notes.print(f"llamatel: loading {name}", soft_wrap=True)
         server.start_server(model, **arguments)
         server.wait_until_ready(ready_timeout)
-    return time.monotonic() - begun
+    return time.monotonic() - start
 
 
 def wait_for_end(server: ServerManager) -> NoReturn:

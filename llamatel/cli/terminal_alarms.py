@@ -15,7 +15,7 @@ from llamatel.ui.alarms import Alarm
 
 _EVERY_S = 2.0
 _FRESH_S = 1.0
-"""A snapshot that a scrape or an export took within this time is used again."""
+"""A snapshot of a scrape or an export is reused for this long."""
 
 
 @contextlib.contextmanager

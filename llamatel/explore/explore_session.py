@@ -194,7 +194,7 @@ def _prompt(session: Session, request: CaptureRequest) -> tuple[int, ...]:
 
 
 def _capture(session: Session, request: CaptureRequest, step: Progress) -> Capture:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     prompt = _prompt(session, request)
     total = len(prompt) + request.generate
     rows = range(*(request.rows or (0, total)))
@@ -235,7 +235,7 @@ def _capture(session: Session, request: CaptureRequest, step: Progress) -> Captu
         missing=_missing(session.shape, passes, chosen),
         llama_cpp=session.version,
         cache_type=request.cache_type,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - start,
     )
 
 

@@ -46,14 +46,14 @@ def measure(
 
 def _recomputed(context: Context, tokens: tuple[int, ...]) -> float:
     context.forget()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     context.decode(tokens)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def _cached(context: Context, tokens: tuple[int, ...]) -> float:
     context.forget()
     context.decode(tokens[:-1])
-    begun = time.perf_counter()
+    start = time.perf_counter()
     context.decode(tokens[-1:])
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

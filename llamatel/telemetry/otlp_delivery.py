@@ -28,7 +28,7 @@ class Delivery:
         """Whether the last message was not delivered."""
         self.delivered_any = False
         self.refused = False
-        """Whether the endpoint answered that it does not take this signal, and never took it."""
+        """Whether the endpoint rejected this signal and never accepted it."""
         self.rejected = 0
         """Spans or data points that the endpoint rejected."""
         self._once = LogOnce(_log)

@@ -188,7 +188,7 @@ def export_request(resource: bytes, resource_schema: str, scopes: Mapping[tuple[
 def sdk_span(span_: ReadableSpan) -> bytes:
     """A span of the SDK as an element of ``ScopeSpans.spans``."""
     context = span_.get_span_context()
-    assert context is not None  # noqa: S101 - a span that ended has one
+    assert context is not None  # noqa: S101 - a finished span has one
     status = span_.status
     events = [Event(event.name, event.timestamp, event.attributes or {}) for event in span_.events]
     return span(

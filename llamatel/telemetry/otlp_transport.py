@@ -50,7 +50,7 @@ class Sent:
     unsupported: bool = False
     """Whether the endpoint has no such signal."""
     rejected: int = 0
-    """Spans or data points that the endpoint took and then rejected."""
+    """Spans or data points that the endpoint received and rejected."""
 
 
 class Transport(Protocol):
@@ -178,7 +178,7 @@ class _Grpc:
             code, details = error.code().name, one_line(error.details() or "")
             unsupported = code == "UNIMPLEMENTED"
             return Sent(False, _grpc_reason(code, details), code in _RETRYABLE_CODES, unsupported=unsupported)
-        except (OSError, ValueError) as error:  # certificates that are gone, a channel that was closed
+        except (OSError, ValueError) as error:  # certificates that were removed, a closed channel
             return Sent(False, one_line(str(error)))
         return _accepted(self._signal, answer)
 

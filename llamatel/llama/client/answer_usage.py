@@ -13,7 +13,7 @@ def update(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     """
     if document.get("type") == "content_block_delta":
         return
-    # A stream's last event of Responses and first of Messages hold the thing itself.
+    # The last event of a Responses stream and the first of a Messages stream contain the response object.
     inner = document.get("response") or document.get("message")
     if isinstance(inner, Mapping):
         update(answer, inner)
@@ -48,7 +48,7 @@ def _reasons(document: Mapping[str, Any]) -> list[Any]:
 
 
 def has_token(document: Mapping[str, Any]) -> bool:
-    """Whether an event of a stream brings something that was generated; a role or progress is nothing of that."""
+    """Whether an event of a stream has generated content; a role or progress is none."""
     kind = document.get("type")
     if isinstance(kind, str):
         return kind == "content_block_delta" or (kind.startswith("response.") and kind.endswith(".delta"))
@@ -69,7 +69,7 @@ def input_tokens(answer: Mapping[str, Any]) -> int | None:
     """Prompt tokens, cached ones included."""
     usage, timings = answer.get("usage", {}), answer.get("timings", {})
     if "cache_read_input_tokens" in usage:
-        # Messages count the cached ones apart.
+        # Messages count cached tokens separately.
         return _sum(usage.get("input_tokens"), usage.get("cache_read_input_tokens"))
     counted = usage.get("prompt_tokens", usage.get("input_tokens"))
     return counted if isinstance(counted, int) else _sum(timings.get("prompt_n"), timings.get("cache_n"))

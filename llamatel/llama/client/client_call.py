@@ -20,13 +20,13 @@ _MAX_GAPS = 16384
 
 
 class CallListener(Protocol):
-    """What records calls to models."""
+    """Records calls to models."""
 
     def started(self, call: Call) -> Mapping[str, str]:
-        """A call starts, in its caller's thread and context; returns headers to send with it."""
+        """Record the start, in the caller's thread and context; returns headers to send with the request."""
 
     def finished(self, call: Call) -> None:
-        """It has finished, on any thread."""
+        """Record the end, on any thread."""
 
 
 class _Registered:
@@ -35,7 +35,7 @@ class _Registered:
 
 
 def listen(listener: CallListener | None) -> None:
-    """Report calls to this listener from now on; None to none. Calls in flight keep the listener they started with."""
+    """Report calls to this listener from now on (None: to no listener). Calls in flight keep theirs."""
     _Registered.listener = listener
 
 
@@ -71,20 +71,20 @@ class Call:
         self.chunk_gaps: array[float] = array("d")
         """Seconds from one chunk to the next."""
         self.status: int | None = None
-        """Of the HTTP response."""
+        """HTTP status of the response."""
         self.error: BaseException | None = None
         self.error_type: str | None = None
         """``error.type``, of few values."""
         self.reason: str | None = None
         """The server's error message; it may quote the request."""
         self.cancelled = False
-        """The caller left before the response was complete."""
+        """Whether the caller stopped reading before the response was complete."""
         self.answer: dict[str, Any] = {}
         """Figures from the response; see ``answer_usage.update``."""
         self.output: list[Mapping[str, Any]] | None = None
         """The documents of the response; None unless the listener captures content."""
         self.state: Any = None
-        """The listener's own."""
+        """Data of the listener."""
         self._listener = _Registered.listener
 
     def start(self) -> Mapping[str, str]:

@@ -183,7 +183,7 @@ class LlamaCppClient:
         return self._call("text_completion", "/infill", fields, TextCompletion, timeout)
 
     def rerank(self, query: str, documents: Sequence[str], *, timeout: float | None = None, **fields: Any) -> Any:
-        """How well documents fit a query; the server runs with ``--reranking``."""
+        """Scores of documents for a query; needs a server with ``--reranking``."""
         if isinstance(documents, str):
             raise UsageError("documents is a list of texts")
         fields = {"query": query, "documents": list(documents), **fields}
@@ -198,7 +198,7 @@ class LlamaCppClient:
         return Result(self._object("/detokenize", {"tokens": list(tokens)}, timeout))
 
     def apply_template(self, messages: Messages, *, timeout: float | None = None, **fields: Any) -> Result:
-        """The ``prompt`` that the model's chat template makes of messages."""
+        """The ``prompt`` that the model's chat template renders from messages."""
         return Result(self._object("/apply-template", {"messages": _list_of(messages), **fields}, timeout))
 
     def health(self, *, timeout: float | None = None) -> Health:
@@ -206,7 +206,7 @@ class LlamaCppClient:
         return Health(self._json("/health", None, timeout, accepted=(200, 503)))
 
     def props(self, *, timeout: float | None = None) -> Props:
-        """What the server is: model, slots, template, build."""
+        """The server's properties: model, slots, template, build."""
         return Props(self._json("/props", None, timeout))
 
     def metrics(self, *, timeout: float | None = None) -> Mapping[str, float]:
@@ -288,7 +288,7 @@ class LlamaCppClient:
         call: Call | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> http.Stream:
-        """Send a request, again where the server cannot have worked on it; its response is not read yet."""
+        """Send a request, with retries where the server cannot have processed it; the response is not read yet."""
         seconds = self._timeout_s if timeout is None else _seconds(timeout)
         sent = {**(headers or {}), **({} if body is None else {"Content-Type": "application/json"})}
 

@@ -1,4 +1,4 @@
-"""Failed requests as exceptions: the server's own errors, and those of the connection."""
+"""Exceptions for failed requests: the server's own errors, and those of the connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONNECTION: dict[str, tuple[str, str]] = {
 
 
 def connection_error(error: HttpError, base_url: str, host: str, path: str, timeout_s: float) -> RequestError:
-    """What a failure of the connection means."""
+    """The exception for a failed connection."""
     if error.kind == "timeout":
         return RequestTimeout(f"{base_url}{path} sent nothing for {timeout_s:g} s", kind="timeout")
     if error.kind in ("invalid", "too_large"):
@@ -47,7 +47,7 @@ def connection_error(error: HttpError, base_url: str, host: str, path: str, time
 
 
 def server_error(document: Any, status: int | None, where: str) -> RequestError:
-    """An error of the server's, from its JSON."""
+    """The exception for a server's error, from its JSON."""
     found = document.get("error") if isinstance(document, Mapping) else None
     error = found if isinstance(found, Mapping) else {"message": found if isinstance(found, str) else None}
     code = status if status not in (None, 200) else error.get("code")
@@ -69,7 +69,7 @@ def server_error(document: Any, status: int | None, where: str) -> RequestError:
 
 
 def text_error(body: bytes, status: int, where: str) -> RequestError:
-    """An error of something that is not llama.cpp."""
+    """The exception for an error response that is not llama.cpp's."""
     return server_error({"error": body[:_MAX_SHOWN].decode(errors="replace").strip()}, status, where)
 
 

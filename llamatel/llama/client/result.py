@@ -1,7 +1,7 @@
 """Responses of llama.cpp as objects: ``answer.choices[0].message.content``.
 
-A result is the JSON object as it came, with its keys as attributes. The fields that llama.cpp leaves out now and then
-are None where they are missing; any other missing name is an AttributeError.
+A result is the unchanged JSON object, with its keys as attributes. Fields that llama.cpp sometimes omits are None where
+they are missing; any other missing name is an AttributeError.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _OPTIONAL = frozenset(
 
 
 class Result(Mapping[str, Any], HtmlRepresentation):
-    """A JSON object; ``raw`` is it as it came."""
+    """A JSON object; ``raw`` is the unchanged one."""
 
     __slots__ = ("raw",)
 
@@ -182,7 +182,7 @@ class Health(Result):
 
     @property
     def status(self) -> str | None:
-        """In llama.cpp's words."""
+        """llama.cpp's own status."""
         return "loading" if "error" in self.raw else self.raw.get("status")
 
     def __bool__(self) -> bool:
@@ -190,7 +190,7 @@ class Health(Result):
 
 
 class Props(Result):
-    """``props``: what the server is."""
+    """``props``: the server's properties."""
 
     __slots__ = ()
 

@@ -45,7 +45,7 @@ class EventLines:
 
 
 class Stream:
-    """A response that arrives piece by piece: an iterator, and a context manager.
+    """A streamed response: an iterator and a context manager.
 
     Closing it, leaving its block, or dropping it ends the generation in the server; ``close`` may be called twice, and
     from another thread. ``timings`` are known at its end.
@@ -89,7 +89,7 @@ class Stream:
         return None if found is None else Result(found)
 
     def close(self) -> None:
-        """End it; nothing happens where the response was complete."""
+        """Close the stream; no effect where the response is complete."""
         self._close(None)
 
     def __enter__(self) -> Stream:

@@ -1,1 +1,1 @@
-"""What polling a server over HTTP shows: its answers, its slots, its counters; of a router, its models."""
+"""Polls a llama.cpp server over HTTP: properties, slots, counters; of a router, its models."""

@@ -10,7 +10,7 @@ from llamatel.llama.http.server_client import is_counter
 
 
 class CarriedCounters:
-    """Totals over the lives of a server whose own counters start at zero each time. Thread-safe; never goes down."""
+    """Totals over restarts of a server whose own counters restart at zero. Thread-safe; never decreases."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,15 +20,15 @@ class CarriedCounters:
 
     @property
     def process(self) -> int:
-        """Which process is counted now: a number that ``restarted`` changes. Take it before asking the server."""
+        """The number of the current process, which ``restarted`` changes. Read it before polling the server."""
         with self._lock:
             return self._process
 
     def observe(self, values: Mapping[str, float], process: int | None = None) -> None:
-        """Counters as the server gives them now. Only names that end in ``_total`` are counters.
+        """Record the server's current counters. Only names that end in ``_total`` are counters.
 
-        ``process``: whose they are, where replaced processes are announced; then an answer that was overtaken, by
-        another one or by the process's end, is recognised. Without it a counter that decreased shows a new process.
+        ``process``: whose they are, where replaced processes are announced; then a late response, after another one or
+        after the process's exit, is recognised. Without it a counter that decreased shows a new process.
         """
         counters = {name: value for name, value in values.items() if is_counter(name) and math.isfinite(value)}
         with self._lock:
@@ -41,7 +41,7 @@ class CarriedCounters:
             self._last.update(counters)
 
     def restarted(self) -> Mapping[str, float]:
-        """The process was replaced; its last counters."""
+        """Record that the process was replaced, with its last counters."""
         with self._lock:
             self._process += 1
             last = self._last
@@ -49,7 +49,7 @@ class CarriedCounters:
             return last
 
     def resumed(self, last: Mapping[str, float]) -> None:
-        """A process that was replaced is back; ``last`` are its counters then, which are not to be counted twice."""
+        """Record that a replaced process is back; ``last`` are its counters at that time, to not count them twice."""
         with self._lock:
             for name, value in last.items():
                 self._base[name] = self._base.get(name, 0.0) - value

@@ -1,4 +1,4 @@
-"""What answers at an address: llama.cpp, by what only llama.cpp returns, or another program, named where it is known.
+"""Identifies the program at an address: llama.cpp, by what only llama.cpp returns, or another known program.
 
 Only requests that load no model and keep none awake are sent.
 """
@@ -24,7 +24,7 @@ _LONGEST_NAME = 80
 
 
 class NotLlamaCpp(ServerUnreachable):
-    """Another program answers. ``program`` is its name."""
+    """Another program than llama.cpp answers. ``program`` is its name."""
 
     def __init__(self, url: str, program: Program, status: int) -> None:
         super().__init__(f"{url} is {program.name}, not llama.cpp{program.hint}", status=status)
@@ -33,11 +33,11 @@ class NotLlamaCpp(ServerUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What answers instead of llama.cpp."""
+    """The program that answers instead of llama.cpp."""
 
     name: str
     hint: str = ""
-    """What to do, after a colon."""
+    """The remedy, after a colon."""
 
 
 OLLAMA = Program("Ollama", ": give it Ollama's log, attach --log FILE, or the address of a server that it runs")
@@ -51,7 +51,7 @@ _UNKNOWN = Program("a program that llamatel does not know")
 
 
 def identify(client: ServerClient) -> ServerProps:
-    """The properties of a llama.cpp that is ready, empty where they cannot be had.
+    """The properties of a ready llama.cpp, empty where they are not available.
 
     Raises ServerUnreachable: with status 503 while the model loads, 401 where the key is wrong; NotLlamaCpp.
     """
@@ -109,7 +109,7 @@ def _is_llama_swap(address: Address) -> bool:
 
 
 def _name(client: ServerClient) -> Program:
-    """The program's name, by a few answers that are its own."""
+    """The program's name, by responses that only it gives."""
     get = _probe(client.http)
     for path, is_it, program in _FINGERPRINTS:
         if _matches(get, path, is_it):
@@ -123,7 +123,7 @@ def _name(client: ServerClient) -> Program:
 
 
 def _probe(http: HttpClient) -> Callable[[str], Response | None]:
-    """Requests that are sent once for each path; None where they fail."""
+    """Caches one request per path; None where it fails."""
     seen: dict[str, Response | None] = {}
 
     def get(path: str) -> Response | None:

@@ -1,4 +1,4 @@
-"""What ``/props`` and ``/v1/models`` answer, as far as we need it. Neither wakes a sleeping server or keeps it up."""
+"""Parses ``/props`` and ``/v1/models``, which neither wake a sleeping server nor keep it awake."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ServerProps:
 
 
 def parse_props(document: Mapping[str, object]) -> ServerProps:
-    """The properties; unknown fields are passed over."""
+    """The properties; unknown fields are ignored."""
     defaults = document.get("default_generation_settings")
     sleeping = document.get("is_sleeping")
     return ServerProps(

@@ -24,7 +24,7 @@ _SAMPLE = re.compile(
 _POSITION = re.compile(rb'(?:^|,)position="(\d{1,3})"')
 _MOST_VALUES = 256
 _LARGEST_VALUE = 2.0**62
-"""No counter comes near."""
+"""Far above any counter."""
 _ADDITIVE = ("requests_processing", "requests_deferred")
 """Gauges that may be added up over label sets, as counters are."""
 
@@ -32,10 +32,10 @@ _ADDITIVE = ("requests_processing", "requests_deferred")
 def parse_counters(text: bytes) -> dict[str, float]:
     """llama.cpp's ``/metrics`` text: values by name without the ``llamacpp:`` prefix.
 
-    Series of one name with several label sets, as those that a proxy adds, are added up where that makes sense; a draft
-    position stays apart: ``spec_decode_num_accepted_tokens_per_pos_total{position="0"}``. Source:
+    Series of one name with several label sets, such as a proxy's, are added up where that makes sense; draft positions
+    stay separate: ``spec_decode_num_accepted_tokens_per_pos_total{position="0"}``. Source:
     tools/server/server-task.cpp, ``server_task_result_metrics``. Lines that are no such sample are ignored: the
-    exposition has been broken in some builds. So are values that no count can have, such as NaN.
+    exposition is broken in some builds. So are impossible values, such as NaN.
     """
     values: dict[str, float] = {}
     repeated: set[str] = set()
@@ -135,16 +135,16 @@ class ServerClient:
             return False
 
     def counters(self, timeout_s: float | None = None) -> Mapping[str, float]:
-        """llama.cpp's counters and gauges; raises ServerUnreachable where they cannot be had."""
+        """llama.cpp's counters and gauges; raises ServerUnreachable where they are not available."""
         return self.scrape(timeout_s).values
 
     def scrape(self, timeout_s: float | None = None) -> Scrape:
-        """``counters``, and whose they are."""
+        """``counters``, with the identity of the process."""
         answer = self._answer("/metrics", "without --metrics", timeout_s)
         return Scrape(parse_counters(answer.data), answer.headers.get("Process-Start-Time-Unix"))
 
     def slots(self, timeout_s: float | None = None) -> tuple[SlotState, ...]:
-        """The slots now; raises ServerUnreachable where they cannot be had. Wakes a sleeping server."""
+        """The slots now; raises ServerUnreachable where they are not available. Wakes a sleeping server."""
         response = self._answer("/slots", "with --no-slots", timeout_s)
         try:
             slots = parse_slots(response.json())
@@ -163,7 +163,7 @@ class ServerClient:
         return self.props(timeout_s).build
 
     def _answer(self, path: str, missing: str, timeout_s: float | None) -> Response:
-        """An answer of status 200. ``missing``: how a server was started that has no such path."""
+        """A response with status 200. ``missing``: how a server without this path was started."""
         response = self.get(path, timeout_s)
         if response.status != 200:
             hints = {
@@ -176,7 +176,7 @@ class ServerClient:
         return response
 
     def model(self, timeout_s: float | None = None) -> str | None:
-        """The model's name as clients see it; None where that cannot be had, or a router has several."""
+        """The model's name as clients see it; None where unknown, or a router has several."""
         return self.model_card(timeout_s).name
 
     def model_card(self, timeout_s: float | None = None) -> ModelCard:
@@ -194,7 +194,7 @@ class ServerClient:
         return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
     def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
-        """A JSON object; empty where it cannot be had."""
+        """A JSON object; empty where it is not available."""
         try:
             response = self.get(path, timeout_s)
             document = response.json() if response.status == 200 else {}

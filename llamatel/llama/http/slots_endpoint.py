@@ -16,9 +16,9 @@ _MOST_SLOTS = 1024
 
 
 def parse_slots(document: object) -> tuple[SlotState, ...] | None:
-    """The slots of an answer, in its order; None if it is none. What an entry lacks is None in the record.
+    """The slots of a response, in its order; missing fields are None.
 
-    Nor is a list with more slots, or higher numbers, than llama.cpp can have.
+    None if it is not such a list, or has more slots, or higher numbers, than llama.cpp can have.
 
     Source: ``server_slot::to_json``, tools/server/server-context.cpp. ``n_prompt_tokens`` are the tokens in the slot's
     part of the KV cache: of the old prompt until processing of the new one starts, then those kept and those
@@ -71,7 +71,7 @@ class DecodeRate:
         self._by_slot: dict[int, float] = {}
 
     def paced(self, slots: Iterable[SlotState]) -> tuple[SlotState, ...]:
-        """The slots of the last ``observe``, each with its own rate where the request was there before already."""
+        """The slots of the last ``observe``, each with its own rate if its request was in the previous one."""
         return tuple(replace(slot, decode_rate=self._by_slot.get(slot.id)) for slot in slots)
 
     def observe(self, slots: Iterable[SlotState], generated_total: float | None, at: float) -> float | None:

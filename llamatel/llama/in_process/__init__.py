@@ -1,7 +1,7 @@
-"""llama.cpp inside of this process: llama-cpp-python's ``Llama``, traced and measured.
+"""llama.cpp in this process: traces and measures llama-cpp-python's ``Llama``.
 
 ``LlamaCppInstrumentor().instrument()`` after ``llamatel.init()``; or no code at all: ``opentelemetry-instrument python
-script.py``. What is loaded here is light; ``llama_cpp`` is looked at when the script imports it.
+script.py``. Importing this is light; ``llama_cpp`` is instrumented when the script imports it.
 """
 
 from __future__ import annotations

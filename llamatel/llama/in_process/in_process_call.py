@@ -1,7 +1,7 @@
-"""One call of a ``Llama``, from its first token to a Completion.
+"""One call of a ``Llama`` as a Completion.
 
 A call may generate several times (chat formats that call tools do); each time is a pass, with a prefill and a decode.
-Counters are llama.cpp's; places on the clock are ours.
+Counters are llama.cpp's; timestamps are ours.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Pass:
 
 
 class RunningCall:
-    """A call that has begun. Used by one thread at a time."""
+    """A started call. Used by one thread at a time."""
 
     def __init__(self, llama: Any, operation: str, model: LoadedModel, arguments: Mapping[str, Any]) -> None:
         self.llama = llama
@@ -74,12 +74,12 @@ class RunningCall:
         return self._clock + time.perf_counter()
 
     def begin(self) -> None:
-        """Work begins now: for a stream, when its first part is fetched (if making the stream was no work already)."""
+        """Start the clock: for a stream when its first part is fetched, unless creating the stream did work already."""
         if not self._passes:
             self.started_at = self._active_at = self._now()
 
     def follow(self, prompt: int, tokens: Iterator[int]) -> Iterator[int]:
-        """Hand the tokens of one generation on, and take the counters at its first token and at its end."""
+        """Yield the tokens of one generation, and read the counters at its first token and at its end."""
         one = _Pass(prompt, self._now(), counters.read(self.llama))
         self._passes.append(one)
         thread = get_ident()
@@ -101,7 +101,7 @@ class RunningCall:
                 one.ended_by_model = token is not None and _ends(self.llama, token)
 
     def embed(self, before: Counters | None) -> None:
-        """An embedding was computed: all of the call is prefill."""
+        """Record an embedding: the whole call is prefill."""
         one = _Pass(0, self.started_at, before, counters.read(self.llama), self._now())
         one.prompt = one.computed or 0
         self._passes.append(one)
@@ -200,7 +200,7 @@ def _traceparent() -> str | None:
 
 
 def _ends(llama: Any, token: int) -> bool:
-    """Whether a token ends the generation, and so is no part of the answer."""
+    """Whether a token ends the generation, and so is not part of the answer."""
     import llama_cpp
 
     return bool(llama_cpp.llama_vocab_is_eog(llama._model.vocab, token))

@@ -1,8 +1,8 @@
 """An OpenTelemetry instrumentor for llama-cpp-python's ``Llama`` (entry point ``opentelemetry_instrumentor``).
 
-It replaces methods of the class and puts them back. While ``llamatel.init()`` runs, calls go the way of servers'
-requests, through its collectors; under ``opentelemetry-instrument``, or with providers that are given, through
-collectors of the instrumentor's own. Nothing is written on the calling thread: a call costs what its record costs.
+It patches methods of the class and restores them. While ``llamatel.init()`` is active, calls go through its collectors
+like servers' requests; under ``opentelemetry-instrument``, or with given providers, through collectors of the
+instrumentor's own. Nothing is exported on the calling thread: a call only creates a record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MODULE = "llama_cpp.llama"
 
 
 class _Thread(threading.local):
-    """The calls that this thread is in; what one calls inside of another is part of it."""
+    """This thread's current calls; a nested call is part of the outer one."""
 
     calls: tuple[RunningCall, ...] = ()
 
@@ -40,8 +40,8 @@ _thread = _Thread()
 class LlamaCppInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignore]
     """Traces and measures ``Llama``: completions, chats, streams and embeddings.
 
-    ``instrument(tracer_provider=…, meter_provider=…)``: both default to the global ones. ``uninstrument()`` puts
-    everything back; a stream that is under way then ends as it would have.
+    ``instrument(tracer_provider=…, meter_provider=…)``: both default to the global ones. ``uninstrument()``
+    restores everything; a running stream continues.
     """
 
     _originals: dict[str, Any]
@@ -50,7 +50,7 @@ class LlamaCppInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignor
     _active = False
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """What it is for."""
+        """Packages that it instruments."""
         return ("llama-cpp-python >= 0.3.0",)
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -160,7 +160,7 @@ def _request(original: Any, *, operation: str) -> Any:
 
 
 class _Inside:
-    """Code that runs for a call: what it calls on the same ``Llama`` is part of the call."""
+    """Marks a call as current: nested calls on the same ``Llama`` are part of it."""
 
     __slots__ = ("_call", "_outer")
 
@@ -176,7 +176,7 @@ class _Inside:
 
 
 def _stream(call: RunningCall, source: model.ModelSource, parts: Iterator[Any]) -> Iterator[Any]:
-    """The parts of a stream; the call begins when the first is fetched, by whatever thread fetches."""
+    """The parts of a stream; the call starts when the first is fetched, on the fetching thread."""
     call.begin()
     source.busy(call.llama, 1)
     failure: BaseException | None = None

@@ -1,4 +1,4 @@
-"""What is known of a loaded ``Llama``: its name, its shape, its KV cache to the byte; and all of them as sources.
+"""Properties of a loaded ``Llama``: name, shape, exact KV cache; and the sources for telemetry.
 
 A source is one model of this process: several ``Llama`` objects of one file are one, as a server with several slots is.
 """
@@ -41,7 +41,7 @@ class LoadedModel:
 
     name: str
     capacity: int | None
-    """Tokens that its KV cache holds; None where tokens take no room (recurrent models)."""
+    """Tokens that its KV cache holds; None where tokens use no space (recurrent models)."""
     shape: ModelShape | None
     plan: CachePlan | None
     """Its KV cache; None where it is not known to be exact."""
@@ -69,7 +69,7 @@ class LoadedModel:
 
     @cached_property
     def _always(self) -> Attributes:
-        """What is the same for every call: made once, it would be a third of what a call costs."""
+        """Values that are the same for every call, computed once: they would be a third of a call's cost."""
         found: dict[str, str | int | None] = {"llamacpp.kv_cache.capacity": self.capacity}
         if self.shape is not None:
             attending = [layer for layer in self.shape.trunk if layer.attends]
@@ -126,21 +126,21 @@ class ModelSource:
         self._totals: dict[str, float] = {}
 
     def add(self, llama: Any, model: LoadedModel) -> None:
-        """One more ``Llama`` of it."""
+        """Add a ``Llama`` of this model."""
         with self._lock:
             self._loaded[llama] = model
 
     def busy(self, llama: Any, calls: int) -> None:
-        """So many more calls work on it; a negative number are over."""
+        """Add to the number of running calls; negative for finished ones."""
         with self._lock:
             self._busy[llama] = self._busy.get(llama, 0) + calls
 
     def subscribe(self, listener: Callable[[Completion], None]) -> Callable[[], None]:
-        """Have ``listener`` called for each call that ends, on the thread that made it; returns what ends that."""
+        """Call ``listener`` for each finished call, on its thread; returns a function that stops it."""
         return self._listeners.add(listener)
 
     def finished(self, completion: Completion) -> None:
-        """Count a call and hand it out."""
+        """Count a finished call and pass it to the listeners."""
         counts = {
             "prompt_tokens_total": completion.prompt_computed,
             "prompt_tokens_cached_total": completion.prompt_cached,
@@ -171,7 +171,7 @@ def is_closed(llama: Any) -> bool:
 
 
 def _kv_cache(held: Iterable[tuple[LoadedModel, int, bool]]) -> KvCacheState:
-    """What a model's contexts hold together: model, tokens, whether a call works on it.
+    """State of a model's contexts together: model, tokens, whether a call is running.
 
     Tokens stay after a call, for the next one with the same prefix.
     """
@@ -204,7 +204,7 @@ class _Known:
 
 
 def known(llama: Any) -> tuple[LoadedModel, ModelSource]:
-    """What is known of a ``Llama``, and its source; read from its file the first time."""
+    """Properties of a ``Llama``, and its source; read from its file the first time."""
     with _Known.lock:
         found = _Known.models.get(llama)
     if found is not None:
@@ -231,7 +231,7 @@ def sources() -> tuple[ModelSource, ...]:
 
 
 def on_load(watcher: Callable[[ModelSource], None]) -> Callable[[], None]:
-    """Have ``watcher`` called for each model that is loaded, or will be; returns what ends that."""
+    """Call ``watcher`` for each loaded model, now and later; returns a function that stops it."""
     with _Known.lock:
         _Known.watchers = (*_Known.watchers, watcher)
         sources = tuple(_Known.sources.values())

@@ -14,7 +14,7 @@ class Counters:
     tokens: int
 
     def since(self, before: Counters) -> Counters:
-        """What came between the two."""
+        """The difference of two readings."""
         return Counters(self.seconds - before.seconds, self.tokens - before.tokens)
 
 

@@ -1,1 +1,1 @@
-"""llama.cpp's log: requests, the server's own facts and a router's models out of its lines."""
+"""llama.cpp's log: parses requests, the server's own facts and a router's models from its lines."""

@@ -1,8 +1,8 @@
-"""When the lines of a log were written that was there before we read it, and by which of several processes.
+"""Dates the lines of a backlog, and finds which of several processes wrote them.
 
-Stamps count from the start of a process, and only the log's last line can be dated: it was written when the file was.
-So the lines are looked at once before they are read. A process that follows another started after the other's last
-line; of processes that write at the same time, each line was written after the one before it.
+Timestamps count from the start of a process, and only the last line has a known time: that of the file. So the lines
+are scanned once before they are read. A process that follows another started after the other's last line; of processes
+that write at the same time, each line was written after the one before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_GAPS = 10_000
 
 @dataclass(slots=True)
 class _Gap:
-    """A silence of one clock, by its stamps."""
+    """A silence of one clock, by its timestamps."""
 
     since: float
     until: float
@@ -37,7 +37,7 @@ class _Gap:
 
 
 class BacklogClocks:
-    """``add`` every stamped line, ``finish``; then ``clock`` for each of them again, in the same order."""
+    """Call ``add`` for every line with a timestamp, ``finish``, then ``clock`` for each of them in the same order."""
 
     def __init__(self) -> None:
         self._separation = ProcessSeparation(clocks_only=True)
@@ -45,7 +45,7 @@ class BacklogClocks:
         self._counts = array("L")
         self._first = array("d")
         self._last = array("d")
-        """Runs of lines of one clock: which, how many, its first and last stamp."""
+        """Runs of lines of one clock: clock, count, first and last timestamp."""
         self._gaps: dict[int, deque[_Gap]] = {}
         """Silences, by clock."""
         self._pieces: dict[int, list[tuple[int, int]]] = {0: [(0, 0)]}
@@ -61,7 +61,7 @@ class BacklogClocks:
         self._replay: Iterator[int] = iter(())
 
     def add(self, line: str, parts: LogLine) -> None:
-        """Look at a line; only stamped ones that are not a router's child's count."""
+        """Scan a line; only lines with a timestamp that are not a router's child's count."""
         separation = self._separation
         separation.route(line, parts, 0.0, live=False)
         separation.events.clear()
@@ -89,7 +89,7 @@ class BacklogClocks:
         self._lines += 1
 
     def _split(self, clock: int, time: float) -> None:
-        """A clock that falls back into a silence of another was that one until then."""
+        """Treat a clock that falls back into another's silence as that other clock until then."""
         for other, gaps in self._gaps.items():
             for gap in reversed(gaps):
                 if not gap.since <= time < gap.until or (gap.resumed_by is not None and gap.resumed_at <= time):
@@ -101,7 +101,7 @@ class BacklogClocks:
                 else:
                     self._pieces[clock] = [(0, pieces[-1][1])]
                     gap.before = pieces[-1][1]
-                    # What came after the silence is another's: of one that was there before, or of a new one.
+                    # Lines after the silence are another clock's: a known one, or a new one.
                     older = [
                         each for each in self._newest if each not in (other, clock) and self._newest[each] <= gap.until
                     ]
@@ -116,7 +116,7 @@ class BacklogClocks:
         return self._identities - 1
 
     def finish(self, at: float) -> None:
-        """All lines were added; the last was written at Unix time ``at`` at the latest."""
+        """Finish adding; the last line was written at Unix time ``at`` at the latest."""
         line = self._lines
         next_at = at
         extent: dict[int, tuple[int, int]] = {}
@@ -150,7 +150,7 @@ class BacklogClocks:
             line += count
 
     def clock(self, parts: LogLine) -> tuple[int | None, float | None]:
-        """Of the next line: whose clock its stamp is, and the Unix time; None where it has no stamp."""
+        """The next line's clock and Unix time; None where it has no timestamp."""
         if parts.time is None or parts.child is not None:
             return None, None
         clock = next(self._replay, None)

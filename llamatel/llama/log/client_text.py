@@ -1,9 +1,9 @@
-"""Text of clients in a text log, which they choose and which may look like llama.cpp's own lines.
+"""Client text that llama.cpp quotes in a text log; it may look like llama.cpp's own lines.
 
-llama.cpp prints some of what it refuses as it was sent, line ends included: a grammar that it cannot parse
+llama.cpp prints some rejected input unchanged, line ends included: a grammar that it cannot parse
 (src/llama-grammar.cpp), patterns of a JSON schema that it cannot convert (common/json-schema-to-grammar.cpp), names of
 samplers (common/sampling.cpp), errors of llguidance. Each starts and ends with words of llama.cpp's own, which a client
-may write as well: a text log is only as true as its clients are trusted (docs/security.md). JSONL has no such lines.
+may send as well: a text log is only as accurate as its clients are trusted (docs/security.md). JSONL has no such lines.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _STARTS = {
     "unable to match sampler by name '": "'",
     "unsupported Responses tool type '": "' skipped",
 }
-"""What starts a quotation, and how its last line ends ("": it is empty); None: a message follows that refuses it."""
+"""Start of a quotation, and the end of its last line ("": empty); None: a rejection message follows it."""
 _MAX_AGE_S = 1.0
-"""It is written at once; a build that prints another end costs no more than this."""
+"""A quotation is written at once: without its end it is over after this time."""
 _MAX_LINES = 10_000
 
 

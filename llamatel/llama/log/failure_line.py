@@ -1,4 +1,4 @@
-"""The one line of a failed server's log that names the cause."""
+"""Finds the line of a failed server's log that names the cause."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def hint(failure: str | None) -> str:
 
 
 def failure_line(lines: Sequence[str]) -> str | None:
-    """Why the server that wrote ``lines`` failed, in its own words; None if it wrote nothing."""
+    """The message in ``lines`` that explains why the server failed; None if it wrote nothing."""
     lines = [line[:_MAX_LENGTH] for line in lines if line.strip()]
     for cause in _CAUSES:
         for line in lines:
             found = cause.search(line)
             if found is not None and found.group() == "std::bad_alloc":
-                return _STAMP.sub("", line, count=1).strip()  # what it could not allocate stands before it
+                return _STAMP.sub("", line, count=1).strip()  # what it could not allocate is before it
             if found is not None:
                 return found.group().strip()
     errors = [line for line in lines if _ERROR.match(line)]

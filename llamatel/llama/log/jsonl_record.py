@@ -1,4 +1,4 @@
-"""A record of ``--log-jsonl``: one JSON object a line, so a message with a line end in it stays one record.
+"""Parses a record of ``--log-jsonl``: one JSON object per line, so that a message with a line end stays one record.
 
 llama.cpp (October 2026 on; common/log.cpp) writes ``{"type":"log","time":US,"level":"info","msg":TEXT}`` to stdout.
 """
@@ -10,7 +10,7 @@ import re
 
 from llamatel.llama.log.log_line import LogLine
 
-# A message without an escape needs no JSON parser, and is taken apart by the same expression.
+# A message without an escape needs no JSON parser: the same expression splits it.
 _PLAIN = re.compile(
     r'\{"type":"log","time":(\d{1,15}),"level":"([a-z]{1,8})","msg":"'
     r'((?:slot [^"\\\x00-\x1f]{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\\x00-\x1f]*))\\n"\}$'
@@ -20,11 +20,11 @@ _LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "n
 _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
 FRAGMENTS = frozenset("CN")
-"""Levels of what is no message of its own: the rest of one, or a line of a router's child."""
+"""Levels of records that continue a message, or are a line of a router's child."""
 
 
 def parse_record(line: str) -> LogLine | None:
-    """The record that a line of stdout is; None for any other line.
+    """Parse a line of stdout as a record; None for any other line.
 
     ``text`` is the whole message, line ends included.
     """
@@ -58,7 +58,7 @@ def _parse_json(line: str) -> LogLine | None:
 
 
 def readable(line: str) -> str:
-    """The record in ``line`` as llama.cpp prints it without ``--log-jsonl``, on one line; other lines as they are."""
+    """A record as llama.cpp prints it without ``--log-jsonl``, on one line; other lines unchanged."""
     record = parse_record(line) if line.startswith('{"type":') else None
     if record is None or not record.text:
         return line

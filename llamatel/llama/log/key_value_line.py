@@ -77,7 +77,7 @@ def _number(value: str | None) -> int | None:
 
 
 def _of_slot(message: str, values: Mapping[str, str]) -> tuple[str, str]:
-    """The function that prints it today, and how; empty for what it does not print."""
+    """The function that prints it in current builds, and its text; empty for messages without an equivalent."""
     if message == "slot is processing task":
         return "launch_slot_", "processing task, is_child = 0"
     if message == "slot released":

@@ -1,13 +1,13 @@
-"""Whole lines out of bytes that come in pieces."""
+"""Splits a stream of bytes into whole lines."""
 
 from __future__ import annotations
 
 _MAX_LINE = 65536
-"""A longer line is cut: nothing that llama.cpp logs of a request comes near."""
+"""A longer line is cut; llama.cpp's lines about requests are far shorter."""
 
 
 class LineBuffer:
-    """Bytes cut anywhere become whole lines. Memory is bounded by the longest line allowed."""
+    """Joins chunks of bytes into whole lines. Memory is bounded by the longest line allowed."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -15,7 +15,7 @@ class LineBuffer:
 
     @property
     def rest(self) -> bytes:
-        """The start of a line whose end has not come."""
+        """The start of an incomplete line."""
         return self._rest
 
     def feed(self, data: bytes) -> list[str]:

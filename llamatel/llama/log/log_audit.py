@@ -1,4 +1,4 @@
-"""Compares what a log reports with what llama.cpp itself counts: a text log can be forged by those who send requests.
+"""Compares a log with llama.cpp's own counters, as clients can forge a text log.
 
 Kinds of contradiction:
 
@@ -23,7 +23,7 @@ KINDS = ("slot", "task", "time", "tokens")
 _REMEMBERED = 4096
 """Launched tasks."""
 _SETTLED_S = 30.0
-"""What the log reported that long ago is in llama.cpp's counters by now."""
+"""After this time llama.cpp's counters include what the log reported."""
 _SAMPLES = 256
 _MAX_TASKS_APART = 64
 """Tasks are not launched strictly in the order of their numbers."""
@@ -57,7 +57,7 @@ class LogAudit:
         self._logged = False
 
     def restart(self) -> None:
-        """Another process follows. Of a supervised server it starts now, and its log is read from its first line."""
+        """Reset for another process. A supervised one starts now, and its log is read from the first line."""
         self.generated, self.slots, self._newest_task = 0, None, -1
         self._started_at = self._clock() if self._supervised else None
         self._counter_at_start, self._generated_at_start = (0.0, 0) if self._supervised else (None, None)
@@ -65,12 +65,12 @@ class LogAudit:
         self._history.clear()
 
     def configured(self, slots: int | None) -> None:
-        """The log reports so many slots. Of a supervised server the first report counts: no client was there before."""
+        """Record the number of slots. Of a supervised server the first report counts: no client was there before."""
         if self.slots is None or not self._supervised:
             self.slots = slots
 
     def launch(self, slot: int, task: int) -> bool:
-        """Whether a launch can be true."""
+        """Whether a launch is plausible."""
         if self.slots is not None and not 0 <= slot < self.slots:
             self._found("slot")
             return False
@@ -85,14 +85,14 @@ class LogAudit:
         return True
 
     def is_future(self, log_time: float) -> bool:
-        """Whether a line's time (seconds since the process started) has not come yet; only of a supervised server."""
+        """Whether a line's time (seconds since the process started) is in the future; only of a supervised server."""
         if self._started_at is None or log_time <= self._clock() - self._started_at + 1.0:
             return False
         self._found("time")
         return True
 
     def compare(self, generated_total: float | None, slots: Sequence[SlotState] | None) -> None:
-        """Compare with figures that llama.cpp gave just now: its token counter, its slots. None: not known."""
+        """Compare with llama.cpp's current token counter and slots (None: unknown)."""
         now = self._clock()
         if slots:
             self.slots = len(slots)
@@ -113,7 +113,7 @@ class LogAudit:
         elif settled is None:
             return
         elif self._generated_at_start is None:
-            # Read late: what was counted before the first look may have been logged after it.
+            # Read late: tokens counted before the first poll may be logged after it.
             self._generated_at_start = self.generated
             self._history.clear()
         elif settled[1] - self._generated_at_start > total - self._counter_at_start:

@@ -1,4 +1,4 @@
-"""Wall clock for a log whose times count from the start of the server's process."""
+"""Wall-clock time for a log whose times count from the start of the server's process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def _slept() -> float:
 
 
 class LogClock:
-    """Turns log time into Unix time.
+    """Converts log time to Unix time.
 
     A line is read a little after it was written, so the process started at the smallest ``now - time`` seen: the anchor
     settles within the first lines and then stays, and differences between two times of one process are llama.cpp's own.
 
     While a machine sleeps, its monotonic clock stands still and with it the log's. In a log read live, the anchor moves
     by as much as ``slept`` does (Unix time less this machine's monotonic time), so it also follows a wall clock that is
-    set. A lag of seconds is mostly our own: we were held up, and read everything at once. Only if the newest lines keep
-    lagging, another machine that runs the server must have slept.
+    set. A lag of seconds is mostly our own: reading was delayed. Only if the newest lines keep lagging did another
+    machine, which runs the server, sleep.
     """
 
     def __init__(self, *, live: bool = True, anchor: float | None = None, slept: Callable[[], float] = _slept) -> None:
@@ -31,7 +31,7 @@ class LogClock:
         self._slept = slept
         self._slept_before = slept()
         self._lagging: tuple[float, float] | None = None
-        """Since when all lines lag, and the anchor by the one that lags least."""
+        """Since when all lines lag, and the anchor according to the one with the least lag."""
 
     @property
     def process_started_at(self) -> float | None:
@@ -39,7 +39,7 @@ class LogClock:
         return self._anchor
 
     def observe(self, time: float, now: float) -> None:
-        """A line written at log time ``time`` was read at Unix time ``now``."""
+        """Record that a line written at log time ``time`` was read at Unix time ``now``."""
         start = now - time
         anchor = self._anchor
         if anchor is None:
@@ -52,7 +52,7 @@ class LogClock:
         self._anchor = min(anchor, start)
 
     def _after_sleep(self, anchor: float, start: float, now: float) -> float:
-        """Where the anchor is now, if a machine slept since the line before."""
+        """The anchor, corrected if a machine slept since the previous line."""
         moved = self._slept() - self._slept_before
         if abs(moved) > _JUMP_S:
             self._slept_before += moved
@@ -69,7 +69,7 @@ class LogClock:
         return anchor
 
     def restart(self) -> None:
-        """The log goes on with another process."""
+        """Reset for another process in the same log."""
         self._anchor = self._lagging = None
 
     def wall(self, time: float) -> float:

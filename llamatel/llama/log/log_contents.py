@@ -1,4 +1,4 @@
-"""What a log consists of, as long as no request was read from it: so that nothing found can be explained."""
+"""Classifies the lines of a log in which no request was found, to explain why."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _WORDS = re.compile(r"(?:launch_slot_|print_timing|get_availabl|release): id|eva
 _VERBOSITY = re.compile(r"verbosity = (\d{1,3})\b")
 _BLOB = re.compile(r"\[\S{1,12} blob data\]")
 _ENOUGH = 100_000
-"""Lines that are looked at."""
+"""Lines that are classified."""
 
 
 @dataclass(slots=True)
 class LogContents:
-    """Counts of lines by what they look like."""
+    """Counts of lines by kind."""
 
     lines: int = 0
     empty: int = 0
@@ -24,14 +24,14 @@ class LogContents:
     about_requests: int = 0
     """Of these, those about a request."""
     quoted: int = 0
-    """Lines that hold words of llama.cpp's requests where llamatel does not read them."""
+    """Lines with words of llama.cpp's requests in a place where llamatel does not read them."""
     json: int = 0
     blobs: int = 0
     """Messages that journalctl does not show."""
     verbosity: int | None = None
 
     def add(self, text: str) -> None:
-        """Look at a line, without what other programs put around it."""
+        """Classify a line, without its wrapper."""
         self.lines += 1
         if self.lines > _ENOUGH:
             return
@@ -50,7 +50,7 @@ class LogContents:
             self.json += 1
 
     def explanation(self) -> str:
-        """Why there was no request in it, and what would help; one sentence or two."""
+        """Why no request was found, and the remedy, in one or two sentences."""
         if not self.lines:
             return "nothing was written to it: is it the log of a llama.cpp server, or was --log-disable given?"
         counted = f"{self.lines} line{'' if self.lines == 1 else 's'}"

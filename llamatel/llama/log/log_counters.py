@@ -1,4 +1,4 @@
-"""What a log reader counts: lines by kind, requests, and whether the log can be understood at all."""
+"""Counters of a log reader: lines by kind, requests, and whether the log was understood."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class LogCounters:
     """llama.cpp's token counter at the previous look."""
 
     def reject(self, reason: str) -> None:
-        """A request was rejected."""
+        """Count a rejected request."""
         self.rejected[reason] += 1
 
     def _silence(self, generated_total: float) -> float:
-        """Seconds without a line while llama.cpp's counter grew.
+        """Seconds without a line while llama.cpp's counter increased.
 
-        It grows when a request ends, and that is logged: once after the last line it may be that line's request.
+        It increases when a request finishes, which is logged: the first increase may be the last line's request.
         """
         now, lines = self.clock(), sum(self.lines.values())
         if lines != self._lines_seen:
@@ -64,9 +64,8 @@ class LogCounters:
     def snapshot(self, generated_total: float | None) -> LogCounts:
         """The counts so far; ``generated_total`` is llama.cpp's own token counter, where it is known.
 
-        The log counts as not understood once llama.cpp generated tokens while we read and the log showed no request,
-        or showed requests end well without a single timing. Tokens count from the second look on: the lines of those
-        that are new may be on their way.
+        The log is not understood if llama.cpp generated tokens while the log showed no request, or showed completed
+        requests without a single timing. Tokens count from the second poll on, as the lines of the newest may be late.
         """
         understood: bool | None = True if self.timed else None
         silent_s = None if generated_total is None else self._silence(generated_total)

@@ -1,4 +1,4 @@
-"""Bytes of a log as UTF-8: gzip, and UTF-16 as PowerShell's ``>`` writes it. Memory is bounded by the pieces given."""
+"""Decodes a log to UTF-8: gzip, and UTF-16 as PowerShell's ``>`` writes it. Memory is bounded by the chunk size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoding_of(head: bytes) -> str:
 
 
 class Decoder:
-    """Turns the bytes of one log into UTF-8."""
+    """Decodes the bytes of one log to UTF-8."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
         self.encoding = encoding
@@ -37,7 +37,7 @@ class Decoder:
 
     @property
     def pending(self) -> int:
-        """Bytes that were given and are part of no whole character yet."""
+        """Received bytes of an incomplete character."""
         return len(self._text.getstate()[0]) if self._text is not None else 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -50,7 +50,7 @@ class Decoder:
             yield self._text.decode(data).encode("utf-8", "replace")
 
     def size_of(self, text: bytes) -> int:
-        """Bytes of the log that a piece of its text takes."""
+        """Bytes of the log that a chunk of its text corresponds to."""
         return len(text) if self._text is None else len(text.decode("utf-8", "replace").encode("utf-16-le", "replace"))
 
     def _decompress(self, data: bytes) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""A log file that another program writes: followed over rotation and truncation, from any position, to the last line.
+"""Follows a log file that another program writes, over rotation and truncation, from any position to the last line.
 
-What could not be read is counted in bytes where that can be known: a file that was truncated under a writer that does
-not append has a hole where the lost bytes were; one that was copied first is read on in its copy.
+Lost bytes are counted where possible: a file that was truncated under a writer that does not append has a hole in place
+of the lost bytes; for a file that was copied first, reading continues in the copy.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ class _OpenFile:
 
     @property
     def head(self) -> Fingerprint:
-        """Of its first bytes, as far as it had any when they were read."""
+        """Hash of its first bytes, as many as it had when they were read."""
         return Fingerprint.of_bytes(self._start)
 
     def position(self) -> Position:
-        """Where the last whole line ends."""
+        """Position of the end of the last whole line."""
         rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
         return Position(self.head, max(0, self.offset - rest))
 
     def restart(self) -> None:
-        """It was truncated: the next line is its first."""
+        """Reset after truncation: the next line is the first."""
         self.offset = 0
         self.buffer = LineBuffer()
         self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
         self.decoder = Decoder(encoding_of(self._start[:HEAD]))
 
     def read(self, end: int | None = None) -> tuple[bytes, int]:
-        """The next bytes, up to ``end``, and how many bytes of a hole were skipped before them."""
+        """The next bytes, up to ``end``, and the bytes of a hole skipped before them."""
         skipped = self._skip_hole(end)
         size = READ_BYTES if end is None else max(0, min(READ_BYTES, end - self.offset))
         data = os.pread(self.descriptor, size, self.offset)
@@ -107,7 +107,7 @@ class _OpenFile:
         return [line for piece in self.pieces(data) for line in piece]
 
     def pieces(self, data: bytes) -> Iterator[list[str]]:
-        """The same, a bounded number at a time. NULs are what a truncation leaves where a writer does not append."""
+        """The same, in bounded batches. NULs are left by a truncation under a writer that does not append."""
         for text in self.decoder.feed(data):
             yield self.buffer.feed(text.replace(b"\0", b"") if b"\0" in text else text)
 
@@ -115,7 +115,7 @@ class _OpenFile:
         os.close(self.descriptor)
 
     def _skip_hole(self, end: int | None) -> int:
-        size = self.size  # before the look: what is appended in between is no hole
+        size = self.size  # before the check: data appended in between is no hole
         try:
             data_at = os.lseek(self.descriptor, self.offset, os.SEEK_DATA)
         except OSError as error:
@@ -130,7 +130,7 @@ class _OpenFile:
 
 
 class _FileBacklog(Backlog):
-    """What a file held when it was opened; read from the file each time."""
+    """The content of a file when it was opened; read from the file each time."""
 
     def __init__(self, source: FileSource, file: _OpenFile, start: int, end: int) -> None:
         super().__init__((), os.fstat(file.descriptor).st_mtime)
@@ -188,8 +188,8 @@ class FileSource:
     ) -> None:
         """Raises LogSourceError if it cannot be read.
 
-        ``from_start``: read what is in it already; else only what comes. ``state``: keeps the position over restarts.
-        ``descriptor``: an open file, which is read from where it is to its end (standard input, from a file).
+        ``from_start``: read the existing content; else only new lines. ``state``: keeps the position over restarts.
+        ``descriptor``: an open file, read from its current offset to its end (standard input, from a file).
         """
         self.name = os.fspath(path)
         self.bytes_lost = 0
@@ -218,7 +218,7 @@ class FileSource:
         self._stop.set()
 
     def save(self, file: _OpenFile, *, now: bool = False) -> None:
-        """Keep the position: the lines before it were handled."""
+        """Save the position: the lines before it were processed."""
         if self._state is not None:
             self._state.save(file.position(), now=now)
 
@@ -247,7 +247,7 @@ class FileSource:
                         current = self._open()
                 old = self._without_finished(old)
                 if not came:
-                    yield Batch((), time.time())  # nothing came for a while
+                    yield Batch((), time.time())  # no new data for a while
                     self._stop.wait(_LOOK_S)
         except OSError as error:
             raise LogSourceError(f"the log {self.name} cannot be read: {error.strerror}") from None
@@ -261,7 +261,7 @@ class FileSource:
     # -- where to start -------------------------------------------------------------------------------------------
 
     def _first(self) -> Generator[Batch | Backlog, None, _OpenFile | None]:
-        """What is there already; returns the file to follow."""
+        """Yield the existing content; returns the file to follow."""
         position = None if self._state is None else self._state.load()
         if self._descriptor is not None:
             offset = os.lseek(self._descriptor, 0, os.SEEK_CUR)
@@ -296,7 +296,7 @@ class FileSource:
         return 0
 
     def _sibling(self, position: Position) -> _OpenFile | None:
-        """The file that a position is about, after it was moved or copied."""
+        """The file of a saved position, after it was moved or copied."""
         with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
             for number, entry in enumerate(entries):
                 if number == _MOST_SIBLINGS:
@@ -320,10 +320,10 @@ class FileSource:
             return _OpenFile(descriptor)
         return None
 
-    # -- what comes -------------------------------------------------------------------------------------------------
+    # -- new lines -------------------------------------------------------------------------------------------------
 
     def _read(self, file: _OpenFile) -> Iterator[Batch]:
-        """What is new in a file."""
+        """Yield new lines of a file."""
         if file.size < file.offset:
             yield from self._from_copy(file)
             yield Batch(file.buffer.flush(), time.time())
@@ -339,7 +339,7 @@ class FileSource:
             yield Batch(file.lines(data), time.time())
 
     def _from_copy(self, file: _OpenFile, offset: int | None = None) -> Generator[Batch, None, int]:
-        """What was not read of a file before it was truncated, if it was copied before; returns how many bytes."""
+        """Yield the unread part of a truncated file from a copy of it; returns the number of bytes."""
         start = file.offset if offset is None else offset
         copy = self._sibling(Position(file.head, start))
         if copy is None:

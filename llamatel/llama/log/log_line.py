@@ -1,4 +1,4 @@
-"""One line of llama.cpp's log, parsed: when, what level, what text. Pure functions on text.
+"""Parses one line of llama.cpp's log: time, level, text. Pure functions on text.
 
 llama-server writes ``M.SS.mmm.uuu L text`` to stderr (common/log.cpp), L one of I, W, E, D, the time since the process
 started; without ``--log-timestamps`` and ``--log-prefix`` just the text; with ``--log-jsonl`` a JSON object a line. A
@@ -23,7 +23,7 @@ OWN_START = (
     r"(?:\[\d{1,5}\] {0,16})?(?:\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] |(?:slot|srv|que|cmn) {1,16}\S{1,64}: "
     r"|(?:prompt eval|eval|total) time = )"
 )
-"""How llama.cpp's own lines start, as a regular expression; the library's lines without stamps start like anything."""
+"""How llama.cpp's own lines start, as a regular expression; the library's unstamped lines have no fixed start."""
 _OWN_START = re.compile(rf" {{0,16}}{OWN_START}")
 _OWN_JSON = re.compile(r'(?:\[\d{1,5}\] ?)?\{"(?:type":"\w|tid":")')
 _LIBRARY = re.compile(
@@ -37,7 +37,7 @@ _LEVELS = {"info": "I", "warn": "W", "warning": "W", "error": "E", "debug": "D",
 
 
 class LogLine(NamedTuple):
-    """A line's parts. ``time`` is seconds since the server's process started; None where the log has no stamps."""
+    """A line's parts. ``time`` is seconds since the server's process started; None where the log has no timestamps."""
 
     text: str
     time: float | None = None
@@ -99,7 +99,7 @@ def _unstamped(text: str) -> LogLine:
 
 
 def split_line(line: str) -> LogLine:
-    """Parse a line; a line of any other program comes back as text alone."""
+    """Parse a line; a line of another program is returned as text only."""
     if "\x1b" in line:
         line = _COLOUR.sub("", line)
     match = _STAMPED.match(line)

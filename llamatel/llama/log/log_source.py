@@ -1,7 +1,7 @@
-"""Lines of a log that another program writes: standard input or a FIFO here, files in ``log_file``.
+"""Reads the log of another program: from standard input or a FIFO here, from files in ``log_file``.
 
-A source first gives its backlog, what was written before it was opened, because its times follow from its last line
-only. Then it gives batches of lines as they come.
+A source first yields its backlog, what was written before it was opened, because only its last line has a known time.
+Then it yields batches of lines as they arrive.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
 READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 64 << 20
 _BACKLOG_LINES = 1 << 20
-"""A stream's backlog is given in pieces of this size at most: it is kept in memory."""
+"""A stream's backlog is yielded in chunks of at most this size, as it is kept in memory."""
 _SILENCE_S = 0.3
-"""A stream's backlog is over when nothing came for that long."""
+"""A stream's backlog is complete after this time without data."""
 _BACKLOG_S = 10.0
 _LOOK_S = 0.2
 
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Backlog:
-    """Lines that were there before. They are read twice: to date them, and for their content."""
+    """Existing lines. They are read twice: to date them, and for their content."""
 
     def __init__(self, lines: Sequence[str], at: float) -> None:
         self._lines = lines
@@ -47,11 +47,11 @@ class Backlog:
         """Unix time at which the last was written at the latest."""
 
     def scan(self) -> Iterator[Sequence[str]]:
-        """All lines, to look at."""
+        """All lines, for dating."""
         yield self._lines
 
     def batches(self) -> Iterator[tuple[Sequence[str], bool]]:
-        """All lines, and whether their requests were recorded before (by a process that read this log until then)."""
+        """All lines, and whether their requests were recorded before, by an earlier llamatel."""
         yield self._lines, False
 
 
@@ -60,17 +60,17 @@ class LogSource(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name in messages."""
 
     @property
     def blocking(self) -> bool:
-        """Whether its writer does not wait for the reader, so that the reader may take its time."""
+        """Whether its writer does not wait for the reader, so that the reader may be slow."""
 
     def stop(self) -> None:
         """End ``batches`` soon; may be called from any thread."""
 
     def batches(self) -> Iterator[Batch | Backlog]:
-        """Lines as they come, until ``stop`` or the log's end. Raises LogSourceError if it cannot be read."""
+        """Lines as they arrive, until ``stop`` or the log's end. Raises LogSourceError if it cannot be read."""
 
     @property
     def bytes_lost(self) -> int:
@@ -84,7 +84,7 @@ class StreamSource:
     bytes_lost = 0
 
     def __init__(self, descriptor: int = 0, name: str = "standard input", *, reopens: bool = False) -> None:
-        """``reopens``: the stream goes on with another writer when the last one has closed it (a FIFO)."""
+        """``reopens``: the stream continues with another writer after the last one has closed it (a FIFO)."""
         self.name = name
         self._descriptor = descriptor
         self._reopens = reopens
@@ -123,7 +123,7 @@ class StreamSource:
                     size += len(data)
                     last = now if lines else last
                     silent = bool(backlog) and not data
-                    # A busy server's log is never silent: after some seconds its lines are given as they come.
+                    # A busy server's log is never silent: after some seconds its lines are yielded as they arrive.
                     much = size > _BACKLOG_BYTES or len(backlog) > _BACKLOG_LINES or now - started > _BACKLOG_S
                     if closed or silent or (backlog and much):
                         yield Backlog(backlog, last)

@@ -1,11 +1,11 @@
-"""What other programs put around llama.cpp's lines, removed: one line in, llama.cpp's own line out.
+"""Removes what other programs add around llama.cpp's lines: one line in, llama.cpp's own line out.
 
 Container runtimes (docker json-file, containerd CRI, ``docker logs -t``, compose), kubectl, stern, journald, syslog,
 Loki, and every program that logs llama.cpp's line as a JSON or logfmt field or after a prefix of its own. Wrappers are
 detected per line and may be nested. The source that they name distinguishes servers that share one stream; their
 timestamps date the lines.
 
-A line of llama.cpp itself is never looked into: a client's text may stand in it. Pure functions, linear in the line.
+A line of llama.cpp itself is not searched, as it may contain a client's text. Pure functions, linear in the line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NO_NAME = re.compile(
 
 
 def unwrap(line: str) -> Carried | None:
-    """llama.cpp's line out of what another program logged; None where nothing is around it.
+    """llama.cpp's line from another program's record; None where there is no wrapper.
 
     The text of a record may hold several lines.
     """
@@ -67,7 +67,7 @@ def unwrap(line: str) -> Carried | None:
 
 
 def peel(found: Carried, most: int = _MOST_WRAPPERS) -> Carried:
-    """The record without what is still around its text: so many wrappers at most."""
+    """The record without further wrappers around its text, up to a maximum number."""
     for _ in range(most):
         if found.partial or found.layers == _MOST_WRAPPERS or is_own_line(found.text):
             break
@@ -87,7 +87,7 @@ def peel(found: Carried, most: int = _MOST_WRAPPERS) -> Carried:
 
 
 def without_colours(text: str) -> str:
-    """Without colours, in whichever way their escape character was written down; nor a byte order mark, nor NULs."""
+    """Text without colour codes (in any escaping), byte order mark and NULs."""
     text = text.lstrip("\ufeff\0")
     if any(sign in text for sign in _COLOUR_SIGNS):
         text = _COLOUR.sub("", text)
@@ -137,7 +137,7 @@ def _syslog(text: str) -> Carried | None:
         return None
     head, host, tag, process, message = found.groups()
     if starts_like_llama_cpp(text[found.start(2) :]):
-        return None  # a date, and llama.cpp's words: no host and no program
+        return None  # a date and llama.cpp's words: neither host nor program
     if "#" in (message or ""):
         message = _RSYSLOG_ESCAPE.sub(lambda escape: chr(int(escape.group(1), 8)), message)
     return Carried(message or "", f"{host}/{tag}", None, process, find_time(head))

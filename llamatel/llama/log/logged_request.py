@@ -35,7 +35,7 @@ def _seconds(found: re.Match[str], tokens: int) -> float:
 
 @dataclass(slots=True)
 class LoggedRequest:
-    """What was logged of it so far."""
+    """Its log so far."""
 
     slot: int
     task: int
@@ -52,17 +52,17 @@ class LoggedRequest:
     draft_accepted: int | None = None
     shifts: int = 0
     counted_shifts: int = 0
-    """Those that the server's total includes."""
+    """Tokens that the server's total includes."""
     cancelled: bool = False
     error: str | None = None
     selection: SlotSelection | None = None
     """How its slot was selected."""
     no_checkpoint: bool = False
-    """llama.cpp had to go back to an earlier state of the slot's cache, or to none."""
+    """Whether llama.cpp went back to an earlier state of the slot's cache, or to none."""
     checkpoint_evicted: bool = False
-    """A checkpoint of this slot had been erased before."""
+    """Whether a checkpoint of this slot had been erased before."""
     evicts_checkpoint: bool = False
-    """It made llama.cpp erase one."""
+    """Whether it made llama.cpp erase one."""
 
     def read(self, function: str, message: str, time: float) -> str:
         """Read a message of its slot, printed by ``function``.

@@ -1,4 +1,4 @@
-"""What llama.cpp's log reports of the server itself: its address, model, slots, memory and build.
+"""Parses what llama.cpp's log reports of the server itself: its address, model, slots, memory and build.
 
 Nothing in it names a file to open or an address to connect to: a text log can be forged.
 """
@@ -55,7 +55,7 @@ _BUILD = re.compile(r"(?:srv +\w{1,12}: |\w{1,64}: )?build_info: (\S{1,64})|buil
 
 @dataclass(frozen=True, slots=True)
 class LoggedServer:
-    """What was logged so far; None where nothing was (yet)."""
+    """What was logged so far; None where not logged (yet)."""
 
     host: str | None = None
     """Set once it listens."""
@@ -132,7 +132,7 @@ def _initializing(known: LoggedServer, slots: str, context: str | None, unified:
 
 
 def _placed(known: LoggedServer, text: str) -> LoggedServer | None:
-    """Devices; what was placed before counts no more once the model is loaded again."""
+    """Devices; an earlier placement is dropped once the model is loaded again."""
     before = known.placement
     if known.replacing and before is not None:
         before = Placement(no_gpu=before.no_gpu)
@@ -149,7 +149,7 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
         host, port, socket = found.groups()
         return replace(known, host=socket or host.strip("[]"), port=int(port) if port else None)
     if "loading model '" in text and (found := _LOADING.match(text)):
-        # Also after it has slept; then the library may not repeat what it printed the first time.
+        # Also after sleep; then the library may not repeat what it printed the first time.
         return replace(
             known, model_path=found.group(1), draft_path=None, pool=None, sequence_context=None,
             reloading=bool(known.reported),

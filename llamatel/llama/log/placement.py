@@ -1,7 +1,7 @@
-"""Where a model was loaded: layers and buffers by device, or that there is no GPU at all.
+"""Parses where a model was loaded: layers and buffers by device, or that there is no GPU.
 
-At ``-lv 3``, the default, only the last is logged; the rest needs ``-lv 4``, which slows a server down. Sources:
-common/arg.cpp (``no usable GPU found``), ggml/src/ggml-cuda (``failed to initialize``), src/llama-model.cpp
+At ``-lv 3``, the default, only the absence of a GPU is logged; the rest needs ``-lv 4``, which slows a server down.
+Sources: common/arg.cpp (``no usable GPU found``), ggml/src/ggml-cuda (``failed to initialize``), src/llama-model.cpp
 (``offloaded``, ``model buffer size``), src/llama-kv-cache.cpp, src/llama-context.cpp.
 """
 

@@ -79,7 +79,7 @@ class _Process:
     started_at: float | None = None
     """Unix time at the latest."""
     prompt: int = 0
-    """Times at which lines were read as they were written, by that."""
+    """Number of times that lines were read as they were written, by ``started_at``."""
     prompt_at: float = 0.0
     loading: list[Event] | None = None
     """Its lines, while it was seen to start and does not listen yet."""
@@ -125,7 +125,7 @@ class ProcessSeparation:
         """The tasks in flight by slot and the newest task, while there is one process and not all of its lines come
         through ``route``."""
         self.events: deque[Event] = deque()
-        """What the line before has caused; to be handled before the line is read."""
+        """Events of the previous line; to be processed before the line is read."""
         self.mixed = False
         """Whether several servers write at the same time."""
         self.undecided = 0
@@ -156,11 +156,11 @@ class ProcessSeparation:
 
     @property
     def clock(self) -> int:
-        """The clock of the last stamped line."""
+        """The clock of the last line with a timestamp."""
         return self._current.clock
 
     def note_alive(self, *clocks: int) -> None:
-        """These processes write at the same time."""
+        """Record that these processes write at the same time."""
         for process in self._processes:
             process.alive = process.alive or process.clock in clocks
 

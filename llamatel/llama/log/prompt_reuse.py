@@ -1,8 +1,8 @@
 """How much of a prompt was in the KV cache of its slot, and how much of that was computed again.
 
 llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``, three digits) before it decides what it
-can use of it. Where less is reused, the rest is lost. The cause is taken from the lines in between, or from what the
-model's cache can do; what neither proves is unknown.
+can use of it. Where less is reused, the rest is recomputed. The cause follows from the lines in between, or from the
+kind of the model's cache; else it is unknown.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def prompt_reuse(
     checkpoint_evicted: bool,
     rewindable: bool | None,
 ) -> PromptReuse:
-    """What was reused and what was lost, in tokens and seconds at the request's own prefill rate.
+    """Reused and recomputed tokens, with seconds at the request's own prefill rate.
 
     ``no_checkpoint``: it went back to an earlier state, or to none. ``checkpoint_evicted``: it had
     logged before that it erased one of this slot's. ``rewindable``: whether the model's cache can be cut anywhere, as

@@ -1,6 +1,6 @@
-"""How far a log file was read, kept in a small file over restarts (``--log-state FILE``).
+"""Saves the read position of a log file over restarts (``--log-state FILE``).
 
-A file is known again by its first bytes, wherever rotation has moved it. The position is that of the end of the last
+A file is recognised by its first bytes, wherever rotation has moved it. The position is that of the end of the last
 line whose requests were recorded.
 """
 
@@ -46,7 +46,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where reading goes on."""
+    """Where reading continues."""
 
     head: Fingerprint
     offset: int
@@ -65,7 +65,7 @@ class PositionFile:
             raise UsageError(f"cannot write {self._path}: it must be a file in a folder that can be written to")
 
     def load(self) -> Position | None:
-        """The position saved last; None where there is none, or none that can be understood."""
+        """The position saved last; None where there is none, or it is invalid."""
         try:
             with self._path.open("rb") as stream:
                 document = json.loads(stream.read(_LARGEST))

@@ -1,4 +1,4 @@
-"""llama.cpp's log turned into Completions.
+"""Converts llama.cpp's log to Completions.
 
 One LogReader follows one server. It is fed line by line and keeps no text beyond the requests in flight. The messages
 are those of llama.cpp from November 2025 to October 2026 (tools/server/server-context.cpp, server-queue.cpp;
@@ -10,8 +10,8 @@ are those of llama.cpp from November 2025 to October 2026 (tools/server/server-c
     slot      release: id  3 | task 0 | stop processing: n_tokens = 32, truncated = 0
 
 A cancelled or failed one prints ``stop: cancel task, id_task = 0`` or ``send_error: task id = 0, error: ...`` and no
-timings. Messages are matched from their start, by the function that printed them: what they quote of a client's text
-counts for nothing but a rejected request (``rejections``).
+timings. Messages are matched from their start, by the function that printed them: quoted client text is used only
+for rejected requests (``rejections``).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from llamatel.snapshots import LogCounts, SlotState
 _log = logging.getLogger(__name__)
 
 _MAX_LENGTH = 8192
-"""Characters of a line that are looked at."""
+"""Characters of a line that are read."""
 _OURS = ("srv ", "slot ", "que ", "cmn ")
 _JUMP_S = 2.0
-"""A time further ahead of the line before is checked against the clock."""
+"""A timestamp further ahead of the previous line's is checked against the clock."""
 
 
 class LogReader:
@@ -70,7 +70,7 @@ class LogReader:
         """Of the line that is being read."""
         self._last_time = 0.0
         self._stamped = False
-        """Whether llama.cpp's lines carry times; then one without is a continuation or comes from elsewhere."""
+        """Whether llama.cpp's lines have timestamps; then one without is a continuation or another program's."""
         self._failed = False
         self._client_text = ClientText()
         self.router: RouterLog[LogReader] = RouterLog(self._child_reader)
@@ -134,7 +134,7 @@ class LogReader:
         return ()
 
     def _read_fragment(self, parts: LogLine, now: float) -> Sequence[Completion]:
-        """A record that is no message of llama.cpp's own: a router passes its children's lines on in such."""
+        """A record that is not llama.cpp's own message: a router forwards its children's lines in such records."""
         if self.router.seen and parts.text.startswith("["):
             return self.feed(parts.text, now)
         self._counters.lines["server"] += 1
@@ -163,10 +163,10 @@ class LogReader:
         return completed
 
     def _time_of(self, parts: LogLine, now: float) -> float | None:
-        """The log time of a line; None if it cannot be true."""
+        """The log time of a line; None if it is impossible."""
         time = parts.time
         if time is None:
-            # Unstamped: as old as the stamped line before it; in a log without stamps, dated by our own clock.
+            # No timestamp: as old as the previous timestamp; in a log without any, dated by our own clock.
             start = self._clock.process_started_at
             return self._last_time if self._stamped or start is None else max(self._last_time, now - start)
         self._stamped = True
@@ -231,7 +231,7 @@ class LogReader:
 
     @property
     def _may_be_router(self) -> bool:
-        """A router logs that it is one before it listens; a log that is read from its middle may show it later."""
+        """Whether it is a router: logged before it listens; later in a log that is read from its middle."""
         return self.router.seen or not self._supervised or self.logged_server.host is None
 
     def _on_end(
@@ -263,7 +263,7 @@ class LogReader:
 
     @property
     def activity(self) -> int:
-        """Lines that report something done to slots: while this stays, what idle slots hold stays.
+        """Lines that report changes of slots: while this does not change, the content of idle slots does not.
 
         Not logged is only what goes through ``/slots/ID?action=`` (--slot-save-path).
         """
@@ -284,7 +284,7 @@ class LogReader:
         self._clock.observe(time, now)
 
     def polled(self) -> None:
-        """The server was polled for something that takes a task number (/metrics, /slots)."""
+        """Count a poll that uses a task number (/metrics, /slots)."""
         self._requests.number_taken(self._last_time)
 
     def abort(self, now: float, error: str) -> list[Completion]:
@@ -313,20 +313,20 @@ class LogReader:
         self._requests.watch_for_others(on=on)
 
     def lose(self, slot: int) -> None:
-        """The request in this slot cannot be followed any further; a negative slot: one that was not read at all."""
+        """Stop following the request in this slot; a negative slot: a request that was not read at all."""
         if slot < 0:
             self._counters.started += 1
         if slot < 0 or self._requests.drop(slot):
             self._counters.lost += 1
 
     def forget(self) -> None:
-        """The log ends here: how the requests in flight went on will not be known."""
+        """Finish reading: the outcome of the requests in flight is unknown."""
         self._counters.lost += self.busy
         self._requests.reset()
         self.router.restart()
 
     def restart(self, *, batch: int | None = None) -> None:
-        """The next line comes from a new process, whose ``--batch-size`` is this (None: the default)."""
+        """Reset for a new process with this ``--batch-size`` (None: the default)."""
         self._requests.reset(batch)
         self._clock.restart()
         self._audit.restart()
@@ -335,7 +335,7 @@ class LogReader:
         self.router.restart()
 
     def audit(self, generated_total: float | None, slots: Sequence[SlotState] | None) -> None:
-        """Compare the log with figures that llama.cpp gave just now: its token counter and its slots."""
+        """Compare the log with llama.cpp's current token counter and slots."""
         self._audit.compare(generated_total, slots)
 
     def counts(self, generated_total: float | None = None) -> LogCounts:

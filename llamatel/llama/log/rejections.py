@@ -1,7 +1,7 @@
 """Requests that llama.cpp rejected before they got a slot, by reason.
 
-These messages quote what a client sent. Only the fact and llama.cpp's own status are taken from them, and the status
-stands before the quotation (tools/server/server.cpp, ``ex_wrapper``; server-http.cpp; server-context.cpp).
+These messages quote what a client sent. Only the fact and llama.cpp's own status are read, and the status is before the
+quotation (tools/server/server.cpp, ``ex_wrapper``; server-http.cpp; server-context.cpp).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAMPLING = re.compile(r"(?:Failed to initialize samplers|[Ff]ailed to parse gra
 
 
 def rejection(message: str) -> str | None:
-    """The reason, of a message that an HTTP handler printed; None if it rejects nothing."""
+    """The reason in an HTTP handler's message; None if it is not a rejection."""
     if message.startswith(_EXCEPTION):
         found = _STATUS.match(message)
         return _BY_STATUS.get(found.group(1), "other") if found is not None else "other"
@@ -43,5 +43,5 @@ def rejection(message: str) -> str | None:
 
 
 def launch_rejection(error: str) -> str | None:
-    """The reason why a task was not launched, of ``send_error``'s text; None if that is not known."""
+    """The reason why a task was not launched, from ``send_error``'s text; None if unknown."""
     return "sampling" if _SAMPLING.match(error) is not None else None

@@ -42,7 +42,7 @@ OTHER = "other"
 
 @dataclass(slots=True)
 class ModelLife:
-    """One model over the lives of its process."""
+    """One model, over restarts of its process."""
 
     state: str | None = None
     """unloaded, loading, loaded, sleeping, failed; None until it was logged."""
@@ -83,7 +83,7 @@ class RouterLog(Generic[R]):
         self._names: dict[int, str] = {}
         self.models: dict[str, ModelLife] = {}
         self.seen = False
-        """Whether this is a router's log at all."""
+        """Whether this is a router's log."""
         self.names_dropped = 0
         """Messages about models beyond the number that is kept apart."""
         self._disconnected: list[R] = []
@@ -142,7 +142,7 @@ class RouterLog(Generic[R]):
         return readers
 
     def restart(self) -> None:
-        """The router's process was replaced, and with it its children; what was counted goes on."""
+        """Reset for a new router process with new children; counters are kept."""
         self._readers.clear()
         self._names.clear()
         for life in self.models.values():
@@ -187,7 +187,7 @@ class RouterLog(Generic[R]):
             life.port, life.stopping = None, False
 
     def _life(self, name: str) -> tuple[str, ModelLife]:
-        """A model and the name it goes by: ``other`` beyond the first 512."""
+        """A model and its label: ``other`` beyond the first 512."""
         if name not in self.models and len(self.models) >= _MAX_MODELS:
             if not self.names_dropped:
                 _log.warning(

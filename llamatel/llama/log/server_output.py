@@ -1,9 +1,9 @@
-"""Which lines of a launched server's stdout and stderr are its log.
+"""Selects the lines of a launched server's stdout and stderr that are its log.
 
-With ``--log-jsonl`` the log is on stdout, which then carries nothing else; stderr, where a grammar parser may print a
-client's text as it came, supplies crash messages alone. Builds without it log to stderr (and a router's children to
-stdout). Which of both it is, is decided by the first line that is a record or is stamped: both are there before the
-server listens, so no client has a part in it.
+With ``--log-jsonl`` the log is on stdout, which then has nothing else; stderr, where a grammar parser may print a
+client's text unchanged, is read for crash messages only. Builds without it log to stderr (and a router's children to
+stdout). The first line that is a record or has a timestamp decides: it is printed before the server listens, so no
+client can affect it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OutputLine(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """As a person reads it: records as llama.cpp's text."""
+        """Readable form: records as llama.cpp's text."""
         return readable(self.text) if self.kind is LineKind.RECORD else self.text
 
 
@@ -53,7 +53,7 @@ class ServerOutput:
         return self._jsonl
 
     def restart(self) -> None:
-        """Another process follows."""
+        """Reset for another process."""
         self._jsonl = None
 
     def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Iterator[OutputLine]:
@@ -62,7 +62,7 @@ class ServerOutput:
             self._decide(stdout, stderr)
         other = LineKind.OTHER if listening else LineKind.STARTUP
         if not self._jsonl:
-            # Without a log until it listens there is none later on, but for what clients have printed.
+            # Without a log before it listens there is none later, except text that clients cause.
             kind = LineKind.OTHER if self._jsonl is None and listening else LineKind.TEXT
             # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
             yield from (OutputLine(line, kind) for line in (*stderr, *stdout))

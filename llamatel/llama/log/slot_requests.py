@@ -1,6 +1,6 @@
-"""The requests that hold slots, followed from launch to release by the lines of their slots.
+"""Follows the requests that hold slots from launch to release, by the lines of their slots.
 
-Which messages there are, and which function prints each: tools/server/server-context.cpp, server-queue.cpp. llama.cpp
+Messages and the functions that print them: tools/server/server-context.cpp, server-queue.cpp. llama.cpp
 pads a function's name to 12 characters.
 """
 
@@ -68,7 +68,7 @@ class SlotRequests:
         return len(self._active)
 
     def watch_for_others(self, *, on: bool) -> None:
-        """From now on ``slot_line`` raises ForeignLine for what shows that several servers write into the log."""
+        """Make ``slot_line`` raise ForeignLine for lines that show several servers in one log."""
         self._displaced = set() if on else None
 
     # -- messages ---------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class SlotRequests:
         return kind
 
     def _follow(self, request: LoggedRequest) -> None:
-        """What a request did to its slot beyond its own end."""
+        """Record a request's effects on its slot."""
         self._counters.context_shifts += request.shifts - request.counted_shifts
         request.counted_shifts = request.shifts
         if request.evicts_checkpoint:
@@ -153,7 +153,7 @@ class SlotRequests:
         """Count a task number that is not a request's."""
         self._queue.number_taken(time)
 
-    # -- the end of all ---------------------------------------------------------------------------------------------
+    # -- end of the process -------------------------------------------------------------------------------------------
 
     def abort(self, time: float, error: str) -> None:
         """The process exited: every request in flight fails."""
@@ -164,7 +164,7 @@ class SlotRequests:
         self.reset()
 
     def reset(self, batch: int | None = None) -> None:
-        """Another process follows, or the log ends: the requests in flight are dropped. ``batch``: its batch size."""
+        """Drop the requests in flight, as another process follows or the log ends. ``batch``: its batch size."""
         self._batch = batch or self._batch
         self._queue = QueueClock(self._batch)
         self._active.clear()
@@ -176,7 +176,7 @@ class SlotRequests:
             self._displaced = set()
 
     def drop(self, slot: int) -> bool:
-        """Follow the request in this slot no further; whether there is one."""
+        """Stop following the request in this slot; True if there was one."""
         if self._heading_slot == slot:
             self._heading_slot = None
         return self._active.pop(slot, None) is not None

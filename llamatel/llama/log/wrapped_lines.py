@@ -1,4 +1,4 @@
-"""Wrapped lines put together: records of several lines, and lines that were split over several records.
+"""Joins wrapped lines: records of several lines, and lines that were split over several records.
 
 ``journalctl -o export``, ``-o verbose`` and ``-o json-pretty`` write a record over many lines; containerd, docker and
 journald split long lines; ``tail -F a b`` names the file before its lines. Everything is bounded in lines and size.
@@ -25,7 +25,7 @@ _LONGEST_LINE = 1 << 16
 
 
 class WrappedLines:
-    """Turns the lines of one stream into llama.cpp's. Not thread-safe."""
+    """Converts the lines of one stream to llama.cpp's. Not thread-safe."""
 
     def __init__(self) -> None:
         self._record: list[str] | None = None
@@ -33,13 +33,13 @@ class WrappedLines:
         self._size = 0
         self._kind = ""
         self._partial: dict[tuple[str, int], Carried] = {}
-        """Lines that go on in a later record, by origin and wrappers."""
+        """Lines that continue in a later record, by origin and wrappers."""
         self._file = ""
         """The file that ``tail`` is showing."""
 
     @property
     def open(self) -> bool:
-        """Whether the next line has to be looked at even if it is llama.cpp's own: a record or a line goes on."""
+        """Whether a record or line continues, so that the next line is parsed even if it is llama.cpp's own."""
         return self._record is not None or bool(self._file)
 
     def feed(self, line: str) -> Iterable[Carried]:
@@ -59,7 +59,7 @@ class WrappedLines:
         return self._from_file((Carried(line),) if found is None else self._whole(found))
 
     def flush(self) -> Iterable[Carried]:
-        """What is there of a record whose end did not come; call when nothing came for a while, and at the end."""
+        """The incomplete record; call after a while without lines, and at the end."""
         if self._record is None:
             return ()
         return self._complete()
@@ -106,7 +106,7 @@ class WrappedLines:
             if found is not None and self._kind == "verbose" and found.wall is None:
                 found = found._replace(wall=find_time(record[0]))
         if found is None:
-            # No record after all: its lines count for themselves.
+            # Not a record: use its lines separately.
             return [Carried(line) if (each := unwrap(line)) is None else each for line in record]
         return self._from_file(self._whole(peel(found._replace(text=without_colours(found.text)))))
 

@@ -1,6 +1,6 @@
 """Records of other programs that carry llama.cpp's line in a field: JSON, and key=value pairs (logfmt).
 
-Which field holds the line is known for the usual ones, and else found by its content: llama.cpp's own line start. The
+The field with the line is known for the usual programs, else found by its content: llama.cpp's own line start. The
 same record names the line's source (pod, container, unit, ...) and the time of writing.
 """
 
@@ -58,7 +58,7 @@ class Carried(NamedTuple):
     process: str | None = None
     wall: float | None = None
     partial: bool = False
-    """The line goes on in the next record."""
+    """Whether the line continues in the next record."""
     layers: int = 0
     """Wrappers that were removed."""
 
@@ -76,7 +76,7 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def from_json(text: str, inner: Callable[[str], bool]) -> Carried | None:
-    """The line in a JSON object at the start of ``text``; None if that is none, or holds no text.
+    """The line in a JSON object at the start of ``text``; None if there is none, or it has no text.
 
     ``inner`` decides whether a value is such a record itself, or has a prefix before llama.cpp's line.
     """
@@ -103,7 +103,7 @@ def pairs(text: str) -> dict[str, object]:
 
 
 def label_set(text: str) -> Carried:
-    """Whose line it is, by Loki's ``{app="x", pod="y"}``."""
+    """The line's source, from Loki's ``{app="x", pod="y"}``."""
     labels = pairs(text)
     carried = _described(labels, "")
     return carried if carried.origin else carried._replace(origin=text)
@@ -127,7 +127,7 @@ def _normal(key: str) -> str:
 
 
 def _walk(document: Mapping[str, object], path: str = "", depth: int = 0) -> Iterator[tuple[str, str, object]]:
-    """Path, key and value of all that is no object; breadth first within an object."""
+    """Path, key and value of everything except objects; breadth first within an object."""
     deeper: list[tuple[str, Mapping[str, object]]] = []
     for key, value in document.items():
         name = _normal(str(key)[:_LONGEST_NAME])
@@ -194,7 +194,7 @@ def _described(document: Mapping[str, object], text: str) -> Carried:
         elif key == "id" and isinstance(value, str) and _ADDRESS_IN_NAME.match(value[:_LONGEST_NAME]):
             names["model_id"] = value[:_LONGEST_NAME]  # LocalAI: the model's name and its backend's address
     if not partial and document.keys() >= {"log", "stream", "time"} and isinstance(document["log"], str):
-        # Docker's json-file: a line of more than 16 KiB goes on in the next record.
+        # Docker's json-file: a line of more than 16 KiB continues in the next record.
         partial = not document["log"].endswith("\n") and len(document["log"]) >= _DOCKER_PIECE // 4
     name = next((names[key] for key in (*_POD, *_CONTAINER) if key in names), None)
     return Carried(

@@ -1,6 +1,6 @@
-"""Timestamps that container runtimes, journald, syslog and log collectors put on a line, as Unix time.
+"""Parses timestamps of container runtimes, journald, syslog and log collectors to Unix time.
 
-A stamp is rounded up to its resolution: a line was written at that time at the latest. Stamps without a time zone are
+A timestamp is rounded up to its resolution: the line was written then at the latest. Those without a time zone are
 local time, and count only where that is not in the future.
 """
 

@@ -1,1 +1,1 @@
-"""A server of our own: which llama.cpp, its command line, its process, its life."""
+"""Launches a llama.cpp server: backend, command line, process, supervision."""

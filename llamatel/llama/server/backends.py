@@ -1,4 +1,4 @@
-"""Which llama.cpp server to run, and why that one."""
+"""Selects the llama.cpp server to run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Backend:
     name: str
     """``llama-server`` or ``xllamacpp``."""
     command: tuple[str, ...]
-    """What to run; llama-server's flags follow."""
+    """The command; llama-server's flags follow."""
     why: str
     """Why it was chosen."""
     version: str | None = None
@@ -56,7 +56,7 @@ def _module(name: str, module: str, why: str, rejected: tuple[str, ...] = ()) ->
     """A Python package's server, run by a module of llamatel."""
     try:
         version = metadata.version(name)
-    except metadata.PackageNotFoundError:  # a build tree on the path
+    except metadata.PackageNotFoundError:  # a build tree on PATH
         version = None
     return Backend(name, (sys.executable, "-m", module), why, version=version, rejected=rejected)
 

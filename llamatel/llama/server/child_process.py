@@ -1,4 +1,4 @@
-"""A child process whose output is always drained: lines in, exit status out, no orphan left.
+"""A child process whose output is always drained and that leaves no orphans.
 
 Not thread-safe: the thread that starts the child also reads it and stays until it has exited (on Linux the kernel kills
 the child when that thread ends).
@@ -25,10 +25,10 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 _READ_BYTES = 65536
 _PIPE_BYTES = 1 << 20
 _READS_AT_ONCE = 16
-"""A child that writes without end must not keep its reader from looking at anything else."""
+"""Bytes read at once, so that a child that writes without end does not block its reader."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
-"""How long a pipe that another process still holds is read after the child's end."""
+"""How long a pipe that another process holds open is read after the child's exit."""
 
 
 def _pidfd(pid: int) -> int | None:
@@ -37,7 +37,7 @@ def _pidfd(pid: int) -> int | None:
         return None
     try:
         return os.pidfd_open(pid)
-    except OSError:  # a sandbox that does not know the call
+    except OSError:  # a sandbox without this system call
         return None
 
 
@@ -49,7 +49,7 @@ class Output(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """Those of both, stdout's first."""
+        """Lines of both streams, stdout's first."""
         return [*self.stdout, *self.stderr]
 
 
@@ -62,7 +62,7 @@ class _Pipe:
         self.open = True
         os.set_blocking(self.file.fileno(), False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # more than this user may have: the default serves
+            with contextlib.suppress(OSError):  # above the user's limit: the default is enough
                 fcntl.fcntl(self.file.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
@@ -109,8 +109,8 @@ class Child:
     def read(self, timeout_s: float | None, *, wakeful: bool = True, gather_s: float = 0.0) -> Output:
         """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read.
 
-        ``gather_s``: how long to let lines come together before they are read. A busy server writes several a
-        millisecond, and waking up for each would take more of the processor than reading them.
+        ``gather_s``: how long to collect lines before they are read. A busy server writes several a millisecond, and
+        waking up for each would use more CPU than reading them.
         """
         if not wakeful and self._wake is not None:
             self._selector.unregister(self._wake)
@@ -158,11 +158,11 @@ class Child:
         return time.monotonic() - self._ended_at > _DRAIN_S
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, and what it started in its session (the launcher's command where the launcher stays)."""
+        """Kill it, and what it started in its session (the launcher's command where the launcher stays)."""
         if self._process.poll() is None:
             # Not reaped, so its number is still its group's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -170,9 +170,9 @@ class Child:
             self._process.kill()
 
     def close(self) -> int:
-        """Wait for its end and free what it held; its exit status.
+        """Wait for its exit and free its resources; its exit status.
 
-        Who still holds its output then is a server that a script has started without ``exec``: it ends here.
+        A process that still holds its output is a server that a script started without ``exec``: it is killed here.
         """
         code = self._process.wait()
         if self._open:

@@ -1,4 +1,4 @@
-"""Start a command that cannot outlive the process that requested it.
+"""Runs a command that cannot outlive the process that requested it.
 
 Run by path as a script (``python -I -S launcher.py PARENT_PID COMMAND...``): it imports nothing of llamatel.
 
@@ -16,7 +16,7 @@ _WATCH_S = 0.5
 
 
 def _become(parent: int, command: list[str]) -> None:
-    """Have the kernel kill us with our parent, and become the command (Linux).
+    """Make the kernel kill this process with its parent, and become the command (Linux).
 
     The signal fires when the *thread* that started us ends: the server manager starts us from the thread that stays
     with the server.
@@ -32,7 +32,7 @@ def _become(parent: int, command: list[str]) -> None:
 
 
 def _plain_signals() -> None:
-    """Undo what lives on across exec: signals that Python ignores, those that the application's thread had blocked."""
+    """Undo what survives exec: signals that Python ignores, and those that the application's thread blocked."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,7 +1,7 @@
 """Copies the server's own log to a file or a terminal.
 
-On a thread of its own: the reader of our standard error may pause (a pager, a stopped terminal), a disk may be full or
-slow, and the server must not wait for that. What could not be written is counted, and noted in the copy.
+It uses a thread of its own: the reader of standard error may pause (a pager, a stopped terminal), a disk may be full or
+slow, and the server must not wait for that. Lost lines are counted, and noted in the copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llamatel.log_once import LogOnce
 _log = logging.getLogger(__name__)
 
 _BATCHES = 1024
-"""Batches that wait at most; one is what a read of the server's pipe gave, mostly a few lines."""
+"""Most batches in the queue; one is a read of the server's pipe, mostly a few lines."""
 _LAST_LINES_S = 1.0
 
 
@@ -31,7 +31,7 @@ class LogCopy:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         """Raises UsageError where the file cannot be written."""
         self.dropped = 0
-        """Lines that were not written: the target did not take them."""
+        """Lines that could not be written to the target."""
         self._name = "standard error" if os.fspath(target) == "-" else os.fspath(target)
         self._stream: IO[str] | None = None
         self._descriptor: int | None = None
@@ -52,14 +52,14 @@ class LogCopy:
         self._thread.start()
 
     def put(self, lines: Sequence[str]) -> None:
-        """Have lines written; never waits."""
+        """Queue lines for writing; never waits."""
         try:
             self._queue.put_nowait(lines)
         except queue.Full:
             self._lose(len(lines))
 
     def close(self) -> None:
-        """Write what waits and end; a target that does not take it within a second is left alone."""
+        """Write the queue and stop; a target that does not accept it within a second is abandoned."""
         try:
             self._queue.put(None, timeout=_LAST_LINES_S)
         except queue.Full:

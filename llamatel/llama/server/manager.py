@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8090
 _STOP_S = 5.0
-"""With what telemetry then needs it is less than the 10 s that container runtimes give a program to end."""
+"""Together with telemetry's shutdown less than the 10 s that container runtimes give a program to exit."""
 _LAST_POLL_S = 0.5
 _EXIT_S = 1.0
-"""What servers get to end in order when the interpreter ends."""
+"""Time for servers to exit cleanly when the interpreter exits."""
 
 CompletionListener = Callable[[Completion], None]
 
@@ -110,9 +110,10 @@ class ServerManager:
     ) -> ServerManager:
         """Start the server and return at once; ``wait_until_ready`` follows.
 
-        What is None is left to llama-server's own defaults. ``port`` 0 means a free one. ``extra_args`` are passed on
-        verbatim, last; ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) chooses what is None for a
-        machine, so that the model fits. An API key travels in the environment or in a file, never in the arguments.
+        Arguments that are None are left to llama-server's defaults. ``port`` 0 means a free one. ``extra_args`` are
+        passed on verbatim, last; ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) sets arguments that
+        are None for a machine, so that the model fits. An API key is passed in the environment or in a file, never in
+        the arguments.
         Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already running, or one
         of another manager of this process on that port; in a notebook, whose cells run again, that server ends and this
         one takes its place.
@@ -152,7 +153,7 @@ class ServerManager:
         return self
 
     def stop_server(self, timeout: float = _STOP_S) -> int | None:
-        """End the server: SIGTERM, and SIGKILL after ``timeout`` seconds. Its exit status; None if none was started."""
+        """Stop the server: SIGTERM, SIGKILL after ``timeout`` seconds. Its exit status; None if none was started."""
         supervisor = self._supervisor
         if supervisor is None:
             return None
@@ -218,12 +219,12 @@ class ServerManager:
 
     @property
     def backend(self) -> Backend | None:
-        """What runs it; None before the first start."""
+        """The backend; None before the first start."""
         return self._backend
 
     @property
     def restarts(self) -> int:
-        """How often it was brought back after a failure."""
+        """Number of restarts after a failure."""
         return 0 if self._supervisor is None else self._supervisor.restarts
 
     @property
@@ -260,7 +261,7 @@ class ServerManager:
         return self._supervisor
 
     def _make_way(self, host: str, port: int) -> None:
-        """See that neither this manager has a server nor another one of this process on that port; our lock is held."""
+        """Raise if this manager has a server, or this process another one on that port; called with the lock held."""
         with _known:
             managers = list(_managers)
         for manager in managers:
@@ -279,7 +280,7 @@ class ServerManager:
     def _begin(
         self, backend: Backend, command: CommandLine, requested: ServerInfo, before: Supervisor | None = None
     ) -> None:
-        """Start a supervisor; our lock is held. ``before`` is the one whose server is restarted."""
+        """Start a supervisor; called with the lock held. ``before`` is the one whose server is restarted."""
         if self._supervisor is not None and self._supervisor.running:
             raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
         log = None if self._server_log is None else LogCopy(self._server_log)
@@ -288,7 +289,7 @@ class ServerManager:
             self._requested.port,
             self._requested.model,
         ):
-            # Another server in metrics: what was counted until now belongs to the previous one.
+            # Another server in metrics: earlier counts belong to the previous one.
             self._observe(requested)
         if before is None:
             self._observed.launch(command.arguments, {**os.environ, **command.environment})
@@ -333,7 +334,7 @@ _watchers: list[Callable[[ServerManager], None]] = []
 
 
 def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
-    """Have ``watcher`` called for each server that runs, failed, or will start (perhaps twice); returns what ends that.
+    """Call ``watcher`` for each server that runs, failed, or starts (maybe twice); returns a function that stops it.
 
     This is how telemetry finds the servers: this package knows nothing of it.
     """
@@ -352,7 +353,7 @@ def on_start(watcher: Callable[[ServerManager], None]) -> Callable[[], None]:
 
 
 def stop_all(timeout: float = _EXIT_S) -> None:
-    """End all servers, at the same time: SIGTERM, and SIGKILL after ``timeout`` seconds. Called at exit, too."""
+    """Stop all servers in parallel: SIGTERM, and SIGKILL after ``timeout`` seconds. Called at exit, too."""
     with _known:
         managers = list(_managers)
     stopping = []

@@ -1,4 +1,4 @@
-"""``start_server(preset=…)``: arguments for a machine, worked out from the model's header."""
+"""``start_server(preset=…)``: arguments for a machine, computed from the model's header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 
 def preset_arguments(name: str, model_path: str | os.PathLike[str] | None, words: Sequence[str]) -> dict[str, Any]:
-    """What a preset adds to the arguments of ``start_server``; ``words`` are the flags that were given.
+    """The arguments of ``start_server`` that a preset adds; ``words`` are the given flags.
 
     Raises UsageError for an unknown preset and a model that does not fit, GGUFError for a file that is no model.
     """

@@ -32,7 +32,7 @@ _API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 _SOCKET = ".sock"
 """llama-server treats a host with this suffix as the path of a Unix socket."""
-# What the log reader lives on; later flags win, so the user's own still hold.
+# Flags that the log reader needs; later flags win, so the user's own still apply.
 _LOG_FLAGS = ("--log-prefix", "--log-timestamps")
 
 
@@ -74,7 +74,7 @@ def build(
     env: Mapping[str, str] | None = None,
     **values: str | int | None,
 ) -> CommandLine:
-    """The command line; raises UsageError for arguments that cannot be.
+    """The command line; raises UsageError for invalid arguments.
 
     ``extra_args`` go through verbatim and last, but for ``--api-key``, which is moved into the environment: arguments
     can be read by every user of the machine.
@@ -150,7 +150,7 @@ def _check_port_can_be_read(settings: ServerSettings) -> None:
 
 
 def _own_key(settings: ServerSettings, environment: Mapping[str, str]) -> str | None:
-    """A key to use ourselves: the first of those that the server will take."""
+    """The key for our own requests: the first one that the server accepts."""
     key: str | None
     if settings.api_key_file:
         key = read_api_key(settings.api_key_file)

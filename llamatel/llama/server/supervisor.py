@@ -1,4 +1,4 @@
-"""A running server's guardian: one thread that starts it, reads its log, ends it and brings it back.
+"""Supervises a server: one thread that starts it, reads its log, stops and restarts it.
 
 Only this thread changes the state. Other threads request a stop and wait. It stays as long as the child does, which
 the launcher relies on: on Linux the kernel kills the child when the thread that started it ends.
@@ -37,18 +37,18 @@ _log = logging.getLogger(__name__)
 _TAIL_LINES = 200
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_S = 60.0
-"""A server that was ready for that long starts with a clean record."""
+"""A server that was ready for this long resets the restart count."""
 _SILENT_S = 1.0
 """If the log does not report for this long that the server listens, its health is polled."""
 _LOOK_S = 0.2
 _GATHER_S = 0.02
-"""How long lines of a serving server may come together before they are read (their times are llama.cpp's own)."""
+"""How long to collect lines of a serving server before they are read (their timestamps are llama.cpp's own)."""
 _YOUNG_S = 2.0
 _AGAIN_S = 1.0
 _ENDING = "cleaning up before exit"
 _TIDY_S = 2.0
-"""llama.cpp has left its loop when it logs that it exits, so no request gets a response any more; but it waits for the
-clients of those that run, for ever if they do not go away."""
+"""llama.cpp has left its loop when it logs that it exits, so no request gets a response any more; but it waits, without
+limit, for clients of running requests to disconnect."""
 _GUARDED_KEY = 8
 _LAST_RESORT_S = 5.0
 """How long a stop waits for the kernel to end a killed process."""
@@ -71,7 +71,7 @@ def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
     clean = []
     for line in lines:
         head, mark, _ = line.partition("api_keys: ****")
-        # A key as short as a word of the log must not take the log apart.
+        # A key as short as a word of the log must not make the log unreadable.
         clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
     return clean
 
@@ -87,7 +87,7 @@ class _Stop:
 
 
 class Supervisor:
-    """Looks after one started server until it is stopped or given up."""
+    """Supervises one started server until it is stopped or has failed for good."""
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class Supervisor:
         self._process_replaced()
         self.loading_s = self.returncode = None
         self.started_at = time.time()
-        begun = time.monotonic()
+        started = time.monotonic()
         ready_at: float | None = None
         stop: _Stop | None = None
         child = self._start()
@@ -285,9 +285,9 @@ class Supervisor:
                 )
                 lines = list(self._output.lines(output.stdout, output.stderr, listening=ready_at is not None))
                 self._read_output(lines)
-                if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - begun):
+                if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - started):
                     ready_at = time.monotonic()
-                    self.loading_s = ready_at - begun
+                    self.loading_s = ready_at - started
                     self._set(ServerState.READY)
                 if stop is not None:
                     self._press(child, stop, lines)
@@ -328,7 +328,7 @@ class Supervisor:
             child.kill()
         elif stop.again_at is not None and time.monotonic() >= stop.again_at:
             stop.again_at = None
-            # The wheel's loop ends by llama.cpp's own handler if ours was not in place yet: no end of it.
+            # The wheel's loop ends by llama.cpp's own handler if ours was not installed yet: not the process's exit.
             if self.backend.name == XLLAMACPP or not any(_ENDING in line.text for line in self._tail):
                 child.terminate()
 

@@ -1,4 +1,4 @@
-"""The Unix socket of a server that was launched: llama.cpp does not remove it, and cannot listen where one exists."""
+"""The Unix socket of a launched server, which llama.cpp does not remove, and where it cannot listen again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UnixSocket:
             raise UsageError(f"{self._path}: there is no folder {self._path.parent}")
 
     def before_start(self) -> None:
-        """A process is about to start: a file that exists now is not its socket."""
+        """Record, before a process starts, whether a file exists: it is not the process's socket."""
         self._ours = not self._exists()
 
     def after_end(self) -> None:

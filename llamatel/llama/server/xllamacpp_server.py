@@ -31,7 +31,7 @@ _SENTINELS = (0x1234567, 0x7654321)
 
 
 class UnknownBuild(RuntimeError):
-    """The installed xllamacpp is not laid out as this module expects."""
+    """The installed xllamacpp has another layout than this module expects."""
 
 
 def _parser(extension: str) -> Any:
@@ -72,9 +72,8 @@ def _stderr_muted() -> Iterator[None]:
 def library_heard(extension: str, params: Any) -> Iterator[None]:
     """Make llama.cpp's library log what it allocates; only while the model loads, because it logs a lot later.
 
-    From May 2026 on the server passes these lines over at its default verbosity. Nothing happens where another one was
-    chosen, in builds that print them anyway (before May), and in those that do not export what this takes (before
-    September).
+    From May 2026 on the server hides these lines at its default verbosity. This has no effect with another verbosity,
+    in builds that print them anyway (before May), and in builds that do not export what it needs (before September).
     """
     library = ctypes.CDLL(extension)
     try:
@@ -134,7 +133,7 @@ def main(arguments: list[str]) -> int:
     if params is None:
         return 1
 
-    # A signal while the model loads ends the process at once, as nothing needs tidying by then.
+    # A signal while the model loads ends the process at once, as there is nothing to clean up yet.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -213,7 +213,7 @@ def used_of(parts: Iterable[CachePart], held: Sequence[int | None]) -> Mapping[s
     """Bytes, by part, that the tokens take which each slot holds.
 
     A cache holds no more tokens than it has cells: of a window's layers that is an upper bound, as cells that the
-    window has left behind count until they are overwritten. A recurrent layer holds one state for each slot that is in
+    window has passed count until they are overwritten. A recurrent layer holds one state for each slot that is in
     use, however long its text is. Empty where a slot does not say what it holds, or a token's share is not the same
     everywhere (compressed caches).
     """

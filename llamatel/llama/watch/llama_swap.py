@@ -99,7 +99,7 @@ class _Model:
                             self.observed.info.model, stream.status,
                         )  # fmt: skip
             except HttpError as error:
-                _log.debug("the log of a model of llama-swap ended: %s", error)
+                _log.debug("the log stream of a llama-swap model was closed: %s", error)
             self._log.forget()
             if self._wanted.is_set():
                 time.sleep(_RETRY_S)
