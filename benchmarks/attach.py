@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import procfs
 from tests.attached import Unmanaged, unmanaged
 from tests.parts import Child, free_port
-from tests.servers import LONG, ask
+from tests.servers import LONG, complete
 from tests.tiny_gguf import write_tiny_model
 
 _SCRAPES = 5
@@ -139,4 +139,4 @@ def _scrape(url: str) -> str:
 
 def _work(url: str, end: threading.Event) -> None:
     while not end.is_set():
-        ask(url, LONG)
+        complete(url, LONG)

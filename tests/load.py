@@ -38,7 +38,7 @@ _REPEATED = tuple(f"{_SHARED}this is story number {number}." for number in range
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Request:
     """One request to send, and its expected outcome."""
 
     path: str
@@ -63,7 +63,7 @@ class Ask:
 class Answer:
     """The response as its client received it. Times are Unix seconds."""
 
-    ask: Ask
+    request: Request
     sent_at: float
     headers_at: float | None = None
     ended_at: float = 0.0
@@ -91,63 +91,63 @@ def text(source: random.Random, words: int) -> str:
     return " ".join(source.choice(_WORDS) for _ in range(words))
 
 
-def chat(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+def chat(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Request:
     """A chat completion of exactly ``tokens`` tokens."""
     messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
-    return Ask("/v1/chat/completions", body)
+    return Request("/v1/chat/completions", body)
 
 
-def completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+def completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Request:
     """A completion by llama.cpp's own endpoint of exactly ``tokens`` tokens."""
-    return Ask("/completion", {"prompt": prompt, "n_predict": tokens, "stream": stream, "ignore_eos": True, **more})
+    return Request("/completion", {"prompt": prompt, "n_predict": tokens, "stream": stream, "ignore_eos": True, **more})
 
 
-def v1_completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Ask:
+def v1_completion(prompt: str, tokens: int, *, stream: bool = False, **more: Any) -> Request:
     """A completion by OpenAI's endpoint of exactly ``tokens`` tokens."""
-    return Ask(
+    return Request(
         "/v1/completions", {"prompt": prompt, "max_tokens": tokens, "stream": stream, "ignore_eos": True, **more}
     )
 
 
-def endless(prompt: str, *, context: int, stream: bool, hang_up: float) -> Ask:
+def endless(prompt: str, *, context: int, stream: bool, hang_up: float) -> Request:
     """A request whose client disconnects; otherwise it fills a slot of ``context`` tokens."""
     body = {"prompt": prompt, "n_predict": context - 256, "stream": stream, "ignore_eos": True}
-    return Ask("/completion", body, expect="cancelled", hang_up=hang_up)
+    return Request("/completion", body, expect="cancelled", hang_up=hang_up)
 
 
-def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Ask]:
+def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Request]:
     """Return requests of every kind in a random order that is always the same.
 
     ``context``: tokens of one slot. Of 25 requests 20 succeed (two have two choices, four repeat a prompt, ten are
     streamed), two streams are closed by the client, two prompts are too long and one is refused.
     """
     source = random.Random(seed)
-    asks: list[Ask] = []
+    requests: list[Request] = []
     for index in range(number):
         kind, tokens, prompt = index % 25, source.choice((4, 12, 30, 80)), text(source, source.randint(3, 60))
         stream = bool(index % 2)
         if kind < 6:
-            asks.append(chat(prompt, tokens, stream=stream))
+            requests.append(chat(prompt, tokens, stream=stream))
         elif kind < 10:
-            asks.append(completion(prompt, tokens, stream=stream))
+            requests.append(completion(prompt, tokens, stream=stream))
         elif kind < 13:
-            asks.append(v1_completion(_SHARED + prompt, tokens, stream=stream))
+            requests.append(v1_completion(_SHARED + prompt, tokens, stream=stream))
         elif kind < 17:
-            asks.append(completion(source.choice(_REPEATED), tokens, stream=stream))
+            requests.append(completion(source.choice(_REPEATED), tokens, stream=stream))
         elif kind < 19:
-            asks.append(chat(prompt, tokens, stream=stream, n=2))
+            requests.append(chat(prompt, tokens, stream=stream, n=2))
         elif kind == 19:
-            asks.append(completion(prompt, 1, stream=stream))
+            requests.append(completion(prompt, 1, stream=stream))
         elif kind < 22:
-            asks.append(endless(prompt, context=context, stream=True, hang_up=3))
+            requests.append(endless(prompt, context=context, stream=True, hang_up=3))
         elif kind < 24:
             overlong = chat("again " * context, tokens, stream=stream)
-            asks.append(Ask(overlong.path, overlong.body, expect="error"))
+            requests.append(Request(overlong.path, overlong.body, expect="error"))
         else:
-            asks.append(Ask("/v1/embeddings", {"input": prompt}, expect="refused"))
-    source.shuffle(asks)
-    return asks
+            requests.append(Request("/v1/embeddings", {"input": prompt}, expect="refused"))
+    source.shuffle(requests)
+    return requests
 
 
 class Clients:
@@ -158,32 +158,32 @@ class Clients:
         self._timeout_s = timeout_s
         self._http = urllib3.PoolManager(maxsize=256, retries=False)
 
-    def send_all(self, asks: Sequence[Ask], *, at_once: int) -> list[Answer]:
+    def send_all(self, requests: Sequence[Request], *, at_once: int) -> list[Answer]:
         """Send requests, at most ``at_once`` together; return responses in the order of the requests."""
         with ThreadPoolExecutor(at_once, thread_name_prefix="client") as threads:
-            futures = [threads.submit(self.send, ask) for ask in asks]
+            futures = [threads.submit(self.send, request) for request in requests]
             return [future.result() for future in futures]
 
-    def keep_sending(self, asks: Sequence[Ask], *, at_once: int, pause_s: float = 0.0) -> KeptSending:
+    def keep_sending(self, requests: Sequence[Request], *, at_once: int, pause_s: float = 0.0) -> KeptSending:
         """Send requests repeatedly from other threads until the returned object's ``end`` is called."""
-        return KeptSending(self, asks, at_once, pause_s)
+        return KeptSending(self, requests, at_once, pause_s)
 
-    def send(self, ask: Ask) -> Answer:
+    def send(self, request: Request) -> Answer:
         """Send one request and return its response."""
-        answer = Answer(ask, time.time())
-        read_s = ask.hang_up if ask.hang_up is not None and not ask.streams else self._timeout_s
+        answer = Answer(request, time.time())
+        read_s = request.hang_up if request.hang_up is not None and not request.streams else self._timeout_s
         try:
             response = self._http.request(
                 "POST",
-                self._url + ask.path,
-                body=json.dumps(ask.body),
+                self._url + request.path,
+                body=json.dumps(request.body),
                 # llama.cpp closes kept connections after some responses; a request sent at that moment would be lost.
                 headers={"Content-Type": "application/json", "Connection": "close"},
                 preload_content=False,
                 timeout=urllib3.Timeout(connect=30.0, read=read_s),
             )
             answer.headers_at, answer.status = time.time(), response.status
-            if ask.streams and response.status == 200:
+            if request.streams and response.status == 200:
                 self._follow(response, answer)
             else:
                 _read_whole(answer, response.read())
@@ -195,7 +195,7 @@ class Clients:
         return answer
 
     def _follow(self, response: urllib3.BaseHTTPResponse, answer: Answer) -> None:
-        hang_up = answer.ask.hang_up
+        hang_up = answer.request.hang_up
         events = 0
         body = bytearray()
         for chunk in response.stream(amt=None):
@@ -237,7 +237,7 @@ def _read_whole(answer: Answer, data: bytes) -> None:
 class KeptSending:
     """A load that continues until ``end``. A context manager."""
 
-    def __init__(self, clients: Clients, asks: Sequence[Ask], at_once: int, pause_s: float = 0.0) -> None:
+    def __init__(self, clients: Clients, requests: Sequence[Request], at_once: int, pause_s: float = 0.0) -> None:
         """``pause_s``: pause of each client between two requests."""
         self.answers: list[Answer] = []
         """Responses so far, in the order of their completion."""
@@ -245,16 +245,16 @@ class KeptSending:
         self._clients = clients
         self._pause_s = pause_s
         self._threads = [
-            threading.Thread(target=self._go_on, args=(asks, first), name="client", daemon=True)
+            threading.Thread(target=self._go_on, args=(requests, first), name="client", daemon=True)
             for first in range(at_once)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _go_on(self, asks: Sequence[Ask], first: int) -> None:
+    def _go_on(self, requests: Sequence[Request], first: int) -> None:
         index = first
         while not self._ending.is_set():
-            answer = self._clients.send(asks[index % len(asks)])
+            answer = self._clients.send(requests[index % len(requests)])
             self.answers.append(answer)
             index += len(self._threads)
             # Where the connection is refused: do not spin.

@@ -16,7 +16,7 @@ from rich.console import Console
 import llamatel
 from llamatel.llama import ServerManager
 from llamatel.ui.top.screen import Choices, screen
-from tests.load import Ask, Clients, chat
+from tests.load import Clients, Request, chat
 from tests.parts import chromium_program
 from tests.serving import Serving
 from tests.tiny_gguf import write_tiny_model
@@ -28,7 +28,7 @@ _PROMPTS = ("What is a slot?", "Why is the KV cache full? " * 6, "Tell me a stor
 _LENGTHS = (60, 220, 400, 900, 140)
 
 
-def _requests() -> list[Ask]:
+def _requests() -> list[Request]:
     return [
         chat(f"{_PROMPTS[n % len(_PROMPTS)]} ({n // 2})", _LENGTHS[n % len(_LENGTHS)], stream=n % 3 == 0)
         for n in range(400)

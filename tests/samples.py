@@ -23,7 +23,7 @@ from llamatel.snapshots import (
 )
 
 SERVER = ServerInfo("127.0.0.1", 8090, "tiny", build="b7001", backend="llama-server", pid=4711)
-BEGAN = 1_790_000_000.0
+START_TIME = 1_790_000_000.0
 
 
 def completion(**changes: Any) -> Completion:
@@ -33,13 +33,13 @@ def completion(**changes: Any) -> Completion:
             server=SERVER,
             slot=2,
             task=17,
-            started_at=BEGAN,
-            ended_at=BEGAN + 1.5,
+            started_at=START_TIME,
+            ended_at=START_TIME + 1.5,
             outcome=Outcome.OK,
             queue_s=0.25,
             prefill_s=0.5,
             decode_s=1.0,
-            first_token_at=BEGAN + 0.5,
+            first_token_at=START_TIME + 0.5,
             prompt_computed=30,
             prompt_cached=10,
             generated=21,
@@ -65,7 +65,7 @@ def server_snapshot(**changes: Any) -> ServerSnapshot:
             server=SERVER,
             up=True,
             restarts=1,
-            process_started_at=BEGAN - 60,
+            process_started_at=START_TIME - 60,
             loading_s=0.75,
             counters={
                 "prompt_tokens_total": 300.0,
@@ -136,7 +136,7 @@ def model_snapshot(**changes: Any) -> ServerSnapshot:
 
 def snapshot(*servers: ServerSnapshot, **changes: Any) -> Snapshot:
     """A snapshot of these servers, by default of one that is up."""
-    return dataclasses.replace(Snapshot(BEGAN, servers or (server_snapshot(),)), **changes)
+    return dataclasses.replace(Snapshot(START_TIME, servers or (server_snapshot(),)), **changes)
 
 
 def samples_of(collector: Collector, record: Completion | Snapshot) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:

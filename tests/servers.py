@@ -29,7 +29,7 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def ask(
+def complete(
     url: str, tokens: int = 4, *, prompt: str = "Hello", key: str | None = None, model: str | None = None
 ) -> int | None:
     """Send a completion; return its status, or None if the connection broke. ``model``: one of a router's."""
@@ -49,15 +49,15 @@ def ask(
         return None
 
 
-def ask_at_once(url: str, number: int, tokens: int = LONG) -> list[threading.Thread]:
+def complete_in_background(url: str, number: int, tokens: int = LONG) -> list[threading.Thread]:
     """Send requests in the background."""
-    threads = [threading.Thread(target=ask, args=(url, tokens), daemon=True) for _ in range(number)]
+    threads = [threading.Thread(target=complete, args=(url, tokens), daemon=True) for _ in range(number)]
     for thread in threads:
         thread.start()
     return threads
 
 
-def gone(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     """Whether a process has exited. A zombie counts: without an init process that reaps orphans it stays one."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"

@@ -47,8 +47,8 @@ class Serving:
             {**(env or {}), **more_env},
         )  # fmt: skip
         self.child.wait_ready(lambda: "metrics" in self.child.output() and "OTLP" in self.child.output(), 60)
-        self.url = self.said(r"server +(http://\S+)")
-        self.metrics_url = self.said(r"metrics +(http://\S+)")
+        self.url = self.find_output(r"server +(http://\S+)")
+        self.metrics_url = self.find_output(r"metrics +(http://\S+)")
         self.page_url = self.metrics_url.removesuffix("/metrics")
         self.server_pid = self.find_server()
 
@@ -56,7 +56,7 @@ class Serving:
     def pid(self) -> int:
         return self.child.pid
 
-    def said(self, pattern: str) -> str:
+    def find_output(self, pattern: str) -> str:
         found = re.search(pattern, self.child.output())
         assert found is not None, self.child.output()
         return found.group(1)

@@ -13,7 +13,7 @@ from llamatel.errors import BackendNotFound
 from llamatel.llama.server import backends
 from llamatel.llama.server.backends import Backend, find_backend
 from llamatel.llama.server.manager import ServerManager
-from tests.servers import ask, script, without_settings
+from tests.servers import complete, script, without_settings
 
 PIP = r"python[\d.]* -m pip install '\.\[server\]' in a clone of llamatel"
 
@@ -130,7 +130,7 @@ def test_server_manager_backend_from_environment(
         server.wait_until_ready(60)
         assert server.backend is not None
         assert (server.backend.name, server.info.backend) == ("llama-server", "llama-server")
-        assert ask(server.base_url) == 200
+        assert complete(server.base_url) == 200
 
 
 def test_server_manager_backend_not_found(tiny_model: Path) -> None:

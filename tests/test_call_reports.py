@@ -32,8 +32,8 @@ from llamatel.tracing.joining import Joiner, Origin
 from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
 from tests.parts.processes import wait_until
-from tests.samples import BEGAN, completion
-from tests.servers import ask as complete_directly
+from tests.samples import START_TIME, completion
+from tests.servers import complete as complete_directly
 from tests.serving import Serving
 
 SCRIPT = """
@@ -86,7 +86,7 @@ class OpenCall:
 
     def __init__(self, server: ServerInfo = HERE) -> None:
         self.server = server
-        self.started_at = BEGAN - 0.3
+        self.started_at = START_TIME - 0.3
         self.headers_at: float | None = None
 
 
@@ -94,8 +94,9 @@ def call(number: int, **changes: Any) -> ClientCall:
     about = SpanContext(7, number + 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     made = ClientCall(
         key=number, span=set_span_in_context(NonRecordingSpan(about), Context()), server=HERE,
-        operation="chat", started_at=BEGAN - 0.3, sent_at=BEGAN - 0.29, ended_at=BEGAN + 1.5, outcome=Outcome.OK,
-        input_tokens=40, output_tokens=21, cached_tokens=10, prompt_computed=30, prefill_s=0.500004, decode_s=1.0,
+        operation="chat", started_at=START_TIME - 0.3, sent_at=START_TIME - 0.29, ended_at=START_TIME + 1.5,
+        outcome=Outcome.OK, input_tokens=40, output_tokens=21, cached_tokens=10, prompt_computed=30,
+        prefill_s=0.500004, decode_s=1.0,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
 
@@ -346,7 +347,7 @@ def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
 
 
 def test_call_report_fields() -> None:
-    reported = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=BEGAN)
+    reported = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=START_TIME)
     body = write([("127.0.0.1", 8090), ("/a/socket", None)], [reported] * MAX_CALLS)
     assert b"secret" not in body
     assert len(body) < MAX_BYTES
@@ -382,7 +383,7 @@ def test_call_report_any_value(field: str, value: Any) -> None:
 
 
 def test_joiner_expected_calls() -> None:
-    now = BEGAN + 1.51
+    now = START_TIME + 1.51
     joiner = Joiner(lambda: now)
     joiner.expect(("127.0.0.1", 8090), 10.0)
     joiner.completed(completion(task=1))
@@ -403,7 +404,7 @@ def test_joiner_expected_calls() -> None:
 
 def test_joiner_late_report() -> None:
     """The first request was written before a call was expected; the late report must not join the second."""
-    now = BEGAN + 1.51
+    now = START_TIME + 1.51
     joiner = Joiner(lambda: now)
     joiner.completed(completion(task=1))
     assert len(list(joiner.due())) == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts import Child, free_port
-from tests.servers import ask, without_settings
+from tests.servers import complete, without_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "collector_package"
@@ -51,7 +51,7 @@ def test_collector_package_measures(
     try:
         child.wait_ready(lambda: "ready after" in child.output(), 60)
         for _ in range(3):
-            assert ask(f"http://127.0.0.1:{port}", 30) == 200
+            assert complete(f"http://127.0.0.1:{port}", 30) == 200
         slow = ""
         for _ in range(100):
             with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as answer:

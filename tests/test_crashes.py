@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import Answer, Ask, Clients, completion, endless
+from tests.load import Answer, Clients, Request, completion, endless
 from tests.parts import OtlpSink, RotelAgent, SinkSpan, wait_until
-from tests.servers import BACKENDS, gone, without_settings
+from tests.servers import BACKENDS, has_exited, without_settings
 from tests.serving import CONTEXT, SLOTS, Serving, Start, servings
 
 EXIT_S = 2.0
@@ -34,7 +34,7 @@ def serve(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield start
 
 
-def endless_load(number: int) -> list[Ask]:
+def endless_load(number: int) -> list[Request]:
     """Requests that no client cancels and that run for many seconds."""
     return [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(number)]
 
@@ -134,7 +134,7 @@ def test_crash_llamatel_killed(request: pytest.FixtureRequest, serve: Start, bac
         sending = clients.keep_sending(endless_load(SLOTS + 2), at_once=SLOTS + 2)
         in_flight(serving, SLOTS)
         serving.child.kill()
-        wait_until(lambda: gone(serving.server_pid), EXIT_S, "the exit of llama.cpp")
+        wait_until(lambda: has_exited(serving.server_pid), EXIT_S, "the exit of llama.cpp")
         assert {answer.outcome for answer in sending.end()} == {"error"}
 
 
@@ -152,7 +152,7 @@ def test_crash_llamatel_terminated_under_load(
         os.kill(serving.pid, signum)
         assert serving.exit_within(15) == 0
         assert time.time() - signalled_at < 9, "longer than a container runtime's grace period"
-        assert gone(serving.server_pid)
+        assert has_exited(serving.server_pid)
         cut_off = [answer for answer in sending.end() if answer.sent_at < signalled_at]
     assert {answer.outcome for answer in answers} == {"ok"}
     # A stopping llama.cpp may end a stream in good order, though it is not complete.

@@ -39,7 +39,7 @@ from tests.nvml import Recorded
 from tests.parts import Prometheus, free_port, wait_until
 from tests.parts.monitoring import VictoriaMetrics, sid_program, vmalert
 from tests.parts.processes import Child
-from tests.samples import BEGAN, SERVER, known_snapshot, model_snapshot, server_snapshot, snapshot
+from tests.samples import SERVER, START_TIME, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.samples import completion as record
 from tests.telemetry import Telemetry, telemetry
 
@@ -91,7 +91,7 @@ TAKEN = RequestGpu(
     flops_utilization=0.3,
 )  # fmt: skip
 CALLED = ClientCall(
-    "key", None, SERVER, "chat", BEGAN, BEGAN, BEGAN + 1.5, Outcome.OK, first_chunk_at=BEGAN + 0.5,
+    "key", None, SERVER, "chat", START_TIME, START_TIME, START_TIME + 1.5, Outcome.OK, first_chunk_at=START_TIME + 0.5,
     chunk_gaps=(0.05, 0.06), input_tokens=40, output_tokens=21,
 )  # fmt: skip
 QUERIES = list(panel_queries())
@@ -279,7 +279,11 @@ def _under_load(stores: dict[str, Store], ports: list[int]) -> tuple[float, list
     started_at = time.time()
     # One choice each: with several, llama.cpp returns the figures of only one.
     loads = [
-        [ask for ask in mixed_load(75, context=CONTEXT, seed=seed) if ask.expect != "refused" and ask.choices == 1]
+        [
+            request
+            for request in mixed_load(75, context=CONTEXT, seed=seed)
+            if request.expect != "refused" and request.choices == 1
+        ]
         for seed in (1, 2)
     ]
     answers: list[list[Answer]] = [[], []]

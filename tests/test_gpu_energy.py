@@ -15,7 +15,7 @@ from llamatel.records import Completion, RequestGpu
 from llamatel.snapshots import DeviceSnapshot, Snapshot
 from tests.golden.reading import reading
 from tests.parts.processes import wait_until
-from tests.samples import BEGAN, SERVER, completion, server_snapshot
+from tests.samples import SERVER, START_TIME, completion, server_snapshot
 
 
 def curve(*points: tuple[float, float]) -> EnergyCurve:
@@ -93,10 +93,10 @@ def test_shares_sum_to_gpu_energy_while_busy(requests: list[tuple[float, float]]
 
 
 class SteadyGpu:
-    """A GPU that draws 200 W since ``BEGAN`` and runs the server's process."""
+    """A GPU that draws 200 W since ``START_TIME`` and runs the server's process."""
 
     def __init__(self, *, counted: bool = True, processes: dict[int, int | None] | None = None) -> None:
-        self.now = BEGAN
+        self.now = START_TIME
         self.counted = counted
         self.processes = {SERVER.pid or 0: 8 << 30} if processes is None else processes
 
@@ -110,7 +110,7 @@ class SteadyGpu:
 
     def energy(self) -> dict[str, tuple[float, float | None, float | None]]:
         self.now += 0.5
-        joules = 200 * (self.now - BEGAN)
+        joules = 200 * (self.now - START_TIME)
         return {"GPU-1": (self.now, joules if self.counted else None, None if self.counted else 200.0)}
 
     def close(self) -> None:
@@ -130,8 +130,8 @@ def measure(
     running = GpuSource(lambda: card, price_per_kwh=price, energy_every_s=0.01, clock=lambda: card.now)
     running.start()
     try:
-        wait_until(lambda: card.now > BEGAN + 10)
-        running.complete_snapshot(Snapshot(BEGAN, (server_snapshot(**state),)))
+        wait_until(lambda: card.now > START_TIME + 10)
+        running.complete_snapshot(Snapshot(START_TIME, (server_snapshot(**state),)))
         return [running.complete(request).gpu for request in requests]
     finally:
         running.stop()
@@ -140,7 +140,9 @@ def measure(
 def test_request_energy_by_phase_and_cost() -> None:
     # 0.5 s of prefill and 1 s of decoding 21 tokens at 200 W.
     [gpu] = measure(
-        SteadyGpu(), completion(started_at=BEGAN + 1, ended_at=BEGAN + 2.5, first_token_at=BEGAN + 1.5), price=0.3
+        SteadyGpu(),
+        completion(started_at=START_TIME + 1, ended_at=START_TIME + 2.5, first_token_at=START_TIME + 1.5),
+        price=0.3,
     )
     assert gpu is not None
     assert gpu.energy_j == pytest.approx(300.0)
@@ -153,7 +155,8 @@ def test_request_energy_by_phase_and_cost() -> None:
 
 def test_request_energy_integrated_flag() -> None:
     [gpu] = measure(
-        SteadyGpu(counted=False), completion(started_at=BEGAN + 2, ended_at=BEGAN + 3, first_token_at=BEGAN + 2.5)
+        SteadyGpu(counted=False),
+        completion(started_at=START_TIME + 2, ended_at=START_TIME + 3, first_token_at=START_TIME + 2.5),
     )
     assert gpu is not None
     assert gpu.energy_j == pytest.approx(200.0)
@@ -163,8 +166,13 @@ def test_request_energy_integrated_flag() -> None:
 def test_request_energy_shared() -> None:
     first, second = measure(
         SteadyGpu(),
-        completion(started_at=BEGAN + 2, ended_at=BEGAN + 4, first_token_at=BEGAN + 2.5, in_flight=(BEGAN + 3,)),
-        completion(started_at=BEGAN + 3, ended_at=BEGAN + 5, first_token_at=BEGAN + 3.5),
+        completion(
+            started_at=START_TIME + 2,
+            ended_at=START_TIME + 4,
+            first_token_at=START_TIME + 2.5,
+            in_flight=(START_TIME + 3,),
+        ),
+        completion(started_at=START_TIME + 3, ended_at=START_TIME + 5, first_token_at=START_TIME + 3.5),
     )
     assert first is not None
     assert second is not None
@@ -174,12 +182,14 @@ def test_request_energy_shared() -> None:
 
 
 def test_request_energy_unknown_before_first_reading() -> None:
-    [gpu] = measure(SteadyGpu(), completion(started_at=BEGAN - 3, ended_at=BEGAN + 3, first_token_at=BEGAN))
+    [gpu] = measure(
+        SteadyGpu(), completion(started_at=START_TIME - 3, ended_at=START_TIME + 3, first_token_at=START_TIME)
+    )
     assert gpu == RequestGpu()
 
 
 def test_request_energy_server_without_gpu_and_hidden_processes() -> None:
-    request = completion(started_at=BEGAN + 1, ended_at=BEGAN + 2, first_token_at=BEGAN + 1.5)
+    request = completion(started_at=START_TIME + 1, ended_at=START_TIME + 2, first_token_at=START_TIME + 1.5)
     assert measure(SteadyGpu(processes={1: 5 << 30}), request) == [None]
     [gpu] = measure(SteadyGpu(processes={}), request)
     assert gpu is not None

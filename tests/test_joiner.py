@@ -7,7 +7,7 @@ from typing import Any
 
 from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
 from llamatel.tracing.joining import Joiner, Origin
-from tests.samples import BEGAN, completion, cut_short
+from tests.samples import START_TIME, completion, cut_short
 
 HERE = ServerInfo("localhost", 8090)
 
@@ -15,7 +15,7 @@ HERE = ServerInfo("localhost", 8090)
 class OpenCall:
     """A call in flight."""
 
-    def __init__(self, started_at: float = BEGAN - 0.3, headers_at: float | None = None) -> None:
+    def __init__(self, started_at: float = START_TIME - 0.3, headers_at: float | None = None) -> None:
         self.server = HERE
         self.started_at = started_at
         self.headers_at = headers_at
@@ -25,7 +25,7 @@ class Bench:
     """A joiner with its clock and its results."""
 
     def __init__(self) -> None:
-        self.now = BEGAN + 1.51
+        self.now = START_TIME + 1.51
         self.joiner = Joiner(lambda: self.now)
         self.written: dict[int | None, Origin] = {}
 
@@ -44,8 +44,9 @@ class Bench:
     def call(self, **changes: Any) -> ClientCall:
         """A finished call that fits ``samples.completion``."""
         call = ClientCall(
-            key=object(), span=None, server=HERE, operation="chat", started_at=BEGAN - 0.3, sent_at=BEGAN - 0.29,
-            ended_at=BEGAN + 1.5, outcome=Outcome.OK, input_tokens=40, output_tokens=21, cached_tokens=10,
+            key=object(), span=None, server=HERE, operation="chat", started_at=START_TIME - 0.3,
+            sent_at=START_TIME - 0.29, ended_at=START_TIME + 1.5,
+            outcome=Outcome.OK, input_tokens=40, output_tokens=21, cached_tokens=10,
             prompt_computed=30, prefill_s=0.500004, decode_s=1.0,
         )  # fmt: skip
         return dataclasses.replace(call, **changes)
@@ -81,7 +82,7 @@ def test_joiner_no_call_no_wait() -> None:
 def test_joiner_one_figure_differs() -> None:
     for changes in (
         {"prefill_s": 0.50001}, {"decode_s": 1.00001}, {"generated": 22}, {"prompt_computed": 29}, {"prompt_cached": 9},
-        {"ended_at": BEGAN + 2.0}, {"started_at": BEGAN - 0.6}, {"server": ServerInfo("127.0.0.1", 8091)},
+        {"ended_at": START_TIME + 2.0}, {"started_at": START_TIME - 0.6}, {"server": ServerInfo("127.0.0.1", 8091)},
         {"server": ServerInfo("10.0.0.1", 8090)}, {"is_child": True},
     ):  # fmt: skip
         bench = Bench()
@@ -143,10 +144,10 @@ def test_joiner_forty_calls_at_once() -> None:
 
 def test_joiner_slowly_read_stream() -> None:
     bench = Bench()
-    call = bench.call(headers_at=BEGAN + 0.001, ended_at=BEGAN + 5.0)
-    bench.joiner.started(call.key, OpenCall(headers_at=BEGAN + 0.001))
+    call = bench.call(headers_at=START_TIME + 0.001, ended_at=START_TIME + 5.0)
+    bench.joiner.started(call.key, OpenCall(headers_at=START_TIME + 0.001))
     bench.joiner.completed(completion(task=1))
-    bench.joiner.completed(completion(task=2, started_at=BEGAN + 0.5, generated=5))
+    bench.joiner.completed(completion(task=2, started_at=START_TIME + 0.5, generated=5))
     assert bench.after(0.0) == {2: UNKNOWN}
     bench.after(3.4)
     bench.joiner.finished(call)
@@ -155,10 +156,13 @@ def test_joiner_slowly_read_stream() -> None:
 
 def test_joiner_request_before_call() -> None:
     bench = Bench()
-    first, later = bench.call(), bench.call(sent_at=BEGAN + 1.52, started_at=BEGAN + 1.52, ended_at=BEGAN + 1.9)
+    first, later = (
+        bench.call(),
+        bench.call(sent_at=START_TIME + 1.52, started_at=START_TIME + 1.52, ended_at=START_TIME + 1.9),
+    )
     bench.joiner.started(later.key, OpenCall())
     bench.joiner.completed(completion(task=1))
-    bench.now = BEGAN + 1.95
+    bench.now = START_TIME + 1.95
     bench.joiner.finished(later)
     assert bench.after(1.0) == {1: UNKNOWN}
     assert first.key is not later.key
@@ -187,7 +191,7 @@ def test_joiner_embeddings_of_several_texts() -> None:
 
 def test_joiner_cancelled_call() -> None:
     bench = Bench()
-    call = bench.call(outcome=Outcome.CANCELLED, ended_at=BEGAN + 1.2, output_tokens=None, **UNTIMED)
+    call = bench.call(outcome=Outcome.CANCELLED, ended_at=START_TIME + 1.2, output_tokens=None, **UNTIMED)
     assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(parent=call)}
     bench = Bench()
     two = [cut_short(Outcome.CANCELLED, task=task) for task in (1, 2)]
@@ -198,13 +202,13 @@ def test_joiner_cancelled_call() -> None:
 
 def test_joiner_request_cancelled_before_call() -> None:
     bench = Bench()
-    call = bench.call(outcome=Outcome.CANCELLED, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
+    call = bench.call(outcome=Outcome.CANCELLED, ended_at=START_TIME + 4.0, output_tokens=None, **UNTIMED)
     assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: UNKNOWN}
 
 
 def test_joiner_failed_call_ends_after_request() -> None:
     bench = Bench()
-    call = bench.call(outcome=Outcome.ERROR, http_status=500, ended_at=BEGAN + 4.0, output_tokens=None, **UNTIMED)
+    call = bench.call(outcome=Outcome.ERROR, http_status=500, ended_at=START_TIME + 4.0, output_tokens=None, **UNTIMED)
     assert bench.run(cut_short(Outcome.ERROR, task=1), calls=(call,)) == {1: Origin(parent=call)}
 
 
@@ -235,7 +239,7 @@ def test_joiner_two_calls_fill_the_pool() -> None:
 
 def test_joiner_call_that_timed_out() -> None:
     bench = Bench()
-    call = bench.call(ended_at=BEGAN + 1.2, output_tokens=None, **LEFT, **UNTIMED)
+    call = bench.call(ended_at=START_TIME + 1.2, output_tokens=None, **LEFT, **UNTIMED)
     assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(parent=call)}
     bench = Bench()
     assert bench.run(cut_short(Outcome.CONTEXT_FULL, task=1), calls=(call,)) == {1: UNKNOWN}
@@ -249,7 +253,7 @@ def test_joiner_learns_proxy_address_from_timings() -> None:
     origins = []
     for number in range(4):
         call = bench.call(server=PROXY, prefill_s=0.5 + number / 1000)
-        bench.now = BEGAN + 1.51
+        bench.now = START_TIME + 1.51
         found = bench.run(completion(task=number, prefill_s=0.5 + number / 1000), calls=(call,))[number]
         origins.append((found.parent is call, found.candidates == (call,)))
     assert origins == [(False, True), (False, True), (True, False), (True, False)]
@@ -262,7 +266,7 @@ def test_joiner_address_of_an_unwatched_server() -> None:
     bench.run(calls=(bench.call(server=PROXY, prefill_s=0.7),))
     for number in range(1, 5):
         call = bench.call(server=PROXY, prefill_s=0.5 + number / 1000)
-        bench.now = BEGAN + 1.51
+        bench.now = START_TIME + 1.51
         assert bench.run(completion(task=number, prefill_s=0.5 + number / 1000), calls=(call,))[number] == UNKNOWN
 
 

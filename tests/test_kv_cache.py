@@ -24,7 +24,7 @@ from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
 from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
-from tests.servers import ask, ask_at_once
+from tests.servers import complete, complete_in_background
 from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -98,7 +98,7 @@ def test_kv_cache_tokens_are_sum_over_slots(start: Start, backend: str, flags: t
     assert (first.kv_cache.capacity, first.kv_cache.active, first.kv_cache.cached) == (4096, 0, 0)
     assert first.kv_cache.unified is ("-np" not in flags)
     assert first.deferred == 0
-    threads = ask_at_once(server.base_url, 6, 700)
+    threads = complete_in_background(server.base_url, 6, 700)
     compared = 0
     deferred = 0
     while any(thread.is_alive() for thread in threads):
@@ -140,7 +140,7 @@ def test_kv_cache_idle_server_slots_polled_once(start: Start, backend: str) -> N
     server.subscribe(completions.append)
 
     def task(number: int) -> int:
-        assert ask(server.base_url) == 200
+        assert complete(server.base_url) == 200
         wait_for(lambda: len(completions) == number, "the request finished")
         return completions[-1].task or 0
 
@@ -248,7 +248,7 @@ def test_kv_cache_of_draft_model(
         assert abs(size - cache.planned_bytes[part]) <= 2 * ROUNDING
     completions: list[Completion] = []
     server.subscribe(completions.append)
-    assert ask(server.base_url, 20) == 200
+    assert complete(server.base_url, 20) == 200
     wait_for(lambda: bool(completions), "the request finished")
     cached_tokens = tokens_in(slots_of(server))
     used = state_of(server).kv_cache
@@ -292,7 +292,7 @@ def test_kv_cache_full_pool_headroom_and_outcomes(start: Start, llama_server_bin
     server = start(str(llama_server_binary), "-c", "4096")
     completions: list[Completion] = []
     server.subscribe(completions.append)
-    threads = ask_at_once(server.base_url, 4, 1800)
+    threads = complete_in_background(server.base_url, 4, 1800)
     headroom: list[int] = []
     while any(thread.is_alive() for thread in threads):
         state = state_of(server).kv_cache
@@ -313,7 +313,7 @@ def test_kv_cache_full_pool_headroom_and_outcomes(start: Start, llama_server_bin
 def test_kv_cache_context_shifts(start: Start) -> None:
     server = start("xllamacpp", "-c", "256", "-np", "1", "--context-shift")
     assert state_of(server).context_shifts == 0
-    assert ask(server.base_url, 600) == 200
+    assert complete(server.base_url, 600) == 200
     wait_for(lambda: (state_of(server).context_shifts or 0) >= 2, "the context shifts")
     settings = state_of(server).settings
     assert settings is not None
@@ -329,7 +329,7 @@ def test_decode_rate_sum_equals_llama_cpp_counter(start: Start) -> None:
         return rate.observe(client.slots(), counted, at)
 
     poll(0.0)
-    threads = [threading.Thread(target=lambda: [ask(server.base_url, 150) for _ in range(3)]) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: [complete(server.base_url, 150) for _ in range(3)]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for at in range(1, 100_000):
@@ -344,7 +344,7 @@ def test_decode_rate_sum_equals_llama_cpp_counter(start: Start) -> None:
 
 def test_kv_cache_sleeping_server_stays_asleep(start: Start, backend: str) -> None:
     server = start(backend, "--sleep-idle-seconds", "2")
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     states: list[str | None] = []
 
     def asleep() -> bool:
@@ -360,7 +360,7 @@ def test_kv_cache_sleeping_server_stays_asleep(start: Start, backend: str) -> No
         assert set(state.kv_cache.reported_bytes.values()) <= {0}
         assert state.counters["tokens_predicted_total"] == 4
         time.sleep(0.1)
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_for(lambda: state_of(server).state == "ready", "the wake-up in its log")
     awake = state_of(server)
     assert awake.kv_cache is not None
@@ -371,7 +371,7 @@ def test_kv_cache_sleeping_server_stays_asleep(start: Start, backend: str) -> No
 
 def test_kv_cache_counters_continue_after_crash(start: Start, backend: str) -> None:
     server = start(backend, "-c", "1024", restart="on-failure")
-    assert ask(server.base_url, 20) == 200
+    assert complete(server.base_url, 20) == 200
     wait_for(lambda: not server._observed_log.busy, "the request finished")
     before = state_of(server)
     assert before.process is not None
@@ -392,7 +392,7 @@ def test_kv_cache_counters_continue_after_crash(start: Start, backend: str) -> N
     restarted = state_of(server)
     assert restarted.kv_cache is not None
     assert (restarted.restarts, restarted.kv_cache.capacity, restarted.kv_cache.cached) == (1, 1024, 0)
-    assert ask(server.base_url, 5) == 200
+    assert complete(server.base_url, 5) == 200
     wait_for(lambda: state_of(server).counters["tokens_predicted_total"] == 25, "its counters continue")
     after = state_of(server)
     assert after.process is not None

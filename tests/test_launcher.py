@@ -13,7 +13,7 @@ import pytest
 
 from llamatel.llama.server import launcher
 from tests.parts import wait_until
-from tests.servers import gone
+from tests.servers import has_exited
 
 LAUNCHER = [sys.executable, "-I", "-S", launcher.__file__]
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -114,6 +114,6 @@ def test_the_command_ends_with_the_parent(way: list[str], tmp_path: Path) -> Non
         wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
         pid = int(pid_file.read_text())
         time.sleep(0.1)
-        assert not gone(pid)
+        assert not has_exited(pid)
         process.kill()
-    wait_until(lambda: gone(pid), 10)
+    wait_until(lambda: has_exited(pid), 10)

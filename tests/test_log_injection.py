@@ -16,7 +16,7 @@ from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
 from tests.injection import FIRST_TASK, WORD, Attempt, attack
 from tests.parts import wait_until
-from tests.servers import ask
+from tests.servers import complete
 
 FORGEABLE_AS_TEXT = {
     "completion.grammar_closed",
@@ -42,7 +42,7 @@ class Attacked:
             assert server.base_url
             self.before = self._snapshot(server)
             self.attempts = attack(server.base_url, None if texts is None else iter(texts))
-            assert ask(server.base_url, 3) == 200
+            assert complete(server.base_url, 3) == 200
             wait_until(lambda: any(record.generated == 3 for record in records), 60, "the last request")
             self.counters = ServerClient(server.base_url).counters()
             self.after = self._snapshot(server)

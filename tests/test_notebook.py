@@ -28,7 +28,7 @@ from llamatel.ui.view.svg_charts import dots, stacked_areas
 from llamatel.ui.view.trace_view import bars
 from tests.notebooks import cells, run_notebook
 from tests.samples import completion
-from tests.servers import ask, without_settings
+from tests.servers import complete, without_settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -59,7 +59,7 @@ def run_three_requests(model: Path, running: runtime.Runtime) -> dict[str, Any]:
         server.start_server(model, ctx_size=1024, n_parallel=2, port=0, alias=HOSTILE, extra_args=["-t", "1"])
         server.wait_until_ready(120)
         for tokens in (2, 30, 8):
-            assert ask(server.base_url, tokens) == 200
+            assert complete(server.base_url, tokens) == 200
             running.observer.snapshot()
             time.sleep(1.05)  # two points of a history are a second apart
         served = llamatel.report()

@@ -16,7 +16,7 @@ import pytest
 
 from llamatel.llama import ServerManager
 from tests.parts import wait_until
-from tests.servers import gone
+from tests.servers import has_exited
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -85,7 +85,7 @@ def test_the_server_ends_with_us(backend: str, tiny_model: Path, owners: list[Ow
     owners.append(owner)
     said = owner.end()
     assert owner.process.returncode == status
-    wait_until(lambda: gone(owner.server), SOON)
+    wait_until(lambda: has_exited(owner.server), SOON)
     wait_until(lambda: not children_of_the_model(tiny_model, owner), SOON, "no server of this owner")
     expected = {1: "ZeroDivisionError", -signal.SIGINT: "KeyboardInterrupt", 0: ""}.get(status, "")
     assert expected in said
@@ -113,7 +113,7 @@ def test_a_signal_from_outside(backend: str, tiny_model: Path, owners: list[Owne
     owner.process.send_signal(signum)
     owner.end()
     assert owner.process.returncode == -signum
-    wait_until(lambda: gone(owner.server), SOON)
+    wait_until(lambda: has_exited(owner.server), SOON)
 
 
 def test_a_kill_while_it_starts(backend: str, tiny_model: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_kill_while_it_starts(backend: str, tiny_model: Path) -> None:
             pids.append(int(process.stdout.readline()))
             time.sleep(delay)
             process.kill()
-    wait_until(lambda: all(map(gone, pids)), SOON)
+    wait_until(lambda: all(map(has_exited, pids)), SOON)
 
 
 def test_a_server_that_hangs_does_not_keep_us(backend: str, tiny_model: Path, owners: list[Owner]) -> None:
@@ -142,7 +142,7 @@ def test_a_server_that_hangs_does_not_keep_us(backend: str, tiny_model: Path, ow
     owners.append(owner)
     begun = time.monotonic()
     assert owner.end() == ""
-    assert (owner.process.returncode, gone(owner.server)) == (0, True)
+    assert (owner.process.returncode, has_exited(owner.server)) == (0, True)
     assert time.monotonic() - begun < 30  # 1.5 s by design
 
 
@@ -187,7 +187,7 @@ def test_a_routers_children_end_too(
     finally:
         process.kill()
         process.communicate()
-    wait_until(lambda: gone(router) and all(map(gone, loaded)), SOON)
+    wait_until(lambda: has_exited(router) and all(map(has_exited, loaded)), SOON)
 
 
 def children_of(parent: int) -> list[int]:
@@ -220,10 +220,10 @@ def test_an_owner_that_loses_its_own_parent_keeps_its_server(
     wait_until(then.exists, 30)
     owner, server = map(int, then.read_text().split())
     time.sleep(0.5)
-    alive = not gone(server)
+    alive = not has_exited(server)
     os.kill(owner, signal.SIGKILL)
     assert alive
-    wait_until(lambda: gone(server), SOON)
+    wait_until(lambda: has_exited(server), SOON)
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
@@ -237,11 +237,11 @@ def test_a_script_that_starts_the_server_leaves_none(
     with ServerManager(backend=str(script)) as server:
         server.start_server(tiny_model, port=0, extra_args=["-t", "1"]).wait_until_ready(60)
         child = int(said.read_text())
-        assert not gone(child)
+        assert not has_exited(child)
         assert server.info.pid not in (None, child)
         if how == "stopped":
             server.stop_server()
         else:
             os.kill(server.info.pid or 0, signal.SIGKILL)
             server.wait(30)
-        wait_until(lambda: gone(child), SOON, "llama.cpp is gone")
+        wait_until(lambda: has_exited(child), SOON, "llama.cpp is gone")

@@ -15,7 +15,7 @@ from llamatel.records import Outcome
 from llamatel.telemetry.otlp_delivery import Delivery
 from llamatel.telemetry.otlp_transport import Sent, speaks_http2
 from tests.parts import OtlpSink, RotelAgent, free_port, wait_until
-from tests.samples import BEGAN, completion, cut_short
+from tests.samples import START_TIME, completion, cut_short
 from tests.telemetry import Taking, Telemetry, telemetry
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -66,8 +66,8 @@ def test_otlp_requests_arrive_at_a_real_collector(rotel: RotelAgent, otlp_sink: 
             assert root.attributes["error.type"] == "context_full"
             assert by_name == {}
             continue
-        assert root.start_ns == int(BEGAN) * 10**9 - 250_000_000
-        assert root.end_ns == int(BEGAN) * 10**9 + 1_500_000_000
+        assert root.start_ns == int(START_TIME) * 10**9 - 250_000_000
+        assert root.end_ns == int(START_TIME) * 10**9 + 1_500_000_000
         assert root.attributes["gen_ai.usage.input_tokens"] == 40
         assert root.attributes["llamacpp.decode.tokens_per_second"] == 20.0
         assert root.attributes["llamacpp.truncated"] is False

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.server.child_process import Child
 from tests.parts import wait_until
-from tests.servers import descriptors, gone
+from tests.servers import descriptors, has_exited
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -161,7 +161,7 @@ def test_a_kill_takes_what_the_command_started(wake: tuple[int, int]) -> None:
     child.kill()
     read_all(child)
     assert child.close() == -signal.SIGKILL
-    wait_until(lambda: gone(int(line)))
+    wait_until(lambda: has_exited(int(line)))
     child.kill()  # of one that has ended: nothing
 
 

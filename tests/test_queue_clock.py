@@ -22,7 +22,7 @@ from llamatel.llama.log.queue_clock import QueueClock
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.server.manager import ServerManager
 from llamatel.records import Completion, Outcome, ServerInfo
-from tests.load import Ask, Clients, completion, mixed_load, text
+from tests.load import Clients, Request, completion, mixed_load, text
 from tests.parts import Child, wait_until
 
 TURN_S = 0.01
@@ -214,7 +214,7 @@ _STAMP = re.compile(r"(?=(?<!\d)\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )")
 _NEW = re.compile(r"new task, id = (\d+)[,/]")
 
 
-def plain_load(number: int) -> list[Ask]:
+def plain_load(number: int) -> list[Request]:
     source = random.Random(number)
     lengths = (20, 50, 120)
     return [
@@ -267,9 +267,9 @@ class Telling:
 
 @pytest.mark.parametrize(("slots", "at_once", "kind"), [(4, 14, "plain"), (1, 6, "plain"), (4, 14, "mixed")])
 def test_queue_clock_agrees_with_llama_cpp(telling: Telling, slots: int, at_once: int, kind: str) -> None:
-    asks = plain_load(150) if kind == "plain" else mixed_load(150, context=CONTEXT)
+    requests = plain_load(150) if kind == "plain" else mixed_load(150, context=CONTEXT)
     with Clients(telling.start(slots)) as clients:
-        clients.send_all(asks, at_once=at_once)
+        clients.send_all(requests, at_once=at_once)
     telling.stop()
     completions, arrived = telling.read()
     known = [c for c in completions if c.task in arrived and not c.is_child and c.queue_s is not None]

@@ -21,7 +21,7 @@ from llamatel.records import Completion, Outcome
 from llamatel.snapshots import RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
-from tests.servers import LONG, ask
+from tests.servers import LONG, complete
 from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -171,7 +171,7 @@ def test_one_that_we_launched(llama_server_binary: Path, models: Path) -> None:
         assert (a.kv_cache.capacity, a.kv_cache.unified) == (8192, False)
         assert a.router_model == RouterModel(loads=1, evictions=0, failures=0)
         # A process that dies takes its requests with it.
-        thread = threading.Thread(target=ask, args=(server.base_url, LONG), kwargs={"model": "b"})
+        thread = threading.Thread(target=complete, args=(server.base_url, LONG), kwargs={"model": "b"})
         thread.start()
         wait_until(lambda: (cache := state_of(server.snapshots(), "b").kv_cache) and cache.active, 20, "it works")
         kill_child(router, "b")

@@ -26,7 +26,7 @@ from llamatel.metrics import METRICS
 from llamatel.records import Completion, Outcome
 from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, accepts, free_port, wait_until
-from tests.servers import ask, ask_at_once, without_settings
+from tests.servers import complete, complete_in_background, without_settings
 
 KEY = "sk-very-secret-0123456789"
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def test_init_watches_servers_started_before_and_after(
     assert runtime.current() is running
     with ServerManager(backend=str(llama_server_binary)) as later:
         later.start_server(tiny_model, port=0, alias="later").wait_until_ready(60)
-        assert (ask(server.base_url, 5), ask(later.base_url, 6)) == (200, 200)
+        assert (complete(server.base_url, 5), complete(later.base_url, 6)) == (200, 200)
         wait_until(lambda: len(requests.seen) == 2)
         page = metrics_page(running)
         assert f'server_port="{server.info.port}"' in page
@@ -89,7 +89,7 @@ def test_init_watches_servers_started_before_and_after(
     assert sorted(span.attributes["gen_ai.usage.output_tokens"] for span in roots) == [5, 6]
     # Telemetry is off, and the server runs on.
     assert runtime.current() is None
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     assert len(requests.seen) == 2
 
 
@@ -101,7 +101,7 @@ def test_shutdown_without_init() -> None:
 def test_shutdown_includes_the_last_request(server: ServerManager, requests: Requests) -> None:
     for number in range(1, 4):
         init(sinks=[requests])
-        assert ask(server.base_url) == 200
+        assert complete(server.base_url) == 200
         llamatel.shutdown()
         assert len(requests.seen) == number
 
@@ -110,11 +110,11 @@ def test_init_again_with_other_arguments_replaces(server: ServerManager) -> None
     port = free_port()
     first, second = Requests(), Requests()
     one = init(metrics_addr=f"127.0.0.1:{port}", sinks=[first])
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: len(first.seen) == 1)
     other = init(metrics_addr=f"127.0.0.1:{port}", sinks=[second])
     assert other is not one
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: len(second.seen) == 1)
     assert len(first.seen) == 1
     assert "llamacpp_server_up_ratio{" in metrics_page(other) or "llamacpp_server_up{" in metrics_page(other)
@@ -215,7 +215,7 @@ def test_init_sdk_disabled(server: ServerManager, requests: Requests, monkeypatc
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     running = init(sinks=[requests])
     assert (running.pipeline.metrics_url, running.observer.collectors) == (None, ())
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: requests.seen)
     assert requests.seen[0][1] is None
     assert llamatel.shutdown()
@@ -229,7 +229,7 @@ def test_shutdown_with_a_hanging_sink_is_bounded(server: ServerManager, otlp_sin
         let_go.wait(60)
 
     init(sinks=[sink], otlp_endpoint=otlp_sink.endpoint)
-    assert [ask(server.base_url) for _ in range(3)] == [200] * 3
+    assert [complete(server.base_url) for _ in range(3)] == [200] * 3
     assert hangs.wait(20)
     begun = time.monotonic()
     assert not llamatel.shutdown(5.0)
@@ -242,7 +242,7 @@ def test_crash_during_a_request_is_an_error_span(
     server: ServerManager, requests: Requests, otlp_sink: OtlpSink
 ) -> None:
     running = init(sinks=[requests], otlp_endpoint=otlp_sink.endpoint)
-    ask_at_once(server.base_url, 1)
+    complete_in_background(server.base_url, 1)
     wait_until(lambda: any("processing task" in line for line in server.log_tail), every=0.002)
     assert server.info.pid
     os.kill(server.info.pid, signal.SIGKILL)
@@ -258,8 +258,8 @@ def test_api_key_is_in_no_span_and_no_metric(llama_server_binary: Path, tiny_mod
     running = init(otlp_endpoint=otlp_sink.endpoint)
     with ServerManager(backend=str(llama_server_binary)) as server:
         server.start_server(tiny_model, port=0, extra_args=["--api-key", KEY, "-lv", "4"]).wait_until_ready(60)
-        assert ask(server.base_url, key=KEY) == 200
-        assert ask(server.base_url, key="wrong") == 401
+        assert complete(server.base_url, key=KEY) == 200
+        assert complete(server.base_url, key="wrong") == 401
         wait_until(lambda: 'outcome="ok"' in metrics_page(running))
         page = metrics_page(running)
         server.stop_server()
@@ -291,7 +291,7 @@ LEAVING = """
 import sys, time
 import llamatel
 from llamatel.llama import ServerManager
-from tests.servers import ask, ask_at_once
+from tests.servers import complete, complete_in_background
 backend, model, endpoint, order = sys.argv[1:]
 
 def begin():
@@ -300,8 +300,8 @@ def begin():
 if order == "telemetry first": begin()
 server = ServerManager(backend=backend).start_server(model, port=0, extra_args=["-t", "1"]).wait_until_ready(60)
 if order == "server first": begin()
-assert ask(server.base_url, 5) == 200
-ask_at_once(server.base_url, 1)
+assert complete(server.base_url, 5) == 200
+complete_in_background(server.base_url, 1)
 while sum("processing task" in line for line in server.log_tail) < 2: time.sleep(0.002)
 sys.exit(7)
 """
@@ -323,7 +323,7 @@ def test_exit_stops_servers_before_telemetry(
 
 def test_fork_child_leaves_the_parent_alone(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
     program = LEAVING.replace(
-        "ask_at_once(server.base_url, 1)\nwhile",
+        "complete_in_background(server.base_url, 1)\nwhile",
         "import os\nif os.fork() == 0: sys.exit(0)\nos.wait()\nwhile False and",
     )
     said = run(program, llama_server_binary, tiny_model, otlp_sink.endpoint, "telemetry first", status=7)

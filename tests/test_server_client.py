@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.http.server_client import ServerClient, base_url, parse_counters
 from tests.parts import Child, free_port
-from tests.servers import ask
+from tests.servers import complete
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -53,7 +53,7 @@ def test_server_client_counters_build_and_model(server: Running) -> None:
     for client in connect(server):
         assert client.healthy()
         assert client.counters()["tokens_predicted_total"] == 0
-        assert ask(server.url, 5) == 200
+        assert complete(server.url, 5) == 200
         counters = client.counters()
         assert counters["tokens_predicted_total"] == 5
         assert counters["prompt_tokens_total"] > 0

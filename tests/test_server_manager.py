@@ -30,7 +30,7 @@ from llamatel.llama.server.supervisor import ServerState
 from llamatel.records import Completion, Outcome
 from tests.certificates import make_certificate
 from tests.parts import free_port, wait_until
-from tests.servers import ask, ask_at_once, descriptors, gone, script
+from tests.servers import complete, complete_in_background, descriptors, has_exited, script
 from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -97,7 +97,7 @@ def test_start_ask_stop(servers: Servers, backend: str) -> None:
     assert server.info.port
     assert server.base_url == f"http://127.0.0.1:{server.info.port}"
     assert server.info.model == "tiny.gguf"
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
 
     snapshot = server.snapshot()
     assert snapshot is not None
@@ -112,7 +112,7 @@ def test_start_ask_stop(servers: Servers, backend: str) -> None:
 
     pid = pid_of(server)
     assert server.stop_server() == 0
-    assert gone(pid)
+    assert has_exited(pid)
     assert (server.state, server.returncode, server.failure, server.info.pid) == (ServerState.STOPPED, 0, None, None)
     assert "listening on" in "\n".join(server.log_tail)
     after = server.snapshot()
@@ -124,7 +124,7 @@ def test_start_ask_stop(servers: Servers, backend: str) -> None:
 
 def test_the_last_counters_are_taken_when_it_stops(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
-    assert ask(server.base_url, 7) == 200
+    assert complete(server.base_url, 7) == 200
     server.stop_server()
     snapshot = server.snapshot()
     assert snapshot is not None
@@ -139,16 +139,16 @@ def test_a_context_manager_stops_it_whatever_happens(tiny_model: Path, backend: 
             pids.append(pid_of(server.start_server(tiny_model, port=0).wait_until_ready(60)))
             raise ZeroDivisionError
     except ZeroDivisionError:
-        assert gone(pids[0])
+        assert has_exited(pids[0])
     assert server.state is ServerState.STOPPED
 
 
 def test_two_servers_at_once(servers: Servers, llama_server_binary: Path) -> None:
     one, other = servers.start("xllamacpp"), servers.start(llama_server_binary)
     assert one.wait_until_ready(60).base_url != other.wait_until_ready(60).base_url
-    assert (ask(one.base_url, 3), ask(other.base_url, 5)) == (200, 200)
+    assert (complete(one.base_url, 3), complete(other.base_url, 5)) == (200, 200)
     one.stop_server()
-    assert ask(other.base_url) == 200
+    assert complete(other.base_url) == 200
 
 
 def test_calls_that_do_not_fit_the_state(servers: Servers, llama_server_binary: Path) -> None:
@@ -186,11 +186,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
 def test_restart_keeps_port_and_counters(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     url, pid = server.base_url, pid_of(server)
-    assert ask(url, 5) == 200
+    assert complete(url, 5) == 200
     server.restart(60)
     assert (server.base_url, server.state, server.restarts) == (url, ServerState.READY, 0)
-    assert gone(pid)
-    assert ask(url, 6) == 200
+    assert has_exited(pid)
+    assert complete(url, 6) == 200
     snapshot = server.snapshot()
     assert snapshot is not None
     assert snapshot.counters["tokens_predicted_total"] == 11
@@ -200,11 +200,11 @@ def test_another_server_of_the_same_manager_does_not_inherit_counters(
     servers: Servers, llama_server_binary: Path, tmp_path: Path
 ) -> None:
     server = servers.ready(llama_server_binary)
-    assert ask(server.base_url, 5) == 200
+    assert complete(server.base_url, 5) == 200
     server.stop_server()
     other = write_tiny_model(tmp_path / "other.gguf", layers=1)
     server.start_server(other, port=0).wait_until_ready(60)
-    assert ask(server.base_url, 2) == 200
+    assert complete(server.base_url, 2) == 200
     snapshot = server.snapshot()
     assert snapshot is not None
     assert (snapshot.server.model, snapshot.counters["tokens_predicted_total"]) == ("other.gguf", 2)
@@ -246,7 +246,7 @@ def test_a_server_that_ignores_sigterm_is_killed(servers: Servers, backend: str)
     begun = time.monotonic()
     assert server.stop_server(0.5) == -signal.SIGKILL
     assert time.monotonic() - begun >= 0.5
-    assert gone(pid)
+    assert has_exited(pid)
     assert (server.state, server.failure) == (ServerState.STOPPED, None)
 
 
@@ -296,7 +296,7 @@ def test_a_server_outlives_the_thread_that_started_it(servers: Servers, backend:
     thread.start()
     thread.join()
     [server] = servers.made
-    assert ask(server.wait_until_ready(60).base_url) == 200
+    assert complete(server.wait_until_ready(60).base_url) == 200
     assert server.wait(0.2) is None
 
 
@@ -356,7 +356,7 @@ def test_a_start_that_fails_says_why_at_once(
     assert (snapshot.up, snapshot.counters) == (False, {})
     # It is over at once: the manager can be used again.
     model.write_bytes(whole)
-    assert ask(server.start_server(model, port=0).wait_until_ready(60).base_url) == 200
+    assert complete(server.start_server(model, port=0).wait_until_ready(60).base_url) == 200
     assert server.stop_server() == 0
 
 
@@ -386,7 +386,7 @@ def test_a_port_that_another_manager_of_this_process_has(
     pid = pid_of(second)
     second.start_server(servers.model, port=port).wait_until_ready(60)
     assert pid_of(second) != pid
-    assert ask(second.base_url) == 200
+    assert complete(second.base_url) == 200
     told = [record.message for record in caplog.records if "another server replaces it" in record.message]
     assert len(told) == 2
     assert servers.ready(llama_server_binary).state is second.state is ServerState.READY
@@ -449,7 +449,7 @@ def test_a_server_that_says_little_is_asked_whether_it_is_ready(
     port = free_port()
     server = servers.ready(backend, *flags, port=port)
     assert server.base_url == f"http://127.0.0.1:{port}"
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     snapshot = server.snapshot()
     assert snapshot is not None
     assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
@@ -460,7 +460,7 @@ def test_a_log_that_shows_no_requests_is_said_once(
 ) -> None:
     server = servers.ready(llama_server_binary, "--log-disable", port=free_port())
     server.snapshot()
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     understood = [snapshot.log.understood for _ in range(3) if (snapshot := server.snapshot()) and snapshot.log]
     assert understood == [None, False, False]  # at the first look, lines could be on their way
     assert [record.getMessage()[:29] for record in caplog.records if record.levelno >= logging.WARNING] == [
@@ -521,7 +521,7 @@ def test_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("LLAMA_ARG_API_PREFIX", "/llm")
     server = servers.ready(backend, *(("--api-prefix", "/llm") if way == "flag" else ()))
     assert server.base_url.endswith("/llm")
-    assert ask(server.base_url, 4) == 200
+    assert complete(server.base_url, 4) == 200
     snapshot = server.snapshot()
     assert snapshot is not None
     assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
@@ -547,7 +547,7 @@ def test_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> 
 def test_shipped_model(servers: Servers, backend: str) -> None:
     server = servers.manager(backend).start_server("tiny", port=0).wait_until_ready(60)
     assert server.info.model == "tiny.gguf"
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
 
 
 def test_an_ipv6_address(servers: Servers, backend: str) -> None:
@@ -557,13 +557,13 @@ def test_an_ipv6_address(servers: Servers, backend: str) -> None:
         pytest.skip("this machine has no IPv6")
     server = servers.manager(backend).start_server(servers.model, host="::1", port=0).wait_until_ready(60)
     assert server.base_url.startswith("http://[::1]:")
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
 
 
 def test_a_talkative_server_is_never_held_up(servers: Servers, backend: str) -> None:
     server = servers.ready(backend, "-lv", "5", "-np", "4")
     with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(lambda tokens: ask(server.base_url, tokens), [40] * 24)) == [200] * 24
+        assert list(pool.map(lambda tokens: complete(server.base_url, tokens), [40] * 24)) == [200] * 24
 
     def started() -> int:
         snapshot = server.snapshot()
@@ -578,7 +578,7 @@ def test_its_log_goes_to_a_file_too(servers: Servers, backend: str, tmp_path: Pa
     path = tmp_path / "server.log"
     path.write_text("before\n")
     server = servers.ready(backend, server_log=path)
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     server.stop_server()
     lines = path.read_text().splitlines()
     assert lines[0] == "before"
@@ -605,7 +605,7 @@ def test_a_full_disk_costs_the_copy_of_the_log_only(
     servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = servers.ready(llama_server_binary, server_log="/dev/full")
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     assert server.stop_server() == 0
     assert [record.getMessage() for record in caplog.records if record.name == "llamatel.llama.server.log_copy"] == [
         "cannot write the server's log to /dev/full: [Errno 28] No space left on device"
@@ -616,10 +616,10 @@ def test_nobody_reads_our_standard_error(backend: str, tiny_model: Path) -> None
     program = (
         "import sys\n"
         "from llamatel.llama import ServerManager\n"
-        "from tests.servers import ask\n"
+        "from tests.servers import complete\n"
         f"server = ServerManager(backend={backend!r}, server_log='-')\n"
         f"server.start_server({str(tiny_model)!r}, port=0, extra_args=['-lv', '5', '-t', '1']).wait_until_ready(60)\n"
-        "print(*[ask(server.base_url, 300) for _ in range(8)], server.stop_server(60), flush=True)\n"
+        "print(*[complete(server.base_url, 300) for _ in range(8)], server.stop_server(60), flush=True)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
@@ -642,7 +642,7 @@ def test_junk_in_the_log_harms_nobody(servers: Servers, llama_server_binary: Pat
     seen: list[Completion] = []
     server = servers.ready(noisy)
     server.subscribe(seen.append)
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: seen)
     assert seen[0].outcome is Outcome.OK
     assert max(map(len, server.log_tail)) <= 65536
@@ -656,14 +656,14 @@ def test_listeners_come_and_go(servers: Servers, llama_server_binary: Path) -> N
     server = servers.ready(llama_server_binary)
     seen: list[Completion] = []
     once, twice = server.subscribe(seen.append), server.subscribe(seen.append)
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: len(seen) == 2)
     once()
     once()
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: len(seen) == 3)
     twice()
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     server.stop_server()
     assert len(seen) == 3
 
@@ -679,7 +679,7 @@ def test_a_listener_that_raises_costs_nobody_anything(
 
     server.subscribe(broken)
     server.subscribe(seen.append)
-    assert [ask(server.base_url) for _ in range(3)] == [200] * 3
+    assert [complete(server.base_url) for _ in range(3)] == [200] * 3
     wait_until(lambda: len(seen) == 3)
     assert server.state is ServerState.READY
     assert server.listener_failures == 3
@@ -700,7 +700,7 @@ def test_a_listener_cannot_wait_for_the_end_that_it_holds_up(servers: Servers, l
             said.append(str(error))
 
     server.subscribe(stop)
-    assert ask(server.base_url) == 200
+    assert complete(server.base_url) == 200
     wait_until(lambda: said)
     assert "a listener cannot wait" in said[0]
     assert server.stop_server() == 0
@@ -713,8 +713,8 @@ def test_a_crash_ends_every_request_in_flight_as_an_error(servers: Servers, back
     seen: list[Completion] = []
     server = servers.ready(backend, "-np", "4", "-c", "16384", "--no-kv-unified")
     server.subscribe(seen.append)
-    assert ask(server.base_url) == 200
-    ask_at_once(server.base_url, 3)
+    assert complete(server.base_url) == 200
+    complete_in_background(server.base_url, 3)
     wait_until(lambda: launched(server) == 4, every=0.002)
     os.kill(pid_of(server), signal.SIGKILL)
     assert server.wait(20) == -signal.SIGKILL
@@ -735,7 +735,7 @@ def test_a_stop_ends_every_request_in_flight_as_an_error(servers: Servers, llama
     seen: list[Completion] = []
     server = servers.ready(llama_server_binary)
     server.subscribe(seen.append)
-    ask_at_once(server.base_url, 1)
+    complete_in_background(server.base_url, 1)
     wait_until(lambda: launched(server) == 1, every=0.002)
     os.kill(pid_of(server), signal.SIGSTOP)
     assert server.stop_server(0.2) == -signal.SIGKILL
@@ -755,7 +755,7 @@ def test_after_a_crash_it_comes_back_and_counts_on(servers: Servers, backend: st
         return totals[-1]
 
     for crashes in (1, 2):
-        assert ask(url, 5) == 200
+        assert complete(url, 5) == 200
         assert predicted() == 5 * crashes
         os.kill(pid_of(server), signal.SIGKILL)
         wait_until(lambda: server.state is not ServerState.READY)
@@ -763,7 +763,7 @@ def test_after_a_crash_it_comes_back_and_counts_on(servers: Servers, backend: st
         server.wait_until_ready(60)
         assert (server.base_url, server.restarts, server.returncode) == (url, crashes, None)
         predicted()
-    assert ask(url, 5) == 200
+    assert complete(url, 5) == 200
     assert predicted() == 15
     assert totals == sorted(totals)
     snapshot = server.snapshot()
@@ -820,7 +820,7 @@ def test_a_snapshot_of_one_that_starts(servers: Servers, backend: str) -> None:
 
 def test_a_snapshot_of_one_that_hangs_takes_its_time_and_no_more(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
-    assert ask(server.base_url, 5) == 200
+    assert complete(server.base_url, 5) == 200
     before = server.snapshot()
     assert before is not None
     os.kill(pid_of(server), signal.SIGSTOP)
@@ -850,7 +850,7 @@ def test_snapshots_from_several_threads_at_once(servers: Servers, llama_server_b
     threads = [threading.Thread(target=look, args=(mine,)) for mine in totals]
     for thread in threads:
         thread.start()
-    for thread in ask_at_once(server.base_url, 20, tokens=50):
+    for thread in complete_in_background(server.base_url, 20, tokens=50):
         thread.join()
     server.stop_server()
     done.set()
@@ -908,7 +908,11 @@ def test_an_api_key_is_used_and_never_shown(  # noqa: PLR0917
         }.get(way, extra),
     ).wait_until_ready(60)
     early = server.log_tail
-    assert (ask(server.base_url), ask(server.base_url, key="wrong"), ask(server.base_url, key=KEY)) == (401, 401, 200)
+    assert (complete(server.base_url), complete(server.base_url, key="wrong"), complete(server.base_url, key=KEY)) == (
+        401,
+        401,
+        200,
+    )
     snapshot = server.snapshot()
     assert snapshot is not None
     assert snapshot.counters["tokens_predicted_total"] == 4  # so we were let in

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation import set_span_in_context
 
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.telemetry.request_spans import Spans
-from tests.samples import BEGAN, completion, cut_short
+from tests.samples import START_TIME, completion, cut_short
 
 
 class Written:
@@ -44,7 +44,7 @@ def times(span: ReadableSpan) -> tuple[float, float]:
     """Start and end relative to the moment the slot took the request."""
     assert span.start_time is not None
     assert span.end_time is not None
-    return round(span.start_time / 1e9 - BEGAN, 6), round(span.end_time / 1e9 - BEGAN, 6)
+    return round(span.start_time / 1e9 - START_TIME, 6), round(span.end_time / 1e9 - START_TIME, 6)
 
 
 def test_spans_phases_of_a_completed_request(written: Written) -> None:
@@ -171,6 +171,6 @@ def test_spans_not_sampled() -> None:
 
 
 def test_spans_phases_are_within_the_request(written: Written) -> None:
-    spans = written.of(completion(first_token_at=BEGAN + 0.499997, ended_at=BEGAN + 1.499995, queue_s=None))
+    spans = written.of(completion(first_token_at=START_TIME + 0.499997, ended_at=START_TIME + 1.499995, queue_s=None))
     assert times(spans["prefill"]) == (0.0, 0.499997)
     assert times(spans["decode"]) == (0.499997, 1.499995)

@@ -96,8 +96,8 @@ def show() -> Iterator[Callable[..., Shown]]:
 
 def test_top_80_columns(serving: Serving, show: Callable[..., Shown]) -> None:
     shown = show(serving.page_url)
-    asks = [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(SLOTS)]
-    with Clients(serving.url) as clients, clients.keep_sending(asks, at_once=SLOTS):
+    requests = [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=float("inf")) for n in range(SLOTS)]
+    with Clients(serving.url) as clients, clients.keep_sending(requests, at_once=SLOTS):
         text = shown.until(lambda text: len(re.findall(r"\d busy ", text)) == SLOTS and "ok " in text)
         assert "tiny  ready" in text
         assert f"of {SLOTS * CONTEXT:,}" in text

@@ -116,16 +116,16 @@ def sides(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Sides]:
                     assert running.observer.flush()
 
                 mixed = mixed_load(300, context=CONTEXT)
-                well = [ask for ask in mixed if ask.expect == "ok"][:120]
+                well = [request for request in mixed if request.expect == "ok"][:120]
                 # Who does not stream is missed only when nobody gets an answer for a second: these come last, together.
                 silent = [endless(f"Wait {n}", context=CONTEXT, stream=False, hang_up=1.0) for n in range(SLOTS)]
                 with Clients(server.base_url) as clients:
                     completed = clients.send_all(well, at_once=AT_ONCE)
-                    settle(sum(answer.ask.choices for answer in completed))
+                    settle(sum(answer.request.choices for answer in completed))
                     own_after_completed = _own_counters(server)
                     answers = completed + clients.send_all(mixed, at_once=AT_ONCE)
                     answers += clients.send_all(silent, at_once=SLOTS)
-                    settle(sum(answer.ask.choices for answer in answers if answer.ask.expect != "refused"))
+                    settle(sum(answer.request.choices for answer in answers if answer.request.expect != "refused"))
                 samples = _scrape(running.pipeline.metrics_url)
                 own = _own_counters(server)
                 state = server.snapshot()
@@ -170,7 +170,7 @@ def _pairs(sides: Sides) -> list[tuple[Answer, dict[str, Any], Completion]]:
 
 def test_truth_load(sides: Sides) -> None:
     assert len(sides.answers) > 400
-    assert {(answer.ask.expect, answer.outcome) for answer in sides.answers} == {
+    assert {(answer.request.expect, answer.outcome) for answer in sides.answers} == {
         ("ok", "ok"), ("cancelled", "cancelled"), ("error", "error"), ("refused", "refused"),
     }  # fmt: skip
     repeated = [record for record in sides.ok() if (record.prompt_cached or 0) > 10]
@@ -188,7 +188,7 @@ def test_truth_token_totals(sides: Sides) -> None:
 
 
 def test_truth_record_sums(sides: Sides) -> None:
-    records = sides.records[: sum(answer.ask.choices for answer in sides.completed)]
+    records = sides.records[: sum(answer.request.choices for answer in sides.completed)]
     assert {record.outcome for record in records} == {Outcome.OK}
     # All choices of a request share its prompt, and llama.cpp counts it once.
     own = [record for record in records if not record.is_child]
@@ -204,7 +204,7 @@ def test_truth_request_counts(sides: Sides) -> None:
     for outcome, number in did.items():
         assert sides.metric("llamacpp_requests_total", outcome=outcome) == number
     assert sides.metric("llamacpp_requests_total") == sum(did.values())
-    more_choices = sum(answer.ask.choices - 1 for answer in sides.answers)
+    more_choices = sum(answer.request.choices - 1 for answer in sides.answers)
     assert sum(record.is_child for record in sides.records) == more_choices
     errors = [record.error or "" for record in sides.records if record.outcome is Outcome.ERROR]
     assert all("exceeds the available context size" in error for error in errors)
@@ -216,11 +216,11 @@ def test_truth_records_match_responses(sides: Sides) -> None:
     assert told - known == Counter()
     # A response that is not streamed has the timings of one of its choices.
     untold = sum(
-        answer.ask.choices - 1 for answer in sides.answers if answer.outcome == "ok" and not answer.ask.streams
+        answer.request.choices - 1 for answer in sides.answers if answer.outcome == "ok" and not answer.request.streams
     )
     assert sum((known - told).values()) == untold
 
-    pairs = [(timings, record) for answer, timings, record in _pairs(sides) if answer.ask.choices == 1]
+    pairs = [(timings, record) for answer, timings, record in _pairs(sides) if answer.request.choices == 1]
     assert sum(t["prompt_n"] for t, _ in pairs) == sum(record.prompt_computed or 0 for _, record in pairs)
     assert sum(t["cache_n"] for t, _ in pairs) == sum(record.prompt_cached or 0 for _, record in pairs)
     assert sum(t["predicted_n"] for t, _ in pairs) == sum(record.generated or 0 for _, record in pairs)

@@ -50,7 +50,7 @@ from llamatel.telemetry.request_spans import Spans
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.ui.top.live_source import LlamatelSource
 from tests.samples import completion
-from tests.servers import BACKENDS, ask, choose_backend
+from tests.servers import BACKENDS, choose_backend, complete
 from tests.untrusted_server import Bytes, UntrustedServer, http, usual_responses
 
 NINES = "9" * 5000
@@ -465,7 +465,7 @@ def test_client_text_grammar(tiny_model: Path, choose: str) -> None:
                 "POST", f"{server.base_url}/completion", json={"prompt": "a", "n_predict": 2, **body}, timeout=60
             )
             assert answer.status in {200, 400}, answer.data
-        assert ask(server.base_url, 3) == 200
+        assert complete(server.base_url, 3) == 200
         deadline = time.monotonic() + 60
         while not any(request.generated == 3 for request in seen) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatel.models import tiny_model
-from tests.load import Ask, Clients, chat, completion
+from tests.load import Clients, Request, chat, completion
 from tests.parts import Prometheus, accepts, free_port, llama_server, wait_until
 from tests.parts.monitoring import Alertmanager
 from tests.parts.processes import Child
@@ -110,13 +110,15 @@ class Fleet:
         """``llamatel attach``; the target."""
         return self._target(name, [*_llamatel("attach", url), *words])
 
-    def load(self, port: int, asks: list[Ask] | None = None, at_once: int = 1, pause_s: float = 0.2) -> None:
-        """Requests until the end, each client with a pause between two; without ``asks`` a light load."""
+    def load(self, port: int, requests: list[Request] | None = None, at_once: int = 1, pause_s: float = 0.2) -> None:
+        """Requests until the end, each client with a pause between two; without ``requests`` a light load."""
         clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=300))
         light = [completion("Hello there", 24)]
         ending = threading.Event()
         threads = [
-            threading.Thread(target=_send, args=(clients, asks or light, first, pause_s if asks else 1.0, ending))
+            threading.Thread(
+                target=_send, args=(clients, requests or light, first, pause_s if requests else 1.0, ending)
+            )
             for first in range(at_once)
         ]
         for thread in threads:
@@ -140,10 +142,10 @@ class Fleet:
         part.replace(self.folder / "targets.json")
 
 
-def _send(clients: Clients, asks: list[Ask], first: int, pause_s: float, ending: threading.Event) -> None:
+def _send(clients: Clients, requests: list[Request], first: int, pause_s: float, ending: threading.Event) -> None:
     number = first
     while not ending.wait(pause_s):
-        clients.send(asks[number % len(asks)])
+        clients.send(requests[number % len(requests)])
         number += 1
 
 

@@ -194,16 +194,16 @@ class Soak:
         return child
 
     def _load(self, serve: Observer, attach: Observer, serve_url: str, attach_url: str, faults: Faults) -> None:
-        asks = [completion(f"Number {n}", 4 + n % 24, stream=bool(n % 2)) for n in range(40)]
-        asks += [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=3) for n in range(4)]
+        requests = [completion(f"Number {n}", 4 + n % 24, stream=bool(n % 2)) for n in range(40)]
+        requests += [endless(f"Tell {n}", context=CONTEXT, stream=True, hang_up=3) for n in range(4)]
         started = time.monotonic()
         while (now := time.monotonic() - started) < self.seconds:
             at_once = faults.source.choice((1, 2, SLOTS, 2 * SLOTS))
             with (
                 Clients(serve_url) as clients,
                 Clients(attach_url) as others,
-                clients.keep_sending(asks, at_once=at_once, pause_s=_PAUSE_S) as sending,
-                others.keep_sending(asks, at_once=at_once, pause_s=_PAUSE_S) as sending_too,
+                clients.keep_sending(requests, at_once=at_once, pause_s=_PAUSE_S) as sending,
+                others.keep_sending(requests, at_once=at_once, pause_s=_PAUSE_S) as sending_too,
             ):
                 time.sleep(faults.source.uniform(*_EVERY_S))
                 faults.next()
