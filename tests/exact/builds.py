@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from llamatel.plan.llama_build import LlamaBuild, parse_build
-from tests.parts import MissingPart, llama_server, sid_llama_server, xllamacpp_server
+from tests.parts import MissingPart, library_server, llama_server, sid_llama_server, xllamacpp_server
 from tests.parts.cache import say
-from tests.parts.wheels import RELEASES
+from tests.parts.wheels import LIBRARY, RELEASES
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def _sid_build(program: Path) -> str:
 
 _PROGRAMS: dict[str, Callable[[], Path]] = {
     "built": llama_server,
+    "library": library_server,
     "sid": sid_llama_server,
     **{release: partial(xllamacpp_server, release) for release in RELEASES},
 }
@@ -43,7 +44,9 @@ NAMES = tuple(_PROGRAMS)
 def server(name: str) -> Server:
     """One of ``NAMES``. Raises MissingPart."""
     program = _PROGRAMS[name]()
-    text = "0.5.0-dev" if name == "built" else _sid_build(program) if name == "sid" else name
+    text = {"built": "0.5.0-dev", "library": f"b{LIBRARY.rpartition('.')[2]}"}.get(name, name)
+    if name == "sid":
+        text = _sid_build(program)
     build = parse_build(text)
     assert build is not None
     output = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llamatel.plan.architectures import ARCHITECTURES
-from tests.parts import free_port, llama_server, sid_llama_server
+from tests.parts import free_port, library_server, llama_server, sid_llama_server
 
 from .harness import Allocation, Bench, preloaded_library
 from .models import MODELS, SPECULATION, TinyModel
@@ -86,13 +86,14 @@ def discover(
 
 
 def main(names: list[str]) -> int:
-    """Exit status 1 if a model could not be loaded by the built llama-server, nor by the newest one."""
+    """Exit status 1 if a model could not be loaded by the built llama-server, nor by newer builds."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         library, port, record = preloaded_library(folder), free_port(), folder / "record.txt"
-        failed = _fill(TABLE, MODELS, Bench(llama_server(), library, port, record), write_model, names)
-        if failed:
-            failed = _fill(TABLE, MODELS, Bench(sid_llama_server(), library, port, record), write_model, names)
+        failed = True
+        for program in (llama_server, sid_llama_server, library_server):
+            if failed:
+                failed = _fill(TABLE, MODELS, Bench(program(), library, port, record), write_model, names)
         failed |= _fill(REAL_TABLE, REAL, NoAlloc(llama_server()), write_sparse, names)
     return 1 if failed else 0
 

@@ -320,7 +320,7 @@ MODELS: tuple[TinyModel, ...] = (
     ),
     _model("hrm_text", block_count=6, hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
     # Sliding windows.
-    _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
+    _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0, logit_scale=1.0),
     _model("gemma2:window", _window(256)),
     _model("gemma3", _window(512), block_count=7),
     _model("gemma3:pattern", _window(256, 3), block_count=7),
@@ -580,6 +580,18 @@ MODELS: tuple[TinyModel, ...] = (
     _model("pockettts", attention__head_count_kv=4),
     _model("qwen3tts", rope__dimension_sections=[4, 6, 6, 0]),
     _model("maion-coder", EXPERTS, _window(512, ALTERNATE), moe_latent_size=64),
+    _model("beam", EXPERTS, _window(512, ALTERNATE)),
+    _model("kolibri1", EXPERTS, _window(512, [True, True, True, False])),
+    _model(
+        "muse-spark",
+        EXPERTS,
+        _window(512, ALTERNATE),
+        post_norm_epsilon=1e-5,
+        rope__freq_base_swa=1e4,
+        final_logit_softcapping=30.0,
+        logit_scale=1.0,
+    ),
+    _model("vllm-decision2", wants="decision.key.weight 128 64"),
     # No cache at all.
     _model(
         "clef",

@@ -1,4 +1,4 @@
-"""Results of comparing builds: ranges for ``llamatel/plan/verified.py``, a table for ``docs/kv-cache.md``."""
+"""Results of comparing builds: a table in ``docs/accuracy.md``, and the ranges of ``llamatel/plan/verified.py`` from it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from llamatel.plan.architectures import architecture_of
-from llamatel.plan.llama_build import LlamaBuild
+from llamatel.plan.llama_build import LlamaBuild, parse_build
 
 ROOT = Path(__file__).parent.parent.parent
 RANGES = ROOT / "llamatel" / "plan" / "verified.py"
-DOCUMENT = ROOT / "docs" / "kv-cache.md"
+DOCUMENT = ROOT / "docs" / "accuracy.md"
+START, END = "<!-- builds: start -->", "<!-- builds: end -->"
 EQUAL, DIFFERENT, CRASHED, UNKNOWN = "=", "≠", "!", "·"
 """All rows equal; some differ; llama-server crashes on the suite's model; unknown architecture."""
 
@@ -69,7 +70,28 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
     path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def update(table: Table, models: Mapping[str, int]) -> None:
+def recorded_table() -> dict[LlamaBuild, dict[str, str]]:
+    """The table in the document."""
+    _, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
+    rows = [line.strip("| ").split(" | ") for line in rest.partition(END)[0].strip().splitlines()]
+    found: dict[LlamaBuild, dict[str, str]] = {}
+    for column, text in enumerate(rows[0][2:] if rows else (), 2):
+        build = parse_build(text)
+        assert build is not None
+        found[build] = {row[0]: row[column] for row in rows[2:]}
+    return found
+
+
+def merged(recorded: Table, found: Table) -> dict[LlamaBuild, dict[str, str]]:
+    """``recorded`` with what was found now: a run may cover some of the builds and some of the architectures."""
+    by_number = {build.number: (build, dict(marks)) for build, marks in recorded.items()}
+    for build, marks in found.items():
+        by_number.setdefault(build.number, (build, {}))[1].update(marks)
+    return dict(by_number.values())
+
+
+def update(found: Table, models: Mapping[str, int]) -> None:
     """Write both."""
+    table = merged(recorded_table(), found)
     replace_between(RANGES, '_RANGES = """', '"""', ranges_text(table))
-    replace_between(DOCUMENT, "<!-- builds: start -->", "<!-- builds: end -->", document_table(table, models))
+    replace_between(DOCUMENT, START, END, document_table(table, models))

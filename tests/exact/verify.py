@@ -1,9 +1,9 @@
 """Compare every model of the suite with llama-server: ``python -m tests.exact.verify [NAME ...]``.
 
-The tests' own llama-server runs the whole grid; every other available build (Debian sid's, a year of xllamacpp wheels)
-a few settings per model. ``--random N`` adds N random settings per model. ``--update`` writes the results to
-``llamatel/plan/verified.py`` and ``docs/kv-cache.md``. Exit status 1 if a row of the own build differs, or if
-``verified.py`` does not match the results.
+The tests' own llama-server runs the whole grid; every other available build (Debian sid's, a year of xllamacpp wheels, a
+library of October 2026) a few settings per model. ``--random N`` adds N random settings per model. ``--update`` writes
+the results to ``docs/accuracy.md`` and ``llamatel/plan/verified.py``; builds and models that were not run keep theirs.
+Exit status 1 if a row of the own build differs, or if ``verified.py`` does not match the results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .compare import Row, Written, compare
 from .grid import BESIDE, DRAFTING, OTHER_BUILDS, Flags, random_settings, settings_for
 from .harness import Bench, preloaded_library
 from .models import MODELS, PAIRS, TinyModel
-from .verified_table import CRASHED, DIFFERENT, EQUAL, UNKNOWN, ranges_of, update
+from .verified_table import CRASHED, DIFFERENT, EQUAL, UNKNOWN, merged, ranges_of, recorded_table, update
 from .writer import read_table, write_model
 
 
@@ -164,8 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--random", type=int, default=2, metavar="N", help="settings by chance for each model")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--update", action="store_true", help="write verified.py and the table of docs/kv-cache.md")
+    parser.add_argument("--update", action="store_true", help="write docs/accuracy.md and verified.py")
     options = parser.parse_args(argv)
+    if options.update and options.names:  # a mark is about all models of an architecture
+        architectures = {model.architecture for model in MODELS if model.name in options.names}
+        options.names = [model.name for model in MODELS if model.architecture in architectures]
     different, table = 0, dict[LlamaBuild, dict[str, str]]()
     for each in servers(options.builds.split(",")):
         start = time.monotonic()
@@ -175,16 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         different += differs if each.name == "built" else 0
         table[each.build] = marks(rows)
         print(f"{time.monotonic() - start:.0f} s", flush=True)
-    if options.names:
-        return 1 if different else 0
     if options.update:
         update(table, Counter(model.architecture for model in MODELS))
         return 1 if different else 0
-    architectures = sorted({name for found in table.values() for name in found})
+    expected = merged(recorded_table(), table)
     stale = [
         name
-        for name in architectures
-        if ranges_of(name, table) != " ".join(f"{first}-{last}" for first, last in verified_builds(name))
+        for name in sorted({name for found in table.values() for name in found})
+        if ranges_of(name, expected) != " ".join(f"{first}-{last}" for first, last in verified_builds(name))
     ]
     if stale:
         print(f"llamatel/plan/verified.py is not what was found for {', '.join(stale)}: run it again with --update")

@@ -15,7 +15,7 @@ from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
 from .sid import sid_llama_server
 from .vocabularies import vocabularies
-from .wheels import xllamacpp_server
+from .wheels import library_server, xllamacpp_server
 
 __all__ = [
     "Child",
@@ -34,6 +34,7 @@ __all__ = [
     "free_port",
     "in_ci",
     "kill_survivors",
+    "library_server",
     "llama_cpp_python",
     "llama_server",
     "prometheus_program",

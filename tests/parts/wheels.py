@@ -1,4 +1,4 @@
-"""Older llama.cpp servers: releases of the xllamacpp wheel, each in its own cached folder, run as llama-server."""
+"""llama.cpp builds from PyPI, each in its own cached folder, run as llama-server."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from pathlib import Path
 
 from .cache import cached, say
 from .missing import MissingPart
+from .sid import sid_llama_server
 
 ROOT = Path(__file__).parent.parent.parent
 RELEASES = (
     "2026.10.11549", "2026.9.11063", "2026.9.10809", "2026.8.10566", "2026.8.10229", "2026.7.9873", "2026.6.9538",
     "2026.5.9093", "2026.4.8672.1", "0.2.7",
 )  # fmt: skip
-"""One a month back to December 2025."""
+"""Of xllamacpp: one a month back to December 2025."""
+LIBRARY = "0.11739"
+"""Of llama-cpp-py-sync: llama.cpp b11739 of October 2026, a library without a server."""
+
+
+def _install(site: Path, *packages: str) -> None:
+    say(f"getting {packages[0]}")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--only-binary", ":all:"]
+    done = subprocess.run([*pip, "--target", str(site), *packages], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MissingPart(packages[0], done.stderr.strip()[-300:])
 
 
 def xllamacpp_server(release: str) -> Path:
     """Return a script that runs the release with llama-server's command line. Raises MissingPart."""
 
     def install(folder: Path) -> None:
-        say(f"getting xllamacpp {release}")
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--only-binary", ":all:"]
-        done = subprocess.run(
-            [*pip, "--target", str(folder / "site"), f"xllamacpp=={release}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise MissingPart(f"xllamacpp {release}", done.stderr.strip()[-300:])
+        _install(folder / "site", f"xllamacpp=={release}")
         script = folder / "llama-server"
         script.write_text(
             f"""#!/bin/sh
@@ -44,3 +46,27 @@ exec "{sys.executable}" -m llamatel.llama.server.xllamacpp_server "$@"
 
     tag = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
     return cached(f"xllamacpp-{release}-{tag}", install) / "llama-server"
+
+
+def library_server(release: str = LIBRARY) -> Path:
+    """A script that takes llama-server's flags and allocates with the release's library (``tests.exact.library_server``).
+
+    The library needs a newer C library than most machines have: Debian sid's. Raises MissingPart.
+    """
+    newer = (sid_llama_server().parent / "root/usr/lib/x86_64-linux-gnu").resolve()
+
+    def install(folder: Path) -> None:
+        _install(folder / "site", f"llama-cpp-py-sync=={release}", "cffi", "pycparser")
+        script = folder / "llama-server"
+        script.write_text(
+            f"""#!/bin/sh
+here=$(cd "$(dirname "$0")" && pwd)
+export PYTHONPATH="$here/site:{ROOT}"
+path=$here/site/llama_cpp_py_sync:{newer}
+exec "{newer}/ld-linux-x86-64.so.2" --library-path "$path" "{sys.executable}" -m tests.exact.library_server "$@"
+"""
+        )
+        script.chmod(0o755)
+
+    tag = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
+    return cached(f"llama-cpp-py-sync-{release}-{tag}", install) / "llama-server"
