@@ -1,9 +1,9 @@
 """llama.cpp's architectures: one row each, with what its loader decides and the metadata does not state.
 
 Source: the trees of October 2026 (0.5.0-dev to b11434), ``src/models/*.cpp`` (load_arch_hparams),
-``src/llama-model.cpp`` (load_hparams, create_memory), ``src/llama-arch.cpp``. A new architecture of llama.cpp is a row
-here; it counts as exact for the builds that ``make verify`` has compared it with (``verified.py``). A row describes the
-newest build; ``earlier`` what older builds did differently.
+``src/llama-model.cpp`` (load_hparams, create_memory), ``src/llama-arch.cpp``; newer ones by what b11739 allocates. A
+new architecture of llama.cpp is a row here; it counts as exact for the builds that ``make verify`` has compared it with
+(``verified.py``). A row describes the newest build; ``earlier`` what older builds did differently.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ _STANDARD = """
     granitemoe grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl internlm2 jais jais2 k2-horizon llama
     llama-embed maincoder minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe openelm orion paddleocr
     pangu-embedded phi2 phi3 phimoe plamo pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts qwen3vl
-    qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 t5encoder talkie xverse
+    qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 t5encoder talkie vllm-decision2 xverse
 """
 _NO_CACHE = """
     bert clef dream eurobert gemma-embedding gemma-embedding2 jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert
@@ -172,7 +172,9 @@ _ROWS: tuple[Architecture, ...] = (
     Architecture("spark2_5", window=_LISTED),
     Architecture("granite_swa", window=_LISTED),
     Architecture("maion-coder", window=_LISTED),
-    Architecture("kolibri1", window=Window(5)),
+    Architecture("kolibri1", window=_LISTED),
+    Architecture("beam", window=_LISTED),
+    Architecture("muse-spark", window=_LISTED),
     # Latent attention, indexers.
     Architecture("deepseek2", latent=True, drafts=True, earlier=(*_ALL_LAYERS_DRAFT, _LATENT_WITH_V)),
     Architecture("mistral4", latent=True, drafts=True),

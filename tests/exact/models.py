@@ -320,7 +320,7 @@ MODELS: tuple[TinyModel, ...] = (
     ),
     _model("hrm_text", block_count=6, hrm__layers_per_stack=1, hrm__h_cycles=2, hrm__l_cycles=2),
     # Sliding windows.
-    _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0, logit_scale=1.0),
+    _model("gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
     _model("gemma2:window", _window(256)),
     _model("gemma3", _window(512), block_count=7),
     _model("gemma3:pattern", _window(256, 3), block_count=7),
@@ -590,6 +590,7 @@ MODELS: tuple[TinyModel, ...] = (
         rope__freq_base_swa=1e4,
         final_logit_softcapping=30.0,
         logit_scale=1.0,
+        moe_latent_size=64,
     ),
     _model("vllm-decision2", wants="decision.key.weight 128 64"),
     # No cache at all.

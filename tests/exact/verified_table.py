@@ -1,4 +1,4 @@
-"""Results of comparing builds: a table in ``docs/accuracy.md``, and the ranges of ``llamatel/plan/verified.py`` from it."""
+"""Results of comparing builds: a table in ``docs/accuracy.md``, and from it the ranges of ``verified.py``."""
 
 from __future__ import annotations
 

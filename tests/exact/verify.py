@@ -1,9 +1,9 @@
 """Compare every model of the suite with llama-server: ``python -m tests.exact.verify [NAME ...]``.
 
-The tests' own llama-server runs the whole grid; every other available build (Debian sid's, a year of xllamacpp wheels, a
-library of October 2026) a few settings per model. ``--random N`` adds N random settings per model. ``--update`` writes
-the results to ``docs/accuracy.md`` and ``llamatel/plan/verified.py``; builds and models that were not run keep theirs.
-Exit status 1 if a row of the own build differs, or if ``verified.py`` does not match the results.
+The tests' own llama-server runs the whole grid; every other available build (Debian sid's, a year of xllamacpp wheels,
+a library of October 2026) a few settings per model. ``--random N`` adds N random settings per model. ``--update``
+writes the results to ``docs/accuracy.md`` and ``llamatel/plan/verified.py``; builds and models that were
+not run keep theirs. Exit status 1 if a row of the own build differs, or if ``verified.py`` does not match the results.
 """
 
 from __future__ import annotations

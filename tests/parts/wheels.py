@@ -49,7 +49,7 @@ exec "{sys.executable}" -m llamatel.llama.server.xllamacpp_server "$@"
 
 
 def library_server(release: str = LIBRARY) -> Path:
-    """A script that takes llama-server's flags and allocates with the release's library (``tests.exact.library_server``).
+    """Return a script that allocates with a library, by llama-server's flags: ``tests.exact.library_server``.
 
     The library needs a newer C library than most machines have: Debian sid's. Raises MissingPart.
     """
