@@ -1,6 +1,6 @@
 """OpenTelemetry for llama.cpp: every request a trace, with its prefill and its decode.
 
-``init()`` turns telemetry on, ``shutdown()`` writes out what waits; ``llamatel.llama.ServerManager`` runs a server,
+``init()`` starts telemetry, ``shutdown()`` flushes and stops it; ``llamatel.llama.ServerManager`` runs a server,
 ``llamatel.llama.LlamaCppClient`` talks to one; ``@task``, ``@workflow`` and ``span()`` trace one's own code.
 Importing this package is light: the OpenTelemetry SDK is loaded by ``init()``.
 """
@@ -72,5 +72,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    # What a prompt completes: also what is not loaded yet.
+    # For completion at a prompt: also names that are not loaded yet.
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The contract of a collector, and where collectors are found.
+"""The interface of a collector, and their discovery.
 
 A collector has a ``name`` (also its file's name, its flag and its metrics' subsystem) and some of ``on_completion``,
 ``on_call`` and ``on_snapshot``. It returns samples and touches neither OpenTelemetry nor the network. Times and
@@ -42,20 +42,20 @@ class Collector:
     """Additional rows of the metric table, for collectors from other packages."""
 
     def start(self) -> None:
-        """Called when telemetry begins; for a collector with a source of its own."""
+        """Called when telemetry starts; for a collector with a source of its own."""
 
     def stop(self) -> None:
-        """Called when telemetry ends."""
+        """Called when telemetry stops."""
 
     def complete(self, completion: Completion) -> Completion:
-        """Add to a finished request what this collector's source knows of it, before spans and samples are made.
+        """Add data of this collector's source to a finished request, before spans and samples are made.
 
         Called on the observer's thread; it may wait there for some tenths of a second.
         """
         return completion
 
     def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Add to a snapshot what this collector's source knows, before any collector sees it."""
+        """Add data of this collector's source to a snapshot, before any collector sees it."""
         return snapshot
 
     def on_completion(self, completion: Completion) -> Iterable[Sample]:

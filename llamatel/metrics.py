@@ -1,4 +1,4 @@
-"""The one table of metrics: names, kinds, units, help, attributes, buckets.
+"""The table of metrics: names, kinds, units, help, attributes, buckets.
 
 Instruments, the metric reference page and the check of every dashboard query derive from it.
 """
@@ -14,7 +14,7 @@ DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
 
 
 class Kind(str, Enum):
-    """What a metric is."""
+    """The kind of a metric."""
 
     HISTOGRAM = "histogram"  # recorded as requests end
     COUNTER = "counter"  # added to as requests end
@@ -33,7 +33,7 @@ class Metric:
     """UCUM: ``s``, ``By``, ``1``, ``{token}``."""
     help: str
     attributes: tuple[str, ...] = ()
-    """Beside those of the server (``SERVER_ATTRIBUTES``)."""
+    """In addition to those of the server (``SERVER_ATTRIBUTES``)."""
     buckets: tuple[float, ...] = ()
 
 
@@ -514,7 +514,7 @@ DROP_REASONS = (
 
 
 def table(metrics: Iterable[Metric] = METRICS) -> dict[str, Metric]:
-    """The metrics by name; a name that stands twice is a programming error and raises ValueError."""
+    """The metrics by name; a duplicate name is a programming error and raises ValueError."""
     rows: dict[str, Metric] = {}
     for metric in metrics:
         if metric.name in rows:

@@ -1,4 +1,4 @@
-"""``init()`` and ``shutdown()``: telemetry for this process, put together from its parts."""
+"""``init()`` and ``shutdown()``: telemetry for this process, assembled from its parts."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Runtime:
-    """Telemetry that runs."""
+    """Running telemetry."""
 
     settings: Settings
     pipeline: Pipeline
     observer: Observer
     instruments: Instruments
     live: Live
-    """What runs now and what was just there."""
+    """State of this process's telemetry."""
     undo: tuple[Callable[[], object], ...]
     """Ends the watch for servers that are started and models that are loaded, and the instrumentation of clients."""
     calls: CallReporter | None
@@ -211,7 +211,7 @@ def _spans_to_keep(requested: bool | int | None) -> int:
 
 
 def shutdown(timeout_s: float | None = None) -> bool:
-    """Write out what waits and turn telemetry off; True if all of it was delivered. Servers are left running.
+    """Flush and stop telemetry; True if everything was delivered. Servers are left running.
 
     Takes no longer than ``timeout_s`` (default: the settings' shutdown timeout). Without ``init`` it does nothing.
     """
@@ -222,7 +222,7 @@ def shutdown(timeout_s: float | None = None) -> bool:
 
 
 def current() -> Runtime | None:
-    """The telemetry that runs, or None."""
+    """The running telemetry, or None."""
     return _Process.runtime
 
 
@@ -327,7 +327,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
 
 
 def _leave(pid: int) -> None:
-    """At the interpreter's exit; a forked child leaves its parent's servers alone."""
+    """Called at the interpreter's exit; a forked child does not stop its parent's servers."""
     if pid == os.getpid():
         server.stop_all()
     shutdown()
@@ -349,7 +349,7 @@ def last_trace() -> Trace:
 
 
 def report(path: str | Path | None = None, *, title: str | None = None) -> Report:
-    """What ran since ``init()``: requests, percentiles, KV cache over time, decoding speed, the slowest traces.
+    """A report since ``init()``: requests, percentiles, KV cache over time, decoding speed, the slowest traces.
 
     With a ``path`` it is written there, too (``.html`` or ``.png``). Counts are of all requests, percentiles of the
     last 2,000; charts and traces show the last 100 requests, and the last 600 looks at each server. Raises UsageError
@@ -376,7 +376,7 @@ def report(path: str | Path | None = None, *, title: str | None = None) -> Repor
 
 
 def _shown() -> _Kept:
-    """What is kept of the telemetry that runs, with all of its requests written, or that ran last."""
+    """Kept data of the running telemetry, with all of its requests written, or of the last one."""
     running = current()
     if running is None:
         if _Process.last_run is None:

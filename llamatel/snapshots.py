@@ -30,7 +30,7 @@ class LogCounts:
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Requests that were rejected before they got a slot, by reason."""
     silent_s: float | None = None
-    """Seconds without a line while llama.cpp counted tokens, 0 while lines come; None where it has no counter."""
+    """Seconds without a line while llama.cpp counted tokens, 0 while lines arrive; None where it has no counter."""
     bytes_lost: int = 0
     """Bytes of the log that were lost before they could be read."""
     contradictions: Mapping[str, int] = field(default_factory=dict)

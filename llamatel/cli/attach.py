@@ -49,7 +49,7 @@ _LOOK_S = 0.2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttachOptions:
-    """What to attach to, and how."""
+    """The targets, and how to attach."""
 
     urls: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def command(**values: Any) -> int:
                 if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
                     log_end = LogSourceError("the log has ended")
             if source is not None and source.blocking:
-                running.observer.drain()  # all that was read, however much it is
+                running.observer.drain()  # everything that was read, of any size
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise

@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 class PipeConsole(Console):
-    """A console that lets a closed pipe be an error of the caller's (rich itself exits with status 1)."""
+    """A console that raises BrokenPipeError for a closed pipe (rich itself exits with status 1)."""
 
     def on_broken_pipe(self) -> None:
         """Called while the BrokenPipeError is handled: hand it on."""

@@ -110,7 +110,7 @@ class Clients:
             while (request := waiting.get()) is not None:
                 ends.put(self.send(request))
 
-        # Daemons: an interrupted demo does not wait for answers that a slow model still owes.
+        # Daemons: an interrupted demo does not wait for answers of a slow model.
         for number in range(self._at_once):
             threading.Thread(target=client, name=f"demo-client-{number}", daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""``llamatel inspect``: what a model is, from its header alone, wherever it is."""
+"""``llamatel inspect``: describes a model from its header alone, local or remote."""
 
 from __future__ import annotations
 

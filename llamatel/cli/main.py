@@ -1,4 +1,4 @@
-"""``llamatel``: the group of commands, and the one place where errors become a line and an exit code.
+"""``llamatel``: the group of commands, and the place where errors become a line and an exit code.
 
 Exit codes: 0 success, or the reader of the output closed it; 1 failure of llamatel or of the server; 2 wrong usage;
 128 + n terminated by signal n (130 for Ctrl-C). Only a defect of llamatel has a traceback, and only with ``-v``.
@@ -78,7 +78,7 @@ def _drop_stdout() -> None:
 
 
 def _exit_code(error: BaseException) -> int:
-    """Print the error in one line; returns the exit code."""
+    """Print the error in one line; return the exit code."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code

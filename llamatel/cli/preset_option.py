@@ -1,4 +1,4 @@
-"""``serve --preset``: arguments for a machine, worked out from the model's header before anything is started."""
+"""``serve --preset``: arguments for a machine, computed from the model's header before the server starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_preset(
 ) -> tuple[dict[str, Any], str]:
     """The arguments of ``ServerManager.start_server`` with those of the preset, and a line that describes them.
 
-    Raises UsageError for a preset that is not there and a model that does not fit, GGUFError for one that is none.
+    Raises UsageError for an unknown preset and a model that does not fit, GGUFError for an invalid file.
     """
     preset = PRESETS.get(name)
     if preset is None:

@@ -26,7 +26,7 @@ _OPTIONS = (
 
 
 def access_options(command: _C) -> _C:
-    """The flags that ``AccessOptions`` takes."""
+    """The flags of ``AccessOptions``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -43,7 +43,7 @@ class AccessOptions:
     header_file: str | None = None
 
     def access(self) -> Access:
-        """What they mean. Raises UsageError for a file that cannot be used."""
+        """Parse the options. Raises UsageError for a file that cannot be used."""
         if self.client_key and not self.client_cert:
             raise UsageError("--client-key is the key of a certificate: add --client-cert FILE")
         tls = trust(self.ca_file) if self.ca_file or self.client_cert else None

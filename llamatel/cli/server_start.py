@@ -1,4 +1,4 @@
-"""Starting a server under the eyes of a person, and describing it."""
+"""Starts a server with progress on the terminal, and describes it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def wait_for_end(server: ServerManager) -> NoReturn:
 
 
 def kv_cache_of(server: ServerManager) -> str | None:
-    """What is in the KV cache now, in a line; None where that is not known."""
+    """The content of the KV cache in one line; None where unknown."""
     state = server.snapshot()
     return None if state is None else kv_cache_line(state)
 
 
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
-    """What someone who has just started a server wants to know, for ``session.columns``."""
+    """Facts about a started server, for ``session.columns``."""
     backend = server.backend
     return {
         "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),

@@ -1,4 +1,4 @@
-"""Looks into a GGUF while llama.cpp runs it: real attention, keys, queries, values and weights. Extra: ``explore``.
+"""Captures a GGUF's attention while llama.cpp runs it: weights, keys, queries and values. Extra: ``explore``.
 
 from llamatel import explore
 

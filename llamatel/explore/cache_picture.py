@@ -1,4 +1,4 @@
-"""Why a KV cache works, and what it saves: rows that stay as they were, and the time of a token with and without."""
+"""Why a KV cache works, and what it saves: unchanged rows, and the time of a token with and without it."""
 
 from __future__ import annotations
 

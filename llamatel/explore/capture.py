@@ -1,4 +1,4 @@
-"""What was captured: tokens, and per layer the attention that llama.cpp computed. Arrays, nothing that runs."""
+"""The result of a capture: tokens, and per layer the attention that llama.cpp computed, as arrays."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Capture:
 
     @classmethod
     def load(cls, path: Path | str) -> Capture:
-        """What ``save`` wrote."""
+        """Load what ``save`` wrote."""
         import numpy as np
 
         with np.load(path, allow_pickle=False) as file:

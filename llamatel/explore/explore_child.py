@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: it ends itself where an assertion fails, and a notebook must survive that.
+"""Runs llama.cpp in a child process, so that a notebook survives a failed assertion.
 
 The child reads one JSON document from standard input (what to do, where to put the result), writes progress as lines of
 JSON to standard output and llama.cpp's log to standard error. The memory of the model is freed when it exits.
@@ -69,7 +69,7 @@ def _run(document: dict[str, Any], progress: Progress | None) -> Any:
 
 
 def _talk(child: subprocess.Popen[str], document: dict[str, Any], progress: Progress | None) -> dict[str, Any] | None:
-    """Its last message: a result or an error; None if it died without."""
+    """Its last message: a result or an error; None if it died without one."""
     if child.stdin is None or child.stdout is None:
         raise ExploreError("the child process has no pipes")
     try:
@@ -100,7 +100,7 @@ def _why(log: list[str]) -> str:
 
 
 def main() -> None:
-    """What the child does."""
+    """Entry point of the child."""
     from llamatel.explore.explore_session import capture_here
     from llamatel.explore.step_timing import measure
 

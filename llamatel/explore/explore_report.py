@@ -1,4 +1,4 @@
-"""Everything on one page: a self-contained HTML file, pictures and all. It loads nothing from anywhere."""
+"""The report: one self-contained HTML file, pictures included, that needs no network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_LAYERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was found out about one model. Parts that a model does not have are None or empty, with ``notes``."""
+    """All results for one model. Parts that a model does not have are None or empty, with ``notes``."""
 
     model: ModelReport
     run: Capture
@@ -92,7 +92,7 @@ class Report:
         )
 
     def _best(self) -> str:
-        """The strongest head of each telling kind, as a map."""
+        """The strongest head of each characteristic kind, as a map."""
         parts = []
         for kind in ("previous", "induction"):
             mine = [score for score in self.scores if score.kind == kind]
@@ -212,7 +212,7 @@ def make_report(
     longest: int = 256,
     progress: Progress | None = None,
 ) -> Report:
-    """Capture, probe, measure. What a model lacks is left out and noted; ``longest`` 0 leaves out the timing."""
+    """Capture, probe and measure. Missing parts are noted; ``longest`` 0 leaves out the timing."""
     notes: list[str] = []
     run = capture(request, progress)
     repeat = CaptureRequest(

@@ -11,7 +11,7 @@ from llamatel.plan.model_shape import ModelShape
 
 MAX_BYTES = 1 << 30
 _CELLS = 256
-"""llama.cpp rounds the cells that a pass looks at up to a multiple of this."""
+"""llama.cpp rounds the cells that a pass attends to up to a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class CaptureRequest:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """Bytes, by what holds them."""
+    """Bytes by part."""
 
     weights: int
     queries: int

@@ -1,4 +1,4 @@
-"""llama.cpp's tensors from Python: reading one out of a running graph, whatever backend holds it.
+"""Reads llama.cpp's tensors from a running graph, on any backend.
 
 The layout of ``struct ggml_tensor`` (ggml/include/ggml.h) is no stable interface, so ``Ggml`` makes some tensors with
 ggml's own functions and compares every field that it is going to read; a build that differs is refused.

@@ -1,4 +1,4 @@
-"""What each head does, measured on its weights. All scores are shares of attention, 0 to 1, averaged over rows."""
+"""Classifies heads by their weights. All scores are shares of attention, 0 to 1, averaged over rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
     "uniform": "attends to all tokens equally",
     "mixed": "none of these",
 }
-"""Kinds of heads, and what they do."""
+"""Kinds of heads, with a description."""
 
 _THRESHOLDS = (
     ("induction", 0.4), ("previous", 0.4), ("current", 0.4), ("first", 0.5), ("sink", 0.5), ("local", 0.8),

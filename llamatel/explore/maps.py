@@ -21,7 +21,7 @@ _KIND_COLOURS = {
 
 
 def head_picture(run: Capture, layer: int, head: int) -> Picture:
-    """One head: rows are the tokens that look, columns what they look at."""
+    """One head: rows are the attending tokens, columns the attended ones."""
     found = run.layer(layer)
     weights = found.head(head)
     labelled = len(run.token_ids) <= _LABELLED
@@ -79,7 +79,7 @@ def attention_picture(run: Capture, layer: int, scores: Sequence[HeadScores] = (
 
 
 def overview_picture(run: Capture, scores: Sequence[HeadScores]) -> Picture:
-    """Layers × heads: what each head is, and how strongly."""
+    """Layers × heads: the kind of each head, and its score."""
     if not scores:
         raise UsageError("there is no layer with an attention map")
     layers = sorted({score.layer for score in scores})

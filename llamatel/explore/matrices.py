@@ -1,4 +1,4 @@
-"""Attention's matrices out of the file: shape, type, norm, spectrum. One at a time, dequantised by gguf-py."""
+"""Attention's matrices from the file: shape, type, norm, spectrum. One at a time, dequantised by gguf-py."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def quiet(axes: Any) -> None:
-    """Axes that do not distract."""
+    """Plain axes."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

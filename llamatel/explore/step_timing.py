@@ -34,7 +34,7 @@ def measure(
         drawn = session.random_tokens(min(longest, _DRAWN), 0)
         tokens = (drawn * (longest // len(drawn) + 2))[: longest + 1]
         with session.context(longest + 1, threads=threads) as context:
-            context.decode(tokens[:2])  # the first pass pays for what later ones find made
+            context.decode(tokens[:2])  # warm-up
             for number, length in enumerate(points):
                 if progress is not None:
                     progress("measuring", number, len(points))

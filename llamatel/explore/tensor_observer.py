@@ -1,9 +1,9 @@
-"""Watches llama.cpp compute its graph and keeps what attention used: weights, queries, keys, values.
+"""Observes llama.cpp's graph and keeps what attention used: weights, queries, keys, values.
 
 ``build_attn_mha`` (src/llama-graph.cpp) names its nodes ``kq-{layer}``, ``kq_soft_max-{layer}`` and ``kqv-{layer}``
 without flash attention. A node's sources are alive when it has just been computed, so the queries and keys are read as
 sources of ``kq`` (with rotation, norms and scaling applied, the keys out of the cache) and the values of ``kqv``. That
-holds for every architecture that attends through this function, whatever it calls what it projects.
+holds for every architecture that uses this function, however it names its projections.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LayerRecord:
 class Observer:
     """A ``cb_eval``. ``heads`` and ``rows`` (of the pass) narrow what is kept; ``wanted`` are layers.
 
-    ``failure`` is what went wrong in a callback: an exception never crosses into C. The graph is then computed to its
+    ``failure`` is the error in a callback: an exception never crosses into C. The graph is then computed to its
     end unobserved.
     """
 

@@ -1,1 +1,1 @@
-"""llama-server's flags: one table, and the settings that a command line comes to."""
+"""llama-server's flags: one table, and the settings that follow from a command line."""

@@ -1,4 +1,4 @@
-"""llama-server's flags: names, values, environment variable, the setting each one changes, and what that matters to.
+"""llama-server's flags: names, values, environment variable, the setting that each one changes, and its role.
 
 One row a flag, in the order of ``llama-server --help``: names (after ``/`` those that switch it off), the number of its
 values, its variable without ``LLAMA_ARG_`` (``$`` before one with another prefix), the field of ``ServerSettings`` with
@@ -12,7 +12,7 @@ the kind of value (``flag_values.py``), and its role:
 - ``removed``: llama-server refuses it, as builds before spring 2026 did not.
 
 Flags without a role neither allocate nor matter here. Source: ``--help`` of the builds in ``BUILDS``; a test compares
-the table with the builds at hand.
+the table with the installed builds.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class Flag:
 
     @property
     def off_variable(self) -> str | None:
-        """The variable that switches it off, whatever its value (common/arg.cpp, get_value_from_env)."""
+        """The variable that switches it off with any value (common/arg.cpp, get_value_from_env)."""
         if self.variable is None or not self.negated:
             return None
         return self.variable.replace("LLAMA_ARG_", "LLAMA_ARG_NO_")
@@ -350,6 +350,6 @@ def flag_of(setting: str) -> Flag:
 
 
 def closest_flag(name: str) -> str | None:
-    """The flag that a misspelt one may be meant to be."""
+    """The flag that a misspelt one is most similar to."""
     near = difflib.get_close_matches(name, BY_NAME, 1, 0.8)
     return near[0] if near else None

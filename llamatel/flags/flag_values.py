@@ -33,7 +33,7 @@ class Kind:
 
 
 def _int(text: str) -> int:
-    """A number as std::stoi reads it, but not one with other letters after it, which llama-server would pass over."""
+    """A number as std::stoi reads it, but without trailing letters, which llama-server would ignore."""
     if not re.fullmatch(r"\s*[+-]?\d{1,12}", text):
         if found := re.match(r"\s*[+-]?\d{1,12}", text):
             raise InvalidValue(f"llama-server reads it as {int(found[0])}: write the whole number")

@@ -22,7 +22,7 @@ _DESCRIBED = {
 
 
 class _Reading:
-    """Settings in the making."""
+    """Settings while they are parsed."""
 
     def __init__(self, base: ServerSettings, *, lenient: bool) -> None:
         self.lenient = lenient
@@ -58,7 +58,7 @@ class _Reading:
         self.given.add(flag.setting)
 
     def settings(self) -> ServerSettings:
-        """What was read."""
+        """The parsed settings."""
         return replace(
             self._base,
             **self.values,
@@ -79,7 +79,7 @@ def parse_server_flags(
     """Settings from llama-server's command line and environment, as llama-server reads them.
 
     Raises UsageError for what llama-server would refuse: a value, or a word that is no flag. ``lenient`` is for the
-    command line of a server that runs, perhaps of another build: what is not understood is listed, and raises nothing.
+    command line of a running server, maybe of another build: unknown flags and values are listed, and raise nothing.
     """
     reading = _Reading(base if base is not None else _DEFAULTS, lenient=lenient)
     _read_environment(reading, environ)
@@ -110,12 +110,12 @@ def _read_environment(reading: _Reading, environ: Mapping[str, str]) -> None:
             reading.flag(flag, flag.off_variable, "off")
         elif flag.variable is None or (text := environ.get(flag.variable)) is None:
             continue
-        elif flag.values or flag.negated or text in TRUE:  # a switch that only goes on passes over other values
+        elif flag.values or flag.negated or text in TRUE:  # a switch without a negation ignores other values
             reading.flag(flag, flag.variable, text)
 
 
 def _check_unknown(word: str, *, lenient: bool) -> None:
-    """Raise UsageError for a word that no build of llama-server takes as a flag."""
+    """Raise UsageError for a word that no build of llama-server accepts as a flag."""
     if lenient:
         return
     name, equals, value = word.partition("=")
@@ -128,7 +128,7 @@ def _check_unknown(word: str, *, lenient: bool) -> None:
 def given_flags(settings: ServerSettings) -> dict[str, str]:
     """The settings that were given, by the long names of their flags without dashes; a switch is "true" or "false".
 
-    For people and metric labels; those that only matter to start or reach the server are left out.
+    For display and metric labels; those that only matter to start or reach the server are left out.
     """
     shown: dict[str, str] = {}
     for flag in FLAGS:

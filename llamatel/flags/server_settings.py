@@ -1,4 +1,4 @@
-"""The settings of a llama-server that decide what it allocates, and the cells they come to."""
+"""The settings of a llama-server that decide what it allocates, and the resulting cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLLING_BACK = frozenset({"draft-mtp", "draft-eagle3", "draft-dflash", "draft-ds
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What a llama-server's command line and environment come to.
+    """The settings of a llama-server's command line and environment.
 
     Names and defaults are llama-server's (common/common.h, October 2026); ``parse_server_flags`` makes them.
     """
@@ -57,7 +57,7 @@ class ServerSettings:
     fit: bool = True
     """llama-server lowers an unset context to what fits, and gives each slot that does not share the model's length."""
     fit_target_mib: tuple[int, ...] = (1024,)
-    """What fitting leaves free: on each device, or one number for all."""
+    """Memory that fitting leaves free: on each device, or one number for all."""
     fit_ctx: int = 4096
     """Fitting does not lower the context below that."""
     mmproj: str | None = None
@@ -132,7 +132,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """What the settings come to for one model (src/llama-context.cpp:133, 246, 290)."""
+    """The cells that the settings give one model (src/llama-context.cpp:133, 246, 290)."""
 
     context: int
     """Tokens over all slots."""

@@ -1,4 +1,4 @@
-"""GGUF model files: their headers, and no more of them."""
+"""GGUF model files: reads their headers only."""
 
 from __future__ import annotations
 

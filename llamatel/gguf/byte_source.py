@@ -1,4 +1,4 @@
-"""Where a header's bytes come from: a source gives bytes at an offset, a cursor reads through it chunk by chunk."""
+"""Sources of a header's bytes: a source returns bytes at an offset, a cursor reads it chunk by chunk."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Cursor:
         return GGUFError(message, offset=where, reading=reading, path=self.source.name)
 
     def _need(self, n_bytes: int, reading: str) -> None:
-        """Have the next ``n_bytes`` in memory."""
+        """Load the next ``n_bytes``."""
         missing = self._at + n_bytes - len(self._data)
         if missing <= 0:
             return
@@ -125,7 +125,7 @@ class Cursor:
         self._base, self._at, self._data = start - len(kept), 0, kept + more
 
     def _fits(self, n_bytes: int, reading: str) -> None:
-        """Raise unless that many bytes are left of the file, and of what a header may have."""
+        """Raise unless that many bytes are left in the file and within a header's limit."""
         if n_bytes > self.source.size - self.position:
             raise self.error(f"the file ends before it ({self.source.size} bytes)", reading)
         if self.position + n_bytes > MAX_HEADER:
@@ -139,7 +139,7 @@ class Cursor:
         return found
 
     def rest(self, n_bytes: int) -> bytes:
-        """Up to so many of the next bytes, which stay to be read; fewer where the file ends."""
+        """Up to ``n_bytes`` of the next bytes, without consuming them; fewer where the file ends."""
         n_bytes = min(n_bytes, max(self.source.size - self.position, 0))
         try:
             self._need(n_bytes, "its first bytes")
@@ -161,7 +161,7 @@ class Cursor:
         return int(self.unpack("I", reading)[0])
 
     def u64(self, reading: str) -> int:
-        """An unsigned 64-bit number, whatever the version."""
+        """An unsigned 64-bit number, in every version."""
         return int(self.unpack("Q", reading)[0])
 
     def length(self, reading: str) -> int:
@@ -180,7 +180,7 @@ class Cursor:
             raise self.error("not UTF-8", reading, start) from error
 
     def room_for(self, count: int, least: int, reading: str) -> None:
-        """Raise at once, before any loop, if ``count`` things of at least ``least`` bytes cannot be in what is left."""
+        """Raise before any loop if ``count`` items of at least ``least`` bytes do not fit into the rest of the file."""
         self._fits(count * least, reading)
 
     def skip(self, n_bytes: int, reading: str) -> None:
@@ -201,7 +201,7 @@ class Cursor:
                 count -= passed
                 if not count:
                     break
-            # What the fast walk left: a long string, one across the chunk's end, an odd one at the end.
+            # The rest after the fast loop: a long string, one across the chunk's end, an odd one at the end.
             self.skip(self.length(reading), reading)
             count -= 1
         self._fits(0, reading)

@@ -1,4 +1,4 @@
-"""What a file is that is no model: a GGUF of another kind, by its metadata, or another format, by its first bytes.
+"""Recognises files that are not models: GGUFs of other kinds by their metadata, other formats by their first bytes.
 
 Source: llama.cpp's ``gguf-py/gguf/constants.py`` (general.type), ``tools/imatrix``, ``tools/cvector-generator``,
 ``convert_lora_to_gguf.py``, ``tools/mtmd/clip.cpp``.
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class AnyHeader(Protocol):
-    """What is needed of a GGUF's header."""
+    """The part of a GGUF's header that is needed."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -23,7 +23,7 @@ class AnyHeader(Protocol):
 
 
 def not_a_model(header: AnyHeader) -> str | None:
-    """What a GGUF is that llama-server does not take as its model, and the flag it belongs to; None for a model."""
+    """The kind of a GGUF that llama-server does not load as its model, and its flag; None for a model."""
     metadata = header.metadata
     architecture, kind = metadata.get("general.architecture"), metadata.get("general.type")
     if architecture == "clip" or kind == "mmproj":
@@ -57,7 +57,7 @@ _MAX_SAFETENSORS_HEADER = 100 << 20
 
 
 def other_format(start: bytes) -> str | None:
-    """What a file is that starts with these bytes and is no GGUF; None for what is not known."""
+    """The format of a file that starts with these bytes and is not a GGUF; None if unknown."""
     if start[:4] in _BEFORE_GGUF:
         return "a format from before GGUF, which llama.cpp no longer reads"
     length = int.from_bytes(start[:8], "little")

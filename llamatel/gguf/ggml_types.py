@@ -76,17 +76,17 @@ _TYPES = (
 )
 
 TENSOR_TYPES: dict[int, TensorType] = {each.number: each for each in _TYPES}
-"""By the number that stands in the file."""
+"""By the number in the file."""
 
 TENSOR_TYPES_BY_NAME: dict[str, TensorType] = {each.name: each for each in _TYPES}
 """By name in capitals: ``Q4_K``."""
 
 REMOVED_TYPES: frozenset[str] = frozenset(each.name for each in _TYPES if not each.block)
-"""Types that llama.cpp knows no longer: it does not load a file that has a tensor of one."""
+"""Types that llama.cpp removed: it does not load a file that has a tensor of one."""
 
 
 def unknown_type(name: str) -> str:
-    """What is known of a tensor type whose size is not: ``type 337 (of ik_llama.cpp)``."""
+    """A description of a tensor type of unknown size: ``type 337 (of ik_llama.cpp)``."""
     if name in REMOVED_TYPES:
         number = TENSOR_TYPES_BY_NAME[name].number
         also = ", in which bitnet.cpp stores i2_s" if number == 36 else ""
@@ -108,5 +108,5 @@ _GUESSED = 1024
 
 
 def file_type_name(value: object) -> str | None:
-    """The name of a ``general.file_type``, ``Q4_K_M``; None for what is none, or not known."""
+    """The name of a ``general.file_type``, ``Q4_K_M``; None if absent or unknown."""
     return FILE_TYPES.get(value & ~_GUESSED) if isinstance(value, int) else None

@@ -1,4 +1,4 @@
-"""The header of one file: everything before a GGUF file's tensor data, and nothing after it.
+"""Reads the header of one file: everything before a GGUF file's tensor data.
 
 Source: llama.cpp's ``ggml/src/gguf.cpp`` and ggml's ``docs/gguf.md``, versions 1 to 3, either byte order. What
 llama.cpp's own loader refuses is refused here too (nested arrays, duplicate keys, sizes that overflow), with two
@@ -36,7 +36,7 @@ _PER_TOKEN = ("tokenizer.ggml.", "tokenizer.huggingface.")
 """Arrays below these names have an element for each token or merge, and are skipped unless requested."""
 
 _MAX_ARRAY = 16384
-"""Longer arrays are skipped too, whatever their name: nothing that describes a model has one."""
+"""Longer arrays are skipped too: no array that describes a model is that long."""
 
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
@@ -143,7 +143,7 @@ class GGUFHeader(HtmlRepresentation):
 
     @property
     def missing_bytes(self) -> int | None:
-        """How many bytes of tensor data the files lack, as a download that broke off does; None without the tensors."""
+        """Missing bytes of tensor data, as after an interrupted download; None without the tensors."""
         if self.tensors is None or self.data_offsets is None:
             return None
         ends = [0] * len(self.file_sizes)
@@ -161,7 +161,7 @@ class GGUFHeader(HtmlRepresentation):
 def read_header(
     source: ByteSource, *, read_tensors: bool = False, read_arrays: bool | Collection[str] = False, shard: int = 0
 ) -> GGUFHeader:
-    """The header of one file, whatever its bytes come from. Raises GGUFError."""
+    """The header of one file from any source. Raises GGUFError."""
     cursor = Cursor(source)
     version = _start(cursor)
     n_tensors = _count(cursor, "the number of tensors", _MAX_TENSORS)
@@ -300,7 +300,7 @@ def _tensors(cursor: Cursor, n_tensors: int, alignment: int, shard: int) -> tupl
 
 
 def _size(shape: tuple[int, ...], kind: int, offset: int) -> tuple[str, int | None]:
-    """A tensor's type by name and its bytes. Raises ValueError if they cannot be."""
+    """A tensor's type by name and its bytes. Raises ValueError if they are impossible."""
     elements = 1
     for size in shape:
         elements *= size

@@ -1,4 +1,4 @@
-"""A file at an HTTP URL, of which only the ranges are fetched that a header's reader requests."""
+"""A file at an HTTP URL; only the ranges that a header's reader requests are fetched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SILENCE_S = 20.0
 """Seconds between two bytes at most."""
 STEP_S = 20.0
 SLOWEST = 32 << 10
-"""A step may take STEP_S and a second for so many of its bytes: reading from a slower server is an error."""
+"""A step may take STEP_S plus a second per this many bytes: reading from a slower server is an error."""
 TOTAL_S = 600.0
 """Seconds for all of a file's header."""
 REDIRECTS = 5
@@ -35,7 +35,7 @@ _PAUSES = (0.5, 1.0)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 Explain = Callable[[int, Mapping[str, str]], "str | None"]
-"""From status and headers of a response that is no success: what it means, or None for the plain text."""
+"""Maps status and headers of a failed response to an explanation, or None for the plain text."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes of each step that arrived."""
@@ -156,7 +156,7 @@ class UrlSource:
             stream.close()
 
     def _receive(self, stream: Stream, n_bytes: int) -> bytes:
-        """At most so many bytes of a body, whatever its length. Raises HttpError, where they are too slow, too."""
+        """At most ``n_bytes`` of a body of any length. Raises HttpError, also where they arrive too slowly."""
         ends_at = time.monotonic() + self._left(STEP_S + n_bytes / SLOWEST)
         parts: list[bytes] = []
         missing = n_bytes
@@ -174,7 +174,7 @@ class UrlSource:
         return b"".join(parts)
 
     def _start_stream(self) -> tuple[bytes, int]:
-        """Of a server that always sends all of it: read the first chunk, leave the rest in its pipe."""
+        """Read the first chunk from a server without range requests; leave the rest unread."""
         stream = self._open(TOTAL_S)
         length = stream.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,18}", length):
@@ -199,7 +199,7 @@ class UrlSource:
         return data
 
     def _follow(self, stream: Stream) -> None:
-        """Request from where the redirects led from now on."""
+        """Send later requests to the target of the redirects."""
         if stream.url == self._client.address.origin + self._path:
             return
         client, self._path = self._server(stream.url)

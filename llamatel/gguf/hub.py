@@ -45,7 +45,7 @@ class Repository:
 
 
 class Hub:
-    """One Hub: HF_ENDPOINT's, or ``endpoint``. What a repository does not give is a GGUFError of one line."""
+    """One Hub: HF_ENDPOINT's, or ``endpoint``. Missing repositories and files raise GGUFError, in one line."""
 
     def __init__(self, endpoint: str | None = None, *, progress: Callable[[int], None] | None = None) -> None:
         from huggingface_hub import constants
@@ -56,7 +56,7 @@ class Hub:
     def choose(
         self, repo: str, *, quant: str | None = None, revision: str | None = None, as_server: bool = False
     ) -> Model:
-        """The repository's model that ``quant`` names, its only one, or what there is; else its configuration.
+        """The repository's model that ``quant`` names, its only one, or the choices; else its configuration.
 
         ``as_server``: always the one that ``llama-server -hf`` takes. Without, a name that fits several models is an
         error that lists them.
@@ -153,7 +153,7 @@ class Hub:
     def _words(
         self, repo: str, file: str | None, revision: str | None, status: int, headers: Mapping[str, str]
     ) -> str | None:
-        """What a response means. The codes are the Hub's (``X-Error-Code``)."""
+        """Explains a response. The codes are the Hub's (``X-Error-Code``)."""
         from huggingface_hub import get_token
 
         code = headers.get("X-Error-Code")

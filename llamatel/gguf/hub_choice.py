@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
-"""What a file name holds, in lower case, that is no model of its own."""
+"""Parts of a file name, in lower case, that mark files other than models."""
 DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
-"""What ``-hf`` looks for without a tag, before any model."""
+"""What ``-hf`` prefers without a tag."""
 
 _QUALITY = re.compile(r"(?:^|[-._/])(?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)[A-Z0-9_]*", re.IGNORECASE)
 

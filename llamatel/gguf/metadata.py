@@ -12,7 +12,7 @@ Scalar: TypeAlias = "int | float | bool | str"
 
 @dataclass(frozen=True, slots=True)
 class SkippedArray:
-    """An array that was passed over: what it holds is known, its values are not.
+    """An array that was skipped: its kind and length are known, its values are not.
 
     ``kind`` is the elements' type (``string``, ``f32``, ...), ``offset`` the file's byte where the elements begin.
     """
@@ -29,7 +29,7 @@ Value: TypeAlias = "Scalar | tuple[Scalar, ...] | SkippedArray"
 
 
 class Metadata(Mapping[str, "Value"]):
-    """Keys and values as they stand in the file: ``metadata["llama.block_count"]``.
+    """Keys and values as in the file: ``metadata["llama.block_count"]``.
 
     Attributes leave out what is obvious: ``metadata.architecture`` is ``general.architecture``, ``.block_count`` is
     ``{architecture}.block_count``, ``.head_count`` is ``{architecture}.attention.head_count``, and a dot or a dash

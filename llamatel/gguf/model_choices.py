@@ -1,4 +1,4 @@
-"""What a model reference leads to: a header, a configuration, or several files to choose from."""
+"""Results of resolving a model reference: a header, a configuration, or several files to choose from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Choices:
     remote: bool
 
     def reference(self, choice: Choice) -> str:
-        """What names this choice on a command line."""
+        """The reference of this choice on a command line."""
         if not self.remote:
             return str(Path(self.name) / choice.path)
         if choice.quant is not None and self._named[choice.quant] == [choice]:
@@ -76,7 +76,7 @@ def listed(names: Sequence[str], number: int | None = None) -> str:
 
 
 Model = GGUFHeader | ModelConfig | Choices
-"""What a reference leads to."""
+"""The result of resolving a reference."""
 
 
 def quant_of(path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a user names as a model: a file, a folder, a URL, a repository of the Hugging Face Hub, a model of Ollama's."""
+"""Resolves a model reference: a file, a folder, a URL, a repository of the Hugging Face Hub, a model of Ollama's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HUB = re.compile(
 )
 _HUB_PAGE = re.compile(rf"/(?P<repo>{_NAME}/{_NAME})/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>.+)")
 _MAX_FILES = 100_000
-"""Files of a folder that are looked at."""
+"""Files of a folder that are considered."""
 
 Progress = Callable[[int], None]
 
 
 def read_reference(reference: str, *, progress: Progress | None = None, as_server: bool = False) -> Model:
-    """The header, tensors included, or the configuration that ``reference`` names; or what there is to choose from.
+    """The header, tensors included, or the configuration that ``reference`` names; or the models to choose from.
 
     A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
     ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` after the repository; ``https://.../x.gguf``;
@@ -56,7 +56,7 @@ def read_reference(reference: str, *, progress: Progress | None = None, as_serve
 
 
 def _local(reference: str) -> tuple[Path, bool, bool]:
-    """The path that a reference may be, whether something is there, and whether it is a folder."""
+    """The path of a reference, whether it exists, and whether it is a folder."""
     try:
         path = Path(reference).expanduser()
         if reference == "tiny" and not path.exists():
@@ -122,7 +122,7 @@ def _folder(folder: Path) -> Model:
 
 
 def _size(path: Path) -> int | None:
-    """A file's bytes; None where it is not there, or leads nowhere (a loop of links)."""
+    """A file's bytes; None where it does not exist, or is a loop of links."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Models in several files: ``name-00001-of-00003.gguf`` has the metadata, each file has tensors of its own."""
+"""Models in several files: ``name-00001-of-00003.gguf`` has the metadata, each file has its own tensors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A file's place in a split model."""
+    """A file's position in a split model."""
 
     model: str
-    """What the names of all its files share."""
+    """The common part of the names of its files."""
     number: int
     count: int
 
 
 def shard_of(name: str) -> Shard:
-    """The place that a name gives; the only file of its model if it is no part of a split one.
+    """The position by a file's name; the only file of its model if it is not split.
 
     The pattern is llama.cpp's (``llama_split_path``).
     """

@@ -1,4 +1,4 @@
-"""How a server lets us in: its key, more headers, certificates to trust; all out of files, as arguments are seen."""
+"""Credentials for a server: API key, headers, certificates; from files, as other users can see arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_api_key(path: str | os.PathLike[str]) -> str:
 
 
 def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Headers out of a file with one ``Name: value`` a line. Raises UsageError, which never shows what is in it."""
+    """Headers from a file with one ``Name: value`` per line. Raises UsageError, which never shows its content."""
     headers = {}
     for number, line in enumerate(read_text(path, "the header file").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -74,7 +74,7 @@ def _no_password() -> str:
 
 
 def pin(certificate: str | os.PathLike[str]) -> ssl.SSLContext:
-    """TLS for a server whose own certificate is in a PEM file: that one is trusted, whatever its names are.
+    """TLS for a server whose own certificate is in a PEM file: it is trusted for every host name.
 
     Raises UsageError.
     """

@@ -43,5 +43,5 @@ class _UntilDeadline(io.RawIOBase):
 
 
 def within(seconds: float, reader: io.BufferedReader, sock: socket.socket) -> io.BufferedReader:
-    """What ``sock.makefile("rb")`` gave, readable for so many seconds from now on; it is used up by this."""
+    """Wrap the result of ``sock.makefile("rb")``, readable for ``seconds`` from now on; do not use it afterwards."""
     return io.BufferedReader(_UntilDeadline(reader.detach(), sock, seconds))

@@ -23,7 +23,7 @@ _LARGEST_YAML = 1 << 20
 """Parsing YAML takes some seconds a MiB."""
 _INTEGER_DIGITS = 40
 _LARGEST_COUNT = 1 << 40
-"""No server counts as many tokens, or anything else; what is computed from a few such numbers still fits 64 bits."""
+"""Above any count of a server; sums and products of a few such numbers still fit 64 bits."""
 _LONGEST_TEXT = 4096
 """Characters of a name at most; a path has no more."""
 
@@ -159,7 +159,7 @@ def text(value: object) -> str | None:
 
 
 def count(value: object, least: int = 0) -> int | None:
-    """A number of things from a document; None for anything else."""
+    """A count from a document; None for anything else."""
     return (
         value if isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST_COUNT else None
     )

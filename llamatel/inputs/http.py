@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 _CHUNK = 1 << 16
 _STALE_S = 0.25
-"""A kept connection that the server had closed fails at once; later the server may have started to work."""
+"""A kept connection that the server had closed fails within this time; later the server may be processing."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _UNQUOTED = "/%:@!$&'()*+,;=~-._"
@@ -241,7 +241,7 @@ class Stream:
 
 
 def abort(sock: socket.socket) -> None:
-    """End what a request's thread waits for on this socket (see ``sending`` of ``HttpClient.open``)."""
+    """Interrupt a thread that waits on this socket (see ``sending`` of ``HttpClient.open``)."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
@@ -452,7 +452,7 @@ def _urllib3() -> Any:
 
 
 def _expected() -> tuple[type[BaseException], ...]:
-    """What sending a request can raise."""
+    """Exceptions of sending a request."""
     return (_urllib3().exceptions.HTTPError, OSError, http.client.HTTPException, ValueError)
 
 
@@ -535,7 +535,7 @@ def _redirect(base: str, location: str) -> tuple[Address, str]:
 
 
 def _failure(error: BaseException, phase: str, url: str, status: int | None) -> HttpError:
-    """What went wrong, in one line without object addresses. ``phase``: connect, closed (no response yet) or broken."""
+    """The error in one line, without object addresses. ``phase``: connect, closed (no response yet) or broken."""
     kind, message = _classified(error, phase)
     return HttpError(message, kind=kind, status=status, url=url)
 

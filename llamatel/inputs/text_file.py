@@ -1,4 +1,4 @@
-"""Text out of a file that the user names. No error shows what is in it: it may be a secret."""
+"""Reads a text file that the user names. No error shows its content: it may be a secret."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def read_token(path: str | os.PathLike[str], what: str) -> str:
-    """The one line of a file, without the space around it. Raises UsageError, also where there is none, or more."""
+    """The only line of a file, stripped. Raises UsageError, also for no line or several."""
     token = read_text(path, what).strip()
     if not token:
         raise UsageError(f"{what} {os.fspath(path)} is empty")

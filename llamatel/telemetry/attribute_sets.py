@@ -1,7 +1,7 @@
 """Samples' attributes, resolved once for each set that occurs, with values from outside bounded in number and length.
 
-Model names, aliases and error types come from logs and HTTP responses. Each attribute may take so many values for each
-server, and there may be so many servers; further values become ``other``, which is counted and logged once.
+Model names, aliases and error types come from logs and HTTP responses. The number of values per attribute and server,
+and the number of servers, is limited; further values become ``other``, which is counted and logged once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_VALUES = 1024
 """Of one attribute on one server; slots are the most numerous."""
 _MAX_CACHED = 1 << 16
 _SERVER_IDLE_S = 600.0
-"""A server that was not in any sample for so long makes room for a new one."""
+"""A server that was in no sample for this long may be replaced by a new one."""
 _MAX_NUMBER = 2**63 - 1
 """A larger integer makes OTLP refuse the whole export."""
 _MODELS = frozenset({"gen_ai.request.model", "gen_ai.response.model"})

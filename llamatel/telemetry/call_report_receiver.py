@@ -19,7 +19,7 @@ from llamatel.tracing.joining import Endpoint, endpoint_of
 _MAX_BYTES_PER_SECOND = 256 * 1024
 """Some 450 calls."""
 _MIN_BYTES = 512
-"""What a message counts as at least."""
+"""Minimum size that a message counts as."""
 _FRESH_S = 0.9
 _KNOWN_S = 30.0
 """A client waits for the answer: the servers are those of a snapshot of this age, where there is one."""
@@ -57,7 +57,7 @@ class CallReportReceiver:
             return False
         endpoints, calls = read(body)
         if not self._watched.issuperset(endpoints) and self._clock() > self._refreshed_at + _REFRESH_S:
-            self.servers(_FRESH_S)  # we may have restarted since we were queried
+            self.servers(_FRESH_S)  # llamatel may have restarted since it was queried
         self._expect(endpoint if endpoint in self._watched else None for endpoint in endpoints)
         for call in calls:
             if call.has_timings or endpoint_of(call.server) in self._watched:

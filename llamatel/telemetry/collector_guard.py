@@ -1,4 +1,4 @@
-"""The one boundary to collectors: times them and isolates their failures."""
+"""The boundary to collectors: times them and isolates their failures."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ class Guard:
             self.collector.stop()
 
     def complete(self, completion: Completion) -> Completion:
-        """The request with what the collector knows of it."""
+        """The request with the collector's data."""
         with self:
             return self.collector.complete(completion)
         return completion
 
     def complete_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with what the collector knows."""
+        """The snapshot with the collector's data."""
         with self:
             return self.collector.complete_snapshot(snapshot)
         return snapshot
 
     def on_call(self, call: ClientCall, record: Record) -> None:
-        """Record what it makes of a call of our client."""
+        """Record its samples of a client's call."""
         with self:
             for sample in self.collector.on_call(call):
                 record(sample, call.span)
 
     def on_completion(self, completion: Completion, record: Record, context: object) -> None:
-        """Record what it makes of a request."""
+        """Record its samples of a request."""
         with self:
             for sample in self.collector.on_completion(completion):
                 record(sample, context)

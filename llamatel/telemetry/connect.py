@@ -38,7 +38,7 @@ def connect(
     exported: Callable[[], int | None] = lambda: None,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
-    """An observer that runs, with collectors, on a tracer and a meter or store.
+    """A running observer, with collectors, on a tracer and a meter or store.
 
     ``store`` and ``encoder`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
     """

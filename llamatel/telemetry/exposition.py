@@ -98,7 +98,7 @@ class Exposition:
 
 
 class _Families:
-    """What ``generate_latest`` needs of a registry."""
+    """The part of a registry that ``generate_latest`` needs."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

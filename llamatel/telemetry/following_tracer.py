@@ -12,7 +12,7 @@ from llamatel.telemetry.sdk_adapter import is_placeholder
 
 
 class FollowingTracer(Tracer):
-    """Ours, until the application registers a provider of its own; then, unless ours exports, that one's."""
+    """Our tracer until the application registers a provider; then, unless ours exports, that provider's."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Samples into metrics: the one path that every sample takes, forking at its last step.
+"""Records samples as metrics; all samples use this path.
 
 Histograms and counters are recorded as requests end. Totals and gauges are observed: whenever a reader collects, all
 of them are answered from one snapshot. Both end in our own store (``metric_store``) where the meter provider is ours,
@@ -102,7 +102,7 @@ class Instruments:
             if found.row.kind in _RECORDED:
                 raise ValueError(f"{sample.metric} is recorded, not observed")
         except ValueError as error:
-            # An error in one collector must not cost the others their values.
+            # An error in one collector must not drop the others' values.
             self._once.error(sample.metric, "a sample was left out: %s", error)
             return
         points = observed.setdefault(sample.metric, [])

@@ -49,8 +49,8 @@ def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str
 class JsonLines:
     """One JSON object a line and request, written at once so that ``tail -f`` and ``jq`` see it.
 
-    A target that fails (a full disk, a reader that disconnected or does not read) costs lines, never the program: they
-    are counted, logged once, and the next request is tried again.
+    If the target fails (a full disk, a reader that disconnected or does not read), lines are dropped, counted and
+    logged once; the next request is tried again.
     """
 
     def __init__(

@@ -42,13 +42,13 @@ class KeptSpans(SpanProcessor):
         self._spans: deque[ReadableSpan] = deque(maxlen=number)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Keep it; the oldest is dropped when there is no room."""
+        """Keep a span; the oldest is dropped when there is no room."""
         with self._lock:
             if not self._closed:
                 self._spans.append(span)
 
     def close(self) -> None:
-        """Keep no more: a processor cannot be removed from the application's provider."""
+        """Stop keeping spans: a processor cannot be removed from the application's provider."""
         with self._lock:
             self._closed = True
 

@@ -1,4 +1,4 @@
-"""What is pushed: the metric store, and metrics that other instrumentation records on our meter provider."""
+"""Sources of metric pushes: the metric store, and metrics of other instrumentation on our meter provider."""
 
 from __future__ import annotations
 

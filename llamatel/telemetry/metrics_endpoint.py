@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _STOP_WITHIN_S = 0.1
-"""How often the server looks whether it shall stop."""
+"""How often the server checks whether to stop."""
 _SCRAPER_TIMEOUT_S = 10.0
 _MOST_CONNECTIONS = 64
 _COMPRESSION = 1
-"""The fastest: most of a page repeats."""
+"""Fastest level: a page is repetitive."""
 
 
 class AddressInUse(PipelineError):
@@ -48,7 +48,7 @@ class MetricsEndpoint:
     """Serves a registry at ``http://HOST:PORT/metrics`` from daemon threads."""
 
     def __init__(self, host: str, port: int, scrape: Scrape) -> None:
-        """Bind and listen; port 0 takes a free one. Raises PipelineError if the address cannot be had."""
+        """Bind and listen; port 0 is a free one. Raises PipelineError if the address cannot be used."""
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             server_class = type("_Server", (_Server,), {"address_family": family})
@@ -91,7 +91,7 @@ class MetricsEndpoint:
         self._server.server_close()
 
     def close_after_fork(self) -> None:
-        """In a forked child, where no thread serves: give the address back to the parent alone."""
+        """In a forked child, where no thread serves: close the socket, which stays the parent's."""
         self._server.server_close()
 
 
@@ -194,7 +194,7 @@ class _Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # A request that comes a byte at a time is given as long as any other.
+        # The same total time for a request that arrives a byte at a time.
         self.rfile = within(_SCRAPER_TIMEOUT_S, cast(io.BufferedReader, self.rfile), self.connection)
         self.wfile = _Writer(self.connection)
 
@@ -202,4 +202,4 @@ class _Handler(WSGIRequestHandler):
         return str(self.client_address[0])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
-        """A scrape is not worth a line on the terminal."""
+        """Do not log scrapes."""

@@ -119,7 +119,7 @@ class Observer:
         self._joiner = Joiner(decided=self._decided)
         self.shedding = SpanShedding(lambda: max(self._queue.qsize() / self._capacity, self._span_load()))
         self._hurry = threading.Event()
-        """Set when requests must not wait for calls of clients any longer."""
+        """Set when requests must no longer wait for calls of clients."""
         self._recording = threading.Lock()
         """Held while collectors measure a request: the observer's thread does, and readers' while the queue is full."""
         self._lock = threading.Lock()
@@ -214,7 +214,7 @@ class Observer:
             self._joiner.started(key, call)
 
     def call_dropped(self, key: object) -> None:
-        """It was not a call of llama.cpp."""
+        """Drop a call that was not one of llama.cpp."""
         self._joiner.dropped(key, other_server=True)
 
     def call_finished(self, call: ClientCall) -> None:
@@ -275,7 +275,7 @@ class Observer:
         return True
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what is queued and end, within ``timeout_s``; False if requests were left, which is logged.
+        """Write the queue and stop, within ``timeout_s``; False if requests were left, which is logged.
 
         Spans are shed after half of the time, so that counters and histograms are complete.
         """

@@ -56,7 +56,7 @@ class Delivery:
                 return False
 
     def end_by(self, deadline: float) -> None:
-        """Try nothing after this moment (``time.monotonic``), and retry no more from now on."""
+        """Stop retries now, and send nothing after this moment (``time.monotonic``)."""
         self._deadline = deadline
         self._stop.set()
 

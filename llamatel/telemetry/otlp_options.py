@@ -1,4 +1,4 @@
-"""How OTLP is sent, from the ``OTEL_EXPORTER_OTLP_*`` environment: headers, TLS files, compression, timeout.
+"""OTLP options from the ``OTEL_EXPORTER_OTLP_*`` environment: headers, TLS files, compression, timeout.
 
 A value of a headers variable is never part of a message.
 """
@@ -58,7 +58,7 @@ class OtlpOptions:
     ) -> OtlpOptions:
         """Read the variables of ``signal`` (traces, metrics), which go before the general ones.
 
-        ``problem`` is called with a line for each mistake that is passed over. Raises PipelineError for files that
+        ``problem`` is called with a line for each mistake that is ignored. Raises PipelineError for files that
         cannot be read, as nothing may be sent to an endpoint whose certificate is not checked as configured.
         """
 

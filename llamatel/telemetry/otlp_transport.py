@@ -1,4 +1,4 @@
-"""One attempt to send one OTLP message, over HTTP or gRPC, and what came of it.
+"""One attempt to send one OTLP message over HTTP or gRPC, and its outcome.
 
 The SDK's exporters are not used: they follow redirects, ignore rejected data, put credentials and their own texts into
 log messages, and let variables of other libraries replace the configured certificates.
@@ -184,7 +184,7 @@ class _Grpc:
 
 
 class _Guessing:
-    """Finds out at the first attempt whether an endpoint on an unusual port speaks HTTP/2 without TLS, as gRPC does."""
+    """Detects at the first attempt whether an endpoint on an unusual port speaks HTTP/2 without TLS, as gRPC does."""
 
     def __init__(self, signal: str, target: OtlpTarget, options: OtlpOptions) -> None:
         self._grpc = _Grpc(signal, target, options)

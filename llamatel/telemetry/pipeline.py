@@ -55,14 +55,14 @@ _log = logging.getLogger(__name__)
 
 SCOPE = "llamatel"
 _FAILING_TIMEOUT_S = 1.0
-"""How long shutting down waits for an endpoint that did not take the last export either."""
+"""How long shutdown waits for an endpoint that did not accept the last export either."""
 
 _alive: weakref.WeakSet[object] = weakref.WeakSet()
-"""Providers of ours that run."""
+"""Our running providers."""
 
 
 class _Parts:
-    """What the pipeline made, and so has to end."""
+    """The parts that the pipeline made, and has to stop."""
 
     def __init__(self, about: Resource) -> None:
         self.resource = about
@@ -80,12 +80,12 @@ class _Parts:
         return [*self.pushes, *([self.spans] if self.spans is not None else [])]
 
     def all_delivered(self) -> bool:
-        """Whether the last exports arrived; metrics need not at a backend that takes traces alone."""
+        """Whether the last exports were delivered; metrics need not be at a backend for traces only."""
         traces_arrive = self.spans is not None and self.spans.delivery.delivered_any
         return not any(one.failing and not (one.refused and traces_arrive) for one in self.deliveries)
 
     def discard(self) -> None:
-        """End what was made for a pipeline that did not come about; nothing has been recorded yet."""
+        """Stop the parts of a pipeline that could not be set up; nothing has been recorded yet."""
         for part in self.exporters():
             part.close(0.0)
         for provider in self.providers:
@@ -95,7 +95,7 @@ class _Parts:
 
 
 class Pipeline:
-    """What telemetry is written to: a tracer, and the metric store or the SDK's meter."""
+    """Where telemetry is written: a tracer, and the metric store or the SDK's meter."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter | None, settings: Settings, parts: _Parts) -> None:
         self.tracer = tracer
@@ -267,7 +267,7 @@ def build(
         parts.discard()
         if isinstance(error, PipelineError):
             raise
-        # The SDK raises ValueError for values of its environment variables.
+        # The SDK raises ValueError for invalid environment variables.
         if strict:
             raise PipelineError(f"cannot set up OpenTelemetry: {error}") from error
         _warn(f"cannot set up OpenTelemetry: {error}; telemetry is off")

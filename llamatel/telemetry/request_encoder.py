@@ -1,4 +1,4 @@
-"""Writes the spans of requests straight into the export queue, where nothing but OTLP wants them.
+"""Writes the spans of requests directly to the export queue, where only OTLP needs them.
 
 The SDK's sampler and id generator decide as for any other span. As soon as an application adds a span processor to our
 provider, spans are made by the SDK again, so that its processor gets them.

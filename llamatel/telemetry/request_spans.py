@@ -31,7 +31,7 @@ from llamatel.tracing.semconv import PROVIDER, error_type, operation
 from llamatel.tracing.span_values import rate, unix_ns
 
 _SHORTEST_QUEUE_S = 0.0001
-"""Less is within the estimate's error, and nothing that anyone waits for."""
+"""Less is within the estimate's error and negligible."""
 _SHORTEST_NETWORK_S = 0.002
 """Less is within the error of the log's clock."""
 _ROOT = Context()
@@ -41,7 +41,7 @@ _CANDIDATE = {"llamacpp.join": "candidate"}
 
 
 class Spans:
-    """Writes the spans of requests with one tracer, or past it where nothing but OTLP wants them."""
+    """Writes the spans of requests with one tracer, or directly where only OTLP needs them."""
 
     def __init__(self, tracer: Tracer, encoder: RequestEncoder | None = None, *, latency: bool = False) -> None:
         """``latency``: add the ``gen_ai.latency.*`` attributes of vLLM and SGLang."""

@@ -1,4 +1,4 @@
-"""The private parts of opentelemetry-python that llamatel uses, all of them; each has a fallback.
+"""All private parts of opentelemetry-python that llamatel uses; each has a fallback.
 
 ``tests/test_sdk_adapter.py`` fails when one of them moves; pyproject.toml bounds the version.
 """

@@ -1,6 +1,6 @@
 """Telemetry settings: the ``OTEL_*`` environment, with flags and arguments on top.
 
-Only what llamatel itself decides is read here: which exporters run, where they send, what listens where. How OTLP is
+Only llamatel's own settings are read here: which exporters run, where they send, what listens where. How OTLP is
 sent (headers, certificates, compression, timeout) is read by ``otlp_options``; sampler, span limits, exemplar filter
 and resource attributes by the OpenTelemetry SDK.
 """

@@ -111,14 +111,14 @@ class SpanExport:
         return True
 
     def request_flush(self, deadline: float) -> None:
-        """Take no more spans and start to send the rest, until ``deadline``; ``close`` waits for it."""
+        """Stop accepting spans and start to send the rest, until ``deadline``; ``close`` waits for it."""
         with self._changed:
             self._closed = self._flushing = True
             self._changed.notify_all()
         self.delivery.end_by(deadline)
 
     def close(self, deadline: float) -> bool:
-        """Send what is queued until ``deadline`` (``time.monotonic``) and end; False if spans were left.
+        """Send what is queued until ``deadline`` (``time.monotonic``) and stop; False if spans were left.
 
         Those that are left are counted as lost; later ones too.
         """

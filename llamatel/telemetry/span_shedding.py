@@ -44,7 +44,7 @@ class SpanShedding:
         return 1.0 if self._all else 1.0 - 1.0 / self._step
 
     def shed_all(self) -> None:
-        """Write no more spans: telemetry has to end."""
+        """Stop writing spans: telemetry shuts down."""
         self._all = True
 
     def admit(self) -> float | None:

@@ -53,7 +53,7 @@ class ZeroCode:
         atexit.register(self._end)
 
     def close(self) -> None:
-        """One user less; the last one ends it."""
+        """Release one user; the last one stops it."""
         with _Process.lock:
             self.users -= 1
             if self.users:
@@ -137,7 +137,7 @@ class ZeroCode:
             return self._observer
 
     def _end(self) -> None:
-        """Write what waits and end; the providers are their owner's to flush."""
+        """Write the queue and stop; the owner of the providers flushes them."""
         atexit.unregister(self._end)
         for end in self._ends:
             end()

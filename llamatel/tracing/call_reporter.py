@@ -82,7 +82,7 @@ class CallReporter:
                 self._notify()
 
     def call_dropped(self, key: object) -> None:
-        """It was not a call of llama.cpp."""
+        """Drop a call that was not one of llama.cpp."""
         self._in_flight.pop(key, None)
 
     def call_finished(self, call: ClientCall) -> None:
@@ -117,7 +117,7 @@ class CallReporter:
     def _notify(self) -> None:
         self._wake.set()
         if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
-            with self._starting, contextlib.suppress(RuntimeError):  # the interpreter's end allows no new thread
+            with self._starting, contextlib.suppress(RuntimeError):  # no new threads while the interpreter exits
                 if not self._closed and (self._thread is None or not self._thread.is_alive()):
                     thread = threading.Thread(target=self._run, name="llamatel-calls", daemon=True)
                     thread.start()

@@ -34,7 +34,7 @@ _NO_CONTENT = message_content.Wanted()
 _SHORTEST_S = 0.0001
 """A shorter wait is not written."""
 _SAME_MOMENT_S = 0.005
-"""The most that passes between an event in the server and the arrival of its bytes."""
+"""Maximum delay between an event in the server and the arrival of its bytes."""
 _UNTELLABLE_S = 0.0005
 """Headers that arrive with the first token do not mark the slot's start; builds before 2026 send them so."""
 _MAX_REASON = 200
@@ -43,13 +43,13 @@ _QUOTE = re.compile(r"""["'{}\n]|(?<=\S): |(?<=\S)\[""")
 
 
 class CallSink(Protocol):
-    """What receives calls: the observer of this process, the reporter to another one."""
+    """Receives calls: the observer of this process, or the reporter to another one."""
 
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
 
     def call_dropped(self, key: object) -> None:
-        """It was not a call of llama.cpp."""
+        """Drop a call that was not one of llama.cpp."""
 
     def call_finished(self, call: ClientCall) -> None:
         """It has finished; ``call.resolve`` must be called with whether a server's request was joined with it."""
@@ -61,7 +61,7 @@ class _InFlight:
     def __init__(self, call: Call, server: ServerInfo, context: Context) -> None:
         self.server = server
         self.context = context
-        """The caller's."""
+        """The caller's context."""
         self.span: Span | None = None
         """None until the server is known to be llama.cpp."""
         self.foreign = False
@@ -114,7 +114,7 @@ class ClientSpans:
         return set_span_in_context(flight.span, flight.context) if own and flight.span is not None else None
 
     def finished(self, call: Call) -> None:
-        """Write its span and pass on what is known of it."""
+        """Write its span and pass its record to the sinks."""
         flight: _InFlight = call.state
         if not call.is_llama_cpp:
             for sink in self._sinks:

@@ -38,7 +38,7 @@ class _Telemetry:
 
 
 def use(tracer: Tracer | None) -> None:
-    """Write spans with this tracer from now on; None ends it. Open spans keep the tracer that they started with."""
+    """Write spans with this tracer from now on; None stops it. Open spans keep the tracer that they started with."""
     _Telemetry.tracer, _Telemetry.shut_down = tracer, tracer is None
 
 

@@ -141,13 +141,13 @@ class HttpCall:
                 self.call.finish()
 
     def returned(self) -> None:
-        """The library has returned its result; a stream goes on."""
+        """The library has returned its result; a stream continues."""
         self._returned = True
         if self.complete:
             self.call.finish()
 
     def close(self) -> None:
-        """The client closed the response: at its end, or because it wants no more."""
+        """The client closed the response, at its end or earlier."""
         if self._done_seen:
             self.finish_body()
         elif not self.complete and (self._returned or not self._retried):

@@ -1,4 +1,4 @@
-"""Finds out which of a server's requests was which client call.
+"""Matches a server's requests with client calls.
 
 llama.cpp's log does not name the client, so a request becomes the child of a call only where nothing else is possible:
 
@@ -58,7 +58,7 @@ a search."""
 _BUCKET_S = 0.00001
 """Requests and calls are found by their prefill time, in steps of the log's resolution."""
 _MAX_FITTING = 64
-"""Where more fit than that, only the nearest are linked."""
+"""If more fit, only the nearest are linked."""
 _MAX_LINKS = 8
 _MAX_ADDRESSES = 256
 _SURE = 2
@@ -238,7 +238,7 @@ class Joiner:
         self.grace_s = 0.0
         """How long each request waits for a report of another process, which may be the first one."""
         self._forgotten_at = 0.0
-        """When the last request that may matter was forgotten."""
+        """When the last relevant request was dropped."""
 
     def started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
@@ -281,7 +281,7 @@ class Joiner:
             self._forgotten_at = dropped.arrived_at
 
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
-        """The requests whose origin is known, or that need not wait any longer."""
+        """The requests whose origin is known, or that need not wait longer."""
         now = self._clock()
         decided = [
             (one, found)
@@ -311,7 +311,7 @@ class Joiner:
         """Whether ``due`` should be called again soon."""
         return bool(self._held or self._finished)
 
-    # -- what belongs together ----------------------------------------------------------------------------------------
+    # -- matching ----------------------------------------------------------------------------------------
 
     def _found(self, finished: _Finished, now: float) -> list[_Held] | None:
         """The requests that fit a call, once it can be decided; None before."""

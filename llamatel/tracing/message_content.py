@@ -45,7 +45,7 @@ _VALUES = {
 
 
 def wanted(environ: Mapping[str, str]) -> Wanted:
-    """Where the environment wants content; nowhere, and a warning, for a value that is none."""
+    """Where the environment enables content; nowhere, with a warning, for an invalid value."""
     value = environ.get(VARIABLE, "").strip().upper()
     if value not in _VALUES:
         _log.warning("%s=%s writes no content: SPAN_ONLY, EVENT_ONLY and SPAN_AND_EVENT do", VARIABLE, value)
@@ -74,7 +74,7 @@ def as_text(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def requested(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request holds: messages, or its prompt as one; instructions that are given apart; tools."""
+    """The content of a request: messages, or its prompt as one; separate instructions; tools."""
     attributes: dict[str, Any] = {}
     apart = body.get("system", body.get("instructions"))
     if apart:
@@ -105,7 +105,7 @@ def generated(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _Answer:
-    """One answer, put together from its pieces."""
+    """One answer, assembled from its chunks."""
 
     def __init__(self) -> None:
         self._text: dict[str, str] = {"reasoning": "", "text": ""}

@@ -1,8 +1,8 @@
 """An OpenTelemetry instrumentor for the ``openai`` package (entry point ``opentelemetry_instrumentor``).
 
 It follows the calls whose server turns out to be llama.cpp; those of other providers are left untouched: no span, no
-header, no request. What builds on openai (langchain-openai, litellm, pydantic-ai, instructor, llm) is covered too. The
-package is instrumented when the application imports it, and not imported here.
+header, no request. Packages that build on openai (langchain-openai, litellm, pydantic-ai, instructor, llm) are covered
+too. The package is instrumented when the application imports it, and not imported here.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _LogicalCall:
             follow_httpx(response, self._followed)
 
     def returned(self) -> None:
-        """The package has returned its result; a stream goes on."""
+        """The package has returned its result; a stream continues."""
         if self._followed is not None:
             self._followed.returned()
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry's names for what a Completion is (semantic-conventions-genai, docs/gen-ai); no OpenTelemetry import.
+"""OpenTelemetry's names for a Completion's fields (semantic-conventions-genai, docs/gen-ai); no OpenTelemetry import.
 
 Spans and collectors both need them, and must agree.
 """

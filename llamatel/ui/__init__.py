@@ -1,1 +1,1 @@
-"""What people look at: live state, alarms, terminal, web page, notebook and reports."""
+"""User interfaces: live state, alarms, terminal, web page, notebook and reports."""

@@ -1,4 +1,4 @@
-"""What a person sees of requests: lines, a waterfall, a summary.
+"""Views of requests: lines, a waterfall, a summary.
 
 Pure functions from records to rich's ``Text``, so that a terminal, a pipe and a test get the same characters.
 """

@@ -26,7 +26,7 @@ _LEFT = ' style="text-align: left"'
 
 @singledispatch
 def html_of(value: object) -> str:
-    """What a notebook shows of a value: an HTML fragment."""
+    """A value as an HTML fragment for a notebook."""
     raise TypeError(f"{type(value).__name__} has no HTML representation")
 
 

@@ -1,4 +1,4 @@
-"""A model on a page of 80 columns: what it is, its layers, its tensors, or what there is to choose from."""
+"""A model on a page of 80 columns: description, layers, tensors, or the models to choose from."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ _WIDTH, _HEIGHT = 760, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 24
 
 _GAP_S = 75.0
-"""Exports and scrapes look once a minute; of a longer pause nothing is known."""
+"""Exports and scrapes sample once a minute; a longer pause is a gap."""
 
 _SHORT_S = 60.0
 

@@ -1,4 +1,4 @@
-"""A trace as a waterfall: all its spans at their true places, as text and as HTML."""
+"""A trace as a waterfall: all its spans to scale, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def trace_text(spans: Sequence[KeptSpan], width: int = 80, glyphs: Glyphs = UNIC
 
 
 def trace_html(spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> str:
-    """The same as an HTML fragment, below warnings: no script, nothing from elsewhere, in the colours of its page.
+    """The same as an HTML fragment, below warnings: no script, no external resources, in the page's colours.
 
     Its styles are inline and of the few kinds that notebooks keep when they sanitize; without any it is a plain table.
     """
@@ -150,7 +150,7 @@ def trace_html(spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> str:
 
 
 def warnings_html(warnings: Sequence[str]) -> str:
-    """Warnings as HTML, above what they are about."""
+    """Warnings as HTML."""
     style = f"border-left:4px solid {COLOURS['failed']};padding:4px 10px;margin:4px 0;background-color:#c8372d22"
     return "".join(f'<div style="{style}"><b>warning:</b> {escape(printable(text, 500))}</div>' for text in warnings)
 

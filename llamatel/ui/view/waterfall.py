@@ -1,4 +1,4 @@
-"""One trace as a waterfall: the request's span and its children at their true places."""
+"""One trace as a waterfall: the request's span and its children, to scale."""
 
 from __future__ import annotations
 
