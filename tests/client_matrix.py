@@ -21,22 +21,36 @@ from typing import Any
 
 from tests.matrix_caller import FLAGS, THREADS
 from tests.parts import Child, OtlpSink, wait_until
-from tests.parts.client_libraries import client_libraries
+from tests.parts.environments import client_libraries, openai_v2
 from tests.parts.otlp import SinkSpan
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tracing.md"
 TABLE = re.compile(r"(?<=<!-- client matrix -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
-ROWS: tuple[tuple[str, str], ...] = (
-    *((client, other) for client in ("openai", "openai, streaming", "openai, async")
-      for other in ("", "genai-openai", "openinference-openai")),
-    ("openai, responses", ""), ("langchain-openai", ""), ("langchain-openai", "openinference-langchain"),
-    ("litellm", ""), ("pydantic-ai", ""), ("pydantic-ai", "pydantic-ai"), ("instructor", ""), ("requests", ""),
-    ("httpx", ""), ("LlamaCppClient", ""),
-)  # fmt: skip
-"""Client, and the other instrumentation that makes its client span."""
-SHORT = ROWS[:3]
+_OPENAI = ("", "genai-openai", "openai-v2", "openinference-openai")
+ROWS: tuple[tuple[str, str], ...] = tuple(
+    (client, instrumentation)
+    for client, instrumentations in {
+        "openai": _OPENAI,
+        "openai, streaming": _OPENAI,
+        "openai, async": _OPENAI,
+        "openai, completions": ("", "openinference-openai"),
+        "openai, responses": ("", "genai-openai", "openinference-openai"),
+        "openai, responses, streaming": ("",),
+        "langchain-openai": ("", "langchain", "openinference-langchain", "openinference-openai", "genai-openai"),
+        "litellm": ("", "openinference-litellm", "openinference-openai"),
+        "pydantic-ai": ("", "pydantic-ai"),
+        "instructor": ("", "openinference-openai"),
+        "llm": ("",),
+        "requests": ("", "requests"),
+        "httpx": ("", "httpx"),
+        "LlamaCppClient": ("", "urllib3"),
+    }.items()
+    for instrumentation in instrumentations
+)
+"""Client, and the other instrumentation that is switched on (of models, or of HTTP)."""
+SHORT = ROWS[:4]
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,12 @@ def environment(sink: OtlpSink, **more: str) -> dict[str, str]:
 class OtherProcess:
     """A ``llamatel serve`` whose server is shared by the callers."""
 
-    def __init__(self, sink: OtlpSink, model: Path, folder: Path) -> None:
+    def __init__(self, sink: OtlpSink, model: Path, folder: Path, **env: str) -> None:
         command = [
             sys.executable, "-m", "llamatel.cli.main", "serve", str(model), "--port", "0", "--alias", "tiny",
             "--metrics-addr", "127.0.0.1:0", "--backend", "xllamacpp", "--", *FLAGS,
         ]  # fmt: skip
-        more = {name: value for name, value in environment(sink).items() if name not in os.environ}
+        more = {name: value for name, value in environment(sink, **env).items() if name not in os.environ}
         self.child = Child(command, folder / "serve.log", more)
         self.child.wait_ready(lambda: "OTLP" in self.child.output() and "metrics" in self.child.output(), 60)
         self.url, metrics = (self._shown(name) for name in ("server", "metrics"))
@@ -91,10 +105,12 @@ def measure(
     """Run one caller and evaluate the received spans."""
     sink.clear()
     target = str(model) if elsewhere is None else elsewhere.url
+    env = environment(sink, LLAMATEL_URL="none" if elsewhere is None else elsewhere.page_url)
+    if other == "openai-v2":
+        env["PYTHONPATH"] = os.pathsep.join((str(openai_v2()), env["PYTHONPATH"]))
     done = subprocess.run(
         [str(python), "-m", "tests.matrix_caller", client, other, target, str(calls)],
-        env=environment(sink, LLAMATEL_URL="none" if elsewhere is None else elsewhere.page_url),
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,26 @@ def openai_responses(url: str) -> Call:
     )
 
 
+def openai_responses_stream(url: str) -> Call:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    return lambda slot: list(
+        client.responses.create(
+            model="tiny", input=PROMPT, max_output_tokens=TOKENS, stream=True, extra_body=extra(slot)
+        )
+    )
+
+
+def openai_completions(url: str) -> Call:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    return lambda slot: client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=TOKENS, extra_body=extra(slot)
+    )
+
+
 def langchain(url: str) -> Call:
     from langchain_openai import ChatOpenAI
 
@@ -128,6 +149,23 @@ def instructor(url: str) -> Call:
     return call
 
 
+def llm(url: str) -> Call:
+    import llm.default_plugins.openai_models as library
+
+    class InSlot(library.Chat):  # type: ignore[misc, unused-ignore]
+        slot = 0
+
+        def build_kwargs(self, prompt: Any, stream: bool) -> dict[str, Any]:
+            return {**super().build_kwargs(prompt, stream), "extra_body": extra(self.slot)}
+
+    def call(slot: int) -> Any:
+        model = InSlot("tiny", key="none", api_base=f"{url}/v1")
+        model.slot = slot
+        return model.prompt(PROMPT, max_tokens=TOKENS).text()
+
+    return call
+
+
 def requests(url: str) -> Call:
     import requests as library
 
@@ -155,35 +193,42 @@ CLIENTS: dict[str, Callable[[str], Call]] = {
     "openai": openai_sync,
     "openai, streaming": openai_stream,
     "openai, async": openai_async,
+    "openai, completions": openai_completions,
     "openai, responses": openai_responses,
+    "openai, responses, streaming": openai_responses_stream,
     "langchain-openai": langchain,
     "litellm": litellm,
     "pydantic-ai": pydantic_ai,
     "instructor": instructor,
+    "llm": llm,
     "requests": requests,
     "httpx": httpx,
     "LlamaCppClient": llama_cpp_client,
 }
 
 
+INSTRUMENTORS = {
+    "genai-openai": "opentelemetry.instrumentation.genai.openai:OpenAIInstrumentor",
+    "openai-v2": "opentelemetry.instrumentation.openai_v2:OpenAIInstrumentor",
+    "openinference-openai": "openinference.instrumentation.openai:OpenAIInstrumentor",
+    "openinference-langchain": "openinference.instrumentation.langchain:LangChainInstrumentor",
+    "openinference-litellm": "openinference.instrumentation.litellm:LiteLLMInstrumentor",
+    "langchain": "opentelemetry.instrumentation.langchain:LangchainInstrumentor",
+    "requests": "opentelemetry.instrumentation.requests:RequestsInstrumentor",
+    "httpx": "opentelemetry.instrumentation.httpx:HTTPXClientInstrumentor",
+    "urllib3": "opentelemetry.instrumentation.urllib3:URLLib3Instrumentor",
+}
+
+
 def instrument(name: str) -> None:
     """Enable another instrumentation; it uses the providers set by ``init()``."""
-    if name == "genai-openai":
-        from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
-
-        OpenAIInstrumentor().instrument()
-    elif name == "openinference-openai":
-        from openinference.instrumentation.openai import OpenAIInstrumentor as OpenInference
-
-        OpenInference().instrument()
-    elif name == "openinference-langchain":
-        from openinference.instrumentation.langchain import LangChainInstrumentor
-
-        LangChainInstrumentor().instrument()
-    elif name == "pydantic-ai":
+    if name == "pydantic-ai":
         from pydantic_ai import Agent
 
         Agent.instrument_all()
+    elif name:
+        module, _, kind = INSTRUMENTORS[name].partition(":")
+        getattr(importlib.import_module(module), kind)().instrument()
 
 
 @contextlib.contextmanager

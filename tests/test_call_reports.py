@@ -418,10 +418,10 @@ def test_joiner_late_report() -> None:
 
 def test_joiner_bounds_calls_of_other_processes() -> None:
     joiner = Joiner()
-    accepted = [joiner.finished(call(number, elsewhere=True, prefill_s=None)) for number in range(100)]
-    assert accepted.count(True) == 64
-    accepted = [joiner.finished(call(number, elsewhere=True)) for number in range(1100)]
-    assert accepted.count(True) == 1024
+    accepted = [joiner.finished(call(number, elsewhere=True, prefill_s=None)) for number in range(200)]
+    assert accepted.count(True) == 128
+    accepted = [joiner.finished(call(number, elsewhere=True)) for number in range(2100)]
+    assert accepted.count(True) == 2048
     assert joiner.finished(call(1))
 
 

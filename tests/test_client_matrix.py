@@ -12,7 +12,7 @@ from tests.client_matrix import PAGE, ROWS, TABLE, OtherProcess, measure
 from tests.conftest import _get
 from tests.matrix_caller import CLIENTS
 from tests.parts import OtlpSink
-from tests.parts.client_libraries import client_libraries
+from tests.parts.environments import client_libraries
 
 pytestmark = pytest.mark.slow
 CALLS = 64

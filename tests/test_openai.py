@@ -254,20 +254,23 @@ def recorded_calls(no_settings: None) -> Iterator[list[Any]]:
 class OtherProvider:
     """A stand-in for a provider that is not llama.cpp; keeps what it receives."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: tuple[int, dict[str, Any]] | None = None, **more: Any) -> None:
+        """``failure``: status and body of the first response. ``more``: fields of the others."""
         received: list[tuple[str, dict[str, str]]] = []
-        answer = {
+        answer: dict[str, Any] = {
             "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt", "system_fingerprint": "fp_1",
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hi"}}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            **more,
         }  # fmt: skip
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 received.append((self.path, dict(self.headers)))
-                body = json.dumps(answer).encode()
-                self.send_response(200)
+                status, document = (200, answer) if failure is None or len(received) > 1 else failure
+                body = json.dumps(document).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -295,6 +298,21 @@ def test_openai_other_provider_is_untouched(recorded_calls: list[Any]) -> None:
     assert len(recorded_calls) == 0
     assert [path for path, _ in other.received] == ["/v1/chat/completions"] * 2
     assert not [name for _, headers in other.received for name in headers if name.lower() == "traceparent"]
+
+
+def test_openai_retry_that_succeeds_is_no_failure(recorded_calls: list[Any]) -> None:
+    """The package sends again after a 500 or 503; llama.cpp answers so while it loads its model."""
+    error = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+    timings = {"prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
+    other = OtherProvider((503, error), timings=timings)
+    with openai.OpenAI(base_url=other.url, api_key="none", max_retries=1) as client:
+        client.chat.completions.create(model="m", messages=HELLO)
+    other.close()
+    assert len(other.received) == 2
+    attributes = recorded_calls[-1].attributes
+    assert attributes["llamacpp.outcome"] == "ok"
+    assert not {"error.type", "http.response.status_code"} & attributes.keys()
+    assert recorded_calls[-1].status.status_code is StatusCode.UNSET
 
 
 @pytest.mark.parametrize(

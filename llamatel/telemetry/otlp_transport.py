@@ -169,11 +169,13 @@ class _Grpc:
 
     def send(self, message: bytes, timeout_s: float) -> Sent:
         import grpc
+        from opentelemetry.instrumentation.utils import suppress_instrumentation
 
         try:
             if self._call is None:
                 self._call = self._connect()
-            answer = self._call(message, timeout=timeout_s, metadata=self._metadata)
+            with suppress_instrumentation():  # that of gRPC, which the application may have switched on
+                answer = self._call(message, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             code, details = error.code().name, one_line(error.details() or "")
             unsupported = code == "UNIMPLEMENTED"

@@ -45,7 +45,7 @@ from llamatel.telemetry.resource import installed_version, resource_after_fork, 
 from llamatel.telemetry.sdk_adapter import is_placeholder, set_global
 from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.span_export import OtlpSpanProcessor, SpanExport
-from llamatel.tracing import global_tracer
+from llamatel.tracing import global_tracer, openinference
 from llamatel.tracing.semconv import SCHEMA_URL
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Pipeline:
         """Where instruments of the SDK are made; None if the store is enough."""
         self.store = parts.store
         """Our own aggregation of the metric table; None where the meter provider is the application's."""
-        self.encoder = parts.encoder
+        self.encoder = None if isinstance(tracer, openinference.OpenInferenceTracer) else parts.encoder
         """Writes spans of requests without the SDK; None where something else wants them."""
         self.metrics_url = parts.endpoint.url if parts.endpoint is not None else None
         """Where Prometheus finds the metrics; None without an endpoint of ours."""
@@ -262,7 +262,7 @@ def build(
     parts = _Parts(resource_of(settings, resource or {}))
     try:
         meter = _meter(settings, parts, report, may_move=port_may_move)
-        tracer = _tracer(settings, parts, report)
+        tracer = openinference.traced(_tracer(settings, parts, report), os.environ)
     except (PipelineError, ValueError) as error:
         parts.discard()
         if isinstance(error, PipelineError):

@@ -26,6 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
 from llamatel.telemetry.otlp_encoding import Event
 from llamatel.telemetry.request_encoder import RequestEncoder, RequestSpan
+from llamatel.tracing import openinference
 from llamatel.tracing.joining import Origin
 from llamatel.tracing.semconv import PROVIDER, error_type, operation
 from llamatel.tracing.span_values import rate, unix_ns
@@ -71,6 +72,8 @@ class Spans:
         attributes = _attributes(completion)
         if not has_usage:
             attributes = {name: value for name, value in attributes.items() if not name.startswith("gen_ai.usage.")}
+            # Of an LLM span below another one Phoenix leaves the tokens of the upper out of its sums.
+            attributes[openinference.KIND] = openinference.CHAIN
         if self._latency:
             attributes.update(_latency(completion))
         if share < 1.0:

@@ -97,6 +97,12 @@ ATTRIBUTES = (
         "double",
         "Share of requests that get spans while overload sheds the others; absent without overload.",
     ),
+    AttributeRow(
+        "openinference.span.kind",
+        "string",
+        "CHAIN on a request that was joined with a client call, which has the token counts; else absent "
+        "(unless `LLAMATEL_OPENINFERENCE=true`).",
+    ),
     AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
 )
 

@@ -12,7 +12,7 @@ from opentelemetry import metrics, trace
 
 from llamatel.llama.client import client_call
 from llamatel.llama.in_process import loaded_llama
-from llamatel.tracing import global_tracer
+from llamatel.tracing import global_tracer, openinference
 
 if TYPE_CHECKING:
     from llamatel.llama.client.client_call import Call
@@ -122,7 +122,8 @@ class ZeroCode:
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     def _tracer(self) -> trace.Tracer:
-        return (self.providers[0] or trace.get_tracer_provider()).get_tracer("llamatel")
+        tracer = (self.providers[0] or trace.get_tracer_provider()).get_tracer("llamatel")
+        return openinference.traced(tracer, os.environ)
 
     def _started_observer(self) -> Observer:
         with self._lock:

@@ -23,7 +23,7 @@ from llamatel.errors import RequestError
 from llamatel.llama.client import answer_usage as usage
 from llamatel.llama.client.client_call import Call
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.tracing import message_content
+from llamatel.tracing import langchain_runs, message_content, openinference
 from llamatel.tracing.joining import OpenCall
 from llamatel.tracing.model_span import is_model_span
 from llamatel.tracing.request_parameters import parameters, task_count
@@ -94,8 +94,9 @@ class ClientSpans:
         server = ServerInfo(call.address, call.port, model if isinstance(model, str) and model else None)
         call.state = flight = _InFlight(call, server, get_current())
         current = get_current_span(flight.context)
-        if is_model_span(current):
-            flight.span, flight.foreign = current, True
+        foreign = current if is_model_span(current) else langchain_runs.current_span()
+        if foreign is not None:
+            flight.span, flight.foreign = foreign, True
         elif call.is_llama_cpp:
             self._start(call, flight)
         elif self._content.on_spans or self._content.on_events:
@@ -150,7 +151,7 @@ class ClientSpans:
         if call.output is None and (self._content.on_events or (self._content.on_spans and span.is_recording())):
             call.output = []
         if self._content.on_spans and span.is_recording():
-            span.set_attributes(message_content.as_text(message_content.requested(call.body)))
+            openinference.set_attributes(span, message_content.as_text(message_content.requested(call.body)))
 
     def _emit_event(self, call: Call, record: ClientCall, context: Context) -> None:
         attributes = {**_identity(record.operation, record.server), **parameters(call.body), **_results(call, record)}
@@ -161,11 +162,11 @@ class ClientSpans:
 
     def _write(self, call: Call, record: ClientCall, span: Span) -> None:
         known = {key: value for key, value in _results(call, record).items() if value is not None}
-        span.set_attributes(encodable(known))
+        openinference.set_attributes(span, encodable(known))
         if record.error_type is not None:
             span.set_status(Status(StatusCode.ERROR, encodable(_description(call))))
         if self._content.on_spans and call.output is not None:
-            span.set_attributes(message_content.as_text(message_content.generated(call.output)))
+            openinference.set_attributes(span, message_content.as_text(message_content.generated(call.output)))
 
     def write_parts(self, call: Call, record: ClientCall) -> None:
         """Write the parts of a call that no server's span shows."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 
 from opentelemetry import trace
+
+from llamatel.tracing import openinference
 
 _SCOPE = "llamatel"
 _shut_down: weakref.WeakSet[object] = weakref.WeakSet()
@@ -39,5 +42,5 @@ def tracer() -> trace.Tracer | None:
     if found is None:
         return None
     if found is not _Cached.provider:
-        _Cached.tracer, _Cached.provider = found.get_tracer(_SCOPE), found
+        _Cached.tracer, _Cached.provider = openinference.traced(found.get_tracer(_SCOPE), os.environ), found
     return _Cached.tracer

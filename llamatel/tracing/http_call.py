@@ -93,7 +93,7 @@ class HttpCall:
     @contextmanager
     def sending(self) -> Iterator[None]:
         """An attempt is sent, inside the call's own span where it has one already."""
-        self.call.sent_at = time.time()
+        self.call.attempt()
         self._body, self._size, self._events, self._done_seen, self.complete = [], 0, None, False, False
         context_of = getattr(registered(), "context_of", None)
         context = None if context_of is None or self.call.state is None else context_of(self.call)

@@ -59,7 +59,7 @@ _BUCKET_S = 0.00001
 """Requests and calls are found by their prefill time, in steps of the log's resolution."""
 _MAX_FITTING = 64
 """If more fit, only the nearest are linked."""
-_MAX_LINKS = 8
+_MAX_LINKS = 16
 _MAX_ADDRESSES = 256
 _SURE = 2
 """Calls identified by their timings until an address counts as another name of a server."""
@@ -107,6 +107,8 @@ class _Finished:
     call: ClientCall
     arrived_at: float
     searched_at: float = 0.0
+    overdue: bool = False
+    """Too many wait: it is decided with the requests that are there."""
 
 
 Endpoint = tuple["str | None", "int | None"]
@@ -262,8 +264,11 @@ class Joiner:
         self.dropped(call.key)
         if call.elsewhere:
             waiting = [one for one in self._finished if one.call.elsewhere and one.call.has_timings == call.has_timings]
-            if len(waiting) >= _MAX_ELSEWHERE[not call.has_timings]:
+            limit = _MAX_ELSEWHERE[not call.has_timings]
+            if len(waiting) >= 2 * limit:
                 return False
+            for one in waiting[: max(0, len(waiting) - limit + 1)]:  # the oldest
+                one.overdue = True
         self._finished.append(_Finished(call, self._clock()))
         return True
 
@@ -316,6 +321,8 @@ class Joiner:
     def _found(self, finished: _Finished, now: float) -> list[_Held] | None:
         """The requests that fit a call, once it can be decided; None before."""
         call, waited = finished.call, now - finished.arrived_at
+        if finished.overdue:
+            return self._fitting(call)
         if waited < _DECIDED_AFTER_S[not call.has_timings]:
             return None
         if call.outcome is not Outcome.OK:

@@ -10,9 +10,14 @@ _OPERATIONS = frozenset(
 _KINDS = frozenset({"LLM", "EMBEDDING", "RERANKER"})
 _SCOPES = (
     "opentelemetry.instrumentation.openai",
+    "opentelemetry.instrumentation.openai_v2",
     "opentelemetry.instrumentation.genai",
     "openinference.instrumentation.openai",
+    "openinference.instrumentation.litellm",
 )
+"""Scopes whose spans are calls of models, also those that get their attributes only at their end."""
+
+_SCOPES_AND_BELOW = tuple(f"{scope}." for scope in _SCOPES)
 
 
 def is_model_span(span: Span) -> bool:
@@ -30,4 +35,4 @@ def is_model_span(span: Span) -> bool:
     if kind is not None:
         return kind in _KINDS
     scope = getattr(getattr(span, "instrumentation_scope", None), "name", None)
-    return "llm.request.type" in attributes or (isinstance(scope, str) and scope.startswith(_SCOPES))
+    return "llm.request.type" in attributes or (isinstance(scope, str) and f"{scope}.".startswith(_SCOPES_AND_BELOW))

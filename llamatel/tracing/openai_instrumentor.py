@@ -20,6 +20,7 @@ from wrapt import register_post_import_hook, wrap_function_wrapper
 
 from llamatel import providers
 from llamatel.llama.client.client_call import registered
+from llamatel.tracing import langchain_runs
 from llamatel.tracing.followed_response import follow_httpx
 from llamatel.tracing.http_call import HttpCall, content_of, suppressed
 
@@ -168,5 +169,7 @@ _METHODS: dict[str, Mapping[tuple[str, str], Callable[..., Any]]] = {
     "openai": {("OpenAI", "request"): _request, ("AsyncOpenAI", "request"): _request_async},
     "httpx": _HTTP,
     "httpx2": _HTTP,
+    "langchain_core.callbacks.manager": {("BaseRunManager", "__init__"): langchain_runs.started},
 }
-"""What is wrapped, by module: the call as the package makes it, and its HTTP attempts (openai uses either httpx)."""
+"""What is wrapped, by module: the call as the package makes it, its HTTP attempts (openai uses either httpx), and the
+runs of LangChain, whose instrumentations show a call's span nowhere else."""

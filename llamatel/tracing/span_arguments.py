@@ -11,6 +11,7 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from llamatel.errors import UsageError
+from llamatel.tracing.openinference import set_attributes
 from llamatel.tracing.span_values import MAX_TEXT, cut, encodable
 
 _log = logging.getLogger(__name__)
@@ -58,25 +59,29 @@ class RecordedArguments:
             given = self._signature.bind(*args, **kwargs).arguments if self._signature is not None else dict(kwargs)
         except TypeError:  # the call itself raises it
             return
+        recorded: dict[str, str | bool | int | float] = {}
         for index, (name, value) in enumerate(given.items()):
             owner = index == 0 and name in _OWNERS
             if not owner and (self._only is None or name in self._only):
-                self._write(span, f"llamatel.argument.{name}", name, value)
+                recorded.update(self._shown(f"llamatel.argument.{name}", name, value))
+        set_attributes(span, recorded)
 
     def write_result(self, span: Span, value: Any) -> None:
         """What the function returned."""
         if span.is_recording():
-            self._write(span, "llamatel.result", "return", value)
+            set_attributes(span, self._shown("llamatel.result", "return", value))
 
-    def _write(self, span: Span, key: str, name: str, value: Any) -> None:
+    def _shown(self, key: str, name: str, value: Any) -> dict[str, str | bool | int | float]:
+        """The value as an attribute ``key``; empty where it is not recorded."""
         try:
             value = value if self._redact is None else self._redact(name, value)
             if value is not None or self._redact is None:
-                span.set_attribute(key, shown(value))
+                return {key: shown(value)}
         except Exception:  # noqa: BLE001 - the boundary to redact and to foreign __repr__: it must not end the call
             if not self._failed:
                 self._failed = True
                 _log.exception("'%s' was not recorded; further failures are not logged", key)
+        return {}
 
 
 def shown(value: Any) -> str | bool | int | float:

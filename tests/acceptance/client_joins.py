@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.client_matrix import OtherProcess, measure
 from tests.parts import OtlpSink
-from tests.parts.client_libraries import client_libraries
+from tests.parts.environments import client_libraries
 from tests.tiny_gguf import write_tiny_model
 
 CALLS = 5000

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .cache import say
 from .chromium import chromium_program
-from .client_libraries import client_libraries
+from .environments import application_servers, client_libraries
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
 from .missing import MissingPart, in_ci
@@ -38,6 +38,7 @@ def main() -> int:
         alertmanager_program,
         chromium_program,
         client_libraries,
+        application_servers,
         llama_server,
         sid_llama_server,
         llama_cpp_python,

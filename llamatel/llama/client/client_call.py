@@ -91,6 +91,16 @@ class Call:
         """Report the start; returns headers to send."""
         return (self._guarded(self._listener.started) or {}) if self._listener is not None else {}
 
+    def attempt(self) -> None:
+        """Report that it is sent now, perhaps again: what an earlier attempt received does not count."""
+        self.sent_at = time.time()
+        self.headers_at = self.first_token_at = self.last_chunk_at = None
+        self.status = self.error_type = self.reason = None
+        self.answer = {}
+        del self.chunk_gaps[:]
+        if self.output is not None:
+            self.output = []
+
     def chunk(self, now: float, *, token: bool) -> None:
         """Record the arrival of a chunk of a stream."""
         if self.last_chunk_at is not None and len(self.chunk_gaps) < _MAX_GAPS:
