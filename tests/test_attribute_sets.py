@@ -30,7 +30,7 @@ def scrape(running: Telemetry) -> str:
         return str(answer.read().decode())
 
 
-def test_attribute_sets_every_server_has_its_series_after_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attribute_sets_server_series_after_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamatel.telemetry.instruments._SAME_MOMENT_S", 0.0)
     with telemetry(metrics_addr="127.0.0.1:0") as running:
         for generation in range(5):
@@ -77,7 +77,7 @@ def test_attribute_sets_bound_the_length_of_values() -> None:
     assert len(str(found.attributes["gen_ai.request.model"])) == attribute_sets.MAX_LENGTH
 
 
-def test_attribute_sets_bound_servers_and_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attribute_sets_bound_servers_and_evict_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attribute_sets, "MAX_SERVERS", 10)
     now = [0.0]
     sets = AttributeSets(METRICS, clock=lambda: now[0])

@@ -45,7 +45,7 @@ def test_export_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert shown == {model["title"] for model in published.dashboards().values()}
 
 
-def test_export_adds_a_data_source_only_on_request(tmp_path: Path) -> None:
+def test_export_data_source_only_on_request(tmp_path: Path) -> None:
     """Two default data sources keep Grafana from starting; a generic name takes over another's (wild.md D1)."""
     assert not [name for name in exported(tmp_path / "plain") if "datasources" in name]
     urls = ("--prometheus-url", "http://prometheus:9090", "--tempo-url", "http://tempo:3200")
@@ -90,7 +90,7 @@ def test_export_objectives_in_rules_and_dashboards(tmp_path: Path, monkeypatch: 
     assert "objective of 5 s" in " ".join((tmp_path / "both/rules/alerts.yml").read_text().split())
 
 
-def test_import_asks_for_the_data_source(tmp_path: Path) -> None:
+def test_import_prompts_for_data_source(tmp_path: Path) -> None:
     """Like Grafana's import, replace every reference to an input by the chosen data source."""
     exported(tmp_path)
     for name in published.dashboards():

@@ -150,13 +150,13 @@ class Observed:
         return [(labels, values) for labels, values in numbers if values]
 
     def instant(self, expr: str, store: str = "") -> dict[str, float]:
-        """A query's answer after the load, by server's port ("" where it is one for all)."""
+        """A query's result after the load, by server's port ("" for a single result)."""
         source = self.stores[store] if store else self.prometheus
         rows = source.api("query", query=expr, time=self.finished_at)["result"]
         return {row["metric"].get("server_port", ""): float(row["value"][1]) for row in rows}
 
     def panel(self, dashboard: str, panel: str, part: str = "", store: str = "", **variables: str) -> dict[str, float]:
-        """The answer to a panel's query after the load, for the real servers."""
+        """The result of a panel's query after the load, for the real servers."""
         found = [
             query
             for query in QUERIES
@@ -450,7 +450,7 @@ def test_panels_cached_prompt_tokens_equal_responses(observed: Observed) -> None
 def test_panels_kv_pool_as_configured(observed: Observed) -> None:
     assert observed.panel("kv_cache", "Capacity") == {"": 2 * SLOTS * CONTEXT}
     [headroom] = observed.panel("overview", "KV headroom, fullest").values()
-    assert headroom == 1  # nothing runs any more
+    assert headroom == 1  # all requests have finished
     used = [query for query in QUERIES if query.where == "kv_cache: The pool in tokens" and query.legend == "{{state}}"]
     series = observed.range(used[0].sent(job=REAL))
     active = next(values for labels, values in series if labels["state"] == "active")
@@ -494,7 +494,7 @@ def test_rules_record_and_fire_live(store: str, observed: Observed) -> None:
     assert all(labels["namespace"] == REAL for labels, _ in firing)
 
 
-def test_prefill_lost_as_in_the_responses(observed: Observed) -> None:
+def test_panels_prefill_lost_equals_responses(observed: Observed) -> None:
     for port, answers in zip(observed.ports, observed.answers, strict=True):
         [timings] = answers[-1].timings
         of = f'{{job="{REAL}", server_port="{port}", cause="cache_prompt_off"}}'

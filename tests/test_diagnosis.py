@@ -59,7 +59,7 @@ def test_diagnosis_losses_by_cause() -> None:
     assert (found.prompt_tokens, found.reused_tokens) == (1600, 1200)
 
 
-def test_diagnosis_decode_line_recovers_the_slope() -> None:
+def test_diagnosis_decode_line_slope() -> None:
     contexts = [1000 * number for number in range(1, 13)]
     requests = [timed(10.0 * n, context + 5, 0.002 + 1e-6 * context) for n, context in enumerate(contexts)]
     found = observed(*requests, decode_ceiling=lambda _: 1000.0)

@@ -20,7 +20,7 @@ from tests.documents import BLOCK_HELP, COMMANDS, ROOT, Block, blocks, complaint
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in documents()]
 UNMARKED = ("README.md", "CONTRIBUTING.md")
-"""Pages whose blocks are not marked: only the form of their commands is checked."""
+"""Pages without marks: only the syntax of their commands is checked."""
 
 
 def read(page: str) -> list[Block]:

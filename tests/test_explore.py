@@ -55,7 +55,7 @@ def test_explore_induction_unknown_without_repetition() -> None:
     assert all(score.previous is not None for score in scores)
 
 
-def test_tiny_generates_its_language() -> None:
+def test_explore_tiny_generates_its_language() -> None:
     random = Random(2026)
     right = dict.fromkeys((make.__name__ for make in language.QUESTIONS), 0)
     with Session(str(SHIPPED)) as session, session.context(256, threads=1) as context:

@@ -64,7 +64,7 @@ def test_flag_table_matches_wheel() -> None:
 
 def test_flag_table_matches_newest_server(sid_server: Path) -> None:
     version = subprocess.run([sid_server, "--version"], capture_output=True, text=True, check=True).stderr
-    print(version)  # whatever the suite has today
+    print(version)  # the current version of the suite
     done = subprocess.run([sid_server, "--help"], capture_output=True, text=True, check=True)
     compare_with(done.stdout)
 

@@ -60,7 +60,9 @@ def _pairs(draw: st.DrawFn) -> dict[str, tuple[gguf.GGUFValueType, Any, gguf.GGU
     return pairs
 
 
-_TENSOR_TYPES = sorted(set(gguf.GGML_QUANT_SIZES) - {gguf.GGMLQuantizationType.Q8_1})  # whose size gguf-py has wrong
+_TENSOR_TYPES = sorted(
+    set(gguf.GGML_QUANT_SIZES) - {gguf.GGMLQuantizationType.Q8_1}
+)  # gguf-py's size of this type is wrong
 
 
 @st.composite

@@ -225,7 +225,7 @@ def test_request_https_to_http_port(plain: str) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
 )
-def test_request_total_time_with_a_slow_drip(server: UntrustedServer, first: bytes, piece: bytes) -> None:
+def test_request_total_timeout_with_slow_drip(server: UntrustedServer, first: bytes, piece: bytes) -> None:
     server.answers["/"] = server.drip(first, piece)
     start = time.monotonic()
     with pytest.raises(HttpError, match="timed out") as caught:
@@ -319,14 +319,14 @@ def test_proxy_tunnel(server: UntrustedServer, monkeypatch: pytest.MonkeyPatch) 
         HttpClient("https://nothing.invalid", use_proxy=True).request("/x", total_s=10)
 
 
-def test_headers_that_cannot_be_sent(plain: str) -> None:
+def test_request_invalid_headers(plain: str) -> None:
     with pytest.raises(UsageError):
         HttpClient(plain, api_key="a\r\nb")
     with pytest.raises(HttpError):
         HttpClient(plain, headers={"X": "a\r\nB: c"}).request("/", total_s=10)
 
 
-def test_requests_are_not_instrumented_by_urllib3_instrumentation(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_ignores_urllib3_instrumentation(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import urllib3
 
     def traced(*arguments: object, **more: object) -> None:

@@ -216,7 +216,7 @@ def test_hub_token_not_sent_to_other_hosts(hub: HubServer, monkeypatch: pytest.M
         ("{files}/org/many/none.gguf", None, "none.gguf: the server has no such file (404)"),
     ],
 )
-def test_hub_errors_are_plain(
+def test_hub_error_messages(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, reference: str, token: str | None, message: str
 ) -> None:
     if token is not None:

@@ -82,7 +82,7 @@ def test_hub_choice_of_tag_equals_llama_server(
         assert _of_binary(llama_server_binary, hub, reference, tmp_path) == _ours(name, tag)
 
 
-def test_hub_choice_files_that_are_no_models() -> None:
+def test_hub_choice_ignores_other_files() -> None:
     assert is_model("a/Model.Q8_0.gguf")
     for path in (
         "Model.mmproj-Q8_0.gguf",

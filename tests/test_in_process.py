@@ -143,7 +143,7 @@ def test_in_process_call_span_with_prefill_and_decode(traced: Traced, load: Load
         assert (name, types[type(value)]) == (name, table.get(name))
     parts = traced.parts(span)
     assert set(parts) == {"prefill", "decode"}
-    # llama.cpp's counters count what it computed: never more than the time between our two clock readings.
+    # llama.cpp's counters count what it computed: never more than the time between two clock readings.
     for name, part in parts.items():
         assert 0 < attribute(span, f"llamacpp.{name}.compute_time") <= seconds(part) + 0.001
     assert (span.start_time or 0) <= (parts["prefill"].start_time or 0)

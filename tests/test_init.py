@@ -121,7 +121,7 @@ print(running.pipeline.metrics_url)
     assert (ran.stdout.strip() == "None") == named
 
 
-def test_init_again_with_the_same_arguments_changes_nothing() -> None:
+def test_init_repeated_with_same_arguments() -> None:
     run(
         """
 import llamatel
@@ -146,7 +146,7 @@ assert llamatel.shutdown()
     assert "OTEL_EXPORTER_OTLP_ENDPOINT ends in /v1/traces" in line
 
 
-def test_init_messages_show_the_url_that_was_requested(otlp_sink: OtlpSink) -> None:
+def test_init_messages_show_requested_url(otlp_sink: OtlpSink) -> None:
     otlp_sink.status = 404
     program = "import llamatel\nllamatel.init()\nwith llamatel.span('x'): pass\nllamatel.shutdown()"
     ran = run(program, **HTTP, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint, OTEL_METRICS_EXPORTER="none")
@@ -171,7 +171,7 @@ def work():
 """
 
 
-def test_init_a_provider_registered_later_is_not_blocked() -> None:
+def test_init_provider_registered_later() -> None:
     ran = run(
         PROVIDER
         + """
@@ -189,7 +189,7 @@ assert len(llamatel.last_trace().spans) == 2
     assert ran.stderr == ""
 
 
-def test_init_a_provider_registered_before_gets_our_processor() -> None:
+def test_init_provider_registered_before() -> None:
     ran = run(
         PROVIDER
         + """
@@ -206,7 +206,7 @@ assert len(running.pipeline.kept_spans.trace()) == 2
     assert ran.stderr == ""
 
 
-def test_init_exporting_and_a_provider_registered_later(otlp_sink: OtlpSink) -> None:
+def test_init_exporting_and_provider_registered_later(otlp_sink: OtlpSink) -> None:
     """The provider of llamatel keeps exporting, and the application's works."""
     run(
         PROVIDER
@@ -231,7 +231,7 @@ def work(): pass
 """
 
 
-def test_forked_workers_have_their_own_telemetry(otlp_sink: OtlpSink) -> None:
+def test_init_forked_workers_have_own_telemetry(otlp_sink: OtlpSink) -> None:
     """Like gunicorn --preload: ``init()`` in the parent, work in forked workers that exit by themselves."""
     ran = run(
         WORKER
@@ -261,7 +261,7 @@ print(os.getpid(), *children)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing_workers_send_their_spans(otlp_sink: OtlpSink, method: str, tmp_path: Path) -> None:
+def test_init_multiprocessing_workers_send_spans(otlp_sink: OtlpSink, method: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         WORKER
@@ -284,7 +284,7 @@ if __name__ == "__main__":
     assert len(otlp_sink.spans("work")) == 1
 
 
-def test_forked_worker_shuts_down_at_once(otlp_sink: OtlpSink) -> None:
+def test_init_forked_worker_shuts_down_immediately(otlp_sink: OtlpSink) -> None:
     run(
         WORKER
         + """
@@ -301,7 +301,7 @@ assert os.wait()[1] == 0
     )
 
 
-def test_forked_worker_with_prometheus_alone_logs_once_that_it_is_not_scraped() -> None:
+def test_forked_worker_prometheus_only_warns_once() -> None:
     ran = run(
         WORKER
         + """
@@ -317,7 +317,7 @@ assert os.wait()[1] == 0
     assert "metrics of this forked process are not served" in line
 
 
-def test_service_version_is_never_llamatels(otlp_sink: OtlpSink) -> None:
+def test_init_service_version_not_llamatels(otlp_sink: OtlpSink) -> None:
     for attributes, expected in (("", None), ("service.version=7", "7")):
         otlp_sink.clear()
         run(
@@ -329,14 +329,14 @@ def test_service_version_is_never_llamatels(otlp_sink: OtlpSink) -> None:
         assert otlp_sink.spans()[0].resource.get("service.version") == expected
 
 
-def test_service_instances_of_two_processes_differ(otlp_sink: OtlpSink) -> None:
+def test_init_service_instance_ids_differ(otlp_sink: OtlpSink) -> None:
     """Otherwise series of two llamatel processes that watch the same server would collide in a Collector."""
     for _ in range(2):
         run(WORKER, **HTTP, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.endpoint)
     assert len({metric.resource["service.instance.id"] for metric in otlp_sink.metrics()}) == 2
 
 
-def test_missing_ca_file_is_one_line(otlp_sink: OtlpSink) -> None:
+def test_init_missing_ca_file(otlp_sink: OtlpSink) -> None:
     ran = run(
         STARTS,
         OTEL_EXPORTER_OTLP_ENDPOINT="https://127.0.0.1:4318",

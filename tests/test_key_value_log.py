@@ -110,7 +110,7 @@ def test_key_value_log_in_a_wrapper() -> None:
     assert len(read_streams([Batch(lines, STAMP + 1.0)])) == 3
 
 
-def test_key_value_log_quotes_are_no_fields() -> None:
+def test_key_value_log_quoted_text_is_not_a_field() -> None:
     """A client's text in a value is not another field."""
     line = text("launch_slot_with_task", "slot is processing task", note="x id_slot=5 id_task=7", id_slot=0, id_task=1)
     found = read_streams([Batch([line, text("release_slots", "slot released", id_slot=0, id_task=1, n_past=3,

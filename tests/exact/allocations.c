@@ -30,7 +30,7 @@ static void open_output(void) {
     }
 }
 
-// The functions of the library that calls; it may be known to nobody else.
+// Find functions in the calling library, which may not be visible globally.
 static void find_functions(const void *caller) {
     Dl_info info;
     void *library = dladdr(caller, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : NULL;

@@ -79,7 +79,7 @@ class Child:
 
         def exited_or_ready() -> bool:
             if self.process.poll() is not None:
-                raise PartFailed(f"{self.name} ended with {self.process.returncode}:\n{self.output()[-2000:]}")
+                raise PartFailed(f"{self.name} exited with {self.process.returncode}:\n{self.output()[-2000:]}")
             return bool(ready())
 
         try:
@@ -128,11 +128,11 @@ def survivors() -> dict[int, str]:
         return {}
     mark = f"{SESSION_MARK}={os.environ.get(SESSION_MARK, os.getpid())}".encode()
     stats = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    alive = {pid: stat[1] for pid, stat in stats.items() if stat is not None and stat[0] not in "ZX"}
+    running = {pid: stat[1] for pid, stat in stats.items() if stat is not None and stat[0] not in "ZX"}
     family = {os.getpid()}
-    while grown := {pid for pid, parent in alive.items() if parent in family} - family:
+    while grown := {pid for pid, parent in running.items() if parent in family} - family:
         family |= grown
-    family |= {pid for pid in alive if _marked(pid, mark)}
+    family |= {pid for pid in running if _marked(pid, mark)}
     found = {}
     for pid in family - {os.getpid()}:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
