@@ -42,18 +42,18 @@ def outcome(way: list[str], *command: str, parent: int | None = None) -> tuple[i
         return process.returncode, output
 
 
-def test_output_and_exit_status_are_the_commands(way: list[str]) -> None:
+def test_launcher_output_and_exit_status(way: list[str]) -> None:
     assert outcome(way, *PYTHON, "import sys; print('hello'); sys.exit(7)") == (7, "hello\n")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_it_ends_by_the_commands_signal(way: list[str], signum: signal.Signals) -> None:
+def test_launcher_exits_by_the_same_signal(way: list[str], signum: signal.Signals) -> None:
     code = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {int(signum)})"
     assert outcome(way, *PYTHON, code) == (-signum, "")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_the_command(way: list[str], signum: signal.Signals) -> None:
+def test_launcher_forwards_signals(way: list[str], signum: signal.Signals) -> None:
     code = (
         "import signal, sys, time\n"
         "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda n, _: sys.exit(n))\n"
@@ -67,7 +67,7 @@ def test_signals_reach_the_command(way: list[str], signum: signal.Signals) -> No
         assert process.wait(30) == signum
 
 
-def test_what_python_and_the_caller_did_to_signals_is_undone(way: list[str]) -> None:
+def test_launcher_resets_signal_handling(way: list[str]) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
@@ -86,7 +86,7 @@ def test_what_python_and_the_caller_did_to_signals_is_undone(way: list[str]) -> 
     ("command", "reason"),
     [("/nowhere/llama-server", "No such file or directory"), ("/", "Permission denied|Is a directory")],
 )
-def test_a_command_that_cannot_be_run(way: list[str], command: str, reason: str) -> None:
+def test_launcher_invalid_command(way: list[str], command: str, reason: str) -> None:
     status, output = outcome(way, command)
     assert status == 127
     assert output.startswith(f"error: cannot run {command}: ")
@@ -94,7 +94,7 @@ def test_a_command_that_cannot_be_run(way: list[str], command: str, reason: str)
     assert output.count("\n") == 1
 
 
-def test_a_parent_that_is_gone_already(way: list[str]) -> None:
+def test_launcher_parent_exited_before_start(way: list[str]) -> None:
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
     status, output = outcome(way, *PYTHON, "import time; print('ran', flush=True); time.sleep(60)", parent=ended.pid)
@@ -102,7 +102,7 @@ def test_a_parent_that_is_gone_already(way: list[str]) -> None:
     assert (status, output) in ((1, ""), (-signal.SIGKILL, "ran\n"), (-signal.SIGKILL, ""))
 
 
-def test_the_command_ends_with_the_parent(way: list[str], tmp_path: Path) -> None:
+def test_launcher_command_exits_with_parent(way: list[str], tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     command = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid()) + '\\n'); time.sleep(60)"
     parent = (

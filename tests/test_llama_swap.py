@@ -85,7 +85,7 @@ def child(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iterat
         yield running
 
 
-def test_requests_states_and_nothing_that_loads_a_model(swap: Swap, child: Unmanaged) -> None:
+def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child: Unmanaged) -> None:
     swap.logs["qwen/7b"] = swap.logs["qwen%2F7b"] = child.child.log
     done: list[Completion] = []
     observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
@@ -113,7 +113,7 @@ def test_requests_states_and_nothing_that_loads_a_model(swap: Swap, child: Unman
     assert {path.partition("?")[0] for path in swap.asked} == {"/running", "/logs/stream/qwen%2F7b"}
 
 
-def test_llama_swap_that_does_not_answer(swap: Swap) -> None:
+def test_llama_swap_connection_refused(swap: Swap) -> None:
     observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
     observed.start()
     wait_until(lambda: observed.snapshots()[0].up, 20, "it is up")

@@ -84,7 +84,7 @@ def write(path: Path, lines: list[str], mode: str = "a") -> None:
         stream.write("".join(f"{line}\n" for line in lines))
 
 
-def test_file_from_start_and_on(tmp_path: Path, follow: Follow) -> None:
+def test_file_from_start_then_new_lines(tmp_path: Path, follow: Follow) -> None:
     log = tmp_path / "server.log"
     write(log, numbered(0, 50_000))
     reading = follow(FileSource(log, from_start=True))
@@ -146,7 +146,7 @@ def test_file_copied_and_truncated(tmp_path: Path, follow: Follow) -> None:
     assert reading.source.bytes_lost == 0
 
 
-def test_file_truncated_under_a_writer_with_its_own_offset(tmp_path: Path, follow: Follow) -> None:
+def test_file_truncated_under_a_writer_without_append(tmp_path: Path, follow: Follow) -> None:
     """``llama-server > log``: it goes on where it was, and the file starts with a hole."""
     log = tmp_path / "server.log"
     with log.open("wb", buffering=0) as writer:
@@ -175,7 +175,7 @@ def test_file_with_a_hole_of_5_gb(tmp_path: Path, follow: Follow) -> None:
     assert reading.stop() == ["first", "second", "third"]
 
 
-def test_file_appended_during_the_look_for_a_hole(
+def test_file_appended_during_the_search_for_a_hole(
     tmp_path: Path, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seek, appended = tmp_path / "log", os.lseek, iter(range(3, 100))
@@ -196,7 +196,7 @@ def test_file_appended_during_the_look_for_a_hole(
     assert followed.source.bytes_lost == 0
 
 
-def test_file_lost_bytes_are_counted(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_counts_lost_bytes(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
     """Where the hole starts after what was read, it is as long as what is missing."""
     log = tmp_path / "server.log"
     write(log, numbered(0, 10))
@@ -212,7 +212,7 @@ def test_file_lost_bytes_are_counted(tmp_path: Path, follow: Follow, caplog: pyt
     assert caplog.text.count("could be read: requests in them are missing") == 1
 
 
-def test_file_that_is_not_there_yet(tmp_path: Path, follow: Follow) -> None:
+def test_file_created_later(tmp_path: Path, follow: Follow) -> None:
     log = tmp_path / "server.log"
     reading = follow(FileSource(log))
     time.sleep(0.3)
@@ -295,7 +295,7 @@ def test_position_survives_rotation(tmp_path: Path, follow: Follow) -> None:
     assert second.stop() == [*numbered(10, 20), "other", *numbered(20, 30)]
 
 
-def test_position_of_another_file(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
+def test_position_of_replaced_file(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
     log, state = tmp_path / "server.log", tmp_path / "state.json"
     write(log, numbered(0, 10))
     first = follow(FileSource(log, from_start=True, state=PositionFile(state)))
@@ -319,7 +319,7 @@ def test_position_file_broken(tmp_path: Path, content: str) -> None:
     assert PositionFile(state).load() is None
 
 
-def test_position_file_in_no_folder(tmp_path: Path) -> None:
+def test_position_file_in_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be a file in a folder that can be written to"):
         PositionFile(tmp_path / "missing" / "state.json")
     with pytest.raises(UsageError, match="cannot be used with a stream"):
@@ -362,7 +362,7 @@ def test_stream_backlog_then_lines(follow: Follow) -> None:
     os.close(reader)
 
 
-def test_stdin_that_is_a_file_is_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_redirected_from_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "server.log"
     write(log, numbered(0, 10))
     saved = os.dup(0)

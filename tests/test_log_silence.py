@@ -38,7 +38,7 @@ def test_log_silence_while_tokens_are_counted(clock: Clock) -> None:
     assert (again.silent_s, again.understood) == (0, True)
 
 
-def test_log_silence_of_a_busy_server_needs_some_seconds(clock: Clock) -> None:
+def test_log_silence_of_a_busy_server_after_some_seconds(clock: Clock) -> None:
     counters = LogCounters(clock=clock)
     counters.lines["request"] += 5
     for total in range(5):
@@ -46,11 +46,11 @@ def test_log_silence_of_a_busy_server_needs_some_seconds(clock: Clock) -> None:
         clock.now += 1
 
 
-def test_log_silence_is_unknown_without_a_counter(clock: Clock) -> None:
+def test_log_silence_unknown_without_counter(clock: Clock) -> None:
     assert LogCounters(clock=clock).snapshot(None).silent_s is None
 
 
-def test_log_silence_of_a_server_that_starts_again(clock: Clock) -> None:
+def test_log_silence_after_restart(clock: Clock) -> None:
     counters = LogCounters(clock=clock)
     counters.lines["request"] += 5
     counters.snapshot(1000)

@@ -158,7 +158,7 @@ def test_streams_by_prefix(how: str, number: int) -> None:
     ],
     ids=["started together", "no stamps", "Ollama's flags", "old, no stamps", "old", "three, no stamps"],
 )
-def test_streams_without_mark_are_right_or_unknown(
+def test_streams_without_prefix_are_correct_or_unknown(
     how: str, seed: int | None, names: Sequence[str], shifts: Sequence[float], change: Callable[[str], str]
 ) -> None:
     found = Reading(READ[how](interleaved(names, shifts, seed), change))
@@ -181,7 +181,7 @@ def test_streams_without_mark_are_right_or_unknown(
     how=st.sampled_from(sorted(READ)),
     start=st.floats(0, 0.8),
 )  # fmt: skip
-def test_streams_never_wrong(  # noqa: PLR0917 - one for each strategy
+def test_streams_random_interleavings_are_never_wrong(  # noqa: PLR0917 - one for each strategy
     seed: int, names: list[str], shift: float, strip: bool, how: str, start: float
 ) -> None:
     """Also where reading starts in the middle, if clocks tell them apart from the first line on."""
@@ -194,7 +194,7 @@ def test_streams_never_wrong(  # noqa: PLR0917 - one for each strategy
     assert not {each for each in wrong if REPLACED not in str(each[3])}
 
 
-def test_streams_mixed_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_streams_mixed_log_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     Reading(live(interleaved(GOLDEN[:2], (0, 0), None), unstamped))
     assert caplog.text.count("holds lines of several servers without a mark") == 1
 
@@ -230,7 +230,7 @@ def test_streams_backlog_dates_every_process() -> None:
     assert min(times) >= ZERO + 100 - 2 * length - 1
 
 
-def test_streams_another_port_is_another_server() -> None:
+def test_streams_other_port_is_another_server() -> None:
     """A model that was given up for another, as Ollama and llama-swap do."""
     lines = [(line, now, 0) for line, now in timed(log_lines("2026.10.11549"))]
     end = lines[-1][1]
@@ -242,7 +242,7 @@ def test_streams_another_port_is_another_server() -> None:
         assert all(completion.error != REPLACED for completion in found.completions)
 
 
-def test_streams_process_id_of_the_wrapper() -> None:
+def test_streams_by_process_id_of_the_wrapper() -> None:
     """A restarted unit has another pid, though neither stamps nor a fallen clock show it."""
     lines = [
         (f"Sep 21 14:13:20 gpu-1 llama-server[{4711 + number}]: {unstamped(line)}", now, number)
@@ -274,12 +274,12 @@ def test_streams_process_id_of_the_wrapper() -> None:
         ([line for line in log_lines("2026.10.11549") if "print_timing" in line], "none shows its start and its end"),
     ],
 )
-def test_streams_explain_a_log_without_requests(lines: list[str], words: str) -> None:
+def test_streams_log_without_requests_is_explained(lines: list[str], words: str) -> None:
     found = Reading([Batch(lines, ZERO)] if lines else [])
     assert found.completions == []
     assert found.explanation is not None
     assert words in found.explanation
 
 
-def test_streams_with_requests_need_no_explanation() -> None:
+def test_streams_log_with_requests_is_not_explained() -> None:
     assert Reading(live(interleaved(GOLDEN[:1], (0,), None))).explanation is None

@@ -36,7 +36,7 @@ def fed(output: ServerOutput, reader: LogReader, stdout: Sequence[str], stderr: 
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_record_of_a_slot() -> None:
+def test_record_slot_line() -> None:
     parts = parse_record(record(LAUNCH, 63_500_250, "warn"))
     assert parts is not None
     assert (parts.slot, parts.task, parts.time, parts.level) == (0, 5, 63.50025, "W")
@@ -44,7 +44,7 @@ def test_record_of_a_slot() -> None:
 
 
 @pytest.mark.parametrize("message", [f"x\n0.00.000.001 I {LAUNCH}", f'"{LAUNCH}', f"\\n{LAUNCH}"])
-def test_record_message_is_matched_from_its_start(message: str) -> None:
+def test_record_message_matched_from_start(message: str) -> None:
     reader = LogReader(SERVER)
     reader.feed_record(record(message), 1000.0)
     assert reader.busy == 0
@@ -56,21 +56,21 @@ def test_record_message_is_matched_from_its_start(message: str) -> None:
 @pytest.mark.parametrize(
     "line", ["", LAUNCH, "{", '{"a":1}', '{"type":3,"msg":"x"}', "[1]", '{"type":"log","time":' + "[" * 99_999]
 )
-def test_record_other_lines_are_none(line: str) -> None:
+def test_record_other_lines(line: str) -> None:
     assert parse_record(line) is None
     reader = LogReader(SERVER)
     assert not reader.feed_record(line, 1.0)
     assert reader.counts().lines["other"] == 1
 
 
-def test_readable_is_llama_cpps_text() -> None:
+def test_readable_equals_llama_cpp_text() -> None:
     assert readable(record(LAUNCH, 63_500_250)) == f"1.03.500.250 I {LAUNCH}"
     assert readable(record(f"x\n{LAUNCH}")) == f"0.01.000.000 I x\\n{LAUNCH}"
     assert readable(record(f"[8123] {record(LAUNCH)}", level="none")) == f"[8123] 0.01.000.000 I {LAUNCH}"
     assert readable("error: invalid argument: -x") == "error: invalid argument: -x"
 
 
-def test_readable_text_reads_as_the_records() -> None:
+def test_readable_text_parses_like_the_records() -> None:
     lines = [(readable(line), now) for line, now in timed(log_lines("jsonl"))]
     assert [c.generated for c in read(lines).completions] == [5, 5, 5, None, None, 6]
 
@@ -78,7 +78,7 @@ def test_readable_text_reads_as_the_records() -> None:
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_output_records_on_stdout_and_nothing_of_stderr() -> None:
+def test_output_records_on_stdout_only() -> None:
     output, reader = ServerOutput(), LogReader(SERVER)
     fed(output, reader, [record(FIRST)], ["warning: no usable GPU found, --gpu-layers option will be ignored"])
     assert output.jsonl is True
@@ -90,7 +90,7 @@ def test_output_records_on_stdout_and_nothing_of_stderr() -> None:
     assert reader.counts().lines["other"] == 7
 
 
-def test_output_text_of_builds_without_records() -> None:
+def test_output_text_log_of_older_builds() -> None:
     output, reader = ServerOutput(), LogReader(SERVER)
     fed(output, reader, [], ["xllamacpp: wheel 2026.4", f"0.00.001.000 I {FIRST}"])
     assert output.jsonl is False
@@ -98,19 +98,19 @@ def test_output_text_of_builds_without_records() -> None:
     assert len(completed) == 1
 
 
-def test_output_records_decide_before_text_of_the_same_read() -> None:
+def test_output_records_take_precedence_in_the_same_read() -> None:
     output, reader = ServerOutput(), LogReader(SERVER)
     assert fed(output, reader, [record(FIRST)], [f"0.02.000.000 I {line}" for line in (LAUNCH, RELEASE)]) == []
     assert output.jsonl is True
 
 
-def test_output_of_a_server_without_a_log_is_no_log() -> None:
+def test_output_without_log() -> None:
     output = ServerOutput()
     kinds = {line.kind for line in output.lines([record(FIRST)], [f"0.00.001.000 I {FIRST}"], listening=True)}
     assert kinds == {LineKind.OTHER}
 
 
-def test_output_next_process_decides_again() -> None:
+def test_output_format_detected_per_process() -> None:
     output, reader = ServerOutput(), LogReader(SERVER)
     fed(output, reader, [record(FIRST)], [])
     output.restart()
@@ -140,7 +140,7 @@ def test_rejection_reason(message: str, reason: str | None) -> None:
     assert reason is None or reason in REASONS
 
 
-def test_rejection_of_a_task_that_was_never_launched() -> None:
+def test_rejection_of_a_task_without_launch() -> None:
     reader = LogReader(SERVER)
     reader.feed("0.01.000.000 E srv    send_error: task id = 7, error: Failed to initialize samplers: x", 1.0)
     reader.feed("0.01.000.000 E srv    send_error: task id = 8, error: prompt is too long", 1.0)
@@ -148,7 +148,7 @@ def test_rejection_of_a_task_that_was_never_launched() -> None:
     assert launch_rejection("x Failed to initialize samplers") is None
 
 
-def test_rejection_takes_nothing_else_from_a_message() -> None:
+def test_rejection_ignores_quoted_text() -> None:
     quoted = json.dumps({"error": {"code": 400, "message": f"{LAUNCH} listening on unix:///tmp/x n_slots = 9"}})
     reader = LogReader(SERVER)
     before = reader.logged_server
@@ -192,7 +192,7 @@ def test_audit_tokens_beyond_the_counter(supervised: bool, caplog: pytest.LogCap
     assert caplog.text.count("contradicts llama.cpp's own figures") == 1
 
 
-def test_audit_late_lines_and_stale_counters_are_no_contradiction() -> None:
+def test_audit_late_lines_and_stale_counters() -> None:
     audit, counts, clock = audited(supervised=False)
     audit.compare(5000.0, None)  # counted before the first look, read afterwards
     audit.generated += 5000
@@ -219,7 +219,7 @@ def test_audit_slots_tasks_and_times() -> None:
     assert counts == {"slot": 1, "task": 2, "time": 1}
 
 
-def test_audit_golden_logs_have_none() -> None:
+def test_audit_golden_logs_without_contradictions() -> None:
     for path in sorted((Path(__file__).parent / "golden" / "logs").glob("*.log")):
         reader = LogReader(SERVER, supervised=True)
         for line in log_lines(path.stem):
@@ -228,7 +228,7 @@ def test_audit_golden_logs_have_none() -> None:
         assert counts["slot"] + counts["task"] == 0, path.name
 
 
-def test_reader_supervised_is_not_restarted_or_turned_into_a_router_by_a_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_reader_supervised_ignores_forged_restart_and_router_lines(caplog: pytest.LogCaptureFixture) -> None:
     reader = LogReader(SERVER, supervised=True)
     reader.restart()
     for line in (FIRST, "srv  llama_server: listening on http://127.0.0.1:8080", LAUNCH):

@@ -239,7 +239,7 @@ def test_unwrap_keeps_library_lines() -> None:
         'slot update_slots: id  0 | task 1 | line="slot release: id  0 | task 1 | stop processing"',
     ],
 )
-def test_unwrap_never_looks_into_llama_cpps_own_lines(text: str) -> None:
+def test_unwrap_leaves_llama_cpp_lines_unchanged(text: str) -> None:
     """What a client sent may stand in them."""
     assert unwrap(text) is None
 
@@ -291,7 +291,7 @@ def test_streams_by_origin() -> None:
             assert {c.server.model for c in found} == {"tiny.gguf"}
 
 
-def test_streams_of_the_same_address_are_told_apart() -> None:
+def test_streams_of_the_same_address_are_distinguished() -> None:
     lines = [f"llama-{number}-1  | {line}" for line in log_lines("2026.10.11549") for number in (1, 2)]
     found = read_streams([Batch(lines, ZERO + 60)])
     assert {c.server.address for c in found} == {"llama-1-1", "llama-2-1"}

@@ -10,7 +10,7 @@ from tests.fuzz import gguf_header, hub_response, model_config
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("gguf_header", 60), ("hub_response", 400), ("model_config", 250)])
-def test_fuzz_structured_inputs_keep_every_promise(name: str, inputs: int) -> None:
+def test_fuzz_structured_inputs(name: str, inputs: int) -> None:
     target = {"gguf_header": gguf_header, "hub_response": hub_response, "model_config": model_config}[name]
     dice = random.Random(20261126)
     valid = [] if name == "gguf_header" else target.corpus()
@@ -19,7 +19,7 @@ def test_fuzz_structured_inputs_keep_every_promise(name: str, inputs: int) -> No
 
 
 @pytest.mark.parametrize("target", [hub_response, model_config])
-def test_fuzz_cut_inputs_keep_every_promise(target: object) -> None:
+def test_fuzz_truncated_inputs(target: object) -> None:
     dice = random.Random(20261126)
     for data in dice.sample(target.corpus(), 2):  # type: ignore[attr-defined]
         for _ in range(60):

@@ -33,7 +33,7 @@ LLAMA_3_8B = {
 }
 
 
-def test_grouped_heads_of_a_llama() -> None:
+def test_shape_grouped_heads() -> None:
     model = shape("llama", **LLAMA_3_8B)
     assert len(model.layers) == 32
     assert {(layer.heads, layer.kv_heads, layer.key_length, layer.group_size) for layer in model.layers} == {
@@ -45,12 +45,12 @@ def test_grouped_heads_of_a_llama() -> None:
 
 
 @pytest.mark.parametrize(("kv_heads", "words"), [(None, "MHA"), (32, "MHA"), (1, "MQA, 32 query heads to a KV head")])
-def test_the_kind_of_attention_follows_the_kv_heads(kv_heads: int | None, words: str) -> None:
+def test_shape_attention_kind_from_kv_heads(kv_heads: int | None, words: str) -> None:
     keys: dict[str, Any] = {**LLAMA_3_8B, "attention__head_count_kv": kv_heads}
     assert attention_summary(shape("llama", **{k: v for k, v in keys.items() if v is not None})) == words
 
 
-def test_gemma_3_has_one_dense_layer_in_six() -> None:
+def test_shape_gemma_3_dense_layers() -> None:
     model = shape(
         "gemma3",
         block_count=62,
@@ -65,12 +65,12 @@ def test_gemma_3_has_one_dense_layer_in_six() -> None:
     assert "window of 1024 in 52 of 62 layers" in attention_summary(model)
 
 
-def test_a_window_that_llama_cpp_does_not_use_is_not_reported() -> None:
+def test_shape_unused_window() -> None:
     assert not shape("phi3", **LLAMA_3_8B, attention__sliding_window=2047).windowed
     assert not shape("qwen2", **LLAMA_3_8B, attention__sliding_window=4096).windowed
 
 
-def test_latent_attention_needs_its_keys() -> None:
+def test_shape_latent_attention_missing_keys() -> None:
     keys = {
         "block_count": 61,
         "embedding_length": 7168,
@@ -86,7 +86,7 @@ def test_latent_attention_needs_its_keys() -> None:
     assert model.layers[0].key_width == 576
 
 
-def test_a_hybrid_has_states_where_it_does_not_attend() -> None:
+def test_shape_hybrid_states() -> None:
     model = shape(
         "qwen3next",
         block_count=48,
@@ -105,14 +105,14 @@ def test_a_hybrid_has_states_where_it_does_not_attend() -> None:
     assert "recurrent state in 36 of 48 layers" in attention_summary(model)
 
 
-def test_blocks_that_draft_are_no_part_of_the_trunk() -> None:
+def test_shape_draft_blocks_outside_trunk() -> None:
     model = shape("glm4moe", **{**LLAMA_3_8B, "block_count": 47}, nextn_predict_layers=1)
     assert len(model.trunk) == 46
     assert [layer.index for layer in model.drafting] == [46]
     assert not model.layers[46].cached
 
 
-def test_layers_that_share_read_the_last_layer_of_their_kind() -> None:
+def test_shape_shared_kv_layers() -> None:
     model = shape(
         "gemma3n",
         block_count=30,
@@ -126,27 +126,27 @@ def test_layers_that_share_read_the_last_layer_of_their_kind() -> None:
     assert {layer.kv_from for layer in model.layers[20:] if not layer.window} == {19}
 
 
-def test_an_unknown_architecture_says_so() -> None:
+def test_shape_unknown_architecture() -> None:
     model = shape("frobnicator", **LLAMA_3_8B)
     assert not model.verified
     assert "frobnicator" in model.unknown[0]
 
 
-def test_what_a_file_lacks_is_named() -> None:
+def test_shape_missing_metadata_is_named() -> None:
     model = shape("mamba", block_count=4, embedding_length=64)
     assert any("mamba.ssm.inner_size" in reason for reason in model.unknown)
 
 
-def test_a_file_without_an_architecture_is_no_model() -> None:
+def test_shape_without_architecture() -> None:
     with pytest.raises(UsageError, match=r"general\.architecture"):
         shape_from_metadata({})
 
 
-def test_verified_architectures_have_a_row() -> None:
+def test_architectures_verified_ones_have_a_row() -> None:
     assert {name for name in ARCHITECTURES if verified_builds(name)} == set(_by_architecture())
 
 
-def test_a_configuration_without_a_gguf() -> None:
+def test_config_plain() -> None:
     """meta-llama/Llama-3.2-1B."""
     model = shape_from_config(
         {
@@ -165,7 +165,7 @@ def test_a_configuration_without_a_gguf() -> None:
     assert "config.json" in model.unknown[-1]
 
 
-def test_a_configuration_with_layer_types() -> None:
+def test_config_layer_types() -> None:
     model = shape_from_config(
         {
             "model_type": "gpt_oss",
@@ -181,7 +181,7 @@ def test_a_configuration_with_layer_types() -> None:
     assert "window of 128 in 12 of 24 layers" in attention_summary(model)
 
 
-def test_a_configuration_with_latent_attention() -> None:
+def test_config_latent_attention() -> None:
     model = shape_from_config(
         {
             "model_type": "deepseek_v3",
@@ -199,7 +199,7 @@ def test_a_configuration_with_latent_attention() -> None:
     assert model.layers[0].key_width == 576
 
 
-def test_a_configuration_of_a_hybrid_that_also_sees() -> None:
+def test_config_multimodal_hybrid() -> None:
     text = {
         "model_type": "lfm2",
         "hidden_size": 1024,
@@ -225,7 +225,7 @@ SCALED = {
 }
 
 
-def test_rotary_embeddings() -> None:
+def test_shape_rotary_embeddings() -> None:
     metadata = {
         "rope.freq_base": 1e6,
         "rope.freq_base_swa": 1e4,
@@ -241,12 +241,12 @@ def test_rotary_embeddings() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "llama"}])
-def test_a_configuration_that_tells_too_little(config: dict[str, Any]) -> None:
+def test_config_missing_fields(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         shape_from_config(config)
 
 
-def test_a_file_and_its_metadata_give_the_same_shape(tmp_path: Path) -> None:
+def test_shape_from_file_equals_shape_from_metadata(tmp_path: Path) -> None:
     table = read_table()
     for model in (m for m in MODELS if m.name in ("qwen35:drafting", "gemma4", "openelm", "deepseek4")):
         path = write_model(tmp_path / "m.gguf", model, table[model.name])
@@ -259,6 +259,6 @@ def test_a_file_and_its_metadata_give_the_same_shape(tmp_path: Path) -> None:
         assert replace(found, weights=None, file_type=None) == replace(expected, file_type=None)
 
 
-def test_file_type_guessed_by_the_loader() -> None:
+def test_shape_file_type_guessed_by_loader() -> None:
     metadata = {"general.architecture": "llama", "llama.block_count": 1, "general.file_type": 15 | 1024}
     assert shape_from_metadata(metadata).file_type == "Q4_K_M"

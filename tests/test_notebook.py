@@ -83,7 +83,7 @@ def until_joined(running: runtime.Runtime) -> notebook.Trace:
     return llamatel.last_trace()
 
 
-def test_trace_call_and_server_drawn_once(run: dict[str, Any]) -> None:
+def test_trace_shows_call_and_server_once(run: dict[str, Any]) -> None:
     outside = ("queue", "wait", "network.request", "network.response")
     names = [(row.name, row.depth) for row in bars(run["asked"].spans) if row.name not in outside]
     server = f"generate_content {HOSTILE}"
@@ -116,7 +116,7 @@ def test_last_trace_is_the_latest(run: dict[str, Any]) -> None:
     assert repr(trace) == str(trace)
 
 
-def test_report_trace_drawn_once(run: dict[str, Any]) -> None:
+def test_report_shows_trace_once(run: dict[str, Any]) -> None:
     trace_id = "a" * 32
     document = dict(run["report"].document)
     document["requests"] = [{**one, "trace_id": trace_id} for one in document["requests"]]
@@ -385,7 +385,7 @@ def test_trace_in_notebook_styles(browser: Browser, dark: bool) -> None:
     page.close()
 
 
-def test_install_commands_are_those_of_one_place() -> None:
+def test_install_commands_are_consistent() -> None:
     root = Path(__file__).parents[1]
     pages = [
         *root.glob("*.md"),

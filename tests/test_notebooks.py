@@ -9,7 +9,7 @@ import pytest
 from tests.notebooks import cells, run_notebook
 
 
-def test_a_cell_that_fails_fails_the_test(tmp_path: Path) -> None:
+def test_notebooks_failing_cell_fails(tmp_path: Path) -> None:
     ran = run_notebook(cells("print(6 * 7)", "'shown'"), tmp_path)
     assert ran.text == "42\n\n'shown'"
     with pytest.raises(AssertionError, match="ZeroDivisionError"):

@@ -151,7 +151,7 @@ def test_observer_full_before_connect_is_counted(bench: Make) -> None:
     assert len(running.recorded) == 3
 
 
-def test_observer_isolates_a_failing_collector(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_isolates_failing_collector(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     broken = Counting()
     broken.broken = True
     running = bench(broken, Other()).connect()
@@ -408,7 +408,7 @@ def test_observer_overload_sheds_spans_and_keeps_counts(bench: Make, caplog: pyt
     assert len([record for record in caplog.records if "are left out" in record.getMessage()]) == 1
 
 
-def test_observer_close_logs_the_requests_that_were_left(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_observer_close_logs_remaining_requests(bench: Make, caplog: pytest.LogCaptureFixture) -> None:
     sink = Slow()
     running = bench(Counting(), sinks=[sink]).connect()
     for _ in range(3):

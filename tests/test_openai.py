@@ -330,7 +330,7 @@ def test_openai_span_of_another_instrumentation(
     assert (call.name, request.parent_id) == ("their call", call.span_id)
 
 
-def test_openai_agent_span_is_no_call(telemetry: runtime.Runtime, client: openai.OpenAI) -> None:
+def test_openai_agent_span_is_not_a_call(telemetry: runtime.Runtime, client: openai.OpenAI) -> None:
     tracer = telemetry.pipeline.tracer  # the global provider may be one of an earlier init()
     with tracer.start_as_current_span("agent", attributes={"gen_ai.operation.name": "invoke_agent"}):
         CALLS["chat"](client)

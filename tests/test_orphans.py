@@ -80,7 +80,7 @@ def owners() -> Iterator[list[Owner]]:
     ],
     ids=["end", "exit", "exception", "_exit", "SIGTERM", "SIGKILL", "SIGINT", "abort", "exec", "restarting", "thread"],
 )
-def test_the_server_ends_with_us(backend: str, tiny_model: Path, owners: list[Owner], then: str, status: int) -> None:
+def test_server_exits_with_owner(backend: str, tiny_model: Path, owners: list[Owner], then: str, status: int) -> None:
     owner = Owner(backend, tiny_model, then)
     owners.append(owner)
     said = owner.end()
@@ -107,7 +107,9 @@ def children_of_the_model(model: Path, owner: Owner) -> list[int]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_from_outside(backend: str, tiny_model: Path, owners: list[Owner], signum: signal.Signals) -> None:
+def test_server_exits_when_owner_is_signalled(
+    backend: str, tiny_model: Path, owners: list[Owner], signum: signal.Signals
+) -> None:
     owner = Owner(backend, tiny_model, WAIT)
     owners.append(owner)
     owner.process.send_signal(signum)
@@ -116,7 +118,7 @@ def test_a_signal_from_outside(backend: str, tiny_model: Path, owners: list[Owne
     wait_until(lambda: has_exited(owner.server), SOON)
 
 
-def test_a_kill_while_it_starts(backend: str, tiny_model: Path) -> None:
+def test_server_exits_when_owner_is_killed_during_start(backend: str, tiny_model: Path) -> None:
     program = (
         "import sys, time\n"
         "from llamatel.llama import ServerManager\n"
@@ -137,7 +139,7 @@ def test_a_kill_while_it_starts(backend: str, tiny_model: Path) -> None:
     wait_until(lambda: all(map(has_exited, pids)), SOON)
 
 
-def test_a_server_that_hangs_does_not_keep_us(backend: str, tiny_model: Path, owners: list[Owner]) -> None:
+def test_owner_exits_although_server_hangs(backend: str, tiny_model: Path, owners: list[Owner]) -> None:
     owner = Owner(backend, tiny_model, "os.kill(server.info.pid, signal.SIGSTOP)\n")
     owners.append(owner)
     begun = time.monotonic()
@@ -146,7 +148,7 @@ def test_a_server_that_hangs_does_not_keep_us(backend: str, tiny_model: Path, ow
     assert time.monotonic() - begun < 30  # 1.5 s by design
 
 
-def test_a_forked_child_leaves_its_parents_server_alone(
+def test_forked_child_does_not_stop_parent_server(
     llama_server_binary: Path, tiny_model: Path, owners: list[Owner]
 ) -> None:
     then = (
@@ -163,7 +165,7 @@ def test_a_forked_child_leaves_its_parents_server_alone(
     assert owner.end() == ""
 
 
-def test_a_routers_children_end_too(
+def test_router_children_exit_with_owner(
     llama_server_binary: Path, tiny_model: Path, tmp_path: Path, owners: list[Owner]
 ) -> None:
     models = tmp_path / "models"
@@ -204,9 +206,7 @@ def children_of(parent: int) -> list[int]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_an_owner_that_loses_its_own_parent_keeps_its_server(
-    llama_server_binary: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_server_survives_exit_of_owner_parent(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
     # Only the end of the process that started the server counts (a daemon's parent ends early).
     then = tmp_path / "pid"
     program = (
@@ -227,9 +227,7 @@ def test_an_owner_that_loses_its_own_parent_keeps_its_server(
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_script_that_starts_the_server_leaves_none(
-    llama_server_binary: Path, tiny_model: Path, tmp_path: Path, how: str
-) -> None:
+def test_script_backend_leaves_no_server(llama_server_binary: Path, tiny_model: Path, tmp_path: Path, how: str) -> None:
     """Without ``exec`` the script is our child, and ends by a signal alone."""
     script, said = tmp_path / "llama-server", tmp_path / "pid"
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{llama_server_binary} "$@" &\necho $! >{said}\nwait\n')

@@ -42,7 +42,7 @@ def endpoint(rotel: RotelAgent, protocol: str) -> str:
 
 
 @PROTOCOLS
-def test_otlp_requests_arrive_at_a_real_collector(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
+def test_otlp_requests_at_a_real_collector(rotel: RotelAgent, otlp_sink: OtlpSink, protocol: str) -> None:
     with telemetry(
         None, {"llamacpp.build": "b7001"}, otlp_endpoint=endpoint(rotel, protocol), otlp_protocol=protocol
     ) as running:
@@ -90,13 +90,13 @@ def test_otlp_requests_arrive_at_a_real_collector(rotel: RotelAgent, otlp_sink: 
 
 
 @PROTOCOLS
-def test_otlp_connection_refused_loses_nothing_silently(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_otlp_connection_refused_counts_losses(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     with telemetry(BATCH, otlp_endpoint=f"127.0.0.1:{free_port()}", otlp_protocol=protocol) as running:
         lose_something(running, caplog)
 
 
 @PROTOCOLS
-def test_otlp_silent_endpoint_blocks_nothing(protocol: str, silent: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_otlp_silent_endpoint_does_not_block(protocol: str, silent: str, caplog: pytest.LogCaptureFixture) -> None:
     with telemetry(BATCH, otlp_endpoint=silent, otlp_protocol=protocol) as running:
         lose_something(running, caplog)
 
@@ -175,7 +175,7 @@ def test_otlp_connection_refused_message(
     assert said == f"cannot send spans to {address}{path}: connection refused"
 
 
-def test_delivery_logs_trouble_once_and_its_end_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_delivery_logs_failure_and_recovery_once(caplog: pytest.LogCaptureFixture) -> None:
     away, fine = Sent(False, "it is away"), Sent(True)
     transport = Taking(away, away, fine, fine, away)
     delivery = Delivery("spans", "http://x/v1/traces", transport, 1.0)
@@ -199,7 +199,7 @@ def test_delivery_retries_until_its_timeout() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_delivery_does_not_retry_what_is_hopeless() -> None:
+def test_delivery_does_not_retry_permanent_errors() -> None:
     transport = Taking(Sent(False, "HTTP 400"))
     assert not Delivery("spans", "x", transport, 5.0).send(b"")
     assert len(transport.messages) == 1
@@ -244,14 +244,14 @@ def test_otlp_trace_only_backend_shuts_down_true(otlp_sink: OtlpSink, caplog: py
     assert "OTEL_METRICS_EXPORTER" in line
 
 
-def test_otlp_http_endpoint_on_an_unusual_port_is_found_out(otlp_sink: OtlpSink) -> None:
+def test_otlp_http_endpoint_on_an_unusual_port_is_detected(otlp_sink: OtlpSink) -> None:
     with telemetry(otlp_endpoint=otlp_sink.endpoint) as running:
         running.send(completion())
         assert running.pipeline.shutdown(10)
     assert len(otlp_sink.spans()) == 4
 
 
-def test_otlp_grpc_endpoint_on_an_unusual_port_is_found_out(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
+def test_otlp_grpc_endpoint_on_an_unusual_port_is_detected(rotel: RotelAgent, otlp_sink: OtlpSink) -> None:
     with telemetry(otlp_endpoint=rotel.grpc_endpoint) as running:
         running.send(completion())
         assert running.pipeline.shutdown(10)
@@ -280,7 +280,7 @@ def test_otlp_http_to_a_grpc_server_hints_at_the_protocol(rotel: RotelAgent, cap
 
 
 @PROTOCOLS
-def test_otlp_password_of_an_endpoint_is_sent_and_never_shown(
+def test_otlp_endpoint_password_is_sent_and_not_shown(
     otlp_sink: OtlpSink, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -294,7 +294,7 @@ def test_otlp_password_of_an_endpoint_is_sent_and_never_shown(
     assert "cret" not in caplog.text
 
 
-def test_span_export_in_trouble_counts_every_span(otlp_sink: OtlpSink) -> None:
+def test_span_export_failing_endpoint_counts_every_span(otlp_sink: OtlpSink) -> None:
     otlp_sink.status = 400
     with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
         for _ in range(50):

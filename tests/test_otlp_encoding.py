@@ -109,7 +109,7 @@ def test_sdk_span_any_attributes_equal_the_sdk_encoder(attributes: dict[str, Any
     assert request(spans) == encode_spans(spans)
 
 
-def test_sdk_span_lone_surrogates_cost_a_character() -> None:
+def test_sdk_span_lone_surrogates_are_replaced() -> None:
     def make(tracer: Any) -> None:
         span = tracer.start_span("a\udcff", attributes={"k\udcff": "v\ud800", "fine": "yes"})
         span.add_event("e", {"m": "\udc00"})
@@ -181,7 +181,7 @@ class Numbers:
         return True
 
 
-def test_request_encoder_steps_back_for_a_processor_of_the_application() -> None:
+def test_request_encoder_off_with_application_span_processor() -> None:
     export = export_to(Taking())
     provider = OwnTracerProvider(resource=Resource({}))
     encoder = RequestEncoder(provider, export)
@@ -193,7 +193,7 @@ def test_request_encoder_steps_back_for_a_processor_of_the_application() -> None
     assert len(kept.get_finished_spans()) == 4
 
 
-def test_request_encoder_obeys_the_sampler() -> None:
+def test_request_encoder_uses_the_sampler() -> None:
     from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
     export = export_to(Taking())
@@ -206,7 +206,7 @@ def test_request_encoder_obeys_the_sampler() -> None:
     assert export.exported == 4
 
 
-def test_span_export_counts_what_it_loses() -> None:
+def test_span_export_counts_losses() -> None:
     transport = Taking()
     export: SpanExport = export_to(transport, queue_size=10)
     provider = OwnTracerProvider(resource=Resource({}))

@@ -48,7 +48,7 @@ def shape_of(path: Path) -> ModelShape:
 
 
 @pytest.mark.parametrize("row", RECORDED, ids=[f"{row['model']} {row['flags']}" for row in RECORDED])
-def test_placement_is_that_of_real_gpus(row: dict[str, Any], files: dict[str, Path]) -> None:
+def test_placement_equals_real_gpus(row: dict[str, Any], files: dict[str, Path]) -> None:
     settings = parse_server_flags(row["flags"].split(), environ={})
     plan = memory_plan(shape_of(files[row["model"]]), settings, parse_devices(row["devices"]))
     uses: dict[str, DeviceUse] = {f"CUDA{i}": use for i, use in enumerate(plan.per_device)}
@@ -78,7 +78,7 @@ def answers(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict
         (r"-ngl 99 -ot blk\.([0-9]|1[0-9])\.ffn_.*_exps=CPU", 20), ("-ngl 99", 0),
     ],
 )  # fmt: skip
-def test_experts_are_on_the_host(
+def test_placement_experts_on_host(
     flags: str, blocks: int, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answers(files[MOE], capsys, "--device", "rtx3090", "--", "-c", "8192", *flags.split())
@@ -95,7 +95,7 @@ def test_experts_are_on_the_host(
     "environ",
     [{"LLAMA_ARG_N_CPU_MOE": "30"}, {"LLAMA_ARG_CPU_MOE": "1"}, {"LLAMA_ARG_OVERRIDE_TENSOR": "exps=CPU"}],
 )
-def test_overrides_from_the_environment(
+def test_placement_overrides_from_environment(
     environ: dict[str, str], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in environ.items():
@@ -108,7 +108,7 @@ def test_overrides_from_the_environment(
 @pytest.mark.parametrize(
     "flags", ["--rpc 127.0.0.1:5", "--mmproj eyes.gguf", "--lora adapter.gguf", "-ot exps=CPU --rpc 127.0.0.1:5"]
 )
-def test_flags_that_are_not_counted_leave_the_answer_open(
+def test_placement_uncounted_flags_leave_fits_unknown(
     flags: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answers(files[MOE], capsys, "--device", "rtx3060", "--", "-c", "8192", "-ngl", "99", *flags.split())
@@ -126,7 +126,7 @@ def test_flags_that_are_not_counted_leave_the_answer_open(
         ("-ot exps=CUDA7", "unknown buffer type"),
     ],
 )
-def test_devices_that_llama_server_refuses(
+def test_placement_refused_devices(
     flags: str, reason: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--device", "rtx3060", "--", *flags.split())
@@ -139,7 +139,7 @@ def test_devices_that_llama_server_refuses(
     assert "fits on" not in page
 
 
-def test_main_gpu_and_device_lists_choose_devices(files: dict[str, Path]) -> None:
+def test_placement_main_gpu_and_device_list(files: dict[str, Path]) -> None:
     shape, devices = shape_of(files["llama:3.1-8B"]), parse_devices("t4+rtx3090")
     one = memory_plan(
         shape, parse_server_flags(["-c", "4096", "-ngl", "99", "-sm", "none", "-mg", "1"], environ={}), devices
@@ -171,7 +171,7 @@ def test_expert_search_fits_a_30b_model_into_12_gb(files: dict[str, Path]) -> No
     assert all(way.ceiling is None for way in anything)  # the host's bandwidth is not known
 
 
-def test_expert_search_answers_on_the_page(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_expert_search_on_plan_page(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(files[MOE]), "--device", "rtx3060", "--host-bandwidth", "60", "-c", "32768", "-np", "1"]
     assert main(words) == 0
     page = " ".join(capsys.readouterr().out.split())
@@ -180,7 +180,7 @@ def test_expert_search_answers_on_the_page(files: dict[str, Path], capsys: pytes
     assert "GB in host memory: --host-bandwidth" in " ".join(capsys.readouterr().out.split())
 
 
-def test_reads_of_each_part(files: dict[str, Path]) -> None:
+def test_reads_by_part(files: dict[str, Path]) -> None:
     settings = parse_server_flags(["-c", "8192", "-np", "1", "-ngl", "99", "-ncmoe", "24"], environ={})
     report = make_report("m", shape_of(files[MOE]), settings, parse_devices("rtx3060"), host_bandwidth=50e9)
     device, host = report.reads
@@ -188,7 +188,7 @@ def test_reads_of_each_part(files: dict[str, Path]) -> None:
     assert report.ceiling == pytest.approx(1 / ((device.seconds or 0) + host.n_bytes / 50e9))
 
 
-def test_preset_does_not_refuse_what_flags_make_fit(files: dict[str, Path]) -> None:
+def test_preset_fits_with_given_flags(files: dict[str, Path]) -> None:
     shape, preset = shape_of(files["gpt-oss:20B"]), PRESETS["kaggle-t4x2"]
     for flags in ("-ncmoe 24", "-cmoe", "--rpc 127.0.0.1:5", "--mmproj x.gguf"):
         given = parse_server_flags(flags.split(), environ={})
@@ -197,7 +197,7 @@ def test_preset_does_not_refuse_what_flags_make_fit(files: dict[str, Path]) -> N
         assert found.settings.gpu_layers == 25
 
 
-def test_moe_cache_takes_device_memory(files: dict[str, Path]) -> None:
+def test_placement_moe_cache_uses_device_memory(files: dict[str, Path]) -> None:
     shape, devices = shape_of(files[MOE]), parse_devices("rtx3090x2")
     plain = parse_server_flags(["-c", "8192", "-ngl", "99", "-cmoe"], environ={})
     cached = parse_server_flags(
@@ -222,7 +222,7 @@ def rpc_servers(program: Path, number: int, folder: Path) -> Iterator[list[str]]
 
 
 @pytest.mark.parametrize("split", ["1,1", "3,1"])
-def test_split_over_rpc_devices(split: str, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_placement_rpc_devices(split: str, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
     flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", split]
     with rpc_servers(sid_server.with_name("ggml-rpc-server"), 2, tmp_path) as addresses:
         command: list[str | Path] = [

@@ -58,7 +58,7 @@ def big_model(gib: float) -> ModelShape:
     )
 
 
-def test_the_document(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_json_document(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, str(tiny), "-c", "4096", "-np", "2", "--device", "t4x2")
     cache = found["kv_cache"]
     assert cache["k_bytes"] == cache["v_bytes"] == 4 * 2 * 64 * 2 * 4096
@@ -73,14 +73,14 @@ def test_the_document(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"llama.cpp b\d+ to b\d+", found["verified_with"])
 
 
-def test_a_pasted_command_line_names_the_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_model_from_pasted_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "--device", "none", "--", "-m", str(tiny), "-c", "1024", "--temp", "0.2", "-ctk", "q8_0")
     assert found["kv_cache"]["cells"] == 1024
     assert found["kv_cache"]["k_bytes"] * 2 == found["kv_cache"]["v_bytes"] * 17 // 16
     assert found["fits"] is None
 
 
-def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_draft_model(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = write_tiny_model(tmp_path / "small.gguf", layers=2)
     words = (str(tiny), "-c", "4096", "-np", "1", "--device", "t4x2", "--", "-md", str(small))
     alone, both = plan(capsys, *words[:-3]), plan(capsys, *words, "--spec-type", "draft-simple")
@@ -100,7 +100,7 @@ def test_a_model_that_drafts_is_planned_beside(tiny: Path, tmp_path: Path, capsy
     assert main(["plan", *words[:-1], str(tmp_path / "nowhere.gguf")]) == 1
 
 
-def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_names_uncounted_flags(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "--",
         "-c",
@@ -128,7 +128,7 @@ def test_flags_that_no_plan_counts_are_named(tiny: Path, capsys: pytest.CaptureF
     )
 
 
-def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_unknown_word(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), "other.gguf"]) == 2
     assert "'other.gguf' belongs to no flag" in capsys.readouterr().err
 
@@ -143,12 +143,12 @@ def test_a_word_that_belongs_to_no_flag(tiny: Path, capsys: pytest.CaptureFixtur
         (["--device", "t4x0"], "unknown device 't4x0'"),
     ],
 )
-def test_a_value_that_cannot_be(tiny: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_invalid_value(tiny: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_slot_is_no_longer_than_training(
+def test_plan_slot_capped_at_training_context(
     tiny: Path, llama_server_binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = plan(capsys, str(tiny), "--device", "none")["trained_context"]
@@ -163,7 +163,7 @@ def test_a_slot_is_no_longer_than_training(
             assert client.props().n_ctx == trained
 
 
-def test_what_llama_server_refuses(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_refused_by_llama_server(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, str(tiny), "-c", "1024", "-fa", "off", "-ctv", "q8_0", "--device", "t4")
     assert found["refused"] == "quantized V cache requires flash_attn to be enabled"
     assert found["kv_cache"]["total_bytes"] is None
@@ -171,7 +171,7 @@ def test_what_llama_server_refuses(tiny: Path, capsys: pytest.CaptureFixture[str
     assert "refused" in capsys.readouterr().out
 
 
-def test_the_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), "-c", "4096", "--device", "t4x2"]) == 0
     page = capsys.readouterr().out
     assert "to the byte" in page
@@ -180,7 +180,7 @@ def test_the_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, page.splitlines())) <= 80
 
 
-def test_without_a_context_the_plan_is_not_exact(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_without_context_is_not_exact(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = plan(capsys, str(tiny), "--device", "none")["kv_cache"]
     assert cache["exact"] is False
     assert "lowers the context" in cache["why_not_exact"]
@@ -188,24 +188,22 @@ def test_without_a_context_the_plan_is_not_exact(tiny: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("words", [("--device", "abacus"), ("-ctk", "q9_9"), ("-np", "0")])
-def test_what_cannot_be_is_said_in_one_line(
-    tiny: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_errors_are_one_line(tiny: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_answer_is_a_whole_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_a_complete_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("-c", "4096", "-np", "2", "-ub", "128", "-kvu", "--swa-full")
     [answer] = plan(capsys, str(tiny), "--device", "t4", *flags)["advice"]
     assert answer.partition(": ")[2] == "-ngl 5 -c 4096 -np 2 -ub 128 -kvu --swa-full"
 
 
-def test_no_model_is_wrong_usage() -> None:
+def test_plan_without_model_is_a_usage_error() -> None:
     assert main(["plan"]) == 2
 
 
-def test_two_t4s_take_what_one_does_not() -> None:
+def test_plan_fits_two_t4s_but_not_one() -> None:
     shape, settings = big_model(18), ServerSettings(ctx_size=8192, parallel=1)
     assert memory_plan(shape, settings, parse_devices("t4")).offloaded is False
     two = make_report("big", shape, settings, parse_devices("t4x2"))
@@ -214,14 +212,14 @@ def test_two_t4s_take_what_one_does_not() -> None:
     assert two.advice[0] == "fits on 2 x Tesla T4: -ngl 33 -c 8192 -np 1"
 
 
-def test_what_does_not_fit_gets_a_smaller_context_or_layers_on_the_host() -> None:
+def test_plan_suggests_smaller_context_or_host_layers() -> None:
     report = make_report("big", big_model(24), ServerSettings(ctx_size=131072, parallel=1), parse_devices("t4x2"))
     assert report.advice[0] == "does not fit on 2 x Tesla T4 with -c 131072"
     assert any("-ctk q4_0" in line for line in report.advice)
     assert any("on the host" in line for line in report.advice)
 
 
-def test_the_largest_context_is_the_edge() -> None:
+def test_plan_largest_context_is_maximal() -> None:
     shape, devices = big_model(24), parse_devices("t4x2")
     settings = ServerSettings(ctx_size=8192, parallel=1)
     edge = largest_context(shape, settings, devices)
@@ -230,7 +228,7 @@ def test_the_largest_context_is_the_edge() -> None:
         assert memory_plan(shape, ServerSettings(ctx_size=context, parallel=1, gpu_layers=33), devices).fits is fits
 
 
-def test_layers_lie_where_llama_cpp_puts_them() -> None:
+def test_plan_layer_placement_equals_llama_cpp() -> None:
     shape = big_model(4)
     settings = ServerSettings(ctx_size=4096, parallel=1, gpu_layers=20, tensor_split=(3.0, 1.0))
     plan = memory_plan(shape, settings, parse_devices("t4x2"))
@@ -238,7 +236,7 @@ def test_layers_lie_where_llama_cpp_puts_them() -> None:
     assert [use.layers for use in plan.per_device] == [15, 4]  # the output is the 20th
 
 
-def test_without_kv_offload_the_cache_is_on_the_host() -> None:
+def test_plan_no_kv_offload() -> None:
     shape = big_model(4)
     settings = ServerSettings(ctx_size=4096, parallel=1, kv_offload=False)
     plan = memory_plan(shape, settings, parse_devices("t4x2"))
@@ -246,12 +244,12 @@ def test_without_kv_offload_the_cache_is_on_the_host() -> None:
     assert [use.cache_bytes for use in plan.per_device] == [0, 0]
 
 
-def test_the_ceiling_is_bytes_over_bandwidth() -> None:
+def test_plan_ceiling_from_bandwidth() -> None:
     report = make_report("big", big_model(8), ServerSettings(ctx_size=8192, parallel=1), parse_devices("rtx4090"))
     assert report.ceiling == pytest.approx(1008 * GB / (8 * GIB + GIB), rel=0.001)
 
 
-def test_devices() -> None:
+def test_plan_devices() -> None:
     two, other = parse_devices("T4x2"), parse_devices("other:24G,900")[0]
     assert [device.name for device in two] == ["Tesla T4"] * 2
     assert (other.memory, other.bandwidth) == (24 * GIB, 900 * GB)
@@ -277,25 +275,25 @@ def test_devices() -> None:
         ("", None),
     ],
 )
-def test_a_card_by_the_name_that_nvml_gives_it(name: str, key: str | None) -> None:
+def test_device_by_nvml_name(name: str, key: str | None) -> None:
     found = gpu_named(name)
     assert (found.key if found else None) == key
 
 
-def test_a_card_that_was_sold_with_several_memories_is_known_by_its_own() -> None:
+def test_device_with_several_memory_sizes() -> None:
     assert gpu_named("NVIDIA GeForce RTX 3060", 12288 << 20) is not None
     assert gpu_named("NVIDIA GeForce RTX 3060", 8192 << 20) is None
     assert gpu_named("Tesla P100-PCIE-16GB", 16276 << 20) is not None
 
 
-def test_each_card_has_one_key_and_one_name() -> None:
+def test_device_keys_and_names_are_unique() -> None:
     assert len({gpu.key for gpu in GPUS}) == len({gpu.name for gpu in GPUS}) == len(GPUS)
     assert all(parse_devices(gpu.key)[0].peak_flops == gpu.peak_flops for gpu in GPUS)
     # Reading a byte takes the time of 20 to 400 operations on all of them: a slip of a digit would show.
     assert all(20 < gpu.peak_flops / gpu.bandwidth < 450 for gpu in GPUS if gpu.peak_flops)
 
 
-def test_llama_fit_params_agrees(
+def test_plan_agrees_with_llama_fit_params(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights and cache in whole MiB; its compute buffer is the one of a batch of logits."""
@@ -312,13 +310,13 @@ def test_llama_fit_params_agrees(
     assert host["context_mib"] == found["kv_cache"]["total_bytes"] >> 20
 
 
-def test_measured_lines() -> None:
+def test_plan_agrees_with_measured_command_lines() -> None:
     [gpu, host] = parse_measured("CUDA0 512 32 258 \nHost 16 0 10\nnoise 1 2\n")
     assert (gpu.device, gpu.model_mib, gpu.context_mib, gpu.compute_mib) == ("CUDA0", 512, 32, 258)
     assert host.device == "Host"
 
 
-def test_a_tied_output_is_copied_to_the_device(tmp_path: Path) -> None:
+def test_plan_tied_output_copied_to_device(tmp_path: Path) -> None:
     shape = shape_from_gguf(parse_gguf_header(write_tiny_model(tmp_path / "m.gguf"), read_tensors=True))
     assert shape.weights is not None
     assert shape.weights.tied_bytes == 0

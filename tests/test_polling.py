@@ -52,19 +52,19 @@ def test_pool_of_slots(number: int, size: int, flags: str | None, expected: tupl
     assert (cache.capacity, cache.unified) == expected
 
 
-def test_pool_of_llama_cpps_own_gauges() -> None:
+def test_pool_from_llama_cpp_gauges() -> None:
     one = scraped(kv_cache_usage_ratio=0.25, kv_cache_tokens=512.0, tokens_predicted_total=1.0)
     assert pool_capacity(LoggedServer(), one.polled, LoadedModel()) == 2048
     one = scraped(kv_cache_usage_ratio=0.0, kv_cache_tokens=0.0)  # empty: its size is unknown
     assert pool_capacity(LoggedServer(), one.polled, LoadedModel()) is None
 
 
-def test_gauges_that_each_scrape_resets_are_not_kept() -> None:
+def test_polling_drops_gauges_that_each_scrape_resets() -> None:
     one = scraped(prompt_tokens_seconds=7.0, predicted_tokens_seconds=9.0, requests_deferred=2.0)
     assert set(one._values) == {"requests_deferred"}
 
 
-def test_a_scrape_of_a_replaced_process_is_dropped() -> None:
+def test_polling_drops_scrape_of_replaced_process() -> None:
     class Slow(ServerClient):
         def scrape(self, timeout_s: float | None = None) -> Scrape:
             one.replaced()
@@ -75,7 +75,7 @@ def test_a_scrape_of_a_replaced_process_is_dropped() -> None:
     assert one.totals == {}
 
 
-def test_two_processes_that_answer_in_turns(caplog: pytest.LogCaptureFixture) -> None:
+def test_polling_processes_answering_in_turns(caplog: pytest.LogCaptureFixture) -> None:
     """Replicas behind one Service: no endless restarts, no tokens counted twice, and one warning."""
     one = polling()
     totals = []
@@ -91,7 +91,7 @@ def test_two_processes_that_answer_in_turns(caplog: pytest.LogCaptureFixture) ->
     assert (one.restarts, one.totals["tokens_predicted_total"]) == (1, 108 + 14 + 1)
 
 
-def test_an_observed_request_is_bounded_by_the_looks_around_it() -> None:
+def test_observed_request_bounded_by_polls() -> None:
     trace = SlotTrace()
 
     def look(at: float, *slots: SlotState) -> list[tuple[int, float, float, float | None, int | None]]:

@@ -40,7 +40,7 @@ def chosen(shape: ModelShape, *names: str, **given: object) -> Chosen:
 
 
 @pytest.mark.parametrize(("gib", "kind"), [(5, "f16"), (16, "f16"), (25, "q8_0"), (27, "q4_0")])
-def test_the_best_cache_type_with_a_context_that_serves_and_it_fits(gib: float, kind: str) -> None:
+def test_preset_cache_type_by_model_size(gib: float, kind: str) -> None:
     shape = model(gib)
     found = chosen(shape)
     settings = found.settings
@@ -52,7 +52,7 @@ def test_the_best_cache_type_with_a_context_that_serves_and_it_fits(gib: float, 
     assert found.longest >= 131072 or not memory_plan(shape, more, found.devices).fits
 
 
-def test_own_settings_stay() -> None:
+def test_preset_keeps_given_settings() -> None:
     found = chosen(model(5), "cache_type_k", "cache_type_v", cache_type_k="q4_0", cache_type_v="q4_0", ctx_size=8192)
     assert (found.settings.cache_type_k, found.settings.ctx_size) == ("q4_0", 8192)
     assert found.longest > 8192
@@ -61,12 +61,12 @@ def test_own_settings_stay() -> None:
 
 
 @pytest.mark.parametrize("shape", [model(60), dataclasses.replace(model(5), weights=None)])
-def test_what_does_not_fit_is_refused(shape: ModelShape) -> None:
+def test_preset_refuses_model_that_does_not_fit(shape: ModelShape) -> None:
     with pytest.raises(UsageError, match="kaggle-t4x2"):
         chosen(shape)
 
 
-def test_the_command_adds_only_what_is_not_given(tiny_model: Path) -> None:
+def test_preset_command_adds_missing_arguments_only(tiny_model: Path) -> None:
     arguments, said = with_preset(
         "kaggle-t4x2", str(tiny_model), {"n_parallel": 2, "flash_attn": "auto"}, ["-c", "512"]
     )
@@ -84,7 +84,7 @@ def test_the_command_adds_only_what_is_not_given(tiny_model: Path) -> None:
         (["--preset", "dgx"], "there is no preset 'dgx': use kaggle-t4x2"),
     ],
 )
-def test_a_refusal_is_one_line_and_starts_no_server(
+def test_preset_refusal_is_one_line(
     words: list[str], says: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(tiny_model), *words, "--backend", "/nowhere/llama-server"]) == 2

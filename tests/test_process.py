@@ -43,12 +43,12 @@ def lines_of(*chunks: bytes) -> list[str]:
         ([b"nul\0nul\n"], ["nul\0nul"]),
     ],
 )
-def test_lines(chunks: list[bytes], lines: list[str]) -> None:
+def test_line_buffer_lines(chunks: list[bytes], lines: list[str]) -> None:
     assert lines_of(*chunks) == lines
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b""))), st.data())
-def test_where_bytes_are_cut_makes_no_difference(lines: list[bytes], data: st.DataObject) -> None:
+def test_line_buffer_any_chunking(lines: list[bytes], data: st.DataObject) -> None:
     text = b"".join(line + b"\n" for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     chunks = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -57,7 +57,7 @@ def test_where_bytes_are_cut_makes_no_difference(lines: list[bytes], data: st.Da
 
 
 @pytest.mark.parametrize("chunk", [1000, 65536, 65537, 1 << 20])
-def test_a_line_without_end_is_cut_and_the_next_one_is_whole(chunk: int) -> None:
+def test_line_buffer_endless_line_is_cut(chunk: int) -> None:
     text = b"x" * (1 << 20) + b"\nnext\n" + b"y" * 300_000
     buffer = LineBuffer()
     lines = []
@@ -88,14 +88,14 @@ def read_all(child: Child, timeout: float = 60) -> list[str]:
     return lines
 
 
-def test_everything_that_it_wrote_is_read(wake: tuple[int, int]) -> None:
+def test_child_all_output_is_read(wake: tuple[int, int]) -> None:
     code = "import sys\nfor n in range(50000): print(n)\nsys.stdout.flush(); sys.stderr.write('last'); sys.exit(3)"
     child = Child([*PYTHON, code], {}, wake=wake[0])
     assert read_all(child) == [*map(str, range(50000)), "last"]
     assert (child.close(), child.returncode) == (3, 3)
 
 
-def test_its_environment(wake: tuple[int, int]) -> None:
+def test_child_environment(wake: tuple[int, int]) -> None:
     code = (
         "import os; print(os.environ['LLAMATEL_TEST'], 'PATH' in os.environ, os.isatty(0), os.getsid(0) == os.getpid())"
     )
@@ -104,7 +104,7 @@ def test_its_environment(wake: tuple[int, int]) -> None:
     assert child.close() == 0
 
 
-def test_one_that_writes_without_end_does_not_keep_its_reader(wake: tuple[int, int]) -> None:
+def test_child_endless_output_does_not_block_reader(wake: tuple[int, int]) -> None:
     child = Child(["yes", "a line " * 100], {}, wake=wake[0])
     read = [len(child.read(1).lines) for _ in range(10)]
     assert 0 < max(read) < 10_000
@@ -113,7 +113,7 @@ def test_one_that_writes_without_end_does_not_keep_its_reader(wake: tuple[int, i
     assert child.close() == -signal.SIGKILL
 
 
-def test_a_wake_up_ends_a_read_early(wake: tuple[int, int]) -> None:
+def test_child_wake_up_ends_read(wake: tuple[int, int]) -> None:
     child = Child([*PYTHON, "import time; time.sleep(60)"], {}, wake=wake[0])
     os.write(wake[1], b"!")
     begun = time.monotonic()
@@ -126,14 +126,14 @@ def test_a_wake_up_ends_a_read_early(wake: tuple[int, int]) -> None:
     assert child.close() == -signal.SIGTERM
 
 
-def test_the_end_ends_a_read_early(wake: tuple[int, int]) -> None:
+def test_child_exit_ends_read(wake: tuple[int, int]) -> None:
     child = Child([*PYTHON, "import os; os.close(1); os.close(2); import time; time.sleep(0.3)"], {}, wake=wake[0])
     assert read_all(child, 40) == []
     assert child.close() == 0
 
 
 @pytest.mark.parametrize("how", ["none", "refused"])
-def test_without_process_descriptors(how: str, wake: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_without_process_descriptors(how: str, wake: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: int) -> int:
         raise PermissionError
 
@@ -146,7 +146,7 @@ def test_without_process_descriptors(how: str, wake: tuple[int, int], monkeypatc
     assert child.close() == 0
 
 
-def test_somebody_else_holds_the_pipe(wake: tuple[int, int]) -> None:
+def test_child_pipe_held_by_another_process(wake: tuple[int, int]) -> None:
     child = Child(["sh", "-c", "sleep 60 & echo $!"], {}, wake=wake[0])
     begun = time.monotonic()
     [line] = read_all(child)
@@ -155,7 +155,7 @@ def test_somebody_else_holds_the_pipe(wake: tuple[int, int]) -> None:
     os.kill(int(line), signal.SIGKILL)
 
 
-def test_a_kill_takes_what_the_command_started(wake: tuple[int, int]) -> None:
+def test_child_kill_includes_its_children(wake: tuple[int, int]) -> None:
     child = Child(["sh", "-c", "sleep 60 & echo $!; wait"], {}, wake=wake[0])
     [line] = wait_until(lambda: child.read(0.1).lines)
     child.kill()
@@ -165,7 +165,7 @@ def test_a_kill_takes_what_the_command_started(wake: tuple[int, int]) -> None:
     child.kill()  # of one that has ended: nothing
 
 
-def test_one_that_cannot_be_started_leaves_nothing_open(wake: tuple[int, int]) -> None:
+def test_child_failed_start_leaves_nothing_open(wake: tuple[int, int]) -> None:
     before = descriptors()
     for command, environment in ((["a\0b"], {}), (["true"], {"a": "b\0c"}), (["true", "x" * (1 << 22)], {})):
         with pytest.raises((OSError, ValueError)):

@@ -134,7 +134,7 @@ def reuse(selection: SlotSelection | None, cached: int | None, computed: int | N
     return prompt_reuse(selection, cached=cached, computed=computed, **values)
 
 
-def test_reuse_unknown_is_not_zero() -> None:
+def test_reuse_unknown_is_none() -> None:
     assert reuse(None, 10, 10) == UNKNOWN_REUSE
     assert reuse(SlotSelection(0.5), None, 10) == UNKNOWN_REUSE
     assert reuse(SlotSelection(), 0, 10) == UNKNOWN_REUSE
@@ -142,7 +142,7 @@ def test_reuse_unknown_is_not_zero() -> None:
     assert reuse(SlotSelection(), 7, 10) == PromptReuse(7, 0, 0.0)  # from the prompt cache in host memory
 
 
-def test_reuse_rounding_is_no_loss() -> None:
+def test_reuse_rounding_is_not_recompute() -> None:
     assert reuse(SlotSelection(0.750), 22_490, 7_510, rewindable=True) == PromptReuse(22_490, 0, 0.0)
     assert reuse(SlotSelection(1.0), 99, 1, rewindable=True) == PromptReuse(99, 0, 0.0)
 

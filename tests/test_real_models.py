@@ -128,7 +128,7 @@ def _metadata(model: Published) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=[model.name for model in MODELS])
-def test_real_model_cache_is_that_of_its_published_numbers(model: Published) -> None:
+def test_real_model_cache_equals_published_numbers(model: Published) -> None:
     shape = shape_from_metadata(_metadata(model))
     added = token_bytes(shape)
     assert added is not None
@@ -148,7 +148,7 @@ def test_real_model_cache_is_that_of_its_published_numbers(model: Published) -> 
         ("Phi-4", 200),
     ],
 )  # fmt: skip
-def test_real_model_token_is_as_model_pages_and_papers_say(name: str, kib: int) -> None:
+def test_real_model_bytes_per_token_equal_publications(name: str, kib: int) -> None:
     model = next(each for each in MODELS if each.name == name)
     assert model.per_token == kib * KIB
 
@@ -185,7 +185,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_real_model_config_and_gguf_plan_the_same(name: str) -> None:
+def test_real_model_config_and_gguf_give_the_same_plan(name: str) -> None:
     model = next(each for each in MODELS if each.name == name)
     settings = ServerSettings(ctx_size=16384, parallel=2)
     ours, theirs = shape_from_config(CONFIGS[name]), shape_from_metadata(_metadata(model))

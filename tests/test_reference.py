@@ -14,7 +14,7 @@ from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
 from tests.samples import SERVER, completion, cut_short
 
 
-def test_reference_pages_are_fresh() -> None:
+def test_reference_pages_are_current() -> None:
     for name, text in pages().items():
         assert (DOCS / name).read_text() == text, f"docs/{name} is stale: make docs"
 

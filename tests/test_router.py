@@ -76,7 +76,7 @@ def names(fleet: Attached) -> set[str | None]:
     return {state.server.model for state in fleet.states()}
 
 
-def test_nothing_is_loaded_because_we_look(start: Callable[..., Unmanaged]) -> None:
+def test_router_polling_loads_no_model(start: Callable[..., Unmanaged]) -> None:
     router = start()
     with attached(router.url, interval_s=0.05) as fleet:
         wait_until(lambda: names(fleet) == {None} | MODELS, 20, "three models")
@@ -88,7 +88,7 @@ def test_nothing_is_loaded_because_we_look(start: Callable[..., Unmanaged]) -> N
     assert "spawning" not in router.child.output()
 
 
-def test_a_loaded_model_is_measured_falls_asleep_and_stays_asleep(start: Callable[..., Unmanaged]) -> None:
+def test_router_model_measured_then_sleeps(start: Callable[..., Unmanaged]) -> None:
     router = start("--sleep-idle-seconds", "1")
     with attached(router.url, interval_s=0.05) as fleet:
         fleet.wait(lambda state: state.state == "unloaded", "a")
@@ -107,7 +107,7 @@ def test_a_loaded_model_is_measured_falls_asleep_and_stays_asleep(start: Callabl
         assert router.child.output().count("spawning server instance with name") == 1
 
 
-def test_a_killed_child_is_a_failure_and_a_killed_router_a_gap(start: Callable[..., Unmanaged]) -> None:
+def test_router_killed_child_and_killed_router(start: Callable[..., Unmanaged]) -> None:
     router = start()
     with attached(router.url) as fleet:
         fleet.wait(lambda state: state.state == "unloaded", "b")
@@ -128,7 +128,7 @@ def test_a_killed_child_is_a_failure_and_a_killed_router_a_gap(start: Callable[.
         fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 10, "b")
 
 
-def test_its_log_tells_requests_with_their_model_and_what_polling_misses(start: Callable[..., Unmanaged]) -> None:
+def test_router_log_requests_by_model_and_evictions(start: Callable[..., Unmanaged]) -> None:
     router = start("--models-max", "1")
     done: list[Completion] = []
     with attached(router.url, interval_s=0.3, has_log=True) as fleet:
@@ -153,7 +153,7 @@ def test_its_log_tells_requests_with_their_model_and_what_polling_misses(start: 
     assert 0 < a.loading_s < 60
 
 
-def test_one_that_we_launched(llama_server_binary: Path, models: Path) -> None:
+def test_router_launched_by_manager(llama_server_binary: Path, models: Path) -> None:
     done: list[Completion] = []
     with ServerManager(backend=str(llama_server_binary)) as server:
         server.subscribe(done.append)
@@ -184,7 +184,7 @@ def test_one_that_we_launched(llama_server_binary: Path, models: Path) -> None:
         assert (b.state, b.router_model) == ("failed", RouterModel(loads=1, evictions=0, failures=1))
 
 
-def test_lists_that_are_none() -> None:
+def test_router_invalid_model_lists() -> None:
     assert parse_models([{}, {"id": 1, "status": {}}, {"id": "x", "status": "loaded"}]) == []
     [entry] = parse_models([{"id": "x", "status": {"value": "dreaming", "args": [None, "--port", "no"]}}])
     assert (entry.state, entry.port, entry.card.name) == (None, None, "x")

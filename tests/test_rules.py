@@ -55,7 +55,7 @@ def write(folder: Path, options: RuleOptions | None = None, *, only_summaries: b
         (folder / name).write_text(rules.to_yaml(content))
 
 
-def test_rules_files_are_fresh() -> None:
+def test_rules_files_are_current() -> None:
     kept = {path.name: path.read_text(encoding="utf-8") for path in rules.FOLDER.glob("*.yml")}
     assert kept == rules.rendered(), "run: python -m llamatel_dashboards.rules"
 
@@ -100,7 +100,7 @@ def cases() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("alert", ALL, ids=lambda alert: alert.name)
-def test_alert_has_cases_where_it_fires_and_where_not(alert: Alert) -> None:
+def test_alert_has_firing_and_silent_cases(alert: Alert) -> None:
     found = [bool(case.get("exp_alerts")) for case in cases() if case["alertname"] == alert.name]
     assert set(found) == {True, False}
 
@@ -116,7 +116,7 @@ def test_alert_queries_existing_metrics(alert: Alert) -> None:
     assert alert.severity in ("critical", "warning", "info")
 
 
-def test_alert_annotations_say_where_and_have_an_absolute_runbook() -> None:
+def test_alert_annotations_have_labels_and_absolute_runbook() -> None:
     for alert in ALL:
         annotations = alert.rule("https://wiki.example/alerts")["annotations"]
         assert annotations["runbook_url"] == f"https://wiki.example/alerts#{alert.name.lower()}"
@@ -134,7 +134,7 @@ def test_runbook_has_an_entry_with_three_parts_for_each_alert() -> None:
         assert parts == ["Meaning", "Diagnosis", "Remedy"], name
 
 
-def test_incident_table_is_that_of_the_last_run() -> None:
+def test_incident_table_equals_last_run() -> None:
     result = json.loads(incident_day.RESULT.read_text(encoding="utf-8"))
     text = RUNBOOK.read_text(encoding="utf-8")
     assert incident_day.page_with(text, result) == text, "run: python -m tests.acceptance.incident_day"

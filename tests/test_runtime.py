@@ -171,7 +171,7 @@ class Twice(Collector):
 
 
 @pytest.mark.parametrize("fault", ["collector", "unknown"])
-def test_init_failure_leaves_nothing(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_failure_cleans_up(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     threads = set(threading.enumerate())
     if fault == "collector":
@@ -254,7 +254,9 @@ def test_crash_during_a_request_is_an_error_span(
     assert (span.status, span.status_message) == ("ERROR", "the server ended with signal 9")
 
 
-def test_api_key_is_in_no_span_and_no_metric(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
+def test_api_key_absent_from_spans_and_metrics(
+    llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink
+) -> None:
     running = init(otlp_endpoint=otlp_sink.endpoint)
     with ServerManager(backend=str(llama_server_binary)) as server:
         server.start_server(tiny_model, port=0, extra_args=["--api-key", KEY, "-lv", "4"]).wait_until_ready(60)
@@ -321,7 +323,7 @@ def test_exit_stops_servers_before_telemetry(
     assert float(tokens["output"] or 0) >= 5
 
 
-def test_fork_child_leaves_the_parent_alone(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
+def test_fork_child_does_not_affect_parent(llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink) -> None:
     program = LEAVING.replace(
         "complete_in_background(server.base_url, 1)\nwhile",
         "import os\nif os.fork() == 0: sys.exit(0)\nos.wait()\nwhile False and",

@@ -47,7 +47,7 @@ def test_sdk_adapter_set_global_lets_the_application_replace_ours(before: str, r
 
 
 @pytest.mark.parametrize(("module", "name"), sdk_adapter.PARTS)
-def test_sdk_adapter_private_parts_are_there(module: object, name: str) -> None:
+def test_sdk_adapter_private_parts_exist(module: object, name: str) -> None:
     places = (module, getattr(module, "_internal", None))
     assert any(isinstance(getattr(getattr(place, name, None), "_done", None), bool) for place in places)
 

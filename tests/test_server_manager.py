@@ -89,7 +89,7 @@ def launched(server: ServerManager) -> int:
 # -- a life ------------------------------------------------------------------------------------------------------------
 
 
-def test_start_ask_stop(servers: Servers, backend: str) -> None:
+def test_manager_start_complete_stop(servers: Servers, backend: str) -> None:
     server = servers.start(backend)
     assert server.state in (ServerState.STARTING, ServerState.READY)
     assert server.wait_until_ready(60) is server
@@ -122,7 +122,7 @@ def test_start_ask_stop(servers: Servers, backend: str) -> None:
     assert server.wait() == 0
 
 
-def test_the_last_counters_are_taken_when_it_stops(servers: Servers, backend: str) -> None:
+def test_manager_stop_reads_last_counters(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     assert complete(server.base_url, 7) == 200
     server.stop_server()
@@ -131,7 +131,7 @@ def test_the_last_counters_are_taken_when_it_stops(servers: Servers, backend: st
     assert snapshot.counters["tokens_predicted_total"] == 7
 
 
-def test_a_context_manager_stops_it_whatever_happens(tiny_model: Path, backend: str) -> None:
+def test_manager_context_manager_stops_on_exception(tiny_model: Path, backend: str) -> None:
     server = ServerManager(backend=backend)
     pids = []
     try:
@@ -143,7 +143,7 @@ def test_a_context_manager_stops_it_whatever_happens(tiny_model: Path, backend: 
     assert server.state is ServerState.STOPPED
 
 
-def test_two_servers_at_once(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_two_servers(servers: Servers, llama_server_binary: Path) -> None:
     one, other = servers.start("xllamacpp"), servers.start(llama_server_binary)
     assert one.wait_until_ready(60).base_url != other.wait_until_ready(60).base_url
     assert (complete(one.base_url, 3), complete(other.base_url, 5)) == (200, 200)
@@ -151,7 +151,7 @@ def test_two_servers_at_once(servers: Servers, llama_server_binary: Path) -> Non
     assert complete(other.base_url) == 200
 
 
-def test_calls_that_do_not_fit_the_state(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_calls_in_wrong_state(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.manager(llama_server_binary)
     assert (server.state, server.snapshot(), server.returncode, server.log_tail) == (
         ServerState.STOPPED,
@@ -178,12 +178,12 @@ def test_calls_that_do_not_fit_the_state(servers: Servers, llama_server_binary: 
 
 
 @pytest.mark.parametrize("settings", [{"restart": "always"}, {"max_restarts": -1}])
-def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+def test_manager_invalid_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ServerManager(**settings)
 
 
-def test_restart_keeps_port_and_counters(servers: Servers, backend: str) -> None:
+def test_manager_restart_keeps_port_and_counters(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     url, pid = server.base_url, pid_of(server)
     assert complete(url, 5) == 200
@@ -196,7 +196,7 @@ def test_restart_keeps_port_and_counters(servers: Servers, backend: str) -> None
     assert snapshot.counters["tokens_predicted_total"] == 11
 
 
-def test_another_server_of_the_same_manager_does_not_inherit_counters(
+def test_manager_next_server_starts_counters_at_zero(
     servers: Servers, llama_server_binary: Path, tmp_path: Path
 ) -> None:
     server = servers.ready(llama_server_binary)
@@ -210,7 +210,7 @@ def test_another_server_of_the_same_manager_does_not_inherit_counters(
     assert (snapshot.server.model, snapshot.counters["tokens_predicted_total"]) == ("other.gguf", 2)
 
 
-def test_waiting_has_a_limit_and_may_go_on(servers: Servers, backend: str) -> None:
+def test_manager_wait_timeout_and_wait_again(servers: Servers, backend: str) -> None:
     server = servers.start(backend)
     with pytest.raises(ServerTimeout, match="not ready after 0 s; its last line: "):
         server.wait_until_ready(0)
@@ -218,7 +218,7 @@ def test_waiting_has_a_limit_and_may_go_on(servers: Servers, backend: str) -> No
     server.wait_until_ready(60)
 
 
-def test_stop_before_it_is_ready_releases_who_waits(servers: Servers, backend: str) -> None:
+def test_manager_stop_before_ready_ends_waiting(servers: Servers, backend: str) -> None:
     server = servers.start(backend)
     caught: list[Exception] = []
 
@@ -239,7 +239,7 @@ def test_stop_before_it_is_ready_releases_who_waits(servers: Servers, backend: s
     assert server.info.pid is None
 
 
-def test_a_server_that_ignores_sigterm_is_killed(servers: Servers, backend: str) -> None:
+def test_manager_kills_server_that_ignores_sigterm(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     pid = pid_of(server)
     os.kill(pid, signal.SIGSTOP)
@@ -250,7 +250,7 @@ def test_a_server_that_ignores_sigterm_is_killed(servers: Servers, backend: str)
     assert (server.state, server.failure) == (ServerState.STOPPED, None)
 
 
-def test_several_may_stop_it_and_the_shortest_patience_holds(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_concurrent_stops_shortest_timeout(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary)
     os.kill(pid_of(server), signal.SIGSTOP)
     patient = threading.Thread(target=server.stop_server, args=(300,))
@@ -261,7 +261,7 @@ def test_several_may_stop_it_and_the_shortest_patience_holds(servers: Servers, l
     assert not patient.is_alive()
 
 
-def test_a_sigterm_that_was_lost_is_repeated(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+def test_manager_repeats_lost_sigterm(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
     # llama.cpp forgets one that comes between its word that it listens and the start of its loop; here each process
     # loses its first.
     wrapper = tmp_path / "forgetful.py"
@@ -281,7 +281,7 @@ def test_a_sigterm_that_was_lost_is_repeated(servers: Servers, llama_server_bina
     assert server.stop_server(60) == 0
 
 
-def test_signals_that_the_application_blocks_do_not_reach_the_server(servers: Servers, backend: str) -> None:
+def test_manager_blocked_signals_are_not_inherited(servers: Servers, backend: str) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         server = servers.ready(backend)
@@ -290,7 +290,7 @@ def test_signals_that_the_application_blocks_do_not_reach_the_server(servers: Se
     assert server.stop_server(60) in ENDED
 
 
-def test_a_server_outlives_the_thread_that_started_it(servers: Servers, backend: str) -> None:
+def test_manager_server_outlives_starting_thread(servers: Servers, backend: str) -> None:
     # On Linux the kernel would kill it with that thread: the supervisor's own thread is the one that starts it.
     thread = threading.Thread(target=servers.start, args=(backend,))
     thread.start()
@@ -336,7 +336,7 @@ def empty(model: Path, _: bytes) -> list[str]:
     ],
     ids=["missing", "truncated", "no GGUF", "empty", "unknown flag", "cache type", "no number"],
 )
-def test_a_start_that_fails_says_why_at_once(
+def test_manager_failed_start_reports_reason_at_once(
     backend: str, prepare: Callable[[Path, bytes], list[str]], said: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     whole = tiny_model.read_bytes()
@@ -360,7 +360,7 @@ def test_a_start_that_fails_says_why_at_once(
     assert server.stop_server() == 0
 
 
-def test_a_port_that_is_taken(servers: Servers, backend: str) -> None:
+def test_manager_port_in_use(servers: Servers, backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = servers.start(backend, port=taken.getsockname()[1])
         with pytest.raises(
@@ -369,7 +369,7 @@ def test_a_port_that_is_taken(servers: Servers, backend: str) -> None:
             server.wait_until_ready(60)
 
 
-def test_a_port_that_another_manager_of_this_process_has(
+def test_manager_port_of_another_manager(
     servers: Servers, llama_server_binary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = servers.ready(llama_server_binary)
@@ -392,7 +392,7 @@ def test_a_port_that_another_manager_of_this_process_has(
     assert servers.ready(llama_server_binary).state is second.state is ServerState.READY
 
 
-def test_why_it_failed_stands_before_a_backtrace() -> None:
+def test_failure_line_before_backtrace() -> None:
     log = """\
 0.00.032.011 E llama_context: something less telling
 /src/llama-context.cpp:2526: GGML_ASSERT(n_outputs >= 1) failed
@@ -403,7 +403,7 @@ def test_why_it_failed_stands_before_a_backtrace() -> None:
     assert failure_line(log.splitlines()) == "GGML_ASSERT(n_outputs >= 1) failed"
 
 
-def test_another_server_on_the_port_is_not_taken_for_ours(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_other_server_on_port_is_not_ready(servers: Servers, llama_server_binary: Path) -> None:
     first = servers.ready(llama_server_binary)
     assert first.info.port
     # It says nothing, so its health is asked for; it is in no hurry to find out that the port is taken.
@@ -414,7 +414,7 @@ def test_another_server_on_the_port_is_not_taken_for_ours(servers: Servers, llam
         second.wait_until_ready(60)
 
 
-def test_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
+def test_manager_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
     # The address space is limited, so nothing of this machine's memory is used up.
     command = [backend] if "/" in backend else [sys.executable, "-m", "llamatel.llama.server.xllamacpp_server"]
     limited = script(tmp_path / "limited.sh", f'ulimit -v 2000000\nexec {shlex.join(command)} "$@"\n')
@@ -423,7 +423,7 @@ def test_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
         server.wait_until_ready(60)
 
 
-def test_a_backend_that_is_no_program(servers: Servers, tmp_path: Path) -> None:
+def test_manager_invalid_backend(servers: Servers, tmp_path: Path) -> None:
     broken = tmp_path / "llama-server"
     broken.write_bytes(b"\x7fELF but not really")
     broken.chmod(0o755)
@@ -432,7 +432,7 @@ def test_a_backend_that_is_no_program(servers: Servers, tmp_path: Path) -> None:
     assert caught.value.returncode == 127
 
 
-def test_arguments_that_no_process_can_have(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_impossible_arguments(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.start(llama_server_binary, "--alias", "a\0b")
     with pytest.raises(ServerStartError, match="the server could not be run: embedded null byte"):
         server.wait_until_ready(60)
@@ -443,9 +443,7 @@ def test_arguments_that_no_process_can_have(servers: Servers, llama_server_binar
 
 
 @pytest.mark.parametrize("flags", [("-lv", "2"), ("-lv", "0"), ("--log-disable",)], ids=" ".join)
-def test_a_server_that_says_little_is_asked_whether_it_is_ready(
-    servers: Servers, backend: str, flags: tuple[str, ...]
-) -> None:
+def test_manager_quiet_server_readiness_is_polled(servers: Servers, backend: str, flags: tuple[str, ...]) -> None:
     port = free_port()
     server = servers.ready(backend, *flags, port=port)
     assert server.base_url == f"http://127.0.0.1:{port}"
@@ -455,7 +453,7 @@ def test_a_server_that_says_little_is_asked_whether_it_is_ready(
     assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
 
 
-def test_a_log_that_shows_no_requests_is_said_once(
+def test_manager_log_without_requests_warns_once(
     servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = servers.ready(llama_server_binary, "--log-disable", port=free_port())
@@ -468,7 +466,7 @@ def test_a_log_that_shows_no_requests_is_said_once(
     ]
 
 
-def test_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
+def test_manager_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
     path = tmp_path / "llama.sock"
     server = servers.manager(backend).start_server(servers.model, host=str(path)).wait_until_ready(60)
     assert (server.info.address, server.info.port, server.base_url) == (str(path), None, f"unix://{path}")
@@ -486,7 +484,7 @@ def test_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_unix_socket_that_exists_is_kept(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+def test_manager_existing_unix_socket_is_kept(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
     """Whatever is there already is left alone, and reported before the model is loaded."""
     used, unused, file = (tmp_path / name for name in ("used.sock", "unused.sock", "file.sock"))
     file.write_text("precious")
@@ -503,7 +501,7 @@ def test_unix_socket_that_exists_is_kept(servers: Servers, llama_server_binary: 
         servers.manager(llama_server_binary).start_server(servers.model, host=str(tmp_path / "no" / "l.sock"))
 
 
-def test_unix_socket_named_by_the_log_is_kept(servers: Servers, tmp_path: Path) -> None:
+def test_manager_unix_socket_named_by_log_is_kept(servers: Servers, tmp_path: Path) -> None:
     """Text of clients in the log names no file to remove, nor an address to poll."""
     victim = tmp_path / "victim.sock"
     with socket.socket(socket.AF_UNIX) as stale:
@@ -516,7 +514,7 @@ def test_unix_socket_named_by_the_log_is_kept(servers: Servers, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("way", ["flag", "variable"])
-def test_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_manager_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "variable":
         monkeypatch.setenv("LLAMA_ARG_API_PREFIX", "/llm")
     server = servers.ready(backend, *(("--api-prefix", "/llm") if way == "flag" else ()))
@@ -528,7 +526,7 @@ def test_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.MonkeyPa
     assert snapshot.slots is not None
 
 
-def test_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> None:
+def test_manager_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> None:
     """A server that was launched with a certificate is polled over https, whatever names the certificate has."""
     certificate, key = make_certificate(tmp_path, "llama.example")
     server = servers.ready(
@@ -544,13 +542,13 @@ def test_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> 
     assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
 
 
-def test_shipped_model(servers: Servers, backend: str) -> None:
+def test_manager_shipped_model(servers: Servers, backend: str) -> None:
     server = servers.manager(backend).start_server("tiny", port=0).wait_until_ready(60)
     assert server.info.model == "tiny.gguf"
     assert complete(server.base_url) == 200
 
 
-def test_an_ipv6_address(servers: Servers, backend: str) -> None:
+def test_manager_ipv6_address(servers: Servers, backend: str) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -560,7 +558,7 @@ def test_an_ipv6_address(servers: Servers, backend: str) -> None:
     assert complete(server.base_url) == 200
 
 
-def test_a_talkative_server_is_never_held_up(servers: Servers, backend: str) -> None:
+def test_manager_verbose_server_is_not_blocked(servers: Servers, backend: str) -> None:
     server = servers.ready(backend, "-lv", "5", "-np", "4")
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(lambda tokens: complete(server.base_url, tokens), [40] * 24)) == [200] * 24
@@ -574,7 +572,7 @@ def test_a_talkative_server_is_never_held_up(servers: Servers, backend: str) -> 
     assert server.stop_server(60) == 0
 
 
-def test_its_log_goes_to_a_file_too(servers: Servers, backend: str, tmp_path: Path) -> None:
+def test_manager_server_log_to_file(servers: Servers, backend: str, tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_text("before\n")
     server = servers.ready(backend, server_log=path)
@@ -587,7 +585,7 @@ def test_its_log_goes_to_a_file_too(servers: Servers, backend: str, tmp_path: Pa
     assert path.read_text().count("listening on") == 2
 
 
-def test_its_log_goes_to_standard_error(
+def test_manager_server_log_to_stderr(
     servers: Servers, llama_server_binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = servers.ready(llama_server_binary, server_log="-")
@@ -595,13 +593,13 @@ def test_its_log_goes_to_standard_error(
     assert tuple(capsys.readouterr().err.splitlines()) == server.log_tail
 
 
-def test_a_log_file_that_cannot_be_written(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+def test_manager_server_log_not_writable(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot write the server's log to .*: No such file"):
         servers.start(llama_server_binary, server_log=tmp_path / "missing" / "server.log")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_costs_the_copy_of_the_log_only(
+def test_manager_full_disk_drops_log_copy_only(
     servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = servers.ready(llama_server_binary, server_log="/dev/full")
@@ -612,7 +610,7 @@ def test_a_full_disk_costs_the_copy_of_the_log_only(
     ]
 
 
-def test_nobody_reads_our_standard_error(backend: str, tiny_model: Path) -> None:
+def test_manager_stderr_not_read(backend: str, tiny_model: Path) -> None:
     program = (
         "import sys\n"
         "from llamatel.llama import ServerManager\n"
@@ -629,7 +627,7 @@ def test_nobody_reads_our_standard_error(backend: str, tiny_model: Path) -> None
         assert process.wait(60) == 0  # and it ends, though the pipe is full
 
 
-def test_junk_in_the_log_harms_nobody(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+def test_manager_junk_in_log(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
     noisy = script(
         tmp_path / "noisy.sh",
         "head -c 300000 /dev/urandom >&2\n"
@@ -652,7 +650,7 @@ def test_junk_in_the_log_harms_nobody(servers: Servers, llama_server_binary: Pat
 # -- those who listen --------------------------------------------------------------------------------------------------
 
 
-def test_listeners_come_and_go(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_listeners_subscribe_and_unsubscribe(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary)
     seen: list[Completion] = []
     once, twice = server.subscribe(seen.append), server.subscribe(seen.append)
@@ -668,7 +666,7 @@ def test_listeners_come_and_go(servers: Servers, llama_server_binary: Path) -> N
     assert len(seen) == 3
 
 
-def test_a_listener_that_raises_costs_nobody_anything(
+def test_manager_failing_listener_is_isolated(
     servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = servers.ready(llama_server_binary)
@@ -689,7 +687,7 @@ def test_a_listener_that_raises_costs_nobody_anything(
     ]
 
 
-def test_a_listener_cannot_wait_for_the_end_that_it_holds_up(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_listener_cannot_wait_for_exit(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary)
     said: list[str] = []
 
@@ -709,7 +707,7 @@ def test_a_listener_cannot_wait_for_the_end_that_it_holds_up(servers: Servers, l
 # -- crashes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_crash_ends_every_request_in_flight_as_an_error(servers: Servers, backend: str) -> None:
+def test_manager_crash_fails_requests_in_flight(servers: Servers, backend: str) -> None:
     seen: list[Completion] = []
     server = servers.ready(backend, "-np", "4", "-c", "16384", "--no-kv-unified")
     server.subscribe(seen.append)
@@ -731,7 +729,7 @@ def test_a_crash_ends_every_request_in_flight_as_an_error(servers: Servers, back
     assert server.stop_server() == -signal.SIGKILL
 
 
-def test_a_stop_ends_every_request_in_flight_as_an_error(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_stop_fails_requests_in_flight(servers: Servers, llama_server_binary: Path) -> None:
     seen: list[Completion] = []
     server = servers.ready(llama_server_binary)
     server.subscribe(seen.append)
@@ -744,7 +742,7 @@ def test_a_stop_ends_every_request_in_flight_as_an_error(servers: Servers, llama
     ]
 
 
-def test_after_a_crash_it_comes_back_and_counts_on(servers: Servers, backend: str) -> None:
+def test_manager_restart_after_crash_keeps_counters(servers: Servers, backend: str) -> None:
     server = servers.ready(backend, restart="on-failure")
     url, totals = server.base_url, []
 
@@ -771,7 +769,7 @@ def test_after_a_crash_it_comes_back_and_counts_on(servers: Servers, backend: st
     assert (snapshot.up, snapshot.restarts) == (True, 2)
 
 
-def test_it_comes_back_so_many_times_and_no_more(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_restart_limit(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=1)
     os.kill(pid_of(server), signal.SIGKILL)
     wait_until(lambda: server.restarts == 1)
@@ -781,7 +779,7 @@ def test_it_comes_back_so_many_times_and_no_more(servers: Servers, llama_server_
     assert (server.state, server.restarts) == (ServerState.FAILED, 1)
 
 
-def test_one_that_cannot_come_back_is_given_up(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
+def test_manager_restart_impossible(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
     servers.model = write_tiny_model(tmp_path / "tiny.gguf")
     server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=2)
     servers.model.unlink()
@@ -791,7 +789,7 @@ def test_one_that_cannot_come_back_is_given_up(servers: Servers, llama_server_bi
     assert "failed to open GGUF file" in (server.failure or "")
 
 
-def test_a_stop_in_the_pause_before_a_restart_works_at_once(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_stop_during_restart_pause(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary, restart="on-failure", max_restarts=9)
     for crash in range(3):  # the pauses grow: the third is of two seconds
         os.kill(pid_of(server), signal.SIGKILL)
@@ -810,7 +808,7 @@ def test_a_stop_in_the_pause_before_a_restart_works_at_once(servers: Servers, ll
 # -- looking at it -----------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_of_one_that_starts(servers: Servers, backend: str) -> None:
+def test_manager_snapshot_while_starting(servers: Servers, backend: str) -> None:
     server = servers.start(backend)
     snapshot = server.snapshot()
     assert snapshot is not None
@@ -818,7 +816,7 @@ def test_a_snapshot_of_one_that_starts(servers: Servers, backend: str) -> None:
     assert snapshot.server.model == "tiny.gguf"
 
 
-def test_a_snapshot_of_one_that_hangs_takes_its_time_and_no_more(servers: Servers, backend: str) -> None:
+def test_manager_snapshot_of_hanging_server_is_bounded(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     assert complete(server.base_url, 5) == 200
     before = server.snapshot()
@@ -836,7 +834,7 @@ def test_a_snapshot_of_one_that_hangs_takes_its_time_and_no_more(servers: Server
     assert again.up is True
 
 
-def test_snapshots_from_several_threads_at_once(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_snapshots_from_several_threads(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary, "-np", "4")
     totals: list[list[float]] = [[], [], []]
     done = threading.Event()
@@ -862,7 +860,7 @@ def test_snapshots_from_several_threads_at_once(servers: Servers, llama_server_b
     assert snapshot.counters["tokens_predicted_total"] == 1000
 
 
-def test_nothing_leaks(servers: Servers, backend: str) -> None:
+def test_manager_leaks_nothing(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     server.stop_server()
     threads, files = set(threading.enumerate()), descriptors()
@@ -880,7 +878,7 @@ def test_nothing_leaks(servers: Servers, backend: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["argument", "file", "flag", "flag=", "env", "environment", "file flag"])
-def test_an_api_key_is_used_and_never_shown(  # noqa: PLR0917
+def test_manager_api_key_is_used_and_not_shown(  # noqa: PLR0917
     servers: Servers,
     backend: str,
     way: str,
@@ -924,14 +922,14 @@ def test_an_api_key_is_used_and_never_shown(  # noqa: PLR0917
     assert not [line for line in early if KEY[-4:] in line]  # llama.cpp's own hint at it
 
 
-def test_a_server_that_fails_does_not_show_the_key_either(servers: Servers, backend: str) -> None:
+def test_manager_api_key_not_shown_on_failure(servers: Servers, backend: str) -> None:
     server = servers.start(backend, "--frobnicate", key=KEY)
     with pytest.raises(ServerStartError) as caught:
         server.wait_until_ready(60)
     assert KEY not in f"{caught.value!r} {caught.value.log_tail} {server.failure}"
 
 
-def test_keys_of_any_letters_let_us_in(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_api_key_any_characters(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.start(llama_server_binary, key="schlüssel-鍵-0123").wait_until_ready(60)
     snapshot = server.snapshot()
     assert snapshot is not None
@@ -939,7 +937,7 @@ def test_keys_of_any_letters_let_us_in(servers: Servers, llama_server_binary: Pa
     assert "prompt_tokens_total" in snapshot.counters
 
 
-def test_the_server_runs_with_what_it_was_given(servers: Servers, backend: str) -> None:
+def test_manager_arguments_reach_server(servers: Servers, backend: str) -> None:
     server = servers.manager(backend).start_server(
         servers.model, port=0, alias="mine", ctx_size=512, n_parallel=2, cache_type_k="f16",
     ).wait_until_ready(60)  # fmt: skip

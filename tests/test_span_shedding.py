@@ -53,7 +53,7 @@ def test_span_shedding_ends_with_the_overload(caplog: pytest.LogCaptureFixture) 
     assert len(caplog.records) == 2
 
 
-def test_span_shedding_keeps_something_at_any_load() -> None:
+def test_span_shedding_keeps_a_minimum_at_any_load() -> None:
     load = Load()
     load.load = 1.0
     load.run(5000)

@@ -101,7 +101,7 @@ def test_traced_client_stream_left(telemetry: runtime.Runtime, server: ServerMan
     assert call.attributes["llamacpp.outcome"] == "cancelled"
 
 
-def test_traced_client_other_kinds_are_refused() -> None:
+def test_traced_client_refuses_other_types() -> None:
     with pytest.raises(UsageError, match=r"is no requests\.Session"):
         llamatel.trace_client(object())
 

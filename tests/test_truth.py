@@ -327,7 +327,7 @@ def test_truth_histograms(sides: Sides, name: str) -> None:
             assert sum(v <= bound * (1 - 1e-9) for v in values) <= count <= sum(v <= bound * (1 + 1e-9) for v in values)
 
 
-def test_truth_nothing_lost(sides: Sides) -> None:
+def test_truth_no_losses(sides: Sides) -> None:
     assert sides.state.log is not None
     assert sides.state.log.requests_lost == 0
     assert sides.state.log.lines["malformed"] == 0

@@ -73,7 +73,7 @@ def test_visible_devices_in_cuda_order(environ: dict[str, str], expected: list[s
     assert library.opened == 0
 
 
-def test_order_is_unsure_without_core_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_visible_devices_order_unknown_without_core_counts(caplog: pytest.LogCaptureFixture) -> None:
     old = cards({**SLOW, "NumGpuCores": NOT_SUPPORTED}, {**FAST, "NumGpuCores": NOT_SUPPORTED})
     assert names(old, {}) == ["SUPER", "3090"]
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in caplog.text
@@ -82,7 +82,7 @@ def test_order_is_unsure_without_core_counts(caplog: pytest.LogCaptureFixture) -
     assert not caplog.records
 
 
-def test_slices_of_a_card() -> None:
+def test_visible_devices_mig_slices() -> None:
     library = cards(
         {**FAST, "Name": "NVIDIA H100 80GB HBM3", "total": 80 * GIB},
         **{
@@ -108,7 +108,7 @@ def test_slices_of_a_card() -> None:
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GB10", b"NVIDIA GB10", "Orin (nvgpu)", b"caf\xe9"])
-def test_unified_memory_is_the_systems(
+def test_visible_devices_unified_memory(
     name: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meminfo = tmp_path / "meminfo"
@@ -125,19 +125,19 @@ def test_unified_memory_is_the_systems(
     assert Nvml(library).read()[0].memory_limit is None  # the card has none of its own
 
 
-def test_without_meminfo_the_memory_is_unknown(tmp_path: Path) -> None:
+def test_visible_devices_without_meminfo(tmp_path: Path) -> None:
     [device] = visible_devices(cards({"Name": "NVIDIA GB10", "UUID": "GPU-1"}), {}, tmp_path / "none")
     assert device.memory == 0
 
 
 @pytest.mark.parametrize("call", ["nvmlDeviceGetName(0)", "nvmlDeviceGetUUID(0)"])
-def test_a_lost_card_does_not_hide_the_others(call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_nvml_lost_card_at_start(call: str, caplog: pytest.LogCaptureFixture) -> None:
     assert names(cards(SLOW, FAST, **{call: LOST}), {}) == ["3090"]
     assert "GPU 0 cannot be read" in caplog.text
     assert [device.id for device in Nvml(cards(SLOW, FAST, **{call: LOST})).read()] == ["GPU-bbbb2222-0000"]
 
 
-def test_a_card_that_is_lost_later_leaves_the_others() -> None:
+def test_nvml_card_lost_later() -> None:
     library = cards(SLOW, FAST)
     driver = Nvml(library)
     library.calls["nvmlDeviceGetUtilizationRates(0)"] = library.calls["nvmlDeviceGetTotalEnergyConsumption(0)"] = LOST
@@ -151,13 +151,13 @@ def test_a_card_that_is_lost_later_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     "changes", [{"nvmlInit()": {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}}, {"nvmlDeviceGetCount()": NOT_SUPPORTED}]
 )
-def test_no_driver_no_devices(changes: dict[str, Any]) -> None:
+def test_visible_devices_without_driver(changes: dict[str, Any]) -> None:
     assert visible_devices(cards(FAST, **changes), {}) == []
     with pytest.raises(NoGpu):
         Nvml(cards(FAST, **changes))
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_devices_without_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(name)
 
@@ -173,7 +173,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], True),
     ],
 )
-def test_a_vulkan_server_did_not_fall_back(graphics: Any, expected: bool | None) -> None:
+def test_offload_vulkan_server(graphics: Any, expected: bool | None) -> None:
     compute = [{"pid": 4, "usedGpuMemory": GIB}]
     calls = {
         "nvmlDeviceGetComputeRunningProcesses(0)": compute, "nvmlDeviceGetGraphicsRunningProcesses(0)": graphics,
