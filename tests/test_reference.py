@@ -35,7 +35,7 @@ def test_span_table_equals_the_spans() -> None:
             recompute_cause=RecomputeCause.NO_CHECKPOINT, **reuse,
         )
     )  # fmt: skip
-    spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5)
+    spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5, has_usage=False)
     provider.shutdown()
     written = exporter.get_finished_spans()
     found = {name: type(value) for span in written for name, value in (span.attributes or {}).items()}
