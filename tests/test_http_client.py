@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import HttpError, UsageError
-from llamatel.inputs.http import Address, HttpClient, abort, is_loopback, parse_address
+from llamatel.inputs.address import Address, is_loopback, parse_address
+from llamatel.inputs.http import HttpClient, abort
 from tests.certificates import make_certificate
 from tests.untrusted_server import UntrustedServer, http
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 from llamatel.errors import GGUFError, HttpError, ModelUnreachable, UsageError
-from llamatel.inputs.http import HttpClient, Stream, parse_address
+from llamatel.inputs.address import parse_address
+from llamatel.inputs.http import HttpClient, Stream
 
 log = logging.getLogger(__name__)
 

@@ -11,24 +11,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-import ipaddress
-import re
 import socket
 import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from llamatel.errors import HttpError, UsageError
+from llamatel.inputs.address import DEFAULT_PORTS, UNQUOTED, Address, parse_address
 from llamatel.inputs.credentials import check_api_key
 from llamatel.inputs.deadline import within
 from llamatel.inputs.documents import DEEPEST, LARGEST, parse_json
+from llamatel.inputs.http_connections import new_connection
+from llamatel.inputs.http_errors import http_error
 
 if TYPE_CHECKING:
     from urllib3 import HTTPResponse
@@ -39,85 +39,9 @@ _CHUNK = 1 << 16
 _STALE_S = 0.25
 """A kept connection that the server had closed fails within this time; later the server may be processing."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PORTS = {"http": 80, "https": 443}
-_UNQUOTED = "/%:@!$&'()*+,;=~-._"
 _AGENT = "llamatel"
 _WITHOUT_SECRETS = frozenset({"accept", "range", "user-agent"})
 """Headers that go to another origin, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens."""
-
-    scheme: str
-    """``http``, ``https`` or ``unix``."""
-    host: str
-    """Host name or IP address without brackets; of ``unix`` the path of the socket."""
-    port: int | None = None
-    """None for a Unix socket."""
-    prefix: str = ""
-    """In front of the path of every request, such as ``/llama-a``; no slash at its end."""
-
-    @property
-    def origin(self) -> str:
-        """The URL without the prefix."""
-        if self.scheme == "unix":
-            return f"unix://{self.host}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The URL, normalized: with its port, without a slash at its end."""
-        return self.origin + (f":{self.prefix}" if self.scheme == "unix" and self.prefix else self.prefix)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is on this machine: a Unix socket or loopback."""
-        return self.scheme == "unix" or is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is loopback, by its name or address; no name is resolved."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def parse_address(url: str, *, scheme: str = "http") -> Address:
-    """The address in ``http(s)://HOST[:PORT][/PREFIX]``, ``unix:///PATH[:/PREFIX]`` or, with ``scheme``, ``HOST:PORT``.
-
-    Raises UsageError; its message never shows a user or password.
-    """
-    full = url.strip() if "://" in url else f"{scheme}://{url.strip()}"
-    try:
-        parts = urlsplit(full)
-        port = parts.port  # raises ValueError where it is none
-        userinfo = parts.username is not None or parts.password is not None
-    except ValueError:
-        raise UsageError(_no_address(full)) from None
-    if userinfo or parts.query or parts.fragment:
-        raise UsageError("a server's address has no user, password, query or fragment: an API key goes into a file")
-    if parts.scheme == "unix":
-        path, colon, prefix = full[len("unix://") :].partition(":/")
-        if not path.startswith("/") or "\0" in path:
-            raise UsageError(f"'{full}' is no Unix socket's address: write it like unix:///run/llama.sock")
-        return Address("unix", path, None, _prefix(colon[1:] + prefix))
-    if parts.scheme not in _PORTS or not parts.hostname or port == 0 or re.search(r"[\s\0-\x1f\x7f]", full):
-        raise UsageError(_no_address(full))
-    return Address(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], _prefix(parts.path))
-
-
-def _prefix(path: str) -> str:
-    return quote(path.rstrip("/"), safe=_UNQUOTED)
-
-
-def _no_address(url: str) -> str:
-    shown = "" if "@" in url else f"'{url}' "
-    return f"{shown}is no server's address: write it like http://127.0.0.1:8080".lstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +122,7 @@ class Stream:
             self.close()
             # AttributeError: the body was closed by another thread in the meantime.
             if isinstance(error, (_urllib3().exceptions.HTTPError, OSError, ValueError, AttributeError)):
-                raise _failure(error, "broken", self.url, self.status) from error
+                raise http_error(error, "broken", self.url, self.status) from error
             raise
         if not data and n_bytes:
             self._open = False
@@ -378,7 +302,7 @@ class HttpClient:
                 connection.close()
                 if not isinstance(error, _expected()):
                     raise
-                failure = _failure(error, phase, url, None)
+                failure = http_error(error, phase, url, None)
                 repeats = exchange.method in ("GET", "HEAD") or time.monotonic() - sent_at < _STALE_S
                 if reused and failure.kind == "closed" and repeats:
                     continue
@@ -406,7 +330,7 @@ class HttpClient:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return self._new_connection(), False
+                return new_connection(self.address, self._tls, use_proxy=self._use_proxy), False
             if connection.is_connected:
                 return connection, True
             connection.close()
@@ -417,32 +341,6 @@ class HttpClient:
                 self._idle.append(connection)
                 return
         connection.close()
-
-    def _new_connection(self) -> HTTPConnection:
-        from urllib3.connection import HTTPConnection, HTTPSConnection
-
-        address = self.address
-        if address.scheme == "unix":
-            return _unix_connection(address.host)
-        proxy = self._proxy()
-        tls: dict[str, Any] = {}
-        if address.scheme == "https":
-            context = self._tls or _system_tls()
-            # urllib3 has its own check of the host's name, which the context decides about here.
-            tls = {"ssl_context": context, "assert_hostname": None if context.check_hostname else False}
-        if proxy is None:
-            kind = HTTPSConnection if tls else HTTPConnection
-            return kind(address.host, address.port, **tls)
-        return _proxied(proxy, address, tls)
-
-    def _proxy(self) -> str | None:
-        """The proxy's URL in the environment."""
-        if not self._use_proxy or proxy_bypass(self.address.host):
-            return None
-        return getproxies().get(self.address.scheme)
-
-
-# -- connections ------------------------------------------------------------------------------------------------------
 
 
 def _urllib3() -> Any:
@@ -469,50 +367,6 @@ class _Response(http.client.HTTPResponse):
         self.fp = within(max(0.0, deadline - time.monotonic()), self.fp, sock)
 
 
-@functools.cache
-def _system_tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _unix_connection(path: str) -> HTTPConnection:
-    from urllib3.connection import HTTPConnection
-
-    class UnixConnection(HTTPConnection):
-        def connect(self) -> None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(self.timeout)
-                sock.connect(path)
-            except BaseException:
-                sock.close()
-                raise
-            self.sock = sock
-
-    return UnixConnection("localhost")
-
-
-def _proxied(proxy: str, address: Address, tls: dict[str, Any]) -> HTTPConnection:
-    """A connection through a proxy: a tunnel for https, absolute URLs for http."""
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.util import make_headers, parse_url
-
-    url = parse_url(proxy if "://" in proxy else f"http://{proxy}")
-    if url.scheme not in _PORTS or not url.host:
-        raise HttpError("the proxy in the environment is no http:// or https:// address", kind="proxy")
-    port = url.port or _PORTS[url.scheme]
-    more: dict[str, Any] = {"proxy": url}
-    if url.scheme == "https":
-        more["proxy_config"] = SimpleNamespace(
-            ssl_context=_system_tls(), use_forwarding_for_https=False, assert_hostname=None, assert_fingerprint=None
-        )
-    headers = make_headers(proxy_basic_auth=url.auth) if url.auth else {}
-    kind = HTTPSConnection if tls or url.scheme == "https" else HTTPConnection
-    connection = kind(url.host, port, **more, **tls)
-    if tls:
-        connection.set_tunnel(address.host, address.port, headers, url.scheme)
-    return connection
-
-
 def _encoded(headers: Mapping[str, str]) -> dict[str, str]:
     """Values as UTF-8: http.client sends text as Latin-1, and llama.cpp compares bytes."""
     return {name: value.encode().decode("latin-1") for name, value in headers.items()}
@@ -522,53 +376,10 @@ def _redirect(base: str, location: str) -> tuple[Address, str]:
     """The server that a redirect leads to, and the path there. Raises HttpError."""
     try:
         parts = urlsplit(urljoin(base, location))
-        address = parse_address(f"{parts.scheme}://{parts.netloc}") if parts.scheme in _PORTS else None
+        address = parse_address(f"{parts.scheme}://{parts.netloc}") if parts.scheme in DEFAULT_PORTS else None
     except (UsageError, ValueError):
         address = None
     if address is None:
         raise HttpError("it redirects to something that is no address", kind="invalid")
-    path = quote(parts.path or "/", safe=_UNQUOTED)
-    return address, path + ("?" + quote(parts.query, safe=_UNQUOTED + "?") if parts.query else "")
-
-
-# -- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _failure(error: BaseException, phase: str, url: str, status: int | None) -> HttpError:
-    """The error in one line, without object addresses. ``phase``: connect, closed (no response yet) or broken."""
-    kind, message = _classified(error, phase)
-    return HttpError(message, kind=kind, status=status, url=url)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        reason = found.args[-1] if found.args and isinstance(found.args[-1], BaseException) else None
-        found = reason or found.__cause__
-
-
-def _classified(error: BaseException, phase: str) -> tuple[str, str]:
-    exceptions = _urllib3().exceptions
-    chain = list(_causes(error))
-    for cause in chain:
-        if isinstance(
-            cause, (exceptions.NameResolutionError, socket.gaierror, exceptions.LocationParseError, UnicodeError)
-        ):
-            return "host_not_found", "its name is not known"
-        refused = isinstance(cause, exceptions.NewConnectionError)  # a TimeoutError, too, in its library
-        if isinstance(cause, (TimeoutError, exceptions.TimeoutError)) and not refused:
-            return ("connect_timeout" if phase == "connect" else "timeout"), "timed out"
-        if isinstance(cause, ssl.SSLError):
-            reason = getattr(cause, "verify_message", None) or cause.reason or "not TLS"
-            return "tls", f"TLS failed: {str(reason).replace('_', ' ').lower()} (a certificate of your own: --ca-file)"
-    own = next((cause for cause in chain if isinstance(cause, OSError) and cause.strerror), None)
-    if phase == "connect":
-        if own is not None:
-            return ("refused" if isinstance(own, (ConnectionRefusedError, FileNotFoundError)) else "unreachable"), (
-                str(own.strerror).lower()
-            )
-        return "proxy", (str(error).splitlines() or ["the connection failed"])[0].lower()
-    if any(isinstance(cause, (ConnectionError, http.client.IncompleteRead)) for cause in chain) or phase == "broken":
-        return phase, "it closed the connection"
-    return "invalid", "it does not speak HTTP"
+    path = quote(parts.path or "/", safe=UNQUOTED)
+    return address, path + ("?" + quote(parts.query, safe=UNQUOTED + "?") if parts.query else "")

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from llamatel.errors import HttpError
-from llamatel.inputs.http import Address, HttpClient
+from llamatel.inputs.address import Address
+from llamatel.inputs.http import HttpClient
 from llamatel.telemetry.otlp_options import OtlpOptions
 from llamatel.telemetry.settings import OtlpTarget
 

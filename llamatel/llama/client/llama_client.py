@@ -18,6 +18,7 @@ from typing import Any
 
 from llamatel.errors import HttpError, InvalidResponse, RequestError, ServerNotReady, UsageError
 from llamatel.inputs import http
+from llamatel.inputs.address import parse_address
 from llamatel.inputs.documents import parse_json
 from llamatel.llama.client.client_call import Call
 from llamatel.llama.client.request_errors import connection_error, server_error, text_error
@@ -153,7 +154,7 @@ class LlamaCppClient:
         self._retries = retries
         if "://" not in str(base_url or ""):
             raise UsageError(f"{base_url!r} is no address of a server: http://HOST:PORT, https://… or unix:///PATH")
-        address = http.parse_address(base_url)
+        address = parse_address(base_url)
         # Addresses of the openai package end in /v1, which is part of every path here that has it.
         address = replace(address, prefix=address.prefix.removesuffix("/v1"))
         self._http = http.HttpClient(address, api_key=api_key, kept=_KEPT)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatel.errors import HttpError, ServerUnreachable
+from llamatel.inputs.address import Address
 from llamatel.inputs.documents import InvalidDocument, text
-from llamatel.inputs.http import Address, HttpClient, Response
+from llamatel.inputs.http import HttpClient, Response
 from llamatel.llama.http.props import ServerProps, parse_props
 from llamatel.llama.http.server_client import ServerClient
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from llamatel.errors import HttpError, ServerUnreachable
-from llamatel.inputs.http import Address, HttpClient, Response
+from llamatel.inputs.address import Address
+from llamatel.inputs.http import HttpClient, Response
 from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.snapshots import SlotState

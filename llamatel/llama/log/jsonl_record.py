@@ -13,9 +13,10 @@ from llamatel.llama.log.log_line import LogLine
 # A message without an escape needs no JSON parser: the same expression splits it.
 _PLAIN = re.compile(
     r'\{"type":"log","time":(\d{1,15}),"level":"([a-z]{1,8})","msg":"'
-    r'((?:slot [^"\\\x00-\x1f]{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\\x00-\x1f]*))\\n"\}$'
+    r'((?:slot ([^"\\\x00-\x1f]{12}): id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\\x00-\x1f]*))\\n"\}$',
+    re.ASCII,
 )
-_SLOT = re.compile(r"slot .{12}: id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16}(.*)", re.DOTALL)
+_SLOT = re.compile(r"slot (.{12}): id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16}(.*)", re.DOTALL | re.ASCII)
 _LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "none": "N"}
 _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
@@ -31,10 +32,10 @@ def parse_record(line: str) -> LogLine | None:
     found = _PLAIN.match(line)
     if found is None:
         return _parse_json(line) if line.startswith('{"') else None
-    time, level, text, slot, task, rest = found.groups()
+    time, level, text, function, slot, task, rest = found.groups()
     if slot is None:
         return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"))
-    return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"), None, None, int(slot), int(task), rest)
+    return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"), None, None, int(slot), int(task), function, rest)
 
 
 def _parse_json(line: str) -> LogLine | None:
@@ -54,7 +55,8 @@ def _parse_json(line: str) -> LogLine | None:
     found = _SLOT.match(text)
     if found is None:
         return parts
-    return parts._replace(slot=int(found.group(1)), task=int(found.group(2)), slot_message=found.group(3))
+    function, slot, task, rest = found.groups()
+    return parts._replace(slot=int(slot), task=int(task), function=function, slot_message=rest)
 
 
 def readable(line: str) -> str:

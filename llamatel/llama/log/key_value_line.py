@@ -26,6 +26,7 @@ class KeyValueLine(NamedTuple):
     wall: float | None
     slot: int | None = None
     task: int | None = None
+    function: str = ""
     slot_message: str = ""
 
 
@@ -67,8 +68,9 @@ def _translated(message: str, values: Mapping[str, str], level: str) -> KeyValue
     slot, task = (_number(values.get(name)) for name in ("id_slot", "id_task"))
     function, text_of_slot = _of_slot(message, values)
     if slot is not None and task is not None and 0 <= slot < 1000 and function:
-        text = f"slot {function:>12}: id {slot:2d} | task {task} | {text_of_slot}"
-        return KeyValueLine(text, level, wall, slot, task, text_of_slot)
+        function = f"{function:>12}"
+        text = f"slot {function}: id {slot:2d} | task {task} | {text_of_slot}"
+        return KeyValueLine(text, level, wall, slot, task, function, text_of_slot)
     return KeyValueLine(_of_server(message, values), level, wall)
 
 

@@ -49,6 +49,7 @@ class LogClock:
             anchor = self._after_sleep(anchor, start, now)
         else:
             self._lagging = None
+        # Not min(): this runs for every line.
         self._anchor = min(anchor, start)
 
     def _after_sleep(self, anchor: float, start: float, now: float) -> float:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from llamatel.llama.log.key_value_line import START, KeyValueLine, read_json_record, read_key_values
 
-_SLOT_OR_OTHER = r"((?:slot +\S+: id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)?(.*))"
+_SLOT_OR_OTHER = r"((?:slot ( *\S+): id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)?(.*))"
 # One expression for both: a busy server writes thousands of lines a second. A slot's number has three digits at most
 # (LLAMA_MAX_SEQ).
-_STAMPED = re.compile(r"(\d{1,7}\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL)
-_TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL)
+_STAMPED = re.compile(r"(\d{1,7}\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL | re.ASCII)
+_TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL | re.ASCII)
 OWN_START = (
     r"(?:\[\d{1,5}\] {0,16})?(?:\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] |(?:slot|srv|que|cmn) {1,16}\S{1,64}: "
     r"|(?:prompt eval|eval|total) time = )"
@@ -50,6 +50,8 @@ class LogLine(NamedTuple):
     """The slot that a line is about; None for any other line."""
     task: int | None = None
     """The task that it works on."""
+    function: str = ""
+    """The function that printed it, as llama.cpp pads it: to 12 characters."""
     slot_message: str = ""
     """The rest of ``text`` after slot and task."""
 
@@ -88,14 +90,17 @@ def _from_json(line: str) -> LogLine | None:
 
 
 def _from_key_values(parts: KeyValueLine) -> LogLine:
-    return LogLine(parts.text, None, parts.level, None, parts.wall, parts.slot, parts.task, parts.slot_message)
+    return LogLine(
+        parts.text, None, parts.level, None, parts.wall, parts.slot, parts.task, parts.function, parts.slot_message
+    )
 
 
 def _unstamped(text: str) -> LogLine:
     match = _TEXT.match(text)
     if match is None or match.group(2) is None:
         return LogLine(text)
-    return LogLine(text, slot=int(match.group(2)), task=int(match.group(3)), slot_message=match.group(4))
+    _, function, slot, task, slot_message = match.groups()
+    return LogLine(text, slot=int(slot), task=int(task), function=function, slot_message=slot_message)
 
 
 def split_line(line: str) -> LogLine:
@@ -109,12 +114,12 @@ def split_line(line: str) -> LogLine:
 
 
 def _stamped(match: re.Match[str]) -> LogLine:
-    stamp, level, text, slot, task, message = match.groups()
+    stamp, level, text, function, slot, task, slot_message = match.groups()
     micros = int(stamp.replace(".", ""))
     time = micros // 100_000_000 * 60 + micros % 100_000_000 / 1e6
     if slot is None:
         return LogLine(text, time, level)
-    return LogLine(text, time, level, None, None, int(slot), int(task), message)
+    return LogLine(text, time, level, None, None, int(slot), int(task), function, slot_message)
 
 
 def _other_form(line: str) -> LogLine:

@@ -15,8 +15,8 @@ from llamatel.records import Completion, Outcome, ServerInfo
 
 # Numbers have no more digits than llama.cpp's can have.
 _RATE = r"(?: +\( *[\d.]{1,20} ms per token, +(\d{1,12}\.\d\d) tokens per second\))?"
-_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens" + _RATE)
-_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)" + _RATE)
+_PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) tokens" + _RATE, re.ASCII)
+_DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)" + _RATE, re.ASCII)
 _DRAFT = re.compile(r"draft acceptance[^(\n]{1,64}\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
 _PROMPT = re.compile(r"new prompt, [^\n]{0,100}?\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
 _CONTEXT_FULL = "Context size has been exceeded"

@@ -199,8 +199,7 @@ class LogReader:
         """Act on a message; returns the line's kind."""
         text, slot, task = parts.text, parts.slot, parts.task
         if slot is not None and task is not None:
-            function = text[5:17] if text[17:19] == ": " else ""
-            return self._requests.slot_line(function, slot, task, parts.slot_message, time)
+            return self._requests.slot_line(parts.function, slot, task, parts.slot_message, time)
         function = text[:19]
         if function == "srv          stop: ":
             return self._requests.cancel(text[19:], time)

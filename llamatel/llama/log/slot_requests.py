@@ -184,7 +184,7 @@ class SlotRequests:
     # -- one request ------------------------------------------------------------------------------------------------
 
     def _launch(self, slot: int, task: int, message: str, time: float) -> str:
-        if min(slot, task) < 0 or len(self._active) >= _MAX_SLOTS or not self._audit.launch(slot, task):
+        if slot < 0 or task < 0 or len(self._active) >= _MAX_SLOTS or not self._audit.launch(slot, task):
             return "other"
         if not self._active:
             self._idle_task = self.newest_task

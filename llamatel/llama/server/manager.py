@@ -129,7 +129,8 @@ class ServerManager:
         )  # fmt: skip
         command = build(**arguments)
         if preset is not None:
-            command = build(**{**arguments, **preset_arguments(preset, model_path, command.arguments)})
+            added, _ = preset_arguments(preset, model_path, command.arguments)
+            command = build(**{**arguments, **added})
         with self._lock:
             backend = find_backend(self._choice)
             name = command.alias or (command_line.model_file(model_path).name if model_path is not None else None)

@@ -11,8 +11,8 @@ from pathlib import Path
 from llamatel.errors import UsageError
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.credentials import check_api_key, read_api_key
-from llamatel.inputs.http import Address, parse_address
 from llamatel.models import tiny_model
 
 # Python name -> llama-server flag (common/arg.cpp).

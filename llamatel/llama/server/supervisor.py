@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from llamatel.errors import ServerStartError, ServerStateError, ServerTimeout
+from llamatel.inputs.address import Address
 from llamatel.inputs.credentials import pin
-from llamatel.inputs.http import Address
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.failure_line import failure_line, hint
 from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLine, ServerOutput

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.inputs.http import Address, is_loopback
+from llamatel.inputs.address import Address, is_loopback
 from llamatel.snapshots import ProcessState
 
 if TYPE_CHECKING:

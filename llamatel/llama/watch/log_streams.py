@@ -15,8 +15,10 @@ from llamatel.llama.log.backlog_clocks import BacklogClocks
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import LogLine, split_line
+from llamatel.llama.log.log_process import UNKNOWN, Change, Event
 from llamatel.llama.log.log_source import Backlog, Batch
-from llamatel.llama.log.process_separation import HELD, MAX_SLOTS, UNKNOWN, Change, Event, ProcessSeparation
+from llamatel.llama.log.process_separation import HELD, ProcessSeparation
+from llamatel.llama.log.task_owners import MAX_SLOTS
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.observed_server import ObservedServer
@@ -352,7 +354,7 @@ def _ordinary(
     last = 0.0
     for line in islice(lines, start, None):
         parts = split_line(line)
-        text, time, _, child, wall, slot, _, message = parts
+        text, time, _, child, wall, slot, _, _, message = parts
         if child is not None:
             break
         if time is None:

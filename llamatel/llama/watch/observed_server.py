@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from llamatel.errors import ServerUnreachable
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.inputs.http import parse_address
+from llamatel.inputs.address import parse_address
 from llamatel.llama.http.identify import NotLlamaCpp, identify
 from llamatel.llama.http.props import is_scrape_harmless
 from llamatel.llama.http.server_client import ServerClient

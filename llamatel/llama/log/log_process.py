@@ -1,0 +1,125 @@
+"""A process that writes into a log: what its lines show of it, and what happens to it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from llamatel.llama.log.log_line import LogLine
+
+UNKNOWN = -1
+"""The number of a server that is one of several, not known which."""
+APART_S = 5.0
+"""Processes that started closer together cannot be distinguished by the time at which their lines are read."""
+SETTLED = 5
+"""Lines read as they were written, this many times, before one that is early counts as another server's."""
+_PROMPT_S = 1.0
+"""Lines that are read as they are written are delayed by less."""
+LISTENING = re.compile(r"listening on (?:https?://(\S{1,255}):(\d{1,5})\b|unix://(\S{1,4096}))|LISTENING")
+_SLOTS = re.compile(r"n_slots = (\d{1,4})\b")
+_ANY_HOST = ("0.0.0.0", "::", "127.0.0.1", "localhost", "::1")  # noqa: S104 - recognised, not bound
+
+
+class Change(Enum):
+    """What happened to a process."""
+
+    LINE = "this line, which was held back, is its next"
+    REPLACED = "its process was replaced: its requests failed"
+    FORGOTTEN = "another process may have replaced it: the outcome of its requests is unknown"
+    LOST = "the request in this slot of it cannot be followed; without a slot, one of which nothing else was read"
+
+
+class Event(NamedTuple):
+    """What to do before the line itself is read."""
+
+    change: Change
+    process: int
+    line: str = ""
+    parts: LogLine | None = None
+    now: float = 0.0
+    slot: int = -1
+
+
+@dataclass(slots=True)
+class LogProcess:
+    """What its lines show of it."""
+
+    number: int
+    clock: int = 0
+    """Distinguishes its clock from those of earlier and later processes, which may be the same server's."""
+    last: float = 0.0
+    """Log time of its last line."""
+    started_at: float | None = None
+    """Unix time at the latest."""
+    prompt: int = 0
+    """Number of times that lines were read as they were written, by ``started_at``."""
+    prompt_at: float = 0.0
+    loading: list[Event] | None = None
+    """Its lines, while it was seen to start and does not listen yet."""
+    host: str | None = None
+    port: int | None = None
+    slots: int | None = None
+    running: dict[int, int] = field(default_factory=dict)
+    """Tasks by slot."""
+    newest_task: int = -1
+    idle_task: int = -1
+    """No task up to this one can start any more: it was idle after it had started."""
+    lines_at: int = 0
+    """Number of its last line."""
+    started_with: set[str] = field(default_factory=set)
+    """Lines that a process writes once."""
+    alive: bool = False
+    """Whether it wrote after another process had written."""
+    first_line_at: float = 0.0
+    """Unix time of its first line."""
+
+    def start(self, slot: int, task: int) -> None:
+        """A task was launched in a slot."""
+        if not self.running:
+            self.idle_task = self.newest_task
+        self.newest_task = max(self.newest_task, task)
+        self.running[slot] = task
+
+    def could_start(self, slot: int, task: int) -> bool:
+        """Whether a task can be launched in a slot."""
+        return (
+            self.loading is None
+            and slot not in self.running
+            and task > (self.idle_task if self.running else self.newest_task)
+            and (self.slots is None or slot < self.slots)
+        )
+
+    def learn(self, text: str) -> None:
+        """Read slots and address from a message."""
+        if "n_slots = " in text and (found := _SLOTS.search(text)):
+            self.slots = int(found.group(1))
+        if "listening on " in text and (found := LISTENING.search(text)):
+            self.host = found.group(3) or (found.group(1) or "").strip("[]") or None
+            self.port = int(found.group(2)) if found.group(2) else None
+
+    def in_time(self, time: float, now: float) -> bool:
+        """Whether a timestamp read at ``now`` can be this process's, whose lines were read as they were written."""
+        started_at = now - time
+        if self.started_at is None:
+            self.started_at = started_at
+        early = self.started_at - started_at
+        if early > _PROMPT_S:
+            # Early. Its clock cannot jump; but ours may have been set, or its lines were delayed until now.
+            if self.prompt >= SETTLED and early > APART_S and time - self.last > APART_S:
+                return False
+            self.prompt = 0
+        elif early > -_PROMPT_S and now != self.prompt_at:
+            self.prompt += 1
+            self.prompt_at = now
+        self.started_at = min(started_at, self.started_at)
+        return True
+
+    def has_address_of(self, other: LogProcess) -> bool:
+        """Whether both listen on one address, as far as is known."""
+        if self.port is None and self.host is None:
+            return False
+        return self.port == other.port and (
+            self.host == other.host or (self.host in _ANY_HOST and other.host in _ANY_HOST)
+        )
