@@ -1,4 +1,4 @@
-"""The launcher: a command that cannot outlive the process that asked for it."""
+"""The launcher: a command that cannot outlive the process that requested it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_launcher_forwards_signals(way: list[str], signum: signal.Signals) -> No
         "import signal, sys, time\n"
         "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda n, _: sys.exit(n))\n"
         "print('ready', flush=True)\n"
-        "while True: time.sleep(0.05)\n"  # a signal just before a sleep is seen behind it
+        "while True: time.sleep(0.05)\n"  # a signal just before a sleep is handled after it
     )
     with launch(way, *PYTHON, code) as process:
         assert process.stdout is not None
@@ -95,10 +95,10 @@ def test_launcher_invalid_command(way: list[str], command: str, reason: str) -> 
 
 
 def test_launcher_parent_exited_before_start(way: list[str]) -> None:
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait()
-    status, output = outcome(way, *PYTHON, "import time; print('ran', flush=True); time.sleep(60)", parent=ended.pid)
-    # Whoever watches finds out after a moment; whoever becomes the command looks first.
+    with subprocess.Popen(["true"]) as finished:
+        finished.wait()
+    status, output = outcome(way, *PYTHON, "import time; print('ran', flush=True); time.sleep(60)", parent=finished.pid)
+    # With --watch the launcher notices after a moment; else it checks before it becomes the command.
     assert (status, output) in ((1, ""), (-signal.SIGKILL, "ran\n"), (-signal.SIGKILL, ""))
 
 

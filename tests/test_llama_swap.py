@@ -27,12 +27,12 @@ class Swap:
     def __init__(self) -> None:
         self.running: list[dict[str, object]] = []
         self.logs: dict[str, Path] = {}
-        self.asked: list[str] = []
+        self.received_paths: list[str] = []
         swap = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                swap.asked.append(self.path)
+                swap.received_paths.append(self.path)
                 path, _, query = self.path.partition("?")
                 model = path.removeprefix("/logs/stream/")
                 if path == "/running":
@@ -95,7 +95,7 @@ def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child
     try:
         assert [(state.server.key[:3], state.up) for state in observed.snapshots()] == [(("swap", 8080, None), True)]
         swap.running = [{"model": "qwen/7b", "state": "ready", "cmd": "llama-server", "proxy": child.url}, {"state": 1}]
-        wait_until(lambda: any("/logs/stream/" in path for path in swap.asked), 20, "its log")
+        wait_until(lambda: any("/logs/stream/" in path for path in swap.received_paths), 20, "its log")
         time.sleep(0.3)
         answer = child.complete(6)
         wait_until(lambda: done, 20, "the request")
@@ -110,7 +110,7 @@ def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child
         wait_until(lambda: observed.snapshots()[1].state == "unloaded", 20, "it is unloaded")
     finally:
         observed.stop()
-    assert {path.partition("?")[0] for path in swap.asked} == {"/running", "/logs/stream/qwen%2F7b"}
+    assert {path.partition("?")[0] for path in swap.received_paths} == {"/running", "/logs/stream/qwen%2F7b"}
 
 
 def test_llama_swap_connection_refused(swap: Swap) -> None:

@@ -184,7 +184,7 @@ def test_streams_without_prefix_are_correct_or_unknown(
 def test_streams_random_interleavings_are_never_wrong(  # noqa: PLR0917 - one for each strategy
     seed: int, names: list[str], shift: float, strip: bool, how: str, start: float
 ) -> None:
-    """Also where reading starts in the middle, if clocks tell them apart from the first line on."""
+    """Also where reading starts in the middle, if clocks distinguish them from the first line on."""
     if shift != 600.0 or strip:
         start = 0.0
     lines = interleaved(names, [shift * number for number in range(len(names))], seed)
@@ -205,15 +205,15 @@ def test_streams_mixed_log_warns_once(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("how", READ)
 @pytest.mark.parametrize("change", [str, unstamped])
 def test_streams_restart_on_the_same_port(how: str, change: Callable[[str], str]) -> None:
-    """What was in flight ended with the process, certainly; the server's identity stays."""
+    """Requests in flight fail with the process; the server's identity stays."""
     first = timed(log_lines("killed"))
     later = first[-1][1] - ZERO + 30
     lines = [(line, now + number * later, 0) for number in range(3) for line, now in first]
     found = Reading(READ[how](lines, change))
-    ended = Counter(completion.outcome for completion in found.completions)
+    outcomes = Counter(completion.outcome for completion in found.completions)
     in_flight = [each for each in found.completions if each.error == REPLACED]
     assert len(in_flight) == 2 * sum(each.outcome is Outcome.ERROR for each in reading("killed").completions)
-    assert ended[Outcome.OK] == 3 * sum(each.outcome is Outcome.OK for each in reading("killed").completions)
+    assert outcomes[Outcome.OK] == 3 * sum(each.outcome is Outcome.OK for each in reading("killed").completions)
     assert {completion.server.port for completion in found.completions} == {34605}
     assert len(found.servers) == 1
 

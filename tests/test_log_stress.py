@@ -23,7 +23,7 @@ ZERO = 1_790_000_000.0
 
 
 @dataclass(frozen=True)
-class Said:
+class LoggedFigures:
     """One request of the made-up log."""
 
     slot: int
@@ -35,44 +35,44 @@ class Said:
     outcome: Outcome
 
 
-def made_up_log(requests: int, slots: int, seed: int = 1) -> tuple[list[str], dict[int | None, Said]]:
+def made_up_log(requests: int, slots: int, seed: int = 1) -> tuple[list[str], dict[int | None, LoggedFigures]]:
     """A log in which every slot is always busy, and what its requests were, by task."""
     source = random.Random(seed)
     lines: list[tuple[float, str]] = []
-    said: dict[int | None, Said] = {}
+    expected: dict[int | None, LoggedFigures] = {}
     free_at = [source.random() * 0.01 for _ in range(slots)]
     for number in range(requests):
         slot = free_at.index(min(free_at))
         task, at = number * 7, free_at[slot]
         ends = source.choice([Outcome.OK] * 8 + [Outcome.CANCELLED, Outcome.ERROR])
-        one = Said(
+        one = LoggedFigures(
             slot, source.randint(1, 500), source.randint(0, 99), source.randint(2, 99),
             round(source.uniform(0.1, 9), 2), round(source.uniform(0.1, 90), 2), ends,
         )  # fmt: skip
-        said[task] = one
+        expected[task] = one
         end = at + (one.prefill_ms + one.decode_ms) / 1e3
         name = f"id {slot:2d} | task {task} |"
-        told = [
+        slot_lines = [
             (at, f"I slot get_availabl: id {slot:2d} | task -1 | selected slot by LRU, t_last = {number}"),
             (at, f"I slot launch_slot_: {name} processing task, is_child = 0"),
         ]
         if ends is Outcome.OK:
             timing = f"I slot print_timing: {name}"
-            told += [
+            slot_lines += [
                 (end, f"{timing} prompt eval time = {one.prefill_ms:10.2f} ms / {one.computed:5d} tokens (    0.05 ms"),
                 (end, f"{timing}        eval time = {one.decode_ms:10.2f} ms / {one.generated:5d} tokens (    0.11 ms"),
                 (end, f"{timing}       total time =       2.74 ms /    33 tokens"),
             ]
         elif ends is Outcome.CANCELLED:
-            told.append((end, f"W srv          stop: cancel task, id_task = {task}"))
+            slot_lines.append((end, f"W srv          stop: cancel task, id_task = {task}"))
         else:
-            told.append((end, f"E srv    send_error: task id = {task}, error: something went wrong"))
+            slot_lines.append((end, f"E srv    send_error: task id = {task}, error: something went wrong"))
         tokens = one.cached + one.computed + one.generated - 1
-        told.append((end, f"I slot      release: {name} stop processing: n_tokens = {tokens}, truncated = 0"))
-        lines += told
+        slot_lines.append((end, f"I slot      release: {name} stop processing: n_tokens = {tokens}, truncated = 0"))
+        lines += slot_lines
         free_at[slot] = end + 0.0001
     lines.sort(key=lambda line: line[0])
-    return [f"{_stamp(at)} {text}" for at, text in lines], said
+    return [f"{_stamp(at)} {text}" for at, text in lines], expected
 
 
 def _stamp(at: float) -> str:
@@ -83,26 +83,26 @@ def _stamp(at: float) -> str:
 
 @pytest.mark.parametrize("slots", [1, 16, 256])
 def test_reader_many_requests_and_slots(slots: int) -> None:
-    lines, said = made_up_log(5000, slots)
+    lines, expected = made_up_log(5000, slots)
     data = "".join(line + "\n" for line in lines).encode()
     reader, buffer = LogReader(ServerInfo("x"), LogClock()), LineBuffer()
     source = random.Random(2)
     records: list[Completion] = []
     position = 0
-    begun = time.process_time()
+    start_time = time.process_time()
     while position < len(data):
         piece = data[position : position + source.choice((1, 100, 4096, 65536))]
         position += len(piece)
         for line in buffer.feed(piece):
             records += reader.feed(line, ZERO)
-    spent = time.process_time() - begun
+    spent = time.process_time() - start_time
 
     assert reader.busy == 0
     counts = reader.counts()
     assert (counts.requests_started, counts.requests_lost, counts.lines["malformed"]) == (5000, 0, 0)
-    assert len(records) == len(said)
+    assert len(records) == len(expected)
     for record in records:
-        one = said[record.task]
+        one = expected[record.task]
         assert (record.slot, record.outcome) == (one.slot, one.outcome)
         if one.outcome is Outcome.OK:
             assert (record.prompt_computed, record.prompt_cached, record.generated) == (
@@ -111,11 +111,11 @@ def test_reader_many_requests_and_slots(slots: int) -> None:
             assert record.prefill_s == pytest.approx(one.prefill_ms / 1e3)
             assert record.decode_s == pytest.approx(one.decode_ms / 1e3)
     # 0.1 ms on an idle machine: hundreds of requests a second are a few percent of one core.
-    assert spent / len(said) < 0.002
+    assert spent / len(expected) < 0.002
 
 
 def test_reader_memory_of_a_long_run() -> None:
-    """Once all that remembers the last so many requests is full, a request leaves nothing behind."""
+    """Memory does not grow once the bounded buffers of recent requests are full."""
     lines, _ = made_up_log(9000, 8)
     live = Live()
     observer, _ = connect.connect(NoOpTracer(), NoOpMeter("llamatel"), list(collectors.load()), sinks=(live,))

@@ -219,7 +219,7 @@ def test_unwrap_colours_in_any_encoding(escape: str) -> None:
 
 
 def test_unwrap_keeps_library_lines() -> None:
-    """Where nothing but the wrapper tells where llama.cpp's line starts."""
+    """Where only the wrapper shows the start of llama.cpp's line."""
     line = "llama_kv_cache: size =    0.50 MiB (  1024 cells,   2 layers,  2/2 seqs), K (f16):    0.25 MiB"
     missing = []
     for name, wrap in WRAPPERS.items():
@@ -261,7 +261,7 @@ def test_partial_lines_are_joined() -> None:
 
 
 def test_streams_by_origin() -> None:
-    """Two servers in one log, told apart by what their wrappers say."""
+    """Two servers in one log, distinguished by their wrappers."""
     first, second = (timed(log_lines(name)) for name in ("2026.10.11549", "2026.9.11063"))
     forms: dict[str, Callable[[str, int], str]] = {
         "compose": lambda line, number: f"llama-{'ab'[number]}-1  | {line}",
@@ -368,10 +368,10 @@ def test_unwrap_is_linear(unit: str) -> None:
         text = (unit * size)[:size]
         best = 1e9
         for _ in range(3):
-            begun = time.process_time()
+            start_time = time.process_time()
             unwrap(f"x {text}")
             unwrap(text)
-            best = min(best, time.process_time() - begun)
+            best = min(best, time.process_time() - start_time)
         return best
 
     assert spent(1 << 16) < 12 * spent(1 << 14) + 0.02

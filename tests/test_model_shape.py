@@ -1,4 +1,4 @@
-"""Model shapes from metadata: what an architecture decides, what a file says, what stays unknown."""
+"""Model shapes from metadata: from the architecture's rules, from the file, and unknown values."""
 
 from __future__ import annotations
 
@@ -234,8 +234,8 @@ def test_shape_rotary_embeddings() -> None:
         "rope.scaling.factor": 4.0,
         "rope.scaling.original_context_length": 32768,
     }
-    told = {f"llama.{key}": value for key, value in metadata.items()}
-    found = shape_from_metadata({"general.architecture": "llama", "llama.block_count": 0, **told})
+    given = {f"llama.{key}": value for key, value in metadata.items()}
+    found = shape_from_metadata({"general.architecture": "llama", "llama.block_count": 0, **given})
     assert found.rope == Rope(1e6, 1e4, 64, "yarn", 4.0, 32768)
     assert shape_from_config(SCALED).rope == Rope(500000.0, scaling="llama3", factor=8.0, original_context=8192)
 

@@ -1,4 +1,4 @@
-"""``last_trace()`` and ``report()``: true figures, one file, no network, nothing kept that nobody asked for."""
+"""``last_trace()`` and ``report()``: correct figures, one file, no network, nothing kept without a request."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def run_three_requests(model: Path, running: runtime.Runtime) -> dict[str, Any]:
         with LlamaCppClient(server.base_url) as client:
             with llamatel.span("asks"):
                 client.complete("x", n_predict=5, ignore_eos=True)
-            asked = llamatel.last_trace()
+            sent = llamatel.last_trace()
             with llamatel.span("leaves"), client.complete("x", n_predict=900, ignore_eos=True, stream=True) as stream:
                 next(stream)
-            return {"report": served, "trace": trace, "asked": asked, "left": until_joined(running)}
+            return {"report": served, "trace": trace, "sent": sent, "left": until_joined(running)}
 
 
 def until_joined(running: runtime.Runtime) -> notebook.Trace:
@@ -85,7 +85,7 @@ def until_joined(running: runtime.Runtime) -> notebook.Trace:
 
 def test_trace_shows_call_and_server_once(run: dict[str, Any]) -> None:
     outside = ("queue", "wait", "network.request", "network.response")
-    names = [(row.name, row.depth) for row in bars(run["asked"].spans) if row.name not in outside]
+    names = [(row.name, row.depth) for row in bars(run["sent"].spans) if row.name not in outside]
     server = f"generate_content {HOSTILE}"
     assert names == [("asks", 0), ("text_completion", 1), (server, 2), ("prefill", 3), ("decode", 3)]
 
@@ -151,16 +151,16 @@ def test_report_is_self_contained(run: dict[str, Any], tmp_path: Path, browser: 
     text = path.read_text()
     assert "://" not in text
     assert "<script" not in text
-    asked: list[str] = []
+    requested: list[str] = []
     complaints: list[str] = []
     page = browser.new_page()
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(path.as_uri())
-    assert (asked, complaints) == ([path.as_uri()], [])
+    assert (requested, complaints) == ([path.as_uri()], [])
     assert page.inner_text("h1") == f"Report of {HOSTILE}"
-    # What is drawn lies inside of what is shown.
+    # The drawing is inside the visible area.
     for box in [mark.bounding_box() for mark in page.query_selector_all("svg polygon, svg circle, .trace td div")]:
         assert box is not None
         assert box["width"] > 0
@@ -242,7 +242,7 @@ def test_chart_gaps() -> None:
     values = (1.0, 2.0, None, 3.0, 4.0, 5.0, 6.0)
     drawn = stacked_areas("cache", [("red", list(zip(times, values, strict=True)))], 10.0)
     shapes = [points.split() for points in re.findall(r'points="([^"]*)"', drawn)]
-    # Down at 4 s, and nobody looked from 8 s to 600 s: three stretches of two looks, each there and back.
+    # Down at 4 s, and no samples from 8 s to 600 s: three stretches of two samples, each there and back.
     assert [len(points) for points in shapes] == [4, 4, 4]
 
 
@@ -373,12 +373,12 @@ def test_trace_in_notebook_styles(browser: Browser, dark: bool) -> None:
         f'<style>{jupyter} body {{ {colours} }}</style><div class="out">{notebook.Trace(spans).html}</div>'
     )
     for row in page.query_selector_all("tr"):
-        name, took, bar = (cell.bounding_box() for cell in row.query_selector_all("td"))
+        name, time_cell, bar = (cell.bounding_box() for cell in row.query_selector_all("td"))
         assert name is not None
-        assert took is not None
+        assert time_cell is not None
         assert bar is not None
-        assert name["x"] + name["width"] <= took["x"] + 0.5
-        assert took["x"] + took["width"] <= bar["x"] + 0.5
+        assert name["x"] + name["width"] <= time_cell["x"] + 0.5
+        assert time_cell["x"] + time_cell["width"] <= bar["x"] + 0.5
         assert bar["x"] + bar["width"] <= 760
         assert bar["width"] > 200
     assert page.evaluate("document.documentElement.scrollWidth") <= 760

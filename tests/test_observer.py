@@ -324,10 +324,10 @@ def test_observer_hanging_sink_blocks_no_caller(bench: Make, capacity: int) -> N
     running = bench(sinks=[lambda *_: let_go.wait(60) and None], capacity=capacity).connect()
     for _ in range(10):
         running.observer.submit(completion())
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert not running.observer.flush(0.2)
     assert not running.observer.close(0.3)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start_time < 20
     let_go.set()
     wait_until(lambda: running.observer.flush(0.1))
 

@@ -1,4 +1,4 @@
-"""However our process ends, the server that it started ends with it. Each end happens in a process of its own."""
+"""The server exits with the process that started it, however that exits. Each case runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Owner:
         self.server = int(line)
 
     def end(self) -> str:
-        """Wait for its end; what it wrote on standard error."""
+        """Wait for its exit; return its stderr."""
         return self.process.communicate(timeout=60)[1]
 
 
@@ -83,13 +83,13 @@ def owners() -> Iterator[list[Owner]]:
 def test_server_exits_with_owner(backend: str, tiny_model: Path, owners: list[Owner], then: str, status: int) -> None:
     owner = Owner(backend, tiny_model, then)
     owners.append(owner)
-    said = owner.end()
+    stderr = owner.end()
     assert owner.process.returncode == status
     wait_until(lambda: has_exited(owner.server), SOON)
     wait_until(lambda: not children_of_the_model(tiny_model, owner), SOON, "no server of this owner")
     expected = {1: "ZeroDivisionError", -signal.SIGINT: "KeyboardInterrupt", 0: ""}.get(status, "")
-    assert expected in said
-    assert ("Traceback" in said) == bool(expected)
+    assert expected in stderr
+    assert ("Traceback" in stderr) == bool(expected)
 
 
 def children_of_the_model(model: Path, owner: Owner) -> list[int]:
@@ -142,10 +142,10 @@ def test_server_exits_when_owner_is_killed_during_start(backend: str, tiny_model
 def test_owner_exits_although_server_hangs(backend: str, tiny_model: Path, owners: list[Owner]) -> None:
     owner = Owner(backend, tiny_model, "os.kill(server.info.pid, signal.SIGSTOP)\n")
     owners.append(owner)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert owner.end() == ""
     assert (owner.process.returncode, has_exited(owner.server)) == (0, True)
-    assert time.monotonic() - begun < 30  # 1.5 s by design
+    assert time.monotonic() - start_time < 30  # 1.5 s by design
 
 
 def test_forked_child_does_not_stop_parent_server(
@@ -207,7 +207,7 @@ def children_of(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_server_survives_exit_of_owner_parent(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:
-    # Only the end of the process that started the server counts (a daemon's parent ends early).
+    # Only the exit of the process that started the server counts (a daemon's parent exits early).
     then = tmp_path / "pid"
     program = (
         "import os, sys\n"
@@ -228,13 +228,15 @@ def test_server_survives_exit_of_owner_parent(llama_server_binary: Path, tiny_mo
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_script_backend_leaves_no_server(llama_server_binary: Path, tiny_model: Path, tmp_path: Path, how: str) -> None:
-    """Without ``exec`` the script is our child, and ends by a signal alone."""
-    script, said = tmp_path / "llama-server", tmp_path / "pid"
-    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{llama_server_binary} "$@" &\necho $! >{said}\nwait\n')
+    """Without ``exec`` the script is our child, and exits only by a signal."""
+    script, pid_file = tmp_path / "llama-server", tmp_path / "pid"
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit\n{llama_server_binary} "$@" &\necho $! >{pid_file}\nwait\n'
+    )
     script.chmod(0o755)
     with ServerManager(backend=str(script)) as server:
         server.start_server(tiny_model, port=0, extra_args=["-t", "1"]).wait_until_ready(60)
-        child = int(said.read_text())
+        child = int(pid_file.read_text())
         assert not has_exited(child)
         assert server.info.pid not in (None, child)
         if how == "stopped":
@@ -242,4 +244,4 @@ def test_script_backend_leaves_no_server(llama_server_binary: Path, tiny_model: 
         else:
             os.kill(server.info.pid or 0, signal.SIGKILL)
             server.wait(30)
-        wait_until(lambda: has_exited(child), SOON, "llama.cpp is gone")
+        wait_until(lambda: has_exited(child), SOON, "llama.cpp has exited")

@@ -112,10 +112,10 @@ def lose_something(running: Telemetry, caplog: pytest.LogCaptureFixture) -> None
     """Send more than the queue holds: nothing blocks, every span is accounted for, the user reads little."""
     for _ in range(100):
         running.send(completion())
-    began = time.monotonic()
+    start_time = time.monotonic()
     assert not running.pipeline.flush(0.5)
     assert not running.pipeline.shutdown(0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start_time < 10
     dropped = running.pipeline.dropped()
     assert sum(dropped.values()) == 400
     assert set(dropped) <= {"queue_full", "shutdown", "export_failed"}
@@ -154,9 +154,9 @@ def test_otlp_collector_killed_and_restarted(
             time.sleep(0.05)
         assert running.pipeline.shutdown(10)
         assert 0 < lost <= running.pipeline.dropped()["export_failed"] <= 4 * sent + 400
-    said = [record.getMessage() for record in ours(caplog) if "spans" in record.getMessage()]
-    assert [message.split(" to ")[0].split(" at ")[0] for message in said] == ["cannot send spans", "spans arrive"]
-    assert endpoint(rotel, protocol) in said[0]
+    messages = [record.getMessage() for record in ours(caplog) if "spans" in record.getMessage()]
+    assert [message.split(" to ")[0].split(" at ")[0] for message in messages] == ["cannot send spans", "spans arrive"]
+    assert endpoint(rotel, protocol) in messages[0]
 
 
 @PROTOCOLS
@@ -170,9 +170,9 @@ def test_otlp_connection_refused_message(
         running.send(completion())
         wait_until(lambda: any("spans" in record.getMessage() for record in ours(caplog)), 30, "a message")
         assert not running.pipeline.shutdown(0.5)
-    said = next(record.getMessage() for record in ours(caplog) if "spans" in record.getMessage())
+    message = next(record.getMessage() for record in ours(caplog) if "spans" in record.getMessage())
     path = "" if protocol == "grpc" else "/v1/traces"
-    assert said == f"cannot send spans to {address}{path}: connection refused"
+    assert message == f"cannot send spans to {address}{path}: connection refused"
 
 
 def test_delivery_logs_failure_and_recovery_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -194,9 +194,9 @@ def test_delivery_retries_until_its_timeout() -> None:
     assert Delivery("spans", "x", transport, 5.0).send(b"message")
     assert transport.messages == [b"message"] * 4
     transport = Taking(*[busy] * 10_000)
-    began = time.monotonic()
+    start_time = time.monotonic()
     assert not Delivery("spans", "x", transport, 0.2).send(b"")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start_time < 5
 
 
 def test_delivery_does_not_retry_permanent_errors() -> None:
@@ -228,8 +228,8 @@ def test_otlp_rejected_spans_are_counted_and_logged(otlp_sink: OtlpSink, caplog:
         assert running.pipeline.flush(5)
         assert running.pipeline.dropped() == {"rejected": 3}
         assert running.pipeline.exported() == 1
-    said = [record.getMessage() for record in ours(caplog)]
-    assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in said
+    messages = [record.getMessage() for record in ours(caplog)]
+    assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in messages
 
 
 def test_otlp_trace_only_backend_shuts_down_true(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:

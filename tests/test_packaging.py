@@ -57,12 +57,16 @@ def test_wheel_contents(wheel: Path) -> None:
 def test_wheel_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        said = email.message_from_bytes(archive.read(metadata))
+        headers = email.message_from_bytes(archive.read(metadata))
         points = configparser.ConfigParser()
         points.read_string(archive.read(metadata.replace("METADATA", "entry_points.txt")).decode())
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    assert (said["Name"], said["License-Expression"], said["Requires-Python"]) == ("llamatel", "Apache-2.0", ">=3.10")
-    assert set(said.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "plot", "explore", "dev"}
+    assert (headers["Name"], headers["License-Expression"], headers["Requires-Python"]) == (
+        "llamatel",
+        "Apache-2.0",
+        ">=3.10",
+    )
+    assert set(headers.get_all("Provides-Extra", [])) == {"server", "llama", "gpu", "plot", "explore", "dev"}
     assert points["console_scripts"]["llamatel"] == "llamatel.cli.start:run"
     assert {"requests", "tokens", "server"} <= set(points["llamatel.collectors"])
 

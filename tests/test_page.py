@@ -1,4 +1,4 @@
-"""The web page beside /metrics: what it answers, to whom, and that it says what is so."""
+"""The web page next to /metrics: responses, access, correctness of its figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.samples import completion, server_snapshot
 
 @pytest.fixture
 def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    # A server that failed is shown for as long as somebody has its manager, here whoever tested that.
+    # A failed server is shown as long as its manager is referenced, here by an earlier test.
     monkeypatch.setattr("llamatel.llama.server.manager._managers", weakref.WeakSet())
     yield init(**{"metrics_addr": "127.0.0.1:0", **getattr(request, "param", {})})
     llamatel.shutdown()
@@ -107,8 +107,8 @@ def test_document_changes_since_cursor() -> None:
         live(replace(requests[0], task=task))
     burst = live.document(state(2.0), first, after["cursor"])
     assert [request["task"] for request in burst["requests"]] == list(range(176, 200))
-    # A server that is gone, and a cursor of another process: all of it.
-    for focus, cursor in (("gone", after["cursor"]), (first, 0), (first, after["cursor"] + 1000)):
+    # A removed server, and a cursor of another process: the whole document.
+    for focus, cursor in (("removed", after["cursor"]), (first, 0), (first, after["cursor"] + 1000)):
         whole = live.document(state(2.0), focus, cursor)
         assert whole["whole"]
         assert whole["history"]["at"] == [1.0, 2.0]
@@ -178,12 +178,12 @@ def test_overview_percentiles_age() -> None:
     for _ in range(900):
         live(completion(queue_s=0.25))
 
-    def beside(at: float) -> tuple[int, float]:
+    def row_at(at: float) -> tuple[int, float]:
         row = live.document(Snapshot(at, (other, place)))["overview"][1]
         return row["requests"], row["ttft_p95_s"]
 
-    assert beside(14.0) == (931, 9.75)
-    assert beside(20.0) == (931, 0.75)
+    assert row_at(14.0) == (931, 9.75)
+    assert row_at(20.0) == (931, 0.75)
 
 
 @pytest.mark.parametrize("after", ["", "x", "-1", "9" * 30, "\u0661"])
@@ -254,12 +254,12 @@ def test_is_loopback(host: str, expected: bool) -> None:
 def test_page_call_reports_access(running: Runtime) -> None:
     refused = 401 if running.settings.page_token else 403
     assert get(running, "/servers.json")[0] == refused
-    told = {"Content-Type": "application/json"}
-    assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **told)[0] == refused
+    request_headers = {"Content-Type": "application/json"}
+    assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **request_headers)[0] == refused
     if running.settings.page_token:
         token = base64.b64encode(b"any:" + "s3cret é".encode()).decode()
         assert json.loads(get(running, "/servers.json", Authorization=f"Basic {token}")[2])["servers"] == []
-        told["Authorization"] = f"Basic {token}"
-        assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **told)[0] == 204
+        request_headers["Authorization"] = f"Basic {token}"
+        assert get(running, "/calls.json", b'{"servers":[],"calls":[]}', **request_headers)[0] == 204
     assert get(running, "/calls.json")[0] == 404
     assert get(running, "/servers.json", b"{}")[0] == 404

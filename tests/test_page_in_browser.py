@@ -124,7 +124,7 @@ def test_page_shows_load_and_history(serving: Serving, opened: Opened) -> None:
             text = opened.text("#kv-text")
             active_text = re.match(r"([\d,]+) active", text)
             assert active_text is not None, text
-            # The count grows meanwhile: the page's figure is at most that of a later poll.
+            # The count grows during the test: the page's figure is at most that of a later poll.
             later = sum(slot["context_tokens"] for slot in live(serving)["servers"][0]["slots"])
             assert 0 < int(active_text[1].replace(",", "")) <= max(total, later)
             assert f"of {SLOTS * CONTEXT:,} tokens" in text

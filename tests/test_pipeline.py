@@ -194,14 +194,14 @@ def test_exit_with_connection_refused_logs_the_loss(protocol: str) -> None:
     *troubles, line = ran.stderr.splitlines()
     assert "4 spans could not be sent" in line
     what = [trouble.partition(" to ")[0] for trouble in troubles]
-    assert len(what) == len(set(what)), "trouble is said once"
+    assert len(what) == len(set(what)), "each problem is logged once"
     assert set(what) <= {"cannot send spans", "cannot send metrics"}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_exit_with_a_silent_endpoint_is_bounded(protocol: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
+        start_time = time.monotonic()
         ran = run(
             """
 telemetry = Telemetry(pipeline.build(Settings.from_env(shutdown_timeout_s=1.0)))
@@ -212,7 +212,7 @@ for _ in range(1000):
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
             OTEL_EXPORTER_OTLP_TIMEOUT="60",
         )
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - start_time < 20
     assert "could not be sent" in ran.stderr
     assert len(ran.stderr.splitlines()) <= 3, ran.stderr
 
@@ -366,16 +366,16 @@ def test_exemplars_over_otlp(otlp_sink: OtlpSink) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "says"),
+    ("env", "expected"),
     [
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_EXPORTER_OTLP_TIMEOUT is 'soon'"),
         ({"OTEL_METRICS_EXEMPLAR_FILTER": "sometimes"}, "sometimes"),
         ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "few"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
     ],
 )
-def test_pipeline_invalid_environment(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], says: str) -> None:
+def test_pipeline_invalid_environment(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], expected: str) -> None:
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(PipelineError, match=says) as refused:
+    with pytest.raises(PipelineError, match=expected) as refused:
         pipeline.build(Settings.from_env({}, otlp_endpoint="127.0.0.1:4317", metrics_addr="127.0.0.1:0"))
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""What lies where: tensor overrides, devices and splits, against buffers that llama.cpp reported on H100 GPUs."""
+"""Placement: tensor overrides, devices and splits, against buffers that llama.cpp reported on H100 GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llamatel plan``: its document, its page, what it answers for two T4s, and llama.cpp's own figures beside it."""
+"""``llamatel plan``: its document, its page, its plan for two T4s, compared with llama.cpp's own figures."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_plan_draft_model(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sizes[0] + sizes[1] == sizes[2]
     assert both["kv_cache"]["exact"] is True
     assert both["draft_model"]["weights_bytes"] == own["weights_bytes"]
-    beside = [use["draft_model"] for use in (*both["per_device"], both["host"])]
-    assert sum(use["kv_cache_bytes"] for use in beside) == sizes[1]
+    draft_uses = [use["draft_model"] for use in (*both["per_device"], both["host"])]
+    assert sum(use["kv_cache_bytes"] for use in draft_uses) == sizes[1]
     assert both["per_device"][0]["free_bytes_estimate"] < alone["per_device"][0]["free_bytes_estimate"]
     assert "only with --spec-type draft-simple" in plan(capsys, *words)["advice"][0]
     on_host = plan(capsys, *words, "-ngld", "0")
@@ -134,7 +134,7 @@ def test_plan_unknown_word(tiny: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["-ngl", "some"], "a number of layers, auto or all"),
         (["-fa", "maybe"], "on, off or auto"),
@@ -143,9 +143,9 @@ def test_plan_unknown_word(tiny: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--device", "t4x0"], "unknown device 't4x0'"),
     ],
 )
-def test_plan_invalid_value(tiny: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_invalid_value(tiny: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_plan_slot_capped_at_training_context(

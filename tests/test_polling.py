@@ -1,4 +1,4 @@
-"""What follows from polls, on literals; the polls themselves are in test_attach.py."""
+"""State derived from polls, with literal inputs; the polls themselves are in test_attach.py."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_observed_request_bounded_by_polls() -> None:
 
     assert look(10.0, SlotState(0, True, task=1, decoded=5)) == []
     assert look(11.0, SlotState(0, True, task=1, decoded=9)) == []
-    # Another task in its place: the first is over. What ran at the very first look may have begun any time before.
+    # Another task in its slot: the first has finished. A request of the first poll may have started any time before.
     assert look(12.0, SlotState(0, True, task=2)) == [(1, 10.0, 11.0, None, 9)]
     assert look(13.0, SlotState(0, False, task=2)) == [(2, 12.0, 12.0, 2.0, None)]
     trace.idle(20.0)

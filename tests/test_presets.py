@@ -1,4 +1,4 @@
-"""``serve --preset``: what the plan chooses for a machine, and refuses before anything is started."""
+"""``serve --preset``: the plan's choice for a machine, and refusals before the server starts."""
 
 from __future__ import annotations
 
@@ -67,27 +67,27 @@ def test_preset_refuses_model_that_does_not_fit(shape: ModelShape) -> None:
 
 
 def test_preset_command_adds_missing_arguments_only(tiny_model: Path) -> None:
-    arguments, said = with_preset(
+    arguments, summary = with_preset(
         "kaggle-t4x2", str(tiny_model), {"n_parallel": 2, "flash_attn": "auto"}, ["-c", "512"]
     )
     assert arguments.pop("tensor_split") in ("1,2", "2,1")
     assert arguments == {
         "n_parallel": 2, "flash_attn": "auto", "gpu_layers": 3, "cache_type_k": "f16", "cache_type_v": "f16",
     }  # fmt: skip
-    assert said.startswith("llamatel: kaggle-t4x2 (2 x Tesla T4): ")
+    assert summary.startswith("llamatel: kaggle-t4x2 (2 x Tesla T4): ")
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["--preset", "kaggle-t4x2", "-c", "999999999"], "does not fit on 2 x Tesla T4"),
         (["--preset", "dgx"], "there is no preset 'dgx': use kaggle-t4x2"),
     ],
 )
 def test_preset_refusal_is_one_line(
-    words: list[str], says: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(tiny_model), *words, "--backend", "/nowhere/llama-server"]) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert expected in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Child processes whose output is always drained, and lines out of bytes cut anywhere."""
+"""Child processes with always drained output, and lines from chunks of bytes."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_child_endless_output_does_not_block_reader(wake: tuple[int, int]) -> No
 def test_child_wake_up_ends_read(wake: tuple[int, int]) -> None:
     child = Child([*PYTHON, "import time; time.sleep(60)"], {}, wake=wake[0])
     os.write(wake[1], b"!")
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert child.read(50).lines == []
     assert child.read(50).lines == []
     assert child.read(0.01, wakeful=False).lines == []
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - start_time < 40
     child.terminate()
     read_all(child)
     assert child.close() == -signal.SIGTERM
@@ -148,9 +148,9 @@ def test_child_without_process_descriptors(how: str, wake: tuple[int, int], monk
 
 def test_child_pipe_held_by_another_process(wake: tuple[int, int]) -> None:
     child = Child(["sh", "-c", "sleep 60 & echo $!"], {}, wake=wake[0])
-    begun = time.monotonic()
+    start_time = time.monotonic()
     [line] = read_all(child)
-    assert time.monotonic() - begun < 30  # half a second by design
+    assert time.monotonic() - start_time < 30  # half a second by design
     assert child.close() == 0
     os.kill(int(line), signal.SIGKILL)
 
@@ -162,7 +162,7 @@ def test_child_kill_includes_its_children(wake: tuple[int, int]) -> None:
     read_all(child)
     assert child.close() == -signal.SIGKILL
     wait_until(lambda: has_exited(int(line)))
-    child.kill()  # of one that has ended: nothing
+    child.kill()  # no effect after exit
 
 
 def test_child_failed_start_leaves_nothing_open(wake: tuple[int, int]) -> None:

@@ -135,7 +135,7 @@ def test_exemplars_lead_from_a_bucket_to_the_trace(
     with telemetry(env, metrics_addr=ANY_PORT) as running:
         assert running.pipeline.metrics_url is not None
         running.send(completion())
-        # Neither an export over OTLP nor who asks first takes the exemplar away from the others.
+        # Neither an export over OTLP nor an earlier scrape removes the exemplar for the others.
         assert running.pipeline.flush()
         assert " # {" not in scrape(running)
         first, second = scrape(running, OPEN_METRICS), scrape(running, OPEN_METRICS)
@@ -166,9 +166,9 @@ def test_exemplars_are_in_their_bucket() -> None:
         for end in (0.1, 0.2):
             running.send(completion(first_token_at=completion().started_at + end))
         lines = [line for line in scrape(running, OPEN_METRICS).splitlines() if " # {" in line]
-    told = [line for line in lines if line.startswith("gen_ai_server_time_to_first_token_seconds_bucket")]
-    assert told
-    for line in told:
+    buckets = [line for line in lines if line.startswith("gen_ai_server_time_to_first_token_seconds_bucket")]
+    assert buckets
+    for line in buckets:
         found = re.search(r'le="([^"]+)".* # \{[^}]*\} ([\d.]+) ', line)
         assert found is not None, line
         assert float(found[2]) <= float(found[1])

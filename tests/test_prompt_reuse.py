@@ -24,7 +24,7 @@ PROMPT = "abcdefghij" * 30
 CHANGED = PROMPT[:200] + "y" * 60
 
 
-def ask(url: str, body: dict[str, Any]) -> None:
+def complete(url: str, body: dict[str, Any]) -> None:
     request = {"n_predict": 3, "ignore_eos": True, **body}
     answer = urllib3.PoolManager(retries=False).request("POST", f"{url}/completion", json=request, timeout=60)
     assert answer.status == 200, answer.data
@@ -40,7 +40,7 @@ def served(backend: str, model: Path, bodies: list[dict[str, Any]], *flags: str)
         # Until the model's file was read, it is not known what its cache can do.
         wait_until(lambda: (state := server.snapshot()) is not None and state.model is not None, 60, "the model")
         for number, body in enumerate(bodies, 1):
-            ask(server.base_url, body)
+            complete(server.base_url, body)
             wait_until(lambda: len(records) == number, 60, "the request's record")  # noqa: B023 - called at once
     return records
 

@@ -42,7 +42,7 @@ class Task:
     launched: float = 0.0
     left: int = 0
     waited: float | None = None
-    """What the clock says."""
+    """The clock's result."""
 
     @property
     def waits(self) -> float:
@@ -63,7 +63,7 @@ class Loop:
         return self.numbers - 1
 
     def run(self, tasks: list[Task], *, polls: tuple[float, ...] = ()) -> list[Task]:
-        """``polls``: times at which somebody asks for /metrics without our knowing."""
+        """``polls``: times of other clients' polls of /metrics, unknown to the clock."""
         coming, foreign = deque(sorted(tasks, key=lambda task: task.arrives)), deque(sorted(polls))
         waiting: deque[Task] = deque()
         while coming or waiting or self.running:
@@ -168,7 +168,7 @@ def test_queue_clock_foreign_poller() -> None:
 
 def test_queue_clock_unknown_before_calibration() -> None:
     clock = QueueClock()
-    clock.left(9.99)  # a request that began before the log
+    clock.left(9.99)  # a request that started before the log
     clock.launched(500, 10.0, chosen=10.0, idle=True)
     assert clock.completed(500, 10.2, first_token=10.01, steps=19, computed=5) is None
     clock.launched(530, 10.2, chosen=10.2, idle=True)
@@ -198,11 +198,11 @@ def test_queue_clock_unknown_task() -> None:
 def test_queue_clock_memory() -> None:
     clock = QueueClock()
     tasks = [Task(number * 2.5 * TURN_S, 10, 3 if number % 7 == 0 else None) for number in range(20_000)]
-    begun = time.process_time()
+    start_time = time.process_time()
     Loop(4, clock).run(tasks)
     sizes = {name: len(value) for name, value in vars(clock).items() if isinstance(value, (list, dict))}
     assert max(sizes.values()) <= 8192
-    assert (time.process_time() - begun) / len(tasks) < 0.002
+    assert (time.process_time() - start_time) / len(tasks) < 0.002
     assert statistics.median(off_by(task) for task in tasks if task.waited is not None) <= 1
 
 
@@ -231,7 +231,7 @@ def telling(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Iter
 
 
 class Telling:
-    """A llama-server at a verbosity at which it says when each task arrives."""
+    """A llama-server at a verbosity at which it logs the arrival of each task."""
 
     def __init__(self, binary: Path, model: Path, log: Path) -> None:
         self.binary, self.model, self.log = binary, model, log
@@ -276,7 +276,7 @@ def test_queue_clock_agrees_with_llama_cpp(telling: Telling, slots: int, at_once
     assert len(known) >= 0.75 * sum(not c.is_child for c in completions)
     truth = [c.started_at - arrived[c.task] for c in known]
     errors = [abs((c.queue_s or 0.0) - waited) for c, waited in zip(known, truth, strict=True)]
-    assert statistics.mean(truth) > 0.01, "nobody had to wait"
+    assert statistics.mean(truth) > 0.01, "no request waited"
     assert statistics.median(errors) < 0.15 * statistics.mean(truth)
 
 
@@ -312,7 +312,7 @@ def _timings(record: Completion) -> tuple[int | None, str, str]:
 
 
 def test_queue_clock_loop_model() -> None:
-    """One slot: each waits until the one before it has ended."""
+    """One slot: each request waits until the previous one has finished."""
     tasks = Loop(1, QueueClock()).run([Task(0.0, 10), Task(0.001, 10), Task(0.002, 10)])
     assert [round(task.launched, 6) for task in tasks] == [0.0, 0.1, 0.2]
     assert [b.number - a.number for a, b in pairwise(tasks)] == [2, 1]

@@ -41,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(llama_server_binary: Path, models: Path, tmp_path: Path) -> Iterator[Callable[..., Unmanaged]]:
-    """Starts routers that end with the test, and their models with them."""
+    """Starts routers, which are stopped after the test together with their models."""
     started: list[Unmanaged] = []
 
     def start(*flags: str) -> Unmanaged:
@@ -59,12 +59,12 @@ def state_of(states: list[ServerSnapshot] | tuple[ServerSnapshot, ...], model: s
 
 
 def kill_child(router: Server, model: str) -> None:
-    """End the process of a model as the system would when memory is short."""
+    """Kill the process of a model as the OOM killer would."""
     [args] = [entry["status"]["args"] for entry in router.get("/models")["data"] if entry["id"] == model]
     wanted = [b"--port", args[args.index("--port") + 1].encode()]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # it has exited
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if wanted in ([*pair] for pair in pairwise(words)):
                     os.kill(int(entry.name), signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_router_model_measured_then_sleeps(start: Callable[..., Unmanaged]) -> N
         router.complete(9, model="a")
         state = fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 9 and state.slots, "a")
         assert state.kv_cache is not None
-        # The flags that the router gave it tell the pool: 8192 tokens, half for each slot.
+        # The pool follows from the flags that the router passed to it: 8192 tokens, half for each slot.
         assert (state.state, state.kv_cache.capacity, state.kv_cache.unified) == ("loaded", 8192, False)
         assert state.kv_cache.cached
         fleet.wait(lambda state: state.state == "sleeping", "a")
@@ -170,7 +170,7 @@ def test_router_launched_by_manager(llama_server_binary: Path, models: Path) -> 
         assert a.kv_cache is not None
         assert (a.kv_cache.capacity, a.kv_cache.unified) == (8192, False)
         assert a.router_model == RouterModel(loads=1, evictions=0, failures=0)
-        # A process that dies takes its requests with it.
+        # The requests of a process that dies fail.
         thread = threading.Thread(target=complete, args=(server.base_url, LONG), kwargs={"model": "b"})
         thread.start()
         wait_until(lambda: (cache := state_of(server.snapshots(), "b").kv_cache) and cache.active, 20, "it works")

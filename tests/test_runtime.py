@@ -129,7 +129,7 @@ def test_init_default_metrics_port_in_use(caplog: pytest.LogCaptureFixture) -> N
             taken.bind(("127.0.0.1", 9464))
             taken.listen()
         except OSError:
-            pass  # somebody else has it, which serves as well
+            pass  # another process uses it, which is equivalent
         running = llamatel.init()
     assert running.pipeline.metrics_url is not None
     assert ":9464/" not in running.pipeline.metrics_url
@@ -186,7 +186,7 @@ def test_init_failure_cleans_up(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "arguments", "said"),
+    ("given", "arguments", "expected"),
     [
         (("my-notebook",), {}, r"llamatel.init\(service_name='my-notebook'\)"),
         ((), {"collectors": "kv_cache"}, r"collectors is a list of names: \['kv_cache'\]"),
@@ -194,8 +194,8 @@ def test_init_failure_cleans_up(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
         ((), {"keep_traces": -1}, "how many spans to keep"),
     ],
 )
-def test_init_invalid_arguments(given: tuple[Any, ...], arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_init_invalid_arguments(given: tuple[Any, ...], arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
         llamatel.init(*given, **arguments)
     assert runtime.current() is None
 
@@ -231,9 +231,9 @@ def test_shutdown_with_a_hanging_sink_is_bounded(server: ServerManager, otlp_sin
     init(sinks=[sink], otlp_endpoint=otlp_sink.endpoint)
     assert [complete(server.base_url) for _ in range(3)] == [200] * 3
     assert hangs.wait(20)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert not llamatel.shutdown(5.0)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start_time < 30
     let_go.set()
     assert otlp_sink.spans()  # what was written before it is delivered
 
@@ -313,12 +313,12 @@ sys.exit(7)
 def test_exit_stops_servers_before_telemetry(
     order: str, llama_server_binary: Path, tiny_model: Path, otlp_sink: OtlpSink
 ) -> None:
-    said = run(LEAVING, llama_server_binary, tiny_model, otlp_sink.endpoint, order, status=7)
-    assert said == ""
+    output = run(LEAVING, llama_server_binary, tiny_model, otlp_sink.endpoint, order, status=7)
+    assert output == ""
     roots = sorted((span for span in otlp_sink.spans() if span.kind == "SERVER"), key=lambda span: span.start_ns)
     assert [span.attributes.get("gen_ai.usage.output_tokens") for span in roots][:1] == [5]
     assert len(roots) == 2
-    assert roots[1].status in ("ERROR", "UNSET")  # it may have ended by itself
+    assert roots[1].status in ("ERROR", "UNSET")  # it may have finished by itself
     tokens = {str(point.attributes["type"]): point.value for point in otlp_sink.latest()["llamacpp.tokens"].points}
     assert float(tokens["output"] or 0) >= 5
 
@@ -328,14 +328,14 @@ def test_fork_child_does_not_affect_parent(llama_server_binary: Path, tiny_model
         "complete_in_background(server.base_url, 1)\nwhile",
         "import os\nif os.fork() == 0: sys.exit(0)\nos.wait()\nwhile False and",
     )
-    said = run(program, llama_server_binary, tiny_model, otlp_sink.endpoint, "telemetry first", status=7)
-    assert said == ""
+    output = run(program, llama_server_binary, tiny_model, otlp_sink.endpoint, "telemetry first", status=7)
+    assert output == ""
     assert len([span for span in otlp_sink.spans() if span.kind == "SERVER"]) == 1
 
 
 @pytest.mark.parametrize("providers", ["none", "set later", "set before"])
 def test_init_again_observes_totals_and_gauges(providers: str) -> None:
-    """OpenTelemetry keeps the callbacks of whoever made an instrument first, also beyond their end."""
+    """OpenTelemetry keeps the callbacks of an instrument's first creation, also after shutdown."""
     program = f"""
 import urllib.request
 import llamatel
@@ -344,8 +344,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 reader = InMemoryMetricReader()
-def told():
-    # which collectors tell of themselves
+def reported():
+    # the collectors that report themselves
     metrics = [m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics]
     [success] = [metric for metric in metrics if metric.name == "llamatel.collector.success"]
     return {{point.attributes["collector"] for point in success.data.data_points}}
@@ -354,7 +354,7 @@ if {providers!r} == "set before":
     metrics.set_meter_provider(MeterProvider([reader]))
 llamatel.init(metrics_addr="none")
 if {providers!r} == "set before":
-    assert "slots" in told()
+    assert "slots" in reported()
 assert llamatel.shutdown()
 if {providers!r} == "set later":
     metrics.set_meter_provider(MeterProvider([reader]))
@@ -364,7 +364,7 @@ if {providers!r} == "none":
     assert 'llamatel_collector_success{{collector="kv_cache"}}' in text, text
     assert '{{collector="slots"}}' not in text
 else:
-    assert told() >= {{"kv_cache"}} and "slots" not in told()
+    assert reported() >= {{"kv_cache"}} and "slots" not in reported()
 llamatel.shutdown()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

@@ -36,7 +36,7 @@ from tests.tiny_gguf import write_tiny_model
 pytestmark = pytest.mark.usefixtures("no_settings")
 
 ENDED = (0, -signal.SIGTERM)
-"""Exit status of one that was asked to end; by the signal where it was not quite ready to handle it (the wheel's)."""
+"""Exit status after SIGTERM; by the signal where its handler was not installed yet (the wheel's)."""
 KEY = "sk-very-secret-0123456789"
 
 
@@ -76,17 +76,17 @@ def pid_of(server: ServerManager) -> int:
 
 
 def pid_of_started(server: ServerManager) -> int:
-    """Of one that was started a moment ago."""
+    """State of a server that was just started."""
     wait_until(lambda: server.info.pid, every=0.0005)
     return pid_of(server)
 
 
 def launched(server: ServerManager) -> int:
-    """Requests that took a slot, by the last lines of the log."""
+    """Requests that got a slot, by the last lines of the log."""
     return sum("processing task" in line for line in server.log_tail)
 
 
-# -- a life ------------------------------------------------------------------------------------------------------------
+# -- start and stop ----------------------------------------------------------------------------------------------------
 
 
 def test_manager_start_complete_stop(servers: Servers, backend: str) -> None:
@@ -243,9 +243,9 @@ def test_manager_kills_server_that_ignores_sigterm(servers: Servers, backend: st
     server = servers.ready(backend)
     pid = pid_of(server)
     os.kill(pid, signal.SIGSTOP)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert server.stop_server(0.5) == -signal.SIGKILL
-    assert time.monotonic() - begun >= 0.5
+    assert time.monotonic() - start_time >= 0.5
     assert has_exited(pid)
     assert (server.state, server.failure) == (ServerState.STOPPED, None)
 
@@ -262,8 +262,8 @@ def test_manager_concurrent_stops_shortest_timeout(servers: Servers, llama_serve
 
 
 def test_manager_repeats_lost_sigterm(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
-    # llama.cpp forgets one that comes between its word that it listens and the start of its loop; here each process
-    # loses its first.
+    # llama.cpp loses a SIGTERM between its message that it listens and the start of its loop; here each process loses
+    # its first.
     wrapper = tmp_path / "forgetful.py"
     wrapper.write_text(
         f"#!{sys.executable}\n"
@@ -291,7 +291,7 @@ def test_manager_blocked_signals_are_not_inherited(servers: Servers, backend: st
 
 
 def test_manager_server_outlives_starting_thread(servers: Servers, backend: str) -> None:
-    # On Linux the kernel would kill it with that thread: the supervisor's own thread is the one that starts it.
+    # On Linux the kernel would kill it with that thread, so the supervisor's own thread starts it.
     thread = threading.Thread(target=servers.start, args=(backend,))
     thread.start()
     thread.join()
@@ -324,7 +324,7 @@ def empty(model: Path, _: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "said"),
+    ("prepare", "expected"),
     [
         (missing, "failed to open GGUF file '.*model.gguf' \\(No such file or directory\\)"),
         (truncated, "tensor '.*' data is not within the file bounds, model is corrupted or incomplete"),
@@ -337,14 +337,14 @@ def empty(model: Path, _: bytes) -> list[str]:
     ids=["missing", "truncated", "no GGUF", "empty", "unknown flag", "cache type", "no number"],
 )
 def test_manager_failed_start_reports_reason_at_once(
-    backend: str, prepare: Callable[[Path, bytes], list[str]], said: str, tiny_model: Path, tmp_path: Path
+    backend: str, prepare: Callable[[Path, bytes], list[str]], expected: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     whole = tiny_model.read_bytes()
     model = tmp_path / "model.gguf"
     model.write_bytes(whole)
     flags = prepare(model, whole)
     server = ServerManager(backend=backend, restart="on-failure").start_server(model, port=0, extra_args=flags)
-    with pytest.raises(ServerStartError, match=said) as caught:
+    with pytest.raises(ServerStartError, match=expected) as caught:
         server.wait_until_ready(60)
     assert str(caught.value).startswith("the server did not start (exit status 1): ")
     assert "\n" not in str(caught.value)
@@ -354,7 +354,7 @@ def test_manager_failed_start_reports_reason_at_once(
     snapshot = server.snapshot()
     assert snapshot is not None
     assert (snapshot.up, snapshot.counters) == (False, {})
-    # It is over at once: the manager can be used again.
+    # It has failed: the manager can be used again.
     model.write_bytes(whole)
     assert complete(server.start_server(model, port=0).wait_until_ready(60).base_url) == 200
     assert server.stop_server() == 0
@@ -379,7 +379,7 @@ def test_manager_port_of_another_manager(
     with pytest.raises(ServerStateError, match=f"already runs a server at 127.0.0.1:{port}: stop_server"):
         servers.start(llama_server_binary, port=port)
     assert first.state is ServerState.READY
-    # A notebook's cell that runs again makes another manager, or starts the same one again.
+    # A notebook cell that is run again creates another manager, or starts the same one again.
     monkeypatch.setattr("llamatel.llama.server.manager.interactive", lambda: True)
     second = servers.ready(llama_server_binary, port=port)
     assert (first.state, first.returncode) == (ServerState.STOPPED, 0)
@@ -387,8 +387,8 @@ def test_manager_port_of_another_manager(
     second.start_server(servers.model, port=port).wait_until_ready(60)
     assert pid_of(second) != pid
     assert complete(second.base_url) == 200
-    told = [record.message for record in caplog.records if "another server replaces it" in record.message]
-    assert len(told) == 2
+    warnings = [record.message for record in caplog.records if "another server replaces it" in record.message]
+    assert len(warnings) == 2
     assert servers.ready(llama_server_binary).state is second.state is ServerState.READY
 
 
@@ -406,7 +406,7 @@ def test_failure_line_before_backtrace() -> None:
 def test_manager_other_server_on_port_is_not_ready(servers: Servers, llama_server_binary: Path) -> None:
     first = servers.ready(llama_server_binary)
     assert first.info.port
-    # It says nothing, so its health is asked for; it is in no hurry to find out that the port is taken.
+    # It logs nothing, so its health is polled; it notices late that the port is in use.
     launch._managers.discard(first)  # as if another process ran it
     slow = script(Path(servers.model).with_name("slow.sh"), f'sleep 2\nexec {llama_server_binary} "$@"\n')
     second = servers.start(slow, "--log-disable", port=first.info.port)
@@ -415,7 +415,7 @@ def test_manager_other_server_on_port_is_not_ready(servers: Servers, llama_serve
 
 
 def test_manager_out_of_memory(servers: Servers, backend: str, tmp_path: Path) -> None:
-    # The address space is limited, so nothing of this machine's memory is used up.
+    # The address space is limited, so that this machine's memory is not used up.
     command = [backend] if "/" in backend else [sys.executable, "-m", "llamatel.llama.server.xllamacpp_server"]
     limited = script(tmp_path / "limited.sh", f'ulimit -v 2000000\nexec {shlex.join(command)} "$@"\n')
     server = servers.start(limited, "-c", "100000000", "-fit", "off", "-np", "1")
@@ -460,7 +460,7 @@ def test_manager_log_without_requests_warns_once(
     server.snapshot()
     assert complete(server.base_url) == 200
     understood = [snapshot.log.understood for _ in range(3) if (snapshot := server.snapshot()) and snapshot.log]
-    assert understood == [None, False, False]  # at the first look, lines could be on their way
+    assert understood == [None, False, False]  # at the first poll, lines may be late
     assert [record.getMessage()[:29] for record in caplog.records if record.levelno >= logging.WARNING] == [
         "this server generates tokens,"
     ]
@@ -485,7 +485,7 @@ def test_manager_unix_socket(servers: Servers, backend: str, tmp_path: Path) -> 
 
 
 def test_manager_existing_unix_socket_is_kept(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
-    """Whatever is there already is left alone, and reported before the model is loaded."""
+    """An existing file is kept, and reported before the model is loaded."""
     used, unused, file = (tmp_path / name for name in ("used.sock", "unused.sock", "file.sock"))
     file.write_text("precious")
     with socket.socket(socket.AF_UNIX) as stale:
@@ -502,7 +502,7 @@ def test_manager_existing_unix_socket_is_kept(servers: Servers, llama_server_bin
 
 
 def test_manager_unix_socket_named_by_log_is_kept(servers: Servers, tmp_path: Path) -> None:
-    """Text of clients in the log names no file to remove, nor an address to poll."""
+    """Client text in the log names neither a file to remove nor an address to poll."""
     victim = tmp_path / "victim.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(victim))
@@ -527,7 +527,7 @@ def test_manager_api_prefix(servers: Servers, backend: str, monkeypatch: pytest.
 
 
 def test_manager_own_certificate(servers: Servers, sid_server: Path, tmp_path: Path) -> None:
-    """A server that was launched with a certificate is polled over https, whatever names the certificate has."""
+    """A server that was launched with a certificate is polled over https, with any names in the certificate."""
     certificate, key = make_certificate(tmp_path, "llama.example")
     server = servers.ready(
         sid_server, "--ssl-key-file", str(key), "--ssl-cert-file", str(certificate), "--api-prefix", "/llm"
@@ -624,7 +624,7 @@ def test_manager_stderr_not_read(backend: str, tiny_model: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().split() == ["200"] * 8 + ["0"]
-        assert process.wait(60) == 0  # and it ends, though the pipe is full
+        assert process.wait(60) == 0  # and it exits, although the pipe is full
 
 
 def test_manager_junk_in_log(servers: Servers, llama_server_binary: Path, tmp_path: Path) -> None:
@@ -647,7 +647,7 @@ def test_manager_junk_in_log(servers: Servers, llama_server_binary: Path, tmp_pa
     assert server.stop_server() == 0
 
 
-# -- those who listen --------------------------------------------------------------------------------------------------
+# -- listeners ---------------------------------------------------------------------------------------------------------
 
 
 def test_manager_listeners_subscribe_and_unsubscribe(servers: Servers, llama_server_binary: Path) -> None:
@@ -689,18 +689,18 @@ def test_manager_failing_listener_is_isolated(
 
 def test_manager_listener_cannot_wait_for_exit(servers: Servers, llama_server_binary: Path) -> None:
     server = servers.ready(llama_server_binary)
-    said: list[str] = []
+    errors: list[str] = []
 
     def stop(_: Completion) -> None:
         try:
             server.stop_server()
         except ServerStateError as error:
-            said.append(str(error))
+            errors.append(str(error))
 
     server.subscribe(stop)
     assert complete(server.base_url) == 200
-    wait_until(lambda: said)
-    assert "a listener cannot wait" in said[0]
+    wait_until(lambda: errors)
+    assert "a listener cannot wait" in errors[0]
     assert server.stop_server() == 0
 
 
@@ -799,13 +799,13 @@ def test_manager_stop_during_restart_pause(servers: Servers, llama_server_binary
     snapshot = server.snapshot()
     assert snapshot is not None
     assert snapshot.up is False
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert server.stop_server() == -signal.SIGKILL
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - start_time < 1.5
     assert (server.state, server.restarts) == (ServerState.STOPPED, 2)
 
 
-# -- looking at it -----------------------------------------------------------------------------------------------------
+# -- snapshots ---------------------------------------------------------------------------------------------------------
 
 
 def test_manager_snapshot_while_starting(servers: Servers, backend: str) -> None:
@@ -822,13 +822,13 @@ def test_manager_snapshot_of_hanging_server_is_bounded(servers: Servers, backend
     before = server.snapshot()
     assert before is not None
     os.kill(pid_of(server), signal.SIGSTOP)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     hanging = server.snapshot()
-    took = time.monotonic() - begun
+    elapsed = time.monotonic() - start_time
     os.kill(pid_of(server), signal.SIGCONT)
     assert hanging is not None
     assert (hanging.up, hanging.counters) == (False, before.counters)
-    assert took < 10  # 2.5 s by design
+    assert elapsed < 10  # 2.5 s by design
     again = server.snapshot()
     assert again is not None
     assert again.up is True
@@ -913,13 +913,13 @@ def test_manager_api_key_is_used_and_not_shown(  # noqa: PLR0917
     )
     snapshot = server.snapshot()
     assert snapshot is not None
-    assert snapshot.counters["tokens_predicted_total"] == 4  # so we were let in
+    assert snapshot.counters["tokens_predicted_total"] == 4  # so the key was accepted
     assert KEY.encode() not in Path(f"/proc/{pid_of(server)}/cmdline").read_bytes()
     server.stop_server()
     supervisor = server._started()
     shown = [*early, *server.log_tail, caplog.text, repr(snapshot), repr(supervisor.command), repr(vars(server))]
     assert not [text for text in shown if KEY in text]
-    assert not [line for line in early if KEY[-4:] in line]  # llama.cpp's own hint at it
+    assert not [line for line in early if KEY[-4:] in line]  # llama.cpp's own hint of the key
 
 
 def test_manager_api_key_not_shown_on_failure(servers: Servers, backend: str) -> None:

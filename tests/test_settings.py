@@ -95,7 +95,7 @@ def test_otlp_target_shown_without_password() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "arguments", "says"),
+    ("env", "arguments", "expected"),
     [
         ({"OTEL_TRACES_EXPORTER": "jaeger"}, {}, "jaeger"),
         ({"OTEL_TRACES_EXPORTER": "prometheus"}, {}, "prometheus"),
@@ -117,10 +117,10 @@ def test_otlp_target_shown_without_password() -> None:
         ({}, {"shutdown_timeout_s": 0.0}, "more than 0"),
     ],
 )
-def test_settings_invalid_values_are_one_line(env: dict[str, str], arguments: dict[str, Any], says: str) -> None:
+def test_settings_invalid_values_are_one_line(env: dict[str, str], arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as refused:
         Settings.from_env(env, **arguments)
-    assert says in str(refused.value)
+    assert expected in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

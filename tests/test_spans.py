@@ -41,7 +41,7 @@ def written() -> Iterator[Written]:
 
 
 def times(span: ReadableSpan) -> tuple[float, float]:
-    """Start and end relative to the moment the slot took the request."""
+    """Start and end relative to the assignment of the slot."""
     assert span.start_time is not None
     assert span.end_time is not None
     return round(span.start_time / 1e9 - START_TIME, 6), round(span.end_time / 1e9 - START_TIME, 6)

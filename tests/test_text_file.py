@@ -1,4 +1,4 @@
-"""Files that the user names: tokens, and what is said of those that cannot be used."""
+"""Files that the user names: tokens, and errors for unusable files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_read_token(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"", "the token file FILE is empty"),
         (b" \n\n", "the token file FILE is empty"),
@@ -28,13 +28,13 @@ def test_read_token(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (None, "cannot read the token file FILE: No such file or directory"),
     ],
 )
-def test_read_token_invalid_file(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_read_token_invalid_file(content: bytes | None, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError) as caught:
         read_token(path, "the token file")
-    assert str(caught.value) == said.replace("FILE", str(path))
+    assert str(caught.value) == expected.replace("FILE", str(path))
 
 
 def test_read_text_folder(tmp_path: Path) -> None:

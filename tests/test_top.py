@@ -111,7 +111,7 @@ def test_top_80_columns(serving: Serving, show: Callable[..., Shown]) -> None:
     shown.until(lambda text: "failed" in text)
     shown.terminal.press("q")
     assert shown.terminal.wait() == 0
-    # The terminal is left as it was: the other screen is gone, the cursor is back.
+    # The terminal is restored: the alternate screen is closed, the cursor is visible.
     assert shown.terminal.text.rindex("\x1b[?1049l") > shown.terminal.text.rindex("\x1b[?1049h")
     assert shown.terminal.text.rindex("\x1b[?25h") > shown.terminal.text.rindex("\x1b[?25l")
 
@@ -162,7 +162,7 @@ def test_top_keys_while_source_is_slow(serving: Serving, show: Callable[..., Sho
 class Held:
     """In front of a llamatel: lets its answers to ``top``'s start through, and holds back those that follow."""
 
-    def __init__(self, behind: str) -> None:
+    def __init__(self, upstream: str) -> None:
         held = self
         self.waiting = False
         self._go_on = threading.Event()
@@ -173,9 +173,9 @@ class Held:
                 if next(answered, None) is None:
                     held.waiting = True
                     held._go_on.wait(60)
-                with urllib.request.urlopen(behind + self.path, timeout=10) as answer:
+                with urllib.request.urlopen(upstream + self.path, timeout=10) as answer:
                     body = answer.read()
-                with contextlib.suppress(OSError):  # top has gone
+                with contextlib.suppress(OSError):  # top has exited
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
@@ -220,17 +220,17 @@ def test_top_pipe_and_json(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "says"),
+    ("arguments", "status", "expected"),
     [
         (("http://127.0.0.1:9464", "nonsense://x"), 2, "is no server's address"),
         (("--page-token-file", "/no/such/file"), 2, "cannot read"),
         (("--interval", "0", "http://127.0.0.1:1"), 2, "--interval"),
     ],
 )
-def test_top_usage_error(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_top_usage_error(arguments: tuple[str, ...], status: int, expected: str) -> None:
     wrong = run(*arguments)
     assert (wrong.returncode, wrong.stdout) == (status, "")
-    assert says in wrong.stderr
+    assert expected in wrong.stderr
     assert wrong.stderr.count("\n") == 1
 
 
@@ -256,10 +256,10 @@ def test_top_server_dies(
 
 
 def test_screen_alarm_with_flag() -> None:
-    said = "127.0.0.1:8090: the KV pool has 194 of 2,048 tokens left for what runs: raise -c, or lower -np"
-    lines = screen({**document(), "alarms": [{"at": 0.0, "text": said}]}, Choices(), 60, 24).plain.split("\n")
+    alarm = "127.0.0.1:8090: the KV pool has 194 of 2,048 tokens left for what runs: raise -c, or lower -np"
+    lines = screen({**document(), "alarms": [{"at": 0.0, "text": alarm}]}, Choices(), 60, 24).plain.split("\n")
     begin = next(index for index, line in enumerate(lines) if line.startswith("! "))
-    assert f"{lines[begin][2:].rstrip()} {lines[begin + 1].strip()}" == said
+    assert f"{lines[begin][2:].rstrip()} {lines[begin + 1].strip()}" == alarm
 
 
 def test_screen_router() -> None:
@@ -446,7 +446,7 @@ def test_screen_bandwidth_of_last_request() -> None:
     shown = {**document(), "requests": requests, "summary": summary}
     text = screen({**shown, "overview": [row(shown["servers"][0], requests=3)]}, Choices(), 100, 24).plain
     assert "last at 62 % of the GPU's bandwidth" in text
-    # None of them completed: there is no line of percentiles that says nothing.
+    # None of them completed: no line of empty percentiles.
     assert "p50" not in text
 
 

@@ -113,19 +113,19 @@ def test_task_not_callable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("given", "expected"),
     [
         ({"arguments": "prompt"}, r"a tuple of names: \('prompt',\)"),
         ({"arguments": ("prompt", "tokns")}, "ask has no argument 'tokns'"),
         ({"arguments": True, "redact": "prompt"}, "redact is a function"),
     ],
 )
-def test_task_invalid_arguments(asked: dict[str, Any], said: str) -> None:
+def test_task_invalid_arguments(given: dict[str, Any], expected: str) -> None:
     def ask(prompt: str, tokens: int) -> None:
         """Never called."""
 
-    with pytest.raises(UsageError, match=said):
-        llamatel.task(**asked)(ask)
+    with pytest.raises(UsageError, match=expected):
+        llamatel.task(**given)(ask)
 
 
 def test_task_exception(recorded: Recording) -> None:
@@ -311,12 +311,12 @@ def test_task_generator_failures(recorded: Recording) -> None:
     with pytest.raises(RuntimeError, match="after"):
         next(thrown)
     assert recorded.spans[1].status.description == "RuntimeError: after"
-    generator()  # never begun: no span
+    generator()  # never started: no span
     assert len(recorded.spans) == 2
 
 
 def test_task_async_generators(recorded: Recording) -> None:
-    ended: list[str] = []
+    finished: list[str] = []
 
     @llamatel.task(name="agen")
     async def numbers(count: int) -> AsyncIterator[int]:
@@ -326,7 +326,7 @@ def test_task_async_generators(recorded: Recording) -> None:
                     await asyncio.sleep(0)
                     yield number
         finally:
-            ended.append("ended")
+            finished.append("finished")
 
     async def main() -> None:
         with llamatel.span("consumer"):
@@ -340,7 +340,7 @@ def test_task_async_generators(recorded: Recording) -> None:
 
     assert inspect.isasyncgenfunction(numbers)
     asyncio.run(main())
-    assert ended == ["ended", "ended"]
+    assert finished == ["finished", "finished"]
     assert [span.name for span in recorded.spans] == ["step 0", "step 1", "agen", "step 0", "agen", "consumer"]
     assert all(span.status.status_code is StatusCode.UNSET for span in recorded.spans)
     parents = recorded.parents()
@@ -366,7 +366,7 @@ def test_task_async_generator_closed_by_loop(recorded: Recording, caplog: pytest
 
 def test_task_arguments_and_results(recorded: Recording) -> None:
     def hide(name: str, value: object) -> object:
-        return {"secret": None, "return": "<gone>"}.get(name, value)
+        return {"secret": None, "return": "<redacted>"}.get(name, value)
 
     @llamatel.task(arguments=True, result=True, redact=hide)
     def first(prompt: str, secret: str, *rest: int, **more: object) -> str:
@@ -385,7 +385,7 @@ def test_task_arguments_and_results(recorded: Recording) -> None:
         "llamatel.argument.prompt": "p" * 999 + "…",
         "llamatel.argument.rest": "(1, 2)",
         "llamatel.argument.more": "{'x': None}",
-        "llamatel.result": "<gone>",
+        "llamatel.result": "<redacted>",
     }
     assert two["llamatel.argument.n"] == 1000
     assert "llamatel.argument.prompt" not in two
@@ -534,7 +534,7 @@ def test_span_across_yield(recorded: Recording, caplog: pytest.LogCaptureFixture
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
     ids = [span.context.span_id for span in recorded.spans if span.context is not None]
-    assert len(ids) == len(set(ids))  # each ended once
+    assert len(ids) == len(set(ids))  # each finished once
     assert [span.name for span in recorded.spans].count("stream") == decorated
     for span in recorded.spans:
         assert (span.status.status_code, list(span.events)) == (StatusCode.UNSET, [])

@@ -1,4 +1,4 @@
-"""What llamatel tells is true: llama.cpp under a mixed load, against its own counters, its responses, its clients.
+"""Accuracy of telemetry: llama.cpp under a mixed load, against its own counters, its responses, its clients.
 
 One load a backend, with telemetry as an application would have it; the tests look at it from different sides.
 """
@@ -117,7 +117,7 @@ def sides(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Sides]:
 
                 mixed = mixed_load(300, context=CONTEXT)
                 well = [request for request in mixed if request.expect == "ok"][:120]
-                # Who does not stream is missed only when nobody gets an answer for a second: these come last, together.
+                # llama.cpp notices a disconnect without a stream only after a second without responses: these last.
                 silent = [endless(f"Wait {n}", context=CONTEXT, stream=False, hang_up=1.0) for n in range(SLOTS)]
                 with Clients(server.base_url) as clients:
                     completed = clients.send_all(well, at_once=AT_ONCE)
@@ -159,12 +159,12 @@ def _pairs(sides: Sides) -> list[tuple[Answer, dict[str, Any], Completion]]:
     for record in sides.ok():
         by_key.setdefault(_record_key(record), []).append(record)
     pairs = []
-    # Should two look alike to a hundredth of a millisecond, the one that ended first was answered first.
+    # If two are equal to a hundredth of a millisecond, the one that finished first was answered first.
     for answer in sorted(sides.answers, key=lambda answer: answer.ended_at):
         for timings in answer.timings:
-            alike = by_key.get(_timings_key(timings))
-            assert alike, f"no record is like {timings}"
-            pairs.append((answer, timings, alike.pop(0)))
+            matching = by_key.get(_timings_key(timings))
+            assert matching, f"no record matches {timings}"
+            pairs.append((answer, timings, matching.pop(0)))
     return pairs
 
 
@@ -176,7 +176,7 @@ def test_truth_load(sides: Sides) -> None:
     repeated = [record for record in sides.ok() if (record.prompt_cached or 0) > 10]
     assert len(repeated) > 20, "the cache was hardly used"
     waited = [record for record in sides.records if (record.queue_s or 0) > 0.01]
-    assert len(waited) > 100, "nobody had to wait"
+    assert len(waited) > 100, "no request waited"
 
 
 def test_truth_token_totals(sides: Sides) -> None:
@@ -211,14 +211,14 @@ def test_truth_request_counts(sides: Sides) -> None:
 
 
 def test_truth_records_match_responses(sides: Sides) -> None:
-    told = Counter(_timings_key(timings) for answer in sides.answers for timings in answer.timings)
+    responses = Counter(_timings_key(timings) for answer in sides.answers for timings in answer.timings)
     known = Counter(_record_key(record) for record in sides.ok())
-    assert told - known == Counter()
+    assert responses - known == Counter()
     # A response that is not streamed has the timings of one of its choices.
-    untold = sum(
+    not_in_responses = sum(
         answer.request.choices - 1 for answer in sides.answers if answer.outcome == "ok" and not answer.request.streams
     )
-    assert sum((known - told).values()) == untold
+    assert sum((known - responses).values()) == not_in_responses
 
     pairs = [(timings, record) for answer, timings, record in _pairs(sides) if answer.request.choices == 1]
     assert sum(t["prompt_n"] for t, _ in pairs) == sum(record.prompt_computed or 0 for _, record in pairs)
@@ -279,7 +279,7 @@ def test_truth_client_times(sides: Sides) -> None:
         early_ends.append(answer.ended_at - record.ended_at)
         if record.queue_s is not None:
             longer.append(record.duration_s - answer.seconds)
-    # Two clocks of one machine, one read through a pipe; and the log tells of an end a moment after the client knows.
+    # Two clocks of one machine, one read through a pipe; and the log has a request's end a moment after its client.
     assert min(late_starts) > -0.25
     assert statistics.quantiles(late_starts, n=20)[0] > -0.005
     assert min(early_ends) > -0.25
@@ -320,8 +320,8 @@ def test_truth_histograms(sides: Sides, name: str) -> None:
     assert sides.metric(f"{name}_count") == len(values)
     assert sides.metric(f"{name}_sum") == pytest.approx(math.fsum(values), rel=1e-9)
     for labels, count in sides.samples[f"{name}_bucket"]:
-        alike = [other for other, _ in sides.samples[f"{name}_count"] if other.items() <= labels.items()]
-        if len(alike) == 1 and len(sides.samples[f"{name}_count"]) == 1:
+        matching = [other for other, _ in sides.samples[f"{name}_count"] if other.items() <= labels.items()]
+        if len(matching) == 1 and len(sides.samples[f"{name}_count"]) == 1:
             bound = float(labels["le"])
             # A sum of floats may fall on the other side of a bound.
             assert sum(v <= bound * (1 - 1e-9) for v in values) <= count <= sum(v <= bound * (1 + 1e-9) for v in values)

@@ -1,4 +1,4 @@
-"""What a person sees, on fixed records: golden files in tests/golden/view (UPDATE_GOLDEN=1 writes them anew)."""
+"""Text views of fixed records: golden files in tests/golden/view (UPDATE_GOLDEN=1 writes them again)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPUs of a machine in CUDA's order, from stand-ins for NVML (no machine at hand has these cards)."""
+"""The GPUs of a machine in CUDA's order, from stand-ins for NVML (no available machine has these cards)."""
 
 from __future__ import annotations
 
