@@ -151,6 +151,9 @@ def padded(number: int, multiple: int = 256) -> int:
 FIT_PER_SLOT_SINCE = 10809
 """The first build that was seen to give slots of their own the model's context each; b10566 divided it among them."""
 
+ONE_SLOT_SINCE = 8672
+"""The first build that was seen to take ``-np 1`` as one slot; b7376 took it as the default, four that share a pool."""
+
 
 def resolve(
     settings: ServerSettings, trained_context: int | None, *, causal: bool = True, build: int | None = None
@@ -160,6 +163,8 @@ def resolve(
     ``build`` is llama.cpp's number; without one it is the newest.
     """
     slots, unified = settings.slots, settings.unified
+    if slots == 1 and build is not None and build < ONE_SLOT_SINCE:
+        slots, unified = DEFAULT_SLOTS, True
     context = settings.ctx_size or 0
     if not context and settings.kv_unified_per_slot and settings.ctx_size is None:
         context = slots * settings.kv_unified_per_slot

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from tests.parts import MissingPart
+
+from .fork_server import ForkServer
 
 SOURCE = Path(__file__).with_name("allocations.c")
 READY = "listening on http"
@@ -72,7 +74,7 @@ def preloaded_library(folder: Path) -> Path:
 def _fits(flags: Sequence[str]) -> bool:
     """Whether llama-server fits the context to memory."""
     values = [value for flag, value in pairwise(flags) if flag == "-fit"]
-    return values[-1:] != ["off"]
+    return values[-1:] == ["on"]
 
 
 def _last_round(tensors: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -110,45 +112,17 @@ class Bench:
 
     always: tuple[str, ...] = ("--no-warmup", "-fit", "off")
     """Flags of every start: neither a warm-up nor fitting the context to memory."""
+    forks: ForkServer | None = None
+    """Starts a server in Python faster."""
 
     def allocate(self, model: Path, flags: Sequence[str]) -> Allocation:
         """Start the server with ``flags`` (preceded by variables) on a model, return its cache tensors, stop it."""
         variables, flags = variables_of(flags)
         self.record.unlink(missing_ok=True)
-        argv = [
-            str(self.server),
-            "-m",
-            str(model),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            *self.always,
-        ]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
-        environment |= variables | {
-            "LD_PRELOAD": str(self.library),
-            "CACHE_TENSORS": str(self.record),
-            "GGML_NO_BACKTRACE": "1",
-        }
-        with subprocess.Popen(
-            [*argv, "-t", "1", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        ) as child:
-            try:
-                output = _listen(child, time.monotonic() + TIMEOUT)
-                ready = READY in output
-                if not ready:
-                    try:
-                        child.wait(5)
-                    except subprocess.TimeoutExpired:
-                        output += "\n(neither ready nor exited)"
-            finally:
-                child.send_signal(signal.SIGKILL)
-            code = child.wait()
+        argv = ["-m", str(model), "--host", "127.0.0.1", "--port", str(self.port), *self.always, "-t", "1", *flags]
+        added = variables | {"CACHE_TENSORS": str(self.record), "GGML_NO_BACKTRACE": "1"}
+        code, output = self._forked(argv, added) if self.forks is not None else self._started(argv, added)
+        ready = READY in output
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         tensors = tuple((name, int(size)) for name, size in (line.split() for line in lines))
         if _fits([*self.always, *flags]):
@@ -159,3 +133,29 @@ class Bench:
         elif outcome == "aborted" and not tensors and "GGML_ASSERT" not in output and "GGML_ABORT" not in output:
             outcome = "crashed"
         return Allocation(outcome, tensors, output)
+
+    def _forked(self, argv: Sequence[str], added: Mapping[str, str]) -> tuple[int, str]:
+        assert self.forks is not None
+        output = self.record.with_suffix(".log")
+        code = self.forks.run(argv, added, output, READY, TIMEOUT)
+        return code, output.read_text(errors="replace")
+
+    def _started(self, argv: Sequence[str], added: Mapping[str, str]) -> tuple[int, str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
+        with subprocess.Popen(
+            [str(self.server), *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment | dict(added) | {"LD_PRELOAD": str(self.library)},
+        ) as child:
+            try:
+                output = _listen(child, time.monotonic() + TIMEOUT)
+                if READY not in output:
+                    try:
+                        child.wait(5)
+                    except subprocess.TimeoutExpired:
+                        output += "\n(neither ready nor exited)"
+            finally:
+                child.send_signal(signal.SIGKILL)
+            return child.wait(), output

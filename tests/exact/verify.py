@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.parts import free_port
 
 from .builds import NAMES, Server, server, servers
 from .compare import Row, Written, compare
+from .fork_server import fork_server
 from .grid import BESIDE, DRAFTING, OTHER_BUILDS, Flags, random_settings, settings_for
 from .harness import Bench, preloaded_library
 from .models import MODELS, PAIRS, TinyModel
@@ -48,8 +50,12 @@ def run(jobs: Sequence[Job], workers: int, folder: Path, of: Server | None = Non
     library, table = preloaded_library(folder), read_table()
     always = ("--no-warmup", "-fit", "off") if "-fit" in of.flags else ("--no-warmup",)
     benches: SimpleQueue[Bench] = SimpleQueue()
+    forks = ExitStack()
     for port in {free_port() for _ in range(workers)}:
-        benches.put(Bench(of.program, library, port, folder / f"{port}.txt", always))
+        server_of_forks = fork_server(of.program, library)
+        if server_of_forks is not None:
+            forks.callback(server_of_forks.close)
+        benches.put(Bench(of.program, library, port, folder / f"{port}.txt", always, server_of_forks))
 
     def write(model: TinyModel, role: str) -> Written:
         path = write_model(folder / f"{role}-{model.name}.gguf", model, table[model.name])
@@ -63,7 +69,7 @@ def run(jobs: Sequence[Job], workers: int, folder: Path, of: Server | None = Non
             benches.put(bench)
 
     rows: list[Row] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with forks, ThreadPoolExecutor(workers) as pool:
         for job in jobs:
             model = write(job.model, "model")
             draft = write(job.draft, "draft") if job.draft is not None else None
