@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,46 @@ def test_placement_main_gpu_and_device_list(files: dict[str, Path]) -> None:
         assert host.host.layers == len(shape.layers)
 
 
+def test_draft_devices_follow_the_models_or_their_own_flag(files: dict[str, Path]) -> None:
+    shape = shape_of(files["llama:3.1-8B"])
+    shape, devices = replace(shape, draft=shape), parse_devices("t4+rtx3090")
+
+    def drafted(flags: str) -> dict[str, bool]:
+        words = ["-c", "4096", "-ngl", "0", "-md", "x.gguf", *flags.split()]
+        plan = memory_plan(shape, parse_server_flags(words, environ={}), devices)
+        assert plan.refused is None
+        return {use.device.name: bool(use.draft and use.draft.weights_bytes) for use in plan.per_device if use.device}
+
+    assert drafted("") == {"Tesla T4": True, "GeForce RTX 3090": True}
+    assert drafted("-devd CUDA1") == {"Tesla T4": False, "GeForce RTX 3090": True}
+    assert drafted("-dev CUDA0") == {"Tesla T4": True}
+    assert drafted("-dev CUDA0 -devd CUDA1") == {"Tesla T4": False, "GeForce RTX 3090": True}
+    assert drafted("-dev CUDA1 -devd none") == {"GeForce RTX 3090": False}
+    words = ["-c", "4096", "-md", "x.gguf", "-devd", "CUDA2"]
+    assert memory_plan(shape, parse_server_flags(words, environ={}), devices).refused == "invalid device: CUDA2"
+
+
+def test_override_names_a_device_that_holds_no_layers(files: dict[str, Path]) -> None:
+    shape, devices = shape_of(files[MOE]), parse_devices("rtx3090x2")
+    words = ["-c", "4096", "-ngl", "99", "-dev", "CUDA0", "-ot", "exps=CUDA1"]
+    plan = memory_plan(shape, parse_server_flags(words, environ={}), devices)
+    assert plan.refused is None
+    assert [use.layers for use in plan.per_device] == [48, 0]
+    assert plan.per_device[1].weights_bytes > 10 * plan.per_device[0].weights_bytes
+
+
+def test_fit_target_that_a_device_does_not_meet_is_reported(files: dict[str, Path]) -> None:
+    def advice(flags: str) -> str:
+        settings = parse_server_flags(["-c", "8192", *flags.split()], environ={})
+        return " ".join(make_report("m", shape_of(files["llama:3.1-8B"]), settings, parse_devices("rtx3060")).advice)
+
+    assert "(-fitt)" not in advice("")
+    for flags in ("-fitt 9000", "-fitt 9000,0"):
+        assert f"without -ngl llama-server leaves {flags[6:]} MiB free (-fitt)" in advice(flags)
+    for flags in ("-fitt 9000 -ngl 99", "-fitt 9000 -fit off", "-fitt 100"):
+        assert "(-fitt)" not in advice(flags)
+
+
 def test_expert_search_fits_a_30b_model_into_12_gb(files: dict[str, Path]) -> None:
     shape, devices = shape_of(files[MOE]), parse_devices("rtx3060")
     ways = search(shape, parse_server_flags(["-np", "1", "-c", "32768"], environ={}), devices, 60e9)
@@ -221,31 +262,64 @@ def rpc_servers(program: Path, number: int, folder: Path) -> Iterator[list[str]]
         yield addresses
 
 
+def reported_by_rpc_devices(
+    sid_server: Path, model: Path, flags: Sequence[str], folder: Path
+) -> list[dict[str, float]]:
+    """Start llama-server on two RPC devices: MiB of the model and KV buffers that it reported, by device."""
+    log = folder / "server.log"
+    with rpc_servers(sid_server.with_name("ggml-rpc-server"), 2, folder) as addresses:
+        address = ["-m", str(model), "--port", str(free_port()), "--rpc", ",".join(addresses)]
+        child = Child([sid_server, *address, *flags, "-lv", "4"], log)
+        try:
+            wait_until(lambda: "listening on http" in log.read_text(), 60, "llama-server")
+        finally:
+            child.stop()
+    found: list[dict[str, float]] = []
+    for each in addresses:  # the number in RPC0 is that of the device on its own server
+        lines = re.findall(rf"RPC\d+\[{re.escape(each)}\] +(model|KV) buffer size = +([\d.]+) MiB", log.read_text())
+        found.append({kind: float(size) for kind, size in lines})
+    return found
+
+
 @pytest.mark.parametrize("split", ["1,1", "3,1"])
 def test_placement_rpc_devices(split: str, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
     flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", split]
-    with rpc_servers(sid_server.with_name("ggml-rpc-server"), 2, tmp_path) as addresses:
-        command: list[str | Path] = [
-            sid_server,
-            "-m",
-            tiny_model,
-            "--port",
-            str(free_port()),
-            "--rpc",
-            ",".join(addresses),
-            *flags,
-            "-lv",
-            "4",
-        ]
-        child = Child(command, tmp_path / "server.log")
-        try:
-            wait_until(lambda: "listening on http" in (tmp_path / "server.log").read_text(), 60, "llama-server")
-        finally:
-            child.stop()
-    log = (tmp_path / "server.log").read_text()
+    reported = reported_by_rpc_devices(sid_server, tiny_model, flags, tmp_path)
     shape = shape_from_gguf(parse_gguf_header(tiny_model, read_tensors=True))
     devices = [Device("RPC", 1 << 33, None, "test")] * 2
     plan = memory_plan(shape, parse_server_flags(flags, environ={}), devices)
     for index, use in enumerate(plan.per_device):
-        [size] = set(re.findall(rf"RPC{index}\S* +KV buffer size = +([\d.]+) MiB", log)) or {"0"}
-        assert use.cache_bytes / MIB == pytest.approx(float(size), abs=0.011)
+        assert use.cache_bytes / MIB == pytest.approx(reported[index].get("KV", 0.0), abs=0.011)
+
+
+def test_draft_device_on_rpc_devices(sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
+    flags = [
+        "-c",
+        "4096",
+        "-np",
+        "2",
+        "-ngl",
+        "99",
+        "-ngld",
+        "99",
+        "-ctkd",
+        "f32",
+        "-ctvd",
+        "f32",
+        "--spec-type",
+        "draft-simple",
+        "-dev",
+        "RPC0",
+        "-devd",
+        "RPC1",
+    ]
+    flags += ["-md", str(tiny_model)]
+    reported = reported_by_rpc_devices(sid_server, tiny_model, flags, tmp_path)
+    shape = shape_from_gguf(parse_gguf_header(tiny_model, read_tensors=True))
+    devices = [Device("RPC", 1 << 33, None, "test")] * 2
+    first, second = memory_plan(replace(shape, draft=shape), parse_server_flags(flags, environ={}), devices).per_device
+    assert second.draft is not None
+    assert first.cache_bytes / MIB == pytest.approx(reported[0]["KV"], abs=0.011)
+    assert second.draft.cache_bytes / MIB == pytest.approx(reported[1]["KV"], abs=0.011)
+    assert first.weights_bytes / MIB == pytest.approx(reported[0]["model"], abs=0.011)
+    assert second.draft.weights_bytes / MIB == pytest.approx(reported[1]["model"], abs=0.011)

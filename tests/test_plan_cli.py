@@ -16,8 +16,9 @@ from llamatel.llama import LlamaCppClient, ServerManager
 from llamatel.plan import LayerShape, ModelShape, ServerSettings, cache_plan, shape_from_gguf
 from llamatel.plan.devices import parse_devices
 from llamatel.plan.fit_params import parse_measured
+from llamatel.plan.fit_search import largest_context
 from llamatel.plan.gpu_catalog import GB, GPUS, gpu_named
-from llamatel.plan.memory_plan import largest_context, memory_plan
+from llamatel.plan.memory_plan import memory_plan
 from llamatel.plan.model_shape import Weights
 from llamatel.plan.plan_report import make_report
 from tests.parts import MissingPart, in_ci, llama_server

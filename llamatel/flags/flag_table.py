@@ -167,7 +167,7 @@ _TABLE = """
     --spec-draft-p-min --draft-p-min | 1 | SPEC_DRAFT_P_MIN
     --spec-draft-backend-sampling / --no-spec-draft-backend-sampling | 0 | SPEC_DRAFT_BACKEND_SAMPLING
     --spec-draft-sampling | 1 | SPEC_DRAFT_SAMPLING
-    --spec-draft-device -devd --device-draft | 1 | | draft_devices names | not counted
+    --spec-draft-device -devd --device-draft | 1 | | draft_devices names | plan
     --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft | 1 | N_GPU_LAYERS_DRAFT | draft_gpu_layers layers | plan
     --spec-draft-model -md --model-draft | 1 | SPEC_DRAFT_MODEL | draft_model text | plan
     --spec-type | 1 | SPEC_TYPE | spec_types spec-types | plan

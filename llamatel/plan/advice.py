@@ -11,7 +11,8 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.cache_plan import CachePlan
 from llamatel.plan.devices import Device
 from llamatel.plan.expert_search import ExpertOffload
-from llamatel.plan.memory_plan import MemoryPlan, balanced, largest_context, memory_plan, uncounted
+from llamatel.plan.fit_search import balanced, largest_context
+from llamatel.plan.memory_plan import MIB, MemoryPlan, memory_plan, uncounted
 from llamatel.plan.model_shape import ModelShape
 
 
@@ -92,10 +93,25 @@ def _fit(facts: Facts, context: int) -> Iterator[str]:
     elif memory.fits and (memory.offloaded or settings.tensor_overrides):
         layers = memory.total_layers if memory.offloaded else memory.gpu_layers
         yield f"fits on {where}: {_flags(settings, layers, context)}"
+        yield from _fit_targets(facts)
         if facts.longest is not None and facts.longest > context:
             yield f"the context can grow to {facts.longest} tokens"
     else:
         yield from _smaller(facts, where, context)
+
+
+def _fit_targets(facts: Facts) -> Iterator[str]:
+    """What llama-server changes by itself (common/fit.cpp) where less than ``-fitt`` is left on a device."""
+    settings, uses = facts.settings, facts.memory.per_device
+    if not settings.fit or not settings.given.isdisjoint(("gpu_layers", "tensor_split", "tensor_overrides")):
+        return
+    targets = settings.fit_target_mib * len(uses) if len(settings.fit_target_mib) == 1 else settings.fit_target_mib
+    short = [use for use, mib in zip(uses, targets, strict=False) if use.free is not None and use.free < mib * MIB]
+    if short:
+        yield (
+            f"without -ngl llama-server leaves {','.join(map(str, settings.fit_target_mib))} MiB free (-fitt): it "
+            "lowers an unset context or keeps layers on the host; with the flags above it does not"
+        )
 
 
 def _smaller(facts: Facts, where: str, context: int) -> Iterator[str]:

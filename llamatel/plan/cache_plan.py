@@ -167,6 +167,8 @@ def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:
         ubatch_size=settings.draft_ubatch_size or settings.ubatch_size,
         gpu_layers=layers,
         tensor_overrides=settings.draft_tensor_overrides,
+        devices=settings.draft_devices or settings.devices,
+        split_mode="layer" if len(settings.draft_devices) == 1 else settings.split_mode,
         moe_cache_mib=0,
         spec_types=(),
     )

@@ -14,8 +14,9 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.flags.tensor_override import EXPERTS, TensorOverride
 from llamatel.plan.cache_plan import CachePlan, cache_plan
 from llamatel.plan.devices import Device
-from llamatel.plan.memory_plan import MemoryPlan, Reads, ceiling, memory_plan, reads
+from llamatel.plan.memory_plan import MemoryPlan, memory_plan
 from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.token_reads import Reads, ceiling, reads
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096)
 _TYPES = ("f16", "q8_0")

@@ -69,9 +69,9 @@ class MemoryPlan:
         return self.gpu_layers >= self.total_layers
 
 
-def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[tuple[Device, ...], str | None]:
-    """The devices that ``-dev``, ``-sm none`` and ``-mg`` leave, and llama-server's reason if it refuses them."""
-    chosen = tuple(devices)
+def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[tuple[int, ...], str | None]:
+    """The devices, by index, that ``-dev``, ``-sm none`` and ``-mg`` leave, and llama-server's reason if it refuses."""
+    chosen = tuple(range(len(devices)))
     if settings.devices == ("none",):
         return (), None
     if settings.devices:
@@ -83,8 +83,8 @@ def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[t
                 index = None
             if index is None:
                 return chosen, f"invalid device: {name}"
-            found.append(devices[index])
-        chosen = tuple(found)
+            found.append(index)
+        chosen = tuple(dict.fromkeys(found))
     if settings.split_mode == "none" and chosen:
         if settings.main_gpu < 0:
             return (), None
@@ -128,20 +128,27 @@ def place(
 ) -> MemoryPlan:
     """The placement with ``gpu_layers`` on devices, and that of the model that drafts."""
     layers = len(shape.layers)
-    uses = _uses(shape, replace(settings, gpu_layers=gpu_layers), cache.by_layer(layers), cache.cells, devices)
+    chosen, _ = used_devices(settings, devices)
+    own = replace(settings, gpu_layers=gpu_layers)
+    uses = _uses(shape, own, cache.by_layer(layers), cache.cells, devices)
     known = shape.weights is not None and cache.refused is None and cache.cells is not None
+    draft_on: tuple[int, ...] = ()
     if shape.draft is not None and cache.cells is not None:
         draft, second = shape.draft, draft_settings(settings, cache.cells)
+        draft_on, _ = used_devices(second, devices)
         everything = len(draft.layers) + 1
         most = everything if second.gpu_layers is None else min(second.gpu_layers, everything)
         cached = cache.by_layer(len(draft.layers), separate=True)
         cells = resolve(second, None, causal=draft.causal)
-        drafting = _uses(draft, replace(second, gpu_layers=most if devices else 0), cached, cells, devices)
+        second = replace(second, gpu_layers=most if draft_on else 0)
+        drafting = _uses(draft, second, cached, cells, devices)
         uses = [replace(use, draft=other) for use, other in zip(uses, drafting, strict=True)]
         known = known and draft.weights is not None and all(use.compute_estimate is not None for use in drafting)
-    host, per_device = uses[0], tuple(uses[1:])
+    host, on_devices = uses[0], uses[1:]
+    shown = dict.fromkeys((*chosen, *draft_on, *(i for i, use in enumerate(on_devices) if use.weights_bytes)))
+    per_device = tuple(on_devices[index] for index in shown)
     fits: bool | None = None
-    if known and devices and not uncounted(settings) and all(use.compute_estimate is not None for use in uses):
+    if known and per_device and not uncounted(settings) and all(use.compute_estimate is not None for use in uses):
         fits = all(each.free is not None and each.free >= 0 for each in per_device)
     return MemoryPlan(min(gpu_layers, layers + 1), layers + 1, host, per_device, settings.tensor_split, fits)
 
@@ -158,10 +165,12 @@ def _uses(
     cells: Cells | None,
     devices: Sequence[Device],
 ) -> list[DeviceUse]:
-    """What one model needs on the host, then on each device, with the settings' layers on devices."""
+    """What one model needs on the host, then on each device, with the settings' layers on the settings' devices."""
     layers = len(shape.layers)
-    shares = _shares(settings, devices)
-    owners = _owners(layers, settings.gpu_layers or 0, shares, settings)
+    chosen, _ = used_devices(settings, devices)
+    shares = _shares(settings, [devices[index] for index in chosen])
+    places = _owners(layers, settings.gpu_layers or 0, shares, settings)
+    owners = [None if place is None else chosen[place] for place in places]
     weights = shape.weights
     placed = Placed()
     if weights is not None:
@@ -181,7 +190,7 @@ def _uses(
         mine = [layer for layer, owner in enumerate(owners) if owner == index]
         in_blocks = [layer for layer in mine if layer < layers]
         holds_cache = in_blocks if settings.kv_offload else (range(layers) if index is None else ())
-        busy = bool(mine) or (index is None and not devices)
+        busy = bool(mine) or (index is None and not chosen)
         return DeviceUse(
             device,
             len(in_blocks),
@@ -189,7 +198,7 @@ def _uses(
             sum(cached[i] for i in holds_cache),
             _with_copies(compute, placed.largest_away.get(index, 0)) if busy else 0,
             placed.read.get(index, 0.0),
-            0 if index is None else round(experts * shares[index] / sum(shares)),
+            round(experts * shares[chosen.index(index)] / sum(shares)) if index is not None and index in chosen else 0,
         )
 
     return [use(None, None), *(use(index, device) for index, device in enumerate(devices))]
@@ -215,13 +224,14 @@ def memory_plan(
 ) -> MemoryPlan:
     """The placement for the settings; without ``-ngl`` the most layers that fit."""
     cache = cache_plan(shape, settings) if cache is None else cache
-    chosen, refused = used_devices(settings, devices)
+    _, refused = used_devices(settings, devices)
+    if refused is None and shape.draft is not None and cache.cells is not None:
+        _, refused = used_devices(draft_settings(settings, cache.cells), devices)
     try:
-        plan = _placed(shape, settings, cache, chosen)
-    except ValueError as error:
+        plan = _placed(shape, settings, cache, devices)
+    except ValueError:
         refused = "unknown buffer type" if refused is None else refused
-        plan = _placed(shape, replace(settings, tensor_overrides=()), cache, chosen)
-        del error
+        plan = _placed(shape, replace(settings, tensor_overrides=(), draft_tensor_overrides=()), cache, devices)
     if refused is None:
         return plan
     return replace(plan, refused=refused, fits=None)
@@ -229,7 +239,7 @@ def memory_plan(
 
 def _placed(shape: ModelShape, settings: ServerSettings, cache: CachePlan, devices: Sequence[Device]) -> MemoryPlan:
     everything = len(shape.layers) + 1
-    if settings.gpu_layers is not None or not devices:
+    if settings.gpu_layers is not None or not used_devices(settings, devices)[0]:
         return place(shape, settings, cache, devices, min(settings.gpu_layers or 0, everything))
     best = place(shape, settings, cache, devices, everything)
     if best.fits is not False:
@@ -238,63 +248,6 @@ def _placed(shape: ModelShape, settings: ServerSettings, cache: CachePlan, devic
         (found for n in range(everything - 1, -1, -1) if (found := place(shape, settings, cache, devices, n)).fits),
         place(shape, settings, cache, devices, 0),
     )
-
-
-def balanced(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> ServerSettings:
-    """The settings with the ``-ts`` that leaves the fuller of two devices the most room."""
-    if len(devices) != 2 or not shape.layers or settings.tensor_split or settings.split_mode != "layer":
-        return settings
-    cache = cache_plan(shape, settings)
-    everything = len(shape.layers) + 1
-
-    def room(candidate: ServerSettings) -> int:
-        return min(each.free or 0 for each in place(shape, candidate, cache, devices, everything).per_device)
-
-    candidates = [replace(settings, tensor_split=(float(n), float(everything - n))) for n in range(1, everything)]
-    best = max(candidates, key=room)
-    return best if room(best) > room(settings) else settings
-
-
-def largest_context(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> int | None:
-    """The most tokens over all slots with which everything fits on the devices; None if none do, or if unknown."""
-    trained = shape.context_length
-    if trained is None or shape.weights is None:
-        return None
-    slots = 1 if settings.unified else settings.slots
-    step = 256 * slots
-    most = max(trained * slots // step, 1)
-
-    def fits(steps: int) -> bool:
-        attempt = replace(settings, ctx_size=steps * step, gpu_layers=len(shape.layers) + 1)
-        return bool(memory_plan(shape, attempt, devices).fits)
-
-    if not fits(1):
-        return None
-    low, high = 1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * step
-
-
-def most_slots(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device], each: int) -> int | None:
-    """The most slots of ``each`` tokens of their own that fit; None if not one does, or if unknown."""
-    if shape.weights is None:
-        return None
-
-    def fits(slots: int) -> bool:
-        attempt = replace(
-            settings, parallel=slots, kv_unified=False, ctx_size=slots * each, gpu_layers=len(shape.layers) + 1
-        )
-        return bool(memory_plan(shape, attempt, devices).fits)
-
-    if not fits(1):
-        return None
-    low, high = 1, 256
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,44 +271,3 @@ def host_growth(settings: ServerSettings, cache: CachePlan) -> HostGrowth:
     states = sum(part.total_bytes for part in cache.parts if part.kind == "recurrent")
     size = (0 if settings.swa_full else windowed // max(slots, 1)) + states // max(slots, 1)
     return HostGrowth(prompt, size, settings.ctx_checkpoints * slots if size else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """What one token of a sequence that fills the context reads in one part of the machine."""
-
-    name: str
-    n_bytes: float
-    bandwidth: float | None
-    """Bytes a second; None where that is unknown."""
-
-    @property
-    def seconds(self) -> float | None:
-        """The shortest possible time."""
-        return self.n_bytes / self.bandwidth if self.bandwidth else None
-
-
-def reads(cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> tuple[Reads, ...]:
-    """Weights, keys, values and states that one token reads, by device, and on the host where it reads there."""
-    streams = cache.cells.slots if cache.cells and cache.cells.streams > 1 else 1
-    parts = [
-        Reads(each.device.name, each.read_bytes + each.cache_bytes / streams, each.device.bandwidth)
-        for each in plan.per_device
-        if each.device is not None
-    ]
-    on_host = plan.host.read_bytes + plan.host.cache_bytes / streams
-    return (*parts, Reads("host", on_host, host_bandwidth)) if on_host else tuple(parts)
-
-
-def ceiling(shape: ModelShape, cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> float | None:
-    """The most tokens a second that memory bandwidth allows one sequence that fills the context.
-
-    Every token reads the weights it uses and the keys, values and states of its sequence, in one part of the machine
-    after another. None where a bandwidth is not known.
-    """
-    weights = shape.weights
-    if weights is None or not weights.n_bytes or not plan.per_device:
-        return None
-    seconds = [part.seconds for part in reads(cache, plan, host_bandwidth) if part.n_bytes]
-    known = [each for each in seconds if each is not None]
-    return 1 / sum(known) if known and len(known) == len(seconds) else None

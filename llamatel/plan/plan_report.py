@@ -15,19 +15,10 @@ from llamatel.plan.compute_buffers import COMPUTE_ERROR
 from llamatel.plan.devices import Device
 from llamatel.plan.expert_search import ExpertOffload, search
 from llamatel.plan.fit_params import Measured
-from llamatel.plan.memory_plan import (
-    DeviceUse,
-    HostGrowth,
-    MemoryPlan,
-    Reads,
-    ceiling,
-    host_growth,
-    largest_context,
-    memory_plan,
-    most_slots,
-    reads,
-)
+from llamatel.plan.fit_search import largest_context, most_slots
+from llamatel.plan.memory_plan import DeviceUse, HostGrowth, MemoryPlan, host_growth, memory_plan
 from llamatel.plan.model_shape import ModelShape
+from llamatel.plan.token_reads import Reads, ceiling, reads
 
 TABLE_TYPES = ("f16", "q8_0", "q4_0")
 _TABLE_CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from llamatel.errors import UsageError
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.devices import Device, parse_devices
-from llamatel.plan.memory_plan import balanced, largest_context, memory_plan, uncounted
+from llamatel.plan.fit_search import balanced, largest_context
+from llamatel.plan.memory_plan import memory_plan, uncounted
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.plan_report import make_report
 
