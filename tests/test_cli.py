@@ -88,7 +88,7 @@ def test_cli_version() -> None:
         (["serve"], "Missing argument 'MODEL'"),
         (["serve", "m.gguf", "--port", "70000"], "70000 is not in the range"),
         (["serve", "m.gguf", "-np", "many"], "'many' is not a valid integer"),
-        (["serve", "m.gguf", "--cache-ram", "0"], "behind --: llamatel serve MODEL -- --cache-ram"),
+        (["serve", "m.gguf", "--cache-ram", "0"], "put it after --: llamatel serve MODEL -- --cache-ram"),
         (["serve", "m.gguf", "junk"], "unexpected extra argument"),
         (["serve", "m.gguf", "--restart", "always"], "'always' is not one of"),
         (["serve", "m.gguf", "--metrics-addr", "nowhere"], "'nowhere' is no address"),

@@ -408,7 +408,7 @@ def test_panels_phases_equal_responses(store: str, observed: Observed) -> None:
     for phase, figure in (("prefill", "prompt_ms"), ("decode", "predicted_ms")):
         mean = statistics.mean(each[figure] / 1e3 for each in timings)
         # The last choice's timings stand for all choices of an answer, and over a window Prometheus extrapolates sum
-        # and count each by itself; to the digit they are compared in test_truth.py.
+        # and count each by itself; to the digit they are compared in test_counts_match_llama_cpp.py.
         [reported] = observed.panel("requests", "Mean time by phase", f"request_{phase}_duration", store).values()
         assert reported == pytest.approx(mean, rel=0.1)
 
