@@ -227,8 +227,8 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1, load=False)
-    long = [completion(f"{number} what a long story " * 20, 200) for number in range(24)]
-    queue = partial(fleet.load, port, long, 16, 0.0)
+    long = [completion(f"{number} what a long story " * 20, 800) for number in range(24)]
+    queue = partial(fleet.load, port, long, 24, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",
         ("LlamacppTtftObjectiveFastBurn", "LlamacppRequestsDeferred"),
@@ -293,7 +293,7 @@ def _attach_second(fleet: Fleet, url: str) -> None:
 
 def _export(folder: Path, expected: str) -> Path:
     words = _llamatel(
-        "dashboards", "export", str(folder), "--ttft", "0.5s", "--tpot", "2.5s", "--expect", f'instance="{expected}"'
+        "dashboards", "export", str(folder), "--ttft", "2.5s", "--tpot", "2.5s", "--expect", f'instance="{expected}"'
     )
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
