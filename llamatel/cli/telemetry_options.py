@@ -24,7 +24,7 @@ from llamatel.runtime import Runtime
 from llamatel.telemetry.jsonl import JsonLines, Sink
 from llamatel.telemetry.resource import installed_version
 from llamatel.telemetry.settings import Settings, is_loopback
-from llamatel.ui.view import glyphs_for, request_header, request_line
+from llamatel.ui.view import glyphs_for, request_header, request_line, reuse_line
 from llamatel.ui.view.text_page import printable
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class RequestLines:
                     self._console.print(request_header(self._glyphs), soft_wrap=True)
                 width, cut = self._console.width, self._console.is_terminal
                 self._console.print(request_line(completion, width, self._glyphs, cut=cut), soft_wrap=True)
+                if (below := reuse_line(completion, width, self._glyphs, cut=cut)) is not None:
+                    self._console.print(below, soft_wrap=True)
             except OSError:  # a pipe without a reader, a terminal that was closed
                 self.closed.set()
                 log.info("the reader of the output disconnected: no more request lines")

@@ -16,12 +16,9 @@ from typing import Any
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.ui.decode_speed import MIN_POINTS, RateLine, decode_line, rate_by_concurrency
 from llamatel.ui.remedies import Remedy, eviction_remedy, pool_remedy, recompute_remedy, slots_remedy
 
-_MIN_POINTS = 8
-"""Requests that a fitted line needs."""
-_MIN_SPREAD = 0.2
-"""... and how far their contexts are apart, as a share of the longest."""
 _TIGHT = 0.1
 """Share of the pool below which headroom counts as a limit."""
 _OFTEN = 0.05
@@ -94,27 +91,6 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class RateLine:
-    """Seconds per token as a line over the context: ``base_s + context * slope_s``, with its spread."""
-
-    requests: int
-    concurrency: int
-    """Requests that ran at the same time, the same for all of these."""
-    base_s: float
-    slope_s: float
-    spread: float
-    """Standard deviation of the residuals, as a share of the mean."""
-    shortest: int
-    longest: int
-    """Contexts of the requests, in tokens; the line holds between them."""
-
-    def rate(self, context: int) -> float | None:
-        """Tokens per second at a context; None where the line is not positive."""
-        seconds = self.base_s + context * self.slope_s
-        return 1 / seconds if seconds > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
 class RatePoint:
     """A decode rate, and what share of the bandwidth's ceiling it is."""
 
@@ -166,7 +142,7 @@ def diagnose(observed: Observation) -> Diagnosis:
     done = [completion for completion in observed.completions if completion.outcome is Outcome.OK]
     outcomes = Counter(completion.outcome.value for completion in observed.completions)
     losses = _losses(observed.completions)
-    decode = _decode_line(done)
+    decode = decode_line(done)
     points = _decode_points(decode, observed)
     concurrency = _concurrency_limit(observed, outcomes)
     prompts = [completion for completion in done if completion.prompt_tokens is not None]
@@ -188,7 +164,7 @@ def diagnose(observed: Observation) -> Diagnosis:
         losses=losses,
         decode=decode,
         decode_points=points,
-        decode_by_concurrency=_by_concurrency(done),
+        decode_by_concurrency=rate_by_concurrency(done),
         prefill_tokens_per_second=statistics.median(prefills) if prefills else None,
         draft_acceptance=_acceptance(done),
         tokens_per_step=_tokens_per_step(done),
@@ -227,34 +203,6 @@ def _losses(completions: Sequence[Completion]) -> tuple[Loss, ...]:
     return tuple(sorted(losses, key=lambda loss: loss.seconds, reverse=True))
 
 
-def _middle(completion: Completion) -> int | None:
-    """The context in the middle of the answer, which stands for all of it: the cost grows linearly."""
-    if completion.context_tokens is None or completion.generated is None:
-        return None
-    return max(1, completion.context_tokens - completion.generated // 2)
-
-
-def _decode_line(done: Sequence[Completion]) -> RateLine | None:
-    # A line over requests of different concurrency would show the load, not the context.
-    groups: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for completion in done:
-        context, each = _middle(completion), completion.time_per_output_token_s
-        if context is not None and each:
-            groups[1 + len(completion.in_flight)].append((context, each))
-    concurrency = max(groups, key=lambda number: len(groups[number]), default=0)
-    pairs = groups.get(concurrency, [])
-    if len(pairs) < _MIN_POINTS:
-        return None
-    contexts, seconds = [float(context) for context, _ in pairs], [each for _, each in pairs]
-    if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
-        slope, base = 0.0, statistics.median(seconds)
-    else:
-        slope, base = statistics.linear_regression(contexts, seconds)
-    residuals = [each - base - slope * context for context, each in zip(contexts, seconds, strict=True)]
-    spread = statistics.pstdev(residuals) / statistics.fmean(seconds)
-    return RateLine(len(pairs), concurrency, base, slope, spread, int(min(contexts)), int(max(contexts)))
-
-
 def _decode_points(line: RateLine | None, observed: Observation) -> tuple[RatePoint, ...]:
     if line is None:
         return ()
@@ -265,14 +213,6 @@ def _decode_points(line: RateLine | None, observed: Observation) -> tuple[RatePo
             ceiling = None if observed.decode_ceiling is None else observed.decode_ceiling(context)
             found.append(RatePoint(context, rate, rate / ceiling if ceiling else None))
     return tuple(found)
-
-
-def _by_concurrency(done: Sequence[Completion]) -> dict[int, float]:
-    rates: dict[int, list[float]] = defaultdict(list)
-    for completion in done:
-        if completion.tokens_per_second:
-            rates[1 + len(completion.in_flight)].append(completion.tokens_per_second)
-    return {number: statistics.median(found) for number, found in sorted(rates.items())}
 
 
 def _acceptance(done: Sequence[Completion]) -> float | None:
@@ -386,7 +326,7 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
             f"whether the prompts of {len(displacing)} requests that displaced others had been cached before"
         )
     if done and decode is None:
-        missing.append(f"decode rate by context: fewer than {_MIN_POINTS} comparable requests")
+        missing.append(f"decode rate by context: fewer than {MIN_POINTS} comparable requests")
     if observed.shape is None:
         missing.append("memory costs of changes: the model's file cannot be read from here")
     if not observed.samples:

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamatel.flags.parse import given_flags
@@ -17,6 +17,7 @@ from llamatel.plan.attention_kind import attention_summary
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
+from llamatel.ui.decode_speed import decode_line, rate_by_concurrency
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
@@ -172,6 +173,7 @@ class Live:
                 field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
             },
             "summary": summary.as_dict(),
+            "speed": _speed([] if past is None else [one[1] for one in past.requests]),
             "summary_of_all": self._tally.summary().as_dict(),
             "requests": [_request(*one[1:]) for one in (requests if whole else requests[-_FOLLOWED:])],
             "devices": [_device(device) for device in snapshot.devices],
@@ -309,6 +311,21 @@ def _device(device: DeviceSnapshot) -> dict[str, Any]:
         "temperature_c": device.temperature_c,
         "throttled_by": None if device.throttled_by is None else list(device.throttled_by),
     }
+
+
+def _speed(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Decode rate of one server's last requests: at the shortest and longest context, and by concurrency."""
+    done = [completion for completion in completions if completion.outcome is Outcome.OK and not completion.is_child]
+    line = decode_line(done)
+    by_context = None
+    if line is not None:
+        by_context = {
+            "requests": line.requests,
+            "concurrency": line.concurrency,
+            "spread": line.spread,
+            "points": [[context, line.rate(context)] for context in dict.fromkeys((line.shortest, line.longest))],
+        }
+    return {"by_context": by_context, "by_concurrency": [list(one) for one in rate_by_concurrency(done).items()]}
 
 
 def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from llamatel.records import Completion, Outcome
 from llamatel.ui.view.glyphs import OUTCOME_STYLES, STYLES, UNICODE, Glyphs
 from llamatel.ui.view.number_format import count, rate, seconds
 from llamatel.ui.view.phase_bar import phase_bar
+from llamatel.ui.view.reuse_text import reuse_text
 from llamatel.ui.view.text_page import printable
 
 # time 8, outcome 12, took 7, in 5, (cached) 7, arrow 1, out 4, tok/s 5, and a space after each
@@ -36,6 +37,23 @@ def request_header(glyphs: Glyphs = UNICODE) -> Text:
     return header
 
 
+def reuse_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE, *, cut: bool = True) -> Text | None:
+    """A line below that of a request whose prompt was computed again in part: how much, how long, why."""
+    if completion.recompute_cause is None:
+        return None
+    text = reuse_text(
+        completion.prompt_reusable,
+        completion.prompt_recomputed,
+        completion.recompute_s,
+        completion.recompute_cause,
+        glyphs,
+    )
+    line = f"{'':9}prompt: {text}"
+    if cut and len(line) > width:
+        line = line[: max(width - 1, 0)] + glyphs.ellipsis
+    return Text(line, "yellow", no_wrap=True)
+
+
 def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE, *, cut: bool = True) -> Text:
     """One finished request, ``width`` columns at most; ``cut=False`` (for pipes) keeps long error texts whole.
 
@@ -58,7 +76,8 @@ def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICO
         return line.append(text, OUTCOME_STYLES[outcome])
     line.append(f"{count(completion.prompt_tokens, glyphs):>5} ", "default")
     cached = f"({count(completion.prompt_cached, glyphs)})" if completion.prompt_cached is not None else ""
-    line.append(f"{cached:7}", "dim")
+    # Yellow: tokens that had been in the cache were computed again.
+    line.append(f"{cached:7}", "dim" if completion.recompute_cause is None else "yellow")
     line.append(f" {glyphs.arrow} ", "dim")
     line.append(f"{count(completion.generated, glyphs, width=4):>4} ", "default")
     line.append(f"{rate(completion.tokens_per_second, glyphs):>5} ", "default")

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from llamatel.records import RecomputeCause
 from llamatel.telemetry.kept_spans import KeptSpan
 from llamatel.ui.view.number_format import exact, plural, seconds
+from llamatel.ui.view.reuse_text import CAUSES, reuse_text
 from llamatel.ui.view.svg_charts import dots, stacked_areas
 from llamatel.ui.view.text_page import printable, size
 from llamatel.ui.view.trace_view import COLOURS, trace_html, warnings_html
@@ -66,6 +68,7 @@ def report_fragment(
         _cards(document["summary_of_all"]),
         "<h2>Latency</h2>" + _percentiles(document["summary_of_all"]),
         *(_kv_cache(history) for history in histories),
+        _reuse(requests),
         _speed(requests),
         _slowest(requests, spans),
     ]
@@ -141,6 +144,27 @@ def _key(colour: str, words: str) -> str:
     return f'<span class="key" style="background:{COLOURS[colour]}"></span>{words}'
 
 
+def _reuse(requests: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens that were in the cache, and those computed again by cause; nothing where that is not known."""
+    known = [one for one in requests if one["prompt_reusable"] is not None]
+    if not known:
+        return ""
+    reusable = sum(one["prompt_reusable"] for one in known)
+    lost = sum(one["prompt_recomputed"] or 0 for one in known)
+    words = f"Of the last {plural(len(known), 'request')}: {exact(reusable)} prompt tokens were in the slot's cache, "
+    words += f"{exact(reusable - lost)} of them were reused, {exact(lost)} computed again."
+    rows = []
+    for cause in dict.fromkeys(one["recompute_cause"] for one in known if one["recompute_cause"]):
+        found = [one for one in known if one["recompute_cause"] == cause]
+        tokens = exact(sum(one["prompt_recomputed"] or 0 for one in found))
+        took = seconds(sum(one["recompute_s"] or 0.0 for one in found))
+        cells = f"<td>{len(found)}</td><td>{tokens}</td><td>{took}</td>"
+        rows.append(f"<tr><td>{escape(CAUSES[RecomputeCause(cause)])}</td>{cells}</tr>")
+    head = "<tr><th>computed again because</th><th>requests</th><th>tokens</th><th>prefill</th></tr>"
+    table = f'<table class="lines">{head}{"".join(rows)}</table>' if rows else ""
+    return f"<h2>Prompt cache</h2><p>{words}</p>{table}"
+
+
 def _speed(requests: Sequence[Mapping[str, Any]]) -> str:
     points = [(one["ended_at"], one["tokens_per_second"]) for one in requests if one["tokens_per_second"] is not None]
     if not points:
@@ -163,6 +187,8 @@ def _slowest(requests: Sequence[Mapping[str, Any]], spans: Spans) -> str:
         trace = spans(trace_id) if trace_id else ()
         about = f"{seconds(one['ended_at'] - one['arrived_at'])}, {one['outcome']}, {printable(str(one['server']))}"
         tokens = f"{exact(one['prompt_tokens'])} tokens in, {exact(one['generated'])} out"
+        reuse = reuse_text(one["prompt_reusable"], one["prompt_recomputed"], one["recompute_s"], one["recompute_cause"])
+        tokens += f"; {escape(reuse)}" if reuse and one["recompute_cause"] else ""
         if not trace:
             shown = f"<p>trace {escape(str(trace_id or 'not kept'))}</p>"
         elif trace_id in drawn:  # those of one workflow are often the slowest together

@@ -82,6 +82,13 @@ def _facts(span: KeptSpan) -> str:
     speed = attributes.get("llamacpp.decode.tokens_per_second")
     if isinstance(speed, float):
         parts.append(f"{rate(speed)} tok/s")
+    lost = attributes.get("llamacpp.prompt.recomputed_tokens")
+    cause = attributes.get("llamacpp.prompt.recompute_cause")
+    if isinstance(cause, str):
+        took = attributes.get("llamacpp.prompt.recompute_time")
+        again = f"{lost:,} of {attributes.get('llamacpp.prompt.reusable_tokens', lost):,} cached " if lost else ""
+        time = f" in {seconds(took)}" if isinstance(took, float) else ""
+        parts.append(f"{again}computed again{time} ({printable(cause, 40)})")
     error = attributes.get("error.type")
     if span.failed and span.reason:
         parts.append(printable(span.reason, 120))

@@ -9,6 +9,7 @@ from rich.text import Text
 from llamatel.records import Completion
 from llamatel.ui.view.glyphs import OUTCOME_STYLES, STYLES, UNICODE, Glyphs
 from llamatel.ui.view.number_format import exact, plural, rate, seconds
+from llamatel.ui.view.reuse_text import reuse_text
 from llamatel.ui.view.text_page import printable
 
 _NAME = 16
@@ -80,6 +81,15 @@ def waterfall(
     facts = _facts(completion, glyphs)
     if facts:
         wrapped(", ".join(facts), "dim")
+    reuse = reuse_text(
+        completion.prompt_reusable,
+        completion.prompt_recomputed,
+        completion.recompute_s,
+        completion.recompute_cause,
+        glyphs,
+    )
+    if reuse is not None:
+        wrapped(f"prompt: {reuse}", "yellow" if completion.recompute_cause is not None else "dim")
     if completion.error is not None:
         wrapped(printable(completion.error, _LONGEST_ERROR), OUTCOME_STYLES[completion.outcome.value])
     return text

@@ -173,13 +173,39 @@ function showRequests(data, server, row) {
   showTimes(data.summary);
   const traced = mine.some((request) => request.trace_id);
   byId("h-trace").hidden = !traced;
+  const lossy = mine.some((request) => request.recompute_cause);
+  byId("h-lost").hidden = !lossy;
+  showSpeed(data.speed);
   const longest = Math.max(...mine.map((request) => request.ended_at - request.arrived_at), 1e-6);
   rows(byId("requests"), mine.map((request) => [
     `${request.slot} ${request.task} ${request.ended_at}`, clock(request.ended_at), outcome(request), phases(request, longest),
     seconds(request.ended_at - request.arrived_at), seconds(request.ttft_s), rate(request.tokens_per_second),
     number(request.prompt_tokens), number(request.prompt_cached), number(request.generated),
+    ...(lossy ? [lost(request)] : []),
     ...(traced ? [request.trace_id ? traceButton(request.trace_id) : UNKNOWN] : []),
   ]));
+}
+
+function lost(request) {
+  if (!request.recompute_cause) return request.prompt_reusable === null ? UNKNOWN : "";
+  const cause = request.recompute_cause.replaceAll("_", " ");
+  const tokens = request.prompt_recomputed ? `${number(request.prompt_recomputed)}, ${seconds(request.recompute_s)}, ` : "";
+  const made = element("span", `${tokens}${cause}`);
+  made.title = `${number(request.prompt_reusable)} tokens in the slot's cache, ${number(request.prompt_cached)} reused, ${number(request.prompt_recomputed)} computed again: ${cause}`;
+  return [made, "warn"];
+}
+
+function showSpeed(speed) {
+  const at = speed.by_context, parts = [];
+  if (at) {
+    const points = at.points.map(([context, value]) => `${rate(value)} tok/s at ${number(context)} tokens of context`);
+    parts.push(`Decode rate of one request: ${points.join(", ")} (${number(at.requests)} requests, ${number(at.concurrency)} at a time, spread ${percent(at.spread)}).`);
+  }
+  if (speed.by_concurrency.length > 1) {
+    parts.push(`Median by busy slots: ${speed.by_concurrency.map(([busy, value]) => `${number(busy)}: ${rate(value)} tok/s`).join(", ")}.`);
+  }
+  put(byId("speed"), parts.join(" "));
+  byId("speed").hidden = !parts.length;
 }
 
 function outcome(request) {

@@ -1,0 +1,74 @@
+"""Decode rate by context length and by the number of requests that ran together, from the requests themselves."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamatel.records import Completion
+
+MIN_POINTS = 8
+"""Requests that a fitted line needs."""
+_MIN_SPREAD = 0.2
+"""... and how far their contexts are apart, as a share of the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLine:
+    """Seconds per token as a line over the context: ``base_s + context * slope_s``, with its spread."""
+
+    requests: int
+    concurrency: int
+    """Requests that ran at the same time, the same for all of these."""
+    base_s: float
+    slope_s: float
+    spread: float
+    """Standard deviation of the residuals, as a share of the mean."""
+    shortest: int
+    longest: int
+    """Contexts of the requests, in tokens; the line holds between them."""
+
+    def rate(self, context: int) -> float | None:
+        """Tokens per second at a context; None where the line is not positive."""
+        seconds = self.base_s + context * self.slope_s
+        return 1 / seconds if seconds > 0 else None
+
+
+def _middle(completion: Completion) -> int | None:
+    """The context in the middle of the answer, which stands for all of it: the cost grows linearly."""
+    if completion.context_tokens is None or completion.generated is None:
+        return None
+    return max(1, completion.context_tokens - completion.generated // 2)
+
+
+def decode_line(done: Sequence[Completion]) -> RateLine | None:
+    """The line through requests of the most frequent concurrency; None below ``MIN_POINTS`` of them."""
+    # A line over requests of different concurrency would show the load, not the context.
+    groups: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for completion in done:
+        context, each = _middle(completion), completion.time_per_output_token_s
+        if context is not None and each:
+            groups[1 + len(completion.in_flight)].append((context, each))
+    concurrency = max(groups, key=lambda number: len(groups[number]), default=0)
+    pairs = groups.get(concurrency, [])
+    if len(pairs) < MIN_POINTS:
+        return None
+    contexts, seconds = [float(context) for context, _ in pairs], [each for _, each in pairs]
+    if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
+        slope, base = 0.0, statistics.median(seconds)
+    else:
+        slope, base = statistics.linear_regression(contexts, seconds)
+    residuals = [each - base - slope * context for context, each in zip(contexts, seconds, strict=True)]
+    spread = statistics.pstdev(residuals) / statistics.fmean(seconds)
+    return RateLine(len(pairs), concurrency, base, slope, spread, int(min(contexts)), int(max(contexts)))
+
+
+def rate_by_concurrency(done: Sequence[Completion]) -> dict[int, float]:
+    """Median tokens per second of a request, by the number of requests that ran together."""
+    rates: dict[int, list[float]] = defaultdict(list)
+    for completion in done:
+        if completion.tokens_per_second:
+            rates[1 + len(completion.in_flight)].append(completion.tokens_per_second)
+    return {number: statistics.median(found) for number, found in sorted(rates.items())}

@@ -1,0 +1,46 @@
+"""What a request reused of the KV cache, what was computed again and why, in words."""
+
+from __future__ import annotations
+
+from llamatel.records import RecomputeCause
+from llamatel.ui.view.glyphs import UNICODE, Glyphs
+from llamatel.ui.view.number_format import exact, seconds
+
+CAUSES = {
+    RecomputeCause.SLOT_TAKEN: "another conversation had taken the slot",
+    RecomputeCause.PREFIX_CHANGED: "the client changed the prompt before its end",
+    RecomputeCause.NO_CHECKPOINT: "no checkpoint of a sliding-window or recurrent state",
+    RecomputeCause.CHECKPOINT_EVICTED: "the checkpoint had been evicted",
+    RecomputeCause.CONTEXT_SHIFT: "the context had been shifted",
+    RecomputeCause.CACHE_CLEARED: "the cache had been cleared",
+    RecomputeCause.PROMPT_CACHE_MISS: "evicted from the prompt cache in host memory",
+    RecomputeCause.CACHE_PROMPT_OFF: "the request switched reuse off",
+    RecomputeCause.DRAFT_MODEL: "the draft model",
+    RecomputeCause.UNKNOWN: "cause not in the log",
+}
+"""Each cause for people; the enumeration's value is for queries."""
+
+
+def reuse_text(
+    reusable: int | None,
+    recomputed: int | None,
+    recompute_s: float | None,
+    cause: RecomputeCause | str | None,
+    glyphs: Glyphs = UNICODE,
+) -> str | None:
+    """``302 tokens in the slot's cache: 0 reused, 302 computed again in 41 ms (…)``.
+
+    None where that is not known, or where nothing was in the cache.
+    """
+    if not reusable and cause is None:
+        return None
+    parts = []
+    if reusable:
+        lost = recomputed or 0
+        again = f", {exact(lost, glyphs)} computed again in {seconds(recompute_s, glyphs)}" if lost else ""
+        kept = exact(reusable - lost, glyphs)
+        parts.append(f"{exact(reusable, glyphs)} tokens in the slot's cache: {kept} reused{again}")
+    if cause is not None:
+        found = RecomputeCause(cause)
+        parts.append(f"{CAUSES[found]} ({found.value})")
+    return "; ".join(parts)
