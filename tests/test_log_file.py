@@ -212,6 +212,26 @@ def test_file_counts_lost_bytes(tmp_path: Path, follow: Follow, caplog: pytest.L
     assert caplog.text.count("could be read: requests in them are missing") == 1
 
 
+def test_file_counts_bytes_lost_to_truncations_that_were_noticed(tmp_path: Path, follow: Follow) -> None:
+    """The writer does not append: where the hole ends is where it was, also after several truncations."""
+    log = tmp_path / "server.log"
+    with log.open("wb", buffering=0) as writer:
+        writer.write(b"first\n")
+        reading = follow(FileSource(log, from_start=True))
+        reading.wait_for(1)
+        os.truncate(log, 0)
+        time.sleep(0.5)
+        writer.seek(1000, os.SEEK_CUR)  # written and truncated between two looks
+        writer.write(b"second\n")
+        reading.wait_for(2)
+        os.truncate(log, 0)
+        time.sleep(0.5)
+        writer.write(b"third\n")
+        reading.wait_for(3)
+    assert reading.stop() == ["first", "second", "third"]
+    assert reading.source.bytes_lost == 1000
+
+
 def test_file_created_later(tmp_path: Path, follow: Follow) -> None:
     log = tmp_path / "server.log"
     reading = follow(FileSource(log))

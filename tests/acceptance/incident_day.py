@@ -112,7 +112,7 @@ class Fleet:
 
     def load(self, port: int, requests: list[Request] | None = None, at_once: int = 1, pause_s: float = 0.2) -> None:
         """Requests until the end, each client with a pause between two; without ``requests`` a light load."""
-        clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=300))
+        clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=1200))
         light = [completion("Hello there", 24)]
         ending = threading.Event()
         threads = [
@@ -227,7 +227,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1, load=False)
-    long = [completion(f"{number} what a long story " * 20, 800) for number in range(24)]
+    long = [completion(f"{number} what a long story " * 20, 400) for number in range(24)]
     queue = partial(fleet.load, port, long, 24, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",

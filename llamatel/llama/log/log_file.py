@@ -64,6 +64,8 @@ class _OpenFile:
         self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
         self._start = os.pread(descriptor, HEAD_BYTES, 0)
         self.read_at = time.monotonic()
+        self.reached = 0
+        """How far the writer was read before the file was truncated."""
 
     @property
     def size(self) -> int:
@@ -79,8 +81,9 @@ class _OpenFile:
         rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
         return Position(self.head, max(0, self.offset - rest))
 
-    def restart(self) -> None:
-        """Reset after truncation: the next line is the first."""
+    def restart(self, reached: int) -> None:
+        """Reset after truncation: the next line is the first. ``reached``: how far the writer was read."""
+        self.reached = max(self.reached, reached)
         self.offset = 0
         self.buffer = LineBuffer()
         self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
@@ -325,15 +328,18 @@ class FileSource:
     def _read(self, file: _OpenFile) -> Iterator[Batch]:
         """Yield new lines of a file."""
         if file.size < file.offset:
-            yield from self._from_copy(file)
+            found = yield from self._from_copy(file)
             yield Batch(file.buffer.flush(), time.time())
-            file.restart()
+            file.restart(file.offset + found)
         while not self.stopped:
             before = file.offset
             data, skipped = file.read()
             if skipped and before:
                 found = yield from self._from_copy(file, before)
                 self._lost(skipped - found)
+            elif skipped and file.reached:
+                # The hole ends where the writer was when the file was truncated.
+                self._lost(skipped - file.reached)
             if not data:
                 return
             yield Batch(file.lines(data), time.time())
