@@ -1,20 +1,14 @@
-"""A mixed load for tests and the benchmark: requests of many llama.cpp clients, and their responses.
-
-The clients are cheap, so that they measure the server even on a small machine: only a stream's last events are decoded.
-"""
+"""A mixed load for tests and the benchmark: requests of many llama.cpp clients."""
 
 from __future__ import annotations
 
-import json
 import random
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import urllib3
+from llamatel.cli.load_clients import LoadClients, LoadRequest, LoadResult
 
 _WORDS = (
     "a",
@@ -37,53 +31,20 @@ _SHARED = "Once upon a time there was a server which kept what it had read, and 
 _REPEATED = tuple(f"{_SHARED}this is story number {number}." for number in range(6))
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True)
+class Request(LoadRequest):
     """One request to send, and its expected outcome."""
 
-    path: str
-    body: dict[str, Any]
     expect: str = "ok"
     """ok, cancelled, error (a task failed) or refused (it never became a task)."""
-    hang_up: float | None = None
-    """Disconnect after this many events of a stream, or after this many seconds without a stream."""
-
-    @property
-    def streams(self) -> bool:
-        """Whether the response is a stream of server-sent events."""
-        return bool(self.body.get("stream"))
 
     @property
     def choices(self) -> int:
         """Number of completions requested for the prompt."""
-        return int(self.body.get("n", 1))
+        return int(self.body.get("n", 1)) if isinstance(self.body, dict) else 1
 
 
-@dataclass(slots=True)
-class Answer:
-    """The response as its client received it. Times are Unix seconds."""
-
-    request: Request
-    sent_at: float
-    headers_at: float | None = None
-    ended_at: float = 0.0
-    outcome: str = "error"
-    """ok, cancelled, error, refused."""
-    status: int | None = None
-    error: str | None = None
-    timings: list[dict[str, Any]] = field(default_factory=list)
-    """llama.cpp's ``timings``: one for each choice of a stream, otherwise one for all choices."""
-
-    @property
-    def seconds(self) -> float:
-        """From sending the request to the end of the response."""
-        return self.ended_at - self.sent_at
-
-    @property
-    def outside_s(self) -> float:
-        """Total time without llama.cpp's prefill and decode: queue and network."""
-        [timings] = self.timings
-        return self.seconds - float(timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
+Answer: TypeAlias = LoadResult[Request]
 
 
 def text(source: random.Random, words: int) -> str:
@@ -150,88 +111,15 @@ def mixed_load(number: int, *, context: int, seed: int = 1) -> list[Request]:
     return requests
 
 
-class Clients:
-    """Clients of one server, each request on its own connection. Thread-safe, a context manager."""
-
-    def __init__(self, base_url: str, *, timeout_s: float = 120.0) -> None:
-        self._url = base_url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._http = urllib3.PoolManager(maxsize=256, retries=False)
-
-    def send_all(self, requests: Sequence[Request], *, at_once: int) -> list[Answer]:
-        """Send requests, at most ``at_once`` together; return responses in the order of the requests."""
-        with ThreadPoolExecutor(at_once, thread_name_prefix="client") as threads:
-            futures = [threads.submit(self.send, request) for request in requests]
-            return [future.result() for future in futures]
+class Clients(LoadClients):
+    """Clients of one server, which can keep a load up."""
 
     def keep_sending(self, requests: Sequence[Request], *, at_once: int, pause_s: float = 0.0) -> KeptSending:
         """Send requests repeatedly from other threads until the returned object's ``end`` is called."""
         return KeptSending(self, requests, at_once, pause_s)
 
-    def send(self, request: Request) -> Answer:
-        """Send one request and return its response."""
-        answer = Answer(request, time.time())
-        read_s = request.hang_up if request.hang_up is not None and not request.streams else self._timeout_s
-        try:
-            response = self._http.request(
-                "POST",
-                self._url + request.path,
-                body=json.dumps(request.body),
-                # llama.cpp closes kept connections after some responses; a request sent at that moment would be lost.
-                headers={"Content-Type": "application/json", "Connection": "close"},
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=30.0, read=read_s),
-            )
-            answer.headers_at, answer.status = time.time(), response.status
-            if request.streams and response.status == 200:
-                self._follow(response, answer)
-            else:
-                _read_whole(answer, response.read())
-        except urllib3.exceptions.ReadTimeoutError:
-            answer.outcome, answer.error = "cancelled", "the client disconnected"
-        except urllib3.exceptions.HTTPError as error:
-            answer.error = f"{type(error).__name__}: {error}"
-        answer.ended_at = time.time()
-        return answer
-
-    def _follow(self, response: urllib3.BaseHTTPResponse, answer: Answer) -> None:
-        hang_up = answer.request.hang_up
-        events = 0
-        body = bytearray()
-        for chunk in response.stream(amt=None):
-            body += chunk
-            if hang_up is not None:
-                events += chunk.count(b"data: ")
-                if events >= hang_up:
-                    response.close()
-                    answer.outcome = "cancelled"
-                    return
-        answer.outcome = "ok"
-        for line in bytes(body).splitlines():
-            if line.startswith(b"data: {") and b'"timings":' in line:
-                answer.timings.append(json.loads(line[6:])["timings"])
-            elif line.startswith((b"error: ", b'data: {"error"')):
-                answer.outcome, answer.error = "error", line.decode()
-
-    def close(self) -> None:
-        """Close open connections."""
-        self._http.clear()
-
     def __enter__(self) -> Clients:
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _read_whole(answer: Answer, data: bytes) -> None:
-    body = json.loads(data)
-    if answer.status == 200:
-        answer.outcome = "ok"
-        answer.timings = [body["timings"]]
-        return
-    answer.outcome = "refused" if answer.status == 501 else "error"
-    answer.error = str(body["error"].get("message"))
 
 
 class KeptSending:

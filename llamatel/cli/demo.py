@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 import click
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel.cli.console import note_console, output_console
-from llamatel.cli.demo_load import Clients, Load, mixed_load, steady_load
+from llamatel.cli.demo_load import mixed_load, steady_load
+from llamatel.cli.load_clients import LoadClients
 from llamatel.cli.options import telemetry_options, verbose_option
 from llamatel.cli.server_start import kv_cache_of, load_model, server_lines, wait_for_end
 from llamatel.cli.signals import Interrupted, ending_signals
@@ -44,6 +45,7 @@ _CONTEXT = 4096
 _SLOTS = 4
 _AT_ONCE = 9
 _PAUSE_S = 0.4
+_TIMEOUT_S = 300.0
 _KEPT = 1000
 _STEADY_EVERY_S = 1.0
 _LAST_LINES_S = 3.0
@@ -121,15 +123,18 @@ class Demo:
             for row in columns(server_lines(server, running)):
                 self._print(row)
             self._print()
-        clients = Clients(server.base_url, at_once=_AT_ONCE)
+        clients = LoadClients(server.base_url, timeout_s=_TIMEOUT_S)
         try:
-            load = clients.send_all(mixed_load(_CONTEXT // _SLOTS), burst=_AT_ONCE, pause_s=_PAUSE_S)
-            self._await_lines(load.requests, running)
+            results = clients.send_all(
+                mixed_load(_CONTEXT // _SLOTS), at_once=_AT_ONCE, burst=_AT_ONCE, pause_s=_PAUSE_S
+            )
+            outcomes = Counter(result.outcome for result in results if result.outcome != "unsent")
+            self._await_lines(outcomes.total(), running)
             if self.lines is not None and self.lines.closed.is_set():
                 raise BrokenPipeError
             summary = self.tally.summary()
             if self.options.as_json:
-                self._print_json(running, server, load, summary)
+                self._print_json(running, server, outcomes, summary)
             else:
                 self._print_results(running, server, summary)
             if sys.stdout.isatty() and not self.options.as_json:
@@ -137,8 +142,8 @@ class Demo:
         finally:
             clients.stop.set()
             clients.close()
-        if summary.requests < load.requests:
-            self.notes.print(f"llamatel: of {load.requests} requests only {summary.requests} left a trace")
+        if summary.requests < outcomes.total():
+            self.notes.print(f"llamatel: of {outcomes.total()} requests only {summary.requests} left a trace")
             return 1
         return 0
 
@@ -177,17 +182,17 @@ class Demo:
         for row in columns(steps):
             self._print(row)
 
-    def _print_json(self, running: Runtime, server: ServerManager, load: Load, summary: Summary) -> None:
+    def _print_json(self, running: Runtime, server: ServerManager, outcomes: Counter[str], summary: Summary) -> None:
         document = {
             "server": dataclasses.asdict(server.info),
             "metrics_url": running.pipeline.metrics_url,
-            "clients": {"total": load.requests, **load.outcomes},
+            "clients": {"total": outcomes.total(), **outcomes},
             "summary": summary.as_dict(),
             "requests": [completion_as_dict(completion, trace_id) for completion, trace_id in self.kept.requests],
         }
         print(json.dumps(document, indent=2))
 
-    def _stay(self, server: ServerManager, clients: Clients) -> None:
+    def _stay(self, server: ServerManager, clients: LoadClients) -> None:
         """Until Ctrl-C, or until the server dies."""
         self._print()
         self._print("The server is still up; requests to it appear here. Ctrl-C ends it.")

@@ -6,12 +6,13 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import urllib3
+from llamatel.cli.load_clients import LoadClients, LoadRequest
+from llamatel.inputs.http import HttpClient
 
 TIMINGS = ("cache_n", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms", "draft_n", "draft_n_accepted")
 OWN_FIELDS = ("id_slot", "tokens_cached", "tokens_evaluated", "truncated", "stop_type")
@@ -60,16 +61,13 @@ class Seen:
             self.own = {name: body[name] for name in OWN_FIELDS if name in body}
 
 
-def events(response: urllib3.BaseHTTPResponse) -> Iterator[dict[str, Any]]:
-    """Yield the JSON of each server-sent event; an error event as ``{"error": ...}``."""
-    rest = b""
-    for piece in response.stream():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            name, _, value = line.partition(b": ")
-            if name == b"error" or (name == b"data" and value.strip() != b"[DONE]"):
-                event = json.loads(value)
-                yield {"error": event} if name == b"error" and "error" not in event else event
+def events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON of server-sent events; an error event comes as ``{"error": ...}``."""
+    for line in lines:
+        name, _, value = line.partition(b": ")
+        if name == b"error" or (name == b"data" and value.strip() != b"[DONE]"):
+            event = json.loads(value)
+            yield {"error": event} if name == b"error" and "error" not in event else event
 
 
 def has_content(event: dict[str, Any]) -> bool:
@@ -82,11 +80,11 @@ class Client:
     """Sends requests and keeps their results."""
 
     def __init__(self, url: str, zero: float, models: tuple[str, ...] = ()) -> None:
-        self.url = url
         self.models = models
         self.zero = zero
         self.seen: list[Seen] = []
-        self.pool = urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(120))
+        self.clients = LoadClients(url)
+        self.http = HttpClient(url)
 
     def now(self) -> float:
         return round(time.monotonic() - self.zero, 6)
@@ -95,34 +93,32 @@ class Client:
         """Send one request. ``cancel``: close the socket at the first content, or after a number of seconds."""
         seen = Seen(kind, self.now())
         self.seen.append(seen)
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        stream = isinstance(body, dict) and bool(body.get("stream"))
-        read = float(cancel) if cancel and cancel != "content" else 120.0
-        try:
-            response = self.pool.request(
-                "POST",
-                self.url + path,
-                body=data,
-                headers={"Content-Type": "application/json", "Connection": "close"},
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=10, read=read),
-            )
-            seen.status, seen.headers = response.status, self.now()
-            if stream and "text/event-stream" in response.headers.get("Content-Type", ""):
-                for event in events(response):
-                    seen.answered(event)
-                    if has_content(event) and seen.first_content is None:
-                        seen.first_content = self.now()
-                        if cancel == "content":
-                            seen.outcome = "cancelled"
-                            response.close()
-                            break
-            else:
-                seen.answered(json.loads(response.data))
-        except urllib3.exceptions.ReadTimeoutError:
+        seconds = float(cancel) if cancel and cancel != "content" else None
+        request = LoadRequest(path, body, hang_up=seconds)
+        received, rest = bytearray(), b""
+
+        def on_event(chunk: bytes) -> bool:
+            nonlocal rest
+            received.extend(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for event in events(lines):
+                seen.answered(event)
+                if has_content(event) and seen.first_content is None:
+                    seen.first_content = self.now()
+                    if cancel == "content":
+                        return True
+            return False
+
+        result = self.clients.send(request, on_event if request.streams else received.extend)
+        seen.status = result.status
+        if result.headers_at is not None:
+            seen.headers = round(seen.sent + result.headers_at - result.sent_at, 6)
+        if result.outcome == "cancelled":
             seen.outcome = "cancelled"
-        except urllib3.exceptions.HTTPError as error:
-            seen.outcome, seen.error = "error", type(error).__name__
+        elif received and not (request.streams and result.status == 200):
+            seen.answered(json.loads(received))
+        if result.outcome == "error" and seen.outcome == "ok":
+            seen.outcome, seen.error = "error", result.error
         seen.end = self.now()
         return seen
 
@@ -141,7 +137,7 @@ class Client:
         """Return llama.cpp's own figures by name; for a router the sums over its models."""
         figures: dict[str, float] = {}
         for query in [f"?model={model}&autoload=false" for model in self.models] or [""]:
-            text = self.pool.request("GET", f"{self.url}/metrics{query}").data.decode()
+            text = self.http.request(f"/metrics{query}", total_s=120).data.decode()
             for line in text.splitlines():
                 if line.startswith("llamacpp:"):
                     name, _, value = line.removeprefix("llamacpp:").rpartition(" ")

@@ -71,7 +71,7 @@ def record(command: list[str], name: str, out: Path, scenario: str, extra: list[
         try:
             port = wait_for(log, process, r"listening on http://127\.0\.0\.1:(\d+)")[1].decode()
             client = Client(f"http://127.0.0.1:{port}", zero, ROUTED if scenario == "router" else ())
-            while client.pool.request("GET", client.url + "/health").status != 200:
+            while client.http.request("/health", total_s=120).status != 200:
                 time.sleep(0.05)
             load(client)
             counters = {}
