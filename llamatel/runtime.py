@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamatel import appended_file, collectors
+from llamatel import collectors
 from llamatel.collectors import Collector
 from llamatel.errors import UsageError
 from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
+from llamatel.outputs import appended_file
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry import pipeline, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver

@@ -80,7 +80,7 @@ def log_handlers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def lost_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset the counters, so that lines lost on purpose do not count in later tests."""
-    monkeypatch.setattr("llamatel.appended_file._lost", Counter())
+    monkeypatch.setattr("llamatel.outputs.appended_file._lost", Counter())
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from llamatel import appended_file
-from llamatel.appended_file import AppendedFile, reopen_files
 from llamatel.llama.server.log_copy import LogCopy
+from llamatel.outputs import appended_file
+from llamatel.outputs.appended_file import AppendedFile, reopen_files
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.telemetry.jsonl import JsonLines
 from tests.parts import wait_until
@@ -98,7 +98,7 @@ def test_jsonl_continues_after_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     done = limited(
         "from tests.test_appended_file import REQUEST, JsonLines\n"
-        "from llamatel import appended_file\n"
+        "from llamatel.outputs import appended_file\n"
         "full()\n"
         "lines = JsonLines.open(sys.argv[1])\n"
         "for _ in range(50): lines(REQUEST)\n"

@@ -35,8 +35,7 @@ ORDER = (
     "llamatel.records",
     "llamatel.errors",
     "llamatel.providers",
-    "llamatel.appended_file",
-    "llamatel.log_once",
+    "llamatel.outputs",
     "llamatel",
 )
 """A package imports those after it, never those before it."""

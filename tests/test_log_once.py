@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 
 
 def test_log_once_logs_a_key_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from llamatel.appended_file import reopen_files
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, telemetry_options, verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
@@ -40,6 +39,7 @@ from llamatel.llama.watch.fleet import Access, Fleet, logged_server
 from llamatel.llama.watch.llama_swap import LlamaSwap
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
+from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence

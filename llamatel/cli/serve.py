@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from llamatel.appended_file import reopen_files
 from llamatel.cli.console import note_console
 from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.server_start import load_model, server_lines, wait_for_end
@@ -27,6 +26,7 @@ from llamatel.cli.telemetry_options import (
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.llama.server.backends import find_backend
 from llamatel.llama.server.manager import ServerManager
+from llamatel.outputs.appended_file import reopen_files
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
 
 from llamatel.collectors import Sample
-from llamatel.log_once import LogOnce
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, Metric, table
+from llamatel.outputs.log_once import LogOnce
 from llamatel.telemetry.prometheus_names import prometheus_label
 
 _log = logging.getLogger(__name__)

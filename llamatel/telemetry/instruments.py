@@ -16,8 +16,8 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 
 from llamatel.collectors import Sample
-from llamatel.log_once import LogOnce
 from llamatel.metrics import Kind, Metric
+from llamatel.outputs.log_once import LogOnce
 from llamatel.telemetry.attribute_sets import AttributeSet, AttributeSets
 from llamatel.telemetry.metric_store import MetricStore, Observed
 from llamatel.telemetry.sdk_instruments import Callbacks, SdkInstruments

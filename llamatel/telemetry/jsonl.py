@@ -15,9 +15,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-from llamatel.appended_file import AppendedFile, count_lost
 from llamatel.errors import UsageError
-from llamatel.log_once import LogOnce
+from llamatel.outputs.appended_file import AppendedFile, count_lost
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion
 
 Sink = Callable[[Completion, "str | None"], None]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from opentelemetry.sdk.metrics.export import MetricsData
 
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 

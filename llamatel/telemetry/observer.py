@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ClientCall, Completion, ObservedRequest
 from llamatel.snapshots import ServerSnapshot, Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record

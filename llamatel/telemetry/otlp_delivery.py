@@ -7,7 +7,7 @@ import random
 import threading
 import time
 
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.telemetry.otlp_transport import Sent, Transport
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
 from llamatel.llama.log.log_source import READ_BYTES, Backlog, Batch, LogSource, StreamSource
 from llamatel.llama.log.read_position import HEAD_BYTES, Fingerprint, Position, PositionFile
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamatel.errors import UsageError
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 

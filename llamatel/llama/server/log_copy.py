@@ -14,9 +14,9 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
-from llamatel.appended_file import AppendedFile, count_lost
 from llamatel.errors import UsageError
-from llamatel.log_once import LogOnce
+from llamatel.outputs.appended_file import AppendedFile, count_lost
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.llama.watch.targets import Target, TargetFiles, check_labels
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ServerInfo
 
 _log = logging.getLogger(__name__)

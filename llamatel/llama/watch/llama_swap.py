@@ -24,7 +24,7 @@ from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import RouterModel, ServerSnapshot
 

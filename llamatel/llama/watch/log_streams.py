@@ -23,7 +23,7 @@ from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ServerInfo
 
 _log = logging.getLogger(__name__)

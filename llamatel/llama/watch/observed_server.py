@@ -31,7 +31,7 @@ from llamatel.llama.watch.model_file import ModelFile
 from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.router_models import Router, models_with_log
 from llamatel.llama.watch.server_log import LogState, ServerLog
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import ProcessState, ServerSnapshot
 

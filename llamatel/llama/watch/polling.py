@@ -30,7 +30,7 @@ from llamatel.llama.http.slots_endpoint import DecodeRate
 from llamatel.llama.watch.kv_state import Polled
 from llamatel.llama.watch.observed_requests import SlotTrace
 from llamatel.llama.watch.server_log import Activity
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ObservedRequest, ServerInfo
 from llamatel.snapshots import SlotState
 

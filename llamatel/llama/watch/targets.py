@@ -21,7 +21,7 @@ from llamatel.errors import UsageError
 from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.documents import InvalidDocument, parse_json, parse_yaml
 from llamatel.inputs.text_file import read_text
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Labels, ServerInfo
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Files that llamatel appends to, and messages that are logged once."""
