@@ -1,6 +1,6 @@
 """Accuracy of telemetry: llama.cpp under a mixed load, against its own counters, its responses, its clients.
 
-One load a backend, with telemetry as an application would have it; the tests look at it from different sides.
+One load per backend, with telemetry as in an application; the tests compare different sources.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tests.servers import BACKENDS, choose_backend, without_settings
 SLOTS = 6
 CONTEXT = 8192
 AT_ONCE = 48
-# As many HTTP threads as clients: whoever waits for a thread is invisible to llama.cpp itself. One thread to compute:
-# two that wait for each other crawl on a busy machine.
+# As many HTTP threads as clients: llama.cpp itself does not see requests that wait for a thread. One compute thread:
+# two that wait for each other are very slow on a busy machine.
 FLAGS = ("--threads-http", "80", "-t", "1")
 COUNTERS = {
     "input_computed": "prompt_tokens_total",
@@ -46,7 +46,7 @@ Key = tuple[int | None, int | None, int | None, str, str]
 
 @dataclass(frozen=True)
 class Sides:
-    """The same load, as everyone saw it."""
+    """The same load from every source."""
 
     completed: list[Answer]
     """Of the first part of the load, in which every request ends well."""
@@ -273,7 +273,7 @@ def _root(spans: Iterable[SinkSpan]) -> SinkSpan:
 def test_truth_client_times(sides: Sides) -> None:
     late_starts, early_ends, longer = [], [], []
     for answer, timings, record in _pairs(sides):
-        # llama.cpp's own times lie within its client's: no noise can break that.
+        # llama.cpp's own times are within its client's, independent of noise.
         assert (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3 <= answer.seconds
         late_starts.append(record.started_at - answer.sent_at)
         early_ends.append(answer.ended_at - record.ended_at)

@@ -1,4 +1,4 @@
-"""The generated pages are fresh, and the span table is what spans have."""
+"""The generated pages are current, and the span table equals real spans."""
 
 from __future__ import annotations
 

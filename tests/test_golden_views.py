@@ -99,7 +99,7 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def page(glyphs: Glyphs, width: int = 80, *, cut: bool = True) -> Text:
-    """Everything that is ever drawn, on one page."""
+    """Everything that can be drawn, on one page."""
     tally = RequestStatistics()
     parts = [request_header(glyphs)]
     for completion in ALL:

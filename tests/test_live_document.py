@@ -1,4 +1,4 @@
-"""A live document from another llamatel is checked before anything of it reaches the terminal."""
+"""The schema check of a live document from another llamatel, before it is drawn on the terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def document() -> dict[str, Any]:
 
 
 def draw(document: dict[str, Any]) -> str:
-    """All that ``top`` draws of it."""
+    """Everything that ``top`` draws of it."""
     views = (Choices(), Choices(order=2, sort=1), Choices(waterfall=True), Choices(filter=1))
     return "".join([*(screen(document, view, 110, 40).plain for view in views), *plain_lines(document)])
 

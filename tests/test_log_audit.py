@@ -1,4 +1,4 @@
-"""What a log reader takes from which stream, what it counts as a rejection, and which contradictions it finds."""
+"""Which stream the log reader uses, which lines count as rejections, and which contradictions it finds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ START = 1_790_000_000.0
 
 
 class Machine:
-    """Its sleep, and how often its clock was set, in seconds."""
+    """A machine: time asleep and clock adjustments, in seconds."""
 
     def __init__(self) -> None:
         self.slept = START

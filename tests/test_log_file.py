@@ -1,4 +1,4 @@
-"""Log files and streams as sources: nothing lost, nothing twice, over rotation, truncation, restarts and encodings."""
+"""Log files and streams as sources: every line once, over rotation, truncation, restarts and encodings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.parts import wait_until
 
 
 class Followed:
-    """A source that is read on a thread; what it gave."""
+    """Reads a source on a thread and keeps its output."""
 
     def __init__(self, source: LogSource) -> None:
         self.source = source
@@ -133,7 +133,7 @@ def test_file_copied_and_truncated(tmp_path: Path, follow: Follow) -> None:
     for rotation in range(8):
         for part in range(source.randint(5, 30)):
             if part == 2:
-                time.sleep(0.3)  # a file that lives for less than a look at it is not seen
+                time.sleep(0.3)  # a file that exists for less than a poll interval is not seen
             number = source.randint(1, 20)
             write(log, numbered(written, written + number))
             written += number
@@ -147,7 +147,7 @@ def test_file_copied_and_truncated(tmp_path: Path, follow: Follow) -> None:
 
 
 def test_file_truncated_under_a_writer_without_append(tmp_path: Path, follow: Follow) -> None:
-    """``llama-server > log``: it goes on where it was, and the file starts with a hole."""
+    """``llama-server > log``: the writer continues at its offset, so the file starts with a hole."""
     log = tmp_path / "server.log"
     with log.open("wb", buffering=0) as writer:
         for line in numbered(0, 1000):
@@ -184,7 +184,7 @@ def test_file_appended_during_the_search_for_a_hole(
     def slow_seek(descriptor: int, offset: int, whence: int) -> int:
         try:
             return seek(descriptor, offset, whence)
-        except OSError:  # at the end of the file, which grows before the reader goes on
+        except OSError:  # at the end of the file, which grows before the reader continues
             if (number := next(appended, None)) is not None:
                 write(path, numbered(number, number + 1))
             raise
@@ -197,7 +197,7 @@ def test_file_appended_during_the_search_for_a_hole(
 
 
 def test_file_counts_lost_bytes(tmp_path: Path, follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the hole starts after what was read, it is as long as what is missing."""
+    """A hole that starts after the read position is as long as the lost bytes."""
     log = tmp_path / "server.log"
     write(log, numbered(0, 10))
     size = log.stat().st_size

@@ -32,7 +32,7 @@ FORGEABLE_AS_TEXT = {
 
 
 class Attacked:
-    """A server after an attack, with what was recorded of it."""
+    """A server after an attack, with its records."""
 
     def __init__(self, backend: str, model: Path, *flags: str, texts: list[str] | None = None) -> None:
         records: list[Completion] = []
@@ -59,7 +59,7 @@ class Attacked:
 
     @property
     def forged(self) -> set[str]:
-        """Vectors of which a request was recorded that was never sent."""
+        """Vectors with a recorded request that was never sent."""
         by_task = {attempt.task: attempt.vector.name for attempt in self.attempts}
         return {by_task[record.task] for record in self.records if record.task is not None and record.task in by_task}
 
@@ -79,7 +79,7 @@ def test_injection_jsonl_log_cannot_be_forged(backend: str, tiny_model: Path, te
 
 
 def check_unforged(attacked: Attacked) -> None:
-    """Recorded is what was sent, and what llama.cpp counted."""
+    """Recorded requests equal those sent, and llama.cpp's counters."""
     assert attacked.forged == set()
     sent = sum(attempt.vector.generates and attempt.status == 200 for attempt in attacked.attempts) + 1
     assert sum(record.generated or 0 for record in attacked.completed) == attacked.counters["tokens_predicted_total"]

@@ -1,4 +1,4 @@
-"""A log that stops while the server works on is reported."""
+"""A log that stops while the server keeps working is reported."""
 
 from __future__ import annotations
 

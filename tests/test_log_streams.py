@@ -1,4 +1,4 @@
-"""Several servers in one log, with and without a mark: each request is right, or reported as unknown; none is wrong."""
+"""Several servers in one log, with and without prefix: each request is correct or reported as unknown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Line = tuple[str, float, int]
 
 
 class Reading:
-    """What a log with several servers gives."""
+    """The records of a log with several servers."""
 
     def __init__(self, batches: Iterable[Batch | Backlog], *, url_of: ServerInfo | None = None) -> None:
         info = url_of or ServerInfo("unknown")
@@ -56,7 +56,7 @@ class Reading:
 
 
 def shifted(line: str, seconds: float) -> str:
-    """The line of a process that started so much earlier."""
+    """The line of a process that started ``seconds`` earlier."""
     parts = split_line(line)
     if parts.time is None:
         return line
@@ -87,7 +87,7 @@ def interleaved(names: Sequence[str], shifts: Sequence[float], seed: int | None)
 
 
 def essence(completion: Completion) -> tuple[object, ...]:
-    """What a request is, without what depends on the reader's clock and on what else ran."""
+    """The fields of a request that do not depend on the reader's clock or on concurrent requests."""
     return (
         completion.slot, completion.task, completion.outcome, completion.error, completion.prompt_computed,
         completion.prompt_cached, completion.generated, completion.prefill_s, completion.decode_s,
@@ -165,7 +165,7 @@ def test_streams_without_prefix_are_correct_or_unknown(
     requests, expected = Counter(map(essence, found.completions)), truth(names)
     assert not requests - expected
     assert found.lost == (expected - requests).total()
-    by_port = {PORTS[name]: truth([name]) for name in names if name in PORTS}  # who is named is the right one
+    by_port = {PORTS[name]: truth([name]) for name in names if name in PORTS}  # a named server is the correct one
     for completion in found.completions:
         if completion.server.port in by_port:
             assert essence(completion) in by_port[completion.server.port]
@@ -231,7 +231,7 @@ def test_streams_backlog_dates_every_process() -> None:
 
 
 def test_streams_other_port_is_another_server() -> None:
-    """A model that was given up for another, as Ollama and llama-swap do."""
+    """A model replaced by another, as Ollama and llama-swap do."""
     lines = [(line, now, 0) for line, now in timed(log_lines("2026.10.11549"))]
     end = lines[-1][1]
     lines += [(line, now - ZERO + end + 60, 1) for line, now in timed(log_lines("2026.9.11063"))]
@@ -243,7 +243,7 @@ def test_streams_other_port_is_another_server() -> None:
 
 
 def test_streams_by_process_id_of_the_wrapper() -> None:
-    """A restarted unit has another pid, though neither stamps nor a fallen clock show it."""
+    """A restarted unit has another pid, although neither timestamps nor a decreased clock show it."""
     lines = [
         (f"Sep 21 14:13:20 gpu-1 llama-server[{4711 + number}]: {unstamped(line)}", now, number)
         for number in range(2)

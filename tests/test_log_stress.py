@@ -36,7 +36,7 @@ class LoggedFigures:
 
 
 def made_up_log(requests: int, slots: int, seed: int = 1) -> tuple[list[str], dict[int | None, LoggedFigures]]:
-    """A log in which every slot is always busy, and what its requests were, by task."""
+    """A log in which every slot is always busy, and its requests by task."""
     source = random.Random(seed)
     lines: list[tuple[float, str]] = []
     expected: dict[int | None, LoggedFigures] = {}

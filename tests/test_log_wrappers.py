@@ -1,4 +1,4 @@
-"""Lines of llama.cpp in what other programs make of them: every wrapper, around recorded logs of real builds."""
+"""llama.cpp's lines as other programs wrap them: every wrapper, around recorded logs of real builds."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ WRAPPERS: dict[str, Wrap] = {
 
 
 def essence(completions: list[Completion]) -> list[dict[str, Any]]:
-    """What has nothing to do with the clock of the reader."""
+    """The fields that do not depend on the reader's clock."""
     left_out = ("server", "started_at", "ended_at", "first_token_at", "queue_s", "in_flight")
     return [{key: value for key, value in asdict(c).items() if key not in left_out} for c in completions]
 
@@ -240,7 +240,7 @@ def test_unwrap_keeps_library_lines() -> None:
     ],
 )
 def test_unwrap_leaves_llama_cpp_lines_unchanged(text: str) -> None:
-    """What a client sent may stand in them."""
+    """They may contain text from a client."""
     assert unwrap(text) is None
 
 

@@ -39,7 +39,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path) -> dict[str, Any]:
-    """A run of three requests below a workflow with a hostile name: its trace, its report. It is over."""
+    """A finished run of three requests below a workflow with a hostile name: its trace and report."""
     with pytest.MonkeyPatch.context() as patch:
         without_settings(patch)
         running = llamatel.init(service_name=HOSTILE, keep_traces=True, metrics_addr="none")
@@ -75,7 +75,7 @@ def run_three_requests(model: Path, running: runtime.Runtime) -> dict[str, Any]:
 
 
 def until_joined(running: runtime.Runtime) -> notebook.Trace:
-    """The last trace, once the server's side of a stream that was left is there too."""
+    """The last trace, once it has the server's spans of an abandoned stream."""
     end = time.monotonic() + 10
     while not any(span.kind == "SERVER" for span in llamatel.last_trace().spans):
         assert time.monotonic() < end
@@ -124,7 +124,7 @@ def test_report_shows_trace_once(run: dict[str, Any]) -> None:
     spans += [KeptSpan(trace_id, n, 1, f"part {n}", "INTERNAL", 1.0 * n, 1.0 * n, False, {}) for n in range(2, 250)]
     html = report_html(document, [], lambda _: spans, "run")
     assert (html.count(">whole<"), html.count(f"in trace {trace_id}, above")) == (1, 2)
-    # What is too much to draw is counted.
+    # Spans that are not drawn are counted.
     assert html.count(">part ") == 199
     assert "and 49 more spans" in html
     assert str(notebook.Trace(spans)).endswith("and 49 more spans")

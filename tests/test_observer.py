@@ -164,7 +164,7 @@ def test_observer_isolates_failing_collector(bench: Make, caplog: pytest.LogCapt
         assert values["llamatel.collector.success", "counting"] == 0
         assert values["llamatel.collector.success", "other"] == 1
         assert values["llamatel.collector.duration", "counting"] >= 0
-        assert ("servers", None) not in values  # half a snapshot is none
+        assert ("servers", None) not in values  # an incomplete snapshot is not used
     assert errors(caplog) == ["collector 'counting' failed; until it works again this is not repeated"]
     assert caplog.records[0].exc_info
 

@@ -1,4 +1,4 @@
-"""OTLP: delivery to a real collector, endpoints in trouble, and that every span is accounted for."""
+"""OTLP: delivery to a real collector, failing endpoints, and accounting of every span."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ def lose_something(running: Telemetry, caplog: pytest.LogCaptureFixture) -> None
     assert sum(dropped.values()) == 400
     assert set(dropped) <= {"queue_full", "shutdown", "export_failed"}
     assert dropped["queue_full"] >= 100
-    # What comes after the end is counted too, and blocks no more than before.
+    # Spans after shutdown are counted too, without blocking.
     running.send(completion())
     assert sum(running.pipeline.dropped().values()) == 404
     assert len(ours(caplog)) <= 3
 
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What a user of the command line reads."""
+    """The messages that a user of the command line sees."""
     return [record for record in caplog.records if record.name.startswith("llamatel")]
 
 
@@ -163,7 +163,7 @@ def test_otlp_collector_killed_and_restarted(
 def test_otlp_connection_refused_message(
     protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The URL that was requested and the reason, and nothing more."""
+    """The message has the requested URL and the reason only."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10")  # in a second it does not always try again
     address = f"http://127.0.0.1:{free_port()}"
     with telemetry(otlp_endpoint=address, otlp_protocol=protocol) as running:

@@ -166,7 +166,7 @@ def comparable(span: Any) -> str:
 
 
 class Numbers:
-    """Ids that count."""
+    """Sequential ids."""
 
     def __init__(self) -> None:
         self._next = 100

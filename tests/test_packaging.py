@@ -1,4 +1,4 @@
-"""What a user installs: the built wheel and sdist, not the checkout."""
+"""The built wheel and sdist, as a user installs them."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_document_changes_since_cursor() -> None:
     again = live.document(state(2.0), first, after["cursor"])
     assert (again["history"]["at"], again["requests"], again["cursor"]) == ([], [], after["cursor"])
     assert (again["keys"], again["overview"]) == (None, [])
-    # Another server is chosen: all of that one, and nothing more of the first.
+    # Another server is in focus: all of its state, and none of the first.
     other = live.document(state(2.0), second, after["cursor"], refocus=True)
     assert (other["whole"], other["focus"], other["history"]["at"]) == (False, second, [1.0, 2.0])
     assert [request["task"] for request in other["requests"]] == [20]
@@ -113,7 +113,7 @@ def test_document_changes_since_cursor() -> None:
         assert whole["whole"]
         assert whole["history"]["at"] == [1.0, 2.0]
         assert len(whole["requests"]) == 100
-    # The busy one pushed the quiet one's request out of what they share, not out of its own.
+    # The busy server displaced the quiet one's request from the shared ring, not from its own.
     quiet = live.document(state(2.0), second)["requests"]
     assert [request["task"] for request in quiet if request["server"] == second] == [20]
 
@@ -170,7 +170,7 @@ def test_overview_percentiles_age() -> None:
     assert late(10.0) == (1, 0.75)
     for _ in range(30):
         live(completion(queue_s=9.25))
-    # Of the server in focus they are those of now, and so they are in its line the next time.
+    # For the server in focus they are current, and then so in its row.
     assert live.document(Snapshot(11.0, (place,)))["summary"]["time_to_first_token_s"]["p95"] == pytest.approx(9.75)
     assert late(12.0) == (31, 9.75)
     live.document(Snapshot(13.0, (place,)))

@@ -1,4 +1,4 @@
-"""The test parts themselves: what goes into a real collector comes out whole."""
+"""The test parts themselves: a real collector returns everything that was sent to it."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_device_with_several_memory_sizes() -> None:
 def test_device_keys_and_names_are_unique() -> None:
     assert len({gpu.key for gpu in GPUS}) == len({gpu.name for gpu in GPUS}) == len(GPUS)
     assert all(parse_devices(gpu.key)[0].peak_flops == gpu.peak_flops for gpu in GPUS)
-    # Reading a byte takes the time of 20 to 400 operations on all of them: a slip of a digit would show.
+    # Reading a byte takes the time of 20 to 400 operations on every card: a wrong digit would show.
     assert all(20 < gpu.peak_flops / gpu.bandwidth < 450 for gpu in GPUS if gpu.peak_flops)
 
 

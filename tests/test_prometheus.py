@@ -38,7 +38,7 @@ def scrape(running: Telemetry, accept: str = "*/*") -> str:
 
 
 def feed(running: Telemetry) -> None:
-    """Something for most metrics."""
+    """Samples for most metrics."""
     for index in range(100):
         running.send(
             completion(prefill_s=0.1 + index / 100, first_token_at=completion().started_at + 0.1 + index / 100)

@@ -1,4 +1,4 @@
-"""What a request reused of its slot's KV cache, what was computed again and why: on real servers, by known prompts."""
+"""Reused and recomputed prompt tokens, with causes: on real servers, with known prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.parts import wait_until
 from tests.samples import completion
 
 PROMPT = "abcdefghij" * 30
-"""A token a character, and two before them."""
+"""One token per character, after two others."""
 CHANGED = PROMPT[:200] + "y" * 60
 
 
@@ -104,7 +104,7 @@ def test_reuse_window_kept_in_full(backend: str, models: dict[str, Path]) -> Non
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in LOGS.glob("*.log")))
 def test_reuse_golden_logs(name: str) -> None:
-    """Of all builds: what could be reused was, but for the one request that switched it off."""
+    """In all builds everything reusable was reused, except by the request that switched reuse off."""
     lost = [c for c in reading(name).completions if c.prompt_recomputed]
     assert all(
         (c.prompt_reusable, c.prompt_cached, c.recompute_cause) == (100, 0, RecomputeCause.UNKNOWN) for c in lost

@@ -1,4 +1,4 @@
-"""The estimate of the queue: against a model of llama.cpp's loop, against llama.cpp's own times, against clients."""
+"""The queue time estimate, compared with a model of llama.cpp's loop, llama.cpp's own times, and clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TURN_S = 0.01
 
 @dataclass
 class Task:
-    """One request of the model: when it comes, how many tokens it wants, what became of it."""
+    """One request of the model: arrival, tokens, outcome."""
 
     arrives: float
     tokens: int
@@ -51,7 +51,7 @@ class Task:
 
 
 class Loop:
-    """llama.cpp's loop with all that matters here: numbers, turns, slots, first come first served."""
+    """A model of llama.cpp's loop: task numbers, turns, slots, first come first served."""
 
     def __init__(self, slots: int, clock: QueueClock) -> None:
         self.slots, self.clock = slots, clock
@@ -103,7 +103,7 @@ class Loop:
 
 
 def arrivals(turns: float) -> st.SearchStrategy[list[Task]]:
-    """Requests that come at most ``turns`` turns after each other."""
+    """Requests that arrive at most ``turns`` turns after each other."""
     gap = st.floats(0.0, turns).map(lambda value: round(value * TURN_S, 6))
     one = st.tuples(gap, st.integers(1, 30))
 
@@ -149,7 +149,7 @@ def test_queue_clock_wait_is_bounded(tasks: list[Task], slots: int, seed: int) -
 @pytest.mark.parametrize("seed", range(5))
 def test_queue_clock_cancelled_requests(slots: int, seed: int) -> None:
     source = random.Random(seed)
-    # More than the slots can take: the queue grows, and no free slot ever sets anything right.
+    # More requests than the slots can serve: the queue grows, and no free slot corrects the estimate.
     tasks = [Task(number * 10 * TURN_S / slots, source.randint(1, 30)) for number in range(400)]
     Loop(slots, QueueClock()).run(some_cancelled(tasks, source))
     late = tasks[200:]
@@ -251,7 +251,7 @@ class Telling:
             self.child.stop()
 
     def read(self) -> tuple[list[Completion], dict[int | None, float]]:
-        """What our reader makes of the lines that it would see, and when each task arrived in truth."""
+        """Our reader's records of the lines that it would see, and the true arrival of each task."""
         reader = LogReader(ServerInfo("x"), LogClock(live=False, anchor=0.0))
         arrived: dict[int | None, float] = {}
         completions: list[Completion] = []

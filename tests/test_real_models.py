@@ -1,4 +1,4 @@
-"""Models that people run, rebuilt as headers from their published hyperparameters: what their caches take.
+"""KV cache sizes of popular models, rebuilt as headers from their published hyperparameters.
 
 Bytes of a token are written out in each row from the published numbers (layers x 2 x KV heads x head size x 2 bytes, or
 the latent vector of MLA), not taken from llamatel.

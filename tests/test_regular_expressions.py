@@ -1,7 +1,7 @@
-"""Every regular expression of the project takes time linear in its input, whatever that is.
+"""Every regular expression of the project needs linear time for any input.
 
-For each one, inputs are derived from its own parse tree: what leads to a repeat, the repeated part very often, and a
-character that lets the match fail. A backtracking expression takes seconds on one of them.
+For each one, inputs are derived from its own parse tree: a prefix that reaches a repeat, the repeated part very often,
+and a character that makes the match fail. A backtracking expression takes seconds on one of them.
 """
 
 from __future__ import annotations

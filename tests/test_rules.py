@@ -1,4 +1,4 @@
-"""Rules: fresh, accepted by promtool of Prometheus 2 and 3 and by vmalert, each alert with cases."""
+"""Rules: current, accepted by promtool of Prometheus 2 and 3 and by vmalert, each alert with cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.parts.prometheus import prometheus_program
 CASES = Path(__file__).parent / "rules"
 RUNBOOK = Path(__file__).parents[1] / "docs" / "alerts.md"
 ALL = tuple(alerts(RuleOptions(expected=('instance="a"',))))
-"""With the one alert that there is only on request."""
+"""Including the optional alert."""
 EVERY_CHOICE = RuleOptions(
     objectives=Objectives(
         ttft_s=1.0, tpot_s=0.075, error_budget=0.005, error_rate=0.01, min_requests=7, lost_prefill_s=2.0

@@ -1,4 +1,4 @@
-"""``init()`` and ``shutdown()`` with real servers: what is traced when, and how all of it ends."""
+"""``init()`` and ``shutdown()`` with real servers: which servers are traced, and shutdown in all cases."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_init_default_metrics_port_in_use(caplog: pytest.LogCaptureFixture) -> N
 def test_init_named_metrics_port_in_use(
     way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application starts, without an endpoint: a scraper would look in vain for another one."""
+    """The application starts without an endpoint, as a scraper would not find another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         if way == "environment":

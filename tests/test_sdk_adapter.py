@@ -1,4 +1,4 @@
-"""The private parts of opentelemetry-python that llamatel uses: they are where we think, and there is a fallback."""
+"""The private parts of opentelemetry-python that llamatel uses: they exist, and have a fallback."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_top_resize(serving: Serving, show: Callable[..., Shown]) -> None:
 
 
 def test_top_keys_while_source_is_slow(serving: Serving, show: Callable[..., Shown]) -> None:
-    """Every answer but the first comes only when the test lets it."""
+    """Responses after the first are sent when the test allows it."""
     with Held(serving.page_url) as held:
         shown = show(held.url, "--interval", "0.1")
         shown.until(lambda text: "ok " in text)
@@ -160,7 +160,7 @@ def test_top_keys_while_source_is_slow(serving: Serving, show: Callable[..., Sho
 
 
 class Held:
-    """In front of a llamatel: lets its answers to ``top``'s start through, and holds back those that follow."""
+    """A proxy for a llamatel: forwards its responses to ``top``'s start, and delays later ones."""
 
     def __init__(self, upstream: str) -> None:
         held = self
@@ -369,7 +369,7 @@ def test_server_table_order() -> None:
         choices.press("o", many)
         assert first_shown() == "h:199"
         assert f"{order} first" in screen(many, choices, 80, 24).plain
-    # Faster than documents come: each press counts.
+    # Faster than documents arrive: each key press counts.
     choices = Choices(order=1)
     for _ in range(3):
         choices.press("tab", many)

@@ -1,4 +1,4 @@
-"""Decorators: what they keep, what they record, and where spans nest."""
+"""Decorators: preserved function properties, recorded attributes, nesting of spans."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def _prompt_cache() -> list[Panel]:
         figure(
             "Prefill lost",
             q.logged(q.increase("llamacpp.prompt_cache.recompute.duration")),
-            "Seconds of prefill that those tokens took, at each request's own rate, in the time shown.",
+            "Seconds of prefill for those tokens, at each request's own rate, in the time shown.",
             "`llamatel doctor` shows what each remedy would save and cost.",
             unit="s",
             thresholds=at((None, GREEN), (60, YELLOW), (600, RED)),

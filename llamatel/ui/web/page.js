@@ -97,7 +97,7 @@ function showState(server) {
 function showTiles(data, server, row) {
   const cache = server.kv_cache, summary = data.summary;
   const prompt = server.counters.prompt_tokens_total, cached = server.counters.prompt_tokens_cached_total;
-  const asked = isUnknown(prompt) || isUnknown(cached) ? 0 : prompt + cached;
+  const promptTokens = isUnknown(prompt) || isUnknown(cached) ? 0 : prompt + cached;
   const share = cache && cache.headroom !== null && cache.capacity ? cache.headroom / cache.capacity : null;
   const seen = row.requests !== null, of = (times) => times.n ? `of ${number(times.n)} requests` : "none yet";
   const tiles = [
@@ -108,7 +108,11 @@ function showTiles(data, server, row) {
     ["First token, p95", seconds(summary.time_to_first_token_s.p95), of(summary.time_to_first_token_s), "", !seen],
     ["Per token, p95", seconds(summary.time_per_output_token_s.p95), of(summary.time_per_output_token_s), "", !seen],
     ["Requests", number(row.requests), row.failed ? `${number(row.failed)} failed` : "none failed", row.failed ? "bad" : "", !seen],
-    ["Prompt cached", asked ? percent(cached / asked) : UNKNOWN, asked ? `of ${number(asked)} tokens` : "no prompt yet"],
+    [
+      "Prompt cached",
+      promptTokens ? percent(cached / promptTokens) : UNKNOWN,
+      promptTokens ? `of ${number(promptTokens)} tokens` : "no prompt yet",
+    ],
   ];
   put(byId("tiles"), ...tiles.filter((tile) => !tile[4]).map(([name, value, small, level]) => {
     const made = element("div", null, level);
@@ -363,7 +367,7 @@ async function look() {
       const answer = await fetch(question(), { signal: AbortSignal.timeout(PATIENCE_MS) });
       if (!answer.ok) throw new Error(await answer.text());
       known = joined(known, await answer.json());
-      // The selected server is gone: keep the one that is shown.
+      // The selected server was removed: keep the one that is shown.
       if (wanted !== null && wanted === focus && known.focus !== wanted) focus = null;
       show(known);
       trouble.hidden = true;
