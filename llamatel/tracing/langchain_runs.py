@@ -24,7 +24,7 @@ class _Run:
     def __init__(self, manager: Any) -> None:
         self.manager = manager
         self.used = False
-        """The request was sent, or it cannot be told from another run's."""
+        """The request was sent, or it cannot be distinguished from another run's."""
 
     @property
     def span(self) -> Span | None:
@@ -58,7 +58,7 @@ def started(wrapped: Callable[..., None], manager: Any, args: Any, kwargs: Any) 
 
 
 def current_span() -> Span | None:
-    """The span of the run that sends its request now; None without one, and where it cannot be told."""
+    """The span of the run that sends its request now; None without one, and where it is ambiguous."""
     run = _current.get()
     if run is None or run.used:
         return None
