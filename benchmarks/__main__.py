@@ -112,7 +112,7 @@ def _main() -> None:
         return
     if report.instructions is None:
         sys.exit("bench: instructions could not be counted")
-    over = over_bound(report.instructions)
+    over = over_bound(report.instructions.request)
     if over:
         sys.exit("bench: over the bound:\n" + "\n".join(over))
 

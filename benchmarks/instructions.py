@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,19 +69,30 @@ def record(backend: str | None, model: Path, log: Path, requests: int = _REQUEST
 
 def measure(log: Path, progress: Callable[[str], None]) -> Instructions:
     """Count every stage on a recorded log. Raises NotCounted where there is no ``perf``, or it may not count."""
+    request, about = count_requests(log, STAGES, progress)
+    collection = {}
+    for stage in COLLECTIONS:
+        progress(stage)
+        collection[stage] = _each(stage, _MORE_COLLECTIONS, log, {})
+    return Instructions(about["lines"] / about["requests"], request, collection)
+
+
+def count_requests(
+    log: Path, stages: Iterable[str], progress: Callable[[str], None], *, passes: int = _MORE
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Thousands of instructions a request, by stage, and the numbers of lines and requests in the log."""
     found: dict[str, float] = {}
     about: dict[str, int] = {}
-    for stage in (*STAGES, *COLLECTIONS):
+    for stage in stages:
         progress(stage)
-        more = _MORE if stage in STAGES else _MORE_COLLECTIONS
-        once, often = (_count(stage, passes, log, about) for passes in (1, 1 + more))
-        each = (often - once) / more / 1e3
-        found[stage] = each / about["requests"] if stage in STAGES else each
-    return Instructions(
-        log_lines=about["lines"] / about["requests"],
-        request={stage: found[stage] for stage in STAGES},
-        collection={stage: found[stage] for stage in COLLECTIONS},
-    )
+        found[stage] = _each(stage, passes, log, about) / about["requests"]
+    return found, about
+
+
+def _each(stage: str, passes: int, log: Path, about: dict[str, int]) -> float:
+    """Thousands of instructions of one pass."""
+    once, often = (_count(stage, number, log, about) for number in (1, 1 + passes))
+    return (often - once) / passes / 1e3
 
 
 def _count(stage: str, passes: int, log: Path, about: dict[str, int]) -> int:
@@ -134,11 +145,11 @@ def _by_valgrind(command: list[str], counts: Path, env: dict[str, str]) -> tuple
     return int(found.group(1).replace(",", "")), done.stdout
 
 
-def over_bound(found: Instructions) -> list[str]:
+def over_bound(counted: Mapping[str, float]) -> list[str]:
     """The stages that take more than their bound, a line each."""
-    counted = found.request | found.collection
+    slack = 1.0 if sys.version_info[:2] == _PYTHON else _OTHER_PYTHON
     return [
-        f"{stage}: {counted[stage]:,.0f} thousand instructions, the bound is {bound:,.0f}"
+        f"{stage}: {counted[stage]:,.0f} thousand instructions, the bound is {bound * slack:,.0f}"
         for stage, bound in BOUNDS.items()
-        if counted[stage] > bound
+        if counted[stage] > bound * slack
     ]

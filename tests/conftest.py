@@ -28,6 +28,7 @@ from tests.parts import (
     llama_server,
     prometheus_program,
     sid_llama_server,
+    valgrind_program,
     vocabularies,
 )
 from tests.parts.processes import SESSION_MARK
@@ -139,6 +140,12 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def promtool(request: pytest.FixtureRequest) -> Path:
     """The promtool program."""
     return _get(request, lambda: prometheus_program("promtool"))
+
+
+@pytest.fixture(scope="session")
+def valgrind(request: pytest.FixtureRequest) -> Path:
+    """The valgrind program."""
+    return _get(request, valgrind_program)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attach, decorators, header, in_process, stages
+from benchmarks import attach, decorators, header, in_process, instructions, stages
 from benchmarks.__main__ import main
 from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.pieces import read_log
 from benchmarks.report import Report
 
-_LOG = Path(__file__).parent / "golden" / "logs" / "llama-server.log"
+_LOGS = Path(__file__).parent / "golden" / "logs"
+_LOG = _LOGS / "llama-server.log"
 
 
 def test_bench_log_reading() -> None:
@@ -32,6 +33,15 @@ def test_bench_stages_run_repeatedly() -> None:
     lines, requests = read_log(_LOG.read_bytes())
     expected = json.dumps({"lines": lines, "requests": requests})
     assert ran.stdout == expected * len([*stages.STAGES, *stages.COLLECTIONS])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("valgrind")
+def test_bench_instructions_within_bounds(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_bytes((_LOGS / "2026.10.11549.log").read_bytes())
+    counted, _ = instructions.count_requests(log, instructions.BOUNDS, print, passes=12)
+    assert instructions.over_bound(counted) == []
 
 
 def test_bench_header(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from .processes import Child, PartFailed, accepts, free_port, kill_survivors, su
 from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
 from .sid import sid_llama_server
+from .valgrind import valgrind_program
 from .vocabularies import vocabularies
 from .wheels import library_server, xllamacpp_server
 
@@ -42,6 +43,7 @@ __all__ = [
     "scrape_config",
     "sid_llama_server",
     "survivors",
+    "valgrind_program",
     "vocabularies",
     "wait_until",
     "xllamacpp_server",

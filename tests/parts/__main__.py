@@ -15,6 +15,7 @@ from .monitoring import alertmanager_program, sid_program
 from .prometheus import prometheus_program
 from .rotel import rotel_program
 from .sid import sid_llama_server
+from .valgrind import valgrind_program
 from .vocabularies import vocabularies
 
 
@@ -43,6 +44,7 @@ def main() -> int:
         sid_llama_server,
         llama_cpp_python,
         vocabularies,
+        valgrind_program,
     )
     parts = [_available(get) for get in wanted]
     return 1 if in_ci() and not all(parts) else 0

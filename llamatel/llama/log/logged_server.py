@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.log.placement import learn_placement
 from llamatel.snapshots import Placement, PromptCacheState
 
@@ -83,6 +84,14 @@ class LoggedServer:
     placement: Placement | None = None
     replacing: bool = False
     """``placement`` belongs to the model as it was loaded before."""
+
+    def completed(self, settings: ServerSettings | None) -> ServerSettings | None:
+        """Settings as given, with slots and pool as the log has them, where llama.cpp chose them itself."""
+        if settings is not None and self.slots is not None:
+            settings = replace(settings, parallel=self.slots, given=settings.given | {"parallel"})
+        if settings is not None and self.kv_unified is not None:
+            settings = replace(settings, kv_unified=self.kv_unified, given=settings.given | {"kv_unified"})
+        return settings
 
 
 def _reported(known: LoggedServer, **sizes: float) -> LoggedServer:

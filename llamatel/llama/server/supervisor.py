@@ -28,7 +28,7 @@ from llamatel.llama.server.child_process import Child
 from llamatel.llama.server.log_copy import LogCopy
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.server.unix_socket import UnixSocket
-from llamatel.llama.watch.observed_server import Lifecycle
+from llamatel.llama.watch.server_lifecycle import Lifecycle
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
 

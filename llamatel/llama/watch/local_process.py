@@ -20,6 +20,8 @@ from llamatel.snapshots import ProcessState
 if TYPE_CHECKING:
     import psutil
 
+_WORKING_SHARE = 0.1
+"""Of one CPU: a process that used more while a request waited for its answer is at work."""
 _PROGRAM = re.compile(r"llama-server(?!\w)|llamatel\.llama\.server\.xllamacpp_server$")
 _LOADER = re.compile(r"(?:ld[-.]|ld64|qemu-|box64|valgrind|python)")
 """Programs that run another one in their own process: the words before it are theirs."""
@@ -199,3 +201,9 @@ def cpu_time(pid: int | None) -> float | None:
     except psutil.Error:
         return None
     return None if times is None else float(times.user + times.system)
+
+
+def has_worked(pid: int | None, cpu_s: float | None, seconds: float) -> bool:
+    """Whether the process has used the CPU while its answer was waited for."""
+    after = cpu_time(pid)
+    return cpu_s is not None and after is not None and after - cpu_s > _WORKING_SHARE * seconds

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llamatel.errors import ServerUnreachable
 from llamatel.flags.parse import parse_server_flags
@@ -26,11 +26,20 @@ from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state
-from llamatel.llama.watch.local_process import LocalProcess, ProcessUsage, cpu_time, find_process, own_process
+from llamatel.llama.watch.local_process import (
+    LocalProcess,
+    ProcessUsage,
+    cpu_time,
+    find_process,
+    has_worked,
+    own_process,
+)
 from llamatel.llama.watch.model_file import ModelFile
+from llamatel.llama.watch.poll_outcome import PollOutcome, failed_poll, refusal
 from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.router_models import Router, models_with_log
-from llamatel.llama.watch.server_log import LogState, ServerLog
+from llamatel.llama.watch.server_lifecycle import Lifecycle
+from llamatel.llama.watch.server_log import LogState, ServerLog, warn_unless_understood
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import ProcessState, ServerSnapshot
@@ -40,44 +49,11 @@ _log = logging.getLogger(__name__)
 _HEALTH_S = 0.5
 _SILENT_S = 60.0
 """A server that takes connections and answers nothing at all for that long is down, unless its process works."""
-_WORKING_SHARE = 0.1
-"""Of one CPU: a process that used more while a request waited for its answer is at work."""
 _SLOW_S = 1.0
 _FAR_S = 10.0
 """Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
 _LATE_S = 10.0
 _LOST_S = 120.0
-_NO_SERVER_STATUS = (502, 504)
-_NO_SERVER = "the proxy in front of it finds no server"
-
-
-@dataclass(frozen=True, slots=True)
-class Lifecycle:
-    """The process of a server that this program has launched, as its supervisor sees it."""
-
-    info: ServerInfo
-    state: str
-    """stopped, starting, ready, stopping, failed."""
-    client: ServerClient | None = None
-    """None unless it is ready."""
-    restarts: int = 0
-    started_at: float | None = None
-    loading_s: float | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is a process that is meant to run."""
-        return self.state in ("starting", "ready")
-
-
-@dataclass(frozen=True, slots=True)
-class _Poll:
-    """How a poll went."""
-
-    life: Lifecycle | None = None
-    up: bool | None = None
-    state: str | None = None
-    stale: bool = False
 
 
 class ObservedServer:
@@ -126,7 +102,7 @@ class ObservedServer:
         """Whether the caller reports a wrong key."""
         self._once = LogOnce(_log)
         self._snapshots: tuple[ServerSnapshot, ...] = ()
-        self._last = _Poll()
+        self._last = PollOutcome()
         self._build_lock = threading.Lock()
         self._listeners = Listeners[Completion | ObservedRequest]()
 
@@ -171,7 +147,7 @@ class ObservedServer:
         self._reports_key = True
         self.poll()
         if self._refused == 401:
-            raise ServerUnreachable(self._refusal(401), status=401)
+            raise ServerUnreachable(refusal(self.url, 401), status=401)
 
     def poll(self) -> None:
         """Query the sources. Raises nothing that a server can cause. One thread polls, others use its result."""
@@ -240,24 +216,24 @@ class ObservedServer:
             if self._process is None or self._process.pid != life.info.pid:
                 self._process = own_process(life.info.pid, self._words, self._environ)
             if life.state != "ready" or life.client is None:
-                self._publish(life, up=life.state == "ready", state=life.state)
+                self._publish(PollOutcome(life, up=life.state == "ready", state=life.state))
                 return
         elif self._client is None or self._lifecycle is not None:
-            self._publish(None, up=None, state=None)
+            self._publish(PollOutcome(None, up=None, state=None))
             return
         started_at, pid = self._clock(), self._pid(life)
         cpu_s = cpu_time(pid)
         try:
             self._poll_http(life)
         except ServerUnreachable as error:
-            working = self._has_worked(pid, cpu_s, self._clock() - started_at)
+            working = has_worked(pid, cpu_s, self._clock() - started_at)
             self._failed(error, life, started_at, working=working)
         else:
             if self._once.reset("down"):
                 _log.warning("%s answers now", self.url)
             self._answered_at = self._clock()
             asleep = self._polling is not None and self._polling.sleeping
-            self._publish(life, up=True, state="sleeping" if asleep else "ready")
+            self._publish(PollOutcome(life, up=True, state="sleeping" if asleep else "ready"))
         source = self._router or self._polling
         if source is not None:
             observed = source.take_observed(self.info)
@@ -332,35 +308,26 @@ class ObservedServer:
             self.log.identify(info)
 
     def _failed(self, error: ServerUnreachable, life: Lifecycle | None, started_at: float, *, working: bool) -> None:
-        now = self._clock()
-        if error.status == 503:
-            # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet either way.
-            self._disconnected()
-            self._publish(life, up=False, state="starting")
-        elif isinstance(error, NotLlamaCpp):
+        now, status = self._clock(), error.status
+        outcome = failed_poll(
+            error, life, is_alive=lambda: self._is_healthy(now) or working or self._answered_lately(life, now)
+        )
+        slow = False
+        if isinstance(error, NotLlamaCpp):
             self._once.warning(error.program.name, "%s", error)
-            self._disconnected()
-            self.due_in_s = max(_FAR_S, self._interval_s)
-            self._publish(life, up=None, state=None)
-        elif error.status is not None:
-            # Only 401 is llama.cpp's own; else something unknown answers, or a proxy that finds no server.
-            self._refused = error.status
-            if error.status != 401 or not self._reports_key:
-                self._once.warning(str(error.status), "%s", self._refusal(error.status))
-            self._disconnected()
-            up = False if error.status in _NO_SERVER_STATUS else None
-            if error.status == 404:
-                self.due_in_s = max(_FAR_S, self._interval_s)
-            self._publish(life, up=True if error.status == 401 or life is not None else up, state=None)
-        elif error.busy and (self._is_healthy(now) or working or self._answered_lately(life, now)):
-            self._publish(life, up=True, state="ready", stale=True)
-        else:
+        elif status is not None and status != 503:
+            self._refused = status
+            if status != 401 or not self._reports_key:
+                self._once.warning(str(status), "%s", refusal(self.url, status))
+        elif status is None and not outcome.stale:
+            slow = now - started_at > _SLOW_S
             if life is None:
                 self._once.warning("down", "%s", error)
+        if not outcome.stale:
             self._disconnected()
-            self._publish(life, up=False, state=None if life is None else life.state)
-            if now - started_at > _SLOW_S:
-                self.due_in_s = max(_FAR_S, self._interval_s)
+        self._publish(outcome)
+        if slow or status == 404 or isinstance(error, NotLlamaCpp):
+            self.due_in_s = max(_FAR_S, self._interval_s)
 
     def _is_healthy(self, now: float) -> bool:
         """Whether a server that did not answer in time answers ``/health``, which waits for nothing."""
@@ -375,12 +342,6 @@ class ObservedServer:
 
     def _pid(self, life: Lifecycle | None) -> int | None:
         return self._process.pid if self._process is not None else None if life is None else life.info.pid
-
-    @staticmethod
-    def _has_worked(pid: int | None, cpu_s: float | None, seconds: float) -> bool:
-        """Whether the process has used the CPU while its answer was waited for."""
-        after = cpu_time(pid)
-        return cpu_s is not None and after is not None and after - cpu_s > _WORKING_SHARE * seconds
 
     def _disconnected(self) -> None:
         self._unknown = True
@@ -402,21 +363,10 @@ class ObservedServer:
     def _new_polling(self, client: ServerClient) -> Polling:
         return Polling(client, client.base_url, interval_s=self._interval_s, on_task=self._note_task, clock=self._clock)
 
-    def _refusal(self, status: int) -> str:
-        hints = {
-            200: "with something that llama.cpp does not send",
-            401: "the API key is missing or wrong: use --api-key-file",
-            403: "the proxy in front of it forbids it",
-            404: "no llama.cpp server, or one behind another path",
-            502: _NO_SERVER,
-            504: _NO_SERVER,
-        }
-        return f"{self.url} answered {status}: {hints.get(status, 'see its log')}"
-
     # -- the snapshot -------------------------------------------------------------------------------------------------
 
-    def _publish(self, life: Lifecycle | None, *, up: bool | None, state: str | None, stale: bool = False) -> None:
-        self._last = _Poll(life, up, state, stale)
+    def _publish(self, outcome: PollOutcome) -> None:
+        self._last = outcome
         self._snapshots = self._build()
 
     def _build(self) -> tuple[ServerSnapshot, ...]:
@@ -426,7 +376,7 @@ class ObservedServer:
             log = None
             if self.log is not None:
                 log = self.log.state(None if polling is None else polling.generated_total)
-                self._warn_if_not_understood(log)
+                warn_unless_understood(log, self.info, self._once)
             own = self._snapshot(last, polling, log)
             if self.log is None or log is None or not log.is_router:
                 models = () if router is None else router.snapshots(own.server)
@@ -435,7 +385,7 @@ class ObservedServer:
                 models = self.log.with_router(lambda seen: models_with_log(own.server, polled, seen))
             return own, *(replace(model, stale=last.stale or model.stale) for model in models)
 
-    def _snapshot(self, last: _Poll, polling: Polling | None, log: LogState | None) -> ServerSnapshot:
+    def _snapshot(self, last: PollOutcome, polling: Polling | None, log: LogState | None) -> ServerSnapshot:
         life, up, facts = last.life, last.up, LoggedServer() if log is None else log.server
         snapshot = ServerSnapshot(
             server=self.info,
@@ -444,7 +394,7 @@ class ObservedServer:
             stale=last.stale,
             process_started_at=self._process_started_at(life, log, up=up),
             process=self._process_state(life),
-            settings=None if up is False else self._completed_settings(facts),
+            settings=None if up is False else facts.completed(self._settings),
         )
         if life is not None:
             snapshot = replace(snapshot, restarts=life.restarts, loading_s=life.loading_s if life.alive else None)
@@ -490,32 +440,3 @@ class ObservedServer:
         if life is None and self._process is None:
             return None
         return self._usage.read(self._pid(life) if life is None else life.info.pid)
-
-    def _completed_settings(self, facts: LoggedServer) -> ServerSettings | None:
-        """As given; slots and pool as the log has them, where llama.cpp chose them itself."""
-        settings = self._settings
-        if settings is not None and facts.slots is not None:
-            settings = replace(settings, parallel=facts.slots, given=settings.given | {"parallel"})
-        if settings is not None and facts.kv_unified is not None:
-            settings = replace(settings, kv_unified=facts.kv_unified, given=settings.given | {"kv_unified"})
-        return settings
-
-    def _warn_if_not_understood(self, log: LogState) -> None:
-        if log.counts.silent_s:
-            self._once.warning(
-                "silent",
-                "%s generates tokens, but its log has been silent for %.0f s: requests are missing from traces and "
-                "histograms",
-                self.info.shown_address,
-                log.counts.silent_s,
-            )
-        elif self._once.reset("silent"):
-            _log.warning("the log of %s goes on", self.info.shown_address)
-        elif log.counts.understood is False:
-            self._once.warning(
-                "log",
-                "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
-                "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "
-                "this llama.cpp build (%s) words its log in a new way",
-                self.info.build or "unknown",
-            )

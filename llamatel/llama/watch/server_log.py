@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.log.server_output import OutputLine
 from llamatel.llama.log.slot_requests import ForeignLine
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 L = TypeVar("L")
 
@@ -207,3 +210,25 @@ def _chunks(lines: Sequence[L]) -> Iterator[Sequence[L]]:
     """Batches of lines small enough that other threads do not wait long for the lock."""
     for start in range(0, len(lines), _LINES_PER_LOCK):
         yield lines[start : start + _LINES_PER_LOCK]
+
+
+def warn_unless_understood(log: LogState, info: ServerInfo, once: LogOnce) -> None:
+    """Warn once of a log that is silent while tokens are generated, or that shows no requests."""
+    if log.counts.silent_s:
+        once.warning(
+            "silent",
+            "%s generates tokens, but its log has been silent for %.0f s: requests are missing from traces and "
+            "histograms",
+            info.shown_address,
+            log.counts.silent_s,
+        )
+    elif once.reset("silent"):
+        _log.warning("the log of %s goes on", info.shown_address)
+    elif log.counts.understood is False:
+        once.warning(
+            "log",
+            "this server generates tokens, but its log shows no requests that llamatel understands: there are no "
+            "traces and no latency histograms for it. Is its log switched off, or its verbosity lowered? Else "
+            "this llama.cpp build (%s) words its log in a new way",
+            info.build or "unknown",
+        )

@@ -1,0 +1,53 @@
+"""What a poll shows of a server, if it fails, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llamatel.errors import ServerUnreachable
+from llamatel.llama.http.identify import NotLlamaCpp
+from llamatel.llama.watch.server_lifecycle import Lifecycle
+
+_NO_SERVER_STATUS = (502, 504)
+_NO_SERVER = "the proxy in front of it finds no server"
+
+
+@dataclass(frozen=True, slots=True)
+class PollOutcome:
+    """How a poll went."""
+
+    life: Lifecycle | None = None
+    up: bool | None = None
+    state: str | None = None
+    stale: bool = False
+
+
+def failed_poll(error: ServerUnreachable, life: Lifecycle | None, *, is_alive: Callable[[], bool]) -> PollOutcome:
+    """What an error shows; ``is_alive``: whether a server that did not answer in time works nevertheless."""
+    if error.status == 503:
+        # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet either way.
+        return PollOutcome(life, up=False, state="starting")
+    if isinstance(error, NotLlamaCpp):
+        return PollOutcome(life)
+    if error.status is not None:
+        # Only 401 is llama.cpp's own; else something unknown answers, or a proxy that finds no server.
+        if error.status == 401 or life is not None:
+            return PollOutcome(life, up=True)
+        return PollOutcome(life, up=False if error.status in _NO_SERVER_STATUS else None)
+    if error.busy and is_alive():
+        return PollOutcome(life, up=True, state="ready", stale=True)
+    return PollOutcome(life, up=False, state=None if life is None else life.state)
+
+
+def refusal(url: str | None, status: int) -> str:
+    """What an unexpected status means, in one line."""
+    hints = {
+        200: "with something that llama.cpp does not send",
+        401: "the API key is missing or wrong: use --api-key-file",
+        403: "the proxy in front of it forbids it",
+        404: "no llama.cpp server, or one behind another path",
+        502: _NO_SERVER,
+        504: _NO_SERVER,
+    }
+    return f"{url} answered {status}: {hints.get(status, 'see its log')}"
