@@ -8,12 +8,14 @@ import subprocess
 import sys
 from typing import Any
 
+import promql_parser
 import pytest
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Kind
 from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name, prometheus_series
 from llamatel_dashboards.published import dashboards
 from llamatel_dashboards.queries import without_native
+from llamatel_dashboards.rule_options import RuleOptions
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
 
 VARIABLES = [
@@ -82,6 +84,23 @@ def test_dashboards_queries_use_existing_metrics_and_labels(query: PanelQuery) -
     grouped = {label.strip() for group in groups for label in group.split(",")}
     shown = set(re.findall(r"{{(\w+)}}", query.legend))
     assert (grouped | shown) - {""} <= known
+
+
+def test_dashboards_keep_and_show_labels_of_targets() -> None:
+    options = RuleOptions(keep_labels=("team", "env", "namespace"))
+    plain, labelled = dashboards(), dashboards(options)
+    by = 0
+    for name, model in labelled.items():
+        for before, after in zip(plain[name]["panels"], model["panels"], strict=True):
+            for old, new in zip(before.get("targets", ()), after.get("targets", ()), strict=True):
+                promql_parser.parse(interpolate(new["expr"]))
+                expr = new["expr"].replace(", team, env", "")
+                assert expr == old["expr"]
+                by += new["expr"] != old["expr"]
+                if "{{instance}}" in old["legendFormat"]:
+                    assert new["legendFormat"] == f"{{{{team}}}} {{{{env}}}} {old['legendFormat']}"
+    assert by > 50
+    assert dashboards(RuleOptions(keep_labels=("namespace",))) == dashboards(RuleOptions())
 
 
 def test_dashboards_have_the_same_variables() -> None:

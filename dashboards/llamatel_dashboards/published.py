@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatel_dashboards import manifests, rules
-from llamatel_dashboards.queries import without_native
+from llamatel_dashboards.queries import SERVER_LABELS, with_labels, without_native
 from llamatel_dashboards.rule_options import RuleOptions
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +80,9 @@ def dashboards(options: RuleOptions | None = None, *, victoria_metrics: bool = F
             for panel in model["panels"]:
                 for target in panel.get("targets", ()):
                     target["expr"] = without_native(target["expr"])
+    if options is not None and options.keep_labels:
+        for model in models.values():
+            _show_labels(model, options.keep_labels)
     if options is not None:
         objectives = options.objectives
         presets = {
@@ -92,6 +95,18 @@ def dashboards(options: RuleOptions | None = None, *, victoria_metrics: bool = F
                 if variable["name"] in presets:
                     _preset(variable, f"{presets[variable['name']]:g}")
     return models
+
+
+def _show_labels(model: dict[str, Any], labels: tuple[str, ...]) -> None:
+    """Keep labels of targets in queries by server and show them in legends, before the target's name."""
+    shown = " ".join(f"{{{{{label}}}}}" for label in labels if label not in SERVER_LABELS)
+    added = [label for label in labels if label not in SERVER_LABELS]
+    for panel in model["panels"]:
+        for target in panel.get("targets", ()) if added else ():
+            target["expr"] = with_labels(target["expr"], added)
+            legend = target.get("legendFormat", "")
+            if "{{instance}}" in legend:
+                target["legendFormat"] = f"{shown} {legend}"
 
 
 def _preset(variable: dict[str, Any], value: str) -> None:

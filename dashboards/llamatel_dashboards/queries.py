@@ -8,6 +8,7 @@ classic buckets, and native histograms where Prometheus converts classic ones at
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, table
 from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
@@ -154,6 +155,12 @@ def servers_down() -> str:
 def firing(name: str = "ALERTS") -> str:
     """Alerts that fire, as Prometheus and vmalert record them."""
     return f'{name}{{alertname=~"Llama(cpp|tel).+", alertstate="firing", {OF_JOB}}}'
+
+
+def with_labels(expr: str, labels: Sequence[str]) -> str:
+    """A query whose aggregations by server keep further labels of the target."""
+    target = ", ".join(SERVER_LABELS[:5])
+    return re.sub(rf"(\bby \([^()]*\b{target})\b", lambda found: ", ".join((found[1], *labels)), expr)
 
 
 def without_native(expr: str) -> str:
