@@ -51,7 +51,7 @@ def command() -> None:
 @click.option(
     "--keep-labels",
     metavar="A,B",
-    help="Labels that recorded series keep in addition to the server's.  [default: all of the target]",
+    help="Labels that recorded series keep and dashboards show in addition to the server's.  [default: all]",
 )
 @click.option("--runbook-url", metavar="URL", help="Where docs/alerts.md is published; default: no runbook_url.")
 @click.option(
