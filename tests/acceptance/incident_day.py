@@ -42,6 +42,10 @@ EXPECTED = "expected"
 """The pod that the rules expect by name."""
 
 
+_FAILED: list[str] = []
+"""Incidents that could not be caused."""
+
+
 @dataclass(eq=False)
 class Incident:
     """An incident."""
@@ -260,7 +264,13 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
 
 
 def _in_thread(work: Callable[[], object]) -> None:
-    threading.Thread(target=work, daemon=True).start()
+    def run() -> None:
+        try:
+            work()
+        except (OSError, TimeoutError) as error:
+            _FAILED.append(f"{work}: {error}")
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _cut_log(log: Path) -> None:
@@ -326,6 +336,7 @@ def _row(alert: dict[str, Any], incident: Incident) -> dict[str, Any]:
 
 def run(folder: Path) -> dict[str, Any]:
     """The quiet time, the incidents, and every alert that Alertmanager received."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers would ignore it, too
     quiet_s = float(os.environ.get("INCIDENT_DAY_QUIET_S", QUIET_S))
     with contextlib.ExitStack() as stack:
         fleet = Fleet(folder, tiny_model(), stack)
@@ -346,6 +357,7 @@ def run(folder: Path) -> dict[str, Any]:
         found = _follow(incidents, alertmanager)
         if hold := os.environ.get("INCIDENT_DAY_HOLD_S"):
             time.sleep(float(hold))  # for pictures of the dashboards
+    assert not _FAILED, _FAILED
     missing = {
         incident.name: sorted(
             set(incident.alerts) - {row["alert"] for row in found if row["incident"] == incident.name}
