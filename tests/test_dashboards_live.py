@@ -476,13 +476,17 @@ def test_panels_drafts_energy_and_router(observed: Observed) -> None:
 @pytest.mark.parametrize("store", STORES)
 def test_rules_record_and_fire_live(store: str, observed: Observed) -> None:
     """An objective that every request missed: the recorded share is 1 and its alert fires with any histogram type."""
-    source = observed.stores[store]
-    recorded = source.query(f'llamacpp:ttft_missed:ratio_rate5m{{job="{REAL}"}}')
+
+    def at_the_end(promql: str) -> list[tuple[dict[str, str], float]]:
+        rows = observed.stores[store].api("query", query=promql, time=observed.finished_at)["result"]
+        return [(row["metric"], float(row["value"][1])) for row in rows]
+
+    recorded = at_the_end(f'llamacpp:ttft_missed:ratio_rate5m{{job="{REAL}"}}')
     assert {labels["server_port"] for labels, _ in recorded} == set(map(str, observed.ports))
     for labels, missed in recorded:
         assert missed > 0.9
         assert (labels["cluster"], labels["namespace"]) == ("lab", REAL)
-    firing = source.query(f'ALERTS{{alertstate="firing", job="{REAL}"}}')
+    firing = at_the_end(f'ALERTS{{alertstate="firing", job="{REAL}"}}')
     names = {(labels["alertname"], labels["severity"]) for labels, _ in firing}
     assert ("LlamacppTtftObjectiveFastBurn", "critical") in names
     assert ("LlamacppTtftObjectiveSlowBurn", "warning") in names
