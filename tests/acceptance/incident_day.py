@@ -256,7 +256,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
     host = socket.gethostname()
     port, _ = fleet.llama("pair", host=host)
     fleet.attach("pair-a", f"http://{host}:{port}")
-    second = partial(_attach_second, fleet, f"http://{host}:{port}")
+    second = partial(_in_thread, partial(_attach_second, fleet, f"http://{host}:{port}"))
     yield Incident("a second llamatel watches the same server", ("LlamatelServerWatchedTwice",), second, ("",))
     _, expected = fleet.serve(EXPECTED, load=False)
     remove = partial(_scale_down, fleet, expected)
@@ -297,7 +297,8 @@ def _scale_down(fleet: Fleet, target: str) -> None:
 
 
 def _attach_second(fleet: Fleet, url: str) -> None:
-    fleet.attach("pair-b", url)
+    target = fleet.attach("pair-b", url)
+    wait_until(lambda: accepts(int(target.rpartition(":")[2])), 300, "it can be scraped")
     fleet.discover()
 
 
