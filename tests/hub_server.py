@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -131,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._allowed(name, revision, content=False)
         if repository is not None:
             files = [
-                {"type": "file", "path": path, "size": len(data), "oid": "a" * 40}
+                {"type": "file", "path": path, "size": len(data), "oid": sha256(data).hexdigest()[:40]}
                 for path, data in repository.files.items()
             ]
             self._answer(200, json.dumps(files).encode(), Content_Type="application/json")

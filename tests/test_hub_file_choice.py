@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from llamatel.cli.plan import with_projector
 from llamatel.errors import GGUFError
+from llamatel.flags.parse import parse_server_flags
+from llamatel.gguf import GGUFHeader
+from llamatel.gguf.hub import Hub
 from llamatel.gguf.hub_choice import is_model, named_by, of_server, one_model
 from llamatel.gguf.model_choices import choices_among
 from tests.hub_server import HubServer, Repository, serve_hub
+from tests.tiny_gguf import write_tiny_model
 
 REPOSITORIES: dict[str, tuple[str, ...]] = {
     # mradermacher: a projector's word in the middle of a name (wild.md A9).
@@ -60,17 +65,21 @@ def _ours(name: str, tag: str | None) -> str | None:
     return None if found is None else found.path
 
 
-def _of_binary(binary: Path, hub: HubServer, reference: str, folder: Path) -> str | None:
-    """The first file that llama-server requests; it exits when it cannot load it."""
+def _requested(binary: Path, hub: HubServer, folder: Path, *words: str) -> list[str]:
+    """The files that llama-server requests; it exits when it cannot load them."""
     hub.requests.clear()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLAMA_"))}
     environment |= {"HF_ENDPOINT": f"{hub.endpoint}/", "HF_HOME": str(folder), "LLAMA_CACHE": str(folder)}
-    words = [str(binary), "-hf", reference, "--host", "127.0.0.1", "--port", "0", "--no-mmproj"]
-    subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False)
-    requested = [
+    command = [str(binary), *words, "--host", "127.0.0.1", "--port", "0"]
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    paths = [
         re.fullmatch(r"/org/[^/]+/resolve/[0-9a-f]+/(.+)", path) for host, path, *_ in hub.requests if host == "hub"
     ]
-    return next((found[1] for found in requested if found is not None), None)
+    return [found[1] for found in paths if found is not None]
+
+
+def _of_binary(binary: Path, hub: HubServer, reference: str, folder: Path) -> str | None:
+    return next(iter(_requested(binary, hub, folder, "-hf", reference, "--no-mmproj")), None)
 
 
 @pytest.mark.parametrize(("name", "tag"), CASES)
@@ -109,11 +118,47 @@ def test_hub_choice_of_one_model(paths: tuple[str, ...], same: bool) -> None:
 
 
 def test_hub_choice_ambiguous_tag_lists_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamatel.gguf.hub import Hub
-
     with serve_hub({"org/several": Repository(dict.fromkeys(REPOSITORIES["several"], b"no model"))}) as hub:
         with pytest.raises(GGUFError) as raised:
             Hub(hub.endpoint).choose("org/several", quant="Q8_0")
         assert "hf://org/several/a-Q8_0.gguf, hf://org/several/b-Q8_0.gguf" in str(raised.value)
         with pytest.raises(GGUFError, match="a-Q8_0"):  # the file is found, but is not a GGUF
             Hub(hub.endpoint).choose("org/several", quant="Q8_0", as_server=True)
+
+
+VISION = ("a/x-Q8_0.gguf", "a/mmproj-x.gguf", "b/c/y-Q8_0.gguf", "b/mmproj-y.gguf", "d/mmproj-z.gguf", "z-Q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "projector"),
+    [
+        ("-hf org/m", "a/x-Q8_0.gguf", "a/mmproj-x.gguf"),
+        ("-hf org/m -hff b/c/y-Q8_0.gguf", "b/c/y-Q8_0.gguf", "b/mmproj-y.gguf"),
+        ("-hf org/m:Q8_0 -hff z-Q8_0.gguf", "z-Q8_0.gguf", None),
+        ("-hf org/m -hff a/x-Q8_0.gguf --no-mmproj", "a/x-Q8_0.gguf", None),
+        ("-hf org/m -hff none.gguf", None, None),
+    ],
+)
+def test_hf_file_and_projector_equal_llama_server(
+    words: str, model: str | None, projector: str | None, llama_server_binary: Path, tmp_path: Path
+) -> None:
+    with serve_hub({"org/m": Repository({path: path.encode() for path in VISION})}) as hub:
+        requested = _requested(llama_server_binary, hub, tmp_path / "cache", *words.split())
+    assert {path for path in requested if "mmproj" not in path} == ({model} if model else set())
+    assert {path for path in requested if "mmproj" in path} == ({projector} if projector else set())
+    assert _of_plan(words, tmp_path) == (model, projector)
+
+
+def _of_plan(words: str, folder: Path) -> tuple[str | None, str | None]:
+    """The model that a plan is for, and the projector that it does not count."""
+    settings = parse_server_flags(words.split(), environ={})
+    whole = write_tiny_model(folder / "tiny.gguf").read_bytes()
+    with serve_hub({"org/m": Repository(dict.fromkeys(VISION, whole))}) as hub:
+        try:
+            header = Hub(hub.endpoint).choose("org/m", as_server=True, hf_file=settings.hf_file)
+        except GGUFError as error:
+            return ("another error" if "file 'none.gguf' not found in repository" not in str(error) else None), None
+    assert isinstance(header, GGUFHeader)
+    counted = with_projector(settings, header).not_counted
+    assert counted == (("the projector of -hf (off: --no-mmproj)",) if counted else ())
+    return header.path.removeprefix("org/m/"), header.projector if counted else None

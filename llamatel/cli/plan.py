@@ -14,8 +14,9 @@ from llamatel.cli.inspect import fetching
 from llamatel.cli.options import model_options, verbose_option
 from llamatel.errors import BackendNotFound, UsageError
 from llamatel.flags.parse import parse_server_flags
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.gguf.header import GGUFHeader
-from llamatel.gguf.model_choices import Choices
+from llamatel.gguf.model_choices import Choices, ModelConfig
 from llamatel.gguf.model_reference import read_reference
 from llamatel.gpu.visible_devices import visible_devices
 from llamatel.llama.server.backends import build_of, find_backend
@@ -66,11 +67,29 @@ def _build(text: str | None) -> LlamaBuild | None:
         return None
 
 
-def _shape(reference: str, build: LlamaBuild | None, *, as_server: bool = False) -> tuple[str, ModelShape]:
+def _model(reference: str, settings: ServerSettings | None = None) -> GGUFHeader | ModelConfig:
+    """The model of a reference, or that of llama-server's own flags if there are ``settings``."""
     with fetching(reference) as progress:
-        found = read_reference(reference, progress=progress, as_server=as_server)
+        found = read_reference(
+            reference,
+            progress=progress,
+            as_server=settings is not None,
+            hf_file=None if settings is None else settings.hf_file,
+        )
     if isinstance(found, Choices):
         raise UsageError(found.question)
+    return found
+
+
+def with_projector(settings: ServerSettings, model: GGUFHeader | ModelConfig) -> ServerSettings:
+    """Return the settings, with the projector that ``-hf`` loads too listed as not counted."""
+    projector = model.projector if isinstance(model, GGUFHeader) else None
+    if projector is None or not settings.mmproj_auto or settings.mmproj is not None:
+        return settings
+    return replace(settings, not_counted=(*settings.not_counted, "the projector of -hf (off: --no-mmproj)"))
+
+
+def _shape(found: GGUFHeader | ModelConfig, build: LlamaBuild | None) -> tuple[str, ModelShape]:
     if isinstance(found, GGUFHeader):
         shape = shape_from_gguf(found, build)
         if architecture_of(shape.architecture) is None:
@@ -115,9 +134,12 @@ def command(
     if reference is None:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF, org/repo, or -- -m FILE)")
     llama = _build(build)
-    name, shape = _shape(reference, llama, as_server=model is None)
+    found = _model(reference, settings if model is None else None)
+    settings = with_projector(settings, found)
+    name, shape = _shape(found, llama)
     if settings.draft_model is not None:
-        shape = replace(shape, draft=_shape(settings.draft_model, llama, as_server=True)[1])
+        draft = _model(settings.draft_model, replace(settings, hf_file=None))
+        shape = replace(shape, draft=_shape(draft, llama)[1])
     lines = measure(_local(reference), settings, find_program()) if measured else None
     bandwidth = None if host_bandwidth is None else host_bandwidth * GB
     report = make_report(name, shape, settings, _devices(device), measured=lines, host_bandwidth=bandwidth)

@@ -96,7 +96,7 @@ _TABLE = """
     -mu --model-url | 1 | MODEL_URL | model text | plan
     -dr --docker-repo | 1 | DOCKER_REPO | | not counted
     -hf -hfr --hf-repo | 1 | HF_REPO | model text | plan
-    -hff --hf-file | 1 | HF_FILE | | not counted
+    -hff --hf-file | 1 | HF_FILE | hf_file text | plan
     -hft --hf-token | 1 | $HF_TOKEN
     --log-disable | 0 | | log_disable switch | launch
     --log-file | 1 | LOG_FILE | log_file text | launch
@@ -206,7 +206,7 @@ _TABLE = """
     -cb --cont-batching / -nocb --no-cont-batching | 0 | CONT_BATCHING
     -mm --mmproj | 1 | MMPROJ | mmproj text | not counted
     -mmu --mmproj-url | 1 | MMPROJ_URL | mmproj text | not counted
-    --mmproj-auto / --no-mmproj --no-mmproj-auto | 0 | MMPROJ_AUTO
+    --mmproj-auto / --no-mmproj --no-mmproj-auto | 0 | MMPROJ_AUTO | mmproj_auto switch | plan
     --mmproj-offload / --no-mmproj-offload | 0 | MMPROJ_OFFLOAD
     -mmdev --mmproj-device | 1 | $MTMD_BACKEND_DEVICE
     --image-min-tokens | 1 | IMAGE_MIN_TOKENS

@@ -61,6 +61,8 @@ class ServerSettings:
     fit_ctx: int = 4096
     """Fitting does not lower the context below that."""
     mmproj: str | None = None
+    mmproj_auto: bool = True
+    """With ``-hf`` a projector of the repository is loaded too."""
     lora_adapters: tuple[str, ...] = ()
     spec_types: tuple[str, ...] = ()
     """Kinds of speculative decoding; ``draft-mtp`` gives the blocks that draft a context of their own."""
@@ -85,6 +87,8 @@ class ServerSettings:
     slot_save_path: str | None = None
     model: str | None = None
     """File, address or Hub repository of the model."""
+    hf_file: str | None = None
+    """The file of ``-hf``'s repository."""
 
     alias: str | None = None
     host: str = "127.0.0.1"

@@ -96,6 +96,8 @@ class GGUFHeader(HtmlRepresentation):
     tensor_count: int
     tensors: tuple[TensorInfo, ...] | None = None
     data_offsets: tuple[int, ...] | None = None
+    projector: str | None = None
+    """The multimodal projector that ``llama-server -hf`` loads with this file of a repository."""
 
     @property
     def path(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from llamatel.errors import GGUFError, HttpError, ModelUnreachable, UsageError
 from llamatel.gguf.byte_source import ByteSource, FileSource
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.http_source import UrlSource
-from llamatel.gguf.hub_choice import is_model, named_by, of_server, one_model
+from llamatel.gguf.hub_choice import is_model, named_by, of_server, one_model, projector_of
 from llamatel.gguf.model_choices import (
     MAX_CONFIG,
     Choice,
@@ -54,19 +54,32 @@ class Hub:
         self._progress = progress
 
     def choose(
-        self, repo: str, *, quant: str | None = None, revision: str | None = None, as_server: bool = False
+        self,
+        repo: str,
+        *,
+        quant: str | None = None,
+        revision: str | None = None,
+        as_server: bool = False,
+        hf_file: str | None = None,
     ) -> Model:
         """The repository's model that ``quant`` names, its only one, or the choices; else its configuration.
 
-        ``as_server``: always the one that ``llama-server -hf`` takes. Without, a name that fits several models is an
-        error that lists them.
+        ``as_server``: always the one that ``llama-server -hf`` takes, with ``-hff`` the file ``hf_file``. Without, a
+        name that fits several models is an error that lists them.
         """
         repository = self._repository(repo, revision)
         found = choices_among(repository.files)
         name = f"{repo}@{revision}" if revision else repo
         models = [each for each in found if is_model(each.path)] or list(found)
         if as_server or quant is not None:
-            return self.read(repo, resolve(name, repository, found, quant, as_server).path, revision=revision)
+            path = hf_file or resolve(name, repository, found, quant, as_server).path
+            paths = [each for each, _ in repository.files]
+            if hf_file and hf_file not in paths:  # in llama-server's words
+                raise GGUFError(f"file '{hf_file}' not found in repository", path=name)
+            header = self.read(repo, path, revision=revision)
+            if as_server and isinstance(header, GGUFHeader):
+                return replace(header, projector=projector_of(path, paths))
+            return header
         if len(models) == 1:
             return self.read(repo, models[0].path, revision=revision)
         if found:

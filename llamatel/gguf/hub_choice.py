@@ -54,3 +54,11 @@ def one_model(files: Sequence[HasPath]) -> bool:
     """Whether the files are qualities of one model: their names differ in nothing but the quality's name."""
     stems = {_QUALITY.sub("", each.path.rpartition("/")[2].lower()) for each in files}
     return len(stems) <= 1
+
+
+def projector_of(model: str, paths: Sequence[str]) -> str | None:
+    """A multimodal projector that ``-hf`` loads with a model: in its folder, else in a folder above."""
+    folder = model.split("/")[:-1]
+    found = [path for path in paths if path.endswith(".gguf") and "mmproj" in path]
+    above = [path for path in found if folder[: path.count("/")] == path.split("/")[:-1]]
+    return max(above, key=lambda path: path.count("/"), default=None)

@@ -24,19 +24,22 @@ _MAX_FILES = 100_000
 Progress = Callable[[int], None]
 
 
-def read_reference(reference: str, *, progress: Progress | None = None, as_server: bool = False) -> Model:
+def read_reference(
+    reference: str, *, progress: Progress | None = None, as_server: bool = False, hf_file: str | None = None
+) -> Model:
     """The header, tensors included, or the configuration that ``reference`` names; or the models to choose from.
 
     A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
     ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` after the repository; ``https://.../x.gguf``;
     ``ollama://model:tag``. ``progress`` is called with the bytes of each step that arrive over the network.
-    ``as_server``: of several models in a repository the one that ``llama-server -hf`` takes. Raises GGUFError, and
+    ``as_server``: of several models in a repository the one that ``llama-server -hf`` takes, with ``-hff`` the file
+    ``hf_file``. Raises GGUFError, and
     UsageError for what is none of these.
     """
     if reference.startswith(("http://", "https://")):
         return _url(reference, progress)
     if reference.startswith("hf://"):
-        return _hub(reference.removeprefix("hf://"), reference, progress, as_server)
+        return _hub(reference.removeprefix("hf://"), reference, progress, as_server, hf_file)
     if reference.startswith("ollama://"):
         from llamatel.gguf.ollama_store import blob_of
 
@@ -50,7 +53,7 @@ def read_reference(reference: str, *, progress: Progress | None = None, as_serve
     if is_there or reference.startswith((".", "/", "~")) or reference.endswith((".gguf", ".safetensors")):
         return parse_gguf_header(path, read_tensors=True)
     try:
-        return _hub(reference, reference, progress, as_server)
+        return _hub(reference, reference, progress, as_server, hf_file)
     except ModelUnreachable as error:
         raise ModelUnreachable(f"there is no such file here; on the Hub: {error.message}", path=error.path) from error
 
@@ -86,7 +89,7 @@ def _url(url: str, progress: Progress | None) -> Model:
     return read_model(url, lambda name: UrlSource(name, progress=progress), read_tensors=True)
 
 
-def _hub(name: str, reference: str, progress: Progress | None, as_server: bool) -> Model:
+def _hub(name: str, reference: str, progress: Progress | None, as_server: bool, hf_file: str | None) -> Model:
     from llamatel.gguf.hub import Hub
 
     found = _HUB.fullmatch(name)
@@ -98,7 +101,9 @@ def _hub(name: str, reference: str, progress: Progress | None, as_server: bool) 
     hub = Hub(progress=progress)
     if found["file"] is not None:
         return hub.read(found["repo"], found["file"], revision=found["revision"])
-    return hub.choose(found["repo"], quant=found["quant"], revision=found["revision"], as_server=as_server)
+    return hub.choose(
+        found["repo"], quant=found["quant"], revision=found["revision"], as_server=as_server, hf_file=hf_file
+    )
 
 
 def _folder(folder: Path) -> Model:
