@@ -14,8 +14,10 @@ import pytest
 from llamatel.cli.main import main
 from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import fell_back
+from llamatel.gpu.system_gpus import system_gpus
 from llamatel.gpu.visible_devices import visible_devices
 from llamatel.plan import parse_server_flags
+from llamatel.plan.devices import parse_devices
 from llamatel.snapshots import Placement
 from tests.nvml import Recorded
 from tests.samples import server_snapshot
@@ -185,3 +187,56 @@ def test_offload_vulkan_server(graphics: Any, expected: bool | None) -> None:
     assert fell_back(state, devices) is expected
     vulkan = Placement(buffers={("Vulkan0", "weights"): GIB})
     assert fell_back(dataclasses.replace(state, placement=vulkan), devices) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "share", "bandwidth"),
+    [
+        ("Apple M4 Max\n68719476736\n", "Apple m4-max", 0.75, 546e9),
+        ("Apple M1\n17179869184\n", "Apple m1", 2 / 3, 68.25e9),
+        ("Apple M9 Ultra\n137438953472\n", "Apple m9-ultra", 0.75, None),
+    ],
+)
+def test_system_gpus_apple(output: str, name: str, share: float, bandwidth: float | None, tmp_path: Path) -> None:
+    [device] = system_gpus(lambda: output, tmp_path)
+    total = int(output.rsplit(maxsplit=1)[-1])
+    assert (device.name, device.bandwidth, device.source) == (name, bandwidth, "system memory, shared with the CPU")
+    assert device.memory == pytest.approx(total * share, abs=1)
+
+
+@pytest.mark.parametrize(
+    "output", ["", "VirtualApple @ 2.50GHz\n1\n", "Apple M4\n-1\n", "Intel(R) Core(TM) i7\n17179869184\n"]
+)
+def test_system_gpus_other_output(output: str, tmp_path: Path) -> None:
+    assert system_gpus(lambda: output, tmp_path / "none") == []
+
+
+def amdgpu(folder: Path, revision: int | None, **files: str) -> None:
+    """The files of the amdgpu driver, as the kernel documents them."""
+    device = folder / "device"
+    device.mkdir(parents=True)
+    for name, text in files.items():
+        (device / name).write_text(f"{text}\n")
+    if revision is not None:
+        (device / "gpu_metrics").write_bytes(bytes([128, 0, revision, 1]) + bytes(124))
+
+
+def test_system_gpus_amd(tmp_path: Path) -> None:
+    vram = {"mem_info_vram_total": str(GIB // 2), "mem_info_vram_used": str(GIB // 4)}
+    gtt = {"mem_info_gtt_total": str(32 * GIB), "mem_info_gtt_used": str(GIB)}
+    amdgpu(tmp_path / "card0", 2, **vram, **gtt)
+    amdgpu(tmp_path / "card1", 1, mem_info_vram_total=str(24 * GIB), product_name="Radeon RX 7900 XTX", **gtt)
+    amdgpu(tmp_path / "card2", None)  # another driver's
+    amdgpu(tmp_path / "card3", 3, mem_info_vram_total="much")
+    (tmp_path / "card0-DP-1").mkdir()
+    card, apu = system_gpus(lambda: "", tmp_path)
+    assert (card.name, card.memory, card.source) == ("Radeon RX 7900 XTX", 24 * GIB, "amdgpu")
+    assert apu.source == "system memory, shared with the CPU"
+    assert (apu.memory, apu.usable) == (32 * GIB + GIB // 2, 31 * GIB + GIB // 4)
+
+
+def test_visible_devices_without_nvidia_are_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamatel.gpu.visible_devices.system_gpus", lambda: parse_devices("m4:32G"))
+    without_driver = cards(**{"nvmlInit()": {"error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}})
+    monkeypatch.setattr(importlib, "import_module", lambda _: without_driver)
+    assert [device.name for device in visible_devices(environ={})] == ["Apple m4"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamatel.gpu.system_gpus import SHARED, system_gpus
 from llamatel.plan.devices import CONTEXT_MIB, RESERVED_MIB, Device
 from llamatel.plan.gpu_catalog import MIB, gpu_named
 
@@ -39,12 +40,20 @@ class _Card:
 def visible_devices(
     library: Any = None, environ: Mapping[str, str] = os.environ, meminfo: Path = _MEMINFO
 ) -> list[Device]:
-    """GPUs with their memory and bandwidth, in CUDA's order. Empty without NVML or a GPU. ``library`` is pynvml."""
-    if library is None:
-        try:
-            library = importlib.import_module("pynvml")
-        except ImportError:
-            return []
+    """GPUs with their memory and bandwidth, in CUDA's order; without NVIDIA's those that the system describes.
+
+    ``library`` is pynvml, or a stand-in, which is then the only source.
+    """
+    if library is not None:
+        return _of_nvml(library, environ, meminfo)
+    try:
+        found = _of_nvml(importlib.import_module("pynvml"), environ, meminfo)
+    except ImportError:
+        found = []
+    return found or system_gpus()
+
+
+def _of_nvml(library: Any, environ: Mapping[str, str], meminfo: Path) -> list[Device]:
     try:
         library.nvmlInit()
     except library.NVMLError:
@@ -152,7 +161,7 @@ def _device(library: Any, handle: Any, meminfo: Path) -> Device:
         return Device(name, total, bandwidth, "NVML", _reserved(library, handle), flops)
     # GB10, Jetson: the GPU uses the system's memory.
     total, available = _system_memory(meminfo)
-    return Device(name, total, bandwidth, "system memory, shared with the CPU", total - available, flops)
+    return Device(name, total, bandwidth, SHARED, total - available, flops)
 
 
 def _reserved(library: Any, handle: Any) -> int:

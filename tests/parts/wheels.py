@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -29,23 +30,30 @@ def _install(site: Path, *packages: str) -> None:
         raise MissingPart(packages[0], done.stderr.strip()[-300:])
 
 
+def _script(folder: Path, text: str) -> Path:
+    """Write the script of a cached folder, which several checkouts share: its paths are those of this one."""
+    script = folder / "llama-server"
+    if not script.exists() or script.read_text() != text:
+        new = folder / f"llama-server.{os.getpid()}"
+        new.write_text(text)
+        new.chmod(0o755)
+        new.replace(script)
+    return script
+
+
+def _tag() -> str:
+    return sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag or "python"
+
+
 def xllamacpp_server(release: str) -> Path:
     """Return a script that runs the release with llama-server's command line. Raises MissingPart."""
-
-    def install(folder: Path) -> None:
-        _install(folder / "site", f"xllamacpp=={release}")
-        script = folder / "llama-server"
-        script.write_text(
-            f"""#!/bin/sh
+    folder = cached(f"xllamacpp-{release}-{_tag()}", lambda made: _install(made / "site", f"xllamacpp=={release}"))
+    text = f"""#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/site:{ROOT}"
 exec "{sys.executable}" -m llamatel.llama.server.xllamacpp_server "$@"
 """
-        )
-        script.chmod(0o755)
-
-    tag = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
-    return cached(f"xllamacpp-{release}-{tag}", install) / "llama-server"
+    return _script(folder, text)
 
 
 def library_server(release: str = LIBRARY) -> Path:
@@ -54,19 +62,12 @@ def library_server(release: str = LIBRARY) -> Path:
     The library needs a newer C library than most machines have: Debian sid's. Raises MissingPart.
     """
     newer = (sid_llama_server().parent / "root/usr/lib/x86_64-linux-gnu").resolve()
-
-    def install(folder: Path) -> None:
-        _install(folder / "site", f"llama-cpp-py-sync=={release}", "cffi", "pycparser")
-        script = folder / "llama-server"
-        script.write_text(
-            f"""#!/bin/sh
+    packages = (f"llama-cpp-py-sync=={release}", "cffi", "pycparser")
+    folder = cached(f"llama-cpp-py-sync-{release}-{_tag()}", lambda made: _install(made / "site", *packages))
+    text = f"""#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/site:{ROOT}"
 path=$here/site/llama_cpp_py_sync:{newer}
 exec "{newer}/ld-linux-x86-64.so.2" --library-path "$path" "{sys.executable}" -m tests.exact.library_server "$@"
 """
-        )
-        script.chmod(0o755)
-
-    tag = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
-    return cached(f"llama-cpp-py-sync-{release}-{tag}", install) / "llama-server"
+    return _script(folder, text)
