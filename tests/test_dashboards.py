@@ -12,11 +12,12 @@ import promql_parser
 import pytest
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Kind
-from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
 from llamatel_dashboards.published import dashboards
 from llamatel_dashboards.queries import without_native
 from llamatel_dashboards.rule_options import RuleOptions
 from tests.dashboard_queries import PanelQuery, interpolate, panel_queries, panels, selectors, variable_queries
+from tests.prometheus_series import prometheus_series
 
 VARIABLES = [
     "datasource", "cluster", "namespace", "job", "instance", "server", "port", "model", "error_budget",

@@ -28,7 +28,7 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
 from llamatel.records import ClientCall, Outcome, RequestGpu
 from llamatel.snapshots import Placement
-from llamatel.telemetry.prometheus_names import prometheus_name, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_name
 from llamatel.ui.objectives import Objectives
 from llamatel_dashboards import rules
 from llamatel_dashboards.queries import without_native
@@ -39,6 +39,7 @@ from tests.nvml import Recorded
 from tests.parts import Prometheus, free_port, wait_until
 from tests.parts.monitoring import VictoriaMetrics, sid_program, vmalert
 from tests.parts.processes import Child
+from tests.prometheus_series import prometheus_series
 from tests.samples import SERVER, START_TIME, known_snapshot, model_snapshot, server_snapshot, snapshot
 from tests.samples import completion as record
 from tests.telemetry import Telemetry, telemetry

@@ -19,13 +19,13 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from llamatel.telemetry.prometheus_names import prometheus_series
 from llamatel_dashboards import published
 from tests.documents import ROOT, complaint
 from tests.load import Clients, completion
 from tests.parts import free_port, wait_until
 from tests.parts.monitoring import sid_program
 from tests.parts.processes import Child
+from tests.prometheus_series import prometheus_series
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -14,9 +14,10 @@ import pytest
 
 from llamatel.errors import GGUFError
 from llamatel.gguf import FILE_TYPES, TENSOR_TYPES, SkippedArray
-from llamatel.gguf.byte_source import BytesSource, FileSource
+from llamatel.gguf.byte_source import FileSource
 from llamatel.gguf.header import read_header
 from llamatel.llama import parse_gguf_header
+from tests.bytes_source import BytesSource
 from tests.gguf_files import ARRAY, STRING, U32, Writer, sample
 from tests.tiny_gguf import write_tiny_model
 

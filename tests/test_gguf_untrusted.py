@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamatel.errors import GGUFError, LlamatelError
-from llamatel.gguf.byte_source import BytesSource
 from llamatel.gguf.header import read_header
 from llamatel.llama import GGUFHeader, parse_gguf_header
+from tests.bytes_source import BytesSource
 from tests.gguf_files import ARRAY, STRING, U32, Writer, sample
 
 _WRITE = Writer()

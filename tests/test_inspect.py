@@ -19,7 +19,6 @@ from rich.console import Console
 
 from llamatel.cli.main import main
 from llamatel.gguf import GGUFHeader, Metadata, SkippedArray, TensorInfo
-from llamatel.gguf.byte_source import BytesSource
 from llamatel.gguf.header import read_header
 from llamatel.llama import parse_gguf_header
 from llamatel.plan import shape_from_config
@@ -29,6 +28,7 @@ from llamatel.ui.view import ASCII, UNICODE
 from llamatel.ui.view.html import model_html
 from llamatel.ui.view.model_page import layers_text, model_text, tensors_text
 from llamatel.ui.view.text_page import parameters, printable, size
+from tests.bytes_source import BytesSource
 from tests.exact.models import MODELS, TinyModel
 from tests.exact.writer import full_key, read_table
 from tests.gguf_files import STRING, U32, Writer, sample

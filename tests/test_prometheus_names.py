@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llamatel.metrics import METRICS, SERVER_ATTRIBUTES, Kind, Metric
-from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
+from tests.prometheus_series import prometheus_series
 
 ODD = (
     Metric("a.b", Kind.GAUGE, "By/s", "rate"),

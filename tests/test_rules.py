@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from llamatel.errors import UsageError
-from llamatel.telemetry.prometheus_names import prometheus_name, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_name
 from llamatel.ui.objectives import Objectives
 from llamatel_dashboards import rules
 from llamatel_dashboards.alerts import Alert, alerts
@@ -20,6 +20,7 @@ from llamatel_dashboards.rule_options import RuleOptions
 from tests.acceptance import incident_day
 from tests.parts.monitoring import sid_program
 from tests.parts.prometheus import prometheus_program
+from tests.prometheus_series import prometheus_series
 
 CASES = Path(__file__).parent / "rules"
 RUNBOOK = Path(__file__).parents[1] / "docs" / "alerts.md"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from llamatel.metrics import Kind
-from llamatel.telemetry.prometheus_names import prometheus_name, prometheus_series
+from llamatel.telemetry.prometheus_names import prometheus_name
 from tests.parts import wait_until
 from tests.parts.monitoring import VictoriaMetrics
+from tests.prometheus_series import prometheus_series
 from tests.samples import completion, known_snapshot, snapshot
 from tests.telemetry import telemetry
 

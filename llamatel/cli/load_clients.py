@@ -60,12 +60,6 @@ class LoadResult(Generic[R]):
         """From sending the request to the end of the response."""
         return self.ended_at - self.sent_at
 
-    @property
-    def outside_s(self) -> float:
-        """Total time without llama.cpp's prefill and decode: queue and network."""
-        [timings] = self.timings
-        return self.seconds - float(timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
-
 
 class LoadClients:
     """Clients of one server, each request on its own connection. Thread-safe, a context manager."""

@@ -62,19 +62,6 @@ class FileSource:
         self._file.close()
 
 
-class BytesSource:
-    """Bytes in memory."""
-
-    def __init__(self, data: bytes, name: str = "") -> None:
-        self._data = data
-        self.name = name
-        self.size = len(data)
-
-    def read(self, offset: int, n_bytes: int) -> bytes:
-        """See ByteSource."""
-        return self._data[offset : offset + max(n_bytes, FileSource.CHUNK)]
-
-
 @lru_cache(maxsize=2)
 def _pairs(width: str) -> list[tuple[Any, int, int]]:
     """For each length below 256: what unpacks it and the next string's length, the length, and the sum of both."""

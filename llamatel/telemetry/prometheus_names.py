@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from llamatel.metrics import METRICS, Kind, Metric, table
+from llamatel.metrics import Kind, Metric, table
 
 # opentelemetry-exporter-prometheus, _mapping.py: units that the table may use.
 _UNITS = {"s": "seconds", "By": "bytes", "J": "joules", "W": "watts", "Cel": "celsius", "Hz": "hertz", "1": ""}
 _PER_UNITS = {"s": "second"}
-_SERIES = ("_bucket", "_sum", "_count")
 
 
 def prometheus_name(metric: Metric | str) -> str:
@@ -36,16 +35,6 @@ def prometheus_name(metric: Metric | str) -> str:
 def prometheus_label(attribute: str) -> str:
     """The label that an attribute becomes."""
     return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)
-
-
-def prometheus_series() -> dict[str, Metric]:
-    """Each series name that Prometheus can have of ours, and its row of the table."""
-    return {
-        name + suffix: row
-        for row in METRICS
-        for name in [prometheus_name(row)]
-        for suffix in (_SERIES if row.kind is Kind.HISTOGRAM else ("",))
-    }
 
 
 def _unit(unit: str) -> str:

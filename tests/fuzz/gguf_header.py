@@ -7,7 +7,6 @@ import random
 
 from llamatel.errors import GGUFError, LlamatelError
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.gguf.byte_source import BytesSource
 from llamatel.gguf.header import GGUFHeader, read_header
 from llamatel.gguf.metadata import SkippedArray
 from llamatel.plan.architectures import ARCHITECTURES
@@ -18,6 +17,7 @@ from llamatel.plan.plan_report import make_report
 from llamatel.ui.view.html import model_html
 from llamatel.ui.view.model_page import layers_text, model_text
 from llamatel.ui.view.plan_page import plan_text
+from tests.bytes_source import BytesSource
 from tests.fuzz.target import Broken
 from tests.gguf_files import ARRAY, STRING, U32, Writer
 
