@@ -2,8 +2,7 @@
 
 Run by path (``python -I -S load.py '{...}'``, the arguments of ``run`` as JSON); prints a JSON object. One thread, one
 epoll, request bytes made beforehand: some 0.1 ms of CPU a request, out of the cores that the server and llamatel share.
-Not ``llamatel.cli.load_clients``,
-whose imports and threads would take more of those cores than what is measured.
+Not ``llamatel.cli.load_clients``, whose imports and threads would take more of those cores than what is measured.
 """
 
 from __future__ import annotations
