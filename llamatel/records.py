@@ -140,6 +140,20 @@ class RequestGpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """A request as the program in front of llama-server logged it (Ollama), at Unix time."""
+
+    started_at: float
+    ended_at: float
+    method: str
+    path: str
+    """Of its URL, without the query."""
+    status: int
+    client: str | None = None
+    """The client's address; only where recording it is enabled."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished request, from llama.cpp's log (one task in one slot).
 
@@ -187,6 +201,13 @@ class Completion:
     """Start times of the requests that still ran when this one finished (Unix time)."""
     gpu: RequestGpu | None = None
     """None where there is no GPU that llamatel can read, or none that the server uses."""
+    access: Access | None = None
+    """Its access line in the log of the program in front of llama-server, where exactly one fits."""
+
+    @property
+    def outside_s(self) -> float | None:
+        """Seconds from its arrival at the program in front of llama-server to llama-server's slot."""
+        return None if self.access is None else max(0.0, self.arrived_at - self.access.started_at)
 
     @property
     def prompt_tokens(self) -> int | None:

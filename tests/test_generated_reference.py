@@ -7,11 +7,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llamatel.metrics import METRICS
-from llamatel.records import ObservedRequest, Outcome, RecomputeCause
+from llamatel.records import Access, ObservedRequest, Outcome, RecomputeCause
 from llamatel.telemetry.reference import DOCS, pages
 from llamatel.telemetry.request_spans import Spans
 from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
 from tests.samples import SERVER, completion, cut_short
+
+ACCESS = Access(1.0, 2.0, "POST", "/api/chat", 200, "10.0.0.9")
 
 
 def test_reference_pages_are_current() -> None:
@@ -32,7 +34,7 @@ def test_span_table_equals_the_spans() -> None:
     spans.emit(
         completion(
             draft_generated=4, draft_accepted=3, context_shifts=1, is_child=True, truncated=True,
-            recompute_cause=RecomputeCause.NO_CHECKPOINT, **reuse,
+            recompute_cause=RecomputeCause.NO_CHECKPOINT, **reuse, access=ACCESS,
         )
     )  # fmt: skip
     spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5, has_usage=False)

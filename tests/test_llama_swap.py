@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from llamatel.inputs.http import HttpClient
 from llamatel.llama.watch.llama_swap import LlamaSwap, parse_running
 from llamatel.records import Completion, Outcome, ServerInfo
 from tests.attached import Unmanaged, unmanaged
-from tests.parts import wait_until
+from tests.parts import Child, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -111,6 +112,14 @@ def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child
     finally:
         observed.stop()
     assert {path.partition("?")[0] for path in swap.received_paths} == {"/running", "/logs/stream/qwen%2F7b"}
+
+
+def test_attach_llama_swap_command(swap: Swap, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llamatel.cli.main", "attach", "--llama-swap", swap.url, "--metrics-addr", "none"]
+    program = Child(command, tmp_path / "attach.log")
+    program.wait_ready(lambda: len(swap.asked) > 2, 60)  # polled on after the first look
+    assert program.stop() == 0
+    assert set(swap.asked) == {"/running"}
 
 
 def test_llama_swap_connection_refused(swap: Swap) -> None:

@@ -38,6 +38,7 @@ from llamatel.llama.log.log_source import LogSource
 from llamatel.llama.watch.fleet import Access, Fleet, logged_server
 from llamatel.llama.watch.llama_swap import LlamaSwap
 from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.ollama import DEFAULT_URL, Ollama
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
 from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
@@ -57,6 +58,8 @@ class AttachOptions:
     from_start: bool = False
     log_state: str | None = None
     llama_swap: str | None = None
+    ollama: str | None = None
+    client_addresses: bool = False
     exit_with_log: bool = False
     labels: tuple[str, ...] = ()
     interval: float = 1.0
@@ -73,6 +76,14 @@ class AttachOptions:
     help="Keep the read position of the log here, so that a restart continues there.",
 )
 @click.option("--llama-swap", metavar="URL", help="A llama-swap: its models, and their requests from its log streams.")
+@click.option(
+    "--ollama",
+    metavar="[URL]",
+    is_flag=False,
+    flag_value=DEFAULT_URL,
+    help=f"An Ollama ({DEFAULT_URL}): its models, and with --log their requests.",
+)
+@click.option("--client-addresses", is_flag=True, help="Record the addresses of Ollama's clients with requests.")
 @click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends, instead of polling on.")
 @click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, help="A label for all series and spans.")
 @click.option(
@@ -107,18 +118,18 @@ def command(**values: Any) -> int:
     labels = dict(map(parse_label, what.labels))
     targets = TargetFiles(what.targets, [target(url) for url in what.urls], labels=labels)
     access = options_of(AccessOptions, values).access()
-    swap = None if what.llama_swap is None else _llama_swap(what.llama_swap, access, labels)
-    lines = None if source is None and swap is None else request_lines(options)
+    engine = _engine(what, source, access, labels)
+    lines = None if source is None and not isinstance(engine, LlamaSwap) else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()
-    follower: LogFollower | None = None
+    follower: LogFollower | Ollama | None = None
     log_end: LogSourceError | None = None
     try:
         with ending_signals(hangup=reopen_files), telemetry(options, [lines, tally]) as running:
-            if source is None:
+            if source is None or isinstance(engine, Ollama):
                 watch, unwatch = running.observer.watch, running.observer.unwatch
                 fleet = Fleet(targets, access, interval_s=what.interval, added=watch, removed=unwatch)
-                follower = None
+                follower = engine if source is not None and isinstance(engine, Ollama) else None
             else:
                 fleet = Fleet(targets, access, interval_s=what.interval, has_log=True)
                 server = next(iter(fleet.servers), None) or logged_server(labels)
@@ -135,7 +146,7 @@ def command(**values: Any) -> int:
             }
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
-            with alarms_shown(running, notes):
+            with alarms_shown(running, notes), _started(engine, running.observer):
                 if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
                     log_end = LogSourceError("the log has ended")
             if source is not None and source.blocking:
@@ -143,7 +154,7 @@ def command(**values: Any) -> int:
     except Interrupted as interruption:
         if interruption.signum not in (signal.SIGINT, signal.SIGTERM):
             raise
-    if source is not None or swap is not None:
+    if source is not None or engine is not None:
         if source is not None and follower is not None and (why := follower.explanation) is not None:
             notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
         notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
@@ -154,7 +165,7 @@ def command(**values: Any) -> int:
 
 def _source(what: AttachOptions) -> LogSource | None:
     if what.log is None:
-        if not what.urls and not what.targets and what.llama_swap is None:
+        if not any((what.urls, what.targets, what.llama_swap, what.ollama)):
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
         if what.from_start:
             raise UsageError("--from-start is about a log: add --log FILE")
@@ -163,7 +174,7 @@ def _source(what: AttachOptions) -> LogSource | None:
         if what.log_state is not None:
             raise UsageError("--log-state is about a log: add --log FILE")
         return None
-    if what.targets or len(what.urls) > 1 or what.llama_swap is not None:
+    if what.targets or len(what.urls) > (what.ollama is None) or what.llama_swap is not None:
         raise UsageError("a log belongs to one server: use --log with one URL or none")
     return open_log(what.log, from_start=what.from_start, state=what.log_state)
 
@@ -171,60 +182,82 @@ def _source(what: AttachOptions) -> LogSource | None:
 def _doing(source: LogSource | None, fleet: Fleet, what: AttachOptions) -> str:
     if source is not None:
         return f"reading {source.name}"
-    number = len(fleet.servers) + (what.llama_swap is not None)
+    number = len(fleet.servers) + (what.llama_swap is not None) + (what.ollama is not None)
     return f"polling {number} server{'' if number == 1 else 's'}"
 
 
 @contextlib.contextmanager
-def _started(swap: LlamaSwap | None, observer: Observer) -> Iterator[None]:
-    """Observe a llama-swap, if there is one, for the time of the block. Raises ServerUnreachable."""
-    if swap is None:
+def _started(engine: LlamaSwap | Ollama | None, observer: Observer) -> Iterator[None]:
+    """Observe a program that runs llama-servers, if one is named, for the time of the block."""
+    if engine is None:
         yield
         return
-    swap.check()
-    observer.watch(swap)
-    swap.start()
+    observer.watch(engine)
+    engine.start()
     try:
         yield
     finally:
-        swap.stop()
+        engine.stop()
 
 
-def _llama_swap(url: str, access: Access, labels: Mapping[str, str]) -> LlamaSwap:
+def _engine(
+    what: AttachOptions, source: LogSource | None, access: Access, labels: Mapping[str, str]
+) -> LlamaSwap | Ollama | None:
+    """The program that is named. Raises ServerUnreachable where it does not answer and nothing else is there."""
+    if what.client_addresses and what.ollama is None:
+        raise UsageError("--client-addresses is about Ollama: add --ollama")
+    if what.llama_swap is not None and what.ollama is not None:
+        raise UsageError("--llama-swap and --ollama: give one of them")
+    url = what.llama_swap or what.ollama
+    if url is None:
+        return None
     where = target(url, labels=labels)
     http = HttpClient(where.url, api_key=access.api_key, headers=access.headers, tls=access.tls)
-    return LlamaSwap(http, where.server)
+    if what.llama_swap is not None:
+        swap = LlamaSwap(http, where.server)
+        swap.check()
+        return swap
+    ollama = Ollama(
+        http, where.server, source, interval_s=what.interval, client_addresses=what.client_addresses
+    )  # fmt: skip
+    if source is None:
+        ollama.check()
+    return ollama
 
 
 def _servers(fleet: Fleet, what: AttachOptions) -> str:
     if what.targets:
-        return ", ".join((*what.urls, *what.targets, *filter(None, (what.llama_swap,))))
+        return ", ".join((*what.urls, *what.targets, *filter(None, (what.llama_swap, what.ollama))))
     names = [" ".join(filter(None, (server.url, server.info.model))) for server in fleet.servers]
-    if what.llama_swap is not None:
-        names.append(f"{what.llama_swap} (llama-swap)")
+    for url, name in ((what.llama_swap, "llama-swap"), (what.ollama, "Ollama")):
+        if url is not None:
+            names.append(f"{url} ({name})")
     return ", ".join(names) or "as its log shows; its state and its counters need a URL"
 
 
-def _watch(fleet: Fleet, follower: LogFollower | None, lines: RequestLines | None, notes: Console | None) -> bool:
+def _watch(
+    fleet: Fleet, follower: LogFollower | Ollama | None, lines: RequestLines | None, notes: Console | None
+) -> bool:
     """Wait for a signal, for closed output, or for the log's end with nothing left to poll; True for the last.
 
     ``notes``: None to stop when the log ends.
     """
     fleet.start()
     try:
-        if follower is not None:
+        if isinstance(follower, LogFollower):
             follower.start()
         reading = follower
         while not (lines is not None and lines.closed.is_set()):
             if reading is None:
                 time.sleep(_LOOK_S)
             elif reading.wait(_LOOK_S):
-                if notes is None or not fleet.servers:
+                polled = fleet.servers or (isinstance(follower, Ollama) and follower.polled)
+                if notes is None or not polled:
                     return True
                 notes.print("llamatel: the log has ended; polling continues, without requests", soft_wrap=True)
                 reading = None
         return False
     finally:
-        if follower is not None:
+        if isinstance(follower, LogFollower):
             follower.stop()
         fleet.stop()

@@ -88,7 +88,7 @@ class Spans:
         request = RequestSpan(
             f"{name} {model}" if model else name,
             SpanKind.SERVER if call is None else SpanKind.INTERNAL,
-            attributes, completion.arrived_at, completion.ended_at, _phases(completion), links, events, error,
+            attributes, *_bounds(completion), _phases(completion), links, events, error,
         )  # fmt: skip
         if self._encoder is not None and self._encoder.usable:
             return self._encoder.write(request, parent)
@@ -194,6 +194,12 @@ def span_count(completion: Completion) -> int:
     return 1 + len(_phases(completion))
 
 
+def _bounds(completion: Completion) -> tuple[float, float]:
+    """Start and end (Unix seconds); as a program in front of llama-server saw it, where that is known."""
+    start, end, access = completion.arrived_at, completion.ended_at, completion.access
+    return (start, end) if access is None else (min(start, access.started_at), max(end, access.ended_at))
+
+
 def _phases(completion: Completion) -> list[tuple[str, float, float]]:
     """The parts of a request that are known: name, start, end (Unix seconds).
 
@@ -202,6 +208,8 @@ def _phases(completion: Completion) -> list[tuple[str, float, float]]:
     if completion.call is not None:
         return [(phase.name, phase.started_at, phase.ended_at) for phase in completion.call.phases]
     phases = []
+    if completion.access is not None and (completion.outside_s or 0.0) > _SHORTEST_QUEUE_S:
+        phases.append(("outside llama-server", completion.access.started_at, completion.arrived_at))
     queue, prefill, decode = completion.queue_s, completion.prefill_s, completion.decode_s
     first_token = completion.first_token_at
     if queue is not None and queue > _SHORTEST_QUEUE_S:
@@ -248,6 +256,12 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
         "llamacpp.decode.compute_time": completion.decode_s if call is not None else None,
         "llamacpp.queue.estimated": None if completion.queue_s is None else True,
     }
+    if (access := completion.access) is not None:
+        attributes["http.request.method"] = access.method
+        attributes["url.path"] = access.path
+        attributes["http.response.status_code"] = access.status
+        attributes["client.address"] = access.client
+        attributes["llamacpp.outside.duration"] = completion.outside_s
     if completion.gpu is not None:
         attributes.update(_gpu(completion.gpu))
     return {key: value for key, value in attributes.items() if value is not None}

@@ -31,6 +31,12 @@ SPANS = (
         "One request, from its arrival (or from when it got its slot, where the wait is not known) until its slot was "
         "released. Status ERROR if it failed; a request that its client cancelled has no error status.",
     ),
+    SpanRow(
+        "outside llama-server",
+        "INTERNAL",
+        "Of a request that another program passed on (Ollama): from its arrival there until llama-server had it, where "
+        "exactly one access line of that program fits the request.",
+    ),
     SpanRow("queue", "INTERNAL", "The wait for a slot, where it is known and above 0.1 ms. Its length is an estimate."),
     SpanRow(
         "network.request, network.response",
@@ -104,6 +110,11 @@ ATTRIBUTES = (
         "(unless `LLAMATEL_OPENINFERENCE=true`).",
     ),
     AttributeRow("llamacpp.queue.estimated", "boolean", "The span's start contains an estimated wait; else absent."),
+    AttributeRow("http.request.method", "string", "By Ollama's access line, as the next four; where exactly one fits."),
+    AttributeRow("url.path", "string", "Without the query."),
+    AttributeRow("http.response.status_code", "int", "Ollama's."),
+    AttributeRow("client.address", "string", "Only with `attach --ollama --client-addresses`."),
+    AttributeRow("llamacpp.outside.duration", "double, s", "From its arrival at Ollama until llama-server had it."),
 )
 
 LATENCY = (

@@ -21,7 +21,7 @@ from llamatel.ui.decode_speed import decode_line, rate_by_concurrency
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
-VERSION = 3
+VERSION = 4
 """Version of the document; incremented by changes that readers have to know."""
 
 _POINTS = 600
@@ -39,6 +39,7 @@ _KEPT = 2000
 """Requests that percentiles are computed from."""
 _FRESH_S = 5.0
 """Maximum age of percentiles in the overview: with many busy servers they cost the most."""
+_LONGEST_LABELS = 200
 _WARNED_S = 600.0
 """How long an alarm marks its server in the overview."""
 _FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
@@ -218,6 +219,12 @@ def key_of(server: ServerInfo) -> str:
     return f"{server.shown_address} {server.model or ''}".rstrip()
 
 
+def labels_of(server: ServerInfo) -> str:
+    """The labels that its user gave a server: ``env=prod pod=llama-0``; its path is part of its address."""
+    text = " ".join(f"{name}={value}" for name, value in server.labels if name != "server.path")
+    return text if len(text) <= _LONGEST_LABELS else f"{text[: _LONGEST_LABELS - 1]}…"
+
+
 def _point(at: float, state: ServerSnapshot) -> Point:
     cache = state.kv_cache
     return Point(
@@ -238,6 +245,7 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
     outcomes = None if past is None else past.tally.outcomes()
     return {
         "key": key,
+        "labels": labels_of(state.server),
         "up": state.up,
         "state": state.state,
         "stale": state.stale,

@@ -45,6 +45,7 @@ _PREFIXED_LIBRARY = re.compile(
     r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{1,60}: )"
 )
 _OWN_INSIDE = re.compile(rf"[\s\]:|=>)\u203a\"']{OWN_START}")
+_GO_RECORD = re.compile(r"time=\S{10,40} level=[A-Z+\d]{1,12} source=[\w.-]{1,64}\.go:\d{1,6} msg=")
 _WORD = re.compile(r"[^\s|,;=\[\]()<>\u203a]{1,200}")
 _NO_NAME = re.compile(
     r"(?i:trace|debug|dbg|info|inf|information|notice|warn|warning|wrn|error|err|fatal|ftl|critical|crit|panic|stderr|stdout"
@@ -176,6 +177,8 @@ def _logfmt(text: str) -> Carried | None:
     if starts_like_llama_cpp(text):
         return None
     found = from_fields(pairs(text), holds_own_line)
+    if found is not None and _GO_RECORD.search(text) and not starts_like_llama_cpp(found.text):
+        return None  # Ollama's own record: its other fields matter (ollama_log)
     return found and found._replace(wall=found.wall or find_time(text[: text.find("=")]))
 
 

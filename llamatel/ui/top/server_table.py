@@ -29,9 +29,9 @@ _MORE = 29
 
 
 def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[Row]:
-    """The servers whose key contains ``search``, in one of ``ORDERS``; equal ones stay as listed."""
+    """The servers whose key or labels contain ``search``, in one of ``ORDERS``; equal ones stay as listed."""
     rows = {row["key"]: row for row in document["overview"]}
-    found = (rows[key] for key in document["keys"] if search in key.lower())
+    found = (rows[key] for key in document["keys"] if search in f"{key} {rows[key]['labels']}".lower())
     return sorted(found, key=_ORDER_KEYS[ORDERS[order]], reverse=True)
 
 
@@ -72,7 +72,9 @@ def table(
         here = row["key"] == document["focus"]
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
         name = cut(printable(row["key"].removeprefix(host)), name_width, glyphs)
-        line.append(f"{name:{name_width}} ", "bold" if here else "default")
+        labels = cut(f"  {printable(row['labels'])}", name_width - len(name), glyphs) if row["labels"] else ""
+        line.append(name, "bold" if here else "default")
+        line.append(f"{labels:{name_width - len(name)}} ", "dim")
         shown.append(line.append_text(_figures(row, document["taken_at"], glyphs, wide=wide)))
     return shown
 

@@ -61,10 +61,10 @@ function showServers(data) {
   // Columns without any value are left out.
   const named = new Set(Object.keys(orders).filter((name) => ["server", "state"].includes(name) || all.some((row) => orders[name](row) !== null)));
   for (const button of document.querySelectorAll("[data-order]")) button.parentElement.hidden = !named.has(button.dataset.order);
-  const found = all.filter((row) => row.key.toLowerCase().includes(search));
+  const found = all.filter((row) => `${row.key} ${row.labels}`.toLowerCase().includes(search));
   rows(byId("servers"), found.sort((a, b) => value(a) - value(b) || 0).map((row) => {
     const cells = {
-      server: serverLink(data, row.key),
+      server: serverLink(data, row.key, row.labels),
       state: [row.stale ? "busy, stale" : row.trouble === "down" && row.down_since ? `${stateOf(row)} for ${seconds(Math.max(0, data.taken_at - row.down_since))}` : stateOf(row), row.trouble === "warned" && levelOf(row) === "good" ? "warn" : levelOf(row)],
       running: row.slots === null ? UNKNOWN : `${row.busy} / ${row.slots}`,
       waiting: [number(row.deferred), row.deferred ? "warn" : ""],
@@ -78,13 +78,14 @@ function showServers(data) {
   }));
 }
 
-function serverLink(data, key) {
+function serverLink(data, key, labels) {
   const [address, ...model] = key.split(" ");
   const made = element("a");
   made.href = `${CHOSEN}${encodeURIComponent(key)}`;
   made.title = key;
   if (key === data.focus) made.setAttribute("aria-current", "true");
   made.append(element("span", address, "address"), model.length ? ` ${model.join(" ")}` : isRouter(data, key) ? " (router)" : "");
+  if (labels) made.append(" ", element("span", labels, "labels"));
   return made;
 }
 

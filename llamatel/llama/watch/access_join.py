@@ -1,0 +1,81 @@
+"""Joins finished requests with the access lines of the program in front of llama-server.
+
+An access line is written when its answer has ended. It fits a request that ended just before it and started within its
+duration. The two are joined only if the line fits no other request and the request no other line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llamatel.llama.log.ollama_log import EMBEDDING, AccessLine
+from llamatel.records import Access, Completion, Outcome
+
+LATE_S = 0.5
+"""An access line is written at most that long after the request has ended in llama-server."""
+_EARLY_S = 0.05
+_DISCONNECTED_EARLY_S = 0.5
+"""The line of a client that disconnected is written before llama-server notices."""
+_START_S = 0.1
+_WHOLE_SECONDS_S = 60.0
+"""gin cuts longer durations to whole seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatedAccess:
+    """An access line, and when it was written (Unix time)."""
+
+    line: AccessLine
+    at: float
+    error_s: float = 0.0
+    """How wrong that may be; for wrappers that date lines in whole seconds."""
+
+    def fits(self, request: Completion) -> bool:
+        """Whether the request may be what was answered."""
+        line, error = self.line, self.error_s
+        cut = 1.0 if line.duration_s > _WHOLE_SECONDS_S else 0.0
+        early = _EARLY_S if request.outcome is Outcome.OK else _DISCONNECTED_EARLY_S
+        return (
+            -early - error <= self.at - request.ended_at <= LATE_S + error
+            and request.started_at >= self.at - line.duration_s - cut - _START_S - error
+            and _same_kind(line, request)
+        )
+
+
+def join(
+    requests: Sequence[Completion], lines: Sequence[DatedAccess], *, with_client: bool = False
+) -> dict[int, Access]:
+    """Access lines by the index of the request that each belongs to for certain; ``with_client``: with addresses."""
+    fitting = [[number for number, request in enumerate(requests) if line.fits(request)] for line in lines]
+    times = _count(number for found in fitting for number in found)
+    return {
+        found[0]: _access(line, with_client=with_client)
+        for line, found in zip(lines, fitting, strict=True)
+        if len(found) == 1 and times[found[0]] == 1
+    }
+
+
+def _same_kind(line: AccessLine, request: Completion) -> bool:
+    if request.outcome is not Outcome.OK:
+        return True
+    return (request.generated is None) == (line.path in EMBEDDING)
+
+
+def _count(numbers: Iterable[int]) -> dict[int, int]:
+    times: dict[int, int] = {}
+    for number in numbers:
+        times[number] = times.get(number, 0) + 1
+    return times
+
+
+def _access(dated: DatedAccess, *, with_client: bool) -> Access:
+    line = dated.line
+    return Access(
+        started_at=dated.at - line.duration_s,
+        ended_at=dated.at,
+        method=line.method,
+        path=line.path,
+        status=line.status,
+        client=line.client if with_client else None,
+    )

@@ -1,0 +1,572 @@
+"""Ollama: its models' llama-servers, their requests from its log, and its own access lines.
+
+Ollama (0.30 and later) runs one llama-server for each loaded model, on a random port of loopback, without ``--metrics``
+and with its lines in Ollama's own log. Models are known from ``/api/ps``; a model's slots are polled where the
+operating system shows that the server is Ollama's child (``ollama_children``). Series are one for each model, at
+Ollama's own address: a model that is loaded again goes on with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llamatel.errors import HttpError, LlamatelError, ServerUnreachable
+from llamatel.inputs.http import HttpClient
+from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.listeners import Listeners
+from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_source import Backlog, LogSource
+from llamatel.llama.log.ollama_log import ChildStart
+from llamatel.llama.log.task_separation import TASKS_APART, UNKNOWN, TaskSeparation
+from llamatel.llama.watch.access_join import LATE_S, DatedAccess, join
+from llamatel.llama.watch.observed_server import Lifecycle, ObservedServer
+from llamatel.llama.watch.ollama_children import OllamaChild, find_children
+from llamatel.llama.watch.ollama_log_reader import Ended, OllamaLogReader
+from llamatel.llama.watch.ollama_models import OllamaModels, file_name
+from llamatel.llama.watch.server_log import ServerLog
+from llamatel.log_once import LogOnce
+from llamatel.records import Completion, ObservedRequest, ServerInfo
+from llamatel.snapshots import RouterModel, ServerSnapshot
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_URL = "http://127.0.0.1:11434"
+_TICK_S = 0.1
+_HOLD_S = LATE_S + 0.6
+"""A request waits that long for its access line."""
+_RETIRED_S = 30.0
+_RESOLVE_S = 5.0
+"""So long the slots are queried for a request whose server is not known."""
+_QUERY_S = 0.3
+_MOST_HELD = 4096
+_MOST_MODELS = 64
+_ENDED = "the model's process ended"
+_STATES = {"starting": "loading", "ready": "loaded", "failed": "failed"}
+
+
+class _Model:
+    """One model over its loads."""
+
+    def __init__(self, weights: str, info: ServerInfo, *, has_log: bool, interval_s: float) -> None:
+        self.weights = weights
+        self.info = info
+        self.log = ServerLog(info, LogClock()) if has_log else None
+        self.observed = ObservedServer(info, log=self.log, lifecycle=self._lifecycle, interval_s=interval_s)
+        self.number: int | None = None
+        """Of its server, while it is loaded."""
+        self.state = "stopped"
+        self.client: ServerClient | None = None
+        self.child: OllamaChild | None = None
+        self.started_at: float | None = None
+        self.loading_s: float | None = None
+        self.ran_before: frozenset[tuple[int, int]] = frozenset()
+        """Slots and tasks that its server showed when it was found."""
+        self.loads = self.evictions = self.failures = 0
+
+    def _lifecycle(self) -> Lifecycle:
+        pid = None if self.child is None else self.child.pid
+        return Lifecycle(
+            replace(self.info, pid=pid), self.state, client=self.client if self.state == "ready" else None,
+            started_at=self.started_at, loading_s=self.loading_s,
+        )  # fmt: skip
+
+    def start(self, number: int, at: float | None, *, state: str = "starting") -> None:
+        """A server of it is there."""
+        self.number, self.state, self.started_at, self.loading_s = number, state, at, None
+        self.ran_before = frozenset()
+        self.observed.process_replaced()
+        if self.log is not None:
+            self.log.restart(self.info)
+
+    def use(self, child: OllamaChild) -> None:
+        """Its server is this child of Ollama's: poll it."""
+        self.child = child
+        self.client = ServerClient(f"http://127.0.0.1:{child.port}")
+        self.observed.launch(child.flags, child.environ)
+
+    def stop(self, state: str = "stopped") -> None:
+        """Its server is gone."""
+        self.number, self.state, self.child = None, state, None
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+
+    def snapshot(self, *, evictions_known: bool) -> ServerSnapshot | None:
+        """What is known of it."""
+        own = next(iter(self.observed.snapshots()), None)
+        if own is None:
+            return None
+        loading = self.state == "ready" and own.state == "starting"
+        loaded = self.state == "ready" and not loading
+        return replace(
+            own, server=replace(own.server, model=self.info.model), up=True if loaded else None, restarts=None,
+            state="loading" if loading else _STATES.get(self.state, "unloaded"),
+            kv_cache=own.kv_cache if loaded else None,
+            router_model=RouterModel(
+                self.loads, self.evictions if evictions_known else None, self.failures if evictions_known else None
+            ),
+        )  # fmt: skip
+
+
+@dataclass
+class _Held:
+    """A request that waits for its server, or for its access line."""
+
+    ended: Ended
+    at: float
+    """When it was read (monotonic)."""
+    model: _Model | None
+    given_up: bool = False
+    """Its server will not be known."""
+
+
+class Ollama:
+    """Observes one Ollama and its models. Thread-safe."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        server: ServerInfo,
+        source: LogSource | None = None,
+        *,
+        interval_s: float = 1.0,
+        client_addresses: bool = False,
+    ) -> None:
+        """``server`` is Ollama's own identity; ``client_addresses``: record them with requests."""
+        self.info = server
+        self.blocking = source is not None and source.blocking
+        self._http = http
+        self._source = source
+        self._interval_s = interval_s
+        self._client_addresses = client_addresses
+        self._reported = OllamaModels(http)
+        self._lock = threading.RLock()
+        self._separation = TaskSeparation()
+        self._reader = OllamaLogReader(self, self._separation)
+        self._unknown = ObservedServer(server, log=ServerLog(server, LogClock()))
+        self._models: dict[str, _Model] = {}
+        """By the file names of their weights."""
+        self._numbers = 0
+        self._missing: dict[int, int] = {}
+        """How often a server was not among the loaded models."""
+        self._retired: list[tuple[float, int]] = []
+        """Servers that are gone, and when that was noticed (monotonic): the log may lag behind."""
+        self._evicting = False
+        self._caught_up = source is None
+        """Whether the log's lines are read as they are written."""
+        self._held: list[_Held] = []
+        self._accesses: list[tuple[float, DatedAccess]] = []
+        self._seen: list[tuple[float, Completion]] = []
+        """Requests of a moment ago, which an access line may fit too."""
+        self._up: bool | None = None
+        self._once = LogOnce(_log)
+        self._query_at = 0.0
+        self._stopped = threading.Event()
+        self._ended = threading.Event()
+        self._failure: LlamatelError | None = None
+        self._listeners = Listeners[Completion | ObservedRequest]()
+        self._threads = [threading.Thread(target=self._run, name="llamatel-ollama", daemon=True)]
+        if source is not None:
+            self._threads.append(threading.Thread(target=self._read, name="llamatel-ollama-log", daemon=True))
+
+    # -- for those who watch ------------------------------------------------------------------------------------------
+
+    def start(self) -> Ollama:
+        """Start to poll, and to read the log."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop; requests that wait for an access line are handed out."""
+        if self._source is not None and not self._ended.is_set():
+            self._source.stop()
+            self._ended.wait(5.0)
+        self._stopped.set()
+        if self._threads[0].is_alive():
+            self._threads[0].join(5.0)
+        with self._lock:
+            for model in self._models.values():
+                model.stop()
+        self._http.close()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the log's end; False if it goes on, or there is none. Raises LogSourceError if it cannot be read."""
+        if self._source is None:
+            self._stopped.wait(timeout)
+            return False
+        self._ended.wait(timeout)
+        if self._failure is not None:
+            raise self._failure
+        return self._ended.is_set()
+
+    @property
+    def polled(self) -> bool:
+        """Whether Ollama answers."""
+        return self._up is True
+
+    @property
+    def explanation(self) -> str | None:
+        """Why no request was read, after the log's end; None if one was."""
+        return None if self._reader.requests else self._reader.contents.explanation()
+
+    def check(self) -> None:
+        """Poll once. Raises ServerUnreachable where Ollama does not answer."""
+        try:
+            self._reported.poll()
+        except (HttpError, ValueError) as error:
+            raise ServerUnreachable(f"{self._http.base_url}/api/ps: {error}") from error
+
+    def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
+        """Call ``listener`` for each finished request; returns a function that unsubscribes."""
+        return self._listeners.add(listener)
+
+    def snapshots(self) -> tuple[ServerSnapshot, ...]:
+        """Ollama itself, and its models that were loaded at some time."""
+        with self._lock:
+            models = list(self._models.values())
+        own = ServerSnapshot(self.info, up=self._up, state="ready" if self._up else None)
+        if self._source is not None:
+            counts = self._unknown.snapshots()
+            own = replace(own, log=counts[0].log if counts else None)
+        known = self._source is not None
+        return own, *filter(None, (model.snapshot(evictions_known=known) for model in models))
+
+    # -- what the log reports (Children; called with the lock) --------------------------------------------------------
+
+    def starts(self, start: ChildStart, now: float) -> int:
+        """A server is about to start."""
+        loading = self._loading()
+        if loading is not None:
+            self._remove(loading, "failed")
+            loading.failures += 1
+        model = self._model(file_name(start.model_path))
+        if model.number is not None:
+            self._remove(model)
+        self._numbers += 1
+        model.loads += 1
+        model.start(self._numbers, now)
+        sizes = {"-c": start.context, "-np": start.slots}
+        model.observed.launch([word for name, size in sizes.items() if size for word in (name, str(size))], {})
+        return self._numbers
+
+    def ready(self, loading_s: float | None) -> None:
+        """The one that was loading is ready."""
+        model = self._loading()
+        if model is not None and model.number is not None:
+            model.state, model.loading_s = "ready", loading_s
+            self._separation.ready(model.number)
+            self._evicting = False
+
+    def failed(self) -> None:
+        """The one that was loading could not be started."""
+        if (model := self._loading()) is not None:
+            model.failures += 1
+            self._remove(model, "failed")
+
+    def evicting(self) -> None:
+        """A model is unloaded to make room for another."""
+        self._evicting = True
+
+    def only_newest(self) -> None:
+        """Of all models, only the one that was loaded last is left."""
+        newest = max((model.number or 0 for model in self._models.values()), default=0)
+        for model in self._models.values():
+            if model.number is not None and model.number != newest:
+                self._remove(model)
+
+    def restarted(self, now: float) -> None:
+        """Ollama itself has started: there is no server."""
+        for model in self._models.values():
+            if model.number is not None:
+                self._remove(model)
+        self._unknown_log.forget()
+        self._separation.complete = True
+
+    def log(self, server: int) -> ServerLog | None:
+        """The log of a server."""
+        if server == UNKNOWN:
+            return self._unknown_log
+        model = self._of_number(server)
+        return None if model is None else model.log
+
+    @property
+    def _unknown_log(self) -> ServerLog:
+        log = self._unknown.log
+        if log is None:
+            raise AssertionError("it is made with one")
+        return log
+
+    def _loading(self) -> _Model | None:
+        return next((model for model in self._models.values() if model.state == "starting"), None)
+
+    def _of_number(self, number: int) -> _Model | None:
+        return next((model for model in self._models.values() if model.number == number), None)
+
+    def _model(self, weights: str) -> _Model:
+        model = self._models.get(weights)
+        if model is None:
+            if len(self._models) >= _MOST_MODELS:
+                gone = next((each for each in self._models.values() if each.number is None), None)
+                del self._models[next(iter(self._models)) if gone is None else gone.weights]
+            name = (self._reported.loaded or {}).get(weights) or _short(weights)
+            info = replace(self.info, model=name)
+            model = _Model(weights, info, has_log=self._source is not None, interval_s=self._interval_s)
+            model.observed.subscribe(self._hand_out)
+            self._models[weights] = model
+        return model
+
+    def _remove(self, model: _Model, state: str = "stopped", *, logged: bool = True) -> None:
+        """Its server is gone: its requests in flight failed. ``logged``: no line of it can follow in the log."""
+        number = model.number
+        if number is None:
+            return
+        if model.log is not None:
+            for request in model.log.abort(time.time(), _ENDED):
+                self._reader.ended.append(Ended(replace(request, queue_s=None, in_flight=()), number, (), True, 0.0))
+        if self._evicting and state == "stopped":
+            model.evictions += 1
+        self._take_ended()
+        if logged:
+            self._separation.remove(number)
+        else:
+            self._retired.append((time.monotonic(), number))
+        self._missing.pop(number, None)
+        model.stop(state)
+
+    # -- the log's thread ---------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        source = self._source
+        try:
+            for batch in source.batches() if source is not None else ():
+                with self._lock:
+                    if isinstance(batch, Backlog):
+                        self._reader.read_backlog(batch)
+                    else:
+                        self._reader.read(batch)
+                    self._take_ended()
+                    self._caught_up = self._caught_up or not isinstance(batch, Backlog)
+                while self.blocking and len(self._held) > _MOST_HELD // 2 and not self._stopped.is_set():
+                    time.sleep(_TICK_S)
+        except LlamatelError as error:
+            self._failure = error
+        finally:
+            with self._lock:
+                self._unknown_log.forget()
+                for model in self._models.values():
+                    if model.log is not None:
+                        model.log.forget()
+                self._take_ended()
+            self._ended.set()
+
+    def _take_ended(self) -> None:
+        """Keep what the reader has found; our lock is held."""
+        now = time.monotonic()
+        for ended in self._reader.ended:
+            self._held.append(_Held(ended, now, self._of_number(ended.server)))
+        self._accesses += [(now, line) for line in self._reader.accesses]
+        self._reader.ended.clear()
+        self._reader.accesses.clear()
+
+    # -- the polls' thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        poll_at = 0.0
+        while not self._stopped.wait(_TICK_S):
+            try:
+                if time.monotonic() >= poll_at:
+                    poll_at = time.monotonic() + self._interval_s
+                    self._poll()
+                self._release(all_of_them=False)
+            except Exception:  # noqa: BLE001 - the boundary to what servers answer: one answer must not end the polls
+                self._once.error("poll", "a poll of Ollama failed; further failures are not logged", exc_info=True)
+        self._release(all_of_them=True)
+
+    def _poll(self) -> None:
+        try:
+            self._reported.poll()
+        except (HttpError, ValueError) as error:
+            self._up = False
+            self._once.warning("down", "%s/api/ps: %s", self._http.base_url, error)
+        else:
+            self._up = True
+            if self._once.reset("down"):
+                _log.warning("%s answers now", self._http.base_url)
+        children = find_children()
+        with self._lock:
+            if self._caught_up:
+                self._update(children)
+            self._forget_retired()
+            models = list(self._models.values())
+        for model in models:
+            model.observed.poll()
+        self._unknown.poll()
+
+    def _update(self, children: Sequence[OllamaChild]) -> None:
+        """Take what Ollama and the operating system say of the models; our lock is held."""
+        for child in children:
+            model = self._model(file_name(child.model_path))
+            if model.number is None:
+                self._found(model, child)
+            if model.child is None or model.child.pid != child.pid:
+                model.use(child)
+        alive = {child.pid for child in children}
+        loaded = self._reported.loaded
+        for model in self._models.values():
+            if loaded is not None and (name := loaded.get(model.weights)) is not None and name != model.info.model:
+                model.info = replace(model.info, model=name)
+                if model.log is not None:
+                    model.log.identify(model.info)
+            number = model.number
+            if number is None or (model.state == "starting" and self._source is not None):
+                continue
+            gone = model.child is not None and model.child.pid not in alive
+            missing = loaded is not None and self._reported.complete and model.weights not in loaded
+            self._missing[number] = self._missing.get(number, 0) + 1 if gone or missing else 0
+            if self._missing[number] >= (1 if gone and missing else 3):
+                self._remove(model, logged=False)
+        if loaded is None:
+            return
+        for weights in loaded:
+            if (model := self._model(weights)).number is None and model.child is None:
+                self._missing[-hash(weights)] = seen = self._missing.get(-hash(weights), 0) + 1
+                if seen > 1:  # else its start is about to be read
+                    del self._missing[-hash(weights)]
+                    self._found(model, None)
+        known = {model.weights for model in self._models.values() if model.number is not None}
+        self._separation.complete = self._reported.complete and set(loaded) <= known
+
+    def _found(self, model: _Model, child: OllamaChild | None) -> None:
+        """A server that was there before its start could be read."""
+        self._numbers += 1
+        model.loads += self._source is None
+        model.start(self._numbers, None, state="ready")
+        port, slots = (None, None) if child is None else (child.port, child.slots)
+        if child is not None:
+            # Lines of tasks that run right now may still have to be read: they are no proof of what it cannot start.
+            tasks = _tasks(ServerClient(f"http://127.0.0.1:{child.port}"))
+            model.ran_before = frozenset((tasks or {}).items())
+        self._separation.add(self._numbers, port=port, slots=slots, loading=False)
+
+    def _forget_retired(self) -> None:
+        """No line of these servers will come any more."""
+        now = time.monotonic()
+        for at, number in self._retired:
+            if now - at > _RETIRED_S:
+                self._separation.remove(number)
+        self._retired = [(at, number) for at, number in self._retired if now - at <= _RETIRED_S]
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _release(self, *, all_of_them: bool) -> None:
+        """Hand out the requests whose server and access line are known, or will not be."""
+        now = time.monotonic()
+        self._resolve(at_once=all_of_them)
+        with self._lock:
+            over = all_of_them or len(self._held) > _MOST_HELD
+            ready = [held for held in self._held if over or self._is_due(held, now)]
+            if ready:
+                due = {id(held) for held in ready}
+                everything = [*(seen for _, seen in self._seen), *(held.ended.completion for held in self._held)]
+                found = join(everything, [line for _, line in self._accesses], with_client=self._client_addresses)
+                first = len(self._seen)
+                accesses = {id(held): found.get(first + index) for index, held in enumerate(self._held)}
+                self._held = [held for held in self._held if id(held) not in due]
+                self._seen += [(now, held.ended.completion) for held in ready]
+            old = now - 4 * _HOLD_S
+            self._seen = [(at, seen) for at, seen in self._seen if at > old][-_MOST_HELD:]
+            self._accesses = [(at, line) for at, line in self._accesses if at > old][-_MOST_HELD:]
+        for held in ready:
+            info = self.info if held.model is None else held.model.info
+            server = replace(held.ended.completion.server, model=info.model, address=info.address, port=info.port)
+            request = replace(held.ended.completion, server=server, access=accesses[id(held)])
+            self._hand_out(request)
+
+    @staticmethod
+    def _is_due(held: _Held, now: float) -> bool:
+        return now - held.at > _HOLD_S + min(held.ended.error_s, 1.0) and not Ollama._is_open(held)
+
+    @staticmethod
+    def _is_open(held: _Held) -> bool:
+        return held.model is None and held.ended.live and bool(held.ended.candidates) and not held.given_up
+
+    def _resolve(self, *, at_once: bool) -> None:
+        """Find the servers of requests that may be of several: whose slot shows the task."""
+        now = time.monotonic()
+        if now < self._query_at and not at_once:
+            return
+        with self._lock:
+            open_ = [held for held in self._held if self._is_open(held)]
+            keys = [(held.ended.completion.slot, held.ended.completion.task) for held in open_]
+            wanted = {number for held in open_ for number in held.ended.candidates}
+            asked = [
+                (model, model.number, model.client) for model in self._models.values()
+                if model.number in wanted and model.client is not None
+            ]  # fmt: skip
+        if not open_:
+            return
+        self._query_at = now + _QUERY_S
+        shown = {number: (_tasks(client), model.ran_before) for model, number, client in asked}
+        with self._lock:
+            for held, key in zip(open_, keys, strict=True):
+                held.given_up = now - held.at > _RESOLVE_S
+                number = _owner(held.ended.candidates, key, shown) if keys.count(key) == 1 else None
+                if number is not None:
+                    held.model = self._of_number(number)
+                    self._separation.saw_task(number, key[1] or 0)
+
+    def _hand_out(self, request: Completion | ObservedRequest) -> None:
+        for listener in self._listeners:
+            listener(request)
+
+
+def _short(weights: str) -> str:
+    """A name for weights whose model is not known: ``sha256-6540411d9e4c``."""
+    return weights[:19] if weights.startswith("sha256-") else weights[:200]
+
+
+def _owner(
+    candidates: Sequence[int],
+    key: tuple[int | None, int | None],
+    shown: Mapping[int, tuple[Mapping[int, int] | None, Collection[tuple[int, int]]]],
+) -> int | None:
+    """Which server ran a task in a slot, by the tasks that the servers' slots show now; None if that is not certain.
+
+    A slot keeps the number of its last task. The task that it shows is the one that was logged, unless it was there
+    before; one that shows an older task did not run it.
+    """
+    slot, task = key
+    if slot is None or task is None:
+        return None
+    possible = []
+    for number in candidates:
+        tasks, before = shown.get(number, (None, ()))
+        last = None if tasks is None else tasks.get(slot, -1)
+        if last == task and key not in before:
+            return number if _shows(candidates, slot, task, shown) == 1 else None
+        if last is None or last == task or last > task - (0 if tasks is not None and len(tasks) == 1 else TASKS_APART):
+            possible.append(number)
+    return possible[0] if len(possible) == 1 and possible[0] != UNKNOWN else None
+
+
+def _shows(
+    candidates: Sequence[int],
+    slot: int,
+    task: int,
+    shown: Mapping[int, tuple[Mapping[int, int] | None, Collection[tuple[int, int]]]],
+) -> int:
+    """How many servers show this task in this slot."""
+    return sum((shown.get(number, (None, ()))[0] or {}).get(slot) == task for number in candidates)
+
+
+def _tasks(client: ServerClient) -> dict[int, int] | None:
+    """By the slots of a server the task that each runs or ran last, -1 for none; None where that is not known."""
+    try:
+        return {slot.id: -1 if slot.task is None else slot.task for slot in client.slots()}
+    except ServerUnreachable:
+        return None

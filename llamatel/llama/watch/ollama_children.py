@@ -1,0 +1,111 @@
+"""Ollama's llama-servers on this machine, from the operating system.
+
+A port that a log names is connected to only if a process listens there that is a llama-server, was started for that
+port, and whose parent is Ollama; in a container's own network it is another machine's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamatel.inputs.http import Address
+from llamatel.llama.watch.local_process import find_process, server_flags
+
+if TYPE_CHECKING:
+    import psutil
+
+_MOST = 64
+_LISTEN = "0A"
+_LOOPBACK = re.compile(r"(?:0100007F|00000000):([0-9A-F]{4})$")
+_MOST_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaChild:
+    """A llama-server that Ollama has started."""
+
+    pid: int
+    port: int
+    model_path: str
+    flags: tuple[str, ...]
+    environ: dict[str, str]
+    """Empty where it is another user's."""
+    slots: int | None
+
+
+def find_children() -> list[OllamaChild]:
+    """All that there are, each with a port that can be connected to from here; empty where that is not known."""
+    import psutil
+
+    found: list[OllamaChild] = []
+    try:
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if len(found) < _MOST and (child := _child(process)) is not None:
+                found.append(child)
+    except (psutil.Error, OSError):
+        return []
+    return found
+
+
+def _child(process: psutil.Process) -> OllamaChild | None:
+    import psutil
+
+    flags = server_flags(process.info["cmdline"] or [])
+    if flags is None:
+        return None
+    port, model = _value(flags, "--port"), _value(flags, "--model")
+    if port is None or not port.isdecimal() or model is None or _value(flags, "--host") != "127.0.0.1":
+        return None
+    try:
+        parent = process.parent()
+        if parent is None or not _is_ollama(parent) or not _listens(process.pid, int(port)):
+            return None
+        try:
+            environ = process.environ()
+        except psutil.AccessDenied:
+            environ = {}
+    except (psutil.Error, OSError):
+        return None
+    slots = _value(flags, "-np")
+    return OllamaChild(
+        process.pid, int(port), model, tuple(flags), environ,
+        int(slots) if slots is not None and slots.isdecimal() else None,
+    )  # fmt: skip
+
+
+def _value(flags: list[str], name: str) -> str | None:
+    index = flags.index(name) + 1 if name in flags else len(flags)
+    return flags[index] if index < len(flags) else None
+
+
+def _is_ollama(process: psutil.Process) -> bool:
+    words = process.cmdline()
+    return process.name() in ("ollama", "ollama.exe") or (bool(words) and Path(words[0]).name == "ollama")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether the process listens on this port of our own loopback, as far as we are permitted to see."""
+    process = find_process(Address("http", "127.0.0.1", port))
+    if process is not None:
+        return process.pid == pid
+    # Another user's: its sockets are not listed, but its network's and its user's are.
+    own, its = set(_sockets("self", port)), set(_sockets(str(pid), port))
+    user = f"{Path(f'/proc/{pid}').stat().st_uid}" if own else ""
+    return any(uid == user for _, uid in own & its)
+
+
+def _sockets(process: str, port: int) -> Iterator[tuple[str, str]]:
+    """Inode and user of the sockets that listen on a port of loopback, in a process's network."""
+    try:
+        rows = Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:_MOST_ROWS]
+    except OSError:
+        return
+    for row in rows:
+        words = row.split()
+        found = _LOOPBACK.match(words[1]) if len(words) > 9 and words[3] == _LISTEN else None
+        if found is not None and int(found.group(1), 16) == port:
+            yield words[9], words[7]

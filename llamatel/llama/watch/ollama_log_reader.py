@@ -1,0 +1,178 @@
+"""Reads Ollama's log: which of its llama-servers wrote a line, the requests that ended, and Ollama's own access lines.
+
+All of it is text that can be forged by those who send requests (docs/security.md): what it names is never opened or
+connected to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from llamatel.llama.log.log_contents import LogContents
+from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_source import Backlog, Batch
+from llamatel.llama.log.ollama_log import (
+    AccessLine,
+    ChildReady,
+    ChildStart,
+    Eviction,
+    LoadedModels,
+    LoadFailure,
+    OllamaEvent,
+    OllamaStart,
+    parse_ollama,
+    written_at,
+)
+from llamatel.llama.log.task_separation import MAX_SLOTS, UNKNOWN, Line, TaskSeparation
+from llamatel.llama.log.wrapped_lines import WrappedLines
+from llamatel.llama.log.wrapper_fields import Carried
+from llamatel.llama.watch.access_join import DatedAccess
+from llamatel.llama.watch.server_log import ServerLog
+from llamatel.records import Completion
+
+_LONGEST_LINE = 8192
+_LATE_S = 2.5
+"""A stamp of whole seconds is of less use than the time at which a line was read, unless they differ by more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended."""
+
+    completion: Completion
+    server: int
+    candidates: tuple[int, ...]
+    """Of one whose server is ``UNKNOWN``: the servers that may have run it, as far as they were announced."""
+    live: bool
+    error_s: float
+    """How wrong its times may be."""
+
+
+class Children(Protocol):
+    """Who keeps the servers; called while a line is read."""
+
+    def starts(self, start: ChildStart, now: float) -> int:
+        """A server is about to start; its number."""
+
+    def ready(self, loading_s: float | None) -> None:
+        """The one that was loading is ready."""
+
+    def failed(self) -> None:
+        """The one that was loading could not be started."""
+
+    def evicting(self) -> None:
+        """A model is unloaded to make room for another."""
+
+    def only_newest(self) -> None:
+        """Of all models, only the one that was loaded last is left."""
+
+    def restarted(self, now: float) -> None:
+        """Ollama itself has started: there is no server."""
+
+    def log(self, server: int) -> ServerLog | None:
+        """The log of a server, or of those that are not known."""
+
+
+class OllamaLogReader:
+    """Not thread-safe: its owner calls it with its lock."""
+
+    def __init__(self, children: Children, separation: TaskSeparation) -> None:
+        self.contents = LogContents()
+        self.requests = 0
+        """Requests that were read."""
+        self.ended: list[Ended] = []
+        """To be taken by the owner."""
+        self.accesses: list[DatedAccess] = []
+        """The same."""
+        self._children = children
+        self._separation = separation
+        self._lines = WrappedLines()
+        self._wall: float | None = None
+        """When the last line of Ollama's own was written that has a date."""
+
+    def read(self, batch: Batch) -> None:
+        """Read lines as they come; a batch without lines says that nothing came for a while."""
+        if not batch.lines:
+            for carried in self._lines.flush():
+                self._read(carried, batch.at, live=batch.live)
+        self._wall = None if batch.live else self._wall
+        for line in batch.lines:
+            for carried in self._lines.feed(line):
+                self._read(carried, batch.at, live=batch.live)
+
+    def read_backlog(self, backlog: Backlog) -> None:
+        """Read lines that were there before."""
+        for lines, recorded in backlog.batches():
+            for line in lines:
+                for carried in self._lines.feed(line):
+                    self._read(carried, backlog.at, live=False)
+            if recorded:
+                self.ended.clear()
+                self.accesses.clear()
+
+    def _read(self, carried: Carried, now: float, *, live: bool) -> None:
+        text = carried.text[:_LONGEST_LINE]
+        wall, error_s = carried.wall, 0.0
+        if wall is not None and wall.is_integer():
+            wall, error_s = (None, 0.0) if live and abs(now - wall) < _LATE_S else (wall, 1.0)
+        if not live:
+            self._wall = written_at(text) or self._wall
+            if wall is None:
+                wall, error_s = self._wall, float("inf")
+        at = now if wall is None else wall
+        if not self.requests:
+            self.contents.add(text)
+        event = parse_ollama(text)
+        if event is not None:
+            self._event(event, at, error_s)
+            return
+        parts = split_line(text)
+        if parts.time is not None:
+            parts = parts._replace(time=None)  # not written with Ollama's flags; its stamps are of no use here
+        for step in self._separation.route(text, parts):
+            log = self._children.log(step.server)
+            if log is None:
+                continue
+            if isinstance(step, Line):
+                completed, _ = log.read_all([(step.line, step.parts)], at, learned=_nothing)
+                self._add(completed, step.server, live=live, error_s=error_s)
+            else:
+                log.lose(step.slot)
+
+    def _add(self, completed: Sequence[Completion], server: int, *, live: bool, error_s: float) -> None:
+        for request in completed:
+            self.requests += 1
+            candidates: tuple[int, ...] = ()
+            slot = request.slot
+            if server == UNKNOWN and slot is not None:
+                candidates = self._separation.candidates.pop((slot, request.task or 0), ())
+                slot %= MAX_SLOTS
+            # llama-server has no queue here: what waits, waits in Ollama.
+            known = replace(request, slot=slot, queue_s=None, in_flight=())
+            self.ended.append(Ended(known, server, candidates, live, error_s))
+
+    def _event(self, event: OllamaEvent, at: float, error_s: float) -> None:
+        children = self._children
+        if isinstance(event, AccessLine):
+            if event.infers and error_s != float("inf"):
+                self.accesses.append(DatedAccess(event, at, error_s))
+        elif isinstance(event, ChildStart):
+            number = children.starts(event, at)
+            self._separation.add(number, port=event.port, slots=event.slots)
+        elif isinstance(event, ChildReady):
+            children.ready(event.loading_s)
+        elif isinstance(event, LoadFailure):
+            children.failed()
+        elif isinstance(event, Eviction):
+            children.evicting()
+        elif isinstance(event, LoadedModels):
+            if event.count == 1:
+                children.only_newest()
+        elif isinstance(event, OllamaStart):
+            children.restarted(at)
+
+
+def _nothing() -> None:
+    pass
