@@ -117,9 +117,9 @@ def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child
 def test_attach_llama_swap_command(swap: Swap, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "llamatel.cli.main", "attach", "--llama-swap", swap.url, "--metrics-addr", "none"]
     program = Child(command, tmp_path / "attach.log")
-    program.wait_ready(lambda: len(swap.asked) > 2, 60)  # polled on after the first look
+    program.wait_ready(lambda: len(swap.received_paths) > 2, 60)  # polled on after the first look
     assert program.stop() == 0
-    assert set(swap.asked) == {"/running"}
+    assert set(swap.received_paths) == {"/running"}
 
 
 def test_llama_swap_connection_refused(swap: Swap) -> None:

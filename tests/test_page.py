@@ -20,7 +20,7 @@ from llamatel.runtime import Runtime, init
 from llamatel.snapshots import KvCacheState, SlotState, Snapshot
 from llamatel.telemetry.settings import is_loopback
 from llamatel.ui.live import Live
-from tests.samples import completion, server_snapshot
+from tests.samples import SERVER, completion, server_snapshot
 
 
 @pytest.fixture
@@ -116,6 +116,14 @@ def test_document_changes_since_cursor() -> None:
     # The busy server displaced the quiet one's request from the shared ring, not from its own.
     quiet = live.document(state(2.0), second)["requests"]
     assert [request["task"] for request in quiet if request["server"] == second] == [20]
+
+
+def test_overview_labels() -> None:
+    info = replace(SERVER, labels=(("env", "prod"), ("pod", "a" * 300), ("server.path", "/llm")))
+    [row] = Live().document(Snapshot(1.0, (replace(server_snapshot(), server=info),)))["overview"]
+    assert row["labels"].startswith("env=prod pod=aaa")
+    assert (len(row["labels"]), row["labels"][-1]) == (200, "…")
+    assert "/llm " in row["key"]
 
 
 def test_overview_rows() -> None:

@@ -301,7 +301,7 @@ def row(server: dict[str, Any], **changes: Any) -> dict[str, Any]:
         )
     )
     known = {name: server[name] for name in ("key", "up", "state", "stale", "decode_rate", "deferred")}
-    return {**unknown, **known, **changes}
+    return {**unknown, "labels": "", **known, **changes}
 
 
 @pytest.mark.parametrize("glyphs", [ASCII])
@@ -351,6 +351,17 @@ def fleet(count: int) -> dict[str, Any]:
     ]
     keys = [server["key"] for server in servers]
     return {**document(), "keys": keys, "servers": servers, "overview": rows, "focus": "h:0 m"}
+
+
+def test_server_table_labels() -> None:
+    shown = fleet(2)
+    for one, labels in zip(shown["overview"], ("env=prod pod=\x1b[31ma", "env=test"), strict=True):
+        one["labels"] = labels
+    text = screen(shown, Choices(), 120, 24).plain
+    assert "h:0 m  env=prod pod=" in text
+    assert "h:1 m  env=test" in text
+    assert "\x1b" not in text
+    assert [found["key"] for found in ordered(shown, 1, "env=test")] == ["h:1 m"]
 
 
 def test_server_table_order() -> None:

@@ -125,7 +125,7 @@ class TaskSeparation:
         if slot is None or task is None:
             yield from self._server_line(line, parts)
         elif task < 0:
-            if parts.said.startswith("selected slot"):
+            if parts.slot_message.startswith("selected slot"):
                 kept = self._selected.setdefault(slot % MAX_SLOTS, [])
                 del kept[2:]
                 kept.append(Line(UNKNOWN, line, parts))
@@ -133,7 +133,10 @@ class TaskSeparation:
             yield from self._task_line(line, parts, (slot, task))
 
     def _task_line(self, line: str, parts: LogLine, key: tuple[int, int]) -> Iterator[Line | Lost]:
-        starts, ends = parts.said.startswith("processing task"), parts.said.startswith("stop processing")
+        starts, ends = (
+            parts.slot_message.startswith("processing task"),
+            parts.slot_message.startswith("stop processing"),
+        )
         if key in self._doubled:
             if starts:
                 yield Lost(UNKNOWN, -1)

@@ -28,7 +28,7 @@ from llamatel.llama.watch.ollama_children import OllamaChild, find_children
 from llamatel.llama.watch.ollama_log_reader import Ended, OllamaLogReader
 from llamatel.llama.watch.ollama_models import OllamaModels, file_name
 from llamatel.llama.watch.server_log import ServerLog
-from llamatel.log_once import LogOnce
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import RouterModel, ServerSnapshot
 

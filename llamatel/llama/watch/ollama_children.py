@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamatel.inputs.http import Address
+from llamatel.inputs.address import Address
 from llamatel.llama.watch.local_process import find_process, server_flags
 
 if TYPE_CHECKING:

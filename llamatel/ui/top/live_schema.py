@@ -109,9 +109,9 @@ _TEXT, _NUMBER, _COUNT, _FLAG = _optional(_text), _optional(_number), _optional(
 
 _ROW = _Object(
     {
-        "key": _text, "labels": _text, "up": _FLAG, "state": _TEXT, "stale": _flag, "trouble": _TEXT, "busy": _COUNT, "slots": _COUNT,
-        "deferred": _COUNT, "decode_rate": _NUMBER, "headroom": _NUMBER, "ttft_p95_s": _NUMBER, "requests": _COUNT,
-        "failed": _COUNT, "restarts": _COUNT, "down_since": _NUMBER,
+        "key": _text, "labels": _text, "up": _FLAG, "state": _TEXT, "stale": _flag, "trouble": _TEXT, "busy": _COUNT,
+        "slots": _COUNT, "deferred": _COUNT, "decode_rate": _NUMBER, "headroom": _NUMBER, "ttft_p95_s": _NUMBER,
+        "requests": _COUNT, "failed": _COUNT, "restarts": _COUNT, "down_since": _NUMBER,
     }
 )  # fmt: skip
 _SLOT = _Object(
