@@ -23,10 +23,11 @@ from llamatel.llama.log.log_source import Backlog, LogSource
 from llamatel.llama.log.ollama_log import ChildStart
 from llamatel.llama.log.task_separation import TASKS_APART, UNKNOWN, TaskSeparation
 from llamatel.llama.watch.access_join import LATE_S, DatedAccess, join
-from llamatel.llama.watch.observed_server import Lifecycle, ObservedServer
+from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.ollama_children import OllamaChild, find_children
 from llamatel.llama.watch.ollama_log_reader import Ended, OllamaLogReader
 from llamatel.llama.watch.ollama_models import OllamaModels, file_name
+from llamatel.llama.watch.server_lifecycle import Lifecycle
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
