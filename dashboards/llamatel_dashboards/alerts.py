@@ -276,6 +276,13 @@ def _telemetry() -> Iterator[Alert]:
         "Rotate by renaming instead of truncating. Requests may be missing from traces and histograms.",
     )
     yield Alert(
+        "LlamatelLogContradictions",
+        "increase(llamatel_log_contradictions_total[10m]) > 0",
+        "warning",
+        f"The log of llama.cpp server {WHERE} contradicts llama.cpp's own figures ({{{{ $labels.kind }}}}).",
+        "A client may have written into the log. Take rates from llamacpp_tokens_total; see docs/security.md.",
+    )
+    yield Alert(
         "LlamatelLogNotUnderstood",
         "llamatel_log_understood == 0",
         "warning",
