@@ -19,12 +19,12 @@ _FEWEST = 4
 """Rows that a score needs."""
 
 KINDS = {
-    "induction": "looks at what followed the last time this token was there",
-    "previous": "looks at the token before",
-    "current": "looks at the token itself",
-    "first": "rests on the first token (a sink)",
-    "sink": "rests on the sink outside of the sequence",
-    "local": f"looks at the last {LOCAL} tokens",
+    "induction": "attends to the token that followed the previous occurrence of this token",
+    "previous": "attends to the previous token",
+    "current": "attends to the token itself",
+    "first": "attends to the first token (a sink)",
+    "sink": "attends to the sink outside of the sequence",
+    "local": f"attends to the last {LOCAL} tokens",
     "uniform": "attends to all tokens equally",
     "mixed": "none of these",
 }
