@@ -18,6 +18,7 @@ from llamatel.plan.llama_build import LlamaBuild, parse_build
 from llamatel.plan.verified import in_words, newest_verified, verified_builds
 from tests.exact.builds import server
 from tests.exact.models import MODELS
+from tests.exact.verified_table import merged, ranges_of, recorded_table
 from tests.exact.verify import Job, judged, run
 from tests.parts import MissingPart, in_ci
 
@@ -43,6 +44,10 @@ def test_parse_build_numbers(text: str, number: int | None) -> None:
         ("0.2.7", "deepseek2", "-c 4096 -np 2"),  # a V alongside the latent vector until January 2026
         ("2026.8.10229", "glm4moe", "--spec-type draft-mtp -c 2048"),  # all layers in the draft context
         ("2026.9.11063", "glm4moe", "--spec-type draft-mtp -c 2048"),
+        ("2026.9.11063", "deepseek2:drafting", "--spec-type draft-mtp -c 2048"),
+        ("2026.9.11063", "cohere2moe:drafting", "--spec-type draft-mtp -c 2048"),
+        ("0.2.7", "gemma3", "-c 4096 -np 1"),  # -np 1 was the default, four slots in one pool
+        ("library", "beam", "-c 4096 -np 1"),
         ("2026.8.10566", "qwen3", "-c 0 -np 2 -fit on"),  # one trained context for all slots
         ("2026.9.10809", "qwen3", "-c 0 -np 2 -fit on"),  # one for each
         ("2026.9.11063", "qwen4exp", "-c 4096 -np 1"),
@@ -137,3 +142,15 @@ def test_plan_withdrawn_after_different_reported_size(caplog: pytest.LogCaptureF
     less = _compared(model, {"k": plan.total_bytes // 2})
     assert less.plan is not None
     assert "less than planned" in str(less.plan.why_not_exact)
+
+
+def test_table_of_builds_gives_the_verified_ranges() -> None:
+    table = recorded_table()
+    assert len(table) > 12
+    for name in {name for marks in table.values() for name in marks}:
+        assert ranges_of(name, table) == " ".join(f"{first}-{last}" for first, last in verified_builds(name))
+
+
+def test_table_of_builds_keeps_what_a_run_does_not_cover() -> None:
+    old, new = LlamaBuild("b9000", 9000), LlamaBuild("2026.5.9000", 9000)
+    assert merged({old: {"llama": "=", "qwen3": "≠"}}, {new: {"qwen3": "="}}) == {old: {"llama": "=", "qwen3": "="}}

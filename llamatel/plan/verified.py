@@ -14,31 +14,35 @@ from llamatel.plan.llama_build import LlamaBuild
 Ranges = tuple[tuple[int, int], ...]
 
 _RANGES = """
-10229-11669: hy_v3 laguna nanbeige
+10229-11739: hy_v3 laguna nanbeige
 10566-11433: deepseek4
-10566-11669: deepseek32 glm-dsa granite_swa graniteswitch kimi-k3 minimax-01 minimax-m3 pockettts qwen3tts
-10809-10809 11063-11669: exaone-moe
-10809-11669: bailingmoe3 dots3note
-11063-11433 11549-11669: qwen4exp
-11063-11669: cohere2moe hrm_text hy_v4 jais2 maple mellum muse-glimmer spark2_5
-11433-11433 11549-11669: glm5-next
-11433-11669: dflash
-11549-11669: clef gemma-embedding2 k2-horizon
-11669-11669: maion-coder
-8672-11669: afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bitnet bloom chameleon chatglm cogvlm cohere2
-8672-11669: command-r dbrx deci deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone exaone4 falcon falcon-h1 gemma
-8672-11669: gemma-embedding gemma2 gemma3 gemma3n glm4 gpt2 gptneox granite granitehybrid grok grovemoe hunyuan-dense
-8672-11669: hunyuan-moe internlm2 jais jamba kimi-linear lfm2moe llada llama llama-embed llama4 maincoder mamba mimo2
-8672-11669: minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nemotron nemotron_h nemotron_h_moe olmo olmo2 olmoe
-8672-11669: openelm orion paddleocr phi3 plamo plamo2 plamo3 plm qwen qwen2moe qwen2vl qwen3 qwen35moe qwen3moe
-8672-11669: qwen3next qwen3vl qwen3vlmoe refact rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 stablelm starcoder
-8672-11669: step35 t5 t5encoder xverse
-8672-8672 10566-11669: qwen35
-8672-8672 9538-10809 11063-11669: bailingmoe2 deepseek2 glm4moe
-8672-8672 9873-11669: mamba2
-9538-11669: bert codeshell dream gemma4 gpt-oss granitemoe hunyuan_vl lfm2 pangu-embedded phi2 phimoe qwen2 starcoder2
-9538-11669: talkie
-9873-11669: eagle3 gemma4-assistant
+10566-11739: deepseek32 glm-dsa granite_swa graniteswitch kimi-k3 minimax-01 minimax-m3 pockettts qwen3tts
+10809-10809 11063-11739: exaone-moe
+10809-11739: bailingmoe3 dots3note
+11063-11433 11549-11739: qwen4exp
+11063-11739: cohere2moe hrm_text hy_v4 jais2 maple mellum muse-glimmer spark2_5
+11433-11433 11549-11739: glm5-next
+11433-11739: dflash
+11549-11739: clef gemma-embedding2 k2-horizon
+11669-11739: maion-coder vllm-decision2
+11739-11739: beam kolibri1 muse-spark
+7376-11739: afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bitnet bloom chatglm cogvlm cohere2 command-r dbrx
+7376-11739: deci deepseek dots1 ernie4_5 ernie4_5-moe exaone exaone4 falcon gemma gemma-embedding gemma2 gemma3n glm4
+7376-11739: gpt2 gptneox granite grovemoe hunyuan-dense hunyuan-moe internlm2 jais llada llama llama4 mamba minicpm
+7376-11739: minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmo2 olmoe openelm orion phi3 plamo plm qwen qwen2moe qwen3
+7376-11739: qwen3moe qwen3vl qwen3vlmoe refact rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 stablelm starcoder
+7376-11739: t5 t5encoder xverse
+7376-7376 8672-9093 9538-10809 11063-11739: deepseek2
+7376-7376 9093-11739: granitemoe
+7376-9093 9538-10809 11063-11739: bailingmoe2
+8672-11739: chameleon deepseek2-ocr falcon-h1 gemma3 granitehybrid grok jamba kimi-linear lfm2moe llama-embed maincoder
+8672-11739: mimo2 mistral4 nemotron_h nemotron_h_moe paddleocr plamo2 plamo3 qwen2vl qwen35moe qwen3next step35
+8672-8672 9873-11739: mamba2
+8672-9093 10566-11739: qwen35
+8672-9093 9538-10809 11063-11739: glm4moe
+9093-11739: bert codeshell dream gemma4 gpt-oss hunyuan_vl pangu-embedded phi2 phimoe starcoder2
+9538-11739: lfm2 qwen2 talkie
+9873-11739: eagle3 gemma4-assistant
 """
 
 

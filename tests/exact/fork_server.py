@@ -53,9 +53,7 @@ class ForkServer:
 
     def close(self) -> None:
         """Stop the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        self._process.communicate(timeout=30)
 
 
 def fork_server(program: Path, preload: Path) -> ForkServer | None:
