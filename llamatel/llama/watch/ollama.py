@@ -90,7 +90,7 @@ class _Model:
         self.observed.launch(child.flags, child.environ)
 
     def stop(self, state: str = "stopped") -> None:
-        """Its server is gone."""
+        """Record that its server exited."""
         self.number, self.state, self.child = None, state, None
         if self.client is not None:
             self.client.close()
@@ -155,7 +155,7 @@ class Ollama:
         self._missing: dict[int, int] = {}
         """How often a server was not among the loaded models."""
         self._retired: list[tuple[float, int]] = []
-        """Servers that are gone, and when that was noticed (monotonic): the log may lag behind."""
+        """Servers that exited, and when that was noticed (monotonic): the log may lag."""
         self._evicting = False
         self._caught_up = source is None
         """Whether the log's lines are read as they are written."""
@@ -312,8 +312,8 @@ class Ollama:
         model = self._models.get(weights)
         if model is None:
             if len(self._models) >= _MOST_MODELS:
-                gone = next((each for each in self._models.values() if each.number is None), None)
-                del self._models[next(iter(self._models)) if gone is None else gone.weights]
+                stopped = next((each for each in self._models.values() if each.number is None), None)
+                del self._models[next(iter(self._models)) if stopped is None else stopped.weights]
             name = (self._reported.loaded or {}).get(weights) or _short(weights)
             info = replace(self.info, model=name)
             model = _Model(weights, info, has_log=self._source is not None, interval_s=self._interval_s)
@@ -322,7 +322,7 @@ class Ollama:
         return model
 
     def _remove(self, model: _Model, state: str = "stopped", *, logged: bool = True) -> None:
-        """Its server is gone: its requests in flight failed. ``logged``: no line of it can follow in the log."""
+        """Its server exited: its requests in flight failed. ``logged``: no line of it can follow in the log."""
         number = model.number
         if number is None:
             return
@@ -426,10 +426,10 @@ class Ollama:
             number = model.number
             if number is None or (model.state == "starting" and self._source is not None):
                 continue
-            gone = model.child is not None and model.child.pid not in alive
+            exited = model.child is not None and model.child.pid not in alive
             missing = loaded is not None and self._reported.complete and model.weights not in loaded
-            self._missing[number] = self._missing.get(number, 0) + 1 if gone or missing else 0
-            if self._missing[number] >= (1 if gone and missing else 3):
+            self._missing[number] = self._missing.get(number, 0) + 1 if exited or missing else 0
+            if self._missing[number] >= (1 if exited and missing else 3):
                 self._remove(model, logged=False)
         if loaded is None:
             return
@@ -505,14 +505,14 @@ class Ollama:
             open_ = [held for held in self._held if self._is_open(held)]
             keys = [(held.ended.completion.slot, held.ended.completion.task) for held in open_]
             wanted = {number for held in open_ for number in held.ended.candidates}
-            asked = [
+            polled = [
                 (model, model.number, model.client) for model in self._models.values()
                 if model.number in wanted and model.client is not None
             ]  # fmt: skip
         if not open_:
             return
         self._query_at = now + _QUERY_S
-        shown = {number: (_tasks(client), model.ran_before) for model, number, client in asked}
+        shown = {number: (_tasks(client), model.ran_before) for model, number, client in polled}
         with self._lock:
             for held, key in zip(open_, keys, strict=True):
                 held.given_up = now - held.at > _RESOLVE_S
