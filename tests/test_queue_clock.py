@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -305,6 +305,33 @@ def test_queue_clock_agrees_with_clients(tiny_model: Path, slots: int, at_once: 
         truth.append(outside_s)
         errors.append(abs(record.queue_s - outside_s))
     assert statistics.median(errors) < 0.15 * statistics.mean(truth)
+
+
+@pytest.mark.parametrize(("slots", "at_once"), [(1, 1), (1, 6), (2, 12), (4, 4), (4, 14)])
+def test_time_to_first_token_not_above_clients(tiny_model: Path, slots: int, at_once: int) -> None:
+    records: list[Completion] = []
+    with ServerManager() as server:
+        server.subscribe(records.append)
+        server.start_server(
+            tiny_model, port=0, n_parallel=slots, ctx_size=slots * CONTEXT, extra_args=FLAGS
+        ).wait_until_ready(60)
+        asks = [replace(ask, body={**ask.body, "stream": True}) for ask in plain_load(100)]
+        with Clients(server.base_url) as clients:
+            answers = clients.send_all(asks, at_once=at_once)
+        wait_until(lambda: len(records) == len(answers), 10, "the last record")
+    by_timings = {_timings(record): record for record in records}
+    ours, theirs = [], []
+    for answer in answers:
+        [timings] = answer.timings
+        record = by_timings[(timings["prompt_n"], f"{timings['prompt_ms']:.2f}", f"{timings['predicted_ms']:.2f}")]
+        assert answer.first_at is not None
+        if record.time_to_first_token_s is not None:
+            ours.append(record.time_to_first_token_s)
+            theirs.append(answer.first_at - answer.sent_at)
+    assert len(ours) >= 0.9 * len(answers)
+    assert statistics.mean(ours) <= statistics.mean(theirs)
+    for share in (0.5, 0.9):
+        assert sorted(ours)[int(share * len(ours))] <= sorted(theirs)[int(share * len(theirs))]
 
 
 def _timings(record: Completion) -> tuple[int | None, str, str]:

@@ -47,6 +47,8 @@ class LoadResult(Generic[R]):
     request: R
     sent_at: float
     headers_at: float | None = None
+    first_at: float | None = None
+    """When the first event of a stream arrived."""
     ended_at: float = 0.0
     outcome: str = "error"
     """ok, cancelled, error, refused (not implemented by this server), or unsent after ``LoadClients.stop``."""
@@ -134,6 +136,8 @@ class LoadClients:
         while chunk := response.read1():
             body += chunk
             events += chunk.count(b"data: ")
+            if result.first_at is None and events:
+                result.first_at = time.time()
             hangs_up = on_data is not None and on_data(chunk)
             if hangs_up or self.stop.is_set() or (last_event is not None and events >= last_event):
                 result.outcome = "cancelled"

@@ -7,7 +7,9 @@ a task's own that belong to none of the others are turns: their count is the tur
 a turn follows from finished requests: a prompt is one turn per batch, a decode of n tokens is n - 1 turns, evenly
 spread over its time. A wait is computed when the task finishes, when more turns before it are known.
 
-The error is about half a turn (the time of a token, or of a batch while prompts are processed). It is larger where
+A task arrives at some moment of its turn. The estimate is the last such moment, so that a wait is rather too short, by
+half a turn on average (half a token's time; half a batch's while prompts are processed): a time to first token must not
+be above the client's. Single waits may still be too long, as turns are not equally long. The error is larger where
 turns or numbers are ambiguous: several long prompts in one batch, requests with several choices that preempt each
 other, other pollers; the counts of other slots and requests that found a free slot correct that again. Turns of a
 cancelled request are guessed where no other slot counted them; a wait that depends much on such guesses is None, as are
@@ -200,8 +202,6 @@ class QueueClock:
         arrived = turns if launch.met is _Met.FREE else min(turns, self._arrival(task))
         if doubt > _DOUBT * max(1.0, turns - arrived):
             return None
-        # It arrived at some moment of that turn: on average in its middle.
-        arrived -= 0.5
         times, counts = self._times, self._turns
         index = bisect_right(counts, arrived)
         if index == 0:
