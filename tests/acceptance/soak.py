@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 import urllib.request
@@ -35,7 +36,7 @@ from tests.tiny_gguf import write_tiny_model
 
 _EVERY_S = (2.0, 8.0)
 """Time between two faults."""
-_PAUSE_S = 0.5
+_PAUSE_S = 1.0
 """Between two requests of a client: a soak lasts long and does not have to be fast."""
 _WARM_UP = 0.25
 """Share of the time after which memory must be flat."""
@@ -119,6 +120,7 @@ class Soak:
 
     def run(self) -> dict[str, object]:
         """Run it and check the invariants."""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children would ignore it, and with it the rotation
         with contextlib.ExitStack() as running:
             collected, received = running.enter_context(OtlpSink()), running.enter_context(OtlpSink())
             rotel = RotelAgent(collected, self.folder).start()
