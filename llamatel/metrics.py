@@ -441,6 +441,11 @@ METRICS: tuple[Metric, ...] = (
         "1 while a server that is up is too busy to answer, so that its other figures are its last ones; else 0.",
     ),
     Metric(
+        "llamacpp.server.stalled", Kind.GAUGE, "1",
+        "1 while the server has work (busy slots, or a poll that it does not answer) and made no progress for a minute "
+        "(--stalled-after): no counter moved and its process used no CPU; else 0.",
+    ),
+    Metric(
         "llamacpp.server.restarts", Kind.TOTAL, "{restart}",
         "Times the server was restarted after a failure; of one that is attached to, times that another process was "
         "found in its place.",

@@ -196,8 +196,8 @@ class ServerSnapshot:
     up: bool | None
     """None if only the log of the server is available."""
     state: str | None = None
-    """starting, ready, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded, sleeping,
-    failed."""
+    """starting, ready, stalled, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded,
+    sleeping, failed."""
     stale: bool = False
     """The server was too busy to answer: all fields except ``up`` are from an earlier poll."""
     restarts: int | None = None

@@ -16,6 +16,9 @@ from llamatel.metrics import DROP_REASONS, SETTINGS
 from llamatel.records import ServerInfo
 from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
 
+_RUNNING = frozenset({"ready", "sleeping", "stalled"})
+"""States of a server whose model is loaded."""
+
 
 class ServerCollector(Collector):
     """State, process, build and settings of servers; what their logs lost; llamatel's own process."""
@@ -28,6 +31,7 @@ class ServerCollector(Collector):
             for metric, value in (
                 ("llamacpp.server.up", None if state.up is None else int(state.up)),
                 ("llamacpp.server.stale", int(state.stale) if state.up else None),
+                ("llamacpp.server.stalled", int(state.state == "stalled") if state.state in _RUNNING else None),
                 ("llamacpp.server.restarts", state.restarts),
                 ("llamacpp.server.start_time", state.process_started_at),
                 ("llamacpp.server.loading.duration", state.loading_s),

@@ -102,6 +102,13 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
         wait=f"{alarms.UNRESPONSIVE_FOR_S / 60:.0f}m",
     )
     yield Alert(
+        "LlamacppServerStalled",
+        "llamacpp_server_stalled == 1",
+        "critical",
+        f"llama.cpp server {WHERE} has work and makes no progress.",
+        "See the end of its log and restart it. llamatel serve --restart on-stall does that.",
+    )
+    yield Alert(
         "LlamacppServerStarting",
         f"{starting} == 1",
         "warning",

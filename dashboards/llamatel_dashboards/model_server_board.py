@@ -115,7 +115,7 @@ def _life() -> list[Panel]:
         states(
             "States",
             Query(q.selector("llamacpp.server.state"), f"{q.SERVER_LEGEND} {{{{state}}}}"),
-            "The state of each server over time: starting, ready, sleeping, stopping, stopped, failed.",
+            "The state of each server over time: starting, ready, stalled, sleeping, stopping, stopped, failed.",
             "failed: see its log. sleeping: the first request wakes it, and waits.",
         ),
         lines(

@@ -34,7 +34,7 @@ COLOURS: Mapping[str, str | Mapping[str, str]] = {
     "{{state}}": {
         "active": ORANGE, "cached": PURPLE, "busy": ORANGE, "idle": GREEN,
         "ready": GREEN, "loaded": GREEN, "sleeping": GREY, "unloaded": GREY, "stopped": GREY, "starting": BLUE,
-        "loading": BLUE, "stopping": YELLOW, "failed": RED,
+        "loading": BLUE, "stopping": YELLOW, "failed": RED, "stalled": RED,
     },
     "{{source}}": {"planned": BLUE, "reported": GREEN},
     "queue": YELLOW, "prefill": BLUE, "decode": GREEN,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import click
 from rich.console import Console
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import requests_option, telemetry_options, verbose_option
+from llamatel.cli.options import requests_option, stalled_after_option, telemetry_options, verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
@@ -63,6 +64,7 @@ class AttachOptions:
     exit_with_log: bool = False
     labels: tuple[str, ...] = ()
     interval: float = 1.0
+    stalled_after: float = 60.0
 
 
 @click.command("attach")
@@ -94,6 +96,7 @@ class AttachOptions:
     show_default=True,
     help="How often each server is polled.",
 )
+@stalled_after_option
 @access_options
 @telemetry_options
 @requests_option
@@ -122,16 +125,17 @@ def command(**values: Any) -> int:
     lines = None if source is None and not isinstance(engine, LlamaSwap) else request_lines(options)
     tally = RequestStatistics()
     notes = note_console()
+    polled = functools.partial(Fleet, targets, access, interval_s=what.interval, stalled_after_s=what.stalled_after)
     follower: LogFollower | Ollama | None = None
     log_end: LogSourceError | None = None
     try:
         with ending_signals(hangup=reopen_files), telemetry(options, [lines, tally]) as running:
             if source is None or isinstance(engine, Ollama):
                 watch, unwatch = running.observer.watch, running.observer.unwatch
-                fleet = Fleet(targets, access, interval_s=what.interval, added=watch, removed=unwatch)
+                fleet = polled(added=watch, removed=unwatch)
                 follower = engine if source is not None and isinstance(engine, Ollama) else None
             else:
-                fleet = Fleet(targets, access, interval_s=what.interval, has_log=True)
+                fleet = polled(has_log=True)
                 server = next(iter(fleet.servers), None) or logged_server(labels)
                 follower = LogFollower(source, server, added=running.observer.watch)
                 running.observer.watch(server)

@@ -129,6 +129,16 @@ def model_options(*, brief: bool = False) -> Callable[[_C], _C]:
     return decorate
 
 
+stalled_after_option = click.option(
+    "--stalled-after",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=60.0,
+    show_default=True,
+    help="A server that has work and makes no progress for so long is stalled.",
+)
+
+
 def server_options(command: _C) -> _C:
     """Arguments of ``ServerManager.start_server``, with the same names."""
     return _all(
@@ -151,11 +161,12 @@ def server_options(command: _C) -> _C:
             ),
             click.option(
                 "--restart",
-                type=click.Choice(["never", "on-failure"]),
+                type=click.Choice(["never", "on-failure", "on-stall"]),
                 default="never",
                 show_default=True,
-                help="Restart the server after a crash.",
+                help="Restart the server after a crash; on-stall: also if it hangs.",
             ),
+            stalled_after_option,
             click.option(
                 "--max-restarts",
                 type=click.IntRange(min=0),

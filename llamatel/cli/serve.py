@@ -38,6 +38,7 @@ class ManagerOptions:
     backend: str | None = None
     restart: str = "never"
     max_restarts: int = 5
+    stalled_after: float = 60.0
     server_log: str | None = None
 
 

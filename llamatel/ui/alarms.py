@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -150,8 +150,8 @@ class Alarms:
             reasons = ", ".join(sorted(reason for reason, number in snapshot.records_dropped.items() if number))
             yield Alarm(
                 "telemetry_dropped", None,
-                f"{dropped - self._dropped} spans or requests of telemetry were lost ({reasons}): "
-                "is the OTLP endpoint up and fast enough?",
+                f"{dropped - self._dropped} spans, requests or lines of telemetry were lost ({reasons}): "
+                f"{_loss_remedy(snapshot.records_dropped)}",
             )  # fmt: skip
         self._dropped = dropped
 
@@ -165,6 +165,11 @@ class Alarms:
             return False
         raised_at[alarm.name] = now
         return True
+
+
+def _loss_remedy(dropped: Mapping[str, int]) -> str:
+    lines = sum(dropped.get(reason, 0) for reason in ("jsonl_failed", "server_log_failed"))
+    return "is the disk full?" if lines == sum(dropped.values()) else "is the OTLP endpoint up and fast enough?"
 
 
 def forget_removed(remembered: dict[ServerKey, T], snapshot: Snapshot, limit: int) -> None:
@@ -198,6 +203,14 @@ def _context_full(number: int, state: ServerSnapshot) -> str:
 def _conditions(
     state: ServerSnapshot, history: _History, now: float, objectives: Objectives
 ) -> Iterator[tuple[str, str]]:
+    if state.state == "stalled":
+        yield (
+            "server_stalled",
+            (
+                "the server has work and makes no progress: see its log and restart it; llamatel serve "
+                "--restart on-stall does that"
+            ),
+        )
     if not state.stale:
         history.stale_since = None
     elif history.stale_since is None:

@@ -263,7 +263,7 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
 
 
 def _is_down(state: ServerSnapshot) -> bool:
-    return state.state == "failed" or (state.up is False and state.state != "starting")
+    return state.state in ("failed", "stalled") or (state.up is False and state.state != "starting")
 
 
 def _short(value: float | None) -> float | None:

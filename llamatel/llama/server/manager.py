@@ -28,6 +28,7 @@ from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.server.supervisor import ServerState, Supervisor
 from llamatel.llama.server.unix_socket import UnixSocket
 from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.progress import STALLED_AFTER_S
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import ServerSnapshot
@@ -48,8 +49,9 @@ class ServerManager:
     """A llama.cpp server as a child process.
 
     ``backend``: None (see ``backends.find_backend``), ``"llama-server"``, ``"xllamacpp"`` or a path.
-    ``restart``: ``"never"`` or ``"on-failure"``: after a crash it is restarted with growing pauses, at most
-    ``max_restarts`` times in a row; a minute of good health clears the count.
+    ``restart``: ``"never"``, ``"on-failure"`` (after a crash it is restarted with growing pauses, at most
+    ``max_restarts`` times in a row; a minute of good health clears the count) or ``"on-stall"`` (also if it has work
+    and makes no progress for ``stalled_after`` seconds; it is killed then).
     ``server_log``: also write the server's log: a path (appended to), ``"-"`` for stderr, or None.
 
     Used as a context manager it stops the server at the end. Its methods may be called from any thread.
@@ -61,14 +63,18 @@ class ServerManager:
         backend: str | None = None,
         restart: str = "never",
         max_restarts: int = 5,
+        stalled_after: float = STALLED_AFTER_S,
         server_log: str | os.PathLike[str] | None = None,
     ) -> None:
-        if restart not in ("never", "on-failure"):
-            raise UsageError(f"restart is 'never' or 'on-failure', not '{restart}'")
+        if restart not in ("never", "on-failure", "on-stall"):
+            raise UsageError(f"restart is 'never', 'on-failure' or 'on-stall', not '{restart}'")
+        if stalled_after <= 0:
+            raise UsageError(f"stalled_after is {stalled_after:g}: it must be positive")
         if max_restarts < 0:
             raise UsageError(f"max_restarts is {max_restarts}: it must not be negative")
         self._choice = backend
-        self._restart_on_failure = restart == "on-failure"
+        self._restart = restart
+        self._stalled_after_s = stalled_after
         self._max_restarts = max_restarts
         self._server_log = server_log
         self._lock = threading.Lock()
@@ -297,7 +303,7 @@ class ServerManager:
         supervisor = Supervisor(
             backend, command, requested, self._observed_log,
             hand_out=self._hand_out, process_replaced=self._observed.process_replaced,
-            restart_on_failure=self._restart_on_failure, max_restarts=self._max_restarts, log=log, before=before,
+            restart_on_failure=self._restart != "never", max_restarts=self._max_restarts, log=log, before=before,
         )  # fmt: skip
         self._backend, self._requested, self._supervisor = backend, requested, supervisor
         supervisor.start()
@@ -309,7 +315,13 @@ class ServerManager:
             requested,
             log=self._observed_log,
             lifecycle=lambda: None if self._supervisor is None else self._supervisor.lifecycle(),
+            stalled_after_s=self._stalled_after_s,
+            on_stall=self._stalled,
         )
+
+    def _stalled(self, why: str) -> None:
+        if self._restart == "on-stall" and self._supervisor is not None:
+            self._supervisor.give_up_process(why)
 
     def _announce(self) -> None:
         with _known:

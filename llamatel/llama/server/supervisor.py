@@ -132,6 +132,8 @@ class Supervisor:
         self._tail: deque[OutputLine] = deque(maxlen=_TAIL_LINES)
         self._changed = threading.Condition()
         self._stop_by: float | None = None
+        self._given_up: str | None = None
+        """Why the process that runs now is to be killed."""
         self._over = False
         self._may_poll = False
         self._owner = os.getpid()
@@ -190,6 +192,14 @@ class Supervisor:
             self._stop_by = min(self._stop_by or math.inf, time.monotonic() + timeout)
             if first and not self._over:
                 os.write(self._wake_write, b"!")
+
+    def give_up_process(self, why: str) -> None:
+        """Kill the process that runs now, as one that failed: it may be restarted. Returns at once."""
+        with self._changed:
+            if self._over or self._stop_by is not None or self._given_up is not None:
+                return
+            self._given_up = why
+            os.write(self._wake_write, b"!")
 
     def lifecycle(self) -> Lifecycle:
         """The process now."""
@@ -270,7 +280,7 @@ class Supervisor:
             self._tail.clear()
         self._output.restart()
         self._process_replaced()
-        self.loading_s = self.returncode = None
+        self.loading_s = self.returncode = self._given_up = None
         self.started_at = time.time()
         started = time.monotonic()
         ready_at: float | None = None
@@ -289,7 +299,11 @@ class Supervisor:
                     ready_at = time.monotonic()
                     self.loading_s = ready_at - started
                     self._set(ServerState.READY)
-                if stop is not None:
+                if self._given_up is not None and stop is None and self._stop_by is None:
+                    os.read(self._wake_read, 1)
+                    child.kill()
+                    stop = _Stop(None)
+                elif stop is not None:
                     self._press(child, stop, lines)
                 elif self._stop_by is not None:
                     self._set(ServerState.STOPPING)
@@ -393,6 +407,8 @@ class Supervisor:
 
     def _why(self, *, was_ready: bool) -> str:
         code = self.returncode
+        if self._given_up is not None:
+            return f"the server was killed: {self._given_up}"
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         if was_ready:
             return f"the server ended with {how}"

@@ -20,6 +20,7 @@ from llamatel.inputs.credentials import read_api_key
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.watch.observed_server import ObservedServer
+from llamatel.llama.watch.progress import STALLED_AFTER_S
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.llama.watch.targets import Target, TargetFiles, check_labels
 from llamatel.outputs.log_once import LogOnce
@@ -62,6 +63,7 @@ class Fleet:
         access: Access,
         *,
         interval_s: float = 1.0,
+        stalled_after_s: float = STALLED_AFTER_S,
         has_log: bool = False,
         added: Callable[[ObservedServer], None] = lambda _: None,
         removed: Callable[[ObservedServer], None] = lambda _: None,
@@ -73,6 +75,7 @@ class Fleet:
         self._targets = targets
         self._access = access
         self._interval_s = interval_s
+        self._stalled_after_s = stalled_after_s
         self._has_log = has_log
         self._added, self._removed = added, removed
         self._servers: dict[Target, ObservedServer] = {}
@@ -176,6 +179,7 @@ class Fleet:
             client=self._access.client(target),
             log=ServerLog(info, LogClock()) if self._has_log else None,
             interval_s=self._interval_s,
+            stalled_after_s=self._stalled_after_s,
         )
 
     def _plan(self, at: float, server: ObservedServer) -> None:

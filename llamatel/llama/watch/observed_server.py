@@ -37,6 +37,7 @@ from llamatel.llama.watch.local_process import (
 from llamatel.llama.watch.model_file import ModelFile
 from llamatel.llama.watch.poll_outcome import PollOutcome, failed_poll, refusal
 from llamatel.llama.watch.polling import Polling
+from llamatel.llama.watch.progress import STALLED_AFTER_S, ProgressWatch
 from llamatel.llama.watch.router_models import Router, models_with_log
 from llamatel.llama.watch.server_lifecycle import Lifecycle
 from llamatel.llama.watch.server_log import LogState, ServerLog, warn_unless_understood
@@ -67,9 +68,14 @@ class ObservedServer:
         log: ServerLog | None = None,
         lifecycle: Callable[[], Lifecycle | None] | None = None,
         interval_s: float = 1.0,
+        stalled_after_s: float = STALLED_AFTER_S,
+        on_stall: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Sources: ``client`` (HTTP), ``log``, and ``lifecycle`` of a server that this program has launched."""
+        """Sources: ``client`` (HTTP), ``log``, and ``lifecycle`` of a server that this program has launched.
+
+        ``on_stall`` is called, with a sentence, when the server is found to be stalled: see ``progress``.
+        """
         self.info = info
         self.log = log
         self.due_in_s = interval_s
@@ -79,6 +85,8 @@ class ObservedServer:
         self._client = client
         self._lifecycle = lifecycle
         self._interval_s = interval_s
+        self._progress = ProgressWatch(stalled_after_s, interval_s=interval_s, clock=clock)
+        self._on_stall = on_stall
         self._clock = clock
         self._poll_lock = threading.Lock()
         self._poll_started_at = float("-inf")
@@ -227,18 +235,34 @@ class ObservedServer:
             self._poll_http(life)
         except ServerUnreachable as error:
             working = has_worked(pid, cpu_s, self._clock() - started_at)
-            self._failed(error, life, started_at, working=working)
+            stalled = self._is_stalled(pid, started_at, working=error.busy)
+            self._failed(error, life, started_at, working=working, stalled=stalled)
         else:
             if self._once.reset("down"):
                 _log.warning("%s answers now", self.url)
             self._answered_at = self._clock()
             asleep = self._polling is not None and self._polling.sleeping
-            self._publish(PollOutcome(life, up=True, state="sleeping" if asleep else "ready"))
+            busy = self._polling is not None and self._polling.busy
+            stalled = self._is_stalled(pid, started_at, working=busy)
+            self._publish(PollOutcome(life, up=True, state="sleeping" if asleep else "stalled" if stalled else "ready"))
         source = self._router or self._polling
         if source is not None:
             observed = source.take_observed(self.info)
             if not self._log_shows_requests:
                 self.publish(observed)
+
+    def _is_stalled(self, pid: int | None, started_at: float, *, working: bool) -> bool:
+        """Whether it has work and has made no progress for long; ``working``: it has work at this poll."""
+        marks = None if self._polling is None else self._polling.marks
+        stalled = self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_time(pid))
+        if not stalled:
+            if self._once.reset("stalled"):
+                _log.warning("%s makes progress again", self.info.shown_address)
+        else:
+            why = f"it made no progress for {self._progress.after_s:g} s"
+            if self._once.warning("stalled", "%s is stalled: %s", self.info.shown_address, why):
+                self._on_stall(why)
+        return stalled
 
     def _follow(self, life: Lifecycle) -> None:
         """Record what the supervisor reports of the process."""
@@ -307,7 +331,9 @@ class ObservedServer:
         if self.log is not None and self._lifecycle is None:
             self.log.identify(info)
 
-    def _failed(self, error: ServerUnreachable, life: Lifecycle | None, started_at: float, *, working: bool) -> None:
+    def _failed(
+        self, error: ServerUnreachable, life: Lifecycle | None, started_at: float, *, working: bool, stalled: bool
+    ) -> None:
         now, status = self._clock(), error.status
         outcome = failed_poll(
             error, life, is_alive=lambda: self._is_healthy(now) or working or self._answered_lately(life, now)
@@ -325,7 +351,7 @@ class ObservedServer:
                 self._once.warning("down", "%s", error)
         if not outcome.stale:
             self._disconnected()
-        self._publish(outcome)
+        self._publish(replace(outcome, state="stalled") if stalled else outcome)
         if slow or status == 404 or isinstance(error, NotLlamaCpp):
             self.due_in_s = max(_FAR_S, self._interval_s)
 

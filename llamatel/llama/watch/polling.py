@@ -108,6 +108,12 @@ class Polling:
         return self._works or any(slot.busy for slot in self.slots or ())
 
     @property
+    def marks(self) -> object:
+        """What changes while the server makes progress: its counters, and the tokens in its slots."""
+        slots = tuple((slot.id, slot.task, slot.prompt_computed, slot.decoded) for slot in self.slots or ())
+        return tuple(self._counters.totals().items()), slots
+
+    @property
     def _works(self) -> bool:
         """Whether its gauges report that."""
         return any(self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred"))

@@ -37,8 +37,8 @@ def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[R
 
 def state(server: Mapping[str, Any]) -> Text:
     """The state of a server, or of its row, in a few words."""
-    if server["state"] == "failed":
-        return Text("failed", "red")
+    if server["state"] in ("failed", "stalled"):
+        return Text(server["state"], "red")
     if server["up"] is None:
         return Text(server["state"] or "log only", "dim")
     word = server["state"] or ("up" if server["up"] else "down")

@@ -32,7 +32,7 @@ let polling = false;
 const stateOf = (server) => server.state || (server.up === null ? "log only" : server.up ? "up" : "down");
 
 function levelOf(server) {
-  if (server.state === "failed") return "bad";
+  if (server.state === "failed" || server.state === "stalled") return "bad";
   if (server.up === false) return server.state === "starting" ? "warn" : "bad";
   return server.stale ? "warn" : server.up ? "good" : "";
 }
