@@ -42,11 +42,19 @@ class Server:
 class Unmanaged(Server):
     """A llama-server that can be killed and started again on the same port."""
 
-    def __init__(self, program: Path, folder: Path, *flags: str | Path, port: int = 0, key: str | None = None) -> None:
+    def __init__(
+        self,
+        program: Path,
+        folder: Path,
+        *flags: str | Path,
+        port: int = 0,
+        key: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = port or free_port()
         super().__init__(f"http://127.0.0.1:{self.port}")
         self._argv = [program, "--port", str(self.port), "-t", "1", *flags]
-        self._env = {} if key is None else {"LLAMA_API_KEY": key}
+        self._env = {**(env or {}), **({} if key is None else {"LLAMA_API_KEY": key})}
         self._folder = folder
         self._starts = 0
         self.child = self.start()

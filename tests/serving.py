@@ -20,6 +20,19 @@ CONTEXT = 8192
 FLAGS = ("--", "--threads-http", "40", "-t", "1")
 
 
+def metric_sum(url: str, name: str, **labels: str) -> float | None:
+    """Sum of the samples of this name that have these labels; None without any."""
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text = answer.read().decode()
+    found = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    return sum(found) if found else None
+
+
 class Serving:
     """A running ``llamatel serve``."""
 
@@ -71,15 +84,7 @@ class Serving:
         return pid
 
     def metric(self, name: str, **labels: str) -> float | None:
-        with urllib.request.urlopen(self.metrics_url, timeout=30) as answer:
-            text = answer.read().decode()
-        found = [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        return sum(found) if found else None
+        return metric_sum(self.metrics_url, name, **labels)
 
     def records(self) -> list[dict[str, Any]]:
         *whole, _ = self.rows.read_text().split("\n")  # the last line may be incomplete

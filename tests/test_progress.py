@@ -19,7 +19,7 @@ from llamatel.llama.watch.progress import ProgressWatch
 from llamatel.records import Completion
 from tests.attached import attached, unmanaged
 from tests.parts import wait_until
-from tests.servers import BACKENDS, ask_at_once, choose_backend
+from tests.servers import BACKENDS, choose_backend, complete_in_background
 
 AFTER_S = 1.5
 CONTEXT = 65_536
@@ -104,7 +104,7 @@ def test_server_healthy_and_stalled(
         unmanaged(llama_server_binary, tmp_path, *flags) as server,
         attached(server.url, stalled_after_s=AFTER_S) as fleet,
     ):
-        ask_at_once(server.url, 2, 20_000)
+        complete_in_background(server.url, 2, 20_000)
         fleet.wait(lambda state: state.slots is not None and all(slot.busy for slot in state.slots))
         stopped_loop(server.child.pid)
         state = fleet.wait(lambda state: state.state == "stalled")
@@ -118,7 +118,7 @@ def test_server_stopped_and_continued(llama_server_binary: Path, tiny_model: Pat
         unmanaged(llama_server_binary, tmp_path, *flags) as server,
         attached(server.url, stalled_after_s=AFTER_S) as fleet,
     ):
-        ask_at_once(server.url, 2, 20_000)
+        complete_in_background(server.url, 2, 20_000)
         fleet.wait(lambda state: state.slots is not None and all(slot.busy for slot in state.slots))
         os.kill(server.child.pid, signal.SIGSTOP)
         fleet.wait(lambda state: state.state == "stalled")
@@ -157,7 +157,7 @@ def test_server_restarted_on_stall(request: pytest.FixtureRequest, tiny_model: P
         server.start_server(tiny_model, port=0, n_parallel=2, ctx_size=CONTEXT).wait_until_ready(60)
         first = server.info.pid
         assert first is not None
-        ask_at_once(server.base_url, 1, 20_000)
+        complete_in_background(server.base_url, 1, 20_000)
 
         def busy() -> bool:
             state = server.snapshot()
@@ -181,7 +181,7 @@ def test_server_not_restarted_on_failure_alone(tiny_model: Path) -> None:
         server.start_server(tiny_model, port=0, n_parallel=2, ctx_size=CONTEXT).wait_until_ready(60)
         pid = server.info.pid
         assert pid is not None
-        ask_at_once(server.base_url, 1, 20_000)
+        complete_in_background(server.base_url, 1, 20_000)
         os.kill(pid, signal.SIGSTOP)
 
         def stalled() -> bool:

@@ -239,6 +239,8 @@ class Joiner:
         self._addresses = _Addresses()
         self.grace_s = 0.0
         """How long each request waits for a report of another process, which may be the first one."""
+        self._now = 0.0
+        """When ``due`` was called last."""
         self._forgotten_at = 0.0
         """When the last relevant request was dropped."""
 
@@ -288,6 +290,9 @@ class Joiner:
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
         """The requests whose origin is known, or that need not wait longer."""
         now = self._clock()
+        if now < self._now:
+            self._set_back(now)
+        self._now = now
         decided = [
             (one, found)
             for one in self._finished
@@ -310,6 +315,15 @@ class Joiner:
                 origin = held.origin or Origin(candidates=_nearest(held))
                 yield held.completion, origin
         self._held = kept
+
+    def _set_back(self, now: float) -> None:
+        """The clock was set back to ``now``: nothing may wait until it is where it was."""
+        for held in self._held:
+            held.arrived_at, held.check_at = min(held.arrived_at, now), min(held.check_at, now)
+        for one in self._finished:
+            one.arrived_at, one.searched_at = min(one.arrived_at, now), min(one.searched_at, now)
+        with self._lock:
+            self._expected = {endpoint: until - (self._now - now) for endpoint, until in self._expected.items()}
 
     @property
     def waits(self) -> bool:

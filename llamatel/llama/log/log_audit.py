@@ -38,6 +38,7 @@ class LogAudit:
         *,
         supervised: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """``contradictions``: their counts by kind, to add to. ``supervised``: see ``LogReader``."""
         self._counts = {} if contradictions is None else contradictions
@@ -46,8 +47,9 @@ class LogAudit:
         """Tokens of the requests that completed, of this process."""
         self.slots: int | None = None
         """Slots that the server has."""
-        self._clock = clock
-        self._started_at: float | None = None
+        self._clock, self._wall = clock, wall
+        self._started_at: tuple[float, float] | None = None
+        """By both clocks."""
         self._launched: dict[int, None] = {}
         self._newest_task = -1
         self._history: deque[tuple[float, int, int]] = deque(maxlen=_SAMPLES)
@@ -59,7 +61,7 @@ class LogAudit:
     def restart(self) -> None:
         """Reset for another process. A supervised one starts now, and its log is read from the first line."""
         self.generated, self.slots, self._newest_task = 0, None, -1
-        self._started_at = self._clock() if self._supervised else None
+        self._started_at = (self._clock(), self._wall()) if self._supervised else None
         self._counter_at_start, self._generated_at_start = (0.0, 0) if self._supervised else (None, None)
         self._launched.clear()
         self._history.clear()
@@ -85,8 +87,14 @@ class LogAudit:
         return True
 
     def is_future(self, log_time: float) -> bool:
-        """Whether a line's time (seconds since the process started) is in the future; only of a supervised server."""
-        if self._started_at is None or log_time <= self._clock() - self._started_at + 1.0:
+        """Whether a line's time (seconds since the process started) is in the future; only of a supervised server.
+
+        llama.cpp takes it from the wall clock, which may be set while it runs.
+        """
+        if self._started_at is None:
+            return False
+        elapsed = max(self._clock() - self._started_at[0], self._wall() - self._started_at[1])
+        if log_time <= elapsed + 1.0:
             return False
         self._found("time")
         return True

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 _JUMP_S = 5.0
 _PERSISTS_S = 1.0
+_SET_BACK_S = 0.5
 
 
 def _slept() -> float:
@@ -29,7 +30,7 @@ class LogClock:
         self._live = live
         self._anchor = anchor
         self._slept = slept
-        self._slept_before = slept()
+        self._slept_before = self._slept_last = slept()
         self._lagging: tuple[float, float] | None = None
         """Since when all lines lag, and the anchor according to the one with the least lag."""
 
@@ -42,6 +43,7 @@ class LogClock:
         """Record that a line written at log time ``time`` was read at Unix time ``now``."""
         start = now - time
         anchor = self._anchor
+        self._slept_last = self._slept()
         if anchor is None:
             self._slept_before = self._slept()
             anchor = start
@@ -68,6 +70,10 @@ class LogClock:
             return least
         self._lagging = (since, least)
         return anchor
+
+    def set_back(self) -> bool:
+        """Whether this machine's wall clock was set back since the last line: the log's times go back with it."""
+        return self._live and self._slept() - self._slept_last < -_SET_BACK_S
 
     def restart(self) -> None:
         """Reset for another process in the same log."""

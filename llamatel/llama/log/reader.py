@@ -172,7 +172,7 @@ class LogReader:
         self._stamped = True
         if time > self._last_time + _JUMP_S and self._audit.is_future(time):
             return None
-        if time < self._last_time - 1.0 and not self._supervised:
+        if time < self._last_time - 1.0 and not self._supervised and not self._clock.set_back():
             self._completed.extend(self.abort(now, "the server's process was replaced"))
             self._clock.restart()
             self._audit.restart()
