@@ -479,9 +479,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",
-        "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown), lines of "
-        "--jsonl and --server-log (jsonl_failed, server_log_failed), requests and calls (the others). Each reason is "
-        "there from the start.",
+        "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown, "
+        "spool_full), lines of --jsonl and --server-log (jsonl_failed, server_log_failed), requests and calls (the "
+        "others). Each reason is there from the start.",
         ("reason",),
     ),
     Metric(
@@ -494,6 +494,8 @@ METRICS: tuple[Metric, ...] = (
         "llamatel.spans.exported", Kind.TOTAL, "{span}",
         "Spans that the OTLP endpoint accepted. With those in llamatel.records.dropped they are all spans.",
     ),
+    Metric("llamatel.spool.size", Kind.GAUGE, "By", "Bytes in the spool (--otlp-spool) that the OTLP endpoint lacks."),
+    Metric("llamatel.spool.spans", Kind.GAUGE, "{span}", "Spans in the spool that the OTLP endpoint lacks."),
     Metric(
         "llamatel.spans.shed_ratio", Kind.GAUGE, "1",
         "Share of requests whose spans are left out because requests end faster than spans can be written; counters "
@@ -513,9 +515,9 @@ METRICS: tuple[Metric, ...] = (
 DROP_REASONS = (
     "shed", "queue_full", "export_failed", "rejected", "shutdown", "span_failed", "observer_full", "observer_closed",
     "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_reported",
-    "jsonl_failed", "server_log_failed",
+    "jsonl_failed", "server_log_failed", "spool_full",
 )  # fmt: skip
-"""Values of ``reason`` of ``llamatel.records.dropped``; the first six count spans."""
+"""Values of ``reason`` of ``llamatel.records.dropped``; the first six, and spool_full, count spans."""
 
 
 def table(metrics: Iterable[Metric] = METRICS) -> dict[str, Metric]:

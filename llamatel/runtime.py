@@ -115,6 +115,7 @@ def init(
     service_name: str | None = None,
     otlp_endpoint: str | None = None,
     otlp_protocol: str | None = None,
+    otlp_spool: str | None = None,
     metrics_addr: str | None = None,
     page_token: str | None = None,
     keep_traces: bool | int | None = None,
@@ -127,7 +128,8 @@ def init(
     """Turn telemetry on: every server that a ServerManager runs, now or later, is traced and measured.
 
     ``service_name``: the resource's ``service.name``. ``otlp_endpoint``: ``http://host:4317`` (gRPC) or ``:4318``
-    (HTTP); without it the ``OTEL_*`` environment decides. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
+    (HTTP); without it the ``OTEL_*`` environment decides. ``otlp_spool``: folder in which spans wait until they are
+    delivered. ``metrics_addr``: ``HOST:PORT`` for Prometheus, or
     ``"none"``; by default 127.0.0.1:9464, or a free port where that is in use. ``page_token``: serves the web page
     beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
     last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default in notebooks and at
@@ -149,6 +151,7 @@ def init(
     strict = settings is not None
     settings = settings or Settings.from_env(
         service_name=service_name, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol,
+        otlp_spool=otlp_spool,
         metrics_addr=metrics_addr, page_token=page_token, collectors=collectors, without=without,
         keep_traces=_spans_to_keep(keep_traces), strict=False,
     )  # fmt: skip
@@ -271,6 +274,7 @@ def _connect(
         dropped=dropped,
         span_load=built.span_load,
         exported=built.exported,
+        spooled=built.spooled,
         callbacks=callbacks,
     )
     built.publish()

@@ -211,6 +211,9 @@ def telemetry_options(command: _C) -> _C:
                 type=click.Choice(["grpc", "http/protobuf"]),
                 help="Protocol of the OTLP endpoint.  [default: by its port and path]",
             ),
+            click.option(
+                "--otlp-spool", metavar="DIR", help="Keep spans here until the OTLP endpoint has accepted them."
+            ),
             click.option("--service-name", metavar="NAME", help="OpenTelemetry's service.name."),
             click.option(
                 "--collector",

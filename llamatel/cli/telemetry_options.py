@@ -45,6 +45,7 @@ class TelemetryOptions:
     page_token_file: str | None = None
     otlp_endpoint: str | None = None
     otlp_protocol: str | None = None
+    otlp_spool: str | None = None
     service_name: str | None = None
     collectors: tuple[str, ...] = ()
     no_collectors: tuple[str, ...] = ()
@@ -127,6 +128,7 @@ def telemetry(
             "service_name": options.service_name,
             "otlp_endpoint": options.otlp_endpoint,
             "otlp_protocol": options.otlp_protocol,
+            "otlp_spool": options.otlp_spool,
             "metrics_addr": options.metrics_addr,
             "page_token": read_page_token(options.page_token_file),
             "collectors": options.collectors,

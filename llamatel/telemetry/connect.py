@@ -36,6 +36,7 @@ def connect(
     dropped: Callable[[], Mapping[str, int]] = dict,
     span_load: Callable[[], float] = float,
     exported: Callable[[], int | None] = lambda: None,
+    spooled: Callable[[], tuple[int, int] | None] = lambda: None,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
     """A running observer, with collectors, on a tracer and a meter or store.
@@ -59,6 +60,7 @@ def connect(
         dropped=dropped,
         span_load=span_load,
         exported=exported,
+        spooled=spooled,
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(meter, rows, observer.samples, store=store, callbacks=callbacks)

@@ -86,6 +86,7 @@ class Observer:
         dropped: Callable[[], Mapping[str, int]] = dict,
         span_load: Callable[[], float] = float,
         exported: Callable[[], int | None] = lambda: None,
+        spooled: Callable[[], tuple[int, int] | None] = lambda: None,
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -111,6 +112,7 @@ class Observer:
         self._closed = False
         self._span_load = span_load
         self._exported = exported
+        self._spooled = spooled
         self.restart()
 
     def restart(self) -> None:
@@ -248,6 +250,9 @@ class Observer:
         exported = self._exported()
         if exported is not None:
             samples.append(Sample("llamatel.spans.exported", exported))
+        if (spooled := self._spooled()) is not None:
+            names = ("llamatel.spool.size", "llamatel.spool.spans")
+            samples += [Sample(name, value) for name, value in zip(names, spooled, strict=True)]
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
         return samples

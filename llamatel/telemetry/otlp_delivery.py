@@ -26,6 +26,8 @@ class Delivery:
         self._timeout_s = timeout_s
         self.failing = False
         """Whether the last message was not delivered."""
+        self.may_retry = True
+        """Whether the last message that was not delivered may be delivered later."""
         self.delivered_any = False
         self.refused = False
         """Whether the endpoint rejected this signal and never accepted it."""
@@ -35,7 +37,7 @@ class Delivery:
         self._deadline: float | None = None
         self._stop = threading.Event()
 
-    def send(self, message: bytes) -> bool:
+    def send(self, message: bytes, *, retries: bool = True) -> bool:
         """Send a message within the timeout, retries included; True if it was delivered."""
         deadline = time.monotonic() + self._timeout_s
         backoff_s = _FIRST_BACKOFF_S
@@ -44,7 +46,7 @@ class Delivery:
                 deadline = min(deadline, self._deadline)
             left = deadline - time.monotonic()
             if left <= 0:
-                self.failing = True
+                self.failing = self.may_retry = True
                 return False
             sent = self._transport.send(message, left)
             self._report(sent)
@@ -52,7 +54,7 @@ class Delivery:
                 return True
             wait_s = sent.retry_after_s or backoff_s * random.uniform(0.8, 1.2)
             backoff_s = min(_MAX_BACKOFF_S, 2 * backoff_s)
-            if not sent.retry or time.monotonic() + wait_s >= deadline or self._stop.wait(wait_s):
+            if not sent.retry or not retries or time.monotonic() + wait_s >= deadline or self._stop.wait(wait_s):
                 return False
 
     def end_by(self, deadline: float) -> None:
@@ -74,7 +76,7 @@ class Delivery:
         self.rejected = 0
 
     def _report(self, sent: Sent) -> None:
-        self.failing = not sent.delivered
+        self.failing, self.may_retry = not sent.delivered, sent.retry
         self.refused = sent.unsupported and not self.delivered_any
         if not sent.delivered:
             self._once.warning("failing", "cannot send %s to %s: %s", self._what, self._url, sent.reason)

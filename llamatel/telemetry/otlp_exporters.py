@@ -12,6 +12,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from llamatel.telemetry.metric_push import MetricPush
 from llamatel.telemetry.otlp_delivery import Delivery
 from llamatel.telemetry.otlp_options import OtlpOptions
+from llamatel.telemetry.otlp_spool import Spool
 from llamatel.telemetry.otlp_transport import transport
 from llamatel.telemetry.settings import OtlpTarget, Settings
 from llamatel.telemetry.span_export import SpanExport
@@ -32,6 +33,7 @@ def span_export(
         queue_size=settings.span_queue_size,
         batch_size=settings.span_batch_size,
         delay_s=settings.schedule_delay_s,
+        spool=None if settings.otlp_spool is None else Spool(settings.otlp_spool),
     )
 
 

@@ -159,6 +159,10 @@ class Pipeline:
         """Spans that were delivered over OTLP; None if spans are not sent."""
         return None if self._parts.spans is None else self._parts.spans.exported
 
+    def spooled(self) -> tuple[int, int] | None:
+        """Bytes and spans in the spool; None without one."""
+        return None if self._parts.spans is None else self._parts.spans.spooled()
+
     def span_load(self) -> float:
         """How full the queue of the span exporter is, 0 to 1."""
         return 0.0 if self._parts.spans is None else self._parts.spans.load()

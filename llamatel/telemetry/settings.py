@@ -78,6 +78,8 @@ class Settings:
     """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
     span_batch_size: int = 512
     """Spans in one export at most (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``); never more than the queue holds."""
+    otlp_spool: str | None = None
+    """Folder in which spans wait until they are delivered (``LLAMATEL_OTLP_SPOOL``)."""
     collectors: tuple[str, ...] = ()
     """The only collectors to run; empty means all that are installed."""
     without: tuple[str, ...] = ()
@@ -99,6 +101,7 @@ class Settings:
         service_name: str | None = None,
         otlp_endpoint: str | None = None,
         otlp_protocol: str | None = None,
+        otlp_spool: str | None = None,
         metrics_addr: str | None = None,
         keep_traces: int = 0,
         page_token: str | None = None,
@@ -153,6 +156,7 @@ class Settings:
             page_token=page_token or env.get(PAGE_TOKEN_VARIABLE),
             llamatel_url=_llamatel_url(env),
             keep_traces=keep_traces,
+            otlp_spool=otlp_spool or env.get("LLAMATEL_OTLP_SPOOL"),
             span_queue_size=queue_size,
             span_batch_size=min(queue_size, env.positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
             collectors=tuple(collectors),

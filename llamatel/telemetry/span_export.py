@@ -20,8 +20,13 @@ from opentelemetry.trace import Span
 from llamatel.outputs.log_once import LogOnce
 from llamatel.telemetry import otlp_encoding
 from llamatel.telemetry.otlp_delivery import Delivery
+from llamatel.telemetry.otlp_spool import Spool
 
 _log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 1.0
+_MAX_PAUSE_S = 30.0
+"""Between attempts to send what is in the spool."""
 
 
 class SpanExport:
@@ -36,8 +41,12 @@ class SpanExport:
         queue_size: int = 16384,
         batch_size: int = 512,
         delay_s: float = 5.0,
+        spool: Spool | None = None,
     ) -> None:
-        """``resource``: of all spans, now; ``scope``: of the encoded ones. Sizes are numbers of spans."""
+        """``resource``: of all spans, now; ``scope``: of the encoded ones. Sizes are numbers of spans.
+
+        ``spool``: keeps batches on disk until they are accepted.
+        """
         self.delivery = delivery
         self._resource = resource
         self._scope = scope
@@ -47,11 +56,18 @@ class SpanExport:
         """Spans that wait when the thread is woken: a small queue must not fill up between two exports."""
         self._delay_s = delay_s
         self._closed = False
+        self._spool: Spool | None = None
         self._once = LogOnce(_log)
         self.reset()
+        self._spool = spool
+        if spool is not None and len(spool):
+            self._start()  # what an earlier process left
 
     def reset(self) -> None:
-        """Start again with an empty queue, in a forked child."""
+        """Start again with an empty queue, in a forked child; the spool stays its parent's."""
+        self._spool = None
+        self._retry_at = 0.0
+        self._pause_s = _FIRST_PAUSE_S
         self.delivery.reset()
         self._changed = threading.Condition()
         self._queue: deque[tuple[int, bytes | ReadableSpan]] = deque()
@@ -74,20 +90,25 @@ class SpanExport:
             before = self._waiting
             self._waiting += count
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="llamatel-otlp-spans", daemon=True)
-                self._thread.start()
+                self._start()
             elif before < self._wake_at <= self._waiting:
                 self._changed.notify_all()
         return True
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="llamatel-otlp-spans", daemon=True)
+        self._thread.start()
 
     def load(self) -> float:
         """How full the queue is, 0 to 1. Without a working endpoint 0: shedding would not help."""
         return 0.0 if self.delivery.failing else self._waiting / self._queue_size
 
     def lost(self) -> dict[str, int]:
-        """Spans that were lost, by reason: queue_full, export_failed, rejected, shutdown."""
+        """Spans that were lost, by reason: queue_full, export_failed, rejected, shutdown, spool_full."""
         with self._changed:
             lost = dict(self._lost)
+        if self._spool is not None and self._spool.dropped:
+            lost["spool_full"] = self._spool.dropped
         if self.delivery.rejected:
             lost["rejected"] = self.delivery.rejected
         return lost
@@ -97,13 +118,22 @@ class SpanExport:
         """Spans that the endpoint accepted."""
         return self._exported - self.delivery.rejected
 
+    def spooled(self) -> tuple[int, int] | None:
+        """Bytes and spans in the spool; None without one."""
+        return None if self._spool is None else (self._spool.size, self._spool.spans)
+
+    @property
+    def _pending(self) -> bool:
+        """Whether spans wait in the spool and may be sent."""
+        return self._spool is not None and len(self._spool) > 0 and not self.delivery.failing
+
     def flush(self, timeout_s: float) -> bool:
         """Send what is queued; False if that took longer."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            while self._waiting or self._under_way:
+            while self._waiting or self._under_way or self._pending:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._thread is None:
                     return False
@@ -135,24 +165,28 @@ class SpanExport:
             self._thread.join(0.0 if not done else 1.0)
         if done:
             self.delivery.close()
+            if self._spool is not None:
+                if self._spool.spans:
+                    _log.warning("%d spans stay in the spool, for the next start", self._spool.spans)
+                self._spool.close()
         return done
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._waiting < self._wake_at and not self._flushing:
+                if self._waiting < self._wake_at and not self._flushing and not self._pending:
                     self._changed.wait(self._delay_s)
-                if self._abandoned or (self._closed and not self._waiting):
+                if self._abandoned or (self._closed and not self._waiting and not self._pending):
                     self._changed.notify_all()
                     return
                 batch, size = self._next_batch()
-                if not size:
+                if not size and self._spool is None:
                     self._flushing = False
                     continue
                 self._under_way = size
-            delivered = self._send(batch)
+            delivered = self._send(batch, size) if size else None
             with self._changed:
-                if not self._abandoned:
+                if delivered is not None and not self._abandoned:
                     if delivered:
                         self._exported += size
                     else:
@@ -160,6 +194,10 @@ class SpanExport:
                 self._under_way = 0
                 self._flushing = self._flushing and bool(self._waiting)
                 self._changed.notify_all()
+            if self._spool is not None:
+                self._send_spooled(self._spool)
+                with self._changed:
+                    self._changed.notify_all()
 
     def _next_batch(self) -> tuple[list[bytes | ReadableSpan], int]:
         batch, size = [], 0
@@ -170,12 +208,43 @@ class SpanExport:
         self._waiting -= size
         return batch, size
 
-    def _send(self, batch: Sequence[bytes | ReadableSpan]) -> bool:
+    def _send(self, batch: Sequence[bytes | ReadableSpan], size: int) -> bool | None:
+        """Whether the batch was delivered; None if it is in the spool."""
         try:
-            return self.delivery.send(self._encode(batch))
+            message = self._encode(batch)
+            if self._spool is not None:
+                try:
+                    self._spool.put(message, size)
+                except OSError as error:
+                    self._once.warning("spool", "cannot write to the spool: %s", error.strerror)
+                else:
+                    return None
+            return self.delivery.send(message)
         except Exception:  # noqa: BLE001 - the boundary of the thread: logged, and the batch is counted as lost
             self._once.error("failed", "spans could not be sent; further failures are only counted", exc_info=True)
             return False
+
+    def _send_spooled(self, spool: Spool) -> None:
+        """Send what is in the spool, until an attempt fails or a new batch is due."""
+        while time.monotonic() >= self._retry_at or self._closed:
+            oldest = spool.oldest()
+            if oldest is None:
+                return
+            message, spans = oldest
+            if self.delivery.send(message, retries=False):
+                spool.remove()
+                self._pause_s = _FIRST_PAUSE_S
+                self._exported += spans
+            elif self.delivery.may_retry:
+                self._retry_at = time.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+                return
+            else:
+                spool.remove()
+                with self._changed:
+                    self._lose("export_failed", spans)
+            if self._waiting >= self._wake_at:
+                return
 
     def _encode(self, batch: Sequence[bytes | ReadableSpan]) -> bytes:
         scopes: dict[tuple[bytes, str], list[bytes]] = {}
