@@ -307,6 +307,11 @@ def test_queue_clock_agrees_with_clients(tiny_model: Path, slots: int, at_once: 
     assert statistics.median(errors) < 0.15 * statistics.mean(truth)
 
 
+def stream(request: Request) -> Request:
+    assert isinstance(request.body, dict)
+    return replace(request, body={**request.body, "stream": True})
+
+
 @pytest.mark.parametrize(("slots", "at_once"), [(1, 1), (1, 6), (2, 12), (4, 4), (4, 14)])
 def test_time_to_first_token_not_above_clients(tiny_model: Path, slots: int, at_once: int) -> None:
     records: list[Completion] = []
@@ -315,7 +320,7 @@ def test_time_to_first_token_not_above_clients(tiny_model: Path, slots: int, at_
         server.start_server(
             tiny_model, port=0, n_parallel=slots, ctx_size=slots * CONTEXT, extra_args=FLAGS
         ).wait_until_ready(60)
-        asks = [replace(ask, body={**ask.body, "stream": True}) for ask in plain_load(100)]
+        asks = [stream(ask) for ask in plain_load(100)]
         with Clients(server.base_url) as clients:
             answers = clients.send_all(asks, at_once=at_once)
         wait_until(lambda: len(records) == len(answers), 10, "the last record")
