@@ -83,7 +83,8 @@ class LogAudit:
             self._launched[task] = None
             if len(self._launched) > _REMEMBERED:
                 del self._launched[next(iter(self._launched))]
-        self._newest_task = max(self._newest_task, task)
+        if task > self._newest_task:  # noqa: PLR1730 - for every request
+            self._newest_task = task
         return True
 
     def is_future(self, log_time: float) -> bool:

@@ -191,7 +191,8 @@ class SlotRequests:
         lost = self._active.get(slot)
         if self._displaced is not None and (task <= self._idle_task or (lost is not None and lost.task == task)):
             raise ForeignLine
-        self.newest_task = max(self.newest_task, task)
+        if task > self.newest_task:  # noqa: PLR1730 - for every request
+            self.newest_task = task
         if lost is not None:
             if self._displaced is not None and len(self._displaced) < _MAX_SLOTS:
                 self._displaced.add((slot, lost.task))
