@@ -116,7 +116,7 @@ def split_line(line: str) -> LogLine:
 def _stamped(match: re.Match[str]) -> LogLine:
     stamp, level, text, function, slot, task, slot_message = match.groups()
     micros = int(stamp.replace(".", ""))
-    time = micros // 100_000_000 * 60 + micros % 100_000_000 / 1e6
+    time = (micros - micros // 100_000_000 * 40_000_000) / 1e6  # minutes have 60 seconds, not 100
     if slot is None:
         return LogLine(text, time, level)
     return LogLine(text, time, level, None, None, int(slot), int(task), function, slot_message)
