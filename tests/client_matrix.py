@@ -115,7 +115,7 @@ def measure(
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert result == {"failed": []}, result
-    wait_until(lambda: len(of_kind(sink.spans(), "SERVER")) >= calls + 1, 15, "the spans of the server")
+    wait_until(lambda: len(of_kind(sink.spans(), "SERVER")) >= calls + 1, 60, "the spans of the server")
     return count(sink.spans())
 
 
@@ -153,14 +153,19 @@ def is_call(span: SinkSpan) -> bool:
     return span.kind != "SERVER" and (operation in ("chat", "text_completion") or kind == "LLM")
 
 
+def instrumentations(other: str) -> str:
+    """As the table has them."""
+    return f"llamatel, {other}" if other else "llamatel"
+
+
 def table(rows: list[tuple[str, str, str, Count]]) -> str:
     """Return the table of docs/tracing.md."""
     lines = [
-        "| client | client span made by | server's process | joined | linked | none | wrong |",
+        "| client | instrumentations | server's process | joined | linked | none | wrong |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {client} | {other or 'llamatel'} | {process} | {found.joined} | {found.linked} | {found.none} | "
+        f"| {client} | {instrumentations(other)} | {process} | {found.joined} | {found.linked} | {found.none} | "
         f"{found.wrong} |"
         for client, other, process, found in rows
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import client_matrix
-from tests.client_matrix import PAGE, ROWS, TABLE, OtherProcess, measure
+from tests.client_matrix import PAGE, ROWS, TABLE, OtherProcess, instrumentations, measure
 from tests.conftest import _get
 from tests.matrix_caller import CLIENTS
 from tests.parts import OtlpSink
@@ -42,8 +42,12 @@ def test_client_matrix_calls_are_joined(  # noqa: PLR0917 - fixtures
     row: tuple[str, str], process: str, python: Path, sink: OtlpSink, serving: OtherProcess, tiny_model: Path
 ) -> None:
     elsewhere = serving if process == "other" else None
-    found = measure(sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
-    assert (found.calls, found.wrong, found.none) == (CALLS, 0, 0)
+    for _ in range(3):  # on a busy machine a caller's thread may wait longer than its request does
+        found = measure(sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
+        assert (found.calls, found.wrong) == (CALLS, 0)
+        if not found.none:
+            break
+    assert found.none == 0
     assert found.joined >= 0.9 * CALLS  # two requests that are equal to the microsecond are linked
     assert found.client_spans == CALLS  # the span of the other instrumentation, or llamatel's
 
@@ -52,6 +56,6 @@ def test_client_matrix_in_the_documentation() -> None:
     found = TABLE.search(PAGE.read_text(encoding="utf-8"))
     assert found is not None
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in found.group().splitlines()[2:]]
-    assert [(row[0], row[1]) for row in rows[::2]] == [(client, other or "llamatel") for client, other in ROWS]
+    assert [(row[0], row[1]) for row in rows[::2]] == [(client, instrumentations(other)) for client, other in ROWS]
     assert {client for client, _ in ROWS} == set(CLIENTS)
     assert {row[6] for row in rows} == {"0"}  # wrong joins

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llamatel.llama import ServerManager
-from tests.parts import wait_until
+from tests.parts import free_port, wait_until
 from tests.servers import has_exited
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -36,9 +36,9 @@ SOON = 10.0
 class Owner:
     """A Python process that has started a server."""
 
-    def __init__(self, backend: str | Path, model: Path | str, then: str) -> None:
+    def __init__(self, backend: str | Path, model: Path | str, then: str, start: str = START) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START + then, str(backend), str(model)],
+            [sys.executable, "-c", start + then, str(backend), str(model)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -104,6 +104,27 @@ def children_of_the_model(model: Path, owner: Owner) -> list[int]:
             if str(model).encode() in words and str(owner.process.pid).encode() in words:
                 found.append(int(entry.name))  # the launcher, before it became the server
     return found
+
+
+def test_killed_kernel_frees_its_port(backend: str, tiny_model: Path, owners: list[Owner]) -> None:
+    """A kernel that is killed and started again gets its port; a second one on that port ends no other's server."""
+    port = free_port()
+    start = START.replace("port=0", f"port={port}")
+    killed = Owner(backend, tiny_model, WAIT, start)
+    owners.append(killed)
+    killed.process.kill()
+    killed.process.wait()
+    again = Owner(backend, tiny_model, WAIT, start)
+    owners.append(again)
+    second = subprocess.run(
+        [sys.executable, "-c", start, backend, str(tiny_model)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert str(port) in second.stderr.splitlines()[-1]
+    assert not has_exited(again.server)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -318,6 +318,20 @@ def test_sampler_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.Monke
     assert otlp_sink.latest()["llamacpp.requests"].points[0].value == 1
 
 
+def test_exemplars_of_unsampled_traces_are_left_out(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the filter says: a trace id that leads nowhere is worse than none."""
+    otlp(
+        otlp_sink,
+        monkeypatch,
+        OTEL_TRACES_SAMPLER="traceidratio",
+        OTEL_TRACES_SAMPLER_ARG="0.0",
+        OTEL_METRICS_EXEMPLAR_FILTER="always_on",
+    )
+    points = [point for metric in otlp_sink.metrics() for point in metric.points]
+    assert points
+    assert not [point.exemplars for point in points if point.exemplars]
+
+
 def test_span_limits_from_environment(otlp_sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     otlp(otlp_sink, monkeypatch, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="5")
     assert len(otlp_sink.spans("generate_content tiny")[0].attributes) == 5
