@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distribution
 from pathlib import Path
@@ -113,6 +113,23 @@ def env(sink: OtlpSink, serving: OtherProcess, tmp_path: Path) -> dict[str, str]
     return {**made, "PYTHONPATH": f"{tmp_path}{os.pathsep}{made['PYTHONPATH']}"}
 
 
+@pytest.fixture
+def start(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[[Sequence[str | Path], str], Child]]:
+    """Starts a command, waits for its address; it is stopped with the test at the latest."""
+    children: list[Child] = []
+
+    def started(command: Sequence[str | Path], url: str) -> Child:
+        child = Child(command, tmp_path / "log", env)
+        children.append(child)
+        child.wait_ready(responds(url), 120)
+        return child
+
+    yield started
+    for child in children:
+        if child.process.poll() is None:
+            child.stop()
+
+
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=60) as answer:
         return str(answer.read().decode())
@@ -131,20 +148,19 @@ def responds(url: str) -> Callable[[], bool]:
 COMMANDS = {
     "gunicorn": ("gunicorn", "-w", "2", "--threads", "4"),
     "gunicorn --preload": ("gunicorn", "-w", "2", "--threads", "4", "--preload"),
-    "uvicorn": ("uvicorn", "--workers", "2"),
+    "uvicorn": ("uvicorn", "--workers", "2", "--timeout-worker-healthcheck", "120"),
 }
 
 
 @pytest.mark.parametrize("server", COMMANDS)
 def test_application_server_workers(
-    server: str, env: dict[str, str], python: Path, sink: OtlpSink, tmp_path: Path
+    server: str, start: Callable[[Sequence[str | Path], str], Child], python: Path, sink: OtlpSink, tmp_path: Path
 ) -> None:
     uvicorn = server == "uvicorn"
     (tmp_path / "app.py").write_text(FASTAPI if uvicorn else WSGI)
     port = free_port()
     where = ("--port", str(port)) if uvicorn else ("--bind", f"127.0.0.1:{port}")
-    child = Child([python, "-m", *COMMANDS[server], *where, "app:application"], tmp_path / "log", env)
-    child.wait_ready(responds(f"http://127.0.0.1:{port}/"), 120)
+    child = start([python, "-m", *COMMANDS[server], *where, "app:application"], f"http://127.0.0.1:{port}/")
     with ThreadPoolExecutor(8) as pool:
         pids = set(pool.map(get, [f"http://127.0.0.1:{port}/answer"] * CALLS))
     child.stop()  # SIGTERM
@@ -169,11 +185,12 @@ def test_application_server_workers(
     assert len(counts) == len(pids)
 
 
-def test_fastapi_stream_that_a_client_leaves(env: dict[str, str], python: Path, sink: OtlpSink, tmp_path: Path) -> None:
+def test_fastapi_stream_that_a_client_leaves(
+    start: Callable[[Sequence[str | Path], str], Child], python: Path, sink: OtlpSink, tmp_path: Path
+) -> None:
     (tmp_path / "app.py").write_text(FASTAPI)
     port = free_port()
-    child = Child([python, "-m", "uvicorn", "--port", str(port), "app:application"], tmp_path / "log", env)
-    child.wait_ready(responds(f"http://127.0.0.1:{port}/"), 120)
+    child = start([python, "-m", "uvicorn", "--port", str(port), "app:application"], f"http://127.0.0.1:{port}/")
     for _ in range(3):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/stream", timeout=60) as answer:
             answer.read(100)
@@ -200,7 +217,12 @@ st.button("again")
 
 
 def test_streamlit_reruns_keep_telemetry(  # noqa: PLR0917 - fixtures
-    env: dict[str, str], python: Path, sink: OtlpSink, serving: OtherProcess, tmp_path: Path, browser: object
+    start: Callable[[Sequence[str | Path], str], Child],
+    python: Path,
+    sink: OtlpSink,
+    serving: OtherProcess,
+    tmp_path: Path,
+    browser: object,
 ) -> None:
     """Each session and each click runs the script again, on other threads."""
     from playwright.sync_api import Browser, expect
@@ -212,8 +234,7 @@ def test_streamlit_reruns_keep_telemetry(  # noqa: PLR0917 - fixtures
         python, "-m", "streamlit", "run", tmp_path / "app.py", "--server.headless", "true", "--server.port", str(port),
         "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false",
     ]  # fmt: skip
-    child = Child(command, tmp_path / "log", env)
-    child.wait_ready(responds(f"http://127.0.0.1:{port}/_stcore/health"), 120)
+    child = start(command, f"http://127.0.0.1:{port}/_stcore/health")
     pages = [browser.new_page() for _ in range(2)]
     for page in pages:
         page.goto(f"http://127.0.0.1:{port}/")
@@ -285,3 +306,40 @@ def test_marimo_is_a_notebook(env: dict[str, str], python: Path, tiny_model: Pat
     text = page.read_text(encoding="utf-8")
     for name in ("my task", "text_completion", "prefill", "decode"):
         assert name in text, done.stderr
+
+
+ZERO_CODE = (
+    APP
+    + """
+import urllib3
+from llamatel.llama import LlamaCppClient
+
+answer()
+LlamaCppClient(os.environ["MODEL_URL"]).complete("x", n_predict=4)
+urllib3.request("GET", os.environ["MODEL_URL"] + "/health")
+time.sleep(4)  # reports of calls are repeated
+"""
+)
+INSTRUMENT = "import sys; from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+
+
+def test_own_requests_are_not_traced(
+    env: dict[str, str], python: Path, sink: OtlpSink, serving: OtherProcess, tmp_path: Path
+) -> None:
+    """As ``opentelemetry-instrument``, with instrumentations of urllib3, requests, httpx and gRPC installed."""
+    (tmp_path / "script.py").write_text(ZERO_CODE)
+    more = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    done = subprocess.run(
+        [str(python), "-c", INSTRUMENT, "python", str(tmp_path / "script.py")],
+        env={**env, **more, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: len(of_kind(sink.spans(), "SERVER")) >= 2, 30, "the spans of the server")
+    requests = [span for span in sink.spans() if span.name in ("GET", "POST")]
+    urls = [str(span.attributes.get("http.url", span.attributes.get("url.full"))) for span in requests]
+    assert f"{serving.url}/health" in urls  # the instrumentation works
+    calls = {span.span_id for span in of_kind(sink.spans(), "CLIENT") if span.name.startswith(("chat", "text_"))}
+    assert len(calls) == 2
+    # The application's own: the call itself (the first one to a server is not known to be one before its response).
+    assert set(urls) <= {f"{serving.url}/health", f"{serving.url}/v1/chat/completions"}
