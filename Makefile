@@ -11,7 +11,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test parts verify estimates configs acceptance soak lint type fmt docs dashboards bench fuzz lock clean
+.PHONY: help run test parts verify estimates configs acceptance soak upstream lint type fmt docs dashboards bench fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ acceptance: parts ## Run the long proofs and write their figures to tests/accept
 
 soak: parts ## Run a real server under load and faults for an hour (SOAK_SECONDS, SOAK_SEED); every count must agree
 	$(BIN)/python -m tests.acceptance soak
+
+upstream: parts ## Compare the newest llama.cpp available with what llamatel knows; 1 if anything differs (ARGS=--json)
+	@$(BIN)/python -m tests.upstream $(ARGS)
 
 estimates: parts ## Compare estimated compute buffers with llama.cpp's, on models of real dimensions
 	$(BIN)/python -m tests.exact.estimates $(ARGS)

@@ -476,6 +476,10 @@ METRICS: tuple[Metric, ...] = (
         "a client may have written into the log (docs/security.md).",
         ("kind",),
     ),
+    Metric(
+        "llamatel.log.names.limited", Kind.TOTAL, "{line}",
+        "Lines of a router's log whose model counts as 'other', because the log has named too many models.",
+    ),
     Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",

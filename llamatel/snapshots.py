@@ -35,6 +35,8 @@ class LogCounts:
     """Bytes of the log that were lost before they could be read."""
     contradictions: Mapping[str, int] = field(default_factory=dict)
     """Lines and figures of the log that llama.cpp's own figures contradict, by kind."""
+    names_limited: int = 0
+    """Lines of a router's log whose model counts as ``other``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,8 @@ def test_reuse_golden_logs(name: str) -> None:
         ("selected slot by LCP similarity, sim_best = 1.000 (> 0.100 thold), f_keep = 0.993", SlotSelection(1.0)),
         ("selected slot by LRU, t_last = -1", SlotSelection(unused=True)),
         ("selected slot by LRU, t_last = 3064387700", SlotSelection()),
+        ("selected slot by LRU, n_tokens = 0, t_last = -1", SlotSelection(unused=True)),
+        ("selected slot by LRU, n_tokens = 12, t_last = 3064387700", SlotSelection()),
         ("selected slot by id (3)", SlotSelection()),
         ("selected slot by LCP similarity, f_sim_best = nan (> 0.100 thold)", SlotSelection()),
     ],

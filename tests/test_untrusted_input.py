@@ -329,6 +329,14 @@ def test_reader_state_is_bounded() -> None:
     assert len(reader.logged_server.placement.buffers) <= 256
 
 
+def test_router_names_limited_are_counted() -> None:
+    reader = LogReader(ServerInfo("127.0.0.1", 8080))
+    for number in range(600):
+        reader.feed(f"0.01.000.000 I srv          load: spawning server instance with name=m{number} on port 4000", 1.0)
+    assert len(reader.router.models) <= 513
+    assert reader.counts().names_limited == 600 - 512
+
+
 def test_reader_survives_own_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,6 +87,7 @@ def _log(log: LogCounts, server: ServerInfo) -> Iterator[Sample]:
         yield Sample("llamatel.log.lines", count, server, {"kind": kind})
     for kind, count in log.contradictions.items():
         yield Sample("llamatel.log.contradictions", count, server, {"kind": kind})
+    yield Sample("llamatel.log.names.limited", log.names_limited, server)
     yield Sample("llamatel.requests.lost", log.requests_lost, server)
     yield Sample("llamatel.log.lost", log.bytes_lost, server)
     if log.silent_s is not None:

@@ -268,8 +268,11 @@ def _llamatel() -> list[Panel]:
         ),
         lines(
             "Contradictions in the log",
-            [Query(q.increase("llamatel.log.contradictions", "kind", q.RATE), "{{kind}}")],
-            "What the log reports against llama.cpp's own figures, by kind.",
+            [
+                Query(q.increase("llamatel.log.contradictions", "kind", q.RATE), "{{kind}}"),
+                Query(q.increase("llamatel.log.names.limited", over=q.RATE), "models counted as other"),
+            ],
+            "What the log reports against llama.cpp's own figures, by kind, and models beyond the most that are kept.",
             "Above 0: a client may have written into the log, see docs/security.md.",
             empty="None",
             size=(12, 7),

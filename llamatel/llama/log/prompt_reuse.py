@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llamatel.records import RecomputeCause
 
 _SIMILARITY = re.compile(r"selected slot by LCP similarity, (?:f_)?sim_best = ([01]\.\d{3}) ")
-_UNUSED = "selected slot by LRU, t_last = -1"
+_UNUSED = re.compile(r"selected slot by LRU, (?:n_tokens = \d{1,12}, )?t_last = -1 {0,16}$")
 _ROUNDING = 0.0005
 
 
@@ -43,7 +43,7 @@ _BY_OTHER_REASON, _NEVER_USED = SlotSelection(), SlotSelection(unused=True)
 def parse_selection(message: str) -> SlotSelection:
     """``selected slot by ...`` as a record."""
     if message.startswith("selected slot by LRU"):
-        return _NEVER_USED if message.rstrip() == _UNUSED else _BY_OTHER_REASON
+        return _NEVER_USED if _UNUSED.match(message) else _BY_OTHER_REASON
     found = _SIMILARITY.match(message)
     return _BY_OTHER_REASON if found is None else SlotSelection(float(found.group(1)))
 

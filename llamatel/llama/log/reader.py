@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.jsonl_record import FRAGMENTS, parse_record
@@ -339,4 +340,4 @@ class LogReader:
 
     def counts(self, generated_total: float | None = None) -> LogCounts:
         """What was read so far; see ``LogCounters.snapshot``."""
-        return self._counters.snapshot(generated_total)
+        return replace(self._counters.snapshot(generated_total), names_limited=self.router.names_dropped)

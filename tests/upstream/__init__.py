@@ -1,0 +1,1 @@
+"""Compares the newest llama.cpp that can be had here with what llamatel knows: ``make upstream``."""
