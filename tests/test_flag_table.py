@@ -179,3 +179,14 @@ def test_flag_table_closest_to_misspelt() -> None:
     assert closest_flag("--ctxsize") == "--ctx-size"
     assert closest_flag("--zzz") is None
     assert flag_of("ctx_size").names[0] == "-c"
+
+
+@pytest.mark.parametrize(
+    "words", ["-md draft.gguf", "-md models/draft.gguf", "-md /m/draft", "-hfd org/draft:Q8_0", "-hfd org/draft"]
+)
+def test_describe_names_the_draft_models_flag(words: str) -> None:
+    assert describe(parse_server_flags(words.split(), environ={})) == words
+
+
+def test_describe_leaves_out_the_model() -> None:
+    assert describe(parse_server_flags(["-hf", "org/m", "-hff", "a/b.gguf", "-c", "512"], environ={})) == "-c 512"

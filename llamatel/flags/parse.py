@@ -14,6 +14,7 @@ from llamatel.flags.flag_values import KINDS, TRUE, InvalidValue
 from llamatel.flags.server_settings import ServerSettings
 
 _DEFAULTS = ServerSettings()
+_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _DESCRIBED = {
     field.name: flag_of(field.name)
     for field in fields(_DEFAULTS)
@@ -148,13 +149,15 @@ def describe(settings: ServerSettings) -> str:
 def _described(settings: ServerSettings) -> Iterator[str]:
     for name, flag in sorted(_DESCRIBED.items(), key=lambda item: item[1].values == 0):
         value = getattr(settings, name)
-        if value == getattr(_DEFAULTS, name) or name == "model":
+        if value == getattr(_DEFAULTS, name) or name in ("model", "hf_file"):
             continue
         kind = KINDS[str(flag.kind)]
         if flag.values == 0 and not kind.appends:
             yield min(flag.names if value else flag.negated, key=len)
         elif kind.appends:
             yield kind.text(value)
+        elif name == "draft_model":
+            yield f"{'-hfd' if _HUB.fullmatch(value) and not value.endswith('.gguf') else '-md'} {value}"
         else:
             yield f"{min(flag.names, key=len)} {kind.text(value)}"
 
