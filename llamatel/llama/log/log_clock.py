@@ -8,6 +8,8 @@ from collections.abc import Callable
 _JUMP_S = 5.0
 _PERSISTS_S = 1.0
 _SET_BACK_S = 0.5
+_SET_BACK_FOR_S = 5.0
+"""Lines that were written before a step may be read after it."""
 
 
 def _slept() -> float:
@@ -31,6 +33,8 @@ class LogClock:
         self._anchor = anchor
         self._slept = slept
         self._slept_before = self._slept_last = slept()
+        self._set_back_at = float("-inf")
+        """When the wall clock was last found to be set back (monotonic)."""
         self._lagging: tuple[float, float] | None = None
         """Since when all lines lag, and the anchor according to the one with the least lag."""
 
@@ -43,9 +47,12 @@ class LogClock:
         """Record that a line written at log time ``time`` was read at Unix time ``now``."""
         start = now - time
         anchor = self._anchor
-        self._slept_last = self._slept()
+        slept = self._slept()
+        if slept - self._slept_last < -_SET_BACK_S:
+            self._set_back_at = clocks.monotonic()
+        self._slept_last = slept
         if anchor is None:
-            self._slept_before = self._slept()
+            self._slept_before = slept
             anchor = start
         elif self._live and not -_JUMP_S < start - anchor < _JUMP_S:
             anchor = self._after_sleep(anchor, start, now)
@@ -73,8 +80,11 @@ class LogClock:
         return anchor
 
     def set_back(self) -> bool:
-        """Whether this machine's wall clock was set back since the last line: the log's times go back with it."""
-        return self._live and self._slept() - self._slept_last < -_SET_BACK_S
+        """Whether this machine's wall clock was set back a moment ago: the log's times go back with it."""
+        if not self._live:
+            return False
+        recently = clocks.monotonic() - self._set_back_at < _SET_BACK_FOR_S
+        return recently or self._slept() - self._slept_last < -_SET_BACK_S
 
     def restart(self) -> None:
         """Reset for another process in the same log."""
