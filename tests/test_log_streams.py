@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamatel.llama.log.log_line import split_line
@@ -172,6 +172,10 @@ def test_streams_without_prefix_are_correct_or_unknown(
 
 
 @settings(max_examples=60, deadline=None)
+@example(536870911, ["2026.10.11549", "killed", "2026.9.11063"], 600.0, False, "backlog", 0.046875)
+@example(8827, ["2026.10.11549", "killed"], 3.0, False, "backlog", 0.0)
+@example(14622109, ["2026.10.11549", "killed", "2026.9.11063"], 0, False, "live", 0.0)
+@example(684, ["2026.10.11549", "killed"], 0, False, "backlog", 0.0)
 @given(
     seed=st.integers(0, 2**32),
     names=st.lists(st.sampled_from(("2026.10.11549", "2026.9.11063", "verbose", "0.2.9", "queued", "killed")),

@@ -129,7 +129,7 @@ class BacklogClocks:
             next_at = start + self._first[index]
         self._replay = self._numbers()
         by_start = sorted(self._starts, key=self._starts.__getitem__)
-        self.too_close = any(
+        self.too_close = self._separation.ambiguous or any(
             self._starts[later] - self._starts[earlier] < _GAP_S
             and extent[later][0] <= extent[earlier][1]
             and extent[earlier][0] <= extent[later][1]

@@ -43,6 +43,8 @@ class LoggedRequest:
     is_child: bool = False
     queue_s: float | None = None
     prompt: int | None = None
+    mixed: bool = False
+    """Whether another server's lines are among its own: a timing was logged twice."""
     prefill_s: float | None = None
     computed: int | None = None
     decode_s: float | None = None
@@ -77,6 +79,8 @@ class LoggedRequest:
         if found is None:
             # Progress notes start the same; only figures that cannot be read are malformed.
             return "malformed" if text.startswith("prompt eval time") else "request"
+        if self.prefill_s is not None:
+            self.mixed = True
         self.computed = int(found.group(2))
         self.prefill_s = _seconds(found, self.computed)
         self.timed_at = time
@@ -86,6 +90,8 @@ class LoggedRequest:
         found = _DECODE.match(text)
         if found is None:
             return "malformed" if text.startswith("eval time") else "request"
+        if self.decode_s is not None:
+            self.mixed = True
         self.generated = int(found.group(2))
         self.decode_s = _seconds(found, self.generated - 1)
         return "request"

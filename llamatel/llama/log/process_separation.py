@@ -47,6 +47,8 @@ class ProcessSeparation:
         """Events of the previous line; to be processed before the line is read."""
         self.mixed = False
         """Whether several servers write at the same time."""
+        self.ambiguous = False
+        """Whether a timestamp fitted the clocks of two processes, one of them only as a line out of order."""
         self.undecided = 0
         """Lines that fit no process or several, and were left out."""
         self._first = self._current = LogProcess(0)
@@ -221,6 +223,8 @@ class ProcessSeparation:
                 [each for each in candidates if each.alive or each is self._current] or candidates,
                 key=lambda each: each.last,
             )
+            if time < found.last and any(each.last <= time < each.last + APART_S for each in candidates):
+                self.ambiguous = True
             if found is not self._current:
                 found.alive = self._current.alive = True
             return found

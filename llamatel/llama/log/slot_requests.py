@@ -216,7 +216,12 @@ class SlotRequests:
         if found is None:
             self._counters.lost += 1
             return "malformed"
-        self._on_end(request, time, tokens=tokens, truncated=found.group(2) != "0")
+        truncated = found.group(2) != "0"
+        if request.mixed or ((request.computed or 0) > tokens and not truncated and not request.shifts):
+            # The timings are of another server's request: more than its slot holds were not computed.
+            self._counters.lost += 1
+            return "other"
+        self._on_end(request, time, tokens=tokens, truncated=truncated)
         return "request"
 
     def _waited(self, request: LoggedRequest, time: float, tokens: int) -> float | None:
