@@ -21,8 +21,15 @@ class SlotTrace:
         self._running: dict[int, tuple[ObservedRequest, float | None]] = {}
         """By slot; with the look before it was first seen."""
 
-    def observe(self, server: ServerInfo, slots: Iterable[SlotState], at: float) -> list[ObservedRequest]:
-        """The requests that a poll at Unix time ``at`` found finished."""
+    def observe(
+        self, server: ServerInfo, slots: Iterable[SlotState], at: float, sent_at: float | None = None
+    ) -> list[ObservedRequest]:
+        """The requests that a poll found finished.
+
+        The poll was sent at Unix time ``sent_at`` (None: the same time) and answered at ``at``: a request that is seen
+        again has certainly run until it was sent.
+        """
+        sent_at = at if sent_at is None else sent_at
         finished = []
         before, self._running = self._running, {}
         for slot in slots:
@@ -32,7 +39,7 @@ class SlotTrace:
                 known = None
             if slot.busy and slot.task is not None:
                 request, since = known or (ObservedRequest(server, slot.id, slot.task, at, at), self._looked_at)
-                self._running[slot.id] = (_seen(request, slot, at), since)
+                self._running[slot.id] = (_seen(request, slot, at if known is None else sent_at), since)
         self._looked_at = at
         return finished
 

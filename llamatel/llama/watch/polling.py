@@ -316,6 +316,7 @@ class Polling:
             return
         try:
             self._on_task()
+            sent_at = time.time()
             self.slots = self._client.slots()
         except ServerUnreachable as error:
             if error.status not in _MISSING:
@@ -323,7 +324,7 @@ class Polling:
             self._lack("slots", "was started with --no-slots: its slots and the use of its KV cache are absent")
             return
         self.slots_are_new = True
-        self._observed += self._trace.observe(_NO_SERVER, self.slots, time.time())
+        self._observed += self._trace.observe(_NO_SERVER, self.slots, time.time(), sent_at)
         self._observe_rate(now)
 
     def _observe_rate(self, now: float) -> None:
