@@ -143,7 +143,7 @@ def test_cli_serve_flags_match_llama_server() -> None:
         "model": "m.gguf", "ctx_size": 4096, "n_parallel": 2, "gpu_layers": "all", "cache_type_k": "q8_0",
         "cache_type_v": "q4_0", "batch_size": 512, "ubatch_size": 256, "flash_attn": "on", "kv_unified": False,
         "swa_full": True, "tensor_split": "3,1", "split_mode": "row", "main_gpu": 1, "alias": "name", "port": 0,
-        "host": "127.0.0.1", "restart": "never", "max_restarts": 5, "ready_timeout": 600.0,
+        "host": "127.0.0.1", "restart": "never", "stalled_after": 60.0, "max_restarts": 5, "ready_timeout": 600.0,
     }  # fmt: skip
     again = "m.gguf --ctx-size=1 --parallel=1 --gpu-layers 0 --kv-unified -c8"
     long = serve.make_context("serve", again.split())

@@ -29,6 +29,9 @@ OFF_PANEL = {
     if row.name.startswith(("gen_ai.client.inference.", "gen_ai.client.embeddings."))
 } | {
     "llamacpp.speculative.accepted": "the panels show acceptance over all positions",
+    "llamacpp.server.stalled": "the panels of the server's state show it",
+    "llamatel.spool.size": "only with --otlp-spool",
+    "llamatel.spool.spans": "only with --otlp-spool",
     "llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known",
 }
 """Metrics that no panel shows, and why."""

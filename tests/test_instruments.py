@@ -279,6 +279,7 @@ def test_server_collector_samples() -> None:
         "llamatel.requests.lost": [(2, {})],
         "llamatel.log.understood": [(1, {})],
         "llamatel.log.lost": [(4096, {})],
+        "llamatel.log.names.limited": [(0, {})],
         "llamatel.log.silent.duration": [(0.0, {})],
         "llamatel.records.dropped": [
             (4 if reason == "queue_full" else 0, {"reason": reason}) for reason in DROP_REASONS
