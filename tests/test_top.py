@@ -75,7 +75,10 @@ class Shown:
         self._screen.resize(rows, columns)
 
     def until(self, found: Callable[[str], object]) -> str:
-        return wait_until(lambda: text if found(text := "\n".join(self.lines())) else "", 30, "the screen")
+        try:
+            return wait_until(lambda: text if found(text := "\n".join(self.lines())) else "", 30, "the screen")
+        except TimeoutError as error:
+            raise AssertionError("the screen is\n" + "\n".join(self.lines())) from error
 
 
 @pytest.fixture
