@@ -80,7 +80,7 @@ class Faults:
         _stopped(self.serving.find_server(), self.source.uniform(1, 8))
 
     def stop_llamatel(self) -> None:
-        """Nobody reads the server's pipe."""
+        """The server's pipe is not read."""
         _stopped(self.serving.pid, self.source.uniform(1, 6))
 
     def kill_collector(self) -> None:
@@ -151,7 +151,7 @@ class Faults:
         _stopped(self.observed.child.pid, self.source.uniform(1, 8))
 
     def stop_attached(self) -> None:
-        """Nobody reads the log for some seconds."""
+        """The log is not read for some seconds."""
         _stopped(self.attached_pid, self.source.uniform(1, 8))
 
     def refuse_exports(self) -> None:

@@ -82,7 +82,7 @@ class Observer:
         return dict(sums)
 
     def figures(self, metrics: dict[str, float], rows: list[dict[str, Any]], scraped: float) -> dict[str, Any]:
-        """What was counted, by whom."""
+        """What each side counted."""
         memory = [mib for at, mib, _ in self.samples if at >= _WARM_UP * self.samples[-1][0]]
         files = [number for _, _, number in self.samples]
         return {

@@ -64,7 +64,7 @@ _DRAFTING = """
 """
 DRAFTING: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _DRAFTING.strip().split("\n"))
 
-_BESIDE = """
+_WITH_DRAFT = """
 -c 2048
 -c 1000 -np 2 -ctkd q8_0 -ctvd q8_0
 -c 3000 -np 4 -kvu -ctk q8_0 -ctv q8_0
@@ -72,7 +72,7 @@ _BESIDE = """
 -c 8192 -np 1 -ub 128 -b 256 --swa-full
 -c 2048 -np 1 -ctkd q4_0 -ctvd f16
 """
-BESIDE: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _BESIDE.strip().split("\n"))
+WITH_DRAFT: tuple[Flags, ...] = tuple(tuple(line.split()) for line in _WITH_DRAFT.strip().split("\n"))
 """For a model with a separate draft model."""
 
 

@@ -28,7 +28,7 @@ from tests.parts import free_port
 from .builds import NAMES, Server, server, servers
 from .compare import Row, Written, compare
 from .fork_server import fork_server
-from .grid import BESIDE, DRAFTING, OTHER_BUILDS, Flags, random_settings, settings_for
+from .grid import DRAFTING, OTHER_BUILDS, WITH_DRAFT, Flags, random_settings, settings_for
 from .harness import Bench, preloaded_library
 from .models import MODELS, PAIRS, TinyModel
 from .verified_table import CRASHED, DIFFERENT, EQUAL, UNKNOWN, merged, ranges_of, recorded_table, update
@@ -93,7 +93,7 @@ def pairs() -> Iterator[Job]:
     """Models with a draft model."""
     by_name = {model.name: model for model in MODELS}
     for name, draft, speculation in PAIRS:
-        yield Job(by_name[name], [(*speculation.split(), *flags) for flags in BESIDE], by_name[draft])
+        yield Job(by_name[name], [(*speculation.split(), *flags) for flags in WITH_DRAFT], by_name[draft])
 
 
 def _dies_while_fitting(row: Row) -> bool:

@@ -139,10 +139,10 @@ def endpoints(build: Server, folder: Path) -> Iterator[str]:
 
 def cache_sizes(build: Server, names: Sequence[str]) -> Iterator[str]:
     """Planned sizes that are not those that llama.cpp allocates."""
-    said = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(printed):
         report(run(jobs_for(build, names, 0, 1), 1, Path(folder), build), build.name)
-    for line in said.getvalue().splitlines():
+    for line in printed.getvalue().splitlines():
         if line.startswith("DIFFERENT"):
             yield line.removeprefix("DIFFERENT ")[:_LONGEST_SHOWN]
 
