@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import hypothesis
 import pytest
 
+from llamatel.llama.server import manager
+from llamatel.llama.server.supervisor import ServerState
 from llamatel.tracing import decorators as tracing
 from tests.parts import (
     MissingPart,
@@ -82,6 +84,15 @@ def log_handlers() -> Iterator[None]:
 def lost_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset the counters, so that lines lost on purpose do not count in later tests."""
     monkeypatch.setattr("llamatel.outputs.appended_file._lost", Counter())
+
+
+@pytest.fixture(autouse=True)
+def failed_servers() -> Iterator[None]:
+    """A server that failed in a test is not in the metrics of later tests, where something still refers to it."""
+    yield
+    for server in list(manager._managers):
+        if server.state is ServerState.FAILED:
+            manager._managers.discard(server)
 
 
 @pytest.fixture(scope="session")
