@@ -39,7 +39,9 @@ def reuse_text(
         lost = recomputed or 0
         again = f", {exact(lost, glyphs)} computed again in {seconds(recompute_s, glyphs)}" if lost else ""
         kept = exact(reusable - lost, glyphs)
-        parts.append(f"{exact(reusable, glyphs)} tokens in the slot's cache: {kept} reused{again}")
+        parts.append(
+            f"{exact(reusable, glyphs)} token{'s' * (reusable != 1)} in the slot's cache: {kept} reused{again}"
+        )
     if cause is not None:
         found = RecomputeCause(cause)
         parts.append(f"{CAUSES[found]} ({found.value})")
