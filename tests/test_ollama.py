@@ -177,6 +177,7 @@ def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
             load.send(model)
             wait_until(lambda: len(done) == len(load.sent) - 1, 30)
         ollama.post("/api/generate", model="gamma:3b", prompt="")
+        time.sleep(1.0)  # its access line is read before the request that follows
         load.send("gamma:3b")
         wait_until(lambda: len(done) == len(load.sent) - 1, 30)
         ollama.post("/stand-in/unload", model="gamma:3b")
@@ -334,6 +335,7 @@ def test_attach_ollama_command(ollama: OllamaProcess, tmp_path: Path) -> None:
     """From the log's start, by the command line; Ollama is gone when it is read."""
     load = Load(ollama)
     load.send("alpha:1b")
+    wait_until(lambda: "stop processing" in ollama.log.read_text(), 20, "llama-server's last line")
     ollama.close()
     command = [sys.executable, "-m", "llamatel.cli.main", "attach", "--ollama", ollama.url, "--metrics-addr", "none"]
     with ollama.log.open() as log:

@@ -137,6 +137,7 @@ def test_runbook_has_an_entry_with_three_parts_for_each_alert() -> None:
 
 def test_incident_table_equals_last_run() -> None:
     result = json.loads(incident_day.RESULT.read_text(encoding="utf-8"))
+    assert result["passed"]
     text = RUNBOOK.read_text(encoding="utf-8")
     assert incident_day.page_with(text, result) == text, "run: python -m tests.acceptance.incident_day"
     names = {alert.name for alert in ALL}

@@ -123,6 +123,8 @@ class _Held:
     model: _Model | None
     given_up: bool = False
     """Its server will not be known."""
+    shown_by: int | None = None
+    """The server whose slot showed its task."""
 
 
 class Ollama:
@@ -160,6 +162,8 @@ class Ollama:
         self._caught_up = source is None
         """Whether the log's lines are read as they are written."""
         self._held: list[_Held] = []
+        self._claims: dict[tuple[int, int | None, int | None], _Held] = {}
+        """Requests by server, slot and task: no server runs a task twice."""
         self._accesses: list[tuple[float, DatedAccess]] = []
         self._seen: list[tuple[float, Completion]] = []
         """Requests of a moment ago, which an access line may fit too."""
@@ -369,10 +373,28 @@ class Ollama:
         """Keep what the reader has found; our lock is held."""
         now = time.monotonic()
         for ended in self._reader.ended:
-            self._held.append(_Held(ended, now, self._of_number(ended.server)))
+            held = _Held(ended, now, self._of_number(ended.server))
+            self._held.append(held)
+            if held.model is not None:
+                self._claim(held, ended.server)
         self._accesses += [(now, line) for line in self._reader.accesses]
         self._reader.ended.clear()
         self._reader.accesses.clear()
+
+    def _claim(self, held: _Held, number: int) -> bool:
+        """Record that a server ran a request's task; False if it ran another request under that number."""
+        key = (number, held.ended.completion.slot, held.ended.completion.task)
+        other = self._claims.get(key)
+        if other is not None and held.ended.server != number:
+            held.given_up = True
+            return False
+        if other is not None and other.shown_by is not None:
+            # Its slot showed the task of the request that was read only now.
+            other.model, other.shown_by, other.given_up = None, None, True
+        self._claims[key] = held
+        if len(self._claims) > _MOST_HELD:
+            del self._claims[next(iter(self._claims))]
+        return True
 
     # -- the polls' thread --------------------------------------------------------------------------------------------
 
@@ -478,6 +500,9 @@ class Ollama:
                 first = len(self._seen)
                 accesses = {id(held): found.get(first + index) for index, held in enumerate(self._held)}
                 self._held = [held for held in self._held if id(held) not in due]
+                for held in ready:
+                    if held.shown_by is not None:
+                        self._separation.saw_task(held.shown_by, held.ended.completion.task or 0)
                 self._seen += [(now, held.ended.completion) for held in ready]
             old = now - 4 * _HOLD_S
             self._seen = [(at, seen) for at, seen in self._seen if at > old][-_MOST_HELD:]
@@ -517,9 +542,8 @@ class Ollama:
             for held, key in zip(open_, keys, strict=True):
                 held.given_up = now - held.at > _RESOLVE_S
                 number = _owner(held.ended.candidates, key, shown) if keys.count(key) == 1 else None
-                if number is not None:
-                    held.model = self._of_number(number)
-                    self._separation.saw_task(number, key[1] or 0)
+                if number is not None and self._claim(held, number):
+                    held.model, held.shown_by = self._of_number(number), number
 
     def _hand_out(self, request: Completion | ObservedRequest) -> None:
         for listener in self._listeners:
