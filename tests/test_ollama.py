@@ -18,6 +18,7 @@ import pytest
 from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.log_file import open_log
 from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_process import UNKNOWN
 from llamatel.llama.log.ollama_log import (
     AccessLine,
     ChildReady,
@@ -28,7 +29,7 @@ from llamatel.llama.log.ollama_log import (
     parse_duration,
     parse_ollama,
 )
-from llamatel.llama.log.task_separation import UNKNOWN, TaskSeparation
+from llamatel.llama.log.task_separation import TaskSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.watch.access_join import DatedAccess, join
 from llamatel.llama.watch.ollama import Ollama

@@ -29,5 +29,10 @@ class Listeners(Generic[T]):
 
         return remove
 
+    def call(self, argument: T) -> None:
+        """Call each; an exception of one keeps the later ones from being called."""
+        for listener in self:
+            listener(argument)
+
     def __iter__(self) -> Iterator[Callable[[T], None]]:
         return iter(self._kept.values())

@@ -150,8 +150,7 @@ class ModelSource:
             for name, value in counts.items():
                 if value is not None:
                     self._totals[name] = self._totals.get(name, 0.0) + value
-        for listener in self._listeners:
-            listener(completion)
+        self._listeners.call(completion)
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
         """What its objects hold now; empty once all are freed. Does not call llama.cpp, which other threads use."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
 """The number of a server that is one of several, not known which."""
+_SLOTS_APART = 1000
+"""Slot numbers have three digits at most."""
 APART_S = 5.0
 """Processes that started closer together cannot be distinguished by the time at which their lines are read."""
 SETTLED = 5
@@ -20,6 +23,16 @@ _PROMPT_S = 1.0
 LISTENING = re.compile(r"listening on (?:https?://(\S{1,255}):(\d{1,5})\b|unix://(\S{1,4096}))|LISTENING")
 _SLOTS = re.compile(r"n_slots = (\d{1,4})\b")
 _ANY_HOST = ("0.0.0.0", "::", "127.0.0.1", "localhost", "::1")  # noqa: S104 - recognised, not bound
+
+
+def spare_slot(slot: int, taken: Collection[int]) -> int:
+    """A slot number for a request of ``UNKNOWN`` that none of the ``taken`` ones shares; see ``own_slot``."""
+    return next(number for number in range(slot, 1 << 30, _SLOTS_APART) if number not in taken)
+
+
+def own_slot(slot: int) -> int:
+    """The slot that llama.cpp logged, of one that ``spare_slot`` may have given."""
+    return slot % _SLOTS_APART
 
 
 class Change(Enum):

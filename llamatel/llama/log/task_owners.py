@@ -6,10 +6,8 @@ from collections.abc import MutableSequence, Sequence
 
 from llamatel.llama.log.heading_timings import HeadingTimings
 from llamatel.llama.log.log_line import LogLine
-from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess
+from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess, spare_slot
 
-MAX_SLOTS = 1000
-"""Slot numbers have three digits at most; requests of ``UNKNOWN`` get further ones, so that none share a slot."""
 _MOST_REQUESTS = 256
 
 
@@ -97,8 +95,7 @@ class TaskOwners:
             if chosen is not None:
                 self._events.append(chosen._replace(process=process.number))
             return process.number, parts
-        taken = set(self._unknown.values())
-        given = next(number for number in range(slot, 1 << 30, MAX_SLOTS) if number not in taken)
+        given = spare_slot(slot, set(self._unknown.values()))
         self._unknown[key] = given
         if len(self._unknown) > _MOST_REQUESTS:
             oldest = next(iter(self._unknown))

@@ -14,11 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llamatel.llama.log.log_line import LogLine
+from llamatel.llama.log.log_process import UNKNOWN, own_slot, spare_slot
 
-UNKNOWN = -1
-"""The number of a server that is one of several."""
-MAX_SLOTS = 1000
-"""Slot numbers have three digits; requests of ``UNKNOWN`` get further ones, so that none share a slot."""
 TASKS_APART = 64
 """Where a server has several slots, tasks are not launched strictly in the order of their numbers."""
 _MOST_OPEN = 1024
@@ -126,7 +123,7 @@ class TaskSeparation:
             yield from self._server_line(line, parts)
         elif task < 0:
             if parts.slot_message.startswith("selected slot"):
-                kept = self._selected.setdefault(slot % MAX_SLOTS, [])
+                kept = self._selected.setdefault(own_slot(slot), [])
                 del kept[2:]
                 kept.append(Line(UNKNOWN, line, parts))
         else:
@@ -169,8 +166,7 @@ class TaskSeparation:
             server.newest_task, server.running[slot] = max(task, server.newest_task), task
             request = _Open(fitting[0], slot)
         else:
-            taken = {each.slot for each in self._open.values() if each.server == UNKNOWN}
-            given = next(number for number in range(slot, 1 << 30, MAX_SLOTS) if number not in taken)
+            given = spare_slot(slot, {each.slot for each in self._open.values() if each.server == UNKNOWN})
             request = _Open(UNKNOWN, given)
             if len(self.candidates) >= _MOST_UNKNOWN:
                 del self.candidates[next(iter(self.candidates))]

@@ -17,11 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 from llamatel.errors import HttpError, ServerUnreachable
-from llamatel.inputs.documents import InvalidDocument, text
+from llamatel.inputs.documents import text
 from llamatel.inputs.http import HttpClient, Stream, abort
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.watch.json_endpoint import get_document
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.outputs.log_once import LogOnce
@@ -30,7 +31,6 @@ from llamatel.snapshots import RouterModel, ServerSnapshot
 
 _log = logging.getLogger(__name__)
 
-_TIMEOUT_S = 5.0
 _RETRY_S = 1.0
 _MAX_MODELS = 256
 _STATES = {"ready": "loaded", "starting": "loading"}
@@ -170,21 +170,11 @@ class LlamaSwap:
                     _log.warning("%s answers now", self._http.base_url)
 
     def _poll(self) -> None:
-        response = self._http.request("/running", total_s=_TIMEOUT_S)
-        if response.status != 200:
-            raise ValueError(f"it answered {response.status}")
-        try:
-            running = parse_running(response.json())
-        except InvalidDocument as error:
-            raise ValueError(f"it is not llama-swap: {error}") from None
+        running = parse_running(get_document(self._http, "/running", "llama-swap"))
         for name in running:
             if name not in self._models and len(self._models) < _MAX_MODELS:
                 self._models[name] = model = _Model(self._http, replace(self.info, model=name))
-                model.observed.subscribe(self._hand_out)
+                model.observed.subscribe(self._listeners.call)
         for name, model in self._models.items():
             model.update(running.get(name, "unloaded"))
         self._up = True
-
-    def _hand_out(self, request: Completion | ObservedRequest) -> None:
-        for listener in self._listeners:
-            listener(request)

@@ -15,10 +15,9 @@ from llamatel.llama.log.backlog_clocks import BacklogClocks
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import LogLine, split_line
-from llamatel.llama.log.log_process import UNKNOWN, Change, Event
+from llamatel.llama.log.log_process import UNKNOWN, Change, Event, own_slot
 from llamatel.llama.log.log_source import Backlog, Batch
 from llamatel.llama.log.process_separation import HELD, ProcessSeparation
-from llamatel.llama.log.task_owners import MAX_SLOTS
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.observed_server import ObservedServer
@@ -247,7 +246,7 @@ class LogStreams:
         if number == UNKNOWN:
             # Of which server it is and what else ran there is not known.
             completed = [
-                replace(each, slot=None if each.slot is None else each.slot % MAX_SLOTS, queue_s=None, in_flight=())
+                replace(each, slot=None if each.slot is None else own_slot(each.slot), queue_s=None, in_flight=())
                 for each in completed
             ]
         server.publish(completed)

@@ -136,8 +136,7 @@ class ObservedServer:
     def publish(self, finished: Sequence[Completion | ObservedRequest]) -> None:
         """Hand finished requests to the listeners."""
         for request in finished:
-            for listener in self._listeners:
-                listener(request)
+            self._listeners.call(request)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""

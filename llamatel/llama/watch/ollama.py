@@ -11,22 +11,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llamatel.errors import HttpError, LlamatelError, ServerUnreachable
 from llamatel.inputs.http import HttpClient
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_process import UNKNOWN
 from llamatel.llama.log.log_source import Backlog, LogSource
 from llamatel.llama.log.ollama_log import ChildStart
-from llamatel.llama.log.task_separation import TASKS_APART, UNKNOWN, TaskSeparation
-from llamatel.llama.watch.access_join import LATE_S, DatedAccess, join
+from llamatel.llama.log.task_separation import TaskSeparation
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.ollama_children import OllamaChild, find_children
 from llamatel.llama.watch.ollama_log_reader import Ended, OllamaLogReader
 from llamatel.llama.watch.ollama_models import OllamaModels, file_name
+from llamatel.llama.watch.ollama_requests import OllamaRequests, shown_tasks
 from llamatel.llama.watch.server_lifecycle import Lifecycle
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.outputs.log_once import LogOnce
@@ -37,13 +38,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 _TICK_S = 0.1
-_HOLD_S = LATE_S + 0.6
-"""A request waits that long for its access line."""
 _RETIRED_S = 30.0
-_RESOLVE_S = 5.0
-"""So long the slots are queried for a request whose server is not known."""
-_QUERY_S = 0.3
-_MOST_HELD = 4096
 _MOST_MODELS = 64
 _ENDED = "the model's process ended"
 _STATES = {"starting": "loading", "ready": "loaded", "failed": "failed"}
@@ -113,20 +108,6 @@ class _Model:
         )  # fmt: skip
 
 
-@dataclass
-class _Held:
-    """A request that waits for its server, or for its access line."""
-
-    ended: Ended
-    at: float
-    """When it was read (monotonic)."""
-    model: _Model | None
-    given_up: bool = False
-    """Its server will not be known."""
-    shown_by: int | None = None
-    """The server whose slot showed its task."""
-
-
 class Ollama:
     """Observes one Ollama and its models. Thread-safe."""
 
@@ -145,7 +126,6 @@ class Ollama:
         self._http = http
         self._source = source
         self._interval_s = interval_s
-        self._client_addresses = client_addresses
         self._reported = OllamaModels(http)
         self._lock = threading.RLock()
         self._separation = TaskSeparation()
@@ -161,15 +141,11 @@ class Ollama:
         self._evicting = False
         self._caught_up = source is None
         """Whether the log's lines are read as they are written."""
-        self._held: list[_Held] = []
-        self._claims: dict[tuple[int, int | None, int | None], _Held] = {}
-        """Requests by server, slot and task: no server runs a task twice."""
-        self._accesses: list[tuple[float, DatedAccess]] = []
-        self._seen: list[tuple[float, Completion]] = []
-        """Requests of a moment ago, which an access line may fit too."""
+        self._requests = OllamaRequests(
+            server, self._of_number, self._separation, self._lock, client_addresses=client_addresses
+        )
         self._up: bool | None = None
         self._once = LogOnce(_log)
-        self._query_at = 0.0
         self._stopped = threading.Event()
         self._ended = threading.Event()
         self._failure: LlamatelError | None = None
@@ -321,7 +297,7 @@ class Ollama:
             name = (self._reported.loaded or {}).get(weights) or _short(weights)
             info = replace(self.info, model=name)
             model = _Model(weights, info, has_log=self._source is not None, interval_s=self._interval_s)
-            model.observed.subscribe(self._hand_out)
+            model.observed.subscribe(self._listeners.call)
             self._models[weights] = model
         return model
 
@@ -356,7 +332,7 @@ class Ollama:
                         self._reader.read(batch)
                     self._take_ended()
                     self._caught_up = self._caught_up or not isinstance(batch, Backlog)
-                while self.blocking and len(self._held) > _MOST_HELD // 2 and not self._stopped.is_set():
+                while self.blocking and self._requests.crowded and not self._stopped.is_set():
                     time.sleep(_TICK_S)
         except LlamatelError as error:
             self._failure = error
@@ -371,30 +347,9 @@ class Ollama:
 
     def _take_ended(self) -> None:
         """Keep what the reader has found; our lock is held."""
-        now = time.monotonic()
-        for ended in self._reader.ended:
-            held = _Held(ended, now, self._of_number(ended.server))
-            self._held.append(held)
-            if held.model is not None:
-                self._claim(held, ended.server)
-        self._accesses += [(now, line) for line in self._reader.accesses]
+        self._requests.add(self._reader.ended, self._reader.accesses)
         self._reader.ended.clear()
         self._reader.accesses.clear()
-
-    def _claim(self, held: _Held, number: int) -> bool:
-        """Record that a server ran a request's task; False if it ran another request under that number."""
-        key = (number, held.ended.completion.slot, held.ended.completion.task)
-        other = self._claims.get(key)
-        if other is not None and held.ended.server != number:
-            held.given_up = True
-            return False
-        if other is not None and other.shown_by is not None:
-            # Its slot showed the task of the request that was read only now.
-            other.model, other.shown_by, other.given_up = None, None, True
-        self._claims[key] = held
-        if len(self._claims) > _MOST_HELD:
-            del self._claims[next(iter(self._claims))]
-        return True
 
     # -- the polls' thread --------------------------------------------------------------------------------------------
 
@@ -405,10 +360,14 @@ class Ollama:
                 if time.monotonic() >= poll_at:
                     poll_at = time.monotonic() + self._interval_s
                     self._poll()
-                self._release(all_of_them=False)
+                self._release()
             except Exception:  # noqa: BLE001 - the boundary to what servers answer: one answer must not end the polls
                 self._once.error("poll", "a poll of Ollama failed; further failures are not logged", exc_info=True)
         self._release(all_of_them=True)
+
+    def _release(self, *, all_of_them: bool = False) -> None:
+        for request in self._requests.release(all_of_them=all_of_them):
+            self._listeners.call(request)
 
     def _poll(self) -> None:
         try:
@@ -471,9 +430,10 @@ class Ollama:
         model.start(self._numbers, None, state="ready")
         port, slots = (None, None) if child is None else (child.port, child.slots)
         if child is not None:
+            model.use(child)
+        if model.client is not None:
             # Lines of tasks that run right now may still have to be read: they are no proof of what it cannot start.
-            tasks = _tasks(ServerClient(f"http://127.0.0.1:{child.port}"))
-            model.ran_before = frozenset((tasks or {}).items())
+            model.ran_before = frozenset((shown_tasks(model.client) or {}).items())
         self._separation.add(self._numbers, port=port, slots=slots, loading=False)
 
     def _forget_retired(self) -> None:
@@ -484,114 +444,7 @@ class Ollama:
                 self._separation.remove(number)
         self._retired = [(at, number) for at, number in self._retired if now - at <= _RETIRED_S]
 
-    # -- requests -----------------------------------------------------------------------------------------------------
-
-    def _release(self, *, all_of_them: bool) -> None:
-        """Hand out the requests whose server and access line are known, or will not be."""
-        now = time.monotonic()
-        self._resolve(at_once=all_of_them)
-        with self._lock:
-            over = all_of_them or len(self._held) > _MOST_HELD
-            ready = [held for held in self._held if over or self._is_due(held, now)]
-            if ready:
-                due = {id(held) for held in ready}
-                everything = [*(seen for _, seen in self._seen), *(held.ended.completion for held in self._held)]
-                found = join(everything, [line for _, line in self._accesses], with_client=self._client_addresses)
-                first = len(self._seen)
-                accesses = {id(held): found.get(first + index) for index, held in enumerate(self._held)}
-                self._held = [held for held in self._held if id(held) not in due]
-                for held in ready:
-                    if held.shown_by is not None:
-                        self._separation.saw_task(held.shown_by, held.ended.completion.task or 0)
-                self._seen += [(now, held.ended.completion) for held in ready]
-            old = now - 4 * _HOLD_S
-            self._seen = [(at, seen) for at, seen in self._seen if at > old][-_MOST_HELD:]
-            self._accesses = [(at, line) for at, line in self._accesses if at > old][-_MOST_HELD:]
-        for held in ready:
-            info = self.info if held.model is None else held.model.info
-            server = replace(held.ended.completion.server, model=info.model, address=info.address, port=info.port)
-            request = replace(held.ended.completion, server=server, access=accesses[id(held)])
-            self._hand_out(request)
-
-    @staticmethod
-    def _is_due(held: _Held, now: float) -> bool:
-        return now - held.at > _HOLD_S + min(held.ended.error_s, 1.0) and not Ollama._is_open(held)
-
-    @staticmethod
-    def _is_open(held: _Held) -> bool:
-        return held.model is None and held.ended.live and bool(held.ended.candidates) and not held.given_up
-
-    def _resolve(self, *, at_once: bool) -> None:
-        """Find the servers of requests that may be of several: whose slot shows the task."""
-        now = time.monotonic()
-        if now < self._query_at and not at_once:
-            return
-        with self._lock:
-            open_ = [held for held in self._held if self._is_open(held)]
-            keys = [(held.ended.completion.slot, held.ended.completion.task) for held in open_]
-            wanted = {number for held in open_ for number in held.ended.candidates}
-            polled = [
-                (model, model.number, model.client) for model in self._models.values()
-                if model.number in wanted and model.client is not None
-            ]  # fmt: skip
-        if not open_:
-            return
-        self._query_at = now + _QUERY_S
-        shown = {number: (_tasks(client), model.ran_before) for model, number, client in polled}
-        with self._lock:
-            for held, key in zip(open_, keys, strict=True):
-                held.given_up = now - held.at > _RESOLVE_S
-                number = _owner(held.ended.candidates, key, shown) if keys.count(key) == 1 else None
-                if number is not None and self._claim(held, number):
-                    held.model, held.shown_by = self._of_number(number), number
-
-    def _hand_out(self, request: Completion | ObservedRequest) -> None:
-        for listener in self._listeners:
-            listener(request)
-
 
 def _short(weights: str) -> str:
     """A name for weights whose model is not known: ``sha256-6540411d9e4c``."""
     return weights[:19] if weights.startswith("sha256-") else weights[:200]
-
-
-def _owner(
-    candidates: Sequence[int],
-    key: tuple[int | None, int | None],
-    shown: Mapping[int, tuple[Mapping[int, int] | None, Collection[tuple[int, int]]]],
-) -> int | None:
-    """Which server ran a task in a slot, by the tasks that the servers' slots show now; None if that is not certain.
-
-    A slot keeps the number of its last task. The task that it shows is the one that was logged, unless it was there
-    before; one that shows an older task did not run it.
-    """
-    slot, task = key
-    if slot is None or task is None:
-        return None
-    possible = []
-    for number in candidates:
-        tasks, before = shown.get(number, (None, ()))
-        last = None if tasks is None else tasks.get(slot, -1)
-        if last == task and key not in before:
-            return number if _shows(candidates, slot, task, shown) == 1 else None
-        if last is None or last == task or last > task - (0 if tasks is not None and len(tasks) == 1 else TASKS_APART):
-            possible.append(number)
-    return possible[0] if len(possible) == 1 and possible[0] != UNKNOWN else None
-
-
-def _shows(
-    candidates: Sequence[int],
-    slot: int,
-    task: int,
-    shown: Mapping[int, tuple[Mapping[int, int] | None, Collection[tuple[int, int]]]],
-) -> int:
-    """How many servers show this task in this slot."""
-    return sum((shown.get(number, (None, ()))[0] or {}).get(slot) == task for number in candidates)
-
-
-def _tasks(client: ServerClient) -> dict[int, int] | None:
-    """By the slots of a server the task that each runs or ran last, -1 for none; None where that is not known."""
-    try:
-        return {slot.id: -1 if slot.task is None else slot.task for slot in client.slots()}
-    except ServerUnreachable:
-        return None

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_process import UNKNOWN, own_slot
 from llamatel.llama.log.log_source import Backlog, Batch
 from llamatel.llama.log.ollama_log import (
     AccessLine,
@@ -25,7 +26,7 @@ from llamatel.llama.log.ollama_log import (
     parse_ollama,
     written_at,
 )
-from llamatel.llama.log.task_separation import MAX_SLOTS, UNKNOWN, Line, TaskSeparation
+from llamatel.llama.log.task_separation import Line, TaskSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.access_join import DatedAccess
@@ -148,7 +149,7 @@ class OllamaLogReader:
             slot = request.slot
             if server == UNKNOWN and slot is not None:
                 candidates = self._separation.candidates.pop((slot, request.task or 0), ())
-                slot %= MAX_SLOTS
+                slot = own_slot(slot)
             # llama-server has no queue here: what waits, waits in Ollama.
             known = replace(request, slot=slot, queue_s=None, in_flight=())
             self.ended.append(Ended(known, server, candidates, live, error_s))

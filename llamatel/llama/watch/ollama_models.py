@@ -12,8 +12,8 @@ from typing import Any
 from llamatel.errors import HttpError
 from llamatel.inputs.documents import InvalidDocument, text
 from llamatel.inputs.http import HttpClient
+from llamatel.llama.watch.json_endpoint import TIMEOUT_S, get_document
 
-_TIMEOUT_S = 5.0
 _MAX_MODELS = 64
 _LONGEST = 4096
 
@@ -63,13 +63,7 @@ class OllamaModels:
     def poll(self) -> None:
         """Raises HttpError where Ollama does not answer, ValueError where something else does."""
         self.loaded, self.complete = None, False
-        response = self._http.request("/api/ps", total_s=_TIMEOUT_S)
-        if response.status != 200:
-            raise ValueError(f"it answered {response.status}")
-        try:
-            names = parse_loaded(response.json())
-        except InvalidDocument as error:
-            raise ValueError(f"it is not Ollama: {error}") from None
+        names = parse_loaded(get_document(self._http, "/api/ps", "Ollama"))
         for name in names:
             if name not in self._weights:
                 self._weights[name] = self._show(name)
@@ -83,7 +77,7 @@ class OllamaModels:
     def _show(self, name: str) -> str | None:
         body = json.dumps({"model": name}).encode()
         try:
-            response = self._http.request("/api/show", method="POST", body=body, total_s=_TIMEOUT_S)
+            response = self._http.request("/api/show", method="POST", body=body, total_s=TIMEOUT_S)
             path = parse_weights(response.json()) if response.status == 200 else None
         except (HttpError, InvalidDocument):
             return None
