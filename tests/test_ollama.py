@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from llamatel.inputs.address import parse_address
 from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.log_file import open_log
 from llamatel.llama.log.log_line import split_line
@@ -33,10 +34,11 @@ from llamatel.llama.log.task_separation import TaskSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.watch.access_join import DatedAccess, join
 from llamatel.llama.watch.ollama import Ollama
+from llamatel.llama.watch.ollama_children import find_children
 from llamatel.records import Completion, ObservedRequest, Outcome, ServerInfo
 from tests.attached import unmanaged
 from tests.ollama_stand_in import OllamaProcess
-from tests.parts import wait_until
+from tests.parts import free_port, wait_until
 from tests.parts.wheels import xllamacpp_server
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -178,7 +180,6 @@ def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
             load.send(model)
             wait_until(lambda: len(done) == len(load.sent) - 1, 30)
         ollama.post("/api/generate", model="gamma:3b", prompt="")
-        time.sleep(1.0)  # its access line is read before the request that follows
         load.send("gamma:3b")
         wait_until(lambda: len(done) == len(load.sent) - 1, 30)
         ollama.post("/stand-in/unload", model="gamma:3b")
@@ -285,6 +286,14 @@ def access(at: float, seconds: float, path: str = "/api/chat") -> DatedAccess:
     return DatedAccess(AccessLine(path, "POST", 200, seconds, "10.0.0.9"), at)
 
 
+def test_ollama_children_of_another_ollama_are_not_its_own(ollama: OllamaProcess) -> None:
+    ollama.generate("alpha:1b", "Hello")
+    [child] = find_children(parse_address(ollama.url))
+    assert child.slots == 1
+    assert find_children(parse_address(f"http://127.0.0.1:{free_port()}")) == []
+    assert find_children(parse_address(f"http://ollama.example:{ollama.port}")) == []  # another machine's
+
+
 def test_access_join_only_if_one_fits() -> None:
     one = finished(100.0, 105.0)
     assert join([one], [access(105.1, 6.0)])[0].started_at == pytest.approx(99.1)
@@ -297,6 +306,13 @@ def test_access_join_only_if_one_fits() -> None:
     assert not join([one, finished(101.0, 105.0)], [access(105.1, 6.0)])
     assert not join([one], [access(105.1, 6.0, "/api/embed")])
     assert join([finished(100.0, 105.0, embedding=True)], [access(105.1, 6.0, "/api/embed")])
+
+
+def test_access_join_only_requests_launched_before() -> None:
+    """A load without a request has an access line, too; all lines are read at the same moment."""
+    loaded, answered = (DatedAccess(access(100.0, 2.0).line, 100.0, number=number) for number in (7, 12))
+    assert set(join([finished(100.0, 100.0)], [loaded, answered], [9])) == {0}
+    assert not join([finished(100.0, 100.0)], [loaded, answered], [3])
 
 
 def test_task_separation_servers_not_announced() -> None:

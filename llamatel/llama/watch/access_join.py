@@ -1,7 +1,8 @@
 """Joins finished requests with the access lines of the program in front of llama-server.
 
-An access line is written when its answer has ended. It fits a request that ended just before it and started within its
-duration. The two are joined only if the line fits no other request and the request no other line.
+An access line is written when its answer has ended. It fits a request that was launched in an earlier line, ended just
+before it and started within its duration. The two are joined only if the line fits no other request and the request no
+other line.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class DatedAccess:
     at: float
     error_s: float = 0.0
     """How wrong that may be; for wrappers that date lines in whole seconds."""
+    number: int = 0
+    """Of the line in the log."""
 
     def fits(self, request: Completion) -> bool:
         """Whether the request may be what was answered."""
@@ -44,10 +47,25 @@ class DatedAccess:
 
 
 def join(
-    requests: Sequence[Completion], lines: Sequence[DatedAccess], *, with_client: bool = False
+    requests: Sequence[Completion],
+    lines: Sequence[DatedAccess],
+    launched: Sequence[int] = (),
+    *,
+    with_client: bool = False,
 ) -> dict[int, Access]:
-    """Access lines by the index of the request that each belongs to for certain; ``with_client``: with addresses."""
-    fitting = [[number for number, request in enumerate(requests) if line.fits(request)] for line in lines]
+    """Access lines by the index of the request that each belongs to for certain.
+
+    ``launched``: numbers of the lines that launched the requests, if known. ``with_client``: with addresses.
+    """
+    launches = launched or [0] * len(requests)
+    fitting = [
+        [
+            index
+            for index, (request, launch) in enumerate(zip(requests, launches, strict=True))
+            if line.number >= launch and line.fits(request)
+        ]
+        for line in lines
+    ]
     times = _count(number for found in fitting for number in found)
     return {
         found[0]: _access(line, with_client=with_client)

@@ -9,9 +9,10 @@ Ollama's own address: a model that is loaded again goes on with them.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from llamatel.errors import HttpError, LlamatelError, ServerUnreachable
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 DEFAULT_URL = "http://127.0.0.1:11434"
 _TICK_S = 0.1
 _RETIRED_S = 30.0
+_LOG_LAG_S = 1.0
+"""A server's exit is seen before the lines that say why are read."""
 _MOST_MODELS = 64
 _ENDED = "the model's process ended"
 _STATES = {"starting": "loading", "ready": "loaded", "failed": "failed"}
@@ -57,10 +60,10 @@ class _Model:
         self.state = "stopped"
         self.client: ServerClient | None = None
         self.child: OllamaChild | None = None
-        self.started_at: float | None = None
-        self.loading_s: float | None = None
         self.ran_before: frozenset[tuple[int, int]] = frozenset()
         """Slots and tasks that its server showed when it was found."""
+        self.started_at: float | None = None
+        self.loading_s: float | None = None
         self.loads = self.evictions = self.failures = 0
 
     def _lifecycle(self) -> Lifecycle:
@@ -134,11 +137,14 @@ class Ollama:
         self._models: dict[str, _Model] = {}
         """By the file names of their weights."""
         self._numbers = 0
-        self._missing: dict[int, int] = {}
-        """How often a server was not among the loaded models."""
+        self._exits: dict[int, float] = {}
+        """Since when a server is no process of Ollama's, or not among the loaded models (monotonic)."""
+        self._unannounced: dict[str, int] = {}
+        """How often a model was loaded whose start was not read."""
         self._retired: list[tuple[float, int]] = []
         """Servers that exited, and when that was noticed (monotonic): the log may lag."""
-        self._evicting = False
+        self._evicting = (math.inf, math.inf)
+        """From when to when models were unloaded to make room (monotonic)."""
         self._caught_up = source is None
         """Whether the log's lines are read as they are written."""
         self._requests = OllamaRequests(
@@ -241,7 +247,7 @@ class Ollama:
         if model is not None and model.number is not None:
             model.state, model.loading_s = "ready", loading_s
             self._separation.ready(model.number)
-            self._evicting = False
+            self._evicting = (self._evicting[0], min(self._evicting[1], time.monotonic()))
 
     def failed(self) -> None:
         """The one that was loading could not be started."""
@@ -251,7 +257,7 @@ class Ollama:
 
     def evicting(self) -> None:
         """A model is unloaded to make room for another."""
-        self._evicting = True
+        self._evicting = (time.monotonic(), math.inf)
 
     def only_newest(self) -> None:
         """Of all models, only the one that was loaded last is left."""
@@ -309,14 +315,15 @@ class Ollama:
         if model.log is not None:
             for request in model.log.abort(time.time(), _ENDED):
                 self._reader.ended.append(Ended(replace(request, queue_s=None, in_flight=()), number, (), True, 0.0))
-        if self._evicting and state == "stopped":
+        start, end = self._evicting
+        exited_at = self._exits.pop(number, time.monotonic())
+        if state == "stopped" and start - _LOG_LAG_S <= exited_at <= end + _LOG_LAG_S:
             model.evictions += 1
         self._take_ended()
         if logged:
             self._separation.remove(number)
         else:
             self._retired.append((time.monotonic(), number))
-        self._missing.pop(number, None)
         model.stop(state)
 
     # -- the log's thread ---------------------------------------------------------------------------------------------
@@ -379,7 +386,7 @@ class Ollama:
             self._up = True
             if self._once.reset("down"):
                 _log.warning("%s answers now", self._http.base_url)
-        children = find_children()
+        children = find_children(self._http.address)
         with self._lock:
             if self._caught_up:
                 self._update(children)
@@ -404,24 +411,32 @@ class Ollama:
                 model.info = replace(model.info, model=name)
                 if model.log is not None:
                     model.log.identify(model.info)
-            number = model.number
-            if number is None or (model.state == "starting" and self._source is not None):
-                continue
-            exited = model.child is not None and model.child.pid not in alive
-            missing = loaded is not None and self._reported.complete and model.weights not in loaded
-            self._missing[number] = self._missing.get(number, 0) + 1 if exited or missing else 0
-            if self._missing[number] >= (1 if exited and missing else 3):
-                self._remove(model, logged=False)
+            if model.number is not None and not (model.state == "starting" and self._source is not None):
+                self._notice_exit(model, model.number, alive)
         if loaded is None:
             return
         for weights in loaded:
             if (model := self._model(weights)).number is None and model.child is None:
-                self._missing[-hash(weights)] = seen = self._missing.get(-hash(weights), 0) + 1
+                self._unannounced[weights] = seen = self._unannounced.get(weights, 0) + 1
                 if seen > 1:  # else its start is about to be read
-                    del self._missing[-hash(weights)]
+                    del self._unannounced[weights]
                     self._found(model, None)
         known = {model.weights for model in self._models.values() if model.number is not None}
         self._separation.complete = self._reported.complete and set(loaded) <= known
+
+    def _notice_exit(self, model: _Model, number: int, alive: Collection[int]) -> None:
+        """Remove a model whose server is no process of Ollama's any more, or that is not loaded."""
+        loaded, now = self._reported.loaded, time.monotonic()
+        exited = model.child is not None and model.child.pid not in alive
+        missing = loaded is not None and self._reported.complete and model.weights not in loaded
+        if not exited and not missing:
+            self._exits.pop(number, None)
+            return
+        certain_after = _LOG_LAG_S if self._source is not None else 0.0
+        if not (exited and missing):
+            certain_after = max(certain_after, 2 * self._interval_s)
+        if now - self._exits.setdefault(number, now) >= certain_after:
+            self._remove(model, logged=False)
 
     def _found(self, model: _Model, child: OllamaChild | None) -> None:
         """A server that was there before its start could be read."""

@@ -1,11 +1,13 @@
 """Ollama's llama-servers on this machine, from the operating system.
 
 A port that a log names is connected to only if a process listens there that is a llama-server, was started for that
-port, and whose parent is Ollama; in a container's own network it is another machine's.
+port, and whose parent is the Ollama that is observed: another one may have loaded the same models. In a container's own
+network the port is another machine's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 _MOST = 64
 _LISTEN = "0A"
-_LOOPBACK = re.compile(r"(?:0100007F|00000000):([0-9A-F]{4})$")
+_LOOPBACK = re.compile(r"(?:0100007F|0{8}|0{32}|0{24}01000000):([0-9A-F]{4})$")
+"""127.0.0.1, 0.0.0.0, :: and ::1, as Linux writes them."""
 _MOST_ROWS = 1 << 16
 
 
@@ -37,21 +40,26 @@ class OllamaChild:
     slots: int | None
 
 
-def find_children() -> list[OllamaChild]:
-    """All that there are, each with a port that can be connected to from here; empty where that is not known."""
+def find_children(ollama: Address) -> list[OllamaChild]:
+    """Those of the Ollama at an address of this machine, each with a port that can be connected to from here.
+
+    Empty where that is not known.
+    """
     import psutil
 
     found: list[OllamaChild] = []
+    if not ollama.is_local or ollama.port is None:
+        return found
     try:
         for process in psutil.process_iter(["name", "cmdline"]):
-            if len(found) < _MOST and (child := _child(process)) is not None:
+            if len(found) < _MOST and (child := _child(process, ollama.port)) is not None:
                 found.append(child)
     except (psutil.Error, OSError):
         return []
     return found
 
 
-def _child(process: psutil.Process) -> OllamaChild | None:
+def _child(process: psutil.Process, ollama_port: int) -> OllamaChild | None:
     import psutil
 
     flags = server_flags(process.info["cmdline"] or [])
@@ -62,7 +70,9 @@ def _child(process: psutil.Process) -> OllamaChild | None:
         return None
     try:
         parent = process.parent()
-        if parent is None or not _is_ollama(parent) or not _listens(process.pid, int(port)):
+        if parent is None or not _is_ollama(parent) or not _listens_in_network(parent.pid, ollama_port):
+            return None
+        if not _listens(process.pid, int(port)):
             return None
         try:
             environ = process.environ()
@@ -92,7 +102,14 @@ def _listens(pid: int, port: int) -> bool:
     process = find_process(Address("http", "127.0.0.1", port))
     if process is not None:
         return process.pid == pid
-    # Another user's: its sockets are not listed, but its network's and its user's are.
+    return _listens_in_network(pid, port)
+
+
+def _listens_in_network(pid: int, port: int) -> bool:
+    """Whether a process of this one's user and network listens there, a network that is ours, too.
+
+    Another user's sockets are not listed, but its network's and its user's are.
+    """
     own, its = set(_sockets("self", port)), set(_sockets(str(pid), port))
     user = f"{Path(f'/proc/{pid}').stat().st_uid}" if own else ""
     return any(uid == user for _, uid in own & its)
@@ -100,10 +117,10 @@ def _listens(pid: int, port: int) -> bool:
 
 def _sockets(process: str, port: int) -> Iterator[tuple[str, str]]:
     """Inode and user of the sockets that listen on a port of loopback, in a process's network."""
-    try:
-        rows = Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:_MOST_ROWS]
-    except OSError:
-        return
+    rows: list[str] = []
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            rows += Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:_MOST_ROWS]
     for row in rows:
         words = row.split()
         found = _LOOPBACK.match(words[1]) if len(words) > 9 and words[3] == _LISTEN else None

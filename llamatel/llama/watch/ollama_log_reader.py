@@ -33,6 +33,7 @@ from llamatel.llama.watch.access_join import DatedAccess
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion
 
+_MOST_LAUNCHED = 4096
 _LONGEST_LINE = 8192
 _LATE_S = 2.5
 """A stamp of whole seconds is of less use than the time at which a line was read, unless they differ by more."""
@@ -49,6 +50,8 @@ class Ended:
     live: bool
     error_s: float
     """How wrong its times may be."""
+    launched: int = 0
+    """The number of the line that launched it; 0 if that is not known."""
 
 
 class Children(Protocol):
@@ -90,6 +93,10 @@ class OllamaLogReader:
         self._children = children
         self._separation = separation
         self._lines = WrappedLines()
+        self._number = 0
+        """Of the line that is read."""
+        self._launched: dict[tuple[int, int | None, int | None], int] = {}
+        """The numbers of the lines that launched requests in flight, by server, slot and task."""
         self._wall: float | None = None
         """When the last line of Ollama's own was written that has a date."""
 
@@ -114,6 +121,7 @@ class OllamaLogReader:
                 self.accesses.clear()
 
     def _read(self, carried: Carried, now: float, *, live: bool) -> None:
+        self._number += 1
         text = carried.text[:_LONGEST_LINE]
         wall, error_s = carried.wall, 0.0
         if wall is not None and wall.is_integer():
@@ -137,6 +145,10 @@ class OllamaLogReader:
             if log is None:
                 continue
             if isinstance(step, Line):
+                if step.parts.slot_message.startswith("processing task"):
+                    self._launched[step.server, step.parts.slot, step.parts.task] = self._number
+                    if len(self._launched) > _MOST_LAUNCHED:
+                        del self._launched[next(iter(self._launched))]
                 completed, _ = log.read_all([(step.line, step.parts)], at, learned=_nothing)
                 self._add(completed, step.server, live=live, error_s=error_s)
             else:
@@ -145,6 +157,7 @@ class OllamaLogReader:
     def _add(self, completed: Sequence[Completion], server: int, *, live: bool, error_s: float) -> None:
         for request in completed:
             self.requests += 1
+            launched = self._launched.pop((server, request.slot, request.task), 0)
             candidates: tuple[int, ...] = ()
             slot = request.slot
             if server == UNKNOWN and slot is not None:
@@ -152,13 +165,13 @@ class OllamaLogReader:
                 slot = own_slot(slot)
             # llama-server has no queue here: what waits, waits in Ollama.
             known = replace(request, slot=slot, queue_s=None, in_flight=())
-            self.ended.append(Ended(known, server, candidates, live, error_s))
+            self.ended.append(Ended(known, server, candidates, live, error_s, launched))
 
     def _event(self, event: OllamaEvent, at: float, error_s: float) -> None:
         children = self._children
         if isinstance(event, AccessLine):
             if event.infers and error_s != float("inf"):
-                self.accesses.append(DatedAccess(event, at, error_s))
+                self.accesses.append(DatedAccess(event, at, error_s, self._number))
         elif isinstance(event, ChildStart):
             number = children.starts(event, at)
             self._separation.add(number, port=event.port, slots=event.slots)

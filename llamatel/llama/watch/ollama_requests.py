@@ -86,7 +86,7 @@ class OllamaRequests:
         self._claims: dict[tuple[int, int | None, int | None], _Held] = {}
         """Requests by server, slot and task: no server runs a task twice."""
         self._accesses: list[tuple[float, DatedAccess]] = []
-        self._seen: list[tuple[float, Completion]] = []
+        self._seen: list[tuple[float, Ended]] = []
         """Requests of a moment ago, which an access line may fit too."""
         self._query_at = 0.0
 
@@ -115,15 +115,18 @@ class OllamaRequests:
             accesses = {}
             if ready:
                 due = {id(held) for held in ready}
-                everything = [*(seen for _, seen in self._seen), *(held.ended.completion for held in self._held)]
-                found = join(everything, [line for _, line in self._accesses], with_client=self._client_addresses)
+                everything = [*(seen for _, seen in self._seen), *(held.ended for held in self._held)]
+                found = join(
+                    [ended.completion for ended in everything], [line for _, line in self._accesses],
+                    [ended.launched for ended in everything], with_client=self._client_addresses,
+                )  # fmt: skip
                 first = len(self._seen)
                 accesses = {id(held): found.get(first + index) for index, held in enumerate(self._held)}
                 self._held = [held for held in self._held if id(held) not in due]
                 for held in ready:
                     if held.shown_by is not None:
                         self._separation.saw_task(held.shown_by, held.ended.completion.task or 0)
-                self._seen += [(now, held.ended.completion) for held in ready]
+                self._seen += [(now, held.ended) for held in ready]
             old = now - 4 * _HOLD_S
             self._seen = [(at, seen) for at, seen in self._seen if at > old][-_MOST_HELD:]
             self._accesses = [(at, line) for at, line in self._accesses if at > old][-_MOST_HELD:]
