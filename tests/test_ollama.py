@@ -72,7 +72,10 @@ class Load:
         self.sent[tokens] = Sent(model, tokens, timings["prompt_n"] + timings["cache_n"])
 
     def at_once(self, *models: str, each: int) -> None:
-        """A client for each name, all at the same time, ``each`` requests after one another."""
+        """A client for each name, all at the same time, ``each`` requests after one another.
+
+        The pauses are long enough for most requests to be seen in a slot when slots are polled.
+        """
         generator = random.Random(4)
 
         def client(model: str, pause: float) -> None:
@@ -80,7 +83,7 @@ class Load:
                 time.sleep(pause * generator.random())
                 self.send(model)
 
-        threads = [threading.Thread(target=client, args=(model, 0.1)) for model in models]
+        threads = [threading.Thread(target=client, args=(model, 0.5)) for model in models]
         for thread in threads:
             thread.start()
         for thread in threads:
