@@ -342,7 +342,7 @@ def test_attach_kv_pool_from_local_command_line(
 @pytest.mark.parametrize(
     ("status", "up", "line"),
     [
-        (404, None, "no llama.cpp server, or one behind another path"),
+        (404, None, "no llama.cpp server, or the path is wrong"),
         (500, None, "see its log"),
         (502, False, "the proxy in front of it finds no server"),
     ],

@@ -46,7 +46,7 @@ def refusal(url: str | None, status: int) -> str:
         200: "with something that llama.cpp does not send",
         401: "the API key is missing or wrong: use --api-key-file",
         403: "the proxy in front of it forbids it",
-        404: "no llama.cpp server, or one behind another path",
+        404: "no llama.cpp server, or the path is wrong",
         502: _NO_SERVER,
         504: _NO_SERVER,
     }
