@@ -49,6 +49,16 @@ def isolated() -> list[str]:
     return []
 
 
+_NAMED = re.compile(r"`((?:llamatel|collectors|dashboards|tests|benchmarks|deploy|docs)/[\w./-]+)(?:::(\w+))?")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_docs_files_and_tests_that_are_named_exist(page: str) -> None:
+    for path, test in _NAMED.findall((ROOT / page).read_text()):
+        assert (ROOT / path).exists(), f"{page} names {path}"
+        assert f"def {test}" in (ROOT / path).read_text() if test else True, f"{page} names {path}::{test}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if marked(page)])
 def test_docs_commands_run(page: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
