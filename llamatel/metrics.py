@@ -324,7 +324,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("llamacpp.model.context_length", Kind.GAUGE, "{token}", "Tokens of context that the model was made for."),
     Metric(
         "llamacpp.model.state", Kind.GAUGE, "1",
-        "1 for the state that a router's model is in (unloaded, loading, loaded, sleeping, failed, downloading).",
+        "1 for the state that a router's model is in (unloaded, loading, loaded, stalled, sleeping, failed, "
+        "downloading).",
         ("state",),
     ),
     Metric(
@@ -442,8 +443,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.server.stalled", Kind.GAUGE, "1",
-        "1 while the server has work (busy slots, or a poll that it does not answer) and made no progress for a minute "
-        "(--stalled-after): no counter moved and its process used no CPU; else 0.",
+        "1 while the server, or a router's model, has work (busy slots, or a poll that it does not answer) and made no "
+        "progress for a minute (--stalled-after): no counter moved and its process used no CPU; else 0.",
     ),
     Metric(
         "llamacpp.server.restarts", Kind.TOTAL, "{restart}",

@@ -199,7 +199,7 @@ class ServerSnapshot:
     """None if only the log of the server is available."""
     state: str | None = None
     """starting, ready, stalled, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded,
-    sleeping, failed."""
+    stalled, sleeping, failed."""
     stale: bool = False
     """The server was too busy to answer: all fields except ``up`` are from an earlier poll."""
     restarts: int | None = None

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,16 @@ def complete(
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-    except (OSError, ValueError):  # a truncated response
+    except (OSError, ValueError, HTTPException):  # a truncated response
         return None
 
 
-def complete_in_background(url: str, number: int, tokens: int = LONG) -> list[threading.Thread]:
+def complete_in_background(
+    url: str, number: int, tokens: int = LONG, *, model: str | None = None
+) -> list[threading.Thread]:
     """Send requests in the background."""
-    threads = [threading.Thread(target=complete, args=(url, tokens), daemon=True) for _ in range(number)]
+    more = {} if model is None else {"model": model}
+    threads = [threading.Thread(target=complete, args=(url, tokens), kwargs=more, daemon=True) for _ in range(number)]
     for thread in threads:
         thread.start()
     return threads

@@ -63,6 +63,15 @@ def test_progress_little_cpu_time() -> None:
     assert any(polled(ProgressWatch(10, clock=clock), clock, 60, cpu_share=0.01))
 
 
+def test_progress_cpu_time_alone_for_long() -> None:
+    """As of a process that waits in a busy loop for a GPU that hangs."""
+    clock = Clock()
+    found: list[str] = []
+    watch = ProgressWatch(10, name=lambda: "it", on_stall=found.append, clock=clock)
+    assert polled(watch, clock, 215, cpu_share=1.0).count(True) == 5
+    assert found == ["it made no progress for 210 s"]
+
+
 def test_progress_gap_between_polls() -> None:
     clock = Clock()
     watch = ProgressWatch(10, clock=clock)

@@ -21,7 +21,7 @@ from llamatel.records import Completion, Outcome
 from llamatel.snapshots import RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
-from tests.servers import LONG, complete
+from tests.servers import LONG, complete, complete_in_background
 from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -58,8 +58,8 @@ def state_of(states: list[ServerSnapshot] | tuple[ServerSnapshot, ...], model: s
     return state
 
 
-def kill_child(router: Server, model: str) -> None:
-    """Kill the process of a model as the OOM killer would."""
+def child_pid(router: Server, model: str) -> int:
+    """The process of a loaded model."""
     [args] = [entry["status"]["args"] for entry in router.get("/models")["data"] if entry["id"] == model]
     wanted = [b"--port", args[args.index("--port") + 1].encode()]
     for entry in Path("/proc").iterdir():
@@ -67,9 +67,13 @@ def kill_child(router: Server, model: str) -> None:
             with contextlib.suppress(OSError):  # it has exited
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if wanted in ([*pair] for pair in pairwise(words)):
-                    os.kill(int(entry.name), signal.SIGKILL)
-                    return
+                    return int(entry.name)
     raise AssertionError(f"no process of {model}")
+
+
+def kill_child(router: Server, model: str) -> None:
+    """Kill the process of a model as the OOM killer would."""
+    os.kill(child_pid(router, model), signal.SIGKILL)
 
 
 def names(fleet: Attached) -> set[str | None]:
@@ -105,6 +109,23 @@ def test_router_model_measured_then_sleeps(start: Callable[..., Unmanaged]) -> N
         assert router.child.output().count("handle_sleep: server is exiting") == 0
         assert state_of(fleet.states(), "b").state == "unloaded"
         assert router.child.output().count("spawning server instance with name") == 1
+
+
+def test_router_model_stalled(start: Callable[..., Unmanaged]) -> None:
+    router = start()
+    with attached(router.url, stalled_after_s=1.0) as fleet:
+        fleet.wait(lambda state: state.state == "unloaded", "a")
+        complete_in_background(router.url, 1, 1_500, model="a")
+        fleet.wait(lambda state: state.slots is not None and any(slot.busy for slot in state.slots), "a")
+        pid = child_pid(router, "a")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert fleet.wait(lambda state: state.state == "stalled", "a").router_model is not None
+            states = {state.server.model: state.state for state in fleet.states()}
+            assert (states[None], states["b"]) == ("ready", "unloaded")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        fleet.wait(lambda state: state.state == "loaded", "a")
 
 
 def test_router_killed_child_and_killed_router(start: Callable[..., Unmanaged]) -> None:

@@ -16,8 +16,8 @@ from llamatel.metrics import DROP_REASONS, SETTINGS
 from llamatel.records import ServerInfo
 from llamatel.snapshots import LogCounts, ServerSnapshot, Snapshot
 
-_RUNNING = frozenset({"ready", "sleeping", "stalled"})
-"""States of a server whose model is loaded."""
+_RUNNING = frozenset({"ready", "loaded", "sleeping", "stalled"})
+"""States of a server, or of a router's model, that is loaded."""
 
 
 class ServerCollector(Collector):

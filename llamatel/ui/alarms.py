@@ -204,13 +204,10 @@ def _conditions(
     state: ServerSnapshot, history: _History, now: float, objectives: Objectives
 ) -> Iterator[tuple[str, str]]:
     if state.state == "stalled":
-        yield (
-            "server_stalled",
-            (
-                "the server has work and makes no progress: see its log and restart it; llamatel serve "
-                "--restart on-stall does that"
-            ),
-        )
+        remedy = "restart it; llamatel serve --restart on-stall does that"
+        if state.router_model is not None:
+            remedy = "unload the model (POST /models/unload), or kill its process: the router loads it again"
+        yield "server_stalled", f"the server has work and makes no progress: see its log and {remedy}"
     if not state.stale:
         history.stale_since = None
     elif history.stale_since is None:

@@ -85,8 +85,10 @@ class ObservedServer:
         self._client = client
         self._lifecycle = lifecycle
         self._interval_s = interval_s
-        self._progress = ProgressWatch(stalled_after_s, interval_s=interval_s, clock=clock)
-        self._on_stall = on_stall
+        self._stalled_after_s = stalled_after_s
+        self._progress = ProgressWatch(
+            stalled_after_s, interval_s=interval_s, name=lambda: self.info.shown_address, on_stall=on_stall, clock=clock
+        )
         self._clock = clock
         self._poll_lock = threading.Lock()
         self._poll_started_at = float("-inf")
@@ -253,15 +255,7 @@ class ObservedServer:
     def _is_stalled(self, pid: int | None, started_at: float, *, working: bool) -> bool:
         """Whether it has work and has made no progress for long; ``working``: it has work at this poll."""
         marks = None if self._polling is None else self._polling.marks
-        stalled = self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_time(pid))
-        if not stalled:
-            if self._once.reset("stalled"):
-                _log.warning("%s makes progress again", self.info.shown_address)
-        else:
-            why = f"it made no progress for {self._progress.after_s:g} s"
-            if self._once.warning("stalled", "%s is stalled: %s", self.info.shown_address, why):
-                self._on_stall(why)
-        return stalled
+        return self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_time(pid))
 
     def _follow(self, life: Lifecycle) -> None:
         """Record what the supervisor reports of the process."""
@@ -302,8 +296,9 @@ class ObservedServer:
         model = self.info.model
         if props.role == "router":
             self._router = self._router or Router(
-                client, interval_s=self._interval_s, on_task=self._note_task, clock=self._clock
-            )
+                client, interval_s=self._interval_s, stalled_after_s=self._stalled_after_s, on_task=self._note_task,
+                clock=self._clock,
+            )  # fmt: skip
             model = model if life is not None else None
         else:
             card = client.model_card()

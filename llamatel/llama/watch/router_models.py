@@ -18,6 +18,7 @@ from functools import partial
 from llamatel.errors import ServerUnreachable
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.documents import text
 from llamatel.llama.http.props import ModelCard, parse_model_card
 from llamatel.llama.http.server_client import ServerClient
@@ -25,7 +26,9 @@ from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
+from llamatel.llama.watch.local_process import cpu_time, find_process
 from llamatel.llama.watch.polling import Polling
+from llamatel.llama.watch.progress import STALLED_AFTER_S, ProgressWatch
 from llamatel.records import ObservedRequest, ServerInfo
 from llamatel.snapshots import RouterModel, ServerSnapshot
 
@@ -87,9 +90,14 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
 class _Model:
     """One model over its loads."""
 
-    def __init__(self, entry: ModelEntry, polling: Polling) -> None:
+    def __init__(self, entry: ModelEntry, polling: Polling, progress: ProgressWatch, *, is_local: bool) -> None:
+        """``is_local``: whether the router, and so the model's process, is on this machine."""
         self.entry = entry
         self.polling = polling
+        self._progress = progress
+        self._is_local = is_local
+        self._process: tuple[int | None, int | None] = (None, None)
+        """The port of the model's process, and its pid if that is known."""
         self.loads = self.failures = 0
         self.stale = False
         self.due_at = float("-inf")
@@ -121,7 +129,18 @@ class _Model:
         except ServerUnreachable as error:
             # Busy: its last figures are kept. Unloaded in the meantime (400), or removed: the next list shows it.
             self.stale = error.busy
-        self.due_at = now + (interval_s if self.polling.busy or self.stale else max(_IDLE_S, interval_s))
+        working = self.polling.busy or self.stale
+        cpu_s = cpu_time(self._pid()) if working else None
+        self._progress.observe(started_at=now, working=working, marks=self.polling.marks, cpu_s=cpu_s)
+        self.due_at = now + (interval_s if working else max(_IDLE_S, interval_s))
+
+    def _pid(self) -> int | None:
+        """The model's process, looked for once a load; None if it is on another machine, or cannot be found."""
+        port = self.entry.port
+        if self._process[0] != port:
+            found = find_process(Address("http", "127.0.0.1", port)) if self._is_local and port is not None else None
+            self._process = port, None if found is None else found.pid
+        return self._process[1]
 
     def snapshot(self, server: ServerInfo, facts: LoggedServer) -> ServerSnapshot:
         """What was seen last, with what its log shows; of a model without a process only its state."""
@@ -134,7 +153,7 @@ class _Model:
         return ServerSnapshot(
             about,
             up=None,
-            state=entry.state,
+            state="stalled" if entry.state == "loaded" and self._progress.stalled else entry.state,
             stale=self.stale,
             counters=polling.totals if polling.answers else {},
             deferred=polling.deferred,
@@ -154,12 +173,17 @@ class Router:
         client: ServerClient,
         *,
         interval_s: float = 1.0,
+        stalled_after_s: float = STALLED_AFTER_S,
         on_task: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``on_task`` is called with a model's name before each request that takes a task number of its process."""
+        """``stalled_after_s``: see ``progress``.
+
+        ``on_task`` is called with a model's name before each request that takes a task number of its process.
+        """
         self._client = client
         self._interval_s = interval_s
+        self._stalled_after_s = stalled_after_s
         self._on_task = on_task
         self._clock = clock
         self._models: dict[str, _Model] = {}
@@ -203,14 +227,15 @@ class Router:
         return tuple(model.snapshot(server, facts(model.entry.name)) for model in known)
 
     def _new(self, entry: ModelEntry) -> _Model:
+        name = f"{self._client.base_url} ({entry.name})"
         polling = Polling(
-            self._client.of_model(entry.name),
-            f"{self._client.base_url} ({entry.name})",
-            interval_s=self._interval_s,
-            on_task=partial(self._on_task, entry.name),
-            clock=self._clock,
+            self._client.of_model(entry.name), name, interval_s=self._interval_s,
+            on_task=partial(self._on_task, entry.name), clock=self._clock,
+        )  # fmt: skip
+        progress = ProgressWatch(
+            self._stalled_after_s, interval_s=self._interval_s, name=lambda: name, clock=self._clock
         )
-        return _Model(entry, polling)
+        return _Model(entry, polling, progress, is_local=parse_address(self._client.base_url).is_local)
 
 
 def models_with_log(server: ServerInfo, router: Router | None, log: RouterLog[LogReader]) -> tuple[ServerSnapshot, ...]:
@@ -233,5 +258,5 @@ def _completed(state: ServerSnapshot, log: RouterLog[LogReader]) -> ServerSnapsh
     life = log.models.get(state.server.model or "")
     if life is None:
         return state
-    running = state.state in ("loaded", "sleeping")
+    running = state.state in ("loaded", "stalled", "sleeping")
     return replace(state, loading_s=life.loading_s if running else None, router_model=life.record)
