@@ -136,7 +136,8 @@ def test_router_killed_child_and_killed_router(start: Callable[..., Unmanaged]) 
         fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 5, "b")
         kill_child(router, "b")
         failed = fleet.wait(lambda state: state.state == "failed", "b")
-        assert (failed.counters, failed.slots, failed.router_model) == ({}, None, RouterModel(loads=1, failures=1))
+        assert failed.counters["tokens_predicted_total"] == 5  # totals stay while it is not loaded
+        assert (failed.slots, failed.router_model) == (None, RouterModel(loads=1, failures=1))
         router.complete(3, model="b")
         again = fleet.wait(lambda state: state.counters.get("tokens_predicted_total") == 8, "b")
         assert again.router_model == RouterModel(loads=2, failures=1)
@@ -172,6 +173,37 @@ def test_router_log_requests_by_model_and_evictions(start: Callable[..., Unmanag
     assert (a.server.key, a.loading_s is not None, b.loading_s) == (done[-1].server.key, True, None)
     assert a.loading_s is not None
     assert 0 < a.loading_s < 60
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["log", "polled"])
+def test_router_swaps_keep_token_totals(start: Callable[..., Unmanaged], log: bool) -> None:
+    """Models that are swapped several times between two polls, and after they were polled."""
+    router = start("--models-max", "1")
+    seen = {name: {"tokens_predicted_total": 0, "prompt_tokens_total": 0} for name in MODELS}
+    with attached(router.url, interval_s=0.3, has_log=log) as fleet:
+        [server] = fleet.fleet.servers
+        follower = LogFollower(FileSource(router.child.log, from_start=True), server).start() if log else None
+        try:
+            for number, model in enumerate("abcabacca" if log else "abca", 3):
+                timings = router.complete(number, model=model)["timings"]
+                seen[model]["tokens_predicted_total"] += timings["predicted_n"]
+                seen[model]["prompt_tokens_total"] += timings["prompt_n"]
+                if not log:  # what is generated after the last poll of a process is known from the log only
+                    fleet.wait(lambda state: state.counters.items() >= seen[model].items(), model)  # noqa: B023
+
+            def totals() -> dict[str | None, dict[str, float]]:
+                models = {state.server.model: state.counters for state in server.snapshots() if state.server.model}
+                return {name: {each: counters.get(each, 0) for each in seen["a"]} for name, counters in models.items()}
+
+            try:
+                wait_until(lambda: totals() == seen, 20, "all tokens")
+            except TimeoutError:
+                assert totals() == seen
+            states = {state.server.model: state.state for state in server.snapshots()}
+            assert list(states.values()).count("unloaded") == 2
+        finally:
+            if follower is not None:
+                follower.stop()
 
 
 def test_router_launched_by_manager(llama_server_binary: Path, models: Path) -> None:

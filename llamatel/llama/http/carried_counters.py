@@ -55,6 +55,12 @@ class CarriedCounters:
                 self._base[name] = self._base.get(name, 0.0) - value
             self._last = dict(last)
 
+    def add(self, missed: Mapping[str, float]) -> None:
+        """Add what a replaced process has counted after it was last observed; negative differences add nothing."""
+        with self._lock:
+            for name, value in missed.items():
+                self._base[name] = self._base.get(name, 0.0) + max(value, 0.0)
+
     def _carry(self) -> None:
         for name, value in self._last.items():
             self._base[name] = self._base.get(name, 0.0) + value

@@ -17,7 +17,7 @@ for rejected requests (``rejections``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llamatel.llama.log.client_text import ClientText
@@ -41,6 +41,14 @@ _log = logging.getLogger(__name__)
 _MAX_LENGTH = 8192
 """Characters of a line that are read."""
 _OURS = ("srv ", "slot ", "que ", "cmn ")
+_TOTALS = {
+    "prompt_tokens_total": "prompt_computed",
+    "prompt_tokens_cached_total": "prompt_cached",
+    "tokens_predicted_total": "generated",
+    "prompt_seconds_total": "prefill_s",
+    "tokens_predicted_seconds_total": "decode_s",
+}
+"""llama.cpp's counters, and the part of a request that each sums up."""
 _JUMP_S = 2.0
 """A timestamp further ahead of the previous line's is checked against the clock."""
 
@@ -69,6 +77,7 @@ class LogReader:
         self._requests = SlotRequests(self._counters, self._audit, self._on_end)
         self._completed: list[Completion] = []
         """Of the line that is being read."""
+        self._totals = dict.fromkeys(_TOTALS, 0.0)
         self._last_time = 0.0
         self._stamped = False
         """Whether llama.cpp's lines have timestamps; then one without is a continuation or another program's."""
@@ -252,6 +261,8 @@ class LogReader:
             else:
                 self._counters.timed += 1
                 self._audit.generated += completion.generated or 0
+        for name, part in _TOTALS.items():
+            self._totals[name] += getattr(completion, part) or 0.0
         self._completed.append(completion)
 
     # -- the reader's own state -------------------------------------------------------------------------------------
@@ -260,6 +271,11 @@ class LogReader:
     def busy(self) -> int:
         """Requests that hold a slot at this moment."""
         return len(self._requests) + sum(reader.busy for reader in self.router)
+
+    @property
+    def totals(self) -> Mapping[str, float]:
+        """llama.cpp's counters as the requests of this process add up to; nothing where the log was contradicted."""
+        return {} if any(self._counters.contradictions.values()) else dict(self._totals)
 
     @property
     def activity(self) -> int:

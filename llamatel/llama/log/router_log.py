@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -40,6 +41,16 @@ OTHER = "other"
 """Stands for the names of all further models."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExitedProcess:
+    """A process of one of the router's models that has exited."""
+
+    model: str
+    port: int
+    totals: Mapping[str, float]
+    """What its requests add up to, by the names of llama.cpp's counters."""
+
+
 @dataclass(slots=True)
 class ModelLife:
     """One model, over restarts of its process."""
@@ -68,6 +79,10 @@ class ChildReader(Protocol):
     server: ServerInfo
     logged_server: LoggedServer
 
+    @property
+    def totals(self) -> Mapping[str, float]:
+        """What its process did, by the names of llama.cpp's counters."""
+
 
 R = TypeVar("R", bound=ChildReader)
 
@@ -87,6 +102,7 @@ class RouterLog(Generic[R]):
         self.names_dropped = 0
         """Messages about models beyond the number that is kept apart."""
         self._disconnected: list[R] = []
+        self._exited_processes: deque[ExitedProcess] = deque(maxlen=_MAX_PORTS)
 
     def __iter__(self) -> Iterator[R]:
         """The readers of its children."""
@@ -141,6 +157,12 @@ class RouterLog(Generic[R]):
         readers, self._disconnected = self._disconnected, []
         return readers
 
+    def pop_exited(self) -> list[ExitedProcess]:
+        """The processes that exited since the last call."""
+        exited = list(self._exited_processes)
+        self._exited_processes.clear()
+        return exited
+
     def restart(self) -> None:
         """Reset for a new router process with new children; counters are kept."""
         self._readers.clear()
@@ -159,13 +181,12 @@ class RouterLog(Generic[R]):
         elif found := _STOPPING.match(text):
             self._life(found.group(1))[1].stopping = True
         elif found := _EXITED.match(text):
-            self._exited(self._life(found.group(1))[1], int(found.group(2)))
+            self._exited(*self._life(found.group(1)), int(found.group(2)))
         return found is not None
 
     def _spawned(self, name: str, port: int) -> None:
         name, life = self._life(name)
-        if life.port is not None and (entry := self._readers.pop(life.port, None)) is not None:
-            self._disconnected.append(entry[0])
+        self._disconnect(name, life)
         life.state, life.port, life.loading_s, life.stopping = "loading", port, None, False
         life.processes += 1
         self._readers.pop(port, None)
@@ -175,16 +196,20 @@ class RouterLog(Generic[R]):
         self._names[port] = name
         self.seen = True
 
-    def _exited(self, life: ModelLife, status: int) -> None:
+    def _exited(self, name: str, life: ModelLife, status: int) -> None:
         failed = status != 0 and not life.stopping
         life.failures += failed
         life.processes = max(0, life.processes - 1)
         if not life.processes:
             life.state = "failed" if failed else "unloaded"
-            entry = None if life.port is None else self._readers.pop(life.port, None)
-            if entry is not None:
-                self._disconnected.append(entry[0])
+            self._disconnect(name, life)
             life.port, life.stopping = None, False
+
+    def _disconnect(self, name: str, life: ModelLife) -> None:
+        """Its process has exited."""
+        if life.port is not None and (entry := self._readers.pop(life.port, None)) is not None:
+            self._disconnected.append(entry[0])
+            self._exited_processes.append(ExitedProcess(name, life.port, entry[0].totals))
 
     def _life(self, name: str) -> tuple[str, ModelLife]:
         """A model and its label: ``other`` beyond the first 512."""

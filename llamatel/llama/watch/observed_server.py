@@ -25,6 +25,7 @@ from llamatel.llama.http.props import is_scrape_harmless
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.logged_server import LoggedServer
+from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state
 from llamatel.llama.watch.local_process import (
     LocalProcess,
@@ -277,7 +278,7 @@ class ObservedServer:
         activity = None if self.log is None else self.log.activity()
         polling = self._polling
         if self._router is not None:
-            self._router.poll()
+            self._router.poll(() if self.log is None else self.log.with_router(RouterLog.pop_exited))
         elif polling is not None and polling.poll(activity):
             self._identify(life)  # another process: perhaps with another model
             if self._polling is not polling and self._polling is not None:

@@ -207,12 +207,17 @@ class Polling:
         """It is reached another way now."""
         self._client = client
 
-    def replaced(self) -> None:
-        """Another process is about to take its place; its counters go on."""
+    def replaced(self) -> Mapping[str, float]:
+        """Another process is about to take its place; its counters go on. Returns the last ones of the process."""
         with self._lock:
-            self._counters.restarted()
+            last = self._counters.restarted()
             self._process = None
             self.disconnected()
+            return last
+
+    def add(self, missed: Mapping[str, float]) -> None:
+        """Add what a process has counted after its last poll."""
+        self._counters.add(missed)
 
     def asleep(self) -> None:
         """It sleeps: its model, and with it its KV cache, is unloaded."""

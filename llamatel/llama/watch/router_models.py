@@ -24,7 +24,7 @@ from llamatel.llama.http.props import ModelCard, parse_model_card
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
-from llamatel.llama.log.router_log import RouterLog
+from llamatel.llama.log.router_log import ExitedProcess, RouterLog
 from llamatel.llama.watch.kv_state import LoadedModel, kv_cache_state
 from llamatel.llama.watch.local_process import cpu_time, find_process
 from llamatel.llama.watch.polling import Polling
@@ -101,10 +101,16 @@ class _Model:
         self.loads = self.failures = 0
         self.stale = False
         self.due_at = float("-inf")
+        self._polled_port: int | None = None
+        """Of the process whose counters were polled last."""
+        self._earlier: tuple[int | None, Mapping[str, float]] = (None, {})
+        """Port and last counters of the process before."""
 
     def observe(self, entry: ModelEntry) -> None:
         """Its entry in the list of another poll."""
         before, self.entry = self.entry, entry
+        if entry.port is not None and self._polled_port not in (None, entry.port):
+            self._replaced()
         if entry.running and (not before.running or entry.port != before.port):
             self.loads += 1
             self.due_at = float("-inf")
@@ -119,12 +125,28 @@ class _Model:
                 self.polling.disconnected()
         self.polling.trained_context = entry.card.trained_context
 
+    def exited(self, process: ExitedProcess) -> None:
+        """Add what its log shows one of its processes to have counted after its last poll."""
+        if process.port == self._polled_port:
+            self._replaced()
+        port, last = self._earlier
+        if process.port == port:
+            self._earlier = (None, {})
+        else:
+            last = {}  # it was never polled
+        self.polling.add({name: value - last.get(name, 0.0) for name, value in process.totals.items()})
+
+    def _replaced(self) -> None:
+        self._earlier = self._polled_port, self.polling.replaced()
+        self._polled_port = None
+
     def poll(self, now: float, interval_s: float) -> None:
         """Poll it, if it is loaded and due."""
         if self.entry.state != "loaded" or now < self.due_at:
             return
         try:
             self.polling.poll()
+            self._polled_port = self.entry.port
             self.stale = False
         except ServerUnreachable as error:
             # Busy: its last figures are kept. Unloaded in the meantime (400), or removed: the next list shows it.
@@ -148,14 +170,14 @@ class _Model:
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
         if not entry.running:
-            return ServerSnapshot(about, up=None, state=entry.state, router_model=life)
+            return ServerSnapshot(about, up=None, state=entry.state, counters=polling.totals, router_model=life)
         cache = kv_cache_state(facts, polling.polled, LoadedModel(None, entry.settings))
         return ServerSnapshot(
             about,
             up=None,
             state="stalled" if entry.state == "loaded" and self._progress.stalled else entry.state,
             stale=self.stale,
-            counters=polling.totals if polling.answers else {},
+            counters=polling.totals,
             deferred=polling.deferred,
             busy_slots_per_step=polling.busy_slots_per_step,
             slots=polling.slots,
@@ -196,8 +218,14 @@ class Router:
             for name, model in self._models.items():
                 model.polling.use(client.of_model(name))
 
-    def poll(self) -> None:
-        """One round. Raises ServerUnreachable where the list cannot be had."""
+    def poll(self, exited: Iterable[ExitedProcess] = ()) -> None:
+        """One round. Raises ServerUnreachable where the list cannot be had.
+
+        ``exited``: the processes that exited since the last round, by the router's log.
+        """
+        for process in exited:
+            if process.model in self._models:
+                self._models[process.model].exited(process)
         entries = {entry.name: entry for entry in parse_models(self._client.router_models())}
         self._models = {name: self._models.get(name) or self._new(entry) for name, entry in entries.items()}
         for name, entry in entries.items():
