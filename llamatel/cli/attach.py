@@ -69,32 +69,34 @@ class AttachOptions:
 
 @click.command("attach")
 @click.argument("urls", metavar="[URL]...", nargs=-1)
-@click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file, read again when it changes.")
-@click.option("--log", metavar="FILE|-", help="The log of the one server; -: standard input.")
-@click.option("--from-start", is_flag=True, help="Read what is in the log already, too.")
+@click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file; reread when changed.")
+@click.option("--log", metavar="FILE|-", help="The server's log; -: standard input.")
+@click.option("--from-start", is_flag=True, help="Also read what is in the log already.")
 @click.option(
     "--log-state",
     metavar="FILE",
-    help="Keep the read position of the log here, so that a restart continues there.",
+    help="Continue at the read position kept here.",
 )
-@click.option("--llama-swap", metavar="URL", help="A llama-swap: its models, and their requests from its log streams.")
+@click.option("--llama-swap", metavar="URL", help="A llama-swap: models and requests.")
 @click.option(
     "--ollama",
     metavar="[URL]",
     is_flag=False,
     flag_value=DEFAULT_URL,
-    help=f"An Ollama ({DEFAULT_URL}): its models, and with --log their requests.",
+    help=f"An Ollama.  [default: {DEFAULT_URL}]",
 )
-@click.option("--client-addresses", is_flag=True, help="Record the addresses of Ollama's clients with requests.")
-@click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends, instead of polling on.")
-@click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, help="A label for all series and spans.")
+@click.option("--client-addresses", is_flag=True, help="Record the addresses of Ollama's clients.")
+@click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends.")
+@click.option(
+    "--label", "labels", metavar="NAME=VALUE", multiple=True, help="Label for all series and spans; repeatable."
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
     metavar="SECONDS",
     default=1.0,
     show_default=True,
-    help="How often each server is polled.",
+    help="Time between polls.",
 )
 @stalled_after_option
 @access_options
@@ -102,16 +104,11 @@ class AttachOptions:
 @requests_option
 @verbose_option
 def command(**values: Any) -> int:
-    """Watch llama.cpp servers that run already, routers too.
+    """Observe llama.cpp servers and routers that are already running.
 
-    Each URL (http://127.0.0.1:8080) is polled for its state, its slots and llama.cpp's own counters, which need its
-    flag --metrics. A server that sleeps is left asleep, and a router loads nothing because of it. --targets takes a
-    file with one address a line, or Prometheus's file discovery (.json, .yml).
-
-    With the log of one server each of its requests becomes a trace. It may be a file (llama-server --log-file), also
-    one that is rotated, or come through a pipe:
-
-        kubectl logs -f POD | llamatel attach --log -
+    Each URL (http://127.0.0.1:8080) is polled for state, slots and, if it was started with --metrics, counters; no poll
+    wakes a server. --targets reads addresses, one a line, or Prometheus's file discovery (.json, .yml). With --log each
+    request of that server becomes a trace; it may be a pipe: kubectl logs -f POD | llamatel attach --log -
     """
     options = options_of(TelemetryOptions, values)
     what = options_of(AttachOptions, values)

@@ -210,13 +210,13 @@ class Demo:
 
 
 @click.command("demo")
-@click.option("--model", metavar="FILE", help="A GGUF to use instead of the tiny model that llamatel ships.")
-@click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path; default: the first found.")
+@click.option("--model", metavar="FILE", help="A GGUF to use instead of the tiny model.")
+@click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp or a path.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="The server's port.  [default: a free one]"
 )
-@click.option("--keep-sending", is_flag=True, help="On a terminal: send one request per second until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines and tables.")
+@click.option("--keep-sending", is_flag=True, help="Send a request per second until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @telemetry_options
 @verbose_option
 def command(**values: Any) -> int:

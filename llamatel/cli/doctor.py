@@ -49,7 +49,7 @@ _PROBE_S = 5.0
 
 @click.command("doctor")
 @click.argument("url", metavar="[URL]", required=False)
-@click.option("--log", metavar="FILE|-", help="A llama.cpp log; -: standard input. It is read to its end.")
+@click.option("--log", metavar="FILE|-", help="A llama.cpp log, read to its end; -: standard input.")
 @click.option(
     "--for", "seconds", type=click.FloatRange(min=1), metavar="SECONDS", default=30.0, show_default=True,
     help="How long to observe a llama.cpp server.",
@@ -57,7 +57,7 @@ _PROBE_S = 5.0
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option("--html", metavar="FILE", help="Write the page as HTML, too.")
 @access_options
-@click.option("--page-token-file", metavar="FILE", help="Token of a llamatel page that needs one.")
+@click.option("--page-token-file", metavar="FILE", help="Token of a page that requires one.")
 @verbose_option
 def command(url: str | None, log: str | None, seconds: float, as_json: bool, html: str | None, **values: Any) -> int:
     """Explain why requests were slow: where the time went, what limits the server, which flags would help.

@@ -255,31 +255,35 @@ def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
 @click.command("explore")
 @click.argument("model")
 @click.argument("part", type=click.Choice(PARTS), default="report")
-@click.option("-p", "--prompt", metavar="TEXT", help="What to run through the model.")
-@click.option("--repeat", type=click.IntRange(min=2), metavar="N", help="In place of it N random tokens, twice over.")
-@click.option("--chat/--no-chat", default=None, help="Put the prompt into the model's chat template.")
-@click.option("-n", "--generate", type=click.IntRange(min=0), metavar="N", help="And let it add N tokens.")
-@click.option("--layers", metavar="LIST", help="Only these, as in 0,4-7.")
-@click.option("--heads", metavar="LIST", help="Only these query heads; attention: a picture for each.")
-@click.option("--rows", metavar="FROM-TO", help="Keep the rows of these positions only.")
-@click.option("--token", type=click.IntRange(min=0), default=0, metavar="N", help="keys: of which token.  [default: 0]")
+@click.option("-p", "--prompt", metavar="TEXT", help="Text to run through the model.")
+@click.option(
+    "--repeat", type=click.IntRange(min=2), metavar="N", help="Use N random tokens, repeated once, instead of a prompt."
+)
+@click.option("--chat/--no-chat", default=None, help="Apply the model's chat template.")
+@click.option("-n", "--generate", type=click.IntRange(min=0), metavar="N", help="Generate N tokens after the prompt.")
+@click.option("--layers", metavar="LIST", help="Only these layers, such as 0,4-7.")
+@click.option("--heads", metavar="LIST", help="Only these query heads; attention: one picture each.")
+@click.option("--rows", metavar="FROM-TO", help="Only rows of these positions.")
+@click.option("--token", type=click.IntRange(min=0), default=0, metavar="N", help="keys: the token.  [default: 0]")
 @click.option("--longest", type=click.IntRange(min=0), default=256, show_default=True, metavar="N",
-              help="cache, report: time the next token up to a sequence of so many.")  # fmt: skip
-@click.option("--cache-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Of K and V.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of llama.cpp.")
+              help="cache, report: longest sequence that is timed.")  # fmt: skip
+@click.option(
+    "--cache-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of the KV cache."
+)
+@click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Number of llama.cpp's threads.")
 @click.option("-ngl", "--gpu-layers", type=int, default=0, metavar="N", help="Layers on the GPU.  [default: 0]")
 @click.option("--max-bytes", type=click.IntRange(min=1), default=1 << 30, show_default=True, metavar="N",
-              help="Refuse what needs more memory than this.")  # fmt: skip
+              help="Memory limit.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="PATH",
-              help="Where pictures (.png, or a folder), arrays (.npz) or the report (.html) go.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON document in place of a table.")
+              help="Write pictures (.png, or a folder), arrays (.npz) or the report (.html) here.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @verbose_option
 def command(model: str, part: str, **values: Any) -> None:
-    """What a model's heads attend to, as llama.cpp computes it.
+    """Show what a model's heads attend to, as llama.cpp computes it.
 
-    MODEL is a GGUF file, or tiny: the one that llamatel ships. PART is structure, heads (what each does), attention
-    (maps), keys (by group), matrices (Q, K, V, O), cache (with and without), what-if (MHA, GQA, MQA), or all of it as
-    one HTML page: report, the default.
+    MODEL is a GGUF file, or tiny, the model that llamatel ships. PART is structure, heads (what each does), attention
+    (maps), keys (by group), matrices (Q, K, V, O), cache (with and without), what-if (MHA, GQA, MQA), or report (the
+    default): all of it as one HTML page.
     """
     from llamatel.explore import CaptureRequest
 

@@ -83,7 +83,7 @@ def verbose_option(command: _C) -> _C:
         count=True,
         expose_value=False,
         callback=_raise_verbosity,
-        help="Log decisions and their reasons; -vv logs everything.",
+        help="Log decisions; -vv: everything.",
     )(command)
 
 
@@ -100,11 +100,11 @@ _MODEL_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("-np", "--parallel", "n_parallel"),
-        {"type": int, "metavar": "N", "help": "Slots (default: 4 that share a pool)."},
+        {"type": int, "metavar": "N", "help": "Slots.  [default: 4 that share a pool]"},
     ),
-    (("-ngl", "--gpu-layers"), {"metavar": "N|auto|all", "help": "Layers on the GPU (default: as many as fit)."}),
-    (("-ctk", "--cache-type-k"), {"metavar": "TYPE", "help": "Type of the KV cache's keys: f16, q8_0, ..."}),
-    (("-ctv", "--cache-type-v"), {"metavar": "TYPE", "help": "Type of the KV cache's values."}),
+    (("-ngl", "--gpu-layers"), {"metavar": "N|auto|all", "help": "Layers on the GPU.  [default: what fits]"}),
+    (("-ctk", "--cache-type-k"), {"metavar": "TYPE", "help": "KV cache type of K: f16, q8_0, ..."}),
+    (("-ctv", "--cache-type-v"), {"metavar": "TYPE", "help": "KV cache type of V."}),
 )
 _MORE_MODEL_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("-b", "--batch-size"), {"type": click.IntRange(min=1), "metavar": "N", "help": "Logical batch in tokens."}),
@@ -135,7 +135,7 @@ stalled_after_option = click.option(
     metavar="SECONDS",
     default=60.0,
     show_default=True,
-    help="A server that has work and makes no progress for so long is stalled.",
+    help="Time without progress until a server is stalled.",
 )
 
 
@@ -145,26 +145,25 @@ def server_options(command: _C) -> _C:
         command,
         (
             model_options(brief=True),
-            click.option("-a", "--alias", metavar="NAME", help="Model name for clients, traces and metrics."),
-            click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+            click.option("-a", "--alias", metavar="NAME", help="The model's name for clients and metrics."),
+            click.option("--host", default="127.0.0.1", show_default=True, help="Address of the server."),
             click.option(
                 "--port",
                 type=click.IntRange(0, 65535),
                 metavar="N",
                 default=8090,
                 show_default=True,
-                help="Port to listen on; 0: any free port.",
+                help="Port of the server; 0: any.",
             ),
-            click.option("--api-key-file", metavar="FILE", help="API keys that clients must send, one per line."),
-            click.option(
-                "--backend", metavar="NAME|PATH", help="llama-server, xllamacpp, or a path.  [default: the first found]"
-            ),
+            click.option("--api-key-file", metavar="FILE", help="API keys that clients must send."),
+            click.option("--backend", metavar="NAME|PATH", help="llama-server, xllamacpp or a path."),
             click.option(
                 "--restart",
                 type=click.Choice(["never", "on-failure", "on-stall"]),
                 default="never",
                 show_default=True,
-                help="Restart the server after a crash; on-stall: also if it hangs.",
+                metavar="WHEN",
+                help="Restart it: never, on-failure or on-stall (also if it hangs).",
             ),
             stalled_after_option,
             click.option(
@@ -182,7 +181,7 @@ def server_options(command: _C) -> _C:
                 metavar="SECONDS",
                 default=600.0,
                 show_default=True,
-                help="Maximum time to load the model.",
+                help="Limit for loading the model.",
             ),
         ),
     )
@@ -196,40 +195,37 @@ def telemetry_options(command: _C) -> _C:
             click.option(
                 "--metrics-addr",
                 metavar="HOST:PORT|none",
-                help="Serve metrics for Prometheus here.  [default: 127.0.0.1:9464]",
+                help="Serve /metrics.  [default: 127.0.0.1:9464]",
             ),
             click.option(
                 "--page-token-file",
                 metavar="FILE",
-                help="Serve the web page beyond loopback, with the token in FILE as password.",
+                help="Serve the web page beyond loopback, with this token as password.",
             ),
-            click.option(
-                "--otlp-endpoint", metavar="URL", help="Send traces and metrics here, e.g. http://localhost:4317."
-            ),
+            click.option("--otlp-endpoint", metavar="URL", help="Send traces and metrics to this URL."),
             click.option(
                 "--otlp-protocol",
                 type=click.Choice(["grpc", "http/protobuf"]),
-                help="Protocol of the OTLP endpoint.  [default: by its port and path]",
+                metavar="NAME",
+                help="grpc or http/protobuf.  [default: by URL]",
             ),
-            click.option(
-                "--otlp-spool", metavar="DIR", help="Keep spans here until the OTLP endpoint has accepted them."
-            ),
+            click.option("--otlp-spool", metavar="DIR", help="Keep spans here until they are accepted."),
             click.option("--service-name", metavar="NAME", help="OpenTelemetry's service.name."),
             click.option(
                 "--collector",
                 "collectors",
                 metavar="NAME",
                 multiple=True,
-                help="Enable only these collectors; repeatable.",
+                help="Enable only this collector; repeatable.",
             ),
             click.option(
                 "--no-collector",
                 "no_collectors",
                 metavar="NAME",
                 multiple=True,
-                help="Disable these collectors; repeatable.",
+                help="Disable this collector; repeatable.",
             ),
-            click.option("--jsonl", metavar="FILE|-", help="Write one JSON object per request; -: standard output."),
+            click.option("--jsonl", metavar="FILE|-", help="Write a JSON line per request; -: stdout."),
         ),
     )
 
@@ -239,5 +235,5 @@ def requests_option(command: _C) -> _C:
     return click.option(
         "--requests/--no-requests",
         default=None,
-        help="Print one line per request.  [default: on a terminal]",
+        help="Print a line per request.  [default: on a terminal]",
     )(command)

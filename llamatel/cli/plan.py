@@ -106,11 +106,17 @@ def _devices(text: str | None) -> list[Device]:
 @click.argument("model", required=False)
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
 @model_options()
-@click.option("--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900; without: what NVML sees.")
-@click.option("--host-bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S", help="Of host memory.")
-@click.option("--build", metavar="BUILD", help="llama.cpp's, as b11549; without: that of the installed server.")
-@click.option("--measure", "measured", is_flag=True, help="Run llama.cpp's llama-fit-params as well.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option(
+    "--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900.  [default: what NVML sees]"
+)
+@click.option(
+    "--host-bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S", help="Bandwidth of host memory."
+)
+@click.option(
+    "--build", metavar="BUILD", help="Plan for this llama.cpp build, such as b11549.  [default: the installed one]"
+)
+@click.option("--measure", "measured", is_flag=True, help="Also run llama.cpp's llama-fit-params.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @verbose_option
 def command(
     model: str | None,

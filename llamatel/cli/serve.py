@@ -65,7 +65,7 @@ class ServerCommand(click.Command):
 
 @click.command("serve", cls=ServerCommand)
 @click.argument("model", metavar="MODEL", required=False)
-@click.option("--preset", metavar="NAME", help="Settings for a machine that fit the model: kaggle-t4x2.")
+@click.option("--preset", metavar="NAME", help="Settings for a machine: kaggle-t4x2.")
 @server_options
 @telemetry_options
 @requests_option
@@ -74,8 +74,8 @@ class ServerCommand(click.Command):
 def command(ctx: click.Context, /, model: str | None, preset: str | None, **values: Any) -> int:
     """Run a llama.cpp server on MODEL (a GGUF file, or tiny) and observe it.
 
-    Clients use llama.cpp itself; traces, histograms and counters come from its log. llama-server's flags -b, -ub, -fa,
-    -kvu, --swa-full, -ts, -sm and -mg are accepted, too; pass any other after --, where the model may be, too.
+    Clients use llama.cpp directly; llamatel reads its log. llama-server's -b, -ub, -fa, -kvu, --swa-full, -ts, -sm and
+    -mg are accepted as well; pass any other flag after --, where the model may also be.
     """
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:

@@ -18,10 +18,10 @@ _C = TypeVar("_C", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("--api-key-file", metavar="FILE", help=f"The servers' key.  [default: ${API_KEY_VARIABLE}]"),
-    click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust for https, instead of the system's."),
-    click.option("--client-cert", metavar="FILE", help="Certificate (PEM) to present to https servers that want one."),
-    click.option("--client-key", metavar="FILE", help="Its key, if it is not in the same file."),
-    click.option("--header-file", metavar="FILE", help="More headers to send, one 'Name: value' a line."),
+    click.option("--ca-file", metavar="FILE", help="Trust these CAs (PEM), not the system's."),
+    click.option("--client-cert", metavar="FILE", help="Certificate (PEM) to present to servers."),
+    click.option("--client-key", metavar="FILE", help="Its key, if in another file."),
+    click.option("--header-file", metavar="FILE", help="Headers to send, 'Name: value' a line."),
 )
 
 

@@ -50,9 +50,9 @@ _RESIZE_CHECK_S = 0.5
     help="Seconds between updates.",
 )
 @click.option("--once", is_flag=True, help="Print the state once and exit.")
-@click.option("--json", "as_json", is_flag=True, help="The live document as JSON, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print the live document as JSON, one per line.")
 @access_options
-@click.option("--page-token-file", metavar="FILE", help="Token of a llamatel page that needs one.")
+@click.option("--page-token-file", metavar="FILE", help="Token of a page that requires one.")
 @verbose_option
 def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
     """Show what llama.cpp servers do now: slots, KV cache, requests as they run.
