@@ -1,4 +1,4 @@
-"""The two streams that verbs write to."""
+"""The two streams that commands write to."""
 
 from __future__ import annotations
 

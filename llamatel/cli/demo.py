@@ -69,7 +69,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """The flags of this verb."""
+    """The flags of this command."""
 
     model: str | None = None
     backend: str | None = None
@@ -143,7 +143,7 @@ class Demo:
             clients.stop.set()
             clients.close()
         if summary.requests < outcomes.total():
-            self.notes.print(f"llamatel: of {outcomes.total()} requests only {summary.requests} left a trace")
+            self.notes.print(f"llamatel: of {outcomes.total()} requests only {summary.requests} have a trace")
             return 1
         return 0
 

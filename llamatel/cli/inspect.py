@@ -53,7 +53,7 @@ def _report(model: GGUFHeader | ModelConfig, reference: str) -> ModelReport:
     if isinstance(model, GGUFHeader):
         return report_of(model, reference if Path(reference).exists() else None)
     return ModelReport(
-        model.name, shape_from_config(model.config), config=model.config, told_parameters=model.parameters
+        model.name, shape_from_config(model.config), config=model.config, reported_parameters=model.parameters
     )
 
 

@@ -49,7 +49,7 @@ def kv_cache_of(server: ServerManager) -> str | None:
 
 
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
-    """Facts about a started server, for ``session.columns``."""
+    """What is known of a started server, for ``telemetry_options.columns``."""
     backend = server.backend
     return {
         "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),

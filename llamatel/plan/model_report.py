@@ -47,7 +47,7 @@ class ModelReport:
     shape: ModelShape | None
     header: GGUFHeader | None = None
     config: Mapping[str, Any] | None = None
-    told_parameters: int | None = None
+    reported_parameters: int | None = None
     """The Hub's figure for a model whose tensors were not read."""
     why_no_shape: str | None = None
 
@@ -60,7 +60,7 @@ class ModelReport:
     @property
     def parameters(self) -> int | None:
         """The numbers in its tensors."""
-        return self.told_parameters if self.header is None else self.header.n_params
+        return self.reported_parameters if self.header is None else self.header.n_params
 
     @property
     def bits_per_weight(self) -> float | None:
