@@ -37,19 +37,22 @@ class ClientText:
 
     def contains(self, line: str, now: float) -> bool:
         """Whether a line, read at Unix time ``now``, is part of one."""
-        found = self._contains(line, now)
+        if self._start is None:
+            for start in _STARTS:
+                if start in line:
+                    break
+            else:
+                return False
+            self._start, self._since, self._lines = start, now, 0
+        found = self._continues(self._start, line, now)
         self.open = self._start is not None
         return found
 
-    def _contains(self, line: str, now: float) -> bool:
-        if self._start is None:
-            self._start = next((start for start in _STARTS if start in line), None)
-            if self._start is None:
-                return False
-            self._since, self._lines = now, 0
+    def _continues(self, start: str, line: str, now: float) -> bool:
+        """Whether a line is part of the quotation that has started; its last line closes it."""
         self._lines += 1
-        end = _STARTS[self._start]
-        if self._ends(line, end):
+        end = _STARTS[start]
+        if end is not None and (line.endswith(end) and not line.endswith(start) if end else not line):
             self._start = None
             return True
         refused = end is None and _MESSAGE.search(line) is not None and any(words in line for words in _REFUSED)
@@ -57,8 +60,3 @@ class ClientText:
             self._start = None
             return False
         return True
-
-    def _ends(self, line: str, end: str | None) -> bool:
-        if not end:
-            return end is not None and not line
-        return line.endswith(end) and not (self._start is not None and line.endswith(self._start))

@@ -33,6 +33,8 @@ class LogClock:
         self._anchor = anchor
         self._slept = slept
         self._slept_before = self._slept_last = slept()
+        self._read_at: float | None = None
+        """Unix time at which the last line was read."""
         self._set_back_at = float("-inf")
         """When the wall clock was last found to be set back (monotonic)."""
         self._lagging: tuple[float, float] | None = None
@@ -45,22 +47,26 @@ class LogClock:
 
     def observe(self, time: float, now: float) -> None:
         """Record that a line written at log time ``time`` was read at Unix time ``now``."""
-        start = now - time
-        anchor = self._anchor
+        if now != self._read_at:  # once for all lines that were read together
+            self._read_at = now
+            self._check_wall_clock()
+        start, anchor = now - time, self._anchor
+        if anchor is None:
+            self._slept_before = self._slept_last
+            self._anchor = start
+        elif -_JUMP_S < start - anchor < _JUMP_S or not self._live:
+            self._lagging = None
+            if start < anchor:
+                self._anchor = start
+        else:
+            self._anchor = min(start, self._after_sleep(anchor, start, now))
+
+    def _check_wall_clock(self) -> None:
+        """Detect that the wall clock was set back since the previous lines."""
         slept = self._slept()
         if slept - self._slept_last < -_SET_BACK_S:
             self._set_back_at = clocks.monotonic()
         self._slept_last = slept
-        if anchor is None:
-            self._slept_before = slept
-            anchor = start
-        elif self._live and not -_JUMP_S < start - anchor < _JUMP_S:
-            anchor = self._after_sleep(anchor, start, now)
-        else:
-            self._lagging = None
-        self._anchor = anchor
-        if start < anchor:  # min() would cost twice as much, for every line
-            self._anchor = start
 
     def _after_sleep(self, anchor: float, start: float, now: float) -> float:
         """The anchor, corrected if a machine slept since the previous line."""

@@ -54,7 +54,7 @@ class LoggedRequest:
     draft_accepted: int | None = None
     shifts: int = 0
     counted_shifts: int = 0
-    """Tokens that the server's total includes."""
+    """Those of ``shifts`` that are in the total of its server already."""
     cancelled: bool = False
     error: str | None = None
     selection: SlotSelection | None = None

@@ -175,7 +175,7 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
     for part in (_context, _placed, _memory):
         if (updated := part(known, text)) is not None:
             return updated
-    if found := _SLEEPING.match(text):  # printed by the queue and by the server
+    if text.endswith(" sleeping state") and (found := _SLEEPING.match(text)):  # printed by the queue and by the server
         return replace(known, sleeping=found.group(1) == "entering", prompt_cache=None)
     if "build" in text and (found := _BUILD.match(text)):
         info, number, commit = found.groups()

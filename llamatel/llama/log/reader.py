@@ -151,30 +151,34 @@ class LogReader:
         return ()
 
     def _read(self, parts: LogLine, now: float) -> Sequence[Completion]:
-        if parts.child is not None:
+        text, stamp, _, child, wall, slot, task, function, message = parts  # faster than by name, for every line
+        if child is not None:
             return self._read_child(parts, now)
-        if parts.wall is not None:
-            now = parts.wall
-        last, time = self._last_time, parts.time
+        if wall is not None:
+            now = wall
+        last, time = self._last_time, stamp
         if time is None or not last <= time <= last + _JUMP_S:
-            time = self._time_of(parts, now)
+            time = self._time_of(stamp, now)
+            if time is None:
+                self._counters.lines["other"] += 1
+                return ()
         else:
             self._stamped = True
-        if time is None:
-            self._counters.lines["other"] += 1
-            return ()
-        if parts.time is not None or self._clock.process_started_at is None:
+        if stamp is not None or self._clock.process_started_at is None:
             self._clock.observe(time, now)
         self._last_time = time
-        self._counters.lines[self._message(parts, time)] += 1
+        if slot is not None and task is not None:
+            kind = self._requests.slot_line(function, slot, task, message, time)
+        else:
+            kind = self._message(text, parts, time)
+        self._counters.lines[kind] += 1
         if not self._completed:
             return ()
         completed, self._completed = self._completed, []
         return completed
 
-    def _time_of(self, parts: LogLine, now: float) -> float | None:
-        """The log time of a line; None if it is impossible."""
-        time = parts.time
+    def _time_of(self, time: float | None, now: float) -> float | None:
+        """The log time of a line with this timestamp; None if it is impossible."""
         if time is None:
             # No timestamp: as old as the previous timestamp; in a log without any, dated by our own clock.
             start = self._clock.process_started_at
@@ -205,11 +209,8 @@ class LogReader:
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _message(self, parts: LogLine, time: float) -> str:
-        """Act on a message; returns the line's kind."""
-        text, slot, task = parts.text, parts.slot, parts.task
-        if slot is not None and task is not None:
-            return self._requests.slot_line(parts.function, slot, task, parts.slot_message, time)
+    def _message(self, text: str, parts: LogLine, time: float) -> str:
+        """Act on a message that is not about a slot; returns the line's kind."""
         function = text[:19]
         if function == "srv          stop: ":
             return self._requests.cancel(text[19:], time)
