@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_RELEASES = {"0.5.0": 11433, "0.2.7": 7376}
-"""Versions without a build number of their own: llama.cpp 0.5.0-dev is older than b11434, xllamacpp 0.2.7 is b7376."""
+_RELEASES = {
+    "0.5.0": 11433, "0.2.13": 8352, "0.2.12": 8156, "0.2.11": 7964, "0.2.10": 7827, "0.2.9": 7710, "0.2.8": 7551,
+    "0.2.7": 7376, "0.2.6": 7079,
+}  # fmt: skip
+"""Versions without a build number: llama.cpp 0.5.0-dev is older than b11434; xllamacpp's by its ``BUILD_INFO``."""
 _LEAST = 1000
 """Smaller numbers are those of a checkout without llama.cpp's history."""
 
