@@ -20,6 +20,10 @@ from llamatel.plan.shape_from_gguf import shape_from_metadata
 CONVERTED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "configs" / "converted.json").read_text(encoding="utf-8")
 )
+FORMS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "configs" / "published_forms.json").read_text(encoding="utf-8")
+)
+"""Published configurations with all their keys, and the bytes of 8192 tokens by hand; null is an error."""
 SETTINGS = (
     ServerSettings(ctx_size=8192, parallel=1),
     ServerSettings(ctx_size=16384, cache_type_k="q8_0", cache_type_v="q8_0"),
@@ -62,6 +66,22 @@ def test_config_families_cover_every_converted_architecture() -> None:
 
 def _plan(config: dict[str, Any], ctx_size: int = 8192) -> int:
     return cache_plan(shape_from_config(config), ServerSettings(ctx_size=ctx_size, parallel=1)).total_bytes
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_config_as_published(name: str) -> None:
+    if FORMS[name]["bytes"] is None:
+        with pytest.raises(UsageError):
+            shape_from_config(FORMS[name]["config"])
+    else:
+        assert _plan(FORMS[name]["config"]) == FORMS[name]["bytes"]
+
+
+def test_config_suggests_only_close_names() -> None:
+    for model_type, hint in (("qwen3moe", "; did you mean qwen3_moe?"), ("zamba2", ""), ("mymodel", "")):
+        with pytest.raises(UsageError) as raised:
+            shape_from_config({"model_type": model_type, "num_hidden_layers": 8})
+        assert str(raised.value).endswith(f"does not know: {model_type}{hint}")
 
 
 def test_config_gemma3_without_heads_uses_library_defaults() -> None:

@@ -27,8 +27,8 @@ from tests.parts import MissingPart, in_ci
     ("text", "number"),
     [
         ("b11549-0c1e570", 11549), ("b11669-Debian", 11669), ("b7001", 7001), ("2026.10.11549", 11549),
-        ("2026.4.8672.1", 8672), ("0.2.7", 7376), ("0.5.0-dev", 11433), ("b1-0c1e570", None), ("0.9.0", None),
-        ("", None),
+        ("2026.4.8672.1", 8672), ("0.2.14", 8352), ("0.2.7", 7376), ("0.5.0-dev", 11433),
+        ("b1-0c1e570", None), ("0.9.0", None), ("", None),
     ],
 )  # fmt: skip
 def test_parse_build_numbers(text: str, number: int | None) -> None:

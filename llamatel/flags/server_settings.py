@@ -155,7 +155,7 @@ def padded(number: int, multiple: int = 256) -> int:
 FIT_PER_SLOT_SINCE = 10809
 """The first build that was seen to give slots of their own the model's context each; b10566 divided it among them."""
 
-ONE_SLOT_SINCE = 8672
+ONE_SLOT_SINCE = 7551
 """The first build that was seen to take ``-np 1`` as one slot; b7376 took it as the default, four that share a pool."""
 
 

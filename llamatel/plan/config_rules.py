@@ -68,10 +68,14 @@ def chatglm(values: ConfigValues, keys: Keys) -> None:
 
 
 def falcon(values: ConfigValues, keys: Keys) -> None:
-    """Falcon: in the first models all heads share one key and value; ``num_kv_heads`` is ignored."""
-    groups = values.number("num_kv_heads", "n_head_kv")
+    """Falcon: where the decoder is the old one, all heads may share one key and value, whatever ``num_kv_heads`` is.
+
+    Before Falcon was part of the library, ``n_head_kv`` was the number of KV heads, and one if absent.
+    """
+    groups, before = values.number("num_kv_heads"), values.number("n_head_kv")
     old, single = values.get("new_decoder_architecture") is not True, values.get("multi_query") is not False
-    keys["attention.head_count_kv"] = 1 if old and single else groups or keys["attention.head_count"]
+    given = (1 if old and single else groups) or keys["attention.head_count"]
+    keys["attention.head_count_kv"] = given if before is None else before
     keys["context_length"] = 2048
     keys["feed_forward_length"] = 4 * keys["embedding_length"]
 

@@ -25,7 +25,7 @@ HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 KV_HEADS = ("num_key_value_heads", "n_kv_heads")
 HEAD_LENGTH = ("head_dim", "attention_head_dim")
 
-_AFFECTS = frozenset({"head", "heads", "kv", "layer", "layers", "depth", "cycles", "loops", "gqa", "mqa", "mla"})
+_AFFECTS = frozenset({"head", "heads", "kv", "layer", "layers", "depth", "cycles", "loops", "gqa", "mqa", "mla", "cla"})
 """Words in the name of a key that can change heads, head sizes or layers."""
 _ATTENTION = frozenset({"groups", "group", "dim", "size", "types", "type", "pattern", "rank", "length"})
 """Words that do so next to ``attention``."""
@@ -35,12 +35,14 @@ _HARMLESS = frozenset(
         "cls", "deepstack", "dense", "drop", "dropout", "dtype", "embedding", "embeddings", "eps", "epsilon", "expert",
         "experts", "ffn", "fp32", "gate", "gated", "hash", "image", "implementation", "init", "initialization",
         "initializer", "label", "labels", "laurel", "layernorm", "lm", "lora", "loss", "mlp", "mm", "moe", "mtp",
-        "multiplier", "multipliers", "nextn", "norm", "output", "parallel", "ple", "pooler", "projector", "quant",
-        "quantization", "residual", "rmsnorm", "rope", "rotary", "router", "scale", "scaling", "softcap", "softcapping",
-        "swiglu", "token", "tokens", "tp", "video", "vision", "vocab",
+        "multiplier", "multipliers", "nextn", "norm", "normalization", "output", "parallel", "ple", "pooler",
+        "projector", "quant", "quantization", "residual", "rmsnorm", "rope", "rotary", "router", "scale", "scaling",
+        "softcap", "softcapping", "swiglu", "token", "tokens", "tp", "video", "vision", "vocab",
     }
 )  # fmt: skip
 """Words of keys that change neither, whatever else is in their names."""
+WINDOW_KEYS = frozenset({"max_window_layers", "layer_switch", "order_of_interleaved_layers"})
+"""Keys about sliding windows that llama.cpp's converter never reads: it has the window's layers from elsewhere."""
 _WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+(?![a-z])|[0-9]+")
 
 
@@ -78,7 +80,7 @@ def may_change_shape(key: str, value: object) -> bool:
     words = {word.lower() for word in _WORD.findall(key)}
     if words & _HARMLESS:
         return False
-    return bool(words & _AFFECTS) or ("attention" in words and bool(words & _ATTENTION))
+    return bool(words & _AFFECTS or {"multi", "query"} <= words or ("attention" in words and words & _ATTENTION))
 
 
 class ConfigValues:
@@ -90,6 +92,8 @@ class ConfigValues:
     def __init__(self, model_type: str, given: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> None:
         self.model_type = model_type
         self.in_library = defaults is not None
+        self.is_part = False
+        """Whether it is the text part of a larger model, and names its own class of the library."""
         self.read: set[str] = set()
         self._given = given
         self._defaults = defaults or {}

@@ -12,13 +12,14 @@ from llamatel.plan.latent_rules import indexer, indexer_types, latent
 
 
 def mamba(values: ConfigValues, keys: Keys) -> None:
-    """Mamba and Falcon Mamba."""
+    """Mamba and Falcon Mamba; the converter refuses all but twice the width (Falcon Mamba's ``expand`` is not used)."""
     width = keys["embedding_length"]
-    expand = values.number("expand", "mamba_expand") or 2
-    inner = values.number("d_inner") if not values.in_library else expand * width
+    inner = values.number("intermediate_size", "d_inner") or 2 * width
+    if inner != 2 * width:
+        values.fail("has no intermediate_size of twice its width, which llama.cpp needs")
     keys |= {
         "ssm.conv_kernel": values.number("conv_kernel", "d_conv") or 4,
-        "ssm.inner_size": inner or values.number("intermediate_size") or 2 * width,
+        "ssm.inner_size": inner,
         "ssm.state_size": values.number("state_size", "d_state") or 16,
         "context_length": 1 << 20,
         "feed_forward_length": 0,

@@ -19,6 +19,7 @@ from llamatel.plan.config_values import (
     HEADS,
     LAYERS,
     WIDTH,
+    WINDOW_KEYS,
     ConfigValues,
     library_defaults,
     library_text_defaults,
@@ -45,9 +46,9 @@ _OTHER: Mapping[str, tuple[str, ...]] = {
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape of a model by its configuration. Raises UsageError, which names what is missing or not known."""
     values, family = _family(config)
-    values.read.update(family.ignored.split())
-    if not (family.counts_blocks or any(values.is_given(name) for name in (*LAYERS, *WIDTH))):
-        values.fail("has no", LAYERS[0])  # all of it the library's defaults: no model is published so
+    values.read.update(family.ignored.split(), WINDOW_KEYS)
+    if not (family.counts_blocks or values.is_part or any(values.is_given(name) for name in (*LAYERS, *WIDTH))):
+        values.fail("has no", LAYERS[0])  # all of it the library's defaults: only text parts are published so
     keys = _common(values, family)
     for rule in family.rules:
         rule(values, keys)
@@ -103,6 +104,7 @@ def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
     values = ConfigValues(model_type, given, defaults)
     if text is not config:
         values.read |= config.keys() - text.keys()  # of the other parts: vision, audio, projectors
+        values.is_part = isinstance(text.get("model_type"), str) and values.in_library
     return values, family
 
 
@@ -116,8 +118,6 @@ def _names(config: Mapping[str, Any], types: list[str], classes: list[str]) -> N
 
 def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Family:
     """By the class, as llama.cpp's converter chooses; by the innermost model_type that is known."""
-    if text.get("use_mla") is False:
-        return BY_CLASS["DeepseekOCRForCausalLM"]
     whole = BY_CLASS.get(classes[0]) if classes else BY_TYPE.get(types[0])
     if whole is not None and whole.outermost:
         return whole
@@ -131,10 +131,12 @@ def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Fami
         found = by_class  # a class that shares its model_type with others, such as Gemma3TextModel
     if found is None:
         names = [*types, *classes]
-        near = difflib.get_close_matches(names[-1], [*BY_TYPE, *BY_CLASS], 1)
+        near = difflib.get_close_matches((types or names)[-1], [*BY_TYPE, *BY_CLASS], 1, 0.85)
         shown = names[-1] if names[-1].isprintable() else repr(names[-1])
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"the config.json is of a family that llamatel does not know: {shown:.80}{hint}")
+    if found.architecture == "deepseek2" and text.get("use_mla") is False:
+        return BY_CLASS["DeepseekOCRForCausalLM"]  # keys and values of every head
     return found
 
 

@@ -18,7 +18,7 @@ RELEASES = (
     "2026.6.9713", "2026.6.9538", "2026.5.9294", "2026.5.9093", "2026.4.8929", "2026.4.8672.1", "0.2.13", "0.2.12",
     "0.2.11", "0.2.10", "0.2.9", "0.2.8", "0.2.7", "0.2.6",
 )  # fmt: skip
-"""Of xllamacpp: all of a year, back to November 2025 (0.2.14 does not report its build of llama.cpp)."""
+"""Of xllamacpp: all of a year, back to November 2025 (0.2.14 is 0.2.13's llama.cpp)."""
 LIBRARY = "0.11739"
 """Of llama-cpp-py-sync: llama.cpp b11739 of October 2026, a library without a server."""
 
