@@ -42,10 +42,19 @@ def install_command(extra: str) -> str:
     return f"pip install '{INSTALL_FROM}[{extra}]'{place}"
 
 
+def one_line(text: str) -> str:
+    """Untrusted text on one line, without terminal control characters."""
+    return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "?" for letter in text)
+
+
 class LlamatelError(Exception):
     """Base of all llamatel errors. ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message on one line: it may quote a file or a response."""
+        return one_line(super().__str__())
 
 
 class UsageError(LlamatelError, ValueError):

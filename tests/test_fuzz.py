@@ -11,7 +11,7 @@ from tests.fuzz.__main__ import TARGETS
 from tests.fuzz.target import Target
 
 FOUND = Path(__file__).parent / "fuzz" / "found"
-INPUTS = 300
+INPUTS = 150
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)

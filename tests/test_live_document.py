@@ -23,6 +23,11 @@ HOSTILE: tuple[Any, ...] = (
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
+    return observed_document()
+
+
+def observed_document() -> dict[str, Any]:
+    """A live document with a server, a request and a device."""
     slots = (SlotState(0, busy=True, context_size=64, context_tokens=9), SlotState(1, busy=False))
     state = known_snapshot(slots=slots, kv_cache=KvCacheState(active=9, cached=3, capacity=64))
     live = Live({"version": "1"})

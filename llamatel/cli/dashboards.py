@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import one_line, verbose_option
-from llamatel.errors import UsageError
+from llamatel.cli.options import verbose_option
+from llamatel.errors import UsageError, one_line
 from llamatel.inputs.text_file import read_token
 from llamatel_dashboards.grafana_api import OLDEST, Grafana
 

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import click
 
 from llamatel import __version__
-from llamatel.cli.options import one_line, set_verbosity, verbose_option, verbosity
+from llamatel.cli.options import set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
-from llamatel.errors import LlamatelError
+from llamatel.errors import LlamatelError, one_line
 
 COMMANDS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show its telemetry."),

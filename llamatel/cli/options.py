@@ -11,15 +11,12 @@ from typing import Any, TypeVar
 
 import click
 
+from llamatel.errors import one_line
+
 _C = TypeVar("_C", bound=Callable[..., Any])
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
-
-
-def one_line(text: str) -> str:
-    """Untrusted text on one line, without terminal control characters."""
-    return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "?" for letter in text)
 
 
 class _OneLine(logging.Formatter):

@@ -26,6 +26,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from llamatel.inputs.documents import parse_json
 from llamatel.records import ClientCall, Outcome, ServerInfo
 from llamatel.tracing.joining import Endpoint, endpoint_of
 
@@ -105,14 +106,14 @@ def write(endpoints: Iterable[Endpoint], calls: Iterable[ClientCall]) -> bytes:
 def read(body: bytes) -> tuple[list[Endpoint], list[ClientCall]]:
     """Parse a message. Raises InvalidCallReport for anything that ``write`` does not produce."""
     try:
-        document = json.loads(body)
+        document = parse_json(body, largest=MAX_BYTES)
         servers, calls = document["servers"], document["calls"]
         if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MAX_CALLS:
             raise InvalidCallReport("the lists are missing, or too long")
         return [read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls]
     except InvalidCallReport:
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InvalidCallReport(f"not a call report: {type(error).__name__}") from error
 
 

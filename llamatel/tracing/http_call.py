@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import get_value
 
+from llamatel.inputs.documents import InvalidDocument, parse_json
 from llamatel.llama.client import answer_usage
 from llamatel.llama.client.client_call import Call, registered
 from llamatel.llama.client.token_stream import EventLines
@@ -208,8 +209,8 @@ class HttpCall:
 
     def _parsed(self, data: bytes) -> Mapping[str, Any] | None:
         try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
+            document = parse_json(data, largest=_MAX_BODY, most_values=_MAX_BODY)
+        except InvalidDocument:
             return None
         return document if isinstance(document, Mapping) else None
 

@@ -17,6 +17,7 @@ from opentelemetry import _logs
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
 
+from llamatel.inputs.documents import InvalidDocument, parse_json
 from llamatel.tracing.span_values import encodable
 
 _log = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ class _Answer:
             value = piece.get(key)
             if isinstance(value, str):
                 self._text[kind] = (self._text[kind] + value)[: LONGEST + 1]
-        for number, call in enumerate(piece.get("tool_calls") or ()):
-            function = call.get("function") or {}
-            kept = self._calls.setdefault(call.get("index", number), {"id": "", "name": "", "arguments": ""})
+        for number, call in enumerate(_objects(piece.get("tool_calls"))):
+            function = _object(call.get("function"))
+            kept = self._calls.setdefault(_index(call, number), {"id": "", "name": "", "arguments": ""})
             for key, value in (("id", call.get("id")), *((key, function.get(key)) for key in ("name", "arguments"))):
                 kept[key] = (kept[key] + (value if isinstance(value, str) else ""))[: LONGEST + 1]
 
@@ -141,9 +142,9 @@ def _pieces(document: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any
     """What a document adds to which choice, and the choice's finish reason."""
     choices = document.get("choices")
     if isinstance(choices, list):
-        for choice in choices:
-            piece = choice.get("message") or choice.get("delta") or choice
-            yield choice.get("index", 0), piece, choice.get("finish_reason")
+        for choice in _objects(choices):
+            piece = _object(choice.get("message")) or _object(choice.get("delta")) or choice
+            yield _index(choice), piece, choice.get("finish_reason")
         return
     kind, delta = document.get("type"), document.get("delta")
     if kind == "content_block_delta" and isinstance(delta, Mapping):
@@ -153,15 +154,30 @@ def _pieces(document: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any
     elif kind == "response.output_text.delta":
         yield 0, {"content": delta}, None
     elif isinstance(document.get("output"), list):
-        for item in document["output"]:
-            yield 0, {"content": "".join(part.get("text", "") for part in item.get("content") or ())}, None
+        for item in _objects(document["output"]):
+            texts = (part.get("text") for part in _objects(item.get("content")))
+            yield 0, {"content": "".join(text for text in texts if isinstance(text, str))}, None
         yield 0, {}, document.get("status")
     elif isinstance(document.get("content"), list):
-        for part in document["content"]:
+        for part in _objects(document["content"]):
             yield 0, {"content": part.get("text"), "reasoning_content": part.get("thinking")}, None
         yield 0, {}, document.get("stop_reason")
     elif isinstance(document.get("content"), str):
-        yield document.get("index", 0), document, document.get("stop_type") if document.get("stop") else None
+        yield _index(document), document, document.get("stop_type") if document.get("stop") else None
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list that a server or an application sent."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _index(given: Mapping[str, Any], default: int = 0) -> int:
+    number = given.get("index", default)
+    return number if isinstance(number, int) else default
 
 
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +190,8 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {"role": role, "parts": [{key: value for key, value in response.items() if value is not None}]}
     parts = list(_parts(given.get("content")))
-    for call in given.get("tool_calls") or ():
-        function = call.get("function") or {}
+    for call in _objects(given.get("tool_calls")):
+        function = _object(call.get("function"))
         part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
         parts.append({**part, "arguments": _arguments(function.get("arguments"))})
     return {"role": role, "parts": parts}
@@ -213,7 +229,7 @@ def _arguments(given: Any) -> Any:
     """Of a call of a tool: an object, as the conventions want it, where they are one that is complete and not cut."""
     text = _cut(given)
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = parse_json(text)
+    except InvalidDocument:
         return text
     return found if isinstance(found, dict) else text

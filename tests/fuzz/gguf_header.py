@@ -75,7 +75,7 @@ _NUMBERS = (0, 1, 2, 3, 4, 8, 64, 128, 511, 512, 513, 1 << 20, (1 << 32) - 1)
 _TENSORS = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.3.nextn.eh_proj.weight", "blk.511.x", "")
 
 
-def structured(dice: random.Random, _: list[bytes] | None = None) -> bytes:
+def structured(dice: random.Random, _: object = None) -> bytes:
     """A header with a model's keys and values that no converter writes."""
     write = Writer()
     architecture = dice.choice((*ARCHITECTURES, "clip", "neverheard"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_LARGEST = 2**53
+_COUNTS = frozenset({"prompt_n", "predicted_n", "cache_n", "draft_n", "draft_n_accepted"})
+
 
 def update(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     """Add to ``answer`` the figures of a document (a whole response or an event of a stream).
@@ -16,23 +19,42 @@ def update(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     # The last event of a Responses stream and the first of a Messages stream contain the response object.
     inner = document.get("response") or document.get("message")
     if isinstance(inner, Mapping):
-        update(answer, inner)
+        _add(answer, inner)
+    _add(answer, document)
+
+
+def _add(answer: dict[str, Any], document: Mapping[str, Any]) -> None:
     for key, kind in (("id", str), ("model", str)):
         value = document.get(key)
         if isinstance(value, kind) and value:
             answer[key] = value
     usage, timings = document.get("usage"), document.get("timings")
     if isinstance(usage, Mapping):
-        answer["usage"] = {**answer.get("usage", {}), **usage}
+        answer["usage"] = {**answer.get("usage", {}), **_numbers(usage)}
     if isinstance(timings, Mapping) and "predicted_n" in timings:
-        answer["timings"] = timings
-    if isinstance(document.get("id_slot"), int) and document["id_slot"] >= 0:
-        answer["slot"] = document["id_slot"]
+        answer["timings"] = _numbers(timings)
+    if _is_number(slot := document.get("id_slot")) and isinstance(slot, int):
+        answer["slot"] = slot
     if isinstance(document.get("truncated"), bool):
         answer["truncated"] = document["truncated"]
     reasons = [reason for reason in _reasons(document) if isinstance(reason, str) and reason != "none"]
     if reasons:
         answer["finish_reasons"] = [*answer.get("finish_reasons", ()), *reasons]
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The possible numbers of an object, and of the objects in it."""
+    return {
+        key: {name: number for name, number in value.items() if _is_number(number)}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in given.items()
+        if isinstance(value, Mapping) or (_is_number(value) and (key not in _COUNTS or isinstance(value, int)))
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LARGEST
 
 
 def _reasons(document: Mapping[str, Any]) -> list[Any]:
@@ -59,7 +81,8 @@ def has_token(document: Mapping[str, Any]) -> bool:
         return False
     for choice in choices:
         if isinstance(choice, Mapping):
-            delta = choice.get("delta") or choice
+            delta = choice.get("delta")
+            delta = delta if isinstance(delta, Mapping) else choice
             if any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls", "text")):
                 return True
     return False
@@ -85,7 +108,8 @@ def output_tokens(answer: Mapping[str, Any]) -> int | None:
 def cached_tokens(answer: Mapping[str, Any]) -> int | None:
     """Prompt tokens that came from the KV cache."""
     usage, timings = answer.get("usage", {}), answer.get("timings", {})
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    details = given if isinstance(given, Mapping) else {}
     found = usage.get("cache_read_input_tokens", details.get("cached_tokens", timings.get("cache_n")))
     return found if isinstance(found, int) else None
 

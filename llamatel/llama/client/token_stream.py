@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any
 
 from llamatel.errors import HttpError, InvalidResponse, RequestError
 from llamatel.inputs import http
+from llamatel.inputs.documents import parse_json
 from llamatel.llama.client import answer_usage
 from llamatel.llama.client.client_call import Call
 from llamatel.llama.client.request_errors import server_error
@@ -117,13 +117,13 @@ class Stream:
         now = time.time()
         try:
             pieces = [self._piece(line, now) for line in self._lines.feed(data) if line != b"[DONE]"]
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             text = f"an event of the stream is not what llama.cpp sends: {error}"
             raise InvalidResponse(text, kind="bad_answer") from error
         self._pieces = pieces[::-1]
 
     def _piece(self, line: bytes, now: float) -> Any:
-        document = json.loads(line)
+        document = parse_json(line, largest=_MAX_LINE, most_values=_MAX_LINE)
         if not isinstance(document, Mapping):
             raise TypeError("no JSON object")
         if isinstance(document.get("error"), Mapping):

@@ -270,9 +270,8 @@ def _server(document: Document, server: Mapping[str, Any], width: int, glyphs: G
                 line.append(f"{name} ", "dim").append(f"{parts}  ", "default")
             lines.append(line)
         line = Text("requests  ", "bold")
-        for name, number in summary["requests"].items():
-            if name == "total" or number:
-                style = "default" if name == "total" else OUTCOME_STYLES[name]
+        for name, style in {"total": "default", **OUTCOME_STYLES}.items():
+            if number := summary["requests"].get(name):
                 line.append(f"{number:,} {name.replace('_', ' ')}  ", style)
         lines.append(line.append_text(_hits(server)).append_text(_bandwidth(document)))
     lines += [_gpu(device, glyphs) for device in document["devices"][:_GPUS_SHOWN]]
@@ -299,7 +298,7 @@ def _gpu(device: Mapping[str, Any], glyphs: Glyphs) -> Text:
 def _hits(server: Mapping[str, Any]) -> Text:
     counters = server["counters"]
     computed, cached = counters.get("prompt_tokens_total"), counters.get("prompt_tokens_cached_total")
-    if computed is None or not cached:
+    if computed is None or not cached or computed + cached <= 0:
         return Text()
     return Text(f"prompt tokens from cache {100 * cached / (computed + cached):.0f} %", "dim")
 
@@ -326,7 +325,7 @@ def _pool(server: Mapping[str, Any], cells: int, glyphs: Glyphs) -> Text:
         return line.append("sleeping: not polled" if server["state"] == "sleeping" else "not known", "dim")
     active, cached, capacity = cache["active"], cache["cached"] or 0, cache["capacity"]
     if capacity:
-        used = round(cells * active / capacity)
+        used = min(round(cells * active / capacity), cells)
         held = min(round(cells * cached / capacity), cells - used)
         tight = active > 0.9 * capacity
         line.append("[").append(glyphs.decode * used, "red" if tight else "blue")
