@@ -42,6 +42,9 @@ class CallRecorder:
     def __init__(self) -> None:
         self.calls: list[ClientCall] = []
 
+    def watches(self, server: object) -> bool:
+        return False
+
     def call_started(self, key: object, call: Any) -> None:
         pass
 

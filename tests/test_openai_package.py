@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -87,12 +88,30 @@ def streaming_response(client: openai.OpenAI) -> None:
         assert b"timings" in b"".join(response.iter_bytes())
 
 
+def left_at_finish(client: openai.OpenAI) -> None:
+    """Without the last events of the stream."""
+    with client.chat.completions.create(model="m", messages=HELLO, max_tokens=6, stream=True) as stream:
+        next(chunk for chunk in stream if chunk.choices[0].finish_reason)
+
+
+def schema_not_followed(client: openai.OpenAI) -> None:
+    """The package parses the response, which ends too early."""
+
+    class Answer(pydantic.BaseModel):
+        text: str
+
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="m", messages=HELLO, max_tokens=2, response_format=Answer)
+
+
 CALLS: dict[str, Callable[[openai.OpenAI], Any]] = {
     "chat": lambda client: client.chat.completions.create(model="m", messages=HELLO, max_tokens=6),
     "chat stream": lambda client: drained(
         client.chat.completions.create(model="m", messages=HELLO, max_tokens=6, stream=True)
     ),
     "chat .stream()": helper,
+    "chat stream, left at its finish": left_at_finish,
+    "schema that is not followed": schema_not_followed,
     "tools": lambda client: client.chat.completions.create(model="m", messages=HELLO, max_tokens=6, tools=TOOLS),
     "structured output": lambda client: client.chat.completions.create(
         model="m", messages=HELLO, max_tokens=20, response_format=SCHEMA
@@ -199,10 +218,13 @@ def test_openai_prompt_too_long(telemetry: runtime.Runtime, client: openai.OpenA
     assert found.one("SERVER").parent_id == call.span_id
 
 
-def test_openai_timeout(telemetry: runtime.Runtime, client: openai.OpenAI) -> None:
+def test_openai_first_call_times_out(
+    telemetry: runtime.Runtime, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No response has shown that the server is llama.cpp, but it was started here."""
+    monkeypatch.setattr("llamatel.tracing.http_call._known_servers", set())
     extra = {"ignore_eos": True}
-    with llamatel.span("task"), pytest.raises(openai.APITimeoutError):  # noqa: PT012 - the first makes it known
-        client.chat.completions.create(model="m", messages=HELLO, max_tokens=5, timeout=5)
+    with llamatel.span("task"), pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(model="m", messages=HELLO, max_tokens=LONG, timeout=0.2, extra_body=extra)
     found = last_trace()
     failed = next(span for span in found.all if span.failed and span.kind == "CLIENT")

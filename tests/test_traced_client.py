@@ -53,6 +53,12 @@ def use_httpx(url: str, body: dict[str, Any], streamed: bool) -> None:
             assert "timings" in [line for line in response.iter_lines() if line][-2]
 
 
+def use_httpx_raw(url: str, body: dict[str, Any], streamed: bool) -> None:
+    with llamatel.trace_client(httpx2.Client(base_url=url)) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert b"timings" in b"".join(response.iter_raw())
+
+
 def use_async_httpx(url: str, body: dict[str, Any], streamed: bool) -> None:
     async def main() -> None:
         async with llamatel.trace_client(httpx2.AsyncClient(base_url=url)) as client:
@@ -66,7 +72,7 @@ def use_async_httpx(url: str, body: dict[str, Any], streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("use", [use_requests, use_httpx, use_async_httpx])
+@pytest.mark.parametrize("use", [use_requests, use_httpx, use_httpx_raw, use_async_httpx])
 def test_traced_client_call_is_joined(
     telemetry: runtime.Runtime, server: ServerManager, use: Any, streamed: bool
 ) -> None:

@@ -18,11 +18,11 @@ from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
 from llamatel.outputs.log_once import LogOnce
-from llamatel.records import ClientCall, Completion, ObservedRequest
+from llamatel.records import ClientCall, Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import ServerSnapshot, Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record
 from llamatel.telemetry.span_shedding import SpanShedding
-from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin
+from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin, endpoint_of
 
 _log = logging.getLogger(__name__)
 
@@ -209,6 +209,13 @@ class Observer:
 
     def _submit_and_wait(self, finished: Completion | ObservedRequest) -> None:
         self.submit(finished, wait=True)
+
+    def watches(self, server: ServerInfo) -> bool:
+        """Whether a server that was started in this process has this address."""
+        endpoint = endpoint_of(server)
+        with self._lock:
+            started = [getattr(source, "info", None) for source, _ in self._watched.values()]
+        return any(isinstance(info, ServerInfo) and endpoint_of(info) == endpoint for info in started)
 
     def call_started(self, key: object, call: OpenCall) -> None:
         """A client in this process is about to send a call: its request waits a little for the call's end."""

@@ -73,6 +73,10 @@ class CallReporter:
         self.dropped = 0
         """Calls that could not be reported although a llamatel answers."""
 
+    def watches(self, server: ServerInfo) -> bool:
+        """Whether the llamatel of this machine has answered that it watches this server."""
+        return not self._any_server and endpoint_of(server) in (self._watched or ())
+
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
         endpoint = endpoint_of(call.server)

@@ -45,6 +45,9 @@ _QUOTE = re.compile(r"""["'{}\n]|(?<=\S): |(?<=\S)\[""")
 class CallSink(Protocol):
     """Receives calls: the observer of this process, or the reporter to another one."""
 
+    def watches(self, server: ServerInfo) -> bool:
+        """Whether it is known to watch this server, which is llama.cpp then; returns at once."""
+
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
 
@@ -93,6 +96,7 @@ class ClientSpans:
         model = call.body.get("model")
         server = ServerInfo(call.address, call.port, model if isinstance(model, str) and model else None)
         call.state = flight = _InFlight(call, server, get_current())
+        self._recognise(call, server)
         current = get_current_span(flight.context)
         foreign = current if is_model_span(current) else langchain_runs.current_span()
         if foreign is not None:
@@ -117,6 +121,7 @@ class ClientSpans:
     def finished(self, call: Call) -> None:
         """Write its span and pass its record to the sinks."""
         flight: _InFlight = call.state
+        self._recognise(call, flight.server)
         if not call.is_llama_cpp:
             for sink in self._sinks:
                 sink.call_dropped(call)
@@ -138,6 +143,10 @@ class ClientSpans:
             sink.call_finished(record)
         if not self._sinks:
             parts.write()
+
+    def _recognise(self, call: Call, server: ServerInfo) -> None:
+        """A call that gets no response shows nothing of its server; one that is watched is llama.cpp."""
+        call.is_llama_cpp = call.is_llama_cpp or any(sink.watches(server) for sink in self._sinks)
 
     def _start(self, call: Call, flight: _InFlight) -> None:
         server = flight.server
@@ -217,6 +226,8 @@ def _identity(operation: str, server: ServerInfo) -> dict[str, Any]:
 def _record(call: Call, flight: _InFlight, context: Context, resolve: Callable[[bool], None]) -> ClientCall:
     answer = call.answer
     tasks = task_count(call.operation, call.body)
+    # A client may stop reading once the generation is over.
+    cancelled = call.cancelled and len(answer.get("finish_reasons", ())) < tasks
     # llama.cpp gives the first choice's figures for all.
     timings: Mapping[str, Any] = answer.get("timings", {}) if tasks == 1 else {}
     prefill, decode = timings.get("prompt_ms"), timings.get("predicted_ms")
@@ -226,9 +237,10 @@ def _record(call: Call, flight: _InFlight, context: Context, resolve: Callable[[
         server=flight.server,
         operation=call.operation,
         started_at=call.started_at,
-        sent_at=call.sent_at or call.started_at,
+        # Attempts that timed out have run as requests, too.
+        sent_at=(call.first_sent_at if call.status is None else call.sent_at) or call.sent_at or call.started_at,
         ended_at=call.ended_at or call.started_at,
-        outcome=Outcome.CANCELLED if call.cancelled else Outcome.ERROR if call.failed else Outcome.OK,
+        outcome=Outcome.CANCELLED if cancelled else Outcome.ERROR if call.failed else Outcome.OK,
         error_type=call.error_type,
         http_status=call.status,
         headers_at=call.headers_at if call.stream else None,

@@ -1,6 +1,7 @@
 """Follows the body of a response of httpx (``httpx`` or ``httpx2``) or requests as its reader consumes it.
 
-Methods of the one response object are replaced: all of its ways to read a decoded body go through them.
+Methods of the one response object are replaced: all of its ways to read the body go through them. Of requests,
+``response.raw`` is not followed, and of a compressed response of httpx ``iter_raw``: neither is decoded.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ def follow_httpx(response: Any, followed: HttpCall) -> None:
         followed.finish_body()
         return
     body = _Body(response, followed)
-    pieces, apieces = response.iter_bytes, response.aiter_bytes
+    # ``iter_bytes`` decodes what it gets from ``iter_raw``.
+    kind = "bytes" if headers.get("content-encoding", "identity") != "identity" else "raw"
+    pieces, apieces = getattr(response, f"iter_{kind}"), getattr(response, f"aiter_{kind}")
     close, aclose = response.close, response.aclose
-    response.iter_bytes = lambda *args, **kwargs: body.read(pieces(*args, **kwargs))
-    response.aiter_bytes = lambda *args, **kwargs: body.aread(apieces(*args, **kwargs))
+    setattr(response, f"iter_{kind}", lambda *args, **kwargs: body.read(pieces(*args, **kwargs)))
+    setattr(response, f"aiter_{kind}", lambda *args, **kwargs: body.aread(apieces(*args, **kwargs)))
     response.close = lambda: body.close(close)
     response.aclose = lambda: body.aclose(aclose)
 

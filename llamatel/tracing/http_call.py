@@ -35,7 +35,7 @@ _MARKS = (b'"timings"', b'"usage"', b'"error"', b'"finish_reason":"', b'"stop_re
 _MAX_SERVERS = 256
 _SUPPRESSED = ("suppress_instrumentation", "_SUPPRESS_INSTRUMENTATION_KEY")
 
-_known_servers: dict[tuple[str, int | None], bool] = {}
+_known_servers: set[tuple[str, int | None]] = set()
 """Addresses that llama.cpp has answered from: their calls have a span from the start."""
 
 
@@ -156,6 +156,9 @@ class HttpCall:
 
     def fail(self, error: BaseException) -> None:
         """The call failed with an exception."""
+        if self.complete and self.call.error_type is None:
+            self.call.finish()  # the model's response is whole: the library cannot use it, as when it follows no schema
+            return
         if self.call.error_type is None and _is_timeout(error):
             self.call.error_type = "timeout"
         self.call.finish(error)
@@ -165,8 +168,8 @@ class HttpCall:
     def _recognised(self) -> None:
         call = self.call
         call.is_llama_cpp = True
-        if (call.address, call.port) not in _known_servers and len(_known_servers) < _MAX_SERVERS:
-            _known_servers[call.address, call.port] = True
+        if len(_known_servers) < _MAX_SERVERS:
+            _known_servers.add((call.address, call.port))
 
     def _event(self, line: bytes, now: float) -> None:
         call = self.call

@@ -4,7 +4,8 @@ llama.cpp's log does not name the client, so a request becomes the child of a ca
 
 - a call that succeeded has run as a request between its sending and its response;
 - both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
-- a call that failed or was cancelled has no figures: times and outcome must leave one request to it;
+- a call that failed or was cancelled has no figures: times and outcome must leave one request to it. Requests that
+  completed before the server noticed that their client was gone only get links;
 - and no other request in that time agrees, nor another call with that request.
 
 Where several agree, the requests get links to the calls that they may be. All others remain without a client.
@@ -47,8 +48,8 @@ _LATE_S = 0.9
 """How long a call waits for a request that fits."""
 _HELD_S = 1.0
 """How long a request waits for a call that may be its own."""
-_HELD_FOR_STREAM_S = 5.0
-"""The same where a stream started with it: its reader may be slow."""
+_HELD_FOR_STREAM_S = 10.0
+"""The same while a stream that started with it is still being read: its reader may be slow."""
 _NOTICED_S = 1.2
 """llama.cpp checks once a second whether its client is still connected."""
 _REMEMBERED = 1024
@@ -370,7 +371,8 @@ class Joiner:
             rivals = any(
                 other is not call and self._agree(other, held.completion) for other in others.of(held.completion)
             )
-            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals)
+            left = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
+            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not left
             if certain and not named:
                 self._addresses.identified(endpoint, endpoint_of(held.completion.server))
                 certain = False
@@ -384,20 +386,26 @@ class Joiner:
     def _fitting(self, call: ClientCall) -> list[_Held]:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
         since = self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None)
-        return [held for held in since if held.origin is None and self._agree(call, held.completion)]
+        free = [held for held in since if held.origin is None]
+        found = [held for held in free if self._agree(call, held.completion)]
+        if not found and call.outcome is not Outcome.OK and not _server_failed(call):
+            found = [held for held in free if self._may_be(call, held.completion) and _left(call, held.completion)]
+        return found
 
     def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
         """Whether a call may still turn out to be its own."""
         if now >= held.check_at:
-            until = held.arrived_at + self._patience(held.completion, in_flight, now)
+            until = held.arrived_at + self._patience(held, in_flight, now)
             held.check_at = min(until, now + _WEIGHED_S)
         return now < held.check_at
 
-    def _patience(self, completion: Completion, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> float:
-        """How long a request may wait for a call that is its own."""
+    def _patience(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> float:
+        """How long a request may wait, from its arrival, for a call that is its own."""
+        completion = held.completion
         here, patience = endpoint_of(completion.server), self.grace_s
-        if any(self._may_be(one.call, completion) for one in self._finished):
-            patience = _HELD_S + _NOTICED_S
+        for one in self._finished:  # for a second or two each: then it is decided
+            if self._may_be(one.call, completion):
+                patience = max(patience, one.arrived_at - held.arrived_at + _HELD_S + _NOTICED_S)
         if max(self._expected.get(here, 0.0), self._expected.get(None, 0.0)) > now:
             patience = max(patience, _HELD_S)
         for endpoint, call in in_flight:
@@ -472,6 +480,15 @@ def _broke_off(call: ClientCall, completion: Completion) -> bool:
     elif completion.outcome is not Outcome.CANCELLED or completion.ended_at < call.ended_at - _CLOCK_S:
         return False
     return call.headers_at is None or _started_stream(call.headers_at, completion)
+
+
+def _left(call: ClientCall, completion: Completion) -> bool:
+    """Whether a request that completed may be a call that its client had left, or did not read to its end."""
+    if completion.outcome is not Outcome.OK:
+        return False
+    if call.headers_at is None:
+        return completion.ended_at >= call.ended_at - _CLOCK_S
+    return _started_stream(call.headers_at, completion)
 
 
 def _started_stream(headers_at: float, completion: Completion) -> bool:

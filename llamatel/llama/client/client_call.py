@@ -62,6 +62,7 @@ class Call:
         self.started_at = time.time()
         self.sent_at: float | None = None
         """When the last attempt was sent."""
+        self.first_sent_at: float | None = None
         self.headers_at: float | None = None
         """When the response started: of a stream, when the request got its slot."""
         self.first_token_at: float | None = None
@@ -94,6 +95,7 @@ class Call:
     def attempt(self) -> None:
         """Report that it is sent now, perhaps again: what an earlier attempt received does not count."""
         self.sent_at = time.time()
+        self.first_sent_at = self.first_sent_at or self.sent_at
         self.headers_at = self.first_token_at = self.last_chunk_at = None
         self.status = self.error_type = self.reason = None
         self.answer = {}
