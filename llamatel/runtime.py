@@ -261,7 +261,7 @@ def _connect(
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(reporter.losses() if reporter is not None else {}), **appended_file.lost()}
 
-    _CALLBACKS.instruments = None  # those of an earlier init(), which may be on a provider of ours by now
+    _CALLBACKS.reset()  # those of an earlier init() may be on a provider of ours by now
     callbacks = None if built.measures_alone else _CALLBACKS
     observer, instruments = connect(
         built.tracer,
@@ -327,6 +327,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     for undo in running.undo:
         undo()
     written = running.observer.close(allowed / 2)
+    _CALLBACKS.finish()
     _Process.last_run = None if state is None else _kept(running, state)
     return running.pipeline.shutdown(max(0.0, deadline - time.monotonic())) and written
 

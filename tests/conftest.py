@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import hypothesis
 import pytest
 
+from llamatel import runtime
 from llamatel.llama.server import manager
 from llamatel.llama.server.supervisor import ServerState
 from llamatel.tracing import decorators as tracing
@@ -93,6 +94,14 @@ def failed_servers() -> Iterator[None]:
     for server in list(manager._managers):
         if server.state is ServerState.FAILED:
             manager._managers.discard(server)
+
+
+@pytest.fixture(autouse=True)
+def finished_instruments() -> Iterator[None]:
+    """The SDK binds instruments of one test to the next test's provider: they report nothing there."""
+    yield
+    if runtime.current() is None:
+        runtime._CALLBACKS.reset()
 
 
 @pytest.fixture(scope="session")

@@ -344,10 +344,12 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 reader = InMemoryMetricReader()
+def collected():
+    found = [m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics]
+    return {{metric.name: metric for metric in found if metric.data.data_points}}
 def reported():
     # the collectors that report themselves
-    metrics = [m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics]
-    [success] = [metric for metric in metrics if metric.name == "llamatel.collector.success"]
+    success = collected()["llamatel.collector.success"]
     return {{point.attributes["collector"] for point in success.data.data_points}}
 
 if {providers!r} == "set before":
@@ -366,6 +368,8 @@ if {providers!r} == "none":
 else:
     assert reported() >= {{"kv_cache"}} and "slots" not in reported()
 llamatel.shutdown()
+if {providers!r} != "none":  # for the application's last export
+    assert "llamatel.records.dropped" in collected() and "llamatel.collector.success" not in collected()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -32,9 +32,21 @@ class Callbacks:
     def __init__(self) -> None:
         self.instruments: SdkInstruments | None = None
 
+        self._totals: dict[str, list[Observation]] = {}
+        """Those that were left by instruments that finished."""
+
     def observe(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
         """Called by the SDK for one instrument."""
-        return () if self.instruments is None else self.instruments.observe(name)
+        return self._totals.get(name, ()) if self.instruments is None else self.instruments.observe(name)
+
+    def finish(self) -> None:
+        """Nothing is measured any more: the totals remain for the application's last export, gauges are absent."""
+        if self.instruments is not None:
+            self._totals, self.instruments = self.instruments.totals(), None
+
+    def reset(self) -> None:
+        """Report nothing until there are new instruments."""
+        self._totals, self.instruments = {}, None
 
 
 class SdkInstruments:
@@ -43,6 +55,7 @@ class SdkInstruments:
     def __init__(
         self, meter: Meter, rows: Mapping[str, Metric], observe: _Observe, callbacks: Callbacks | None = None
     ) -> None:
+        self._rows = rows
         self._observe = observe
         self._callbacks = callbacks or Callbacks()
         self._lock = Lock()
@@ -71,6 +84,10 @@ class SdkInstruments:
             self._answered.add(name)
             observed = self._observe(again=again)
         return [Observation(value, found.attributes) for found, value in observed.get(name, ())]
+
+    def totals(self) -> dict[str, list[Observation]]:
+        """The present values of all totals, by metric."""
+        return {name: list(self.observe(name)) for name, row in self._rows.items() if row.kind is Kind.TOTAL}
 
     def _create(self, meter: Meter, row: Metric) -> None:
         if row.kind is Kind.HISTOGRAM:
