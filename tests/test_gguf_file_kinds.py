@@ -67,6 +67,8 @@ OTHERS = {
         "importance matrix",
         "llama-quantize --imatrix",
     ),
+    "flux.gguf": (_gguf("flux", keys={}), "a model for images or video", "llama-server cannot load it"),
+    "whisper.gguf": (_gguf("whisper", keys={}), "a model for speech", "llama-server cannot load it"),
     "vocab.gguf": (
         WRITE.file(
             [
@@ -102,6 +104,22 @@ def test_not_a_model_error_is_one_line(
     assert len(shown.err.splitlines()) == 1
     assert what in shown.err
     assert flag in shown.err
+
+
+def test_folder_with_a_model_and_its_projector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(_gguf())
+    (tmp_path / "mmproj-model-f16.gguf").write_bytes(OTHERS["mmproj.gguf"][0])
+    assert main(["plan", str(tmp_path), "--device", "none"]) == 0
+    assert capsys.readouterr().out.startswith("model-Q4_K_M.gguf")
+
+
+def test_plan_of_a_model_without_layers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(_gguf(keys={"context_length": 128}))
+    assert main(["plan", str(path), "--device", "t4"]) == 0
+    page = capsys.readouterr().out
+    assert "llama-server does not start: key not found in model: llama.block_count" in " ".join(page.split())
+    assert "0 B" not in page
 
 
 def test_inspect_lists_the_tensors_of_a_projector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from llamatel.cli.main import main
@@ -24,7 +27,7 @@ from llamatel.plan.plan_report import make_report
 from llamatel.plan.presets import PRESETS, choose
 from tests.exact.real import REAL, TABLE, write_sparse
 from tests.exact.writer import read_table
-from tests.parts import Child, accepts, free_port, wait_until
+from tests.parts import Child, accepts, free_port, llama_server, wait_until
 
 MIB = 1 << 20
 RECORDED = json.loads((Path(__file__).parent / "data" / "gpu_buffers.json").read_text())
@@ -276,7 +279,9 @@ def reported_by_rpc_devices(
             child.stop()
     found: list[dict[str, float]] = []
     for each in addresses:  # the number in RPC0 is that of the device on its own server
-        lines = re.findall(rf"RPC\d+\[{re.escape(each)}\] +(model|KV) buffer size = +([\d.]+) MiB", log.read_text())
+        lines = re.findall(
+            rf"RPC\d+\[{re.escape(each)}\] +(model|KV|LoRA) buffer size = +([\d.]+) MiB", log.read_text()
+        )
         found.append({kind: float(size) for kind, size in lines})
     return found
 
@@ -323,3 +328,97 @@ def test_draft_device_on_rpc_devices(sid_server: Path, tiny_model: Path, tmp_pat
     assert second.draft.cache_bytes / MIB == pytest.approx(reported[1]["KV"], abs=0.011)
     assert first.weights_bytes / MIB == pytest.approx(reported[0]["model"], abs=0.011)
     assert second.draft.weights_bytes / MIB == pytest.approx(reported[1]["model"], abs=0.011)
+
+
+def write_lora(path: Path, model: Path, rank: int = 64, architecture: str = "llama", more: str = "") -> Path:
+    """A LoRA adapter for all attention and feed-forward tensors of a model."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 16.0)
+    for tensor in parse_gguf_header(model, read_tensors=True).tensors or ():
+        if re.search(r"\.(attn_(q|k|v|output)|ffn_(up|down|gate))\.", tensor.name):
+            width, height = tensor.shape
+            writer.add_tensor(f"{tensor.name}{more}.lora_a", np.zeros((rank, width), np.float32))
+            writer.add_tensor(f"{tensor.name}{more}.lora_b", np.zeros((height, rank), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_lora_on_rpc_devices(
+    sid_server: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = write_lora(tmp_path / "lora.gguf", tiny_model)
+    flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", "1,1", "--lora", str(lora)]
+    reported = reported_by_rpc_devices(sid_server, tiny_model, flags, tmp_path)
+    words = ("--device", "rpc:8G+rpc:8G", "--", *flags, "--rpc", "127.0.0.1:1,127.0.0.1:2")
+    found = answers(tiny_model, capsys, *words)
+    assert found["flags_not_counted"] == []
+    assert found["fits"] is True
+    assert sum(device["LoRA"] for device in reported) > 1
+    for device, planned in zip(reported, found["per_device"], strict=True):
+        assert planned["weights_bytes"] / MIB == pytest.approx(device["model"] + device["LoRA"], abs=0.021)
+        assert planned["cache_bytes"] / MIB == pytest.approx(device["KV"], abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("another", "reason"),
+    [
+        ({"architecture": "qwen3"}, "model arch and LoRA arch mismatch"),
+        ({"more": "x"}, "does not exist in base model"),
+    ],
+)
+def test_lora_of_another_model_is_refused(
+    another: dict[str, Any], reason: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = write_lora(tmp_path / "lora.gguf", tiny_model, **another)
+    found = answers(tiny_model, capsys, "--device", "t4", "--", "--lora", str(lora))
+    assert reason in found["refused"]
+    words = [str(llama_server()), "-m", str(tiny_model), "--lora", str(lora), "--port", str(free_port())]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert found["refused"] in done.stderr + done.stdout
+
+
+def test_projector_weights_are_counted(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    projector = tmp_path / "mmproj.gguf"
+    writer = gguf.GGUFWriter(projector, "clip")
+    writer.add_tensor("v.patch_embd.weight", np.zeros((512, 1024), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def planned(*flags: str) -> tuple[list[int], int, bool | None]:
+        words = ("--device", "t4+rtx3090", "--", "-c", "1024", "-ngl", "0", *flags)
+        found = answers(tiny_model, capsys, *words)
+        weights = [device["weights_bytes"] for device in found["per_device"]]
+        return weights, found["host"]["weights_bytes"], found["fits"]
+
+    (first, second), host, fits = planned()
+    assert (first, second, fits) == (0, 0, True)
+    two_mib = 2 * MIB
+    assert planned("--mmproj", str(projector)) == ([two_mib, 0], host, None)
+    assert planned("-mm", str(projector), "-mmdev", "CUDA1") == ([0, two_mib], host, None)
+    assert planned("-mm", str(projector), "-dev", "CUDA1")[0] == [two_mib]
+    for flags in (("--no-mmproj-offload",), ("-mmdev", "none")):
+        assert planned("-mm", str(projector), *flags) == ([0, 0], host + two_mib, True)
+    found = answers(tiny_model, capsys, "--device", "t4", "--", "-mm", str(projector), "-mmdev", "CUDA4")
+    assert found["refused"] == "invalid device: CUDA4"
+
+
+def test_rpc_devices_come_before_others(files: dict[str, Path]) -> None:
+    shape, devices = shape_of(files["llama:3.1-8B"]), parse_devices("rtx3090+rpc:8G")
+    assert [device.remote for device in devices] == [True, False]
+
+    def weights(flags: str) -> list[bool]:
+        settings = parse_server_flags(["-c", "4096", "-ngl", "99", "--rpc", "a:1", *flags.split()], environ={})
+        return [bool(use.weights_bytes) for use in memory_plan(shape, settings, devices).per_device]
+
+    assert weights("-ts 1,0") == [True, False]
+    assert weights("-dev CUDA0") == [True]
+    assert weights("-ts 0,1 -ot ffn_up=RPC0") == [True, True]
+    assert memory_plan(shape, parse_server_flags(["-dev", "CUDA1"], environ={}), devices).refused is not None

@@ -7,15 +7,19 @@ the latent vector of MLA), not taken from llamatel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamatel.flags.server_settings import ServerSettings
-from llamatel.plan import shape_from_config
+from llamatel.gguf import parse_gguf_header
+from llamatel.plan import shape_from_config, shape_from_gguf
 from llamatel.plan.attention_kind import state_bytes, token_bytes
 from llamatel.plan.cache_plan import cache_plan
 from llamatel.plan.shape_from_gguf import shape_from_metadata
+from tests.exact.real import REAL, TABLE, write_sparse
+from tests.exact.writer import VOCABULARY, read_table
 
 Keys = dict[str, Any]
 KIB = 1024
@@ -191,3 +195,26 @@ def test_real_model_config_and_gguf_give_the_same_plan(name: str) -> None:
     ours, theirs = shape_from_config(CONFIGS[name]), shape_from_metadata(_metadata(model))
     assert cache_plan(ours, settings).total_bytes == cache_plan(theirs, settings).total_bytes > 0
     assert ours.context_length == theirs.context_length
+
+
+PARAMETERS = {
+    "llama:3.2-1B": (1_235_814_400, 128256, 1), "llama:3.1-8B": (8_030_261_248, 128256, 2),
+    "qwen3:8B": (8_190_735_360, 151936, 2), "qwen3moe:30B-A3B": (30_532_122_624, 151936, 2),
+    "gemma3:27B": (27_009_346_304, 262208, 1), "deepseek2:V2-Lite": (15_706_484_224, 102400, 2),
+    "lfm2:1.2B": (1_170_340_608, 65536, 1), "mamba2:2.7B": (2_702_599_680, 50288, 1),
+}  # fmt: skip
+"""Published numbers of parameters, the vocabulary, and its matrices: 2 where the output is not the embeddings."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_real_model_weights_equal_published_parameters(name: str, tmp_path: Path) -> None:
+    published, vocabulary, matrices = PARAMETERS[name]
+    model = next(each for each in REAL if each.name == name)
+    path = write_sparse(tmp_path / "model.gguf", model, read_table(TABLE)[name])
+    weights = shape_from_gguf(parse_gguf_header(path, read_tensors=True)).weights
+    assert weights is not None
+    width = model.metadata["embedding_length"]
+    stored = next(number for part, number, _ in weights.parts if part == "embeddings")
+    assert stored == VOCABULARY * width  # the suite's models have a small vocabulary
+    assert weights.parameters - stored == published - matrices * vocabulary * width
+    assert weights.n_bytes <= path.stat().st_size < weights.n_bytes + 200_000  # the header, and padding

@@ -107,6 +107,10 @@ def test_visible_devices_mig_slices() -> None:
         [device] = visible_devices(library, {"CUDA_VISIBLE_DEVICES": visible})
         assert device.memory == gib * GIB
     assert visible_devices(library, {"CUDA_VISIBLE_DEVICES": "MIG-dddd"}) == []
+    library.calls |= {f"nvmlDeviceGet{kind}InstanceId({i})": i % 10 for kind in ("Gpu", "Compute") for i in (10, 11)}
+    [device] = visible_devices(library, {"CUDA_VISIBLE_DEVICES": "MIG-GPU-bbbb2222-0000/1/1"})
+    assert device.memory == 11 * GIB
+    assert visible_devices(library, {"CUDA_VISIBLE_DEVICES": "MIG-GPU-bbbb2222-0000/2/0"}) == []
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GB10", b"NVIDIA GB10", "Orin (nvgpu)", b"caf\xe9"])

@@ -12,15 +12,17 @@ import click
 
 from llamatel.cli.inspect import fetching
 from llamatel.cli.options import model_options, verbose_option
-from llamatel.errors import BackendNotFound, UsageError
-from llamatel.flags.parse import parse_server_flags
+from llamatel.errors import BackendNotFound, GGUFError, UsageError
+from llamatel.flags.parse import parse_server_flags, without_uncounted
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices, ModelConfig
 from llamatel.gguf.model_reference import read_reference
+from llamatel.gguf.split_files import parse_gguf_header
 from llamatel.gpu.visible_devices import visible_devices
 from llamatel.llama.server.backends import build_of, find_backend
 from llamatel.models import tiny_model
+from llamatel.plan.adapters import with_lora, with_projector_weights
 from llamatel.plan.architectures import architecture_of
 from llamatel.plan.devices import Device, parse_devices
 from llamatel.plan.fit_params import find_program, measure
@@ -89,6 +91,31 @@ def with_projector(settings: ServerSettings, model: GGUFHeader | ModelConfig) ->
     return replace(settings, not_counted=(*settings.not_counted, "the projector of -hf (off: --no-mmproj)"))
 
 
+def _beside(shape: ModelShape, settings: ServerSettings) -> tuple[ModelShape, ServerSettings]:
+    """Count the weights of adapters and of a projector, where their files can be read."""
+    adapted: ModelShape | None = shape
+    for path in settings.lora_adapters:
+        header = _header(path)
+        adapted = None if header is None or adapted is None else with_lora(adapted, header)
+    if settings.lora_adapters and adapted is not None:
+        shape, settings = adapted, without_uncounted(settings, "lora_adapters")
+    header = None if settings.mmproj is None else _header(settings.mmproj)
+    projected = None if header is None else with_projector_weights(shape, header)
+    if projected is None:
+        return shape, settings
+    settings = without_uncounted(settings, "mmproj")
+    if settings.mmproj_offload:  # those depend on the image
+        settings = replace(settings, not_counted=(*settings.not_counted, "the projector's compute buffer"))
+    return projected, settings
+
+
+def _header(path: str) -> GGUFHeader | None:
+    try:
+        return parse_gguf_header(Path(path).expanduser(), read_tensors=True)
+    except GGUFError:
+        return None
+
+
 def _shape(found: GGUFHeader | ModelConfig, build: LlamaBuild | None) -> tuple[str, ModelShape]:
     if isinstance(found, GGUFHeader):
         shape = shape_from_gguf(found, build)
@@ -146,9 +173,13 @@ def command(
     if settings.draft_model is not None:
         draft = _model(settings.draft_model, replace(settings, hf_file=None))
         shape = replace(shape, draft=_shape(draft, llama)[1])
+    shape, settings = _beside(shape, settings)
+    devices = _devices(device)
+    if any(each.remote for each in devices):
+        settings = without_uncounted(settings, "rpc_servers")
     lines = measure(_local(reference), settings, find_program()) if measured else None
     bandwidth = None if host_bandwidth is None else host_bandwidth * GB
-    report = make_report(name, shape, settings, _devices(device), measured=lines, host_bandwidth=bandwidth)
+    report = make_report(name, shape, settings, devices, measured=lines, host_bandwidth=bandwidth)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:

@@ -207,8 +207,8 @@ _TABLE = """
     -mm --mmproj | 1 | MMPROJ | mmproj text | not counted
     -mmu --mmproj-url | 1 | MMPROJ_URL | mmproj text | not counted
     --mmproj-auto / --no-mmproj --no-mmproj-auto | 0 | MMPROJ_AUTO | mmproj_auto switch | plan
-    --mmproj-offload / --no-mmproj-offload | 0 | MMPROJ_OFFLOAD
-    -mmdev --mmproj-device | 1 | $MTMD_BACKEND_DEVICE
+    --mmproj-offload / --no-mmproj-offload | 0 | MMPROJ_OFFLOAD | mmproj_offload switch | plan
+    -mmdev --mmproj-device | 1 | $MTMD_BACKEND_DEVICE | mmproj_device text | plan
     --image-min-tokens | 1 | IMAGE_MIN_TOKENS
     --image-max-tokens | 1 | IMAGE_MAX_TOKENS
     --mtmd-batch-max-tokens | 1 | MTMD_BATCH_MAX_TOKENS

@@ -104,6 +104,13 @@ def parse_server_flags(
     return reading.settings()
 
 
+def without_uncounted(settings: ServerSettings, field: str) -> ServerSettings:
+    """The settings with the flags and variables of a field counted."""
+    flags = [flag for flag in FLAGS if flag.setting == field]
+    names = {name for flag in flags for name in (*flag.names, flag.variable)}
+    return replace(settings, not_counted=tuple(name for name in settings.not_counted if name not in names))
+
+
 def _read_environment(reading: _Reading, environ: Mapping[str, str]) -> None:
     """``LLAMA_ARG_*``, which llama-server reads before its command line."""
     for flag in FLAGS:

@@ -63,6 +63,9 @@ class ServerSettings:
     mmproj: str | None = None
     mmproj_auto: bool = True
     """With ``-hf`` a projector of the repository is loaded too."""
+    mmproj_offload: bool = True
+    mmproj_device: str | None = None
+    """llama.cpp's name of the projector's device; None is the first GPU."""
     lora_adapters: tuple[str, ...] = ()
     spec_types: tuple[str, ...] = ()
     """Kinds of speculative decoding; ``draft-mtp`` gives the blocks that draft a context of their own."""

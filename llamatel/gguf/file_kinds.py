@@ -22,6 +22,16 @@ class AnyHeader(Protocol):
         """Tensors in all of its files."""
 
 
+_OTHER_PROGRAMS = {
+    "for images or video, of stable-diffusion.cpp or ComfyUI": (
+        "aura", "cosmos", "flux", "hidream", "hyvid", "ltxv", "lumina2", "pig", "qwen_image", "sd1", "sd2", "sd3",
+        "sdxl", "wan",
+    ),
+    "for speech, of whisper.cpp": ("whisper",),
+}  # fmt: skip
+"""Architectures of GGUFs that other programs read."""
+
+
 def not_a_model(header: AnyHeader) -> str | None:
     """The kind of a GGUF that llama-server does not load as its model, and its flag; None for a model."""
     metadata = header.metadata
@@ -34,6 +44,9 @@ def not_a_model(header: AnyHeader) -> str | None:
         return "this is a LoRA adapter, not a model: give it to llama-server with --lora, next to its model"
     if kind == "imatrix" or "imatrix.datasets" in metadata or "imatrix.chunk_count" in metadata:
         return "this is an importance matrix, not a model: it is for llama-quantize --imatrix"
+    for purpose, names in _OTHER_PROGRAMS.items():
+        if architecture in names:
+            return f"this is a model {purpose} ({architecture}): llama-server cannot load it"
     number = metadata.get("split.no")
     if isinstance(number, int) and number > 0 and architecture is None:
         return f"this is part {number + 1} of a split model: name its first file"

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from llamatel.errors import GGUFError, ModelUnreachable, UsageError
+from llamatel.gguf.hub_choice import is_model
 from llamatel.gguf.model_choices import MAX_CONFIG, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.gguf.split_files import parse_gguf_header, read_model
 from llamatel.models import tiny_model
@@ -115,6 +116,7 @@ def _folder(folder: Path) -> Model:
     except OSError as error:
         raise GGUFError(f"cannot be read: {error.strerror or error}", path=str(folder)) from error
     choices = choices_among(files)
+    choices = tuple(each for each in choices if is_model(each.path)) or choices  # next to a projector, a draft model
     if len(choices) == 1:
         return parse_gguf_header(folder / choices[0].path, read_tensors=True)
     if choices:

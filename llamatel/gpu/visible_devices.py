@@ -35,6 +35,8 @@ class _Card:
     speed: float | None
     """Cores times clock, by which CUDA orders; None where NVML does not have it."""
     slices: tuple[_Card, ...] = ()
+    old_name: str | None = None
+    """A slice's name as drivers before R470 had it, and as CUDA still accepts it: ``MIG-GPU-<UUID>/<GI>/<CI>``."""
 
 
 def visible_devices(
@@ -89,9 +91,10 @@ def _card(entry: str, cards: Sequence[_Card]) -> _Card | None:
     if not entry.startswith(("GPU-", "MIG-")):
         return None
     every = [each for card in cards for each in (card, *card.slices)]
-    found = [card for card in every if card.uuid.startswith(entry)]
-    if not found and entry.startswith("MIG-GPU-"):  # MIG-<UUID of the GPU>/<instance>/<instance>, of older drivers
-        found = [card for card in cards if card.uuid.startswith(entry[4:].partition("/")[0])]
+    found = [card for card in every if card.uuid.startswith(entry) or card.old_name == entry]
+    if not found and entry.startswith("MIG-GPU-"):  # where NVML does not report the instances: the GPU's first slice
+        of_card = [card for card in cards if card.uuid.startswith(entry[4:].partition("/")[0])]
+        found = [card for card in of_card if all(each.old_name is None for each in card.slices)]
     return _usable(found[0]) if len(found) == 1 else None
 
 
@@ -136,15 +139,20 @@ def _described(library: Any, handle: Any, meminfo: Path) -> _Card:
         _query(library, "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM),
     )
     mode = _query(library, "nvmlDeviceGetMigMode", handle)
-    slices = []
+    uuid, slices = _text(library.nvmlDeviceGetUUID(handle)), []
     if mode is not None and mode[0]:
         for number in range(_query(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
             part = _query(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if part is not None:
-                whole = _device(library, part, meminfo)
-                slices.append(_Card(_text(library.nvmlDeviceGetUUID(part)), whole, None))
+                instances = (
+                    _query(library, "nvmlDeviceGetGpuInstanceId", part),
+                    _query(library, "nvmlDeviceGetComputeInstanceId", part),
+                )
+                old_name = None if None in instances else f"MIG-{uuid}/{instances[0]}/{instances[1]}"
+                own = _text(library.nvmlDeviceGetUUID(part))
+                slices.append(_Card(own, _device(library, part, meminfo), None, old_name=old_name))
     speed = float(cores * clock) if cores and clock else None
-    return _Card(_text(library.nvmlDeviceGetUUID(handle)), device, speed, tuple(slices))
+    return _Card(uuid, device, speed, tuple(slices))
 
 
 def _device(library: Any, handle: Any, meminfo: Path) -> Device:

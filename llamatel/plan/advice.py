@@ -12,7 +12,7 @@ from llamatel.plan.cache_plan import CachePlan
 from llamatel.plan.devices import Device
 from llamatel.plan.expert_search import ExpertOffload
 from llamatel.plan.fit_search import balanced, largest_context
-from llamatel.plan.memory_plan import MIB, MemoryPlan, memory_plan, uncounted
+from llamatel.plan.memory_plan import GIB, MIB, MemoryPlan, memory_plan, uncounted
 from llamatel.plan.model_shape import ModelShape
 
 
@@ -89,7 +89,11 @@ def _fit(facts: Facts, context: int) -> Iterator[str]:
     settings, memory = facts.settings, facts.memory
     where, left_out = devices_in_words(facts.devices), uncounted(settings)
     if memory.fits is None and left_out:
-        yield f"whether it fits on {where} is unknown: the plan does not count what {', '.join(left_out)} changes"
+        room = min((use.free for use in memory.per_device if use.free is not None), default=0)
+        left = f"; without that, {room / GIB:.3g} GiB are left" if room > 0 else ""
+        yield f"whether it fits on {where} is unknown: the plan does not count what {', '.join(left_out)} changes{left}"
+        if not {"--rpc", "LLAMA_ARG_RPC"}.isdisjoint(left_out):
+            yield "to count --rpc, name its devices by their memory: --device rpc:24G+rtx4090"
     elif memory.fits and (memory.offloaded or settings.tensor_overrides):
         layers = memory.total_layers if memory.offloaded else memory.gpu_layers
         yield f"fits on {where}: {_flags(settings, layers, context)}"

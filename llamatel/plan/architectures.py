@@ -132,8 +132,8 @@ _NO_CACHE = """
 # before that, nothing drafted with them.
 _SUMMER: Mapping[str, Any] = {"drafting_cached": True, "drafting_keeps_all": True, "drafts": True}
 _ALL_LAYERS_DRAFT = (Earlier(11063, _SUMMER), Earlier(9538, dict.fromkeys(_SUMMER, False)))
-# Until January 2026 latent attention cached a V as well.
-_LATENT_WITH_V = Earlier(8672, {"latent_values": True})
+# Until January 2026 (b7827) latent attention cached a V as well.
+_LATENT_WITH_V = Earlier(7964, {"latent_values": True})
 _LISTED = Window()
 _HYBRID_KV: Literal["no KV heads"] = "no KV heads"
 
@@ -178,8 +178,14 @@ _ROWS: tuple[Architecture, ...] = (
     # Latent attention, indexers.
     Architecture("deepseek2", latent=True, drafts=True, earlier=(*_ALL_LAYERS_DRAFT, _LATENT_WITH_V)),
     Architecture("mistral4", latent=True, drafts=True),
-    Architecture("deepseek32", latent=True, indexer="trunk", drafts=True),
-    Architecture("glm-dsa", latent=True, indexer="types by length", drafts=True),
+    Architecture("deepseek32", latent=True, indexer="trunk", drafts=True, earlier=(Earlier(10566, _SUMMER),)),
+    Architecture(
+        "glm-dsa",
+        latent=True,
+        indexer="types by length",
+        drafts=True,
+        earlier=(Earlier(10566, {"indexer": None, **_SUMMER}), Earlier(9538, dict.fromkeys(_SUMMER, False))),
+    ),
     Architecture("hy_v4", latent=True, indexer="types or none", drafting_cached=True),
     Architecture("dots3note", latent=True, indexer="types", window=_LISTED),
     Architecture("minimax-m3", indexer="sparse", drafting_cached=True),

@@ -320,7 +320,7 @@ def _compressed(context: _Context) -> Iterator[CachePart]:
 def _attention_caches(context: _Context) -> Iterator[CachePart]:
     cached = [layer for layer in context.shape.layers if layer.cached]
     yield from _attention_by_window(context, cached)
-    yield _indexer(context, context.shape.trunk)
+    yield _indexer(context, cached if context.shape.drafting_keeps_all else context.shape.trunk)
 
 
 def _hybrid(context: _Context) -> Iterator[CachePart]:
@@ -345,5 +345,5 @@ def _draft(context: _Context) -> Iterator[CachePart]:
         context = replace(context, shape=replace(context.shape, cache="attention"))
     layers = context.shape.layers if context.shape.drafting_keeps_all else context.shape.drafting
     yield from _attention_by_window(context, layers)  # all of them, where there is no trunk
-    if context.shape.cache == "hybrid":
-        yield _indexer(context, context.shape.drafting)
+    if context.shape.cache == "hybrid" or context.shape.drafting_keeps_all:
+        yield _indexer(context, layers)

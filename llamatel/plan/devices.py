@@ -21,6 +21,8 @@ class Device:
     """Not available to llama.cpp: what a driver's context uses (an estimate, see ``RESERVED_MIB``)."""
     peak_flops: float | None = None
     """Dense FP16/BF16 arithmetic (see ``gpus``)."""
+    remote: bool = False
+    """Of an RPC server (``--rpc``): llama.cpp puts these before its own devices."""
 
     @property
     def usable(self) -> int:
@@ -63,7 +65,7 @@ def _one(name: str, size: str | None) -> Device:
 
 
 def parse_devices(text: str) -> list[Device]:
-    """``t4x2``, ``rtx4090``, ``t4x2+a100``, ``m4-max:64G``, ``other:24G,900``. Raises UsageError."""
+    """``t4x2``, ``rtx4090``, ``t4x2+a100``, ``m4-max:64G``, ``other:24G,900``, ``rpc:24G``. Raises UsageError."""
     devices: list[Device] = []
     for part in text.lower().replace(" ", "").split("+"):
         found = re.fullmatch(r"([a-z0-9_-]+?)(?::([\d.]+)g?b?(?:,([\d.]+))?)?(?:x([1-9]\d?))?", part)
@@ -73,7 +75,9 @@ def parse_devices(text: str) -> list[Device]:
         if bandwidth is not None:
             speed, memory = float(bandwidth) * GB, int(float(size) * (1 << 30))
             device = Device(name, memory, speed, "the command line", RESERVED_MIB * MIB)
+        elif name == "rpc" and size is not None:
+            device = Device("RPC", int(float(size) * (1 << 30)), None, "the command line", remote=True)
         else:
             device = _one(name, size)
         devices += [device] * int(number or 1)
-    return devices
+    return sorted(devices, key=lambda device: not device.remote)

@@ -16,6 +16,7 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.tensor_placement import Placed, device_index, place_weights
 
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[t
         found = []
         for name in settings.devices:
             try:
-                index = device_index(name, len(devices))
+                index = device_index(name, devices)
             except ValueError:
                 index = None
             if index is None:
@@ -158,6 +159,14 @@ def uncounted(settings: ServerSettings) -> tuple[str, ...]:
     return (*settings.not_counted, *settings.not_understood)
 
 
+def projector_device(settings: ServerSettings, devices: Sequence[Device]) -> int | None:
+    """The device of a multimodal projector: the first of ``-dev`` by default; None is the host (common/arg.cpp:890)."""
+    name = settings.mmproj_device or next(iter(settings.devices), None)
+    if not settings.mmproj_offload or not devices or name == "none":
+        return None
+    return 0 if name is None else device_index(name, devices)
+
+
 def _uses(
     shape: ModelShape,
     settings: ServerSettings,
@@ -174,10 +183,15 @@ def _uses(
     weights = shape.weights
     placed = Placed()
     if weights is not None:
-        placed = place_weights(weights, owners, settings.tensor_overrides, len(devices))
-        placed.add(None, weights.input_bytes, 0.0)
+        of_input = sum(size for name, size in shape.adapters if name.startswith("token_embd."))
+        others = tuple(each for each in shape.adapters if not each[0].startswith("token_embd."))
+        weights = replace(weights, tensors=weights.tensors + others)
+        placed = place_weights(weights, owners, settings.tensor_overrides, devices)
+        placed.add(None, weights.input_bytes + of_input, 0.0)
         if owners[-1] is None:
             placed.add(None, -weights.tied_bytes, 0.0)  # one tensor, used twice
+    if shape.projector_bytes:
+        placed.add(projector_device(settings, devices), shape.projector_bytes, 0.0)
     flash = shape.flash_attention and settings.flash_attn != "off"
     compute = compute_bytes(shape, cells, flash=flash) if cells else None
     if compute is not None and cells is not None and _pipelined(settings, owners):
@@ -227,6 +241,10 @@ def memory_plan(
     _, refused = used_devices(settings, devices)
     if refused is None and shape.draft is not None and cache.cells is not None:
         _, refused = used_devices(draft_settings(settings, cache.cells), devices)
+    if refused is None and settings.mmproj_device not in (None, "none"):
+        _, refused = used_devices(replace(settings, devices=(settings.mmproj_device,)), devices)
+    if refused is not None:  # what it would be on the devices that there are
+        settings = replace(settings, devices=(), draft_devices=(), mmproj_device=None)
     try:
         plan = _placed(shape, settings, cache, devices)
     except ValueError:

@@ -160,6 +160,10 @@ class ModelShape(HtmlRepresentation):
     weights: Weights | None = None
     weights_unknown: str | None = None
     """Why the weights' bytes are not known although their tensors are."""
+    adapters: tuple[tuple[str, int], ...] = ()
+    """Bytes of LoRA tensors, each with the name of the model's tensor that it changes."""
+    projector_bytes: int = 0
+    """Weights of the multimodal projector that is loaded with it."""
     verified: bool = False
     """Whether the build's allocations for this architecture were compared with ours (``make verify``)."""
     verified_builds: tuple[tuple[int, int], ...] = ()

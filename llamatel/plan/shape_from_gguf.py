@@ -112,6 +112,7 @@ def shape_from_metadata(
         drafts_as=_drafts_as(row, blocks, tensor_names or set()),
         needs_target=row.name in DRAFT_ONLY and not _whole_model(row, tensor_names or set()),
         aborts=row.aborts,
+        rejected=f"key not found in model: {keys.missing[0]}" if "block_count" in str(keys.missing) else None,
         rope=_rope(keys),
         file_type=file_type_name(metadata.get("general.file_type")),
         verified=is_verified(row, build),
@@ -126,7 +127,7 @@ def unknown_architecture(name: str) -> str:
 
     by_type = BY_TYPE.get(name.lower().replace("-", "_"))
     plain = {re.sub(r"[^a-z0-9]", "", each): each for each in ARCHITECTURES}
-    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), plain, 1)
+    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), plain, 1, 0.8)
     meant = by_type.architecture if by_type is not None else plain[near[0]] if near else None
     return f"architecture '{name:.80}' is not known" + (f" (did you mean {meant}?)" if meant else "")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from llamatel.flags.tensor_override import HOST, TensorOverride
+from llamatel.plan.devices import Device
 from llamatel.plan.model_shape import Weights
 from llamatel.plan.weights import block_of, part_of
 
@@ -28,18 +29,21 @@ class Placed:
         self.read[device] = self.read.get(device, 0.0) + read
 
 
-def device_index(buffer: str, devices: int) -> int | None:
+def device_index(buffer: str, devices: Sequence[Device]) -> int | None:
     """The device of llama.cpp's buffer type (``CUDA1``); None for host memory. Raises ValueError for one not there."""
     if buffer == HOST:
         return None
-    found = re.fullmatch(r"[A-Za-z]+(\d{1,3})", buffer)
-    if found is None or int(found[1]) >= devices:
+    found = re.fullmatch(r"([A-Za-z]+)(\d{1,3})(\[[^]]*\])?", buffer)
+    indices: Sequence[int] = range(len(devices))
+    if found is not None and any(device.remote for device in devices):
+        indices = [index for index in indices if devices[index].remote is (found[1] == "RPC")]
+    if found is None or int(found[2]) >= len(indices):
         raise ValueError(buffer)
-    return int(found[1])
+    return indices[int(found[2])]
 
 
 def place_weights(
-    weights: Weights, owners: Sequence[int | None], overrides: Sequence[TensorOverride], devices: int
+    weights: Weights, owners: Sequence[int | None], overrides: Sequence[TensorOverride], devices: Sequence[Device]
 ) -> Placed:
     """The weights but for the input embeddings. ``owners`` are the devices of the blocks and, last, of the output.
 

@@ -107,9 +107,9 @@ def _cache(page: Page, cache: CachePlan) -> None:
     columns = ((name, cache.bytes_of(column)) for name, column in (("K", "k"), ("V", "v"), ("R", "r"), ("S", "s")))
     parts = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in columns if n_bytes)
     page.row("KV cache", f"{size(cache.total_bytes)} = {cache.total_bytes:,} bytes{f' ({parts})' if parts else ''}")
-    page.row("", "to the byte" if cache.exact else f"not exact: {cache.why_not_exact}")
-    if cache.exact:
-        page.row("", f"as {cache.verified_with} allocates it")
+    page.row(
+        "", f"exact to the byte, for {cache.verified_with}" if cache.exact else f"not exact: {cache.why_not_exact}"
+    )
     if len(cache.parts) > 1:
         page.table("caches", ("kind", "layers", "cells", "streams", "bytes", ""), map(_part, cache.parts))
 
@@ -130,7 +130,7 @@ def _memory(page: Page, report: PlanReport) -> None:
         if use.draft is not None and use.draft.needed:
             rows.append(_beside(use.draft, report))
     page.table("memory", ("", "layers", "weights", "cache", "compute*", "driver*", "has", "left"), rows)
-    page.row("", "* estimated; the rest is exact where the cache is")
+    page.row("", "* estimates; weights are exact, the cache as shown above")
     for line in report.measured or ():
         page.row(
             "measured",
@@ -154,7 +154,8 @@ def _ceiling(page: Page, report: PlanReport) -> None:
     if report.ceiling is not None:
         where = devices_in_words(report.devices)
         page.row(
-            "ceiling", f"{rate(report.ceiling)} tokens/s for one request with a full context, by {where}'s bandwidth"
+            "speed",
+            f"at most {rate(report.ceiling)} tokens/s for one request with a full context, by {where}'s bandwidth",
         )
     parts = [part for part in report.reads if part.n_bytes]
     if len(parts) < 2:
@@ -162,7 +163,7 @@ def _ceiling(page: Page, report: PlanReport) -> None:
     for part in parts:
         time = page.glyphs.unknown if part.seconds is None else f"{1e3 * part.seconds:.3g} ms"
         speed = "bandwidth unknown" if part.bandwidth is None else f"{part.bandwidth / 1e9:,.0f} GB/s"
-        page.row("", f"{printable(part.name, 24)}: {size(round(part.n_bytes))} a token, {speed}: {time}")
+        page.row("", f"{printable(part.name, 24)}: a token reads {size(round(part.n_bytes))} at {speed}: {time}")
 
 
 def _beside(draft: DeviceUse, report: PlanReport) -> tuple[str, ...]:
@@ -180,10 +181,7 @@ def _contexts(page: Page, report: PlanReport) -> None:
     if report.cache.total_bytes:
         page.table("KV cache by context and cache type", ("context", *TABLE_TYPES), rows)
     if report.largest_context is not None:
-        page.row("largest", f"{report.largest_context:,} tokens of context fit with all layers on the devices")
+        page.row("largest", f"a context of {report.largest_context:,} tokens fits with all layers on the devices")
     if report.most_slots is not None and report.cache.cells is not None:
-        each = report.cache.cells.per_stream
-        page.row(
-            "slots",
-            f"{report.most_slots} of {each:,} tokens each fit (-np {report.most_slots} -c {report.most_slots * each})",
-        )
+        each, most = report.cache.cells.per_stream, report.most_slots
+        page.row("slots", f"{most} slots of {each:,} tokens each fit (-np {most} -c {most * each})")
