@@ -28,6 +28,7 @@ from llamatel.plan.presets import PRESETS, choose
 from tests.exact.real import REAL, TABLE, write_sparse
 from tests.exact.writer import read_table
 from tests.parts import Child, accepts, free_port, llama_server, wait_until
+from tests.tiny_gguf import write_tiny_model
 
 MIB = 1 << 20
 RECORDED = json.loads((Path(__file__).parent / "data" / "gpu_buffers.json").read_text())
@@ -348,20 +349,19 @@ def write_lora(path: Path, model: Path, rank: int = 64, architecture: str = "lla
     return path
 
 
-def test_lora_on_rpc_devices(
-    sid_server: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lora = write_lora(tmp_path / "lora.gguf", tiny_model)
+def test_lora_on_rpc_devices(sid_server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", embedding=256, layers=4, feed_forward=1024)
+    lora = write_lora(tmp_path / "lora.gguf", model)
     flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", "1,1", "--lora", str(lora)]
-    reported = reported_by_rpc_devices(sid_server, tiny_model, flags, tmp_path)
+    reported = reported_by_rpc_devices(sid_server, model, flags, tmp_path)
     words = ("--device", "rpc:8G+rpc:8G", "--", *flags, "--rpc", "127.0.0.1:1,127.0.0.1:2")
-    found = answers(tiny_model, capsys, *words)
+    found = answers(model, capsys, *words)
     assert found["flags_not_counted"] == []
     assert found["fits"] is True
     assert sum(device["LoRA"] for device in reported) > 1
     for device, planned in zip(reported, found["per_device"], strict=True):
         assert planned["weights_bytes"] / MIB == pytest.approx(device["model"] + device["LoRA"], abs=0.021)
-        assert planned["cache_bytes"] / MIB == pytest.approx(device["KV"], abs=0.011)
+        assert planned["kv_cache_bytes"] / MIB == pytest.approx(device["KV"], abs=0.011)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def _beside(shape: ModelShape, settings: ServerSettings) -> tuple[ModelShape, Se
     if projected is None:
         return shape, settings
     settings = without_uncounted(settings, "mmproj")
-    if settings.mmproj_offload:  # those depend on the image
+    if settings.mmproj_offload and settings.mmproj_device != "none":  # those depend on the image
         settings = replace(settings, not_counted=(*settings.not_counted, "the projector's compute buffer"))
     return projected, settings
 

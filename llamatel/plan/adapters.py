@@ -26,7 +26,7 @@ def with_lora(shape: ModelShape, adapter: GGUFHeader) -> ModelShape | None:
     if adapter.metadata.get("general.architecture") != shape.architecture:
         return replace(shape, rejected="model arch and LoRA arch mismatch")
     known = {name for name, _ in shape.weights.tensors}
-    absent = next((name for name, _ in sized if name not in known and not name.startswith("token_embd.")), None)
+    absent = next((name for name, _ in sorted(sized) if name not in known and not name.startswith("token_embd.")), None)
     if absent is not None:
         return replace(shape, rejected=f"LoRA tensor '{absent}' does not exist in base model")
     return replace(shape, adapters=shape.adapters + sized)

@@ -130,7 +130,7 @@ def _memory(page: Page, report: PlanReport) -> None:
         if use.draft is not None and use.draft.needed:
             rows.append(_beside(use.draft, report))
     page.table("memory", ("", "layers", "weights", "cache", "compute*", "driver*", "has", "left"), rows)
-    page.row("", "* estimates; weights are exact, the cache as shown above")
+    page.row("", "* estimated; weights are exact, and the cache as shown above")
     for line in report.measured or ():
         page.row(
             "measured",
