@@ -183,7 +183,9 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.requests", Kind.COUNTER, "{request}",
-        "Finished requests that got a slot, by outcome. Those rejected before that are llamacpp.requests.rejected.",
+        "Finished requests that got a slot, by outcome; further choices (n > 1) do not count. Each document of a "
+        "reranking and each input of a call for embeddings is one: llama.cpp's log does not show which belong "
+        "together. Those rejected before that are llamacpp.requests.rejected.",
         ("outcome",),
     ),
     Metric(
@@ -315,6 +317,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "llamacpp.model.info", Kind.GAUGE, "1",
         "1, with the model's properties from its GGUF.", MODEL_ATTRIBUTES,
+    ),
+    Metric(
+        "llamacpp.lora.adapter", Kind.GAUGE, "1",
+        "1 for each LoRA adapter that the server was started with, by its file's name.", ("adapter",),
     ),
     Metric("llamacpp.model.parameters", Kind.GAUGE, "{parameter}", "Weights of the model."),
     Metric(

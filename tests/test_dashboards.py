@@ -30,6 +30,7 @@ OFF_PANEL = {
 } | {
     "llamacpp.speculative.accepted": "the panels show acceptance over all positions",
     "llamacpp.server.stalled": "the panels of the server's state show it",
+    "llamacpp.lora.adapter": "for inference gateways",
     "llamatel.spool.size": "only with --otlp-spool",
     "llamatel.spool.spans": "only with --otlp-spool",
     "llamacpp.server.stale": "it qualifies what other panels show: whether it is new or the last one known",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -77,9 +78,15 @@ def test_exposition_metrics_for_gateways() -> None:
         Sample("llamacpp.requests.deferred", 4, SERVER),
         Sample("llamacpp.kv_cache.usage", 0.25, SERVER, {"state": "active"}),
         Sample("llamacpp.kv_cache.usage", 0.5, SERVER, {"state": "cached"}),
+        Sample("llamacpp.lora.adapter", 1, SERVER, {"adapter": "sql"}),
+        Sample("llamacpp.lora.adapter", 1, SERVER, {"adapter": "chat"}),
     )
     assert "vllm:" not in Page(*observed).exposition.page()
     text = Page(*observed, gateway=True).exposition.page()
     assert 'vllm:num_requests_waiting{model_name="tiny"} 4.0' in text
     assert 'vllm:kv_cache_usage_perc{model_name="tiny"} 0.25' in text
     assert text.count("vllm:kv_cache_usage_perc{") == 1
+    [adapters] = [line for line in text.splitlines() if line.startswith("vllm:lora_requests_info{")]
+    labels, _, value = adapters.rpartition(" ")
+    assert 'max_lora="2",model_name="tiny",running_lora_adapters="sql,chat",waiting_lora_adapters=""' in labels
+    assert abs(float(value) - time.time()) < 60

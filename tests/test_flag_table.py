@@ -82,7 +82,8 @@ def test_flag_table_is_consistent() -> None:
 
 VALUES = {
     "int": "77", "slots": "3", "layers": "12", "text": "x", "cache-type": "q8_0", "split-mode": "row", "shares": "3,1",
-    "mibs": "512,1024", "names": "A,B", "scaled-names": "A:0.5", "overrides": "exps=CPU", "n-cpu-moe": "5",
+    "mibs": "512,1024", "names": "A,B", "files": "A,B", "scaled-files": "A:0.5",
+    "overrides": "exps=CPU", "n-cpu-moe": "5",
     "n-cpu-ffn": "5", "on/off": "off", "on/off/auto": "on", "spec-types": "draft-mtp",
 }  # fmt: skip
 

@@ -239,6 +239,13 @@ def test_kv_cache_state_draft_cache_used_bytes(
     assert kv_cache_state(facts, Polled(slots), drafting).used_bytes == used
 
 
+def test_kv_cache_state_within_capacity() -> None:
+    """Slots that fill a shared pool count the batch that does not fit, too."""
+    slots = [SlotState(number, busy=number < 3, context_size=1024, context_tokens=400) for number in range(4)]
+    state = kv_cache_state(LoggedServer(pool=1024), Polled(slots), LoadedModel())
+    assert (state.active, state.cached, state.headroom) == (1024, 0, 0)
+
+
 def test_kv_cache_state_unknown_is_none() -> None:
     slots = (SlotState(0, busy=True, context_size=512), SlotState(1, busy=False, context_tokens=3))
     state = kv_cache_state(LoggedServer(), Polled(slots), model("-c 1024"))

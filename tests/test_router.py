@@ -206,6 +206,24 @@ def test_router_swaps_keep_token_totals(start: Callable[..., Unmanaged], log: bo
                 follower.stop()
 
 
+def test_router_log_from_its_end_names_models(start: Callable[..., Unmanaged]) -> None:
+    """A model whose start is not in the part of the log that is read."""
+    router = start()
+    router.complete(3, model="b")
+    done: list[Completion] = []
+    with attached(router.url, has_log=True) as fleet:
+        [server] = fleet.fleet.servers
+        server.subscribe(done.append)  # type: ignore[arg-type]
+        follower = LogFollower(FileSource(router.child.log, from_start=False), server).start()
+        try:
+            fleet.wait(lambda state: state.state == "loaded", "b")
+            router.complete(4, model="b")
+            wait_until(lambda: done, 20, "its request")
+        finally:
+            follower.stop()
+    assert [(request.server.model, request.generated) for request in done] == [("b", 4)]
+
+
 def test_router_launched_by_manager(llama_server_binary: Path, models: Path) -> None:
     done: list[Completion] = []
     with ServerManager(backend=str(llama_server_binary)) as server:

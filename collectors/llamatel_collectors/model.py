@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from llamatel.collectors import Collector, Sample
 from llamatel.plan.attention_kind import attention_summary
@@ -16,8 +17,11 @@ class ModelCollector(Collector):
     name = "model"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """Nothing for a server whose model file cannot be read from here."""
+        """Of a model whose file cannot be read from here only its adapters."""
         for state in snapshot.servers:
+            adapters = () if state.settings is None else state.settings.lora_adapters
+            for name in dict.fromkeys(PurePath(path).stem for path in adapters):
+                yield Sample("llamacpp.lora.adapter", 1, state.server, {"adapter": name})
             shape = state.model
             if shape is None:
                 continue

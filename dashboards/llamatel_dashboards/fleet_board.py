@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
-from llamatel_dashboards.overview_board import (
+from llamatel_dashboards.figures import (
     DURATION,
     FAILED,
     HEADROOM,
@@ -17,7 +17,7 @@ from llamatel_dashboards.overview_board import (
     servers_table,
     speed,
 )
-from llamatel_dashboards.panels import NO_REQUESTS, TOKENS_A_SECOND, Column, Panel, Query, lines
+from llamatel_dashboards.panels import NO_REQUESTS, TOKENS_A_SECOND, Column, Panel, Query, lines, states
 
 _BY = q.BY_SERVER
 
@@ -35,8 +35,8 @@ def _table() -> Panel:
     return servers_table(
         "Servers",
         {
-            "restarts": q.increase("llamacpp.server.restarts", _BY),
-            "requests": Column(q.increase("llamacpp.requests", _BY), "short"),
+            "restarts": Column(q.increase("llamacpp.server.restarts", _BY), decimals=0),
+            "requests": Column(q.increase("llamacpp.requests", _BY), "none", decimals=0),
             "failed": Column(failed, "percentunit", FAILED),
             "output tokens": Column(q.increase("llamacpp.tokens", _BY, type="output"), "short"),
             "TTFT p95": Column(q.quantile(0.95, TTFT, _BY, q.RANGE), "s"),
@@ -109,7 +109,7 @@ def _balance() -> list[Panel]:
         ),
         _per_server(
             "Prompt tokens from the cache, by server",
-            q.share(q.rate("llamacpp.prompt_cache.hits", _BY), q.rate("llamacpp.prompt_cache.lookups", _BY)),
+            q.hit_share(_BY, q.RATE),
             "Share of prompt tokens that needed no prefill.",
             "A balancer that spreads one conversation over servers lowers it on all of them.",
             unit="percentunit",
@@ -227,13 +227,11 @@ def _router() -> list[Panel]:
             )
             for name, (title, meaning, action) in _LIFE.items()
         ),
-        lines(
+        states(
             "State of each model",
-            [Query(q.selector("llamacpp.model.state"), f"{q.SERVER_LEGEND} {{{{state}}}}")],
-            "1 while a router's model is in that state.",
-            "Alternating lines are models that displace each other.",
-            at_most=1,
-            empty=none,
+            Query(q.selector("llamacpp.model.state"), f"{q.SERVER_LEGEND} {{{{state}}}}"),
+            "Green while a router's model is in that state.",
+            "Models whose bars alternate displace each other: raise --models-max.",
             size=(24, 7),
         ),
     ]

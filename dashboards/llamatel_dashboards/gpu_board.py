@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
-from llamatel_dashboards.overview_board import TPOT, quantiles
+from llamatel_dashboards.figures import TPOT, quantiles
 from llamatel_dashboards.panels import GREEN, RED, TOKENS_A_SECOND, YELLOW, Panel, Query, at, figure, lines
 
 _NONE = "No NVIDIA GPU"
@@ -91,8 +91,8 @@ def _cards() -> list[Panel]:
         lines(
             "Memory",
             [
-                Query(_card("hw.gpu.memory.usage"), f"{_LEGEND} used"),
-                Query(_card("hw.gpu.memory.limit"), f"{_LEGEND} of"),
+                Query(_card("hw.gpu.memory.usage"), f"used {_LEGEND}"),
+                Query(_card("hw.gpu.memory.limit"), f"total {_LEGEND}"),
             ],
             "Memory that processes use on each card, and its size.",
             "Used by other processes? Compare with the memory of servers below.",
@@ -102,8 +102,8 @@ def _cards() -> list[Panel]:
         lines(
             "Power",
             [
-                Query(_card("hw.power"), f"{_LEGEND} drawn"),
-                Query(_card("llamatel.gpu.power.limit"), f"{_LEGEND} limit"),
+                Query(_card("hw.power"), f"drawn {_LEGEND}"),
+                Query(_card("llamatel.gpu.power.limit"), f"limit {_LEGEND}"),
             ],
             "Power that each card draws, and the limit set for it.",
             "Often at the limit: decoding is bound by memory, so a lower limit costs little speed.",
@@ -121,8 +121,8 @@ def _cards() -> list[Panel]:
         lines(
             "Temperature",
             [
-                Query(_card("hw.temperature"), f"{_LEGEND} now"),
-                Query(_card("hw.temperature.limit"), f"{_LEGEND} slows down at"),
+                Query(_card("hw.temperature"), f"now {_LEGEND}"),
+                Query(_card("hw.temperature.limit"), f"slows down at {_LEGEND}"),
             ],
             "Temperature of each card, and the limit at which it slows down.",
             "Near the limit: airflow, or a lower power limit.",
@@ -133,7 +133,7 @@ def _cards() -> list[Panel]:
             "Throttling",
             [
                 Query(
-                    f"max by ({_DEVICE}, reason) ({q.selector('llamatel.gpu.throttled')})", f"{_LEGEND} {{{{reason}}}}"
+                    f"max by ({_DEVICE}, reason) ({q.selector('llamatel.gpu.throttled')})", f"{{{{reason}}}} {_LEGEND}"
                 )
             ],
             "1 while this reason reduces a card's clocks.",
@@ -144,10 +144,10 @@ def _cards() -> list[Panel]:
         lines(
             "Clocks",
             [
-                Query(f"max by ({_DEVICE}, domain) ({q.selector('llamatel.gpu.clock')})", f"{_LEGEND} {{{{domain}}}}"),
+                Query(f"max by ({_DEVICE}, domain) ({q.selector('llamatel.gpu.clock')})", f"{{{{domain}}}} {_LEGEND}"),
                 Query(
                     f"max by ({_DEVICE}, domain) ({q.selector('llamatel.gpu.clock.limit')})",
-                    f"{_LEGEND} {{{{domain}}}} at most",
+                    f"{{{{domain}}}} at most {_LEGEND}",
                 ),
             ],
             "Clocks of each card and their maximum.",

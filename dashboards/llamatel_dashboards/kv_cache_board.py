@@ -7,7 +7,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from llamatel.ui import alarms
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
-from llamatel_dashboards.overview_board import headroom_share
+from llamatel_dashboards.figures import headroom_share
 from llamatel_dashboards.panels import (
     GREEN,
     NO_LOG,
@@ -245,7 +245,7 @@ def _prompt_cache() -> list[Panel]:
     return [
         figure(
             "Hit share",
-            q.share(q.increase("llamacpp.prompt_cache.hits"), q.increase("llamacpp.prompt_cache.lookups")),
+            q.hit_share(),
             "Share of prompt tokens that needed no prefill, in the time shown, by llama.cpp's own counters.",
             "Low with shared prefixes: put what changes at the end, keep conversations on one server.",
             unit="percentunit",
@@ -283,11 +283,12 @@ def _prompt_cache() -> list[Panel]:
         ),
         lines(
             "Prompt tokens from the cache",
-            [Query(q.share(hits, lookups), "share")],
+            [Query(q.hit_share(over=q.RATE), "share")],
             "Share of prompt tokens that needed no prefill.",
             "Low with shared prefixes: put what changes at the end, keep conversations on one server.",
             unit="percentunit",
             at_most=1,
+            size=(12, 8),
         ),
         lines(
             "Prompt tokens looked up and found",
@@ -295,24 +296,7 @@ def _prompt_cache() -> list[Panel]:
             "Prompt tokens a second, and those found in the cache, by llama.cpp's own counters.",
             "The gap between the lines is what prefill has to compute.",
             unit=TOKENS_A_SECOND,
-        ),
-        lines(
-            "Prompts kept in host memory",
-            [Query(q.total(q.selector("llamacpp.prompt_cache.entries")), "prompts")],
-            "Prompts in llama.cpp's cache in host memory (--cache-ram). llama.cpp logs it only at -lv 4, which is "
-            "slow.",
-            "Nothing: unknown is the normal case.",
-            empty="Unknown at this verbosity",
-            size=(4, 8),
-        ),
-        lines(
-            "Host memory of prompts",
-            [Query(q.total(q.selector("llamacpp.prompt_cache.size")), "size")],
-            "Host memory of those prompts.",
-            "--cache-ram limits it.",
-            unit="bytes",
-            empty="Unknown at this verbosity",
-            size=(4, 8),
+            size=(12, 8),
         ),
         lines(
             "Prefill lost by cause",
@@ -334,6 +318,24 @@ def _prompt_cache() -> list[Panel]:
             "Reused far below reusable: see the causes.",
             empty="None",
             size=(12, 8),
+        ),
+        lines(
+            "Prompts kept in host memory",
+            [Query(q.total(q.selector("llamacpp.prompt_cache.entries")), "prompts")],
+            "Prompts in llama.cpp's cache in host memory (--cache-ram). llama.cpp logs it only at -lv 4, which is "
+            "slow.",
+            "Nothing: unknown is the normal case.",
+            empty="Unknown at this verbosity",
+            size=(12, 7),
+        ),
+        lines(
+            "Host memory of prompts",
+            [Query(q.total(q.selector("llamacpp.prompt_cache.size")), "size")],
+            "Host memory of those prompts.",
+            "--cache-ram limits it.",
+            unit="bytes",
+            empty="Unknown at this verbosity",
+            size=(12, 7),
         ),
     ]
 

@@ -90,6 +90,7 @@ def _life() -> list[Panel]:
             q.increase("llamacpp.server.restarts"),
             "Times llamatel restarted a server after a failure, in the time shown.",
             "The end of the log before each restart has the reason.",
+            decimals=0,
             thresholds=at((None, GREEN), (1, YELLOW), (3, RED)),
             empty="None",
             size=(6, 4),
@@ -123,6 +124,7 @@ def _life() -> list[Panel]:
             [Query(q.rate("process.cpu.time", q.BY_SERVER), q.SERVER_LEGEND)],
             "Cores that each server's process uses.",
             "With all layers on a GPU one core is normal; with many, layers run on the CPU.",
+            unit="suffix: cores",
             empty="Unknown",
             size=(12, 8),
         ),
@@ -163,6 +165,7 @@ def _llamatel() -> list[Panel]:
             "Lines of llama.cpp's log that llamatel read, a second. `malformed` ones have a known beginning and cannot "
             "be parsed.",
             "malformed above 0: lines are cut or interleaved on their way; use a log file for each server.",
+            unit="suffix: lines/s",
             stacked=True,
             empty="No log",
         ),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel.ui import alarms
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
+from llamatel_dashboards.figures import (
+    DURATION,
+    FAILED,
+    HEADROOM,
+    NAMES,
+    TPOT,
+    TTFT,
+    WAITING,
+    headroom_share,
+    quantiles,
+    servers_table,
+    speed,
+)
 from llamatel_dashboards.panels import (
     GREEN,
     NO_LOG,
@@ -25,30 +36,7 @@ from llamatel_dashboards.panels import (
     rows,
 )
 
-TTFT = "gen_ai.server.time_to_first_token"
-TPOT = "gen_ai.server.time_per_output_token"
-DURATION = "gen_ai.server.request.duration"
 _BURN = at((None, GREEN), (1, YELLOW), (alarms.BURN_RATE, ORANGE), (14.4, RED))
-_NAMES = {q.ADDRESS: "server", q.PORT: "port", q.MODEL: "model"}
-PAGE = ("llamatel's page, where instance is its address", "http://${__value.text}/")
-DETAILS = (
-    "Requests of this server",
-    (
-        "/d/llamatel-requests?${__url_time_range}&var-datasource=${datasource}&var-instance=${__data.fields.instance}"
-        "&var-server=${__data.fields.server}&var-port=${__data.fields.port}"
-    ),
-)
-
-
-def quantiles(name: str, *, exemplars: bool = True) -> list[Query]:
-    """p50, p95 and p99 of a histogram, over time."""
-    return [Query(q.quantile(share, name), f"p{share * 100:.0f}", exemplars) for share in (0.5, 0.95, 0.99)]
-
-
-def headroom_share(by: str = "") -> str:
-    """How much of the KV pool requests could still use; of the fullest server, or by server."""
-    free, capacity = (q.selector(f"llamacpp.kv_cache.{name}") for name in ("headroom", "capacity"))
-    return f"min by ({by}) ({free} / {capacity})" if by else f"min({free} / {capacity})"
 
 
 def burn(name: str, objective: str, by: str = "", over: str = q.RANGE) -> str:
@@ -160,7 +148,7 @@ def _objectives() -> list[Panel]:
         ),
         figure(
             "Prefix cache hits",
-            q.share(q.increase("llamacpp.prompt_cache.hits"), q.increase("llamacpp.prompt_cache.lookups")),
+            q.hit_share(),
             "Share of prompt tokens that were in the KV cache already and needed no prefill, in the time shown.",
             "Low with long shared prefixes: put what changes at the prompt's end, and keep a client on one server.",
             unit="percentunit",
@@ -176,11 +164,12 @@ def _alerts() -> Panel:
         {"for": Column(f"time() - {since} and ignoring (alertstate) {q.firing()}", unit="s")},
         "Alerts that fire now, by the rules of `llamatel dashboards export`: which, where, and for how long.",
         "docs/alerts.md has an entry for each: what it means, how to find the cause, what helps.",
-        names={**_NAMES, "alertname": "alert"},
+        names={**NAMES, "alertname": "alert"},
         hidden=("job", "alertstate", "cluster", "namespace", "outcome", "state", "collector", "exported_instance"),
         first=("alert", "severity", "for", "instance", "pod", "server", "port", "model"),
         sort=("for", True),
         texts={"severity": severities},
+        widths={"alert": 260, "severity": 90, "for": 90},
         size=(24, 8),
     )
 
@@ -283,36 +272,6 @@ def _traffic() -> list[Panel]:
             empty="Unknown",
         ),
     ]
-
-
-def speed(tokens: str, phase: str, by: str = "") -> str:
-    """Tokens a second of one request in a phase, by llama.cpp's own counters."""
-    return q.share(q.rate("llamacpp.tokens", by, type=tokens), q.rate("llamacpp.processing_time", by, phase=phase))
-
-
-def servers_table(title: str, columns: Mapping[str, str | Column], meaning: str, action: str, height: int) -> Panel:
-    """A row for each server and model, those that are down first; instances link to details."""
-    up = Column(
-        f"max by ({q.BY_SERVER}) ({q.selector('llamacpp.server.up')})",
-        texts={"1": ("up", GREEN), "0": ("DOWN", RED)},
-    )
-    return rows(
-        title,
-        {"up": up, **columns},
-        meaning,
-        action,
-        names=_NAMES,
-        hidden=("job",),
-        first=("cluster", "namespace", "pod", "instance", "server", "port", "model", "up"),
-        links={"instance": PAGE, "server": DETAILS},
-        sort=("up", False),
-        size=(24, height),
-    )
-
-
-WAITING = at((None, "transparent"), (1, YELLOW), (8, RED))
-HEADROOM = at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, "transparent"))
-FAILED = at((None, "transparent"), (0.001, YELLOW), (0.01, RED))
 
 
 def _servers() -> Panel:

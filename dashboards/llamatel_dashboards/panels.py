@@ -230,12 +230,15 @@ class Column:
     """Colours the cells."""
     texts: Mapping[str, tuple[str, str]] | None = None
     """Text and colour instead of a value."""
+    decimals: int | None = None
 
 
 def _column_look(column: Column) -> list[models.DynamicConfigValue]:
     found = []
     if column.unit is not None:
         found.append(models.DynamicConfigValue("unit", column.unit))
+    if column.decimals is not None:
+        found.append(models.DynamicConfigValue("decimals", column.decimals))
     if column.thresholds is not None:
         found.append(models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
     if column.thresholds is not None:
@@ -268,12 +271,13 @@ def rows(
     sort: tuple[str, bool] | None = None,
     first: Sequence[str] = (),
     texts: Mapping[str, Mapping[str, tuple[str, str]]] | None = None,
+    widths: Mapping[str, int] | None = None,
     size: tuple[int, int] = (24, 8),
 ) -> Panel:
     """A table: a column a query, a row for each set of labels that the queries share.
 
     ``names`` renames labels; ``hidden``, ``links`` (title and URL), ``first`` (the leftmost columns), ``texts``
-    (of a label's values) and ``sort`` (column, descending) use final names.
+    (of a label's values), ``widths`` (in pixels) and ``sort`` (column, descending) use final names.
     """
     # In a table this text stands in every empty cell.
     panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value("–")
@@ -290,6 +294,8 @@ def rows(
             panel = panel.override_by_name(name, look)
     for name, replaced in (texts or {}).items():
         panel = panel.override_by_name(name, _cell_texts(replaced))
+    for name, width in (widths or {}).items():
+        panel = panel.override_by_name(name, [models.DynamicConfigValue("custom.width", width)])
     for name, (link, url) in (links or {}).items():
         value = [{"title": link, "url": url}]
         panel = panel.override_by_name(name, [models.DynamicConfigValue("links", value)])

@@ -138,6 +138,15 @@ def share(part: str, whole: str) -> str:
     return f"{part} / ({whole} > 0)"
 
 
+def hit_share(by: str = "", over: str = RANGE) -> str:
+    """Share of prompt tokens that came from the KV cache.
+
+    Prometheus extrapolates the growth of a young counter back to its zero, each counter's for itself: no more than 1.
+    """
+    hits, lookups = (increase(f"llamacpp.prompt_cache.{name}", by, over) for name in ("hits", "lookups"))
+    return f"clamp_max({share(hits, lookups)}, 1)"
+
+
 def logged(figure: str) -> str:
     """A figure about requests, -1 without requests, and nothing where llamatel reads no log."""
     return f"{figure} or -group({selector('llamatel.log.lines')})"

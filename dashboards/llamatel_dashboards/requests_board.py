@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
-from llamatel_dashboards.overview_board import DURATION, TPOT, TTFT, quantiles
+from llamatel_dashboards.figures import DURATION, TPOT, TTFT, quantiles
 from llamatel_dashboards.panels import TOKENS_A_SECOND, Column, Panel, Query, heat_map, lines, rows
 
 PHASES = ("queue", "prefill", "decode")
@@ -116,7 +116,7 @@ def _slowest() -> list[Panel]:
                 "duration p99": Column(q.quantile(0.99, DURATION, by, q.RANGE), "s"),
                 "TTFT p99": Column(q.quantile(0.99, TTFT, by, q.RANGE), "s"),
                 "TPOT p99": Column(q.quantile(0.99, TPOT, by, q.RANGE), "s"),
-                "requests": q.increase("llamacpp.requests", by),
+                "requests": Column(q.increase("llamacpp.requests", by), "none", decimals=0),
             },
             "99th percentiles by server and model, in the time shown.",
             "One server slower than its peers: another model, other flags, a throttled or shared device?",

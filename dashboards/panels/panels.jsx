@@ -80,8 +80,11 @@ const Empty = ({ panel }) => (
 );
 
 function gaps(frames) {
-  // TimeSeries aligns frames by time; Grafana's panel needs a numeric field in each.
-  return frames.filter((frame) => frame.fields.some((field) => field.type === FieldType.number));
+  // As Grafana's panel does: each frame has a numeric field, and what is no finite number is no point.
+  const finite = (value) => (Number.isFinite(value) ? value : null);
+  const points = (field) => (field.type === FieldType.number ? { ...field, values: field.values.map(finite) } : field);
+  return frames.filter((frame) => frame.fields.some((field) => field.type === FieldType.number))
+    .map((frame) => ({ ...frame, fields: frame.fields.map(points) }));
 }
 
 function Values({ panel, frames, size, draw }) {

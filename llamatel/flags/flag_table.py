@@ -87,8 +87,8 @@ _TABLE = """
     --check-tensors | 0
     --override-kv | 1 | | | not counted
     --op-offload / --no-op-offload | 0
-    --lora | 1 | | lora_adapters names | not counted
-    --lora-scaled | 1 | | lora_adapters scaled-names | not counted
+    --lora | 1 | | lora_adapters files | not counted
+    --lora-scaled | 1 | | lora_adapters scaled-files | not counted
     --control-vector | 1 | | | not counted
     --control-vector-scaled | 1 | | | not counted
     --control-vector-layer-range | 2

@@ -156,7 +156,10 @@ KINDS: dict[str, Kind] = {
     "shares": _SHARES,
     "mibs": Kind(_numbers, "MiB, one for all devices or one each", lambda sizes: ",".join(map(str, sizes))),
     "names": _NAMES,
-    "scaled-names": Kind(lambda text: _names(re.sub(r":[^:,]*(?=,|$)", "", text)), "FILE:SCALE", ",".join),
+    "files": Kind(_names, "names with commas between them", ",".join, appends=True),
+    "scaled-files": Kind(
+        lambda text: _names(re.sub(r":[^:,]*(?=,|$)", "", text)), "FILE:SCALE", ",".join, appends=True
+    ),
     "overrides": Kind(_overrides, "pattern=buffer type, as in exps=CPU", _overrides_text, appends=True),
     "cpu-moe": Kind(lambda _: (TensorOverride(EXPERTS),), "nothing", _overrides_text, appends=True),
     "n-cpu-moe": Kind(_of_first_blocks(EXPERTS), "a number of blocks", _overrides_text, appends=True),

@@ -161,7 +161,7 @@ def _described(settings: ServerSettings) -> Iterator[str]:
         kind = KINDS[str(flag.kind)]
         if flag.values == 0 and not kind.appends:
             yield min(flag.names if value else flag.negated, key=len)
-        elif kind.appends:
+        elif kind.appends and flag.kind != "files":
             yield kind.text(value)
         elif name == "draft_model":
             yield f"{'-hfd' if _HUB.fullmatch(value) and not value.endswith('.gguf') else '-md'} {value}"

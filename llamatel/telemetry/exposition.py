@@ -7,6 +7,7 @@ are converted by OpenTelemetry's Prometheus exporter; where a name is in both, i
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from threading import Lock
@@ -36,6 +37,9 @@ _GATEWAY = {
 by default."""
 
 
+_ADAPTERS = "llamacpp.lora.adapter"
+
+
 class Exposition:
     """Writes the page for each scrape. Thread-safe."""
 
@@ -63,7 +67,7 @@ class Exposition:
             name = prometheus_name(family.row)
             parts.append(self._header(family.row, name, open_metrics=open_metrics))
             parts.extend(_series(family, name, open_metrics=open_metrics))
-            if self._gateway and family.row.name in _GATEWAY:
+            if self._gateway and (family.row.name in _GATEWAY or family.row.name == _ADAPTERS):
                 parts.extend(_for_gateways(family))
             also = foreign.pop(name, "")
             if also:
@@ -127,6 +131,10 @@ def _series(family: Family, name: str, *, open_metrics: bool) -> Iterator[str]:
 
 
 def _for_gateways(family: Family) -> Iterator[str]:
+    """The gauges of ``_GATEWAY``; of adapters one series a model, with their names, whose value is the time."""
+    if family.row.name == _ADAPTERS:
+        yield from _adapters_for_gateways(family)
+        return
     name, text = _GATEWAY[family.row.name]
     yield f"# HELP {name} {text}\n# TYPE {name} gauge\n"
     for point in family.points:
@@ -134,6 +142,18 @@ def _for_gateways(family: Family) -> Iterator[str]:
         if attributes.get("state", "active") == "active":
             model = labels_of({"model_name": attributes.get("gen_ai.request.model", "")})
             yield f"{name}{{{model}}} {_number(point.value)}\n"
+
+
+def _adapters_for_gateways(family: Family) -> Iterator[str]:
+    name = "vllm:lora_requests_info"
+    yield f"# HELP {name} LoRA adapters that the server was started with.\n# TYPE {name} gauge\n"
+    adapters: dict[object, list[str]] = {}
+    for point in family.points:
+        attributes = point.set.attributes
+        adapters.setdefault(attributes.get("gen_ai.request.model", ""), []).append(str(attributes["adapter"]))
+    for model, names in adapters.items():
+        labels = {"max_lora": len(names), "model_name": model, "running_lora_adapters": ",".join(names)}
+        yield f"{name}{{{labels_of({**labels, 'waiting_lora_adapters': ''})}}} {_number(time.time())}\n"
 
 
 def _with_exemplars(start: str, bounds: list[str], totals: list[int], point: Point) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Packages of Debian's development suite, unpacked but not installed, from this machine's apt mirror.
+"""Packages of a Debian suite (sid by default), unpacked but not installed, from this machine's apt mirror.
 
 A private apt state (own sources, lists and cache, and an empty dpkg status, so that all dependencies count as missing)
 leaves the machine's unchanged. sid changes daily: tests report the version found.
@@ -49,18 +49,18 @@ def _apt_get(state: Path, *arguments: str, folder: Path | None = None) -> str | 
     return done.stdout if done.returncode == 0 else None
 
 
-def unpack(packages: tuple[str, ...], folder: Path, *, closure: bool = False) -> bool:
+def unpack(packages: tuple[str, ...], folder: Path, *, closure: bool = False, suite: str = "sid") -> bool:
     """Download and unpack packages, with all dependencies if ``closure``; return whether that succeeded."""
     mirror = _mirror()
     if mirror is None or shutil.which("apt-get") is None or not _KEYRING.exists():
         return False
-    state = cache_folder() / "apt-sid"
-    with locked(cache_folder() / "apt-sid.lock", "Debian sid's lists"):
+    state = cache_folder() / f"apt-{suite}"
+    with locked(cache_folder() / f"apt-{suite}.lock", f"the lists of Debian {suite}"):
         for part in ("lists/partial", "cache/archives/partial"):
             (state / part).mkdir(parents=True, exist_ok=True)
         (state / "status").write_text("")
-        (state / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} sid main\n")
-        say(f"getting {', '.join(packages)} from Debian sid")
+        (state / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
+        say(f"getting {', '.join(packages)} from Debian {suite}")
         if _apt_get(state, "update") is None:
             return False
         names = list(packages)

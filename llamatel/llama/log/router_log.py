@@ -127,6 +127,16 @@ class RouterLog(Generic[R]):
             self.seen = True
         return entry[0]
 
+    def name_processes(self, names: Mapping[int, str]) -> None:
+        """Which model's process listens on which port, by the router's list, where its start was not logged."""
+        for port, name in names.items():
+            if port in self._names or (name not in self.models and len(self.models) >= _MAX_MODELS):
+                continue
+            self._names[port] = name
+            self.models.setdefault(name, ModelLife("loaded", port, loads=1, processes=1))
+            if (entry := self._readers.get(port)) is not None:
+                entry[0].server = replace(entry[0].server, model=name)
+
     def child_line(self, port: int, reader: R, time: float | None) -> None:
         """A line of the child on ``port`` was read, written ``time`` seconds after its process started."""
         life = self.models.get(self._names.get(port, ""))

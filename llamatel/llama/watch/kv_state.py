@@ -70,11 +70,15 @@ def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> K
             plan_error_bytes=model.plan_error_bytes,
             used_bytes=dict.fromkeys(planned, 0),
         )
+    active, cached = (_tokens(polled.slots, busy=busy) for busy in (True, False))
+    if capacity is not None:  # a batch that does not fit is counted by its slots, and choices of one prompt share cells
+        active = None if active is None else min(active, capacity)
+        cached = None if cached is None else min(cached, capacity - (active or 0))
     return KvCacheState(
         capacity=capacity,
         unified=unified,
-        active=_tokens(polled.slots, busy=True),
-        cached=_tokens(polled.slots, busy=False),
+        active=active,
+        cached=cached,
         planned_bytes=planned,
         reported_bytes=facts.reported,
         plan_error_bytes=model.plan_error_bytes,

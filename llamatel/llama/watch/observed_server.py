@@ -278,13 +278,20 @@ class ObservedServer:
         activity = None if self.log is None else self.log.activity()
         polling = self._polling
         if self._router is not None:
-            self._router.poll(() if self.log is None else self.log.with_router(RouterLog.pop_exited))
+            self._poll_router(self._router)
         elif polling is not None and polling.poll(activity):
             self._identify(life)  # another process: perhaps with another model
             if self._polling is not polling and self._polling is not None:
                 self._polling.poll(activity)
         if self.log is not None and self._polling is not None and self._router is None:
             self.log.audit(self._polling.generated_total, self._polling.slots if self._polling.slots_are_new else None)
+
+    def _poll_router(self, router: Router) -> None:
+        if self.log is None:
+            router.poll()
+        else:
+            router.poll(self.log.with_router(RouterLog.pop_exited))
+            self.log.with_router(lambda log: log.name_processes(router.ports))
 
     def _identify(self, life: Lifecycle | None) -> None:
         """Identify the server: once, and again when another process answers."""

@@ -233,6 +233,12 @@ class Router:
         for model in self._models.values():
             model.poll(self._clock(), self._interval_s)
 
+    @property
+    def ports(self) -> dict[int, str]:
+        """The models that have a process, by its port."""
+        entries = [model.entry for model in self._models.values()]
+        return {entry.port: entry.name for entry in entries if entry.running and entry.port is not None}
+
     def clear(self) -> None:
         """It does not answer any more, and its models went with it; what they counted is kept, to be resumed."""
         for model in self._models.values():
