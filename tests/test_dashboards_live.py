@@ -487,19 +487,25 @@ def test_rules_record_and_fire_live(store: str, observed: Observed) -> None:
         found = lately(f'ALERTS{{alertname="LlamacppPrefixReuseLost", alertstate="firing", job="{REAL}"}}')
         return {(labels["server_port"], labels["cause"], labels["namespace"]) for labels, _ in found}
 
-    recorded = lately(f'llamacpp:ttft_missed:ratio_rate5m{{job="{REAL}"}}')
-    assert {labels["server_port"] for labels, _ in recorded} == set(map(str, observed.ports))
-    for labels, missed in recorded:
+    def recorded() -> list[tuple[dict[str, str], float]]:
+        return lately(f'llamacpp:ttft_missed:ratio_rate5m{{job="{REAL}"}}')
+
+    def firing() -> list[tuple[dict[str, str], float]]:
+        return lately(f'ALERTS{{alertstate="firing", job="{REAL}"}}')
+
+    def names() -> set[tuple[str, str]]:
+        return {(labels["alertname"], labels["severity"]) for labels, _ in firing()}
+
+    ports = set(map(str, observed.ports))
+    wait_until(lambda: {labels["server_port"] for labels, _ in recorded()} == ports, 60, "both servers' shares")
+    for labels, missed in recorded():
         assert missed > 0.9
         assert (labels["cluster"], labels["namespace"]) == ("lab", REAL)
-    firing = lately(f'ALERTS{{alertstate="firing", job="{REAL}"}}')
-    names = {(labels["alertname"], labels["severity"]) for labels, _ in firing}
-    assert ("LlamacppTtftObjectiveFastBurn", "critical") in names
-    assert ("LlamacppTtftObjectiveSlowBurn", "warning") in names
-    assert ("LlamacppRequestsFailing", "warning") in names
+    burning = {("LlamacppTtftObjectiveFastBurn", "critical"), ("LlamacppTtftObjectiveSlowBurn", "warning")}
+    wait_until(lambda: burning | {("LlamacppRequestsFailing", "warning")} <= names(), 60, "the alerts")
     expected = {(str(port), "cache_prompt_off", REAL) for port in observed.ports}
     wait_until(lambda: lost() == expected, 60, "an evaluation after the last request")
-    assert all(labels["namespace"] == REAL for labels, _ in firing)
+    assert all(labels["namespace"] == REAL for labels, _ in firing())
 
 
 def test_panels_prefill_lost_equals_responses(observed: Observed) -> None:

@@ -37,9 +37,9 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        clean = {
-            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")
-        }
+        # readline exports the size of the terminal that pytest runs in to child processes, such as pytest-xdist's workers.
+        fixed = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+        clean = {name: value for name, value in os.environ.items() if name not in fixed}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _ON_ITS_TERMINAL, *argv],
             stdin=slave,
