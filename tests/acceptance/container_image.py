@@ -119,6 +119,7 @@ def run(folder: Path) -> dict[str, object]:
         user = docker.run("exec", serve, "python", "-c", "import os; print(os.getuid(), os.access('/etc', os.W_OK))")
         health = image["Config"]["Healthcheck"]["Test"]
         healthy = docker.try_run("exec", serve, *[word.replace("9464", str(metrics)) for word in health[1:]]).returncode
+        totals = {"requests": counted(), "output_tokens": tokens()}
         codes = {"attach": _stop(docker, attach), "serve": _stop(docker, serve)}
         log = docker.try_run("logs", serve)
         figures: dict[str, object] = {
@@ -126,8 +127,8 @@ def run(folder: Path) -> dict[str, object]:
             "steps": len(re.findall(r"^Step \d+", built, re.MULTILINE)),
             "user": user,
             "healthcheck_exit_code": healthy,
-            "requests": {"clients": sum(answer.status == 200 for answer in answers), "counter": counted()},
-            "output_tokens": tokens(),
+            "answers": sum(answer.status == 200 for answer in answers),
+            "counted": totals,
             "exit_codes_after_sigterm": codes,
         }
         assert image["Config"]["User"] == "10001", figures

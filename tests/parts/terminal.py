@@ -37,7 +37,7 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        # readline exports the size of the terminal that pytest runs in to child processes, such as pytest-xdist's workers.
+        # readline exports the size of pytest's own terminal to child processes, such as the workers of pytest-xdist.
         fixed = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
         clean = {name: value for name, value in os.environ.items() if name not in fixed}
         self.process = subprocess.Popen(
