@@ -196,6 +196,18 @@ def test_manager_restart_keeps_port_and_counters(servers: Servers, backend: str)
     assert snapshot.counters["tokens_predicted_total"] == 11
 
 
+def test_manager_free_port_is_that_of_a_stopped_server(servers: Servers, backend: str) -> None:
+    first = servers.ready(backend)
+    url = first.base_url
+    first.stop_server()
+    second = servers.ready(backend)
+    third = servers.ready(backend)  # the first one's port is taken
+    assert second.base_url == url != third.base_url
+    second.stop_server()
+    with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
+        assert first.start_server(servers.model, port=0).wait_until_ready(60).base_url != url
+
+
 def test_manager_next_server_starts_counters_at_zero(
     servers: Servers, llama_server_binary: Path, tmp_path: Path
 ) -> None:

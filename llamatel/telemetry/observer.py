@@ -434,8 +434,15 @@ class Observer:
     def _new_snapshot(self) -> Snapshot:
         with self._lock:
             servers = [server for server, _ in self._watched.values()]
-        # One address has one server: where a manager was replaced by another on its port, the last one counts.
-        states = {state.server.key: state for server in servers for state in self._states(server)}
+        states: dict[object, ServerSnapshot] = {}
+        owners: dict[object, Watched] = {}
+        for server in servers:
+            for state in self._states(server):
+                key = state.server.key
+                # One address has one server: where a manager was replaced by another on its port, the last one counts.
+                if key in states and states[key].state == "stopped":
+                    self.unwatch(owners[key])
+                states[key], owners[key] = state, server
         snapshot = Snapshot(self._clock(), tuple(states.values()), self.dropped())
         for guard in self._guards:
             snapshot = guard.complete_snapshot(snapshot)

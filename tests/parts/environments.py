@@ -37,6 +37,16 @@ def phoenix() -> Path:
     return _python("phoenix")
 
 
+def aiperf() -> Path:
+    """The Python of aiperf, a load generator. Raises MissingPart."""
+    return _python("aiperf")
+
+
+def llama_benchy() -> Path:
+    """The Python of llama-benchy, another one. Raises MissingPart."""
+    return _python("llama_benchy")
+
+
 def _python(name: str) -> Path:
     """All packages have their versions: some pin versions of the others, and resolving takes pip minutes."""
     versions = Path(__file__).with_name(f"{name}.txt")

@@ -22,6 +22,7 @@ from llamatel.llama.interactive import interactive
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.server import server_command as command_line
 from llamatel.llama.server.backends import Backend, find_backend
+from llamatel.llama.server.freed_ports import FreedPorts
 from llamatel.llama.server.log_copy import LogCopy
 from llamatel.llama.server.preset_arguments import preset_arguments
 from llamatel.llama.server.server_command import CommandLine
@@ -116,10 +117,10 @@ class ServerManager:
     ) -> ServerManager:
         """Start the server and return at once; ``wait_until_ready`` follows.
 
-        Arguments that are None are left to llama-server's defaults. ``port`` 0 means a free one. ``extra_args`` are
-        passed on verbatim, last; ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) sets arguments that
-        are None for a machine, so that the model fits. An API key is passed in the environment or in a file, never in
-        the arguments.
+        Arguments that are None are left to llama-server's defaults. ``port`` 0 means a free one: that of a server of
+        this process that was stopped, so that its series go on, else any. ``extra_args`` are passed on verbatim, last;
+        ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) sets arguments that are None for a machine, so
+        that the model fits. An API key is passed in the environment or in a file, never in the arguments.
         Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already running, or one
         of another manager of this process on that port; in a notebook, whose cells run again, that server ends and this
         one takes its place.
@@ -164,15 +165,22 @@ class ServerManager:
         supervisor = self._supervisor
         if supervisor is None:
             return None
-        if supervisor.running:
-            self._observed.poll_counters(_LAST_POLL_S)
-            supervisor.stop(timeout)
+        if self._stop(supervisor, timeout):
+            _ports.release(supervisor.info.address, supervisor.found_port)
         return supervisor.returncode
+
+    def _stop(self, supervisor: Supervisor, timeout: float) -> bool:
+        """Stop the server; False if it does not run."""
+        if not supervisor.running:
+            return False
+        self._observed.poll_counters(_LAST_POLL_S)
+        supervisor.stop(timeout)
+        return True
 
     def restart(self, timeout: float | None = None) -> ServerManager:
         """Stop the server and start it again with the same arguments, on the same port; waits until it is ready."""
         before = self._started()
-        self.stop_server()
+        self._stop(before, _STOP_S)
         with self._lock:
             self._begin(before.backend, before.command, self._requested, before)
         self._announce()
@@ -291,6 +299,10 @@ class ServerManager:
         if self._supervisor is not None and self._supervisor.running:
             raise ServerStateError(f"the server is {self._supervisor.state.value}: stop it first")
         log = None if self._server_log is None else LogCopy(self._server_log)
+        if before is not None:
+            port = before.found_port
+        else:
+            port = _ports.take(requested.address) if requested.port is None else None
         if (requested.address, requested.port, requested.model) != (
             self._requested.address,
             self._requested.port,
@@ -303,7 +315,8 @@ class ServerManager:
         supervisor = Supervisor(
             backend, command, requested, self._observed_log,
             hand_out=self._hand_out, process_replaced=self._observed.process_replaced,
-            restart_on_failure=self._restart != "never", max_restarts=self._max_restarts, log=log, before=before,
+            restart_on_failure=self._restart != "never", max_restarts=self._max_restarts, log=log,
+            restarts=0 if before is None else before.restarts, found_port=port,
         )  # fmt: skip
         self._backend, self._requested, self._supervisor = backend, requested, supervisor
         supervisor.start()
@@ -340,6 +353,7 @@ class ServerManager:
                     self.listener_failures += 1
 
 
+_ports = FreedPorts()
 _known = threading.Lock()
 """Held while one of the following changes or is copied."""
 _managers: weakref.WeakSet[ServerManager] = weakref.WeakSet()

@@ -101,18 +101,19 @@ class Supervisor:
         restart_on_failure: bool,
         max_restarts: int,
         log: LogCopy | None,
-        before: Supervisor | None = None,
+        restarts: int = 0,
+        found_port: int | None = None,
     ) -> None:
         """``hand_out`` gets the finished requests; ``process_replaced`` is called before each new process.
 
-        ``before`` was the server's supervisor until it was restarted by hand.
+        ``restarts`` so far; ``found_port``: take this port where the command leaves it to the server.
         """
         self.info = info
         self.state = ServerState.STARTING
         self.returncode: int | None = None
         self.failure: str | None = None
         """Why the last process exited by itself."""
-        self.restarts: int = 0 if before is None else before.restarts
+        self.restarts = restarts
         self.started_at: float | None = None
         self.loading_s: float | None = None
         self.client: ServerClient | None = None
@@ -120,7 +121,7 @@ class Supervisor:
         self._lock = threading.Lock()
         """Held while ``info`` and the tail of the log change."""
         self.backend, self.command, self._server_log = backend, command, server_log
-        self.found_port: int | None = None if before is None else before.found_port
+        self.found_port = found_port
         """The port that the server found for itself; its next process gets it again."""
         self._port = self.found_port or command.listen.port or 0
         self._socket = UnixSocket(command.listen.host) if command.listen.scheme == "unix" else None

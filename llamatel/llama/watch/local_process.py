@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,19 +107,12 @@ def find_process(address: Address) -> LocalProcess | None:
 
     So it is for another machine's address, for what only forwards the port, and for processes of other users.
     """
-    import psutil
-
     if not address.is_local:
         return None
-    try:
-        if address.scheme == "unix":
-            found = [
-                entry for entry in psutil.net_connections("unix") if str(entry.laddr) == address.host and entry.pid
-            ]
-        else:
-            found = [entry for entry in psutil.net_connections("tcp") if _listens(entry, address.port)]
-    except (psutil.Error, OSError, RuntimeError):
-        return None
+    if address.scheme == "unix":
+        found = [entry for entry in _sockets.list("unix") if str(entry.laddr) == address.host and entry.pid]
+    else:
+        found = [entry for entry in _sockets.list("tcp") if _listens(entry, address.port)]
     owners = {entry.pid for entry in found}
     pid = owners.pop() if len(owners) == 1 else None
     return None if pid is None else process_of(pid)
@@ -144,6 +138,33 @@ def process_of(pid: int) -> LocalProcess | None:
         return None if flags is None else LocalProcess(process, flags, process.environ())
     except (psutil.Error, OSError):
         return None
+
+
+class _Sockets:
+    """The machine's sockets with their processes; a list is shared by those who want one at the same moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lists: dict[str, tuple[float, list[Any]]] = {}
+
+    def list(self, kind: str) -> list[Any]:
+        """As psutil has it; empty where it may not be seen. Costs some ms, and more where many processes run."""
+        import psutil
+
+        wanted_at = time.monotonic()
+        with self._lock:
+            made_at, sockets = self._lists.get(kind, (float("-inf"), []))
+            if made_at < wanted_at:
+                made_at = time.monotonic()
+                try:
+                    sockets = psutil.net_connections(kind)
+                except (psutil.Error, OSError, RuntimeError):
+                    sockets = []
+                self._lists[kind] = made_at, sockets
+            return sockets
+
+
+_sockets = _Sockets()
 
 
 def _listens(entry: Any, port: int | None) -> bool:
