@@ -26,6 +26,8 @@ from tests.tiny_gguf import write_tiny_model
 
 _SCRAPES = 5
 _SETTLE_S = 3.0
+_SCRAPE_EVERY_S = 15.0
+_ALL_UP_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class Attached:
     """Real servers that they lead to."""
     up: int
     """Of the targets, as llamatel saw them."""
+    start_s: float
+    """Until all of them were up, if they were; their processes are looked for, as they are on this machine."""
+    start_cpu_s: float
+    """CPU time of llamatel until then."""
     idle_cores: float
     """CPU time of llamatel a second while nothing happens; of the machine's cores, one is 1."""
     busy_cores: float
@@ -45,6 +51,10 @@ class Attached:
     """As the servers counted them, while idle."""
     scrape_ms: float
     """CPU time for one scrape by Prometheus of all."""
+    scrape_wall_ms: float
+    """And how long it takes."""
+    scrape_mib: float
+    """Its text."""
     memory_mib: float
     peak_mib: float
 
@@ -52,10 +62,14 @@ class Attached:
         """For people."""
         what = f"{self.targets} targets, {self.servers} real llama-servers through a TCP forwarder"
         cores = f"cores while idle {self.idle_cores:.3f}, while all work {self.busy_cores:.3f}"
+        every = self.scrape_ms / 1e3 / _SCRAPE_EVERY_S
+        scrape = f"{self.scrape_ms:.0f} ms of CPU, {self.scrape_wall_ms:.0f} ms, {self.scrape_mib:.1f} MiB"
         return [
             f"  {what}, one poll a second each",
-            f"  up {self.up}, polls a second {self.polls_per_s:.0f} (by llama.cpp's task numbers)",
-            f"  {cores}; a scrape of all {self.scrape_ms:.0f} ms of CPU",
+            f"  up {self.up} after {self.start_s:.0f} s and {self.start_cpu_s:.0f} s of CPU",
+            f"  polls a second {self.polls_per_s:.0f} (by llama.cpp's task numbers)",
+            f"  {cores}; a scrape every {_SCRAPE_EVERY_S:.0f} s adds {every:.3f}",
+            f"  a scrape of all: {scrape}",
             f"  resident memory {self.memory_mib:.0f} MiB, peak {self.peak_mib:.0f} MiB",
         ]
 
@@ -99,6 +113,11 @@ def measure(
 
 def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: str, seconds: float) -> Attached:
     attached.wait_ready(lambda: "OTLP" in attached.output(), 60)
+    deadline = time.monotonic() + _ALL_UP_S
+    launched = time.monotonic()
+    while _up(_scrape(url)) < targets and time.monotonic() < deadline:
+        time.sleep(_SETTLE_S)
+    start_s, start_cpu_s = time.monotonic() - launched, procfs.cpu_s(attached.pid)
     time.sleep(_SETTLE_S)
     before, started = [_last_task(server) for server in servers], time.monotonic()
     time.sleep(2 * _SETTLE_S)
@@ -106,10 +125,11 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
     elapsed = time.monotonic() - started
     # The requests that show the first number had every target's slots polled once.
     polls = sum(_last_task(server) for server in servers) - sum(before) - targets
-    used = procfs.cpu_s(attached.pid)
+    used, scraping = procfs.cpu_s(attached.pid), time.monotonic()
     for _ in range(_SCRAPES):
         text = _scrape(url)
-    scrape_ms = (procfs.cpu_s(attached.pid) - used) / _SCRAPES * 1e3
+    scrape_wall_ms = (time.monotonic() - scraping) / _SCRAPES * 1e3
+    scrape_ms = max(0.0, (procfs.cpu_s(attached.pid) - used) / _SCRAPES * 1e3 - idle * scrape_wall_ms)
     end = threading.Event()
     threads = [threading.Thread(target=_work, args=(server.url, end), daemon=True) for server in servers]
     for thread in threads:
@@ -121,19 +141,27 @@ def _measure(attached: Child, servers: Sequence[Unmanaged], targets: int, url: s
     return Attached(
         targets=targets,
         servers=len(servers),
-        up=len(re.findall(r"^llamacpp_server_up\{.*\} 1\.0$", text, re.MULTILINE)),
+        up=_up(text),
+        start_s=start_s,
+        start_cpu_s=start_cpu_s,
         idle_cores=idle,
         busy_cores=busy,
         polls_per_s=polls / elapsed,
         scrape_ms=scrape_ms,
+        scrape_wall_ms=scrape_wall_ms,
+        scrape_mib=len(text) / 2**20,
         memory_mib=memory,
         peak_mib=peak,
     )
 
 
+def _up(text: str) -> int:
+    return len(re.findall(r"^llamacpp_server_up\{.*\} 1\.0$", text, re.MULTILINE))
+
+
 def _scrape(url: str) -> str:
     """One scrape's text."""
-    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - an address of our own
+    with urllib.request.urlopen(url, timeout=120) as answer:  # noqa: S310 - an address of our own
         return str(answer.read().decode())
 
 

@@ -24,7 +24,7 @@ from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
 from llamatel.outputs import appended_file
 from llamatel.snapshots import Snapshot
-from llamatel.telemetry import pipeline, zero_code
+from llamatel.telemetry import pipeline_builder, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
 from llamatel.telemetry.instruments import Instruments
@@ -240,7 +240,7 @@ def _start(
     instrument: bool,
 ) -> Runtime:
     chosen = [] if settings.disabled else list(collectors.load(settings.collectors, settings.without))
-    built = pipeline.build(settings, resource, strict=strict, port_may_move=port_may_move)
+    built = pipeline_builder.build(settings, resource, strict=strict, port_may_move=port_may_move)
     try:
         return _connect(settings, built, chosen, sinks, instrument=instrument)
     except BaseException:
@@ -272,9 +272,7 @@ def _connect(
         sinks=(*sinks, live),
         watchers=(live.observe,),
         dropped=dropped,
-        span_load=built.span_load,
-        exported=built.exported,
-        spooled=built.spooled,
+        span_queue=built.span_queue,
         callbacks=callbacks,
     )
     built.publish()

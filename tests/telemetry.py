@@ -16,7 +16,7 @@ from llamatel.collectors import Sample
 from llamatel.metrics import METRICS
 from llamatel.records import ClientCall, Completion
 from llamatel.snapshots import Snapshot
-from llamatel.telemetry import pipeline
+from llamatel.telemetry import pipeline_builder
 from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.otlp_delivery import Delivery
 from llamatel.telemetry.otlp_transport import Sent, Transport
@@ -99,7 +99,7 @@ def telemetry(
     """
     intervals = {name: os.environ[name] for name in INTERVALS if name in os.environ}
     settings = Settings.from_env({**intervals, **(env or {})}, **{"metrics_addr": "none", **arguments})
-    running = Telemetry(pipeline.build(settings, resource))
+    running = Telemetry(pipeline_builder.build(settings, resource))
     try:
         yield running
     finally:

@@ -15,7 +15,7 @@ import pytest
 from llamatel.errors import LogSourceError, UsageError
 from llamatel.llama.log.log_file import FileSource, open_log
 from llamatel.llama.log.log_source import Backlog, LogSource, StreamSource
-from llamatel.llama.log.read_position import PositionFile
+from llamatel.llama.log.read_position import Fingerprint, Position, PositionFile
 from tests.parts import wait_until
 
 
@@ -337,6 +337,16 @@ def test_position_file_broken(tmp_path: Path, content: str) -> None:
     state = tmp_path / "state.json"
     state.write_text(content)
     assert PositionFile(state).load() is None
+
+
+def test_position_file_reports_a_kill(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state, position = tmp_path / "state.json", Position(Fingerprint.of_bytes(b"head"), 4)
+    PositionFile(state).save(position, ended=True)
+    assert PositionFile(state).load() == position
+    assert not caplog.records
+    PositionFile(state).save(position)
+    assert PositionFile(state).load() == position
+    assert "llamatel was killed" in caplog.text
 
 
 def test_position_file_in_missing_folder(tmp_path: Path) -> None:

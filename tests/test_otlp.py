@@ -227,7 +227,8 @@ def test_otlp_rejected_spans_are_counted_and_logged(otlp_sink: OtlpSink, caplog:
         running.send(completion())
         assert running.pipeline.flush(5)
         assert running.pipeline.dropped() == {"rejected": 3}
-        assert running.pipeline.exported() == 1
+        assert running.pipeline.span_queue is not None
+        assert running.pipeline.span_queue.exported == 1
     messages = [record.getMessage() for record in ours(caplog)]
     assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in messages
 
@@ -301,4 +302,5 @@ def test_span_export_failing_endpoint_counts_every_span(otlp_sink: OtlpSink) -> 
             running.send(completion())
         running.pipeline.shutdown(5)
         assert sum(running.pipeline.dropped().values()) == 200
-        assert running.pipeline.exported() == 0
+        assert running.pipeline.span_queue is not None
+        assert running.pipeline.span_queue.exported == 0

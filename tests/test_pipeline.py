@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llamatel.errors import PipelineError
-from llamatel.telemetry import pipeline
+from llamatel.telemetry import pipeline_builder
 from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, free_port
 from tests.samples import completion
@@ -24,13 +24,13 @@ ROOT = Path(__file__).parent.parent
 PREFACE = """
 import os, sys, time
 from opentelemetry import metrics, trace
-from llamatel.telemetry import pipeline
+from llamatel.telemetry import pipeline_builder
 from llamatel.telemetry.settings import Settings
 from tests.samples import completion
 from tests.telemetry import Telemetry
 
 def start(**arguments):
-    return Telemetry(pipeline.build(Settings.from_env(**arguments)))
+    return Telemetry(pipeline_builder.build(Settings.from_env(**arguments)))
 """
 
 
@@ -204,7 +204,7 @@ def test_exit_with_a_silent_endpoint_is_bounded(protocol: str) -> None:
         start_time = time.monotonic()
         ran = run(
             """
-telemetry = Telemetry(pipeline.build(Settings.from_env(shutdown_timeout_s=1.0)))
+telemetry = Telemetry(pipeline_builder.build(Settings.from_env(shutdown_timeout_s=1.0)))
 for _ in range(1000):
     telemetry.send(completion())
 """,
@@ -391,5 +391,5 @@ def test_pipeline_invalid_environment(monkeypatch: pytest.MonkeyPatch, env: dict
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(PipelineError, match=expected) as refused:
-        pipeline.build(Settings.from_env({}, otlp_endpoint="127.0.0.1:4317", metrics_addr="127.0.0.1:0"))
+        pipeline_builder.build(Settings.from_env({}, otlp_endpoint="127.0.0.1:4317", metrics_addr="127.0.0.1:0"))
     assert "\n" not in str(refused.value)

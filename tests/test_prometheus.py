@@ -19,7 +19,7 @@ from llamatel.collectors import Sample
 from llamatel.errors import PipelineError
 from llamatel.metrics import METRICS, Kind, Metric
 from llamatel.records import Outcome, ServerInfo
-from llamatel.telemetry import pipeline
+from llamatel.telemetry import pipeline_builder
 from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.settings import Settings
 from tests.parts import OtlpSink, Prometheus, accepts, free_port, scrape_config, wait_until
@@ -60,7 +60,7 @@ def one_of_each(rows: Iterable[Metric]) -> list[Sample]:
 
 def test_exposition_passes_promtool(promtool: Path) -> None:
     recorded = [row for row in METRICS if row.kind in (Kind.HISTOGRAM, Kind.COUNTER)]
-    built = pipeline.build(Settings.from_env({}, metrics_addr=ANY_PORT))
+    built = pipeline_builder.build(Settings.from_env({}, metrics_addr=ANY_PORT))
     try:
         observed = [row for row in METRICS if row not in recorded]
         instruments = Instruments(built.meter, METRICS, lambda: one_of_each(observed), store=built.store)
@@ -210,8 +210,8 @@ def test_metrics_endpoint_foreign_address(address: str) -> None:
 def build_alone(settings: Settings) -> None:
     """Build as if no pipeline had been built in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "is_placeholder", lambda _provider: True)
-        pipeline.build(settings)
+        patch.setattr(pipeline_builder, "is_placeholder", lambda _provider: True)
+        pipeline_builder.build(settings)
 
 
 def test_metrics_endpoint_closes_with_shutdown() -> None:

@@ -14,7 +14,7 @@ from llamatel.records import Completion
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry.instruments import Instruments
 from llamatel.telemetry.metric_store import MetricStore
-from llamatel.telemetry.observer import Observer, Sink
+from llamatel.telemetry.observer import Observer, Sink, SpanQueue
 from llamatel.telemetry.request_encoder import RequestEncoder
 from llamatel.telemetry.request_spans import Spans, span_count
 from llamatel.telemetry.sdk_instruments import Callbacks
@@ -34,14 +34,12 @@ def connect(
     sinks: Sequence[Sink] = (),
     watchers: Sequence[Callable[[Snapshot], None]] = (),
     dropped: Callable[[], Mapping[str, int]] = dict,
-    span_load: Callable[[], float] = float,
-    exported: Callable[[], int | None] = lambda: None,
-    spooled: Callable[[], tuple[int, int] | None] = lambda: None,
+    span_queue: SpanQueue | None = None,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
     """A running observer, with collectors, on a tracer and a meter or store.
 
-    ``store`` and ``encoder`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
+    ``store``, ``encoder`` and ``span_queue`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
     """
     spans = Spans(tracer, encoder, latency=os.environ.get(LATENCY_VARIABLE, "").strip().lower() == "true")
 
@@ -58,9 +56,7 @@ def connect(
         sinks=sinks,
         watchers=watchers,
         dropped=dropped,
-        span_load=span_load,
-        exported=exported,
-        spooled=spooled,
+        span_queue=span_queue,
     )
     rows = (*METRICS, *(row for collector in chosen for row in collector.metrics))
     instruments = Instruments(meter, rows, observer.samples, store=store, callbacks=callbacks)

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from llamatel.collectors import Collector, Sample
-from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ClientCall, Completion, ObservedRequest, ServerInfo
-from llamatel.snapshots import ServerSnapshot, Snapshot
+from llamatel.snapshots import Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record
+from llamatel.telemetry.losses import Losses
 from llamatel.telemetry.span_shedding import SpanShedding
+from llamatel.telemetry.watched_servers import Watched, WatchedServers
 from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin, endpoint_of
 
 _log = logging.getLogger(__name__)
@@ -41,18 +42,18 @@ SHED = "shed"
 """The reason under which spans that overload shed are counted."""
 
 
-class Watched(Protocol):
-    """A source of telemetry: a server that was launched or attached to, a log, a model in this process.
+class SpanQueue(Protocol):
+    """The exporter of spans (``span_export``), as the observer sees it."""
 
-    An optional attribute ``blocking`` is true for a source that reads a regular file: it then waits for room in the
-    queue instead of having spans shed.
-    """
+    @property
+    def exported(self) -> int:
+        """Spans that were delivered."""
 
-    def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
-        """Call ``listener`` for each finished request; returns a function that unsubscribes."""
+    def load(self) -> float:
+        """How full its queue is, 0 to 1."""
 
-    def snapshots(self) -> Sequence[ServerSnapshot]:
-        """The state of the server, and of its models if it is a router; empty if nothing is known."""
+    def spooled(self) -> tuple[int, int] | None:
+        """Bytes and spans in the spool; None without one."""
 
 
 Emit = Callable[[Completion, Origin, float], "tuple[object, str | None]"]
@@ -84,17 +85,14 @@ class Observer:
         sinks: Sequence[Sink] = (),
         watchers: Sequence[Callable[[Snapshot], None]] = (),
         dropped: Callable[[], Mapping[str, int]] = dict,
-        span_load: Callable[[], float] = float,
-        exported: Callable[[], int | None] = lambda: None,
-        spooled: Callable[[], tuple[int, int] | None] = lambda: None,
+        span_queue: SpanQueue | None = None,
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``connect`` must follow.
 
         ``watchers`` are called with each snapshot, one at a time. ``dropped`` returns what other parts lost, by reason;
-        ``span_load`` how full the queue of the span exporter is (0 to 1), ``exported`` how many spans it delivered
-        (None without one); ``span_count`` how many spans a request has.
+        ``span_count`` how many spans a request has. ``span_queue`` is None where nothing is exported over OTLP.
         """
         self._guards = [Guard(collector) for collector in collectors]
         self._completing = [guard for guard in self._guards if guard.has("complete")]
@@ -104,15 +102,12 @@ class Observer:
         self._span_count = span_count
         self._sinks = tuple(sinks)
         self._watchers = tuple(watchers)
-        self._once = LogOnce(_log)
         self._dropped_elsewhere = dropped
         self._clock = clock
         self._capacity = capacity
         self._record: Record | None = None
         self._closed = False
-        self._span_load = span_load
-        self._exported = exported
-        self._spooled = spooled
+        self._span_queue = span_queue
         self.restart()
 
     def restart(self) -> None:
@@ -125,11 +120,12 @@ class Observer:
         self._recording = threading.Lock()
         """Held while collectors measure a request: the observer's thread does, and readers' while the queue is full."""
         self._lock = threading.Lock()
-        self._dropped: dict[str, int] = {}
-        self._watched: dict[int, tuple[Watched, Callable[[], None]]] = {}
+        """Held while the thread is started."""
+        self._losses = Losses()
+        self._servers = WatchedServers(
+            self._guards, self._losses, self.dropped, watchers=self._watchers, clock=self._clock
+        )
         self._thread: threading.Thread | None = None
-        self._snapshotting = threading.Lock()
-        self._latest: Snapshot | None = None
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
@@ -139,8 +135,7 @@ class Observer:
     @property
     def watching(self) -> bool:
         """Whether any source is watched."""
-        with self._lock:
-            return bool(self._watched)
+        return bool(self._servers.sources)
 
     def connect(self, record: Record) -> None:
         """Record samples of finished requests with ``record``; starts the collectors and the observer's thread."""
@@ -159,17 +154,11 @@ class Observer:
 
     def watch(self, server: Watched) -> None:
         """Watch a source; a second time does nothing."""
-        listener = self._submit_and_wait if getattr(server, "blocking", False) else self.submit
-        with self._lock:
-            if id(server) not in self._watched and not self._closed:
-                self._watched[id(server)] = (server, server.subscribe(listener))
+        self._servers.watch(server, self._submit_and_wait if getattr(server, "blocking", False) else self.submit)
 
     def unwatch(self, server: Watched) -> None:
         """Stop watching a source; its figures disappear from the export."""
-        with self._lock:
-            entry = self._watched.pop(id(server), None)
-        if entry is not None:
-            entry[1]()
+        self._servers.unwatch(server)
 
     def submit(self, finished: Completion | ClientCall | ObservedRequest, *, wait: bool = False) -> None:
         """Queue a finished request or call. Never blocks, unless ``wait``: then until there is room.
@@ -177,7 +166,7 @@ class Observer:
         While the queue is full a request is measured on the calling thread and has no spans.
         """
         if isinstance(finished, ClientCall) and finished.elsewhere and self._queue.qsize() > self._queue.maxsize // 4:
-            self._drop("call_elsewhere")  # calls of other processes must not cost requests
+            self._losses.add("call_elsewhere")  # calls of other processes must not cost requests
             finished.resolved(False)
             return
         if wait:
@@ -207,14 +196,16 @@ class Observer:
                 deadline = time.monotonic() + _SPANS_WAIT_S
             load = now
 
+    def _span_load(self) -> float:
+        return 0.0 if self._span_queue is None else self._span_queue.load()
+
     def _submit_and_wait(self, finished: Completion | ObservedRequest) -> None:
         self.submit(finished, wait=True)
 
     def watches(self, server: ServerInfo) -> bool:
         """Whether a server that was started in this process has this address."""
         endpoint = endpoint_of(server)
-        with self._lock:
-            started = [getattr(source, "info", None) for source, _ in self._watched.values()]
+        started = [getattr(source, "info", None) for source in self._servers.sources]
         return any(isinstance(info, ServerInfo) and endpoint_of(info) == endpoint for info in started)
 
     def call_started(self, key: object, call: OpenCall) -> None:
@@ -239,27 +230,18 @@ class Observer:
         self._joiner.expect(endpoint, seconds)
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
-        """The state of all watched servers: the latest snapshot if it is at most that old, else a new one.
-
-        One is taken at a time; a caller that waited for another's gets that one, if any age above 0 will do.
-        """
-        with self._snapshotting:
-            latest = self._latest
-            if latest is None or self._clock() - latest.taken_at > max_age_s or max_age_s <= 0.0:
-                latest = self._latest = self._new_snapshot()
-                self._notify(latest)
-            return latest
+        """The state of all watched servers: the latest snapshot if it is at most that old, else a new one."""
+        return self._servers.snapshot(max_age_s)
 
     def samples(self) -> list[Sample]:
         """A new snapshot of all watched servers, turned into samples by the collectors."""
         snapshot = self.snapshot()
         samples = [Sample("llamatel.spans.shed_ratio", self.shedding.shed_ratio)]
-        exported = self._exported()
-        if exported is not None:
-            samples.append(Sample("llamatel.spans.exported", exported))
-        if (spooled := self._spooled()) is not None:
-            names = ("llamatel.spool.size", "llamatel.spool.spans")
-            samples += [Sample(name, value) for name, value in zip(names, spooled, strict=True)]
+        if (spans := self._span_queue) is not None:
+            samples.append(Sample("llamatel.spans.exported", spans.exported))
+            if (spooled := spans.spooled()) is not None:
+                names = ("llamatel.spool.size", "llamatel.spool.spans")
+                samples += [Sample(name, value) for name, value in zip(names, spooled, strict=True)]
         for guard in self._guards:
             samples.extend(guard.on_snapshot(snapshot))
         return samples
@@ -292,12 +274,8 @@ class Observer:
         Spans are shed after half of the time, so that counters and histograms are complete.
         """
         deadline = time.monotonic() + timeout_s
-        with self._lock:
-            again = self._closed
-            watched = [] if again else list(self._watched.values())
-            self._closed = True
-        for _, unsubscribe in watched:
-            unsubscribe()
+        again, self._closed = self._closed, True
+        self._servers.close()
         self._hurry.set()
         done = self.flush(timeout_s / 2)
         if not done:
@@ -309,7 +287,7 @@ class Observer:
                 self._queue.put_nowait(None)
             self._thread.join(max(0.0, deadline - time.monotonic()))
         if left and self._thread is not None and not again:
-            self._drop("shutdown", left)
+            self._losses.add("shutdown", left)
             _log.warning("%d requests that were read are not in telemetry: it had to end within %g s", left, timeout_s)
         for guard in self._guards:
             guard.stop()
@@ -357,7 +335,7 @@ class Observer:
         try:
             self._emit_observed(request)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
-            self._failed("span_failed", "the spans of a request could not be written")
+            self._losses.failed("span_failed", "the spans of a request could not be written")
 
     def _consume_call(self, call: ClientCall, record: Record) -> None:
         self._measure_call(call, record)
@@ -365,14 +343,14 @@ class Observer:
             self._joiner.dropped(call.key)
             self._decided(call, False)
         elif not self._joiner.finished(call):
-            self._drop("call_elsewhere")
+            self._losses.add("call_elsewhere")
             self._decided(call, False)
 
     def _decided(self, call: ClientCall, joined: bool) -> None:
         try:
             call.resolved(joined)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
-            self._failed("span_failed", "the parts of a call could not be written")
+            self._losses.failed("span_failed", "the parts of a call could not be written")
         finally:
             self._queue.task_done()
 
@@ -395,24 +373,24 @@ class Observer:
             completion = guard.complete(completion)
         share = self.shedding.admit()
         if share is None:
-            self._drop(SHED, self._span_count(completion))
+            self._losses.add(SHED, self._span_count(completion))
         else:
             try:
                 context, trace_id = self._emit(completion, origin, share)
             except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
-                self._failed("span_failed", "the spans of a request could not be written")
+                self._losses.failed("span_failed", "the spans of a request could not be written")
         self._measure(completion, record, context)
         for index, sink in enumerate(self._sinks):
             try:
                 sink(completion, trace_id)
             except Exception:  # noqa: BLE001 - the boundary to sinks, which may be third-party code
-                self._failed("sink_failed", "a sink failed", f"sink {index}")
+                self._losses.failed("sink_failed", "a sink failed", f"sink {index}")
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def _measure_at_once(self, finished: Completion | ClientCall | ObservedRequest) -> None:
         """Record counters and histograms on the calling thread: the queue is full, or the observer is closed."""
-        self._drop("observer_closed" if self._closed else "observer_full")
+        self._losses.add("observer_closed" if self._closed else "observer_full")
         if isinstance(finished, ClientCall):
             self._joiner.dropped(finished.key)
             finished.resolved(False)
@@ -421,55 +399,13 @@ class Observer:
         if isinstance(finished, ClientCall):
             self._measure_call(finished, self._record)
         else:
-            self._drop(SHED, self._span_count(finished))
+            self._losses.add(SHED, self._span_count(finished))
             self._measure(finished, self._record, None)
-
-    def _notify(self, snapshot: Snapshot) -> None:
-        for index, watcher in enumerate(self._watchers):
-            try:
-                watcher(snapshot)
-            except Exception:  # noqa: BLE001 - the boundary to watchers, which may be third-party code
-                self._failed("watcher_failed", "a watcher of snapshots failed", f"watcher {index}")
-
-    def _new_snapshot(self) -> Snapshot:
-        with self._lock:
-            servers = [server for server, _ in self._watched.values()]
-        states: dict[object, ServerSnapshot] = {}
-        owners: dict[object, Watched] = {}
-        for server in servers:
-            for state in self._states(server):
-                key = state.server.key
-                # One address has one server: where a manager was replaced by another on its port, the last one counts.
-                if key in states and states[key].state == "stopped":
-                    self.unwatch(owners[key])
-                states[key], owners[key] = state, server
-        snapshot = Snapshot(self._clock(), tuple(states.values()), self.dropped())
-        for guard in self._guards:
-            snapshot = guard.complete_snapshot(snapshot)
-        return snapshot
 
     def dropped(self) -> dict[str, int]:
         """Records lost so far, by reason, those of exporters and sinks included; only reasons that occurred."""
         dropped = dict(self._dropped_elsewhere())
-        with self._lock:
-            own = dict(self._dropped)
-        for losses in (own, *(sink.losses() for sink in self._sinks if hasattr(sink, "losses"))):
+        for losses in (self._losses.by_reason(), *(sink.losses() for sink in self._sinks if hasattr(sink, "losses"))):
             for reason, count in losses.items():
                 dropped[reason] = dropped.get(reason, 0) + count
         return dropped
-
-    def _states(self, server: Watched) -> Sequence[ServerSnapshot]:
-        try:
-            return server.snapshots()
-        except Exception:  # noqa: BLE001 - the boundary to sources: one must not cost the others their figures
-            self._failed("snapshot_failed", "a server's state could not be read")
-            return ()
-
-    def _failed(self, reason: str, message: str, key: str = "") -> None:
-        """Count the exception that is being handled, and log it the first time."""
-        self._drop(reason)
-        self._once.error(key or reason, "%s; further failures are only counted", message, exc_info=True)
-
-    def _drop(self, reason: str, count: int = 1) -> None:
-        with self._lock:
-            self._dropped[reason] = self._dropped.get(reason, 0) + count

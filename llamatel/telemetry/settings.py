@@ -55,7 +55,7 @@ class OtlpTarget:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Telemetry as requested; ``pipeline.build`` turns it into providers."""
+    """Telemetry as requested; ``pipeline_builder.build`` turns it into providers."""
 
     service_name: str | None = None
     """None leaves it to ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, else ``llamatel``."""

@@ -220,10 +220,10 @@ class FileSource:
         """End ``batches`` soon; may be called from any thread."""
         self._stop.set()
 
-    def save(self, file: _OpenFile, *, now: bool = False) -> None:
-        """Save the position: the lines before it were processed."""
+    def save(self, file: _OpenFile, *, ended: bool = False) -> None:
+        """Save the position: the lines before it were processed. ``ended``: no more are read."""
         if self._state is not None:
-            self._state.save(file.position(), now=now)
+            self._state.save(file.position(), ended=ended)
 
     def batches(self) -> Iterator[Batch | Backlog]:  # noqa: PLR0912 - one loop over all that can happen to a file
         """Batches until ``stop``, or the end of a file that is not followed. Raises LogSourceError."""
@@ -257,7 +257,7 @@ class FileSource:
         finally:
             if current is not None:
                 with contextlib.suppress(OSError):
-                    self.save(current, now=True)
+                    self.save(current, ended=True)
             for file in [*old, *filter(None, [current])]:
                 file.close()
 

@@ -59,7 +59,7 @@ class PositionFile:
         """Raises UsageError where no file can be written there."""
         self._path = Path(path).expanduser()
         self._saved_at = 0.0
-        self._saved: Position | None = None
+        self._saved: tuple[Position, bool] | None = None
         self._once = LogOnce(_log)
         if self._path.is_dir() or not os.access(self._path.parent, os.W_OK):
             raise UsageError(f"cannot write {self._path}: it must be a file in a folder that can be written to")
@@ -71,6 +71,8 @@ class PositionFile:
                 document = json.loads(stream.read(_LARGEST))
             head = Fingerprint(int(document["head_length"]), str(document["head_sha256"]))
             position = Position(head, int(document["offset"]))
+            if document.get("ended") is False:
+                _log.warning("llamatel was killed when it had read this log (%s): spans may be missing", self._path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -78,10 +80,10 @@ class PositionFile:
             return None
         return position if position.offset >= 0 and 0 < position.head.length <= HEAD_BYTES else None
 
-    def save(self, position: Position, *, now: bool = False) -> None:
-        """Save it, at most once a second unless ``now``; a failure is logged once."""
+    def save(self, position: Position, *, ended: bool = False) -> None:
+        """Save it, at most once a second; a failure is logged once. ``ended``: nothing is read after it."""
         moment = time.monotonic()
-        if position == self._saved or (not now and moment - self._saved_at < _EACH_S):
+        if (position, ended) == self._saved or (not ended and moment - self._saved_at < _EACH_S):
             return
         self._saved_at = moment
         document = {
@@ -89,13 +91,14 @@ class PositionFile:
             "head_length": position.head.length,
             "head_sha256": position.head.digest,
             "offset": position.offset,
+            "ended": ended,
         }
         try:
             self._write(json.dumps(document))
         except OSError as error:
             self._once.warning("save", "cannot save the read position in %s: %s", self._path, error.strerror)
         else:
-            self._saved = position
+            self._saved = position, ended
             if self._once.reset("save"):
                 _log.info("the read position is saved in %s again", self._path)
 
