@@ -44,6 +44,12 @@ def test_bench_instructions_within_bounds(tmp_path: Path) -> None:
     assert instructions.over_bound(counted) == []
 
 
+def test_bench_gate_fails_over_a_bound() -> None:
+    assert instructions.over_bound(instructions.BOUNDS) == []
+    [line] = instructions.over_bound({**instructions.BOUNDS, "log reader": 2 * instructions.BOUNDS["log reader"]})
+    assert line.startswith("log reader: ")
+
+
 def test_bench_header(tmp_path: Path) -> None:
     figures = header.measure(header.make_vocabulary(tmp_path / "vocabulary.gguf", 2000), readings=2)
     report = Report({}, header=figures)

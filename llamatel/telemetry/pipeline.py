@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 _FAILING_TIMEOUT_S = 1.0
 """How long shutdown waits for an endpoint that did not accept the last export either."""
 
+_METRICS_SHARE = 0.25
+"""Of the time for shutdown: what is left for the last metrics."""
+
 
 class Parts:
     """The parts that the pipeline made, and has to stop."""
@@ -169,9 +172,13 @@ class Pipeline:
         if any(delivery.failing for delivery in parts.deliveries):
             timeout_s = min(timeout_s, _FAILING_TIMEOUT_S)
         deadline = time.monotonic() + timeout_s
-        for part in parts.exporters():
-            part.request_flush(deadline)
-        closed = [part.close(deadline) for part in parts.exporters()]
+        closed = []
+        if parts.spans is not None:
+            # Before the last metrics, which report how many spans were exported and lost.
+            closed.append(parts.spans.close(deadline - (timeout_s * _METRICS_SHARE if parts.pushes else 0.0)))
+        for push in parts.pushes:
+            push.request_flush(deadline)
+        closed += [push.close(deadline) for push in parts.pushes]
         in_time = bounded.make(self._enders, max(0.1, deadline - time.monotonic())) and all(closed)
         if parts.endpoint is not None:
             parts.endpoint.close()

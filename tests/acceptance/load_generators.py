@@ -77,12 +77,17 @@ def _run(command: list[str | Path], folder: Path) -> None:
     assert done.returncode == 0, f"{command[0]}: {(done.stdout + done.stderr)[-2000:]}"
 
 
+def _script(python: Path, name: str) -> tuple[Path, Path]:
+    """A script of an environment, which was made in another folder than the one where it is now."""
+    return python, python.parent / name
+
+
 def _aiperf(folder: Path, tokenizer: Path) -> Generator:
     def measure(url: str, connections: int, prompt: int, requests: int) -> tuple[float, int]:
         found = folder / f"aiperf-{connections}"
         _run(
             [
-                aiperf().parent / "aiperf", "profile", "-m", "tiny", "-u", url, "--endpoint-type", "chat",
+                *_script(aiperf(), "aiperf"), "profile", "-m", "tiny", "-u", url, "--endpoint-type", "chat",
                 "--streaming", "--tokenizer", tokenizer, "--concurrency", str(connections), "--request-count",
                 str(requests), "--synthetic-input-tokens-mean", str(prompt), "--output-tokens-mean", str(_TOKENS),
                 "--extra-inputs", "ignore_eos:true", "--artifact-dir", found, "--ui", "none",
@@ -100,7 +105,7 @@ def _llama_benchy(folder: Path, tokenizer: Path, book: _Book) -> Generator:
         found = folder / f"benchy-{connections}.json"
         _run(
             [
-                llama_benchy().parent / "llama-benchy", "--base-url", f"{url}/v1", "--model", "tiny", "--tokenizer",
+                *_script(llama_benchy(), "llama-benchy"), "--base-url", f"{url}/v1", "--model", "tiny", "--tokenizer",
                 tokenizer, "--book-url", book.url, "--pp", str(prompt), "--tg", str(_TOKENS), "--exact-tg", "--runs",
                 str(requests // connections), "--concurrency", str(connections), "--latency-mode", "none",
                 "--skip-coherence", "--no-warmup", "--save-result", found, "--format", "json",
