@@ -58,7 +58,7 @@ class Instruments:
         self._once = LogOnce(_log)
         self._sdk = None if meter is None else SdkInstruments(meter, self._sets.rows, self.observe, callbacks)
         if store is not None:
-            store.observe = self.observe
+            store.observe, store.expire = self.observe, self.expire
             store.dropped = self._sets.forget
 
     def record(self, sample: Sample, context: Context | None = None) -> None:
@@ -87,6 +87,10 @@ class Instruments:
                 self._observed = self._read()
                 self._observed_at = self._clock()
             return self._observed
+
+    def expire(self) -> None:
+        """Take a new snapshot for the next collection, however soon it is."""
+        self._observed_at = float("-inf")
 
     def _read(self) -> dict[str, list[tuple[AttributeSet, float]]]:
         observed: dict[str, list[tuple[AttributeSet, float]]] = {}

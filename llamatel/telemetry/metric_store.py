@@ -96,6 +96,8 @@ class MetricStore:
         self._when_first_recorded: Callable[[], None] | None = None
         self.observe: Callable[[], Observed] = _nothing
         """Returns the values of totals and gauges; set by ``Instruments``."""
+        self.expire: Callable[[], None] = lambda: None
+        """Makes the next collection observe again, however soon it is; set by ``Instruments``."""
         self.dropped: Callable[[list[AttributeSet]], None] = lambda _: None
         """Called with the attribute sets whose series were dropped."""
 

@@ -176,6 +176,8 @@ class Pipeline:
         if parts.spans is not None:
             # Before the last metrics, which report how many spans were exported and lost.
             closed.append(parts.spans.close(deadline - (timeout_s * _METRICS_SHARE if parts.pushes else 0.0)))
+        if parts.store is not None:
+            parts.store.expire()
         for push in parts.pushes:
             push.request_flush(deadline)
         closed += [push.close(deadline) for push in parts.pushes]

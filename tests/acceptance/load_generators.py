@@ -72,7 +72,7 @@ Generator = Callable[[str, int, int, int], "tuple[float, int]"]
 
 
 def _run(command: list[str | Path], folder: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    env = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{command[0]}: {(done.stdout + done.stderr)[-2000:]}"
 
