@@ -140,6 +140,9 @@ def test_instruments_share_a_snapshot_between_readers(measured: Measured) -> Non
     measured.collect(1)
     measured.collect(0)
     assert measured.snapshots_taken == 2
+    measured.instruments.expire()
+    measured.collect(0)
+    assert measured.snapshots_taken == 3
 
 
 def test_instruments_collection_uses_one_snapshot(measured: Measured) -> None:

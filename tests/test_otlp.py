@@ -229,10 +229,6 @@ def test_otlp_rejected_spans_are_counted_and_logged(otlp_sink: OtlpSink, caplog:
         assert running.pipeline.dropped() == {"rejected": 3}
         assert running.pipeline.span_queue is not None
         assert running.pipeline.span_queue.exported == 1
-    last = otlp_sink.latest()  # the last metrics have what became of the last spans
-    assert [point.value for point in last["llamatel.spans.exported"].points] == [1]
-    lost = {point.attributes["reason"]: point.value for point in last["llamatel.records.dropped"].points if point.value}
-    assert lost == {"rejected": 3}
     messages = [record.getMessage() for record in ours(caplog)]
     assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in messages
 
