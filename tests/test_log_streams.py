@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamatel.llama.log.log_line import split_line
+from llamatel.llama.log.log_process import UNKNOWN, own_slot
 from llamatel.llama.log.log_source import Backlog, Batch
+from llamatel.llama.log.ollama_separation import OllamaSeparation
+from llamatel.llama.log.reader import LogReader
 from llamatel.llama.watch.log_streams import REPLACED, LogStreams
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
@@ -175,6 +179,7 @@ def test_streams_without_prefix_are_correct_or_unknown(
 @example(536870911, ["2026.10.11549", "killed", "2026.9.11063"], 600.0, False, "backlog", 0.046875)
 @example(8827, ["2026.10.11549", "killed"], 3.0, False, "backlog", 0.0)
 @example(14622109, ["2026.10.11549", "killed", "2026.9.11063"], 0, False, "live", 0.0)
+@example(4064812978, ["2026.9.11063", "0.2.9", "queued"], 0, False, "live", 0.0)
 @example(684, ["2026.10.11549", "killed"], 0, False, "backlog", 0.0)
 @given(
     seed=st.integers(0, 2**32),
@@ -196,6 +201,37 @@ def test_streams_random_interleavings_are_never_wrong(  # noqa: PLR0917 - one fo
     found = Reading(READ[how](lines, unstamped if strip else str))
     wrong = Counter(map(essence, found.completions)) - truth(names)
     assert not {each for each in wrong if REPLACED not in str(each[3])}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    names=st.lists(st.sampled_from(("2026.10.11549", "2026.9.11063", "2026.8.10566", "queued", "verbose")),
+                   min_size=2, max_size=3, unique=True),
+    announced=st.booleans(),
+)  # fmt: skip
+def test_streams_ollama_random_interleavings_are_never_wrong(seed: int, names: list[str], announced: bool) -> None:
+    """``announced``: the first server's start is read, too."""
+    separation, readers = OllamaSeparation(), dict[int, LogReader]()
+    separation.owners.complete = True
+    for number in range(len(names)):
+        separation.add(number, port=None, slots=None, loading=number > 0 or announced)
+    for line, now, writer in interleaved(names, [0.0] * len(names), seed):
+        text = unstamped(line)
+        for event in separation.route(text, split_line(text), now):
+            reader = readers.setdefault(event.process, LogReader(ServerInfo("ollama")))
+            if event.parts is None:
+                reader.lose(event.slot)
+                continue
+            for request in reader.feed(event.line, event.now, event.parts):
+                assert request.slot is not None
+                assert request.task is not None
+                candidates = separation.owners.candidates.pop((request.slot, request.task), (event.process,))
+                assert event.process == UNKNOWN or candidates == (event.process,)
+                found = essence(replace(request, slot=own_slot(request.slot)))
+                assert any(found in truth([names[number]]) for number in candidates if number != UNKNOWN)
+        if "listening on" in text:
+            separation.ready(writer)
 
 
 def test_streams_mixed_log_warns_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from llamatel.llama.log.ollama_log import (
     parse_duration,
     parse_ollama,
 )
-from llamatel.llama.log.task_separation import TaskSeparation
+from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.watch.access_join import DatedAccess, join
 from llamatel.llama.watch.ollama import Ollama
@@ -318,18 +318,18 @@ def test_access_join_only_requests_launched_before() -> None:
     assert not join([finished(100.0, 100.0)], [loaded, answered], [3])
 
 
-def test_task_separation_servers_not_announced() -> None:
+def test_ollama_separation_servers_not_announced() -> None:
     """A request is never given to the one server that is known while there may be others."""
-    separation = TaskSeparation()
+    separation = OllamaSeparation()
     separation.add(1, port=1, slots=1, loading=False)
     launch = "slot launch_slot_: id  0 | task 7 | processing task, is_child = 0"
-    [line] = separation.route(launch, split_line(launch))
-    assert line.server == UNKNOWN
-    assert separation.candidates[0, 7] == (1, UNKNOWN)
-    separation.complete = True
+    [line] = separation.route(launch, split_line(launch), 0.0)
+    assert line.process == UNKNOWN
+    assert separation.owners.candidates[0, 7] == (1, UNKNOWN)
+    separation.owners.complete = True
     launch = launch.replace("task 7", "task 9")
-    [line] = separation.route(launch, split_line(launch))
-    assert line.server == 1
+    [line] = separation.route(launch, split_line(launch), 0.0)
+    assert line.process == 1
 
 
 def test_ollama_forged_start_connects_to_nothing(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
 """The number of a server that is one of several, not known which."""
+TASKS_APART = 64
+"""A process with several slots does not launch tasks strictly in the order of their numbers."""
 _SLOTS_APART = 1000
 """Slot numbers have three digits at most."""
 APART_S = 5.0
@@ -79,6 +81,8 @@ class LogProcess:
     newest_task: int = -1
     idle_task: int = -1
     """No task up to this one can start any more: it was idle after it had started."""
+    all_known: bool = True
+    """Whether all of its requests are known; else some may be among those of ``UNKNOWN``."""
     lines_at: int = 0
     """Number of its last line."""
     started_with: set[str] = field(default_factory=set)
@@ -97,10 +101,12 @@ class LogProcess:
 
     def could_start(self, slot: int, task: int) -> bool:
         """Whether a task can be launched in a slot."""
+        in_order = self.slots == 1 or (self.all_known and not self.running)
+        over = self.newest_task if in_order else min(self.idle_task, self.newest_task - TASKS_APART)
         return (
             self.loading is None
             and slot not in self.running
-            and task > (self.idle_task if self.running else self.newest_task)
+            and task > over
             and (self.slots is None or slot < self.slots)
         )
 

@@ -61,7 +61,7 @@ class ProcessSeparation:
         self._displaced: dict[tuple[int, int], None] = {}
         """Requests whose slot was given to another before they finished."""
         self._timings = HeadingTimings(self.events)
-        self._tasks = TaskOwners(self._processes, self._timings, self.events)
+        self._tasks = TaskOwners(self._processes, self.events, complete=True)
 
     @property
     def clock(self) -> int:
@@ -99,7 +99,7 @@ class ProcessSeparation:
         if parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.slot_message)
             if self._by_task:
-                return self._counted(*self._tasks.slot_line(line, parts, now, self._lines))
+                return self._by_slot(line, parts, now)
             if self._timings.due or len(parts.slot_message) < 2:
                 self._timings.close()
                 return self._counted(*self._timings.slot_line(process.number, parts.slot, parts))
@@ -175,7 +175,7 @@ class ProcessSeparation:
             return self._first.number, parts
         if parts.time is None or self._by_task:
             if parts.slot is not None and parts.task is not None:
-                return self._counted(*self._tasks.slot_line(line, parts, now, self._lines))
+                return self._by_slot(line, parts, now)
             return self._without_slot(line, parts, now)
         process = (
             self._by_clock(parts.time, now, dated=dated, live=live)
@@ -198,7 +198,7 @@ class ProcessSeparation:
         elif parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.slot_message)
             if self._by_task:
-                return self._counted(*self._tasks.slot_line(line, parts, now, self._lines))
+                return self._by_slot(line, parts, now)
             return self._counted(*self._timings.slot_line(process.number, parts.slot, parts))
         return process.number, parts
 
@@ -301,6 +301,7 @@ class ProcessSeparation:
         if len(self._processes) >= _MOST_PROCESSES:
             oldest = min(self._processes[1:], key=lambda each: each.lines_at)
             self._processes.remove(oldest)
+            self._tasks.forget(oldest)
             self.events.append(Event(Change.FORGOTTEN, oldest.number))
         self._processes.append(process)
         self._current = process
@@ -334,6 +335,8 @@ class ProcessSeparation:
             self.events.append(Event(change, before[0].number, now=process.first_line_at))
             process.number = before[0].number
             self._processes.remove(before[0])
+            if not same:
+                self._tasks.forget(before[0])
             if self._first is before[0]:
                 self._first = process
         else:
@@ -350,10 +353,20 @@ class ProcessSeparation:
         """Stop using clocks, which do not distinguish the processes: requests in flight cannot be followed."""
         self._count_running()
         self.mixed = self._by_task = True
-        self._tasks.unseen_process = True
+        self._tasks.complete = False
         self._tasks.lose_running()
 
     # -- by slot and task ---------------------------------------------------------------------------------------------
+
+    def _by_slot(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
+        """A line about a slot: that of the request that it belongs to."""
+        number, parts = self._tasks.slot_line(line, parts, now)
+        if number is None or parts.slot is None:
+            return self._leave_out(parts)
+        for process in self._processes:
+            if process.number == number:
+                process.lines_at = self._lines
+        return self._counted(*self._timings.slot_line(number, parts.slot, parts))
 
     def _without_slot(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """A line that is not about a slot: the only loading process's, or that of the request it names."""
@@ -361,7 +374,7 @@ class ProcessSeparation:
         if self._timings.is_timing(text):
             return self._counted(*self._timings.timing(parts))
         if (found := _BY_TASK.search(text)) is not None:
-            return self._counted(*self._tasks.by_number(int(found.group(1)), parts))
+            return self._counted(*self._tasks.task_line(int(found.group(1)), parts))
         loading = [each for each in self._processes if each.loading is not None]
         if parts.time is None and _STARTS.match(text):
             already = loading and any(

@@ -1,56 +1,67 @@
-"""Which of several processes a line of a request belongs to, by slot and task, where clocks do not distinguish them."""
+"""Which of several processes a line about a slot belongs to, where its slot and its task are all that shows it.
+
+Such a line belongs to the request that runs this task in this slot, and a request to the one process that can have
+started it. One that fits several processes is followed under ``UNKNOWN``; two with the same slot and task at the same
+time are lost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
 
-from llamatel.llama.log.heading_timings import HeadingTimings
 from llamatel.llama.log.log_line import LogLine
-from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess, spare_slot
+from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess, own_slot, spare_slot
 
 _MOST_REQUESTS = 256
+_MOST_CANDIDATES = 1024
+_MOST_SELECTIONS = 2
 
 
 class TaskOwners:
-    """Assigns slots' lines to processes; None where that is not certain. ``events`` gets the requests that are lost."""
+    """Assigns lines about slots to processes. ``events`` receives lost requests, and lines that were held back."""
 
-    def __init__(
-        self, processes: Sequence[LogProcess], timings: HeadingTimings, events: MutableSequence[Event]
-    ) -> None:
+    def __init__(self, processes: Sequence[LogProcess], events: MutableSequence[Event], *, complete: bool) -> None:
         """``processes``: those that write; the caller adds and removes them."""
         self._processes = processes
-        self._timings = timings
         self._events = events
-        self.unseen_process = False
-        """Whether there is a process of which no start was seen."""
+        self.complete = complete
+        """Whether every process that may write is in ``processes``; else any request may be another one's."""
+        self.candidates: dict[tuple[int, int], tuple[int, ...]] = {}
+        """The processes that may run a request of ``UNKNOWN``, by slot and task; ``UNKNOWN`` among them unless
+        ``complete``."""
         self._unknown: dict[tuple[int, int], int] = {}
-        """Requests of UNKNOWN by slot and task, and the slot that they are given."""
+        """The slot given to each request of ``UNKNOWN`` in flight, by the slot and task that were logged."""
         self._doubled: dict[tuple[int, int], int] = {}
-        """Requests of several servers with the same slot and task; ends that are still to come."""
-        self._chosen: dict[int, Event] = {}
-        """Lines about a free slot; the task that gets the slot shows which server wrote them."""
+        """Slots and tasks that several processes run at once, or a forgotten one; ends that are still to come."""
+        self._selected: dict[int, list[Event]] = {}
+        """Selections of a free slot, by its number, since a task was last launched in a slot of that number."""
 
     def lose_running(self) -> None:
         """Requests in flight cannot be followed any more."""
         for process in self._processes:
-            for slot, task in process.running.items():
-                self._events.append(Event(Change.LOST, process.number, slot=slot))
-                self._doubled[slot, task] = 1
-            process.running.clear()
+            self._events.extend(Event(Change.LOST, process.number, slot=slot) for slot in process.running)
+            self.forget(process)
 
-    def slot_line(self, line: str, parts: LogLine, now: float, line_number: int) -> tuple[int | None, LogLine]:
+    def forget(self, process: LogProcess) -> None:
+        """A process is not followed any more; its requests in flight may go on, and are not another process's."""
+        self._doubled.update(dict.fromkeys(process.running.items(), 1))
+        process.running.clear()
+        self._limit_doubled()
+
+    def slot_line(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """The process of a line about a slot, None if unknown, and the line as its reader is to get it."""
-        slot, task = parts.slot, parts.task
-        if slot is None or task is None or task < 0:
-            if slot is not None:
-                self._chosen[slot] = Event(Change.LINE, UNKNOWN, line, parts, now)
+        slot, task, message = parts.slot, parts.task, parts.slot_message
+        if slot is None or task is None:
+            return None, parts
+        if task < 0:
+            # The task that gets the slot shows which process wrote it.
+            if message.startswith("selected slot"):
+                selections = self._selected.setdefault(own_slot(slot), [])
+                if len(selections) < _MOST_SELECTIONS:
+                    selections.append(Event(Change.LINE, UNKNOWN, line, parts, now))
             return None, parts
         key = (slot, task)
-        holders = [each for each in self._processes if each.running.get(slot) == task]
-        starts, ends = (
-            parts.slot_message.startswith("processing task"),
-            parts.slot_message.startswith("stop processing"),
-        )
+        starts, ends = message.startswith("processing task"), message.startswith("stop processing")
         if key in self._doubled:
             if starts:
                 self._events.append(Event(Change.LOST, UNKNOWN))
@@ -58,60 +69,77 @@ class TaskOwners:
             if self._doubled[key] <= 0:
                 del self._doubled[key]
             return None, parts
+        holders = self._holders(slot, task)
         if starts:
-            return self._start(holders, key, parts, line_number)
+            if holders or key in self._unknown:
+                self._double(slot, task)
+                return None, parts
+            return self._start(slot, task, parts)
         if key in self._unknown:
             given = self._unknown.pop(key) if ends else self._unknown[key]
-            return self._timings.slot_line(UNKNOWN, given, parts._replace(slot=given, time=None))
-        if not holders:
-            return None, parts
+            return UNKNOWN, parts._replace(slot=given, time=None)
+        if len(holders) != 1:
+            return None, parts  # it started before the log was read
         if ends:
             del holders[0].running[slot]
-        holders[0].lines_at = line_number
-        return self._timings.slot_line(holders[0].number, slot, parts)
+        return holders[0].number, parts
 
-    def _start(
-        self, holders: list[LogProcess], key: tuple[int, int], parts: LogLine, line_number: int
-    ) -> tuple[int | None, LogLine]:
-        slot, task = key
-        if holders or key in self._unknown:
-            # Two servers run the same task in the same slot: neither can be followed.
-            for holder in holders:
-                self._events.append(Event(Change.LOST, holder.number, slot=slot))
-                del holder.running[slot]
-            if key in self._unknown:
-                self._events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(key)))
-            self._doubled[key] = 2
-            self._events.append(Event(Change.LOST, UNKNOWN))
-            if len(self._doubled) > _MOST_REQUESTS:
-                del self._doubled[next(iter(self._doubled))]
-            return None, parts
-        fitting = [] if self.unseen_process else [each for each in self._processes if each.could_start(slot, task)]
-        chosen = self._chosen.pop(slot, None)
-        if len(fitting) == 1 and len(self._processes) > 1:
-            [process] = fitting
-            process.start(slot, task)
-            process.lines_at = line_number
-            if chosen is not None:
-                self._events.append(chosen._replace(process=process.number))
-            return process.number, parts
-        given = spare_slot(slot, set(self._unknown.values()))
-        self._unknown[key] = given
-        if len(self._unknown) > _MOST_REQUESTS:
-            oldest = next(iter(self._unknown))
-            self._events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(oldest)))
-        return UNKNOWN, parts._replace(slot=given, time=None)
-
-    def by_number(self, task: int, parts: LogLine) -> tuple[int | None, LogLine]:
-        """A line that names only a task: a cancellation, an error."""
-        holders = [each for each in self._processes if task in each.running.values()]
-        unknown = [key for key in self._unknown if key[1] == task]
-        if len(holders) + len(unknown) == 1:
-            return (holders[0].number, parts) if holders else (UNKNOWN, parts._replace(time=None))
-        for process in holders:
-            for slot in [slot for slot, running in process.running.items() if running == task]:
-                del process.running[slot]
-                self._events.append(Event(Change.LOST, process.number, slot=slot))
-        for key in unknown:
-            self._events.append(Event(Change.LOST, UNKNOWN, slot=self._unknown.pop(key)))
+    def task_line(self, task: int, parts: LogLine) -> tuple[int | None, LogLine]:
+        """The same for a line that names only a task: a cancellation, an error."""
+        running = [(slot, each) for each in self._processes for slot, number in each.running.items() if number == task]
+        unknown = [slot for slot, number in self._unknown if number == task]
+        if len(running) + len(unknown) == 1:
+            return (running[0][1].number, parts) if running else (UNKNOWN, parts._replace(time=None))
+        for slot in {*unknown, *(slot for slot, _ in running)}:
+            self._lose(slot, task)
         return None, parts
+
+    def _holders(self, slot: int, task: int) -> list[LogProcess]:
+        return [each for each in self._processes if each.running.get(slot) == task]
+
+    def _start(self, slot: int, task: int, parts: LogLine) -> tuple[int, LogLine]:
+        fitting = [each for each in self._processes if each.could_start(slot, task)]
+        selections = self._selected.pop(slot, [])
+        if self.complete and len(fitting) == 1:
+            fitting[0].start(slot, task)
+            number, given = fitting[0].number, slot
+        else:
+            number, given = UNKNOWN, self._start_unknown(slot, task, fitting)
+            parts = parts._replace(slot=given, time=None)
+        if len(selections) == 1 and (selected := selections[0].parts) is not None:
+            selected = selected._replace(slot=given, time=None if number == UNKNOWN else selected.time)
+            self._events.append(selections[0]._replace(process=number, parts=selected))
+        return number, parts
+
+    def _start_unknown(self, slot: int, task: int, candidates: Sequence[LogProcess]) -> int:
+        """Follow a request that several processes may run; the slot that it is given."""
+        for process in candidates:
+            process.all_known = False
+        given = spare_slot(slot, set(self._unknown.values()))
+        if len(self._unknown) >= _MOST_REQUESTS:
+            self._lose(*next(iter(self._unknown)))
+        self._unknown[slot, task] = given
+        if len(self.candidates) >= _MOST_CANDIDATES:
+            del self.candidates[next(iter(self.candidates))]
+        numbers = [each.number for each in candidates]
+        self.candidates[given, task] = tuple(numbers if self.complete else (*numbers, UNKNOWN))
+        return given
+
+    def _double(self, slot: int, task: int) -> None:
+        """Two processes run the same task in the same slot: neither request can be followed."""
+        self._lose(slot, task)
+        self._events.append(Event(Change.LOST, UNKNOWN))
+        self._doubled[slot, task] = 2
+        self._limit_doubled()
+
+    def _limit_doubled(self) -> None:
+        while len(self._doubled) > _MOST_REQUESTS:
+            del self._doubled[next(iter(self._doubled))]
+
+    def _lose(self, slot: int, task: int) -> None:
+        """Stop following the requests with this slot and task."""
+        for process in self._holders(slot, task):
+            self._events.append(Event(Change.LOST, process.number, slot=slot))
+            del process.running[slot]
+        if (given := self._unknown.pop((slot, task), None)) is not None:
+            self._events.append(Event(Change.LOST, UNKNOWN, slot=given))

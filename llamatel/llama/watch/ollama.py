@@ -23,7 +23,7 @@ from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_process import UNKNOWN
 from llamatel.llama.log.log_source import Backlog, LogSource
 from llamatel.llama.log.ollama_log import ChildStart
-from llamatel.llama.log.task_separation import TaskSeparation
+from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.ollama_children import OllamaChild, find_children
 from llamatel.llama.watch.ollama_log_reader import Ended, OllamaLogReader
@@ -131,7 +131,7 @@ class Ollama:
         self._interval_s = interval_s
         self._reported = OllamaModels(http)
         self._lock = threading.RLock()
-        self._separation = TaskSeparation()
+        self._separation = OllamaSeparation()
         self._reader = OllamaLogReader(self, self._separation)
         self._unknown = ObservedServer(server, log=ServerLog(server, LogClock()))
         self._models: dict[str, _Model] = {}
@@ -272,7 +272,7 @@ class Ollama:
             if model.number is not None:
                 self._remove(model)
         self._unknown_log.forget()
-        self._separation.complete = True
+        self._separation.owners.complete = True
 
     def log(self, server: int) -> ServerLog | None:
         """The log of a server."""
@@ -422,7 +422,7 @@ class Ollama:
                     del self._unannounced[weights]
                     self._found(model, None)
         known = {model.weights for model in self._models.values() if model.number is not None}
-        self._separation.complete = self._reported.complete and set(loaded) <= known
+        self._separation.owners.complete = self._reported.complete and set(loaded) <= known
 
     def _notice_exit(self, model: _Model, number: int, alive: Collection[int]) -> None:
         """Remove a model whose server is no process of Ollama's any more, or that is not loaded."""

@@ -26,7 +26,7 @@ from llamatel.llama.log.ollama_log import (
     parse_ollama,
     written_at,
 )
-from llamatel.llama.log.task_separation import Line, TaskSeparation
+from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.log.wrapper_fields import Carried
 from llamatel.llama.watch.access_join import DatedAccess
@@ -82,7 +82,7 @@ class Children(Protocol):
 class OllamaLogReader:
     """Not thread-safe: its owner calls it with its lock."""
 
-    def __init__(self, children: Children, separation: TaskSeparation) -> None:
+    def __init__(self, children: Children, separation: OllamaSeparation) -> None:
         self.contents = LogContents()
         self.requests = 0
         """Requests that were read."""
@@ -133,26 +133,26 @@ class OllamaLogReader:
         at = now if wall is None else wall
         if not self.requests:
             self.contents.add(text)
-        event = parse_ollama(text)
-        if event is not None:
-            self._event(event, at, error_s)
+        own = parse_ollama(text)
+        if own is not None:
+            self._event(own, at, error_s)
             return
         parts = split_line(text)
         if parts.time is not None:
             parts = parts._replace(time=None)  # not written with Ollama's flags; its stamps are of no use here
-        for step in self._separation.route(text, parts):
-            log = self._children.log(step.server)
+        for event in self._separation.route(text, parts, at):
+            log = self._children.log(event.process)
             if log is None:
                 continue
-            if isinstance(step, Line):
-                if step.parts.slot_message.startswith("processing task"):
-                    self._launched[step.server, step.parts.slot, step.parts.task] = self._number
-                    if len(self._launched) > _MOST_LAUNCHED:
-                        del self._launched[next(iter(self._launched))]
-                completed, _ = log.read_all([(step.line, step.parts)], at, learned=_nothing)
-                self._add(completed, step.server, live=live, error_s=error_s)
-            else:
-                log.lose(step.slot)
+            if event.parts is None:
+                log.lose(event.slot)
+                continue
+            if event.parts.slot_message.startswith("processing task"):
+                self._launched[event.process, event.parts.slot, event.parts.task] = self._number
+                if len(self._launched) > _MOST_LAUNCHED:
+                    del self._launched[next(iter(self._launched))]
+            completed, _ = log.read_all([(event.line, event.parts)], event.now, learned=_nothing)
+            self._add(completed, event.process, live=live, error_s=error_s)
 
     def _add(self, completed: Sequence[Completion], server: int, *, live: bool, error_s: float) -> None:
         for request in completed:
@@ -161,7 +161,7 @@ class OllamaLogReader:
             candidates: tuple[int, ...] = ()
             slot = request.slot
             if server == UNKNOWN and slot is not None:
-                candidates = self._separation.candidates.pop((slot, request.task or 0), ())
+                candidates = self._separation.owners.candidates.pop((slot, request.task or 0), ())
                 slot = own_slot(slot)
             # llama-server has no queue here: what waits, waits in Ollama.
             known = replace(request, slot=slot, queue_s=None, in_flight=())

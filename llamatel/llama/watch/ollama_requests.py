@@ -10,8 +10,8 @@ from typing import Protocol
 
 from llamatel.errors import ServerUnreachable
 from llamatel.llama.http.server_client import ServerClient
-from llamatel.llama.log.log_process import UNKNOWN
-from llamatel.llama.log.task_separation import TASKS_APART, TaskSeparation
+from llamatel.llama.log.log_process import TASKS_APART, UNKNOWN
+from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.watch.access_join import LATE_S, DatedAccess, join
 from llamatel.llama.watch.ollama_log_reader import Ended
 from llamatel.records import Completion, ServerInfo
@@ -71,7 +71,7 @@ class OllamaRequests:
         self,
         server: ServerInfo,
         model: Callable[[int], RunningModel | None],
-        separation: TaskSeparation,
+        separation: OllamaSeparation,
         lock: threading.RLock,
         *,
         client_addresses: bool,
