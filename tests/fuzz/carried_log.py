@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from llamatel.llama.log.log_source import Backlog, Batch
 from llamatel.llama.log.ollama_log import AccessLine, ChildReady, ChildStart
 from llamatel.llama.log.ollama_log import parse_ollama as parse
-from llamatel.llama.log.task_separation import TaskSeparation
+from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.watch.ollama_log_reader import OllamaLogReader
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.records import Completion, ServerInfo
@@ -98,7 +98,7 @@ def check_ollama(data: bytes) -> bool:
             if not 0 <= seconds < 1e14:
                 raise Broken(f"a duration that cannot be: {event}")
     for batch in (Batch(lines, NOW), Batch((), NOW), Backlog(lines, NOW)):
-        reader = OllamaLogReader(_Children(), TaskSeparation())
+        reader = OllamaLogReader(_Children(), OllamaSeparation())
         if isinstance(batch, Batch):
             reader.read(batch)
         else:
