@@ -287,15 +287,24 @@ def reported_by_rpc_devices(
     return found
 
 
-@pytest.mark.parametrize("split", ["1,1", "3,1"])
-def test_placement_rpc_devices(split: str, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:
-    flags = ["-c", "4096", "-np", "2", "-ngl", "99", "-ts", split]
-    reported = reported_by_rpc_devices(sid_server, tiny_model, flags, tmp_path)
-    shape = shape_from_gguf(parse_gguf_header(tiny_model, read_tensors=True))
-    devices = [Device("RPC", 1 << 33, None, "test")] * 2
-    plan = memory_plan(shape, parse_server_flags(flags, environ={}), devices)
-    for index, use in enumerate(plan.per_device):
-        assert use.cache_bytes / MIB == pytest.approx(reported[index].get("KV", 0.0), abs=0.011)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-ngl 99 -ts 1,1", "-ngl 99 -ts 3,1", "-ngl 99 -sm none -mg 1", "-ngl 99 -ts 1,1 -nkvo", "-ngl 3 -ts 1,1",
+        "-ngl 99 -dev RPC1", r"-ngl 99 -ts 1,1 -ot blk\.[01]\.ffn=CPU,attn_q=CPU", "-ngl 99 -ts 1,1 -ncffn 2",
+    ],
+)  # fmt: skip
+def test_placement_rpc_devices(words: str, sid_server: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", embedding=256, layers=4, feed_forward=1024)
+    flags = ["-c", "4096", "-np", "2", *words.split()]
+    reported = reported_by_rpc_devices(sid_server, model, flags, tmp_path)
+    shape = shape_from_gguf(parse_gguf_header(model, read_tensors=True))
+    devices = [Device(name, 1 << 33, None, "test", remote=True) for name in ("first", "second")]
+    used = {use.device: use for use in memory_plan(shape, parse_server_flags(flags, environ={}), devices).per_device}
+    for device, buffers in zip(devices, reported, strict=True):
+        use = used.get(device)
+        assert (use.cache_bytes if use else 0) / MIB == pytest.approx(buffers.get("KV", 0.0), abs=0.011)
+        assert (use.weights_bytes if use else 0) / MIB == pytest.approx(buffers.get("model", 0.0), abs=0.011)
 
 
 def test_draft_device_on_rpc_devices(sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:

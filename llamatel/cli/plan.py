@@ -134,7 +134,7 @@ def _devices(text: str | None) -> list[Device]:
 @click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
 @model_options()
 @click.option(
-    "--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, other:24G,900.  [default: what NVML sees]"
+    "--device", metavar="NAME[xN]", help="t4x2, rtx4090, m4-max:64G, rpc:8G, other:24G,900.  [default: what NVML sees]"
 )
 @click.option(
     "--host-bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S", help="Bandwidth of host memory."

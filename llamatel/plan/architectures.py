@@ -184,7 +184,11 @@ _ROWS: tuple[Architecture, ...] = (
         latent=True,
         indexer="types by length",
         drafts=True,
-        earlier=(Earlier(10566, {"indexer": None, **_SUMMER}), Earlier(9538, dict.fromkeys(_SUMMER, False))),
+        earlier=(
+            Earlier(10566, {"indexer": "trunk"}),
+            Earlier(10229, {"indexer": None, **_SUMMER}),
+            Earlier(9538, dict.fromkeys(_SUMMER, False)),
+        ),
     ),
     Architecture("hy_v4", latent=True, indexer="types or none", drafting_cached=True),
     Architecture("dots3note", latent=True, indexer="types", window=_LISTED),

@@ -207,7 +207,7 @@ def _indexers(keys: Keys, row: Architecture, trunk: int, attends: list[bool]) ->
         pooled = any(keys.array("attention.compress_ratios") or []) or bool(keys.number("attention.compress_ratios"))
         length *= row.pooled_rows if pooled else 1
         return {i: length for i, flag in enumerate(attends) if flag}
-    chosen = [1] * trunk
+    chosen = [1] * (len(attends) if rule == "trunk" else trunk)
     if rule != "trunk":
         listed = keys.per_layer("attention.indexer.types", trunk)
         if listed is not None:
