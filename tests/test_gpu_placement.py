@@ -392,29 +392,77 @@ def test_lora_of_another_model_is_refused(
     assert found["refused"] in done.stderr + done.stdout
 
 
-def test_projector_weights_are_counted(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    projector = tmp_path / "mmproj.gguf"
-    writer = gguf.GGUFWriter(projector, "clip")
-    writer.add_tensor("v.patch_embd.weight", np.zeros((512, 1024), np.float32))
+def write_projector(path: Path, width: int, embedding: int = 256, layers: int = 4) -> Path:
+    """A vision tower of zeros with LLaVA's projector, for a model of that width."""
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.use_gelu", False)
+    writer.add_string("clip.projector_type", "mlp")
+    sizes = {"image_size": 56, "patch_size": 14, "embedding_length": embedding, "feed_forward_length": 512}
+    sizes |= {"block_count": layers, "projection_dim": width, "attention.head_count": 4}
+    for key, value in sizes.items():
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    for key in ("image_mean", "image_std"):
+        writer.add_array(f"clip.vision.{key}", [0.5] * 3)
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.patch_embd.weight": (embedding, 3, 14, 14), "v.class_embd": (embedding,),
+        "v.position_embd.weight": (17, embedding), "mm.0.weight": (width, embedding), "mm.0.bias": (width,),
+        "mm.2.weight": (width, width), "mm.2.bias": (width,),
+    }  # fmt: skip
+    matrices = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_out"), (embedding, embedding))
+    matrices |= {"ffn_up": (512, embedding), "ffn_down": (embedding, 512)}
+    for block in range(layers):
+        for name, matrix in matrices.items():
+            shapes |= {f"v.blk.{block}.{name}.weight": matrix, f"v.blk.{block}.{name}.bias": matrix[:1]}
+    norms = ["v.pre_ln", "v.post_ln", *(f"v.blk.{block}.ln{n}" for block in range(layers) for n in (1, 2))]
+    shapes |= {f"{norm}.{part}": (embedding,) for norm in norms for part in ("weight", "bias")}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
 
-    def planned(*flags: str) -> tuple[list[int], int, bool | None]:
-        words = ("--device", "t4+rtx3090", "--", "-c", "1024", "-ngl", "0", *flags)
-        found = answers(tiny_model, capsys, *words)
-        weights = [device["weights_bytes"] for device in found["per_device"]]
-        return weights, found["host"]["weights_bytes"], found["fits"]
 
-    (first, second), host, fits = planned()
-    assert (first, second, fits) == (0, 0, True)
-    two_mib = 2 * MIB
-    assert planned("--mmproj", str(projector)) == ([two_mib, 0], host, None)
-    assert planned("-mm", str(projector), "-mmdev", "CUDA1") == ([0, two_mib], host, None)
-    assert planned("-mm", str(projector), "-dev", "CUDA1")[0] == [two_mib]
-    for flags in (("--no-mmproj-offload",), ("-mmdev", "none")):
-        assert planned("-mm", str(projector), *flags) == ([0, 0], host + two_mib, True)
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [("", 0), ("-mmdev RPC1", 1), ("-dev RPC1", 1), ("--no-mmproj-offload", None), ("-mmdev none", None)],
+)
+def test_projector_on_rpc_devices(
+    words: str, at: int | None, sid_server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", embedding=256, layers=4, feed_forward=1024)
+    flags = ["-c", "1024", "-ngl", "0", "-mm", str(write_projector(tmp_path / "p.gguf", 256)), *words.split()]
+    buffers = reported_by_rpc_devices(sid_server, model, [*flags, "-fit", "off"], tmp_path)
+    assert not any(buffers)  # no layer is there
+    log = (tmp_path / "server.log").read_text()
+    backend = re.search(r"CLIP using (\S+) backend", log)
+    size = re.search(r"load_hparams: model size: +([\d.]+) MiB", log)
+    assert backend is not None
+    assert size is not None
+    found = answers(model, capsys, "--device", "rpc:8G+rpc:8G", "--", *flags, "--rpc", "a:1,b:1")
+    weights = [device["weights_bytes"] for device in found["per_device"]]
+    if at is None:
+        assert backend[1] == "CPU"
+        assert not any(weights)
+        assert (found["fits"], found["flags_not_counted"]) == (True, [])
+        return
+    port = re.fullmatch(r"RPC0\[127\.0\.0\.1:(\d+)\]", backend[1])
+    assert port is not None
+    assert port[1] in (tmp_path / f"rpc{at}.log").read_text()
+    assert max(weights) / MIB == pytest.approx(float(size[1]), abs=0.011)
+    assert sum(weights) == max(weights)
+    assert weights.index(max(weights)) == (0 if len(weights) == 1 else at)
+    assert (found["fits"], found["flags_not_counted"]) == (None, ["the projector's compute buffer"])
+
+
+def test_projector_on_a_device_that_is_not_there(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projector = write_projector(tmp_path / "p.gguf", 96)
     found = answers(tiny_model, capsys, "--device", "t4", "--", "-mm", str(projector), "-mmdev", "CUDA4")
     assert found["refused"] == "invalid device: CUDA4"
 

@@ -21,6 +21,13 @@ def devices_in_words(devices: Sequence[Device]) -> str:
     return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in Counter(d.name for d in devices).items())
 
 
+def uncounted_in_words(names: Sequence[str]) -> str:
+    """``what --rpc changes, the projector's compute buffer``: flags and variables, then what is in words already."""
+    flags = [name for name in names if name.startswith(("-", "LLAMA_"))]
+    changes = [f"what {', '.join(flags)} changes"] if flags else []
+    return ", ".join([*changes, *(name for name in names if name not in flags)])
+
+
 def _best(found: Sequence[ExpertOffload], number: int = 4) -> list[ExpertOffload]:
     """Of each cache type the longest contexts; a shorter one only if it needs fewer blocks on the host."""
     best: list[ExpertOffload] = []
@@ -91,7 +98,7 @@ def _fit(facts: Facts, context: int) -> Iterator[str]:
     if memory.fits is None and left_out:
         room = min((use.free for use in memory.per_device if use.free is not None), default=0)
         left = f"; without that, {room / GIB:.3g} GiB are left" if room > 0 else ""
-        yield f"whether it fits on {where} is unknown: the plan does not count what {', '.join(left_out)} changes{left}"
+        yield f"whether it fits on {where} is unknown: the plan does not count {uncounted_in_words(left_out)}{left}"
         if not {"--rpc", "LLAMA_ARG_RPC"}.isdisjoint(left_out):
             yield "to count --rpc, name its devices by their memory: --device rpc:24G+rtx4090"
     elif memory.fits and (memory.offloaded or settings.tensor_overrides):

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from llamatel.flags.flag_table import BUILDS, closest_flag
 from llamatel.flags.server_settings import ServerSettings, padded
-from llamatel.plan.advice import devices_in_words
+from llamatel.plan.advice import devices_in_words, uncounted_in_words
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.plan.cache_plan import CachePart, CachePlan
 from llamatel.plan.memory_plan import DeviceUse
@@ -79,7 +79,7 @@ def _settings(page: Page, report: PlanReport) -> None:
 
 def _left_out(page: Page, settings: ServerSettings) -> None:
     if settings.not_counted:
-        page.row("not counted", f"what {', '.join(settings.not_counted)} changes")
+        page.row("not counted", uncounted_in_words(settings.not_counted))
     if settings.unknown:
         names, hint = ", ".join(printable(flag) for flag in settings.unknown), closest_flag(settings.unknown[0])
         page.row("unknown", f"{names}: {BUILDS} has no such flag" + (f"; {hint}?" if hint else ""))
