@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def _later(share: float, work: Any) -> None:
 
 def main() -> None:
     """Run the scene and draw it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is stopped
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         fleet = Fleet(folder, write_tiny_model(folder / "tiny.gguf", embedding=256, layers=4), stack)

@@ -19,7 +19,9 @@ from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.inputs.credentials import present, read_headers, trust
 from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.log.log_file import FileSource
 from llamatel.llama.watch.fleet import Access
+from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.targets import Target, TargetFiles, parse_file, parse_label, target
 from llamatel.records import ObservedRequest
@@ -273,6 +275,33 @@ def test_attach_counters_continue_after_restart(
     logged = [record.getMessage() for record in caplog.records if record.getMessage().startswith(server.url)]
     assert ["does not answer" in message for message in logged] == [True, False]
     assert logged[1] == f"{server.url} answers now"
+
+
+def test_attach_one_start_time_per_process(start: Callable[..., Unmanaged]) -> None:
+    """``changes(llamacpp_server_start_time_seconds)`` is the number of restarts, with a log as without."""
+    server = start("--metrics")
+    seen: list[float] = []
+
+    def started_since(before: int) -> bool:
+        seen.extend(state.process_started_at for state in fleet.states() if state.process_started_at is not None)
+        return len(seen) > before
+
+    with attached(server.url, has_log=True) as fleet:
+        [observed] = fleet.fleet.servers
+        follower = LogFollower(FileSource(server.child.log, from_start=True), observed).start()
+        try:
+            wait_until(lambda: started_since(5), 20, "its start")
+            time.sleep(2.5)  # the next process starts noticeably later
+            server.child.kill()
+            fleet.wait(lambda state: state.up is False)
+            assert fleet.states()[0].process_started_at is None
+            server.start()
+            fleet.wait(lambda state: state.up)
+            number = len(seen)
+            wait_until(lambda: started_since(number + 5), 20, "its second start")
+        finally:
+            follower.stop()
+    assert len(set(seen)) == 2
 
 
 def test_attach_restart_between_polls_without_counter_drop(start: Callable[..., Unmanaged]) -> None:

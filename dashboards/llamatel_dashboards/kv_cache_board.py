@@ -128,8 +128,8 @@ def _pool() -> list[Panel]:
         ),
         lines(
             "Full in, by server",
-            [Query(seconds_left(q.BY_SERVER), q.SERVER_LEGEND)],
-            "Time until each pool is full at the rate of the last five minutes; no line where it does not fill up.",
+            [Query(f"({seconds_left(q.BY_SERVER)}) < 86400", q.SERVER_LEGEND)],
+            "Time until each pool is full at the rate of the last five minutes; no line where that is a day or never.",
             "A line that falls towards 0: requests will fail.",
             unit="s",
             thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, GREEN)),

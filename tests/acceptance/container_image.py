@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.documents import ROOT
 from tests.load import Clients, completion
-from tests.parts import accepts, apt, free_port, wait_until
+from tests.parts import apt, free_port, wait_until
 from tests.parts.docker import Docker
 from tests.parts.missing import MissingPart
 from tests.serving import metric_sum
@@ -103,15 +103,15 @@ def run(folder: Path) -> dict[str, object]:
             return False
 
         wait_until(ready, 120, "llamatel in the container is ready", every=0.5)
-        wait_until(lambda: accepts(server), 120, "llama.cpp in the container listens", every=0.5)
+        wait_until(lambda: metric_sum(scrape, "llamacpp_server_up") == 1, 120, "llama.cpp is up", every=0.5)
         attach = docker.run(*run_words, "llamatel", "attach", url, "--metrics-addr", f"127.0.0.1:{observer}")
         stack.callback(docker.try_run, "rm", "--force", attach)
         with Clients(url) as clients:
             answers = [clients.send(completion("Hello", 8)) for _ in range(3)]
         tokens = partial(metric_sum, scrape, "llamacpp_tokens_total", type="output")
-        wait_until(lambda: tokens() == 24, 30, "24 tokens", 0.5)
+        wait_until(lambda: tokens() == 24, 120, "24 tokens", 0.5)
         counted = partial(metric_sum, scrape, "llamacpp_requests_total", outcome="ok")
-        wait_until(lambda: counted() == len(answers), 30, "three requests", 0.5)
+        wait_until(lambda: counted() == len(answers), 120, "three requests", 0.5)
         other = f"http://127.0.0.1:{observer}/metrics"
         wait_until(
             lambda: metric_sum(other, "llamacpp_tokens_total", type="output") == 24, 60, "as attach sees it", 0.5

@@ -54,6 +54,7 @@ _SILENT_S = 60.0
 _SLOW_S = 1.0
 _FAR_S = 10.0
 """Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
+_SAME_START_S = 2.0
 _LATE_S = 10.0
 _LOST_S = 120.0
 
@@ -106,6 +107,8 @@ class ObservedServer:
         self._environ: dict[str, str] = {}
         self._words: tuple[str, ...] = ()
         self._model_file = ModelFile()
+        self._started_at: float | None = None
+        """Start of its process: one value a process, though its log and the system differ by a moment."""
         self._named_model: str | None = None
         """The path of its model in ``/props``."""
         self._refused: int | None = None
@@ -460,9 +463,13 @@ class ObservedServer:
     def _process_started_at(self, life: Lifecycle | None, log: LogState | None, *, up: bool | None) -> float | None:
         if life is not None:
             return life.started_at if life.alive else None
-        if up is not False and self._process is not None:
-            return self._process.started_at
-        return None if log is None else log.process_started_at
+        if self._process is not None:
+            found = None if up is False else self._process.started_at
+        else:
+            found = None if log is None else log.process_started_at
+        if found is not None and (self._started_at is None or abs(found - self._started_at) > _SAME_START_S):
+            self._started_at = found
+        return None if found is None else self._started_at
 
     def _process_state(self, life: Lifecycle | None) -> ProcessState | None:
         if life is None and self._process is None:
