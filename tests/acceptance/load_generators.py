@@ -87,7 +87,7 @@ def _aiperf(folder: Path, tokenizer: Path) -> Generator:
         found = folder / f"aiperf-{connections}"
         _run(
             [
-                *_script(aiperf(), "aiperf"), "profile", "-m", "tiny", "-u", url, "--endpoint-type", "chat",
+                *_script(aiperf(), "aiperf"), "profile", "-m", "tiny.gguf", "-u", url, "--endpoint-type", "chat",
                 "--streaming", "--tokenizer", tokenizer, "--concurrency", str(connections), "--request-count",
                 str(requests), "--synthetic-input-tokens-mean", str(prompt), "--output-tokens-mean", str(_TOKENS),
                 "--extra-inputs", "ignore_eos:true", "--artifact-dir", found, "--ui", "none",
@@ -105,8 +105,8 @@ def _llama_benchy(folder: Path, tokenizer: Path, book: _Book) -> Generator:
         found = folder / f"benchy-{connections}.json"
         _run(
             [
-                *_script(llama_benchy(), "llama-benchy"), "--base-url", f"{url}/v1", "--model", "tiny", "--tokenizer",
-                tokenizer, "--book-url", book.url, "--pp", str(prompt), "--tg", str(_TOKENS), "--exact-tg", "--runs",
+                *_script(llama_benchy(), "llama-benchy"), "--base-url", f"{url}/v1", "--model", "tiny.gguf",
+                "--tokenizer", tokenizer, "--book-url", book.url, "--pp", str(prompt), "--tg", str(_TOKENS), "--exact-tg", "--runs",
                 str(requests // connections), "--concurrency", str(connections), "--latency-mode", "none",
                 "--skip-coherence", "--no-warmup", "--save-result", found, "--format", "json",
             ],
@@ -127,8 +127,9 @@ def run(folder: Path) -> dict[str, object]:
         generators = {"aiperf": _aiperf(folder, tokenizer), "llama-benchy": _llama_benchy(folder, tokenizer, book)}
         for name, generate in generators.items():
             for connections, prompt, requests in _LOADS:
-                rows = folder / f"{name}-{connections}.jsonl"
-                serving = Serving(folder, model, "--alias", "tiny", rows=rows)
+                place = folder / f"server-{name}-{connections}"
+                place.mkdir()
+                serving = Serving(place, model)
                 try:
                     client_ms, measured = generate(serving.url, connections, prompt, requests)
                 finally:
