@@ -106,9 +106,9 @@ def _llama_benchy(folder: Path, tokenizer: Path, book: _Book) -> Generator:
         _run(
             [
                 *_script(llama_benchy(), "llama-benchy"), "--base-url", f"{url}/v1", "--model", "tiny.gguf",
-                "--tokenizer", tokenizer, "--book-url", book.url, "--pp", str(prompt), "--tg", str(_TOKENS), "--exact-tg", "--runs",
-                str(requests // connections), "--concurrency", str(connections), "--latency-mode", "none",
-                "--skip-coherence", "--no-warmup", "--save-result", found, "--format", "json",
+                "--tokenizer", tokenizer, "--book-url", book.url, "--pp", str(prompt), "--tg", str(_TOKENS),
+                "--exact-tg", "--runs", str(requests // connections), "--concurrency", str(connections),
+                "--latency-mode", "none", "--skip-coherence", "--no-warmup", "--save-result", found, "--format", "json",
             ],
             folder,
         )  # fmt: skip
