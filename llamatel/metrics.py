@@ -290,7 +290,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.prompt_cache.reusable", Kind.COUNTER, "{token}",
-        "Prompt tokens that the chosen slot had in the KV cache, of requests whose log lines show it: to half a "
+        "Prompt tokens that were reused, or had been in the KV cache, of requests whose log lines show it: to half a "
         "thousandth of the prompt.",
     ),
     Metric(
@@ -299,7 +299,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.prompt_cache.recomputed", Kind.COUNTER, "{token}",
-        "Reusable prompt tokens that were computed again, by cause; 'unknown' where the log does not prove one.",
+        "Reusable prompt tokens that were computed again, by cause; 'unknown' where the log does not prove one. "
+        "At most so many for slot_taken, prefix_changed, context_shift, cache_cleared and prompt_cache_miss.",
         ("cause",),
     ),
     Metric(

@@ -34,6 +34,20 @@ class RecomputeCause(str, Enum):
     DRAFT_MODEL = "draft_model"
     UNKNOWN = "unknown"
 
+    @property
+    def at_most(self) -> bool:
+        """Whether its tokens and seconds are upper bounds.
+
+        The log does not name conversations: a prompt that was lost may be the beginning of this one.
+        """
+        return self in (
+            self.SLOT_TAKEN,
+            self.PREFIX_CHANGED,
+            self.CONTEXT_SHIFT,
+            self.CACHE_CLEARED,
+            self.PROMPT_CACHE_MISS,
+        )
+
 
 Labels = tuple["tuple[str, str]", ...]
 """Names and values that the user gave a server, sorted by name."""
@@ -179,7 +193,7 @@ class Completion:
     prompt_computed: int | None = None
     prompt_cached: int | None = None
     prompt_reusable: int | None = None
-    """Tokens that the prompt shared with the KV cache of the chosen slot."""
+    """Tokens of the prompt that were reused, or that had been in the cache before (see ``RecomputeCause.at_most``)."""
     prompt_recomputed: int | None = None
     """Tokens that were computed again although they had been in the cache."""
     recompute_s: float | None = None

@@ -115,12 +115,34 @@ def test_diagnosis_change_for_each_cause(cause: RecomputeCause) -> None:
     assert [change.at_most_s for change in found.changes] == ([] if without else [0.5])
 
 
-def test_diagnosis_displaced_prompts() -> None:
-    requests = [timed(10.0 * n, slot=n % 2, prompt_cached=2, prompt_computed=1500, queue_s=0.0) for n in range(6)]
-    found = observed(*requests, settings=ServerSettings(ctx_size=4096, parallel=2), shape=SHAPE)
-    [change] = found.changes
-    assert (change.change, change.at_most_s) == ("-np 4", 8.0)  # the first request of each slot displaced nothing
-    assert any("4 requests that displaced others" in sentence for sentence in found.undetermined)
+def test_diagnosis_slots_taken_without_host_memory() -> None:
+    lost = timed(0.0, queue_s=0.0, prompt_recomputed=50, recompute_s=0.5, recompute_cause=RecomputeCause.SLOT_TAKEN)
+    [change] = observed(lost, settings=ServerSettings(ctx_size=4096, cache_ram_mib=0), shape=SHAPE).changes
+    assert (change.change, change.at_most_s, change.cost_bytes) == ("--cache-ram 8192", 0.5, None)
+
+
+def test_diagnosis_unknown_reuse() -> None:
+    found = observed(timed(0.0), timed(10.0, prompt_reusable=300, prompt_recomputed=0))
+    assert any("the prompts of 1 of 2 requests had been cached" in sentence for sentence in found.undetermined)
+
+
+def test_diagnosis_drafting() -> None:
+    counters = {
+        "spec_decode_num_drafts_total": 20.0,
+        'spec_decode_num_accepted_tokens_per_pos_total{position="1"}': 5.0,
+        'spec_decode_num_accepted_tokens_per_pos_total{position="0"}': 15.0,
+    }
+    drafted = [timed(10.0 * n, tpot=0.005, draft_generated=20, draft_accepted=5) for n in range(3)]
+    found = observed(*drafted, counters=counters)
+    assert found.drafting is not None
+    assert (found.drafting.acceptance, found.drafting.tokens_per_step) == (0.25, 2.0)
+    assert (found.drafting.by_position, found.drafting.speedup) == ((0.75, 0.25), None)
+    assert "whether it pays: unknown" in diagnosis_text(found).plain
+    found = observed(*drafted, *(timed(100.0 + 10 * n, tpot=0.01) for n in range(3)), counters=counters)
+    assert found.drafting is not None
+    assert found.drafting.speedup == pytest.approx(2.0)
+    assert "it pays: 2.00 times" in diagnosis_text(found).plain
+    assert "accepted by position in the draft: 1: 75%, 2: 25%" in " ".join(diagnosis_text(found).plain.split())
 
 
 def test_diagnosis_page_and_json() -> None:

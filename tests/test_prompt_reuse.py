@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import urllib3
 
 from llamatel.llama import ServerManager
-from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, PromptReuse, SlotSelection, parse_selection, prompt_reuse
+from llamatel.llama.log.prompt_history import CachedPrompt, PromptHistory
+from llamatel.llama.log.prompt_reuse import SlotSelection, parse_selection, refused_reuse
 from llamatel.llama.log.reader import LogReader
 from llamatel.records import Completion, RecomputeCause, ServerInfo
 from llamatel_collectors.prompt_cache import PromptCacheCollector
@@ -17,6 +19,7 @@ from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
 from tests.golden.reading import LOGS, reading
 from tests.parts import wait_until
+from tests.reuse_cases import CASES, Case, run_case
 from tests.samples import completion
 
 PROMPT = "abcdefghij" * 30
@@ -56,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     known = {model.name: model for model in MODELS}
     return {
         name: write_model(folder / f"{number}.gguf", known[name], tensors[name])
-        for number, name in enumerate(("gemma3:pattern", "mamba"))
+        for number, name in enumerate(("gemma3:pattern", "mamba", "glm4moe", "llama"))
     }
 
 
@@ -75,6 +78,13 @@ def test_reuse_plain_model(backend: str, tiny_model: Path) -> None:
         (262, 0, 262, RecomputeCause.CACHE_PROMPT_OFF),
     ]
     assert records[3].recompute_s == pytest.approx(records[3].prefill_s)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_reuse_cases(case: Case, models: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
+    """What the client knows that it lost, and why."""
+    counted = run_case(case, "xllamacpp", models.get(case.model, tiny_model), tmp_path)
+    assert [str(one) for one in counted if not one.agrees] == []
 
 
 @pytest.mark.parametrize("name", ["gemma3:pattern", "mamba"])
@@ -117,8 +127,14 @@ def test_reuse_golden_logs(name: str) -> None:
 @pytest.mark.parametrize(
     ("message", "selection"),
     [
-        ("selected slot by LCP similarity, f_sim_best = 0.858 (> 0.100 thold), f_keep = 0.993", SlotSelection(0.858)),
-        ("selected slot by LCP similarity, sim_best = 1.000 (> 0.100 thold), f_keep = 0.993", SlotSelection(1.0)),
+        (
+            "selected slot by LCP similarity, f_sim_best = 0.858 (> 0.100 thold), f_keep = 0.993",
+            SlotSelection(0.858, keep=0.993),
+        ),
+        (
+            "selected slot by LCP similarity, sim_best = 1.000 (> 0.100 thold), f_keep = 0.993",
+            SlotSelection(1.0, keep=0.993),
+        ),
         ("selected slot by LRU, t_last = -1", SlotSelection(unused=True)),
         ("selected slot by LRU, t_last = 3064387700", SlotSelection()),
         ("selected slot by LRU, n_tokens = 0, t_last = -1", SlotSelection(unused=True)),
@@ -131,22 +147,60 @@ def test_reuse_selection(message: str, selection: SlotSelection) -> None:
     assert parse_selection(message) == selection
 
 
-def reuse(selection: SlotSelection | None, cached: int | None, computed: int | None, **known: Any) -> PromptReuse:
-    values = {"prefill_s": 2.0, "no_checkpoint": False, "checkpoint_evicted": False, "rewindable": None, **known}
-    return prompt_reuse(selection, cached=cached, computed=computed, **values)
+def refused(similarity: float | None, cached: int, computed: int, **known: Any) -> RecomputeCause | None:
+    values = {"no_checkpoint": False, "checkpoint_evicted": False, "rewindable": None, "checkpoints": None, **known}
+    selection = SlotSelection(similarity, keep=values.pop("keep", None))
+    found = refused_reuse(selection, cached=cached, computed=computed, prefill_s=2.0, **values)
+    return None if found is None else found.cause
 
 
-def test_reuse_unknown_is_none() -> None:
-    assert reuse(None, 10, 10) == UNKNOWN_REUSE
-    assert reuse(SlotSelection(0.5), None, 10) == UNKNOWN_REUSE
-    assert reuse(SlotSelection(), 0, 10) == UNKNOWN_REUSE
-    assert reuse(SlotSelection(0.5), 0, 1000).cause is RecomputeCause.UNKNOWN
-    assert reuse(SlotSelection(), 7, 10) == PromptReuse(7, 0, 0.0)  # from the prompt cache in host memory
+def test_reuse_refused() -> None:
+    assert refused(None, 0, 10) is None
+    assert refused(0.5, 0, 1000) is RecomputeCause.UNKNOWN
+    assert refused(0.5, 0, 1000, rewindable=True) is RecomputeCause.CACHE_PROMPT_OFF
+    assert refused(0.5, 0, 1000, rewindable=False) is RecomputeCause.NO_CHECKPOINT
+    assert refused(0.5, 0, 1000, rewindable=False, keep=1.0) is RecomputeCause.NO_CHECKPOINT
+    assert refused(0.5, 0, 1000, rewindable=False, keep=1.0, checkpoints=True) is RecomputeCause.CACHE_PROMPT_OFF
 
 
 def test_reuse_rounding_is_not_recompute() -> None:
-    assert reuse(SlotSelection(0.750), 22_490, 7_510, rewindable=True) == PromptReuse(22_490, 0, 0.0)
-    assert reuse(SlotSelection(1.0), 99, 1, rewindable=True) == PromptReuse(99, 0, 0.0)
+    assert refused(0.750, 22_490, 7_510, rewindable=True) is None
+    assert refused(1.0, 99, 1, rewindable=True) is None
+
+
+def batch(history: PromptHistory, lengths: list[int]) -> list[RecomputeCause | None]:
+    """The causes of unrelated prompts with answers of 20 tokens, one after the other in one slot."""
+    causes = []
+    for task, prompt in enumerate(lengths):
+        selection = SlotSelection()
+        history.selected(0, selection)
+        contents = history.launched(0, selection)
+        found = history.reuse(
+            contents, selection, cached=1, computed=prompt - 1, prefill_s=1.0, no_checkpoint=False,
+            checkpoint_evicted=False, arrived=float(task),
+        )  # fmt: skip
+        history.released(0, CachedPrompt(task, prompt + 20, prompt, float(task)))
+        causes.append(found.cause)
+    return causes
+
+
+@pytest.mark.parametrize("host_cache", [True, False, None])
+def test_reuse_batch_of_unrelated_prompts(host_cache: bool | None) -> None:
+    """Lengths that fit each other by accident are rarely taken for a conversation."""
+    history, numbers = PromptHistory(), random.Random(4)
+    history.complete, history.host_cache = True, host_cache
+    causes = batch(history, [numbers.randrange(500, 1500) for _ in range(464)])[64:]
+    assert causes.count(None) > 0.9 * len(causes)
+
+
+def test_reuse_batch_that_fills_host_memory() -> None:
+    history, numbers = PromptHistory(), random.Random(4)
+    history.complete = history.host_cache = True
+    batch(history, [numbers.randrange(500, 1500) for _ in range(40)])
+    for _ in range(20):
+        history.read("making room for prompt cache entry, removing oldest entry (size = 1.000 MiB)")
+    causes = batch(history, [numbers.randrange(500, 1500) for _ in range(100)])
+    assert causes.count(None) > 90
 
 
 def test_reuse_logged_causes() -> None:

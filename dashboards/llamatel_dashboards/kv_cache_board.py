@@ -301,8 +301,9 @@ def _prompt_cache() -> list[Panel]:
         lines(
             "Prefill lost by cause",
             [Query(q.rate("llamacpp.prompt_cache.recompute.duration", "cause"), "{{cause}}")],
-            "Seconds of prefill in a second that went to tokens which the slot had in its KV cache.",
-            "no_checkpoint, checkpoint_evicted: --ctx-checkpoints, --swa-full. cache_prompt_off: the clients.",
+            "Seconds of prefill in a second that went to tokens which had been in the KV cache.",
+            "slot_taken: -np. prompt_cache_miss: --cache-ram. prefix_changed, cache_prompt_off: the clients. "
+            "no_checkpoint, checkpoint_evicted: --ctx-checkpoints, --swa-full.",
             unit="s",
             empty="None",
             size=(12, 8),
@@ -314,7 +315,7 @@ def _prompt_cache() -> list[Panel]:
                 Query(q.rate("llamacpp.prompt_cache.reused"), "reused"),
                 Query(q.rate("llamacpp.prompt_cache.recomputed"), "computed again"),
             ],
-            "Tokens a second that the chosen slot had in its KV cache, and what became of them.",
+            "Tokens a second that were reused or had been in the KV cache, and what became of them.",
             "Reused far below reusable: see the causes.",
             empty="None",
             size=(12, 8),

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import options_of, read_page_token
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.gpu.ceilings import decode_ceiling
+from llamatel.gpu.ceilings import server_ceiling
 from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, fell_back
 from llamatel.llama.log.log_source import StreamSource
@@ -194,7 +193,8 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         settings=state.settings,
         shape=state.model,
         on_cpu=_on_cpu(state, observed.devices),
-        decode_ceiling=_ceiling(state, observed.devices),
+        decode_ceiling=server_ceiling(state, observed.devices),
+        counters=state.counters,
         log_understood=None if state.log is None else state.log.understood,
         lines=None if state.log is None else sum(state.log.lines.values()),
     )
@@ -267,10 +267,3 @@ def _on_cpu(state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> bool 
     if state.placement is not None and state.placement.no_gpu:
         return True
     return fell_back(state, devices)
-
-
-def _ceiling(state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> Any:
-    used, _ = devices_of(state, devices)
-    if state.model is None or state.settings is None or not used:
-        return None
-    return partial(decode_ceiling, state.model, state.settings, used)

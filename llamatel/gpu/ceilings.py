@@ -6,14 +6,16 @@ utilisation and model FLOPs utilisation. Extra work of llama.cpp does not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.gpu.offload import devices_of
 from llamatel.plan.cache_plan import cache_plan
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion
-from llamatel.snapshots import DeviceSnapshot
+from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _PARALLEL_SPLITS = ("row", "tensor")
 """Split modes in which all cards work on one layer at once; else one card works after another."""
@@ -85,6 +87,14 @@ def decode_ceiling(
     bandwidth = _together([device.bandwidth for device in devices], settings)
     each = decode_bytes(shape, settings, context)
     return bandwidth / each if bandwidth is not None and each else None
+
+
+def server_ceiling(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> Callable[[int], float | None] | None:
+    """``decode_ceiling`` by context for a server's model and its GPUs; None where one of them is not known."""
+    used, _ = devices_of(state, devices)
+    if state.model is None or state.settings is None or not used:
+        return None
+    return partial(decode_ceiling, state.model, state.settings, used)
 
 
 def bandwidth_utilization(

@@ -84,7 +84,7 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.slot.id", "int", "The slot that served it."),
     AttributeRow("llamacpp.task.id", "int", "llama.cpp's number of the request."),
     AttributeRow("llamacpp.prompt.computed_tokens", "int, tokens", "Of the prompt, processed in prefill."),
-    AttributeRow("llamacpp.prompt.reusable_tokens", "int, tokens", "Of the prompt, in the chosen slot's KV cache."),
+    AttributeRow("llamacpp.prompt.reusable_tokens", "int, tokens", "Of the prompt, reused or in the KV cache before."),
     AttributeRow("llamacpp.prompt.recomputed_tokens", "int, tokens", "Of those, computed again; absent for 0."),
     AttributeRow(
         "llamacpp.prompt.recompute_time", "double, s", "Time to compute them, at the request's own prefill rate."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamatel.records import Completion
@@ -34,6 +34,26 @@ class RateLine:
         """Tokens per second at a context; None where the line is not positive."""
         seconds = self.base_s + context * self.slope_s
         return 1 / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class RatePoint:
+    """A decode rate on the line, and what share of the bandwidth's ceiling it is."""
+
+    context: int
+    tokens_per_second: float
+    ceiling_share: float | None
+
+
+def points_of(line: RateLine, ceiling: Callable[[int], float | None] | None) -> tuple[RatePoint, ...]:
+    """The line at its shortest, middle and longest context. ``ceiling``: by context, None where it is not known."""
+    found = []
+    for context in sorted({line.shortest, (line.shortest + line.longest) // 2, line.longest}):
+        rate = line.rate(context)
+        if rate is not None:
+            most = None if ceiling is None else ceiling(context)
+            found.append(RatePoint(context, rate, rate / most if most else None))
+    return tuple(found)
 
 
 def _middle(completion: Completion) -> int | None:

@@ -9,23 +9,22 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion, Outcome, RecomputeCause
-from llamatel.ui.decode_speed import MIN_POINTS, RateLine, decode_line, rate_by_concurrency
-from llamatel.ui.remedies import Remedy, eviction_remedy, pool_remedy, recompute_remedy, slots_remedy
+from llamatel.ui.decode_speed import MIN_POINTS, RateLine, RatePoint, decode_line, points_of, rate_by_concurrency
+from llamatel.ui.drafting import Drafting, drafting
+from llamatel.ui.remedies import Remedy, pool_remedy, recompute_remedy, slots_remedy
 
 _TIGHT = 0.1
 """Share of the pool below which headroom counts as a limit."""
 _OFTEN = 0.05
 """Share of samples, or of the time, from which a limit is reported."""
 _NEAR_CEILING = 0.5
-_LITTLE = 0.1
-"""Share of a prompt; below it a slot's cache was of no use to the prompt."""
 _CHANGES = 3
 
 
@@ -59,6 +58,8 @@ class Observation:
     decode_ceiling: Callable[[int], float | None] | None = None
     """Tokens per second that the memory bandwidth allows one request, by its context in tokens."""
     log_understood: bool | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """llama.cpp's own."""
     lines: int | None = None
     """Lines of the log that were read."""
 
@@ -91,15 +92,6 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class RatePoint:
-    """A decode rate, and what share of the bandwidth's ceiling it is."""
-
-    context: int
-    tokens_per_second: float
-    ceiling_share: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """The result. ``as_dict`` is for JSON: seconds and tokens, null where unknown."""
 
@@ -118,9 +110,8 @@ class Diagnosis:
     decode_by_concurrency: dict[int, float]
     """Median tokens per second of a request, by the number of requests that ran when it finished."""
     prefill_tokens_per_second: float | None
-    draft_acceptance: float | None
-    tokens_per_step: float | None
-    """Tokens per decode step with speculative decoding."""
+    drafting: Drafting | None
+    """None without speculative decoding."""
     decode_limit: tuple[str, str]
     """A word (bandwidth, cpu, throttling, unknown) and its evidence."""
     concurrency_limit: tuple[str, str]
@@ -143,7 +134,7 @@ def diagnose(observed: Observation) -> Diagnosis:
     outcomes = Counter(completion.outcome.value for completion in observed.completions)
     losses = _losses(observed.completions)
     decode = decode_line(done)
-    points = _decode_points(decode, observed)
+    points = () if decode is None else points_of(decode, observed.decode_ceiling)
     concurrency = _concurrency_limit(observed, outcomes)
     prompts = [completion for completion in done if completion.prompt_tokens is not None]
     prefills = [
@@ -166,8 +157,7 @@ def diagnose(observed: Observation) -> Diagnosis:
         decode_points=points,
         decode_by_concurrency=rate_by_concurrency(done),
         prefill_tokens_per_second=statistics.median(prefills) if prefills else None,
-        draft_acceptance=_acceptance(done),
-        tokens_per_step=_tokens_per_step(done),
+        drafting=drafting(done, observed.counters),
         decode_limit=_decode_limit(observed, points),
         concurrency_limit=concurrency,
         changes=_changes(observed, losses, concurrency[0]),
@@ -201,31 +191,6 @@ def _losses(completions: Sequence[Completion]) -> tuple[Loss, ...]:
         for cause, found in by_cause.items()
     ]
     return tuple(sorted(losses, key=lambda loss: loss.seconds, reverse=True))
-
-
-def _decode_points(line: RateLine | None, observed: Observation) -> tuple[RatePoint, ...]:
-    if line is None:
-        return ()
-    found = []
-    for context in sorted({line.shortest, (line.shortest + line.longest) // 2, line.longest}):
-        rate = line.rate(context)
-        if rate is not None:
-            ceiling = None if observed.decode_ceiling is None else observed.decode_ceiling(context)
-            found.append(RatePoint(context, rate, rate / ceiling if ceiling else None))
-    return tuple(found)
-
-
-def _acceptance(done: Sequence[Completion]) -> float | None:
-    drafted = sum(completion.draft_generated or 0 for completion in done)
-    accepted = sum(completion.draft_accepted or 0 for completion in done)
-    return accepted / drafted if drafted else None
-
-
-def _tokens_per_step(done: Sequence[Completion]) -> float | None:
-    drafting = [completion for completion in done if completion.draft_generated and completion.generated]
-    tokens = sum((completion.generated or 1) - 1 for completion in drafting)
-    steps = tokens - sum(completion.draft_accepted or 0 for completion in drafting)
-    return tokens / steps if steps > 0 else None
 
 
 def _decode_limit(observed: Observation, points: Sequence[RatePoint]) -> tuple[str, str]:
@@ -268,10 +233,6 @@ def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[s
 def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple[Remedy, ...]:
     """The changes with the largest expected effect, at most three."""
     found = [recompute_remedy(loss.cause, loss.seconds, observed.settings, observed.shape) for loss in losses]
-    displacing = _displacing(observed.completions)
-    if len(displacing) > _OFTEN * len(observed.completions):
-        prefill_s = sum(completion.prefill_s or 0.0 for completion in displacing)
-        found.append(eviction_remedy(len(displacing), prefill_s, observed.settings, observed.shape))
     queue_s = sum(completion.queue_s or 0.0 for completion in observed.completions)
     if limit == "slots":
         found.append(slots_remedy(queue_s, observed.settings, observed.shape))
@@ -289,24 +250,6 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
     return tuple(by_change.values())[:_CHANGES]
 
 
-def _displacing(completions: Sequence[Completion]) -> list[Completion]:
-    """Requests that reused next to nothing in a slot that had held another prompt, which they displaced.
-
-    Whether their own prompt had been in a slot before is not in the log.
-    """
-    used: set[int] = set()
-    found = []
-    for completion in sorted(completions, key=lambda completion: completion.started_at):
-        prompt, slot = completion.prompt_tokens, completion.slot
-        if not prompt or slot is None:
-            continue
-        reusable = completion.prompt_reusable or completion.prompt_cached or 0
-        if slot in used and reusable < _LITTLE * prompt:
-            found.append(completion)
-        used.add(slot)
-    return found
-
-
 def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:
     missing = []
     if not observed.completions:
@@ -319,11 +262,13 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
     unknown = sum(completion.queue_s is None for completion in done)
     if unknown:
         missing.append(f"the queue time of {unknown} of {len(done)} requests")
-    if done and all(completion.prompt_reusable is None for completion in done):
-        missing.append("prompt reuse: the log does not show slot selection")
-    if displacing := _displacing(done):
+    unknown = sum(completion.prompt_reusable is None for completion in done)
+    if unknown and unknown == len(done):
+        missing.append("prompt reuse: the log does not show slot selection, or not --cache-ram")
+    elif unknown:
         missing.append(
-            f"whether the prompts of {len(displacing)} requests that displaced others had been cached before"
+            f"whether the prompts of {unknown} of {len(done)} requests had been cached before "
+            "(with the server's URL, its flags help)"
         )
     if done and decode is None:
         missing.append(f"decode rate by context: fewer than {MIN_POINTS} comparable requests")

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamatel.flags.parse import given_flags
+from llamatel.gpu.ceilings import server_ceiling
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
-from llamatel.ui.decode_speed import decode_line, rate_by_concurrency
+from llamatel.ui.decode_speed import decode_line, points_of, rate_by_concurrency
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
@@ -174,7 +175,10 @@ class Live:
                 field.name: [getattr(point, field.name) for point in points] for field in dataclasses.fields(Point)
             },
             "summary": summary.as_dict(),
-            "speed": _speed([] if past is None else [one[1] for one in past.requests]),
+            "speed": _speed(
+                [] if past is None else [one[1] for one in past.requests],
+                server_ceiling(snapshot.servers[chosen], snapshot.devices) if keys else None,
+            ),
             "summary_of_all": self._tally.summary().as_dict(),
             "requests": [_request(*one[1:]) for one in (requests if whole else requests[-_FOLLOWED:])],
             "devices": [_device(device) for device in snapshot.devices],
@@ -321,8 +325,8 @@ def _device(device: DeviceSnapshot) -> dict[str, Any]:
     }
 
 
-def _speed(completions: Sequence[Completion]) -> dict[str, Any]:
-    """Decode rate of one server's last requests: at the shortest and longest context, and by concurrency."""
+def _speed(completions: Sequence[Completion], ceiling: Callable[[int], float | None] | None) -> dict[str, Any]:
+    """Decode rate of one server's last requests by context, with its share of ``ceiling``, and by concurrency."""
     done = [completion for completion in completions if completion.outcome is Outcome.OK and not completion.is_child]
     line = decode_line(done)
     by_context = None
@@ -331,7 +335,7 @@ def _speed(completions: Sequence[Completion]) -> dict[str, Any]:
             "requests": line.requests,
             "concurrency": line.concurrency,
             "spread": line.spread,
-            "points": [[context, line.rate(context)] for context in dict.fromkeys((line.shortest, line.longest))],
+            "points": [list(dataclasses.astuple(point)) for point in points_of(line, ceiling)],
         }
     return {"by_context": by_context, "by_concurrency": [list(one) for one in rate_by_concurrency(done).items()]}
 

@@ -30,6 +30,11 @@ def recompute_remedy(
     cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None
 ) -> Remedy | None:
     """What helps against prompts that are computed again for a cause; None for an unknown one."""
+    if cause == RecomputeCause.SLOT_TAKEN and settings is not None and settings.cache_ram_mib == 0:
+        reason = (
+            "conversations take each other's slots: keep their prompts in host memory, or give each one a slot (-np)"
+        )
+        return Remedy("--cache-ram 8192", reason, seconds)
     if cause == RecomputeCause.SLOT_TAKEN:
         slots = 2 * _slots(settings)
         reason = "conversations take each other's slots: give each one a slot, or pin it with id_slot in the request"
@@ -63,15 +68,6 @@ def recompute_remedy(
     }
     found = plain.get(RecomputeCause(cause))
     return None if found is None else Remedy(*found, seconds)
-
-
-def eviction_remedy(
-    requests: int, prefill_s: float, settings: ServerSettings | None, shape: ModelShape | None
-) -> Remedy:
-    """More slots, where prompts take each other's slots. ``prefill_s``: of all those requests, the upper bound."""
-    slots = 2 * _slots(settings)
-    reason = f"{requests} requests got a slot that held another prompt: with a slot each, conversations stay cached"
-    return Remedy(f"-np {slots}", reason, prefill_s, _cost(settings, shape, slots=slots))
 
 
 def slots_remedy(queue_s: float, settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:

@@ -14,6 +14,7 @@ from .processes import Child, PartFailed, accepts, free_port, kill_survivors, su
 from .prometheus import Prometheus, prometheus_program, scrape_config
 from .rotel import RotelAgent, rotel_program
 from .sid import sid_llama_server
+from .trained_model import smollm2
 from .valgrind import valgrind_program
 from .vocabularies import vocabularies
 from .wheels import library_server, xllamacpp_server
@@ -42,6 +43,7 @@ __all__ = [
     "rotel_program",
     "scrape_config",
     "sid_llama_server",
+    "smollm2",
     "survivors",
     "valgrind_program",
     "vocabularies",

@@ -23,7 +23,8 @@ LIBRARY = "0.11739"
 """Of llama-cpp-py-sync: llama.cpp b11739 of October 2026, a library without a server."""
 
 
-def _install(site: Path, *packages: str) -> None:
+def install(site: Path, *packages: str) -> None:
+    """Unpack wheels, without what they depend on, into a folder."""
     say(f"getting {packages[0]}")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--only-binary", ":all:"]
     done = subprocess.run([*pip, "--target", str(site), *packages], capture_output=True, text=True, check=False)
@@ -48,7 +49,7 @@ def _tag() -> str:
 
 def xllamacpp_server(release: str) -> Path:
     """Return a script that runs the release with llama-server's command line. Raises MissingPart."""
-    folder = cached(f"xllamacpp-{release}-{_tag()}", lambda made: _install(made / "site", f"xllamacpp=={release}"))
+    folder = cached(f"xllamacpp-{release}-{_tag()}", lambda made: install(made / "site", f"xllamacpp=={release}"))
     text = f"""#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/site:{ROOT}"
@@ -64,7 +65,7 @@ def library_server(release: str = LIBRARY) -> Path:
     """
     newer = (sid_llama_server().parent / "root/usr/lib/x86_64-linux-gnu").resolve()
     packages = (f"llama-cpp-py-sync=={release}", "cffi", "pycparser")
-    folder = cached(f"llama-cpp-py-sync-{release}-{_tag()}", lambda made: _install(made / "site", *packages))
+    folder = cached(f"llama-cpp-py-sync-{release}-{_tag()}", lambda made: install(made / "site", *packages))
     text = f"""#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/site:{ROOT}"

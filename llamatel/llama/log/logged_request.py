@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llamatel.llama.log.prompt_reuse import SlotSelection, prompt_reuse
+from llamatel.llama.log.prompt_history import CacheContents, CachedPrompt, PromptHistory
+from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, SlotSelection
 from llamatel.records import Completion, Outcome, ServerInfo
 
 # Numbers have no more digits than llama.cpp's can have.
@@ -19,7 +20,8 @@ _PREFILL = re.compile(r"prompt eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1
 _DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?:tokens|runs)" + _RATE, re.ASCII)
 _DRAFT = re.compile(r"draft acceptance[^(\n]{1,64}\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
 _PROMPT = re.compile(r"new prompt, [^\n]{0,100}?\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
-_CONTEXT_FULL = "Context size has been exceeded"
+_SHIFT = re.compile(r"slot context shift, n_keep = (\d{1,12}), n_left = \d{1,12}, n_discard = (\d{1,12})")
+CONTEXT_FULL = "Context size has been exceeded"
 
 
 def _seconds(found: re.Match[str], tokens: int) -> float:
@@ -53,12 +55,18 @@ class LoggedRequest:
     draft_generated: int | None = None
     draft_accepted: int | None = None
     shifts: int = 0
+    unshifted: int | None = None
+    """Tokens before the first that a context shift moved."""
+    discarded: int = 0
+    """Tokens that context shifts dropped."""
     counted_shifts: int = 0
     """Those of ``shifts`` that are in the total of its server already."""
     cancelled: bool = False
     error: str | None = None
     selection: SlotSelection | None = None
     """How its slot was selected."""
+    contents: CacheContents | None = None
+    """What the cache held when it got its slot."""
     no_checkpoint: bool = False
     """Whether llama.cpp went back to an earlier state of the slot's cache, or to none."""
     checkpoint_evicted: bool = False
@@ -124,6 +132,10 @@ class LoggedRequest:
         if not text.startswith("slot context shift"):
             return "server"
         self.shifts += 1
+        if (found := _SHIFT.match(text)) is not None:
+            kept = int(found.group(1))
+            self.unshifted = kept if self.unshifted is None else min(kept, self.unshifted)
+            self.discarded += int(found.group(2))
         return "request"
 
     def completion(
@@ -135,22 +147,22 @@ class LoggedRequest:
         tokens: int | None,
         truncated: bool | None,
         others: Sequence[LoggedRequest],
-        rewindable: bool | None = None,
+        history: PromptHistory,
     ) -> Completion:
-        """Finish it at ``time`` with ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run.
-
-        ``rewindable``: whether the model's cache can be cut anywhere (see ``prompt_reuse``).
-        """
+        """Finish it at ``time``, ``tokens`` in its slot. ``wall`` makes log time Unix time; ``others`` still run."""
         cached = self._cached(tokens, truncated)
-        reuse = prompt_reuse(
-            None if self.is_child else self.selection,
-            cached=cached,
-            computed=self.computed,
-            prefill_s=self.prefill_s,
-            no_checkpoint=self.no_checkpoint,
-            checkpoint_evicted=self.checkpoint_evicted,
-            rewindable=rewindable,
-        )
+        reuse = UNKNOWN_REUSE
+        if not self.is_child and self.selection and self.contents and cached is not None and self.computed:
+            reuse = history.reuse(
+                self.contents,
+                self.selection,
+                cached=cached,
+                computed=self.computed,
+                prefill_s=self.prefill_s,
+                no_checkpoint=self.no_checkpoint,
+                checkpoint_evicted=self.checkpoint_evicted,
+                arrived=self.started - (self.queue_s or 0.0),
+            )
         first_token = None
         if self.timed_at is not None and self.prefill_s is not None:
             first_token = self.timed_at - (self.decode_s or 0.0)
@@ -182,9 +194,15 @@ class LoggedRequest:
             in_flight=tuple(wall(other.started) for other in others),
         )
 
+    def left_in_slot(self, tokens: int, time: float) -> CachedPrompt:
+        """What it left in its slot, released at ``time`` with ``tokens``; without timings all of that is prompt."""
+        tokens += self.discarded
+        prompt = tokens if self.generated is None else max(1, tokens - max(0, self.generated - 1))
+        return CachedPrompt(self.task, tokens, prompt, time, self.unshifted)
+
     def _outcome(self) -> Outcome:
         if self.error is not None:
-            return Outcome.CONTEXT_FULL if _CONTEXT_FULL in self.error else Outcome.ERROR
+            return Outcome.CONTEXT_FULL if CONTEXT_FULL in self.error else Outcome.ERROR
         return Outcome.CANCELLED if self.cancelled and self.prefill_s is None else Outcome.OK
 
     def _cached(self, tokens: int | None, truncated: bool | None) -> int | None:

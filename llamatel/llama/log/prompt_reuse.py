@@ -1,8 +1,8 @@
-"""How much of a prompt was in the KV cache of its slot, and how much of that was computed again.
+"""How much of a prompt its slot had in the KV cache, and how much of that llama.cpp could not use.
 
-llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``, three digits) before it decides what it
-can use of it. Where less is reused, the rest is recomputed. The cause follows from the lines in between, or from the
-kind of the model's cache; else it is unknown.
+llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``) and the share of the slot's tokens that
+the prompt keeps (``f_keep``), to three digits, before it decides what it can use of them. Where less is reused, the
+rest is recomputed; the cause follows from the lines in between, or from the kind of the model's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 from llamatel.records import RecomputeCause
 
-_SIMILARITY = re.compile(r"selected slot by LCP similarity, (?:f_)?sim_best = ([01]\.\d{3}) ")
+_SIMILARITY = re.compile(
+    r"selected slot by LCP similarity, (?:f_)?sim_best = ([01]\.\d{3}) "
+    r"(?:\(> [\d.]{1,8} thold\), f_keep = ([01]\.\d{3}))?"
+)
 _UNUSED = re.compile(r"selected slot by LRU, (?:n_tokens = \d{1,12}, )?t_last = -1 {0,16}$")
 _ROUNDING = 0.0005
 
@@ -24,6 +27,13 @@ class SlotSelection(NamedTuple):
     """Share of the prompt that the slot's cache starts with; None where that was not the reason."""
     unused: bool = False
     """It had never been used."""
+    keep: float | None = None
+    """Share of the slot's tokens that the prompt starts with."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the prompt has less than half of the slot's tokens, so that llama.cpp saves those in host memory."""
+        return self.similarity is None or (self.keep is not None and self.keep < 0.5)
 
 
 class PromptReuse(NamedTuple):
@@ -36,7 +46,6 @@ class PromptReuse(NamedTuple):
 
 
 UNKNOWN_REUSE = PromptReuse()
-_NOTHING = PromptReuse(0, 0, 0.0)
 _BY_OTHER_REASON, _NEVER_USED = SlotSelection(), SlotSelection(unused=True)
 
 
@@ -45,44 +54,51 @@ def parse_selection(message: str) -> SlotSelection:
     if message.startswith("selected slot by LRU"):
         return _NEVER_USED if _UNUSED.match(message) else _BY_OTHER_REASON
     found = _SIMILARITY.match(message)
-    return _BY_OTHER_REASON if found is None else SlotSelection(float(found.group(1)))
+    if found is None:
+        return _BY_OTHER_REASON
+    similarity, keep = found.groups()
+    return SlotSelection(float(similarity), keep=None if keep is None else float(keep))
 
 
-def prompt_reuse(
-    selection: SlotSelection | None,
+def recomputed(
+    tokens: int, cause: RecomputeCause, *, cached: int, computed: int, prefill_s: float | None
+) -> PromptReuse:
+    """``tokens`` of the ``computed`` ones had been in the cache; seconds at the request's own prefill rate."""
+    tokens = max(0, min(tokens, computed))
+    return PromptReuse(cached + tokens, tokens, None if prefill_s is None else prefill_s * tokens / computed, cause)
+
+
+def refused_reuse(
+    selection: SlotSelection,
     *,
-    cached: int | None,
-    computed: int | None,
+    cached: int,
+    computed: int,
     prefill_s: float | None,
     no_checkpoint: bool,
     checkpoint_evicted: bool,
     rewindable: bool | None,
-) -> PromptReuse:
-    """Reused and recomputed tokens, with seconds at the request's own prefill rate.
+    checkpoints: bool | None,
+) -> PromptReuse | None:
+    """What the slot had of the prompt and llama.cpp did not use; None if it used all of it.
 
     ``no_checkpoint``: it went back to an earlier state, or to none. ``checkpoint_evicted``: it had
     logged before that it erased one of this slot's. ``rewindable``: whether the model's cache can be cut anywhere, as
-    opposed to sliding windows and recurrent states; None if that is not known.
+    opposed to sliding windows and recurrent states; ``checkpoints``: whether llama.cpp keeps earlier states of it
+    (--ctx-checkpoints). None if that is not known.
     """
-    if selection is None or cached is None or computed is None:
-        return UNKNOWN_REUSE
     if selection.similarity is None:
-        # Tokens from elsewhere than the slot are from the prompt cache in host memory.
-        if cached:
-            return PromptReuse(cached, 0, 0.0)
-        return _NOTHING if selection.unused else UNKNOWN_REUSE
+        return None
     prompt = cached + computed
     lost = selection.similarity * prompt - cached
     # The last token is always computed.
     if lost <= _ROUNDING * prompt + 1:
-        return PromptReuse(cached, 0, 0.0)
-    recomputed = min(round(lost), computed)
-    if no_checkpoint or rewindable is False:
-        cause = RecomputeCause.CHECKPOINT_EVICTED if checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
-    elif rewindable and not cached:
+        return None
+    # A prompt that only appends needs the newest checkpoint at most.
+    appends = selection.keep == 1.0 and selection.similarity < 1.0 and checkpoints
+    if not cached and not no_checkpoint and (rewindable or (rewindable is False and appends)):
         cause = RecomputeCause.CACHE_PROMPT_OFF
+    elif no_checkpoint or rewindable is False:
+        cause = RecomputeCause.CHECKPOINT_EVICTED if checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
     else:
         cause = RecomputeCause.UNKNOWN
-    return PromptReuse(
-        cached + recomputed, recomputed, None if prefill_s is None else prefill_s * recomputed / computed, cause
-    )
+    return recomputed(round(lost), cause, cached=cached, computed=computed, prefill_s=prefill_s)

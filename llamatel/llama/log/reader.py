@@ -20,6 +20,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.jsonl_record import FRAGMENTS, parse_record
 from llamatel.llama.log.log_audit import LogAudit
@@ -68,8 +69,6 @@ class LogReader:
         self.server = server
         """The server of the next Completions; the owner replaces it as more becomes known."""
         self.logged_server = LoggedServer()
-        self.rewindable: bool | None = None
-        """Whether the model's KV cache can be cut anywhere; the owner sets it once the model is known."""
         self._supervised = supervised
         self._clock = clock or LogClock()
         self._counters = counters or LogCounters()
@@ -228,16 +227,31 @@ class LogReader:
             return "other"  # another library's line, which quotes what a client sent
         updated = learn(self.logged_server, text)
         if updated is not None:
-            self.logged_server = updated
-            self._audit.configured(updated.slots)
+            self._learned(updated)
             return "server"
         if self._may_be_router and self.router.read(text):
             for reader in self.router.pop_disconnected():
                 now = self._clock.wall(self._last_time)
                 self._completed.extend(reader.abort(now, "the model's process ended"))
-        elif text.startswith("srv ") and text[19:].startswith("purging slot"):
-            self._counters.slot_lines += 1
+        elif text.startswith("srv ") and ("purging slot" in text or "cache" in text):
+            self._cache_message(text[19:].lstrip(" -"))
         return "server" if text.startswith(_OURS) or parts.level is not None else "other"
+
+    def _learned(self, server: LoggedServer) -> None:
+        history, before = self._requests.history, self.logged_server
+        if server.sleeping and not before.sleeping:
+            history.clear()
+        history.complete = server.slots is not None
+        history.unified = server.kv_unified
+        if server.reported.get("recurrent"):
+            history.rewindable = False
+        self.logged_server = server
+        self._audit.configured(server.slots)
+
+    def _cache_message(self, message: str) -> None:
+        if message.startswith("purging slot"):
+            self._counters.slot_lines += 1
+        self._requests.history.read(message)
 
     @property
     def _may_be_router(self) -> bool:
@@ -254,7 +268,7 @@ class LogReader:
             tokens=tokens,
             truncated=truncated,
             others=[other for other in self._requests if other is not request],
-            rewindable=False if self.logged_server.reported.get("recurrent") else self.rewindable,
+            history=self._requests.history,
         )
         if completion.outcome is Outcome.OK:
             if completion.prefill_s is None:
@@ -303,6 +317,14 @@ class LogReader:
     def polled(self) -> None:
         """Count a poll that uses a task number (/metrics, /slots)."""
         self._requests.number_taken(self._last_time)
+
+    def describe_cache(self, *, rewindable: bool | None, settings: ServerSettings | None) -> None:
+        """Whether the model's KV cache can be cut anywhere, and the server's flags; None: not known."""
+        history = self._requests.history
+        if not self.logged_server.reported.get("recurrent"):
+            history.rewindable = rewindable
+        if settings is not None:
+            history.host_cache, history.checkpoints = settings.cache_ram_mib != 0, settings.ctx_checkpoints != 0
 
     def abort(self, now: float, error: str) -> list[Completion]:
         """The server exited: every request in flight fails at ``now``."""
@@ -354,6 +376,9 @@ class LogReader:
     def audit(self, generated_total: float | None, slots: Sequence[SlotState] | None) -> None:
         """Compare the log with llama.cpp's current token counter and slots."""
         self._audit.compare(generated_total, slots)
+        for slot in slots or ():
+            if not slot.busy and slot.context_tokens == 0:
+                self._requests.history.polled_empty(slot.id, slot.task)
 
     def counts(self, generated_total: float | None = None) -> LogCounts:
         """What was read so far; see ``LogCounters.snapshot``."""

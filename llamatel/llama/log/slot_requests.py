@@ -12,7 +12,8 @@ from typing import Protocol
 
 from llamatel.llama.log.log_audit import LogAudit
 from llamatel.llama.log.log_counters import LogCounters
-from llamatel.llama.log.logged_request import LoggedRequest
+from llamatel.llama.log.logged_request import CONTEXT_FULL, LoggedRequest
+from llamatel.llama.log.prompt_history import PromptHistory
 from llamatel.llama.log.prompt_reuse import SlotSelection, parse_selection
 from llamatel.llama.log.queue_clock import DEFAULT_BATCH, QueueClock
 from llamatel.llama.log.rejections import launch_rejection
@@ -47,6 +48,7 @@ class SlotRequests:
         self._on_end = on_end
         self._batch = DEFAULT_BATCH
         self._queue = QueueClock()
+        self.history = PromptHistory()
         self._active: dict[int, LoggedRequest] = {}
         self._selected: dict[int, tuple[float, SlotSelection]] = {}
         """When, and how, each slot was last selected for a task."""
@@ -83,7 +85,9 @@ class SlotRequests:
         elif function == "get_availabl":
             if message.startswith("selected slot"):
                 if len(self._selected) < _MAX_SLOTS:
-                    self._selected[slot] = time, parse_selection(message)
+                    selection = parse_selection(message)
+                    self._selected[slot] = time, selection
+                    self.history.selected(slot, selection)
                 return "request"
             return "server"
         request = self._active.get(slot)
@@ -170,6 +174,7 @@ class SlotRequests:
         self._active.clear()
         self._selected.clear()
         self._checkpoint_evicted.clear()
+        self.history.reset()
         self._heading_slot = None
         self.newest_task = self._idle_task = -1
         if self._displaced is not None:
@@ -204,6 +209,7 @@ class SlotRequests:
             self._checkpoint_evicted.discard(slot)
         request = LoggedRequest(slot, task, time, is_child=message.rstrip().endswith("is_child = 1"))
         request.selection, request.checkpoint_evicted = selection, slot in self._checkpoint_evicted
+        request.contents = self.history.launched(slot, selection)
         self._active[slot] = request
         self._counters.started += 1
         return "request"
@@ -222,7 +228,16 @@ class SlotRequests:
             self._counters.lost += 1
             return "other"
         self._on_end(request, time, tokens=tokens, truncated=truncated)
+        self._left(request, tokens, time)
         return "request"
+
+    def _left(self, request: LoggedRequest, tokens: int, time: float) -> None:
+        """Record what a request left in its slot."""
+        if request.is_child or not tokens or (request.computed is None and not request.cancelled):
+            return  # a further choice's slot is emptied; an embedding's is of no use to another request
+        self.history.released(request.slot, request.left_in_slot(tokens, time))
+        if request.error is not None and CONTEXT_FULL in request.error:
+            self.history.clear_slot(request.slot)
 
     def _waited(self, request: LoggedRequest, time: float, tokens: int) -> float | None:
         """How long a request that releases its slot had waited for it."""

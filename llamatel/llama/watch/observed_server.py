@@ -448,7 +448,7 @@ class ObservedServer:
             build = self.info.build or facts.build
             model = self._model_file.read(facts, self._settings, self._process, self._named_model, build)
         if self.log is not None:
-            self.log.describe_cache(rewindable=model.rewindable)
+            self.log.describe_cache(rewindable=model.rewindable, settings=self._settings)
         cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
         if polling is not None:
             snapshot = replace(

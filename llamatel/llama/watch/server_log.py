@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.logged_server import LoggedServer
@@ -140,10 +141,10 @@ class ServerLog:
         with self._lock:
             return self._reader.running, self._reader.newest_task
 
-    def describe_cache(self, *, rewindable: bool | None) -> None:
-        """Whether the loaded model's KV cache can be cut anywhere; None: not known."""
+    def describe_cache(self, *, rewindable: bool | None, settings: ServerSettings | None) -> None:
+        """See ``LogReader.describe_cache``."""
         with self._lock:
-            self._reader.rewindable = rewindable
+            self._reader.describe_cache(rewindable=rewindable, settings=settings)
 
     def skip(self) -> None:
         """Count a line of which it is not known which server wrote it."""

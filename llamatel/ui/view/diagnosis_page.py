@@ -6,7 +6,9 @@ from html import escape
 
 from rich.text import Text
 
+from llamatel.records import RecomputeCause
 from llamatel.ui.diagnosis import Diagnosis, TimeUse
+from llamatel.ui.drafting import Drafting
 from llamatel.ui.view.glyphs import UNICODE, Glyphs
 from llamatel.ui.view.html import page_html
 from llamatel.ui.view.number_format import count, plural, rate, seconds
@@ -93,10 +95,14 @@ def _reuse(page: Page, diagnosis: Diagnosis) -> None:
         page.row("prompt cache", f"{share:.0%} of {diagnosis.prompt_tokens:,} prompt tokens were reused")
     if diagnosis.losses:
         rows = [
-            (loss.cause.replace("_", " "), count(loss.requests), count(loss.tokens), seconds(loss.seconds, page.glyphs))
+            (_cause(loss.cause), count(loss.requests), count(loss.tokens), seconds(loss.seconds, page.glyphs))
             for loss in diagnosis.losses
         ]
         page.table("prompt tokens computed again", ("cause", "requests", "tokens", "time"), rows)
+
+
+def _cause(name: str) -> str:
+    return name.replace("_", " ") + (", at most" if RecomputeCause(name).at_most else "")
 
 
 def _speed(page: Page, diagnosis: Diagnosis) -> None:
@@ -104,25 +110,40 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
     if diagnosis.prefill_tokens_per_second is not None:
         page.row("prefill", f"{rate(diagnosis.prefill_tokens_per_second, glyphs)} tok/s (median)")
     if diagnosis.decode is not None:
+        known = any(point.ceiling_share is not None for point in diagnosis.decode_points)
         rows = [
             (
                 f"{point.context:,}",
                 rate(point.tokens_per_second, glyphs),
-                glyphs.unknown if point.ceiling_share is None else f"{point.ceiling_share:.0%}",
+                *((glyphs.unknown if point.ceiling_share is None else f"{point.ceiling_share:.0%}",) if known else ()),
             )
             for point in diagnosis.decode_points
         ]
         running = plural(diagnosis.decode.concurrency, "request")
         page.table(
-            f"decode rate of one request, while {running} ran", ("context, tokens", "tok/s", "of the ceiling"), rows
+            f"decode rate of one request, while {running} ran",
+            ("context, tokens", "tok/s", *(("of what the bandwidth allows",) if known else ())),
+            rows,
         )
         page.row("spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests")
     if len(diagnosis.decode_by_concurrency) > 1:
         parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]
         page.row("concurrent", f"tok/s of one request, by requests that run: {', '.join(parts[:8])}")
-    if diagnosis.draft_acceptance is not None:
-        steps = "" if diagnosis.tokens_per_step is None else f", {diagnosis.tokens_per_step:.2f} tokens per step"
-        page.row("drafting", f"{diagnosis.draft_acceptance:.0%} of the draft tokens were accepted{steps}")
+    if diagnosis.drafting is not None:
+        _drafting(page, diagnosis.drafting)
+
+
+def _drafting(page: Page, found: Drafting) -> None:
+    steps = "" if found.tokens_per_step is None else f", {found.tokens_per_step:.2f} tokens per step"
+    page.row("drafting", f"{found.acceptance:.0%} of the draft tokens were accepted{steps}")
+    if found.by_position:
+        shares = ", ".join(f"{number}: {share:.0%}" for number, share in enumerate(found.by_position[:8], 1))
+        page.row("", f"accepted by position in the draft: {shares}")
+    if found.speedup is None:
+        page.row("", 'whether it pays: unknown without requests that do not draft ("speculative.n_max": 0)')
+    else:
+        verdict = "it pays" if found.speedup > 1 else "it does not pay"
+        page.row("", f"{verdict}: {found.speedup:.2f} times the decode rate of requests without drafts")
 
 
 def _changes(page: Page, diagnosis: Diagnosis) -> None:

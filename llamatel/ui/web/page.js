@@ -196,14 +196,14 @@ function lost(request) {
   const cause = request.recompute_cause.replaceAll("_", " ");
   const tokens = request.prompt_recomputed ? `${number(request.prompt_recomputed)}, ${seconds(request.recompute_s)}, ` : "";
   const made = element("span", `${tokens}${cause}`);
-  made.title = `${number(request.prompt_reusable)} tokens in the slot's cache, ${number(request.prompt_cached)} reused, ${number(request.prompt_recomputed)} computed again: ${cause}`;
+  made.title = `${number(request.prompt_reusable)} tokens that had been in the cache, ${number(request.prompt_cached)} reused, ${number(request.prompt_recomputed)} computed again: ${cause}`;
   return [made, "warn"];
 }
 
 function showSpeed(speed) {
   const at = speed.by_context, parts = [];
   if (at) {
-    const points = at.points.map(([context, value]) => `${rate(value)} tok/s at ${number(context)} tokens of context`);
+    const points = at.points.map(([context, value, share]) => `${rate(value)} tok/s at ${number(context)} tokens of context${share === null ? "" : `, ${percent(share)} of what the memory bandwidth allows`}`);
     parts.push(`Decode rate of one request: ${points.join(", ")} (${number(at.requests)} requests, ${number(at.concurrency)} at a time, spread ${percent(at.spread)}).`);
   }
   if (speed.by_concurrency.length > 1) {

@@ -1,0 +1,66 @@
+"""What speculative decoding achieves: accepted tokens, tokens per step, and whether it is faster than without."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llamatel.records import Completion
+
+_POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{position="(\d{1,3})"\}')
+_ENOUGH = 3
+"""Requests with and without drafts that a comparison needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """Speculative decoding of the observed requests."""
+
+    acceptance: float
+    """Share of the draft tokens that were accepted."""
+    tokens_per_step: float | None
+    by_position: tuple[float, ...]
+    """Share of the drafts whose first, second, ... token was accepted, since the server started; empty where llama.cpp
+    does not count it."""
+    speedup: float | None
+    """Decode rate of requests with drafts over that of requests without, at the same concurrency; None unless there
+    are ``_ENOUGH`` of both."""
+
+
+def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Drafting | None:
+    """``counters``: llama.cpp's own. None where nothing was drafted."""
+    with_drafts = [completion for completion in done if completion.draft_generated]
+    drafted = sum(completion.draft_generated or 0 for completion in with_drafts)
+    if not drafted:
+        return None
+    accepted = sum(completion.draft_accepted or 0 for completion in with_drafts)
+    tokens = sum(max(0, (completion.generated or 1) - 1) for completion in with_drafts)
+    return Drafting(
+        accepted / drafted,
+        tokens / (tokens - accepted) if tokens > accepted else None,
+        _by_position(counters),
+        _speedup(done),
+    )
+
+
+def _by_position(counters: Mapping[str, float]) -> tuple[float, ...]:
+    drafts = counters.get("spec_decode_num_drafts_total")
+    if not drafts:
+        return ()
+    found = {int(match.group(1)): value for name, value in counters.items() if (match := _POSITION.fullmatch(name))}
+    return tuple(found[position] / drafts for position in sorted(found))
+
+
+def _speedup(done: Sequence[Completion]) -> float | None:
+    rates: dict[int, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for completion in done:
+        if completion.tokens_per_second:
+            rates[len(completion.in_flight)][bool(completion.draft_generated)].append(completion.tokens_per_second)
+    pairs = [(plain, fast) for plain, fast in rates.values() if min(len(plain), len(fast)) >= _ENOUGH]
+    if not pairs:
+        return None
+    plain, fast = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+    return statistics.median(fast) / statistics.median(plain)
