@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import hypothesis
 import pytest
 
+import llamatel
 from llamatel import runtime
+from llamatel.llama import ServerManager
 from llamatel.llama.server import manager
 from llamatel.llama.server.supervisor import ServerState
 from llamatel.tracing import decorators as tracing
+from tests.client_matrix import OtherProcess
 from tests.parts import (
     MissingPart,
     OtlpSink,
@@ -150,6 +153,22 @@ def backend(request: pytest.FixtureRequest) -> str:
     return choose_backend(request)
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def chat_server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerManager]:
+    """A running server of four slots for a module's tests, which run once for each llama.cpp server."""
+    flags = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
+    with ServerManager(backend=choose_backend(request)) as running:
+        running.start_server(tiny_model, port=0, alias="tiny", extra_args=flags).wait_until_ready(60)
+        yield running
+
+
+@pytest.fixture
+def telemetry(no_settings: None) -> Iterator[runtime.Runtime]:
+    """``init()`` with kept spans."""
+    yield llamatel.init(metrics_addr="none", keep_traces=True)
+    llamatel.shutdown()
+
+
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply ``without_settings`` for the test."""
@@ -193,6 +212,21 @@ def otlp_sink() -> Iterator[OtlpSink]:
     """An OTLP/HTTP receiver that keeps what arrives."""
     with OtlpSink() as sink:
         yield sink
+
+
+@pytest.fixture(scope="module")
+def shared_sink() -> Iterator[OtlpSink]:
+    """The same for all tests of a module."""
+    with OtlpSink() as sink:
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def served(shared_sink: OtlpSink, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherProcess]:
+    """A ``llamatel serve`` in another process that sends to ``shared_sink``."""
+    running = OtherProcess(shared_sink, tiny_model, tmp_path_factory.mktemp("serving"))
+    yield running
+    running.child.stop()
 
 
 @pytest.fixture

@@ -88,28 +88,15 @@ def python(request: pytest.FixtureRequest) -> Path:
     return _get(request, application_servers)
 
 
-@pytest.fixture(scope="module")
-def sink() -> Iterator[OtlpSink]:
-    with OtlpSink() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def serving(sink: OtlpSink, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherProcess]:
-    running = OtherProcess(sink, tiny_model, tmp_path_factory.mktemp("serving"))
-    yield running
-    running.child.stop()
-
-
 @pytest.fixture
-def env(sink: OtlpSink, serving: OtherProcess, tmp_path: Path) -> dict[str, str]:
-    sink.clear()
+def env(shared_sink: OtlpSink, served: OtherProcess, tmp_path: Path) -> dict[str, str]:
+    shared_sink.clear()
     # The collectors are entry points: as if llamatel were installed in that Python.
     metadata = tmp_path / "llamatel-0.dist-info"
     metadata.mkdir()
     for name in ("METADATA", "entry_points.txt"):
         (metadata / name).write_text(distribution("llamatel").read_text(name) or "", encoding="utf-8")
-    made = environment(sink, LLAMATEL_URL=serving.page_url, MODEL_URL=serving.url, HOME=str(tmp_path))
+    made = environment(shared_sink, LLAMATEL_URL=served.page_url, MODEL_URL=served.url, HOME=str(tmp_path))
     return {**made, "PYTHONPATH": f"{tmp_path}{os.pathsep}{made['PYTHONPATH']}"}
 
 
@@ -154,7 +141,11 @@ COMMANDS = {
 
 @pytest.mark.parametrize("server", COMMANDS)
 def test_application_server_workers(
-    server: str, start: Callable[[Sequence[str | Path], str], Child], python: Path, sink: OtlpSink, tmp_path: Path
+    server: str,
+    start: Callable[[Sequence[str | Path], str], Child],
+    python: Path,
+    shared_sink: OtlpSink,
+    tmp_path: Path,
 ) -> None:
     uvicorn = server == "uvicorn"
     (tmp_path / "app.py").write_text(FASTAPI if uvicorn else WSGI)
@@ -167,18 +158,18 @@ def test_application_server_workers(
     output = child.output()
     assert "Traceback" not in output
     assert len(re.findall("llamatel", output)) == 0, output  # the port that a worker took first is no message
-    wait_until(lambda: len(of_kind(sink.spans(), "SERVER")) >= CALLS, 30, "the spans of the server")
-    answers, calls = sink.spans("answer"), of_kind(sink.spans(), "CLIENT")
+    wait_until(lambda: len(of_kind(shared_sink.spans(), "SERVER")) >= CALLS, 30, "the spans of the server")
+    answers, calls = shared_sink.spans("answer"), of_kind(shared_sink.spans(), "CLIENT")
     assert (len(answers), len(calls)) == (CALLS, CALLS)
     assert {str(span.resource["process.pid"]) for span in answers} == pids
     assert len({span.resource["service.instance.id"] for span in answers}) == len(pids)
     assert {call.parent_id for call in calls} == {span.span_id for span in answers}
-    joined = {request.parent_id for request in of_kind(sink.spans(), "SERVER")}
-    linked = {span_id for request in of_kind(sink.spans(), "SERVER") for _, span_id in request.links}
+    joined = {request.parent_id for request in of_kind(shared_sink.spans(), "SERVER")}
+    linked = {span_id for request in of_kind(shared_sink.spans(), "SERVER") for _, span_id in request.links}
     assert {call.span_id for call in calls} <= joined | linked
     counts = {
         metric.resource["service.instance.id"]: sum(point.count for point in metric.points)
-        for metric in sink.metrics("gen_ai.client.operation.duration")
+        for metric in shared_sink.metrics("gen_ai.client.operation.duration")
         if metric.resource["service.name"] == "app"
     }
     assert sum(counts.values()) == CALLS
@@ -186,7 +177,7 @@ def test_application_server_workers(
 
 
 def test_fastapi_stream_that_a_client_leaves(
-    start: Callable[[Sequence[str | Path], str], Child], python: Path, sink: OtlpSink, tmp_path: Path
+    start: Callable[[Sequence[str | Path], str], Child], python: Path, shared_sink: OtlpSink, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(FASTAPI)
     port = free_port()
@@ -194,11 +185,11 @@ def test_fastapi_stream_that_a_client_leaves(
     for _ in range(3):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/stream", timeout=60) as answer:
             answer.read(100)
-    wait_until(lambda: len(sink.spans("stream")) == 3, 30, "the spans of streams")
+    wait_until(lambda: len(shared_sink.spans("stream")) == 3, 30, "the spans of streams")
     child.stop()
     assert "Traceback" not in child.output()
     assert "detach" not in child.output()
-    assert {(span.status, span.events) for span in sink.spans("stream")} == {("UNSET", ())}
+    assert {(span.status, span.events) for span in shared_sink.spans("stream")} == {("UNSET", ())}
 
 
 STREAMLIT = (
@@ -219,8 +210,8 @@ st.button("again")
 def test_streamlit_reruns_keep_telemetry(  # noqa: PLR0917 - fixtures
     start: Callable[[Sequence[str | Path], str], Child],
     python: Path,
-    sink: OtlpSink,
-    serving: OtherProcess,
+    shared_sink: OtlpSink,
+    served: OtherProcess,
     tmp_path: Path,
     browser: object,
 ) -> None:
@@ -241,19 +232,19 @@ def test_streamlit_reruns_keep_telemetry(  # noqa: PLR0917 - fixtures
     for page in pages:
         expect(page.get_by_text("trace: answer")).to_be_visible(timeout=60_000)
     for _ in range(2):
-        before = len(of_kind(sink.spans(), "CLIENT"))
+        before = len(of_kind(shared_sink.spans(), "CLIENT"))
         pages[0].get_by_role("button", name="again").click()
-        wait_until(lambda: len(of_kind(sink.spans(), "CLIENT")) > before, 60, "the call of a rerun")  # noqa: B023
+        wait_until(lambda: len(of_kind(shared_sink.spans(), "CLIENT")) > before, 60, "the call of a rerun")  # noqa: B023
     for page in pages:
         page.close()
     child.stop()
     assert "Traceback" not in child.output(), child.output()
-    answers = sink.spans("answer")
+    answers = shared_sink.spans("answer")
     assert len(answers) == 4
     assert len({span.resource["service.instance.id"] for span in answers}) == 1
     counts = [
         sum(point.count for point in metric.points)
-        for metric in sink.metrics("gen_ai.client.operation.duration")
+        for metric in shared_sink.metrics("gen_ai.client.operation.duration")
         if metric.resource["service.name"] == "app"
     ]
     assert counts == sorted(counts)  # counters go on
@@ -324,22 +315,22 @@ INSTRUMENT = "import sys; from opentelemetry.instrumentation.auto_instrumentatio
 
 
 def test_own_requests_are_not_traced(
-    env: dict[str, str], python: Path, sink: OtlpSink, serving: OtherProcess, tmp_path: Path
+    env: dict[str, str], python: Path, shared_sink: OtlpSink, served: OtherProcess, tmp_path: Path
 ) -> None:
     """As ``opentelemetry-instrument``, with instrumentations of urllib3, requests, httpx and gRPC installed."""
     (tmp_path / "script.py").write_text(ZERO_CODE)
-    more = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    more = {"OTEL_TRACES_EXPORTER": "otlp_proto_http", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
     done = subprocess.run(
         [str(python), "-c", INSTRUMENT, "python", str(tmp_path / "script.py")],
         env={**env, **more, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: len(of_kind(sink.spans(), "SERVER")) >= 2, 30, "the spans of the server")
-    requests = [span for span in sink.spans() if span.name in ("GET", "POST")]
+    wait_until(lambda: len(of_kind(shared_sink.spans(), "SERVER")) >= 2, 30, "the spans of the server")
+    requests = [span for span in shared_sink.spans() if span.name in ("GET", "POST")]
     urls = [str(span.attributes.get("http.url", span.attributes.get("url.full"))) for span in requests]
-    assert f"{serving.url}/health" in urls  # the instrumentation works
-    calls = {span.span_id for span in of_kind(sink.spans(), "CLIENT") if span.name.startswith(("chat", "text_"))}
+    assert f"{served.url}/health" in urls  # the instrumentation works
+    calls = {span.span_id for span in of_kind(shared_sink.spans(), "CLIENT") if span.name.startswith(("chat", "text_"))}
     assert len(calls) == 2
     # The application's own: the call itself (the first one to a server is not known to be one before its response).
-    assert set(urls) <= {f"{serving.url}/health", f"{serving.url}/v1/chat/completions"}
+    assert set(urls) <= {f"{served.url}/health", f"{served.url}/v1/chat/completions"}

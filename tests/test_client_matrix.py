@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,27 +22,14 @@ def python(request: pytest.FixtureRequest) -> Path:
     return _get(request, client_libraries)
 
 
-@pytest.fixture(scope="module")
-def sink() -> Iterator[OtlpSink]:
-    with OtlpSink() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def serving(sink: OtlpSink, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherProcess]:
-    running = OtherProcess(sink, tiny_model, tmp_path_factory.mktemp("serving"))
-    yield running
-    running.child.stop()
-
-
 @pytest.mark.parametrize("process", ["same", "other"])
 @pytest.mark.parametrize("row", client_matrix.SHORT, ids=" ".join)
 def test_client_matrix_calls_are_joined(  # noqa: PLR0917 - fixtures
-    row: tuple[str, str], process: str, python: Path, sink: OtlpSink, serving: OtherProcess, tiny_model: Path
+    row: tuple[str, str], process: str, python: Path, shared_sink: OtlpSink, served: OtherProcess, tiny_model: Path
 ) -> None:
-    elsewhere = serving if process == "other" else None
+    elsewhere = served if process == "other" else None
     for _ in range(3):  # on a busy machine a caller's thread may wait longer than its request does
-        found = measure(sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
+        found = measure(shared_sink, *row, CALLS, model=tiny_model, elsewhere=elsewhere, python=python)
         assert (found.calls, found.wrong) == (CALLS, 0)
         if not found.none:
             break

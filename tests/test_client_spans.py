@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,10 +37,9 @@ from llamatel_collectors.client import ClientCollector
 from tests import genai_conventions
 from tests.parts import free_port
 from tests.recording import CallRecorder, Recording
-from tests.servers import BACKENDS, LONG, choose_backend
+from tests.servers import LONG
 
 HELLO = [{"role": "user", "content": "Hello"}]
-FLAGS = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
 
 
 class Joined(Recording):
@@ -98,16 +96,9 @@ def drain_log(server: ServerManager) -> None:
 Listen = Callable[..., Joined]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerManager]:
-    with ServerManager(backend=choose_backend(request)) as running:
-        running.start_server(tiny_model, port=0, alias="tiny", extra_args=FLAGS).wait_until_ready(60)
-        yield running
-
-
 @pytest.fixture
-def client(server: ServerManager) -> Iterator[LlamaCppClient]:
-    with LlamaCppClient(server.base_url, timeout=60) as made:
+def client(chat_server: ServerManager) -> Iterator[LlamaCppClient]:
+    with LlamaCppClient(chat_server.base_url, timeout=60) as made:
         yield made
 
 
@@ -148,9 +139,9 @@ def waits_for_the_log(joined: Joined, number: int) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_client_span_joined_with_server(
-    server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool
+    chat_server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool
 ) -> None:
-    joined = listen(server)
+    joined = listen(chat_server)
 
     @llamatel.task
     def fetch() -> Any:
@@ -191,7 +182,7 @@ def test_client_span_joined_with_server(
         "gen_ai.usage.output_tokens": 12,
         "gen_ai.usage.cache_read.input_tokens": answer.timings.cache_n,
         "server.address": "127.0.0.1",
-        "server.port": server.info.port,
+        "server.port": chat_server.info.port,
         "llamacpp.outcome": "ok",
     }
     assert found.items() >= expected.items()
@@ -223,8 +214,10 @@ def test_client_span_parts_without_server_log(client: LlamaCppClient, listen: Li
 
 
 @pytest.mark.parametrize("latest", [False, True])
-def test_client_span_conventions(server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool) -> None:
-    joined = listen(server, content=Wanted(on_spans=True), latest=latest)
+def test_client_span_conventions(
+    chat_server: ServerManager, client: LlamaCppClient, listen: Listen, latest: bool
+) -> None:
+    joined = listen(chat_server, content=Wanted(on_spans=True), latest=latest)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     everything: dict[str, Any] = {
         "model": "m", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "frequency_penalty": 0.1,
@@ -314,8 +307,8 @@ def test_client_metrics_fit_instruments(client: LlamaCppClient, listen: Listen) 
 # -- streams that are closed early, errors -----------------------------------------------------------------------------
 
 
-def test_client_span_stream_left(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
-    joined = listen(server)
+def test_client_span_stream_left(chat_server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(chat_server)
     with client.chat.completions.create(HELLO, stream=True, max_tokens=LONG, ignore_eos=True) as stream:
         for _ in range(4):
             next(stream)
@@ -329,7 +322,7 @@ def test_client_span_stream_left(server: ServerManager, client: LlamaCppClient, 
     assert duration.attributes["error.type"] == "cancelled"
 
 
-def test_client_span_error_descriptions(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
+def test_client_span_error_descriptions(chat_server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
     joined = listen(None)
     with pytest.raises(ContextTooLong):
         client.complete("again " * 9000)
@@ -478,10 +471,10 @@ def test_content_capture_event(client: LlamaCppClient, listen: Listen, monkeypat
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_join_fifty_identical_requests(
-    server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool, monkeypatch: pytest.MonkeyPatch
+    chat_server: ServerManager, client: LlamaCppClient, listen: Listen, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llama.cpp's own response has the slot; it is withheld from the joiner and then compared."""
-    joined = listen(server)
+    joined = listen(chat_server)
     slots: dict[int, int] = {}
     submit = joined.observer.submit
 
@@ -517,9 +510,9 @@ def test_join_fifty_identical_requests(
     assert len(parents) >= 25
 
 
-def test_join_requests_of_other_clients(server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
-    joined = listen(server)
-    other_client = LlamaCppClient(server.base_url)
+def test_join_requests_of_other_clients(chat_server: ServerManager, client: LlamaCppClient, listen: Listen) -> None:
+    joined = listen(chat_server)
+    other_client = LlamaCppClient(chat_server.base_url)
     with ThreadPoolExecutor(8) as threads:
         ours = [threads.submit(client.complete, "Ours", n_predict=20, ignore_eos=True) for _ in range(8)]
         listener, calls._Registered.listener = calls._Registered.listener, None

@@ -22,10 +22,9 @@ import llamatel
 from llamatel import runtime
 from llamatel.llama import ServerManager
 from llamatel.telemetry.kept_spans import KeptSpan
-from tests.servers import BACKENDS, LONG, choose_backend
+from tests.servers import LONG
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
-FLAGS = ("-c", "8192", "-np", "4", "-t", "1", "--metrics", "--jinja")
 PHASES = ("queue", "prefill", "decode")
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 SCHEMA: Any = {
@@ -34,23 +33,9 @@ SCHEMA: Any = {
 }
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerManager]:
-    with ServerManager(backend=choose_backend(request)) as running:
-        running.start_server(tiny_model, port=0, alias="tiny", extra_args=FLAGS).wait_until_ready(60)
-        yield running
-
-
 @pytest.fixture
-def telemetry(no_settings: None) -> Iterator[runtime.Runtime]:
-    running = llamatel.init(metrics_addr="none", keep_traces=True)
-    yield running
-    llamatel.shutdown()
-
-
-@pytest.fixture
-def client(server: ServerManager) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", max_retries=0) as made:
+def client(chat_server: ServerManager) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{chat_server.base_url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
@@ -151,7 +136,7 @@ def test_openai_call_is_joined(telemetry: runtime.Runtime, client: openai.OpenAI
     )
 
 
-def test_openai_async_calls_are_joined(telemetry: runtime.Runtime, server: ServerManager) -> None:
+def test_openai_async_calls_are_joined(telemetry: runtime.Runtime, chat_server: ServerManager) -> None:
     @llamatel.task
     async def agent(client: openai.AsyncOpenAI, number: int) -> None:
         create = client.chat.completions.create
@@ -163,7 +148,7 @@ def test_openai_async_calls_are_joined(telemetry: runtime.Runtime, server: Serve
 
     @llamatel.task
     async def agents() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{server.base_url}/v1", api_key="none") as client:
+        async with openai.AsyncOpenAI(base_url=f"{chat_server.base_url}/v1", api_key="none") as client:
             await asyncio.gather(*(agent(client, number) for number in range(6)))
 
     asyncio.run(agents())
@@ -377,28 +362,26 @@ def test_openai_instrumentation_disabled(
         llamatel.shutdown()
 
 
-def test_openai_package_is_not_imported() -> None:
-    program = (
-        "import sys, llamatel; llamatel.init(metrics_addr='none'); "
-        "print([name for name in ('openai', 'httpx', 'httpx2') if name in sys.modules]); llamatel.shutdown()"
-    )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
-
-
-def test_openai_import_after_init(server: ServerManager) -> None:
+def test_openai_import_after_init(tiny_model: Path) -> None:
+    """``init()`` imports neither openai nor httpx, and warns of nothing; a later import is instrumented."""
     program = f"""
 import sys, llamatel
 llamatel.init(metrics_addr="none", keep_traces=True)
+print([name for name in ("openai", "httpx", "httpx2") if name in sys.modules])
+from llamatel.llama import ServerManager
+server = ServerManager()
+server.start_server({str(tiny_model)!r}, port=0, extra_args={["-t", "1", "--jinja"]!r}).wait_until_ready(60)
 import openai
-client = openai.OpenAI(base_url={server.base_url + "/v1"!r}, api_key="none")
+client = openai.OpenAI(base_url=server.base_url + "/v1", api_key="none")
 with llamatel.span("task"):
-    client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "Hello"}}], max_tokens=4)
+    client.chat.completions.create(model="m", messages={HELLO!r}, max_tokens=4)
 print(*(span.name for span in llamatel.last_trace().spans))
 llamatel.shutdown()
-client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "Hello"}}], max_tokens=4)
+client.chat.completions.create(model="m", messages={HELLO!r}, max_tokens=4)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split()[:3] == ["task", "chat", "m"]
-    assert {"prefill", "decode"} <= set(done.stdout.split())
+    imported, spans = done.stdout.splitlines()
+    assert imported == "[]"
+    assert spans.split()[:3] == ["task", "chat", "m"]
+    assert {"prefill", "decode"} <= set(spans.split())

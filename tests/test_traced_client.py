@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,23 +14,9 @@ from llamatel import runtime
 from llamatel.errors import UsageError
 from llamatel.llama import ServerManager
 from llamatel.telemetry.kept_spans import KeptSpan
-from tests.servers import BACKENDS, LONG, choose_backend
+from tests.servers import LONG
 
-FLAGS = ("-c", "8192", "-np", "2", "-t", "1", "--metrics", "--jinja")
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6}
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerManager]:
-    with ServerManager(backend=choose_backend(request)) as running:
-        running.start_server(tiny_model, port=0, alias="tiny", extra_args=FLAGS).wait_until_ready(60)
-        yield running
-
-
-@pytest.fixture
-def telemetry(no_settings: None) -> Iterator[runtime.Runtime]:
-    yield llamatel.init(metrics_addr="none", keep_traces=True)
-    llamatel.shutdown()
 
 
 def use_requests(url: str, body: dict[str, Any], streamed: bool) -> None:
@@ -74,10 +58,10 @@ def use_async_httpx(url: str, body: dict[str, Any], streamed: bool) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("use", [use_requests, use_httpx, use_httpx_raw, use_async_httpx])
 def test_traced_client_call_is_joined(
-    telemetry: runtime.Runtime, server: ServerManager, use: Any, streamed: bool
+    telemetry: runtime.Runtime, chat_server: ServerManager, use: Any, streamed: bool
 ) -> None:
     with llamatel.span("task"):
-        use(server.base_url, {**BODY, "stream": streamed}, streamed)
+        use(chat_server.base_url, {**BODY, "stream": streamed}, streamed)
     spans = llamatel.last_trace().spans
     [call] = [span for span in spans if span.kind == "CLIENT"]
     [request] = [span for span in spans if span.kind == "SERVER"]
@@ -86,22 +70,24 @@ def test_traced_client_call_is_joined(
     assert [span.name for span in spans].count("decode") == 1
 
 
-def test_traced_client_failed_call(telemetry: runtime.Runtime, server: ServerManager) -> None:
+def test_traced_client_failed_call(telemetry: runtime.Runtime, chat_server: ServerManager) -> None:
     session = llamatel.trace_client(requests.Session())
     with llamatel.span("task"):
         wrong = {**BODY, "messages": [{"role": "user", "content": "again " * 9000}]}
-        assert session.post(f"{server.base_url}/v1/chat/completions", json=wrong, timeout=30).status_code == 400
+        assert session.post(f"{chat_server.base_url}/v1/chat/completions", json=wrong, timeout=30).status_code == 400
     [call] = _calls()
     assert call.failed
     assert call.attributes["error.type"] == "exceed_context_size_error"
     assert call.attributes["http.response.status_code"] == 400
 
 
-def test_traced_client_stream_left(telemetry: runtime.Runtime, server: ServerManager) -> None:
+def test_traced_client_stream_left(telemetry: runtime.Runtime, chat_server: ServerManager) -> None:
     session = llamatel.trace_client(requests.Session())
     with llamatel.span("task"):
         long = {**BODY, "stream": True, "max_tokens": LONG, "ignore_eos": True}
-        with session.post(f"{server.base_url}/v1/chat/completions", json=long, stream=True, timeout=30) as response:
+        with session.post(
+            f"{chat_server.base_url}/v1/chat/completions", json=long, stream=True, timeout=30
+        ) as response:
             next(response.iter_lines())
     [call] = _calls()
     assert call.attributes["llamacpp.outcome"] == "cancelled"

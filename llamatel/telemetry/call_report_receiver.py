@@ -14,7 +14,7 @@ from typing import Any
 
 from llamatel.telemetry.observer import Observer
 from llamatel.tracing.call_reports import EXPECTED_S, read
-from llamatel.tracing.joining import Endpoint, endpoint_of
+from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _MAX_BYTES_PER_SECOND = 256 * 1024
 """Some 450 calls."""

@@ -23,7 +23,8 @@ from llamatel.telemetry.collector_guard import Guard, Record
 from llamatel.telemetry.losses import Losses
 from llamatel.telemetry.span_shedding import SpanShedding
 from llamatel.telemetry.watched_servers import Watched, WatchedServers
-from llamatel.tracing.joining import Endpoint, Joiner, OpenCall, Origin, endpoint_of
+from llamatel.tracing.joining import Joiner, OpenCall, Origin
+from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from llamatel.tracing.call_reports import (
     read_endpoint,
     write,
 )
-from llamatel.tracing.joining import HERE, Endpoint, OpenCall, endpoint_of
+from llamatel.tracing.joining import OpenCall
+from llamatel.tracing.server_addresses import HERE, Endpoint, endpoint_of
 
 DEFAULT_URL = f"http://{DEFAULT_METRICS_ADDR}"
 """A llamatel's default address."""

@@ -28,7 +28,7 @@ from opentelemetry.trace import (
 
 from llamatel.inputs.documents import parse_json
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.tracing.joining import Endpoint, endpoint_of
+from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 SERVERS_PATH = "/servers.json"
 CALLS_PATH = "/calls.json"

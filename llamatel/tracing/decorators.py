@@ -12,8 +12,8 @@ import functools
 import inspect
 import traceback
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import nullcontext
 from types import CoroutineType, TracebackType
 from typing import Any, TypeVar, cast, overload
 
@@ -25,6 +25,7 @@ from llamatel.tracing import global_tracer
 from llamatel.tracing.entered_context import EnteredContext, SteppedContext
 from llamatel.tracing.span_arguments import RecordedArguments, Redact
 from llamatel.tracing.span_values import cut, encodable
+from llamatel.tracing.stepped_generators import GENERATORS, Opened
 
 F = TypeVar("F", bound=Callable[..., Any])
 AttributeValue = str | bool | int | float
@@ -217,8 +218,8 @@ def carry_context(function: F) -> F:
         return SteppedContext(here), lambda _: None
 
     kind = _kind(function)
-    if kind in _GENERATORS:
-        return cast("F", functools.wraps(function)(_GENERATORS[kind](function, opened)))
+    if kind in GENERATORS:
+        return cast("F", functools.wraps(function)(GENERATORS[kind](function, opened)))
     return cast("F", functools.wraps(function)(coroutine if kind == "coroutine" else carried))
 
 
@@ -261,8 +262,8 @@ def _decorated(function: F, name: str, attributes: dict[str, AttributeValue], re
         return SteppedContext(set_span_in_context(span)), functools.partial(_end, span)
 
     kind = _kind(function)
-    if kind in _GENERATORS:
-        return cast("F", functools.wraps(function)(_GENERATORS[kind](function, opened)))
+    if kind in GENERATORS:
+        return cast("F", functools.wraps(function)(GENERATORS[kind](function, opened)))
     wrap = _coroutine if kind == "coroutine" else _plain
     return cast("F", functools.wraps(function)(wrap(function, name, attributes, recorded)))
 
@@ -335,76 +336,3 @@ def _coroutine(
         return await _awaited(lambda: function(*args, **kwargs), span, recorded)
 
     return call
-
-
-Opened = tuple[AbstractContextManager[None], Callable[["BaseException | None"], None]]
-"""The context of a generator's code, and a function to call with its exception, or None."""
-
-
-def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
-    """``function``, whose generators run in a context that ``opened`` gives at their first step."""
-
-    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        context, finish = opened(args, kwargs)
-        failure: BaseException | None = None
-        try:
-            body: Generator[Any, Any, Any] = function(*args, **kwargs)
-            step: Callable[[Any], Any] = body.send
-            value: Any = None
-            while True:
-                with context:
-                    try:
-                        item = step(value)
-                    except StopIteration as stop:
-                        return stop.value
-                try:
-                    value, step = (yield item), body.send
-                except GeneratorExit:
-                    with context:
-                        body.close()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - thrown in by the consumer: the body's to handle
-                    value, step = error, body.throw
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            finish(failure)
-
-    return call
-
-
-def _async_generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
-    """The same of an async generator function."""
-
-    async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        context, finish = opened(args, kwargs)
-        failure: BaseException | None = None
-        try:
-            body: AsyncGenerator[Any, Any] = function(*args, **kwargs)
-            step: Callable[[Any], Any] = body.asend
-            value: Any = None
-            while True:
-                with context:
-                    try:
-                        item = await step(value)
-                    except StopAsyncIteration:
-                        return
-                try:
-                    value, step = (yield item), body.asend
-                except GeneratorExit:
-                    with context:
-                        await body.aclose()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - thrown in by the consumer: the body's to handle
-                    value, step = error, body.athrow
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            finish(failure)
-
-    return call
-
-
-_GENERATORS: dict[str, Callable[..., Any]] = {"async_generator": _async_generator, "generator": _generator}

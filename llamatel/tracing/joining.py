@@ -28,16 +28,17 @@ from threading import Lock
 from typing import Protocol
 
 from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
-from llamatel.tracing.semconv import operation
+from llamatel.tracing.call_matching import (
+    CLOCK_S,
+    NOTICED_S,
+    agree,
+    completed_unread,
+    may_be,
+    server_failed,
+    started_stream,
+)
+from llamatel.tracing.server_addresses import Endpoint, ServerAddresses, endpoint_of
 
-_CLOCK_S = 0.25
-"""How far the log's time and the wall clock may be apart; in practice they differ by much less."""
-_BUSY_CLIENT_S = 2.0
-"""How late a client's thread may see the headers of a stream."""
-_ROUNDED_S = 0.0000051
-"""Half of the log's 0.01 ms, and floating-point error."""
-_EXACT_S = 0.0000006
-"""The same where the log gives microseconds."""
 _LOOKS_S = 0.3
 """Time between two searches for a call's request."""
 _WEIGHED_S = 0.1
@@ -48,10 +49,8 @@ _LATE_S = 0.9
 """How long a call waits for a request that fits."""
 _HELD_S = 1.0
 """How long a request waits for a call that may be its own."""
-_HELD_FOR_STREAM_S = 10.0
+_HELD_FOR_STREAM_S = 60.0
 """The same while a stream that started with it is still being read: its reader may be slow."""
-_NOTICED_S = 1.2
-"""llama.cpp checks once a second whether its client is still connected."""
 _REMEMBERED = 1024
 _MAX_ELSEWHERE = (1024, 64)
 """Calls of other processes that wait for their requests: with timings, and without, which costs up to 1,024 comparisons
@@ -61,11 +60,6 @@ _BUCKET_S = 0.00001
 _MAX_FITTING = 64
 """If more fit, only the nearest are linked."""
 _MAX_LINKS = 16
-_MAX_ADDRESSES = 256
-_SURE = 2
-"""Calls identified by their timings until an address counts as another name of a server."""
-HERE = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - recognised, not bound
-"""Names of this machine."""
 
 
 class OpenCall(Protocol):
@@ -110,15 +104,6 @@ class _Finished:
     searched_at: float = 0.0
     overdue: bool = False
     """Too many wait: it is decided with the requests that are there."""
-
-
-Endpoint = tuple["str | None", "int | None"]
-
-
-def endpoint_of(server: ServerInfo) -> Endpoint:
-    """Identifies a server for both sides; the names of this machine are one."""
-    address = None if server.address is None else server.address.lower()
-    return ("127.0.0.1" if address in HERE else address, server.port)
 
 
 class _Recent:
@@ -182,41 +167,6 @@ def _near(seconds: float) -> tuple[int, int, int]:
     return bucket - 1, bucket, bucket + 1
 
 
-class _Addresses:
-    """The addresses of the watched servers, and other names of them."""
-
-    def __init__(self) -> None:
-        self._watched: set[Endpoint] = set()
-        self._names: dict[Endpoint, tuple[Endpoint, int]] = {}
-        """The server that calls to an address were identified with, and how many."""
-        self._others: set[Endpoint] = set()
-        """Addresses that belong to no watched server."""
-
-    def watch(self, endpoint: Endpoint) -> None:
-        self._watched.add(endpoint)
-
-    def server(self, endpoint: Endpoint) -> Endpoint | None:
-        """The server at an address; None where that is not yet known."""
-        if endpoint in self._watched or endpoint in self._others:
-            return endpoint
-        found, count = self._names.get(endpoint, (None, 0))
-        return found if count >= _SURE else None
-
-    def identified(self, endpoint: Endpoint, server: Endpoint) -> None:
-        """A call to this address ran on this server."""
-        found, count = self._names.get(endpoint, (server, 0))
-        if found == server and len(self._names) < _MAX_ADDRESSES:
-            self._names[endpoint] = server, count + 1
-        else:
-            self.other(endpoint)
-
-    def other(self, endpoint: Endpoint) -> None:
-        """A call to this address ran on no watched server."""
-        if endpoint not in self._watched and len(self._others) < _MAX_ADDRESSES:
-            self._names.pop(endpoint, None)
-            self._others.add(endpoint)
-
-
 class Joiner:
     """Consumes calls and requests as they end, and returns the requests with their origin.
 
@@ -237,7 +187,7 @@ class Joiner:
         self._finished: list[_Finished] = []
         self._held: list[_Held] = []
         self._recent = _Recent()
-        self._addresses = _Addresses()
+        self._addresses = ServerAddresses()
         self.grace_s = 0.0
         """How long each request waits for a report of another process, which may be the first one."""
         self._now = 0.0
@@ -351,7 +301,7 @@ class Joiner:
 
     def _noticed(self, call: ClientCall) -> float:
         """How long it takes until the log shows the end of a call that failed."""
-        return _DECIDED_AFTER_S[1] if _server_failed(call) else _NOTICED_S
+        return _DECIDED_AFTER_S[1] if server_failed(call) else NOTICED_S
 
     def _decide(self, call: ClientCall, fitting: list[_Held], others: _Rivals) -> bool:
         """Give the requests that fit a call their origin; whether one was joined."""
@@ -368,15 +318,14 @@ class Joiner:
             return False
         joined = False
         for held in found:
-            rivals = any(
-                other is not call and self._agree(other, held.completion) for other in others.of(held.completion)
-            )
-            left = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
-            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not left
+            alike = (other for other in others.of(held.completion) if other is not call)
+            rivals = any(agree(other, held.completion, self._addresses) for other in alike)
+            unread = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
+            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not unread
             if certain and not named:
                 self._addresses.identified(endpoint, endpoint_of(held.completion.server))
                 certain = False
-            if certain and (call.has_timings or call.sent_at - _CLOCK_S > self._forgotten_at):
+            if certain and (call.has_timings or call.sent_at - CLOCK_S > self._forgotten_at):
                 held.origin = Origin(parent=call)
                 joined = joined or not held.written
             else:
@@ -387,10 +336,9 @@ class Joiner:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
         since = self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None)
         free = [held for held in since if held.origin is None]
-        found = [held for held in free if self._agree(call, held.completion)]
-        if not found and call.outcome is not Outcome.OK and not _server_failed(call):
-            found = [held for held in free if self._may_be(call, held.completion) and _left(call, held.completion)]
-        return found
+        return [held for held in free if agree(call, held.completion, self._addresses)] or [
+            held for held in free if completed_unread(call, held.completion, self._addresses)
+        ]
 
     def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
         """Whether a call may still turn out to be its own."""
@@ -404,47 +352,19 @@ class Joiner:
         completion = held.completion
         here, patience = endpoint_of(completion.server), self.grace_s
         for one in self._finished:  # for a second or two each: then it is decided
-            if self._may_be(one.call, completion):
-                patience = max(patience, one.arrived_at - held.arrived_at + _HELD_S + _NOTICED_S)
+            if may_be(one.call, completion, self._addresses):
+                patience = max(patience, one.arrived_at - held.arrived_at + _HELD_S + NOTICED_S)
         if max(self._expected.get(here, 0.0), self._expected.get(None, 0.0)) > now:
             patience = max(patience, _HELD_S)
         for endpoint, call in in_flight:
-            if endpoint not in (here, None) or completion.ended_at < call.started_at - _CLOCK_S:
+            if endpoint not in (here, None) or completion.ended_at < call.started_at - CLOCK_S:
                 continue
             headers_at = call.headers_at
             if headers_at is None:
                 patience = max(patience, _HELD_S)
-            elif completion.started_at >= call.started_at - _CLOCK_S and _started_stream(headers_at, completion):
+            elif completion.started_at >= call.started_at - CLOCK_S and started_stream(headers_at, completion):
                 patience = max(patience, _HELD_FOR_STREAM_S)
         return patience
-
-    def _may_be(self, call: ClientCall, completion: Completion) -> bool:
-        """Whether addresses and times allow it."""
-        late = _CLOCK_S if call.outcome is Outcome.OK or _server_failed(call) else _NOTICED_S + _CLOCK_S
-        if completion.started_at < call.sent_at - _CLOCK_S or completion.ended_at > call.ended_at + late:
-            return False
-        server = self._addresses.server(endpoint_of(call.server))
-        return call.has_timings if server is None else server == endpoint_of(completion.server)
-
-    def _agree(self, call: ClientCall, completion: Completion) -> bool:
-        """Whether a request may be a call: by address, time, outcome, and all figures that both have."""
-        if call.outcome is not Outcome.OK:
-            return self._may_be(call, completion) and _broke_off(call, completion)
-        # The figures first: they are quick to compare, and exclude most.
-        if call.tasks == 1 and (
-            completion.is_child
-            or _differ(call.slot, completion.slot)
-            or _differ(call.output_tokens, completion.generated)
-            or _differ(call.prompt_computed, completion.prompt_computed)
-            or _differ(call.cached_tokens, completion.prompt_cached)
-            or _differ(call.prefill_s, completion.prefill_s, _error(completion.prefill_s))
-            or _differ(call.decode_s, completion.decode_s, _error(completion.decode_s))
-            or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
-        ):
-            return False
-        if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
-            return False
-        return self._may_be(call, completion)
 
 
 def _nearest(held: _Held) -> tuple[ClientCall, ...]:
@@ -453,44 +373,3 @@ def _nearest(held: _Held) -> tuple[ClientCall, ...]:
         return tuple(held.candidates)
     ended_at = held.completion.ended_at
     return tuple(sorted(held.candidates, key=lambda call: abs(call.ended_at - ended_at))[:_MAX_LINKS])
-
-
-def _error(seconds: float | None) -> float:
-    """How far a time of the log may be from the true one: those with microseconds are exact."""
-    microseconds = (seconds or 0.0) * 1e6
-    return _EXACT_S if abs(microseconds - round(microseconds, -1)) > 0.5 else _ROUNDED_S
-
-
-def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:
-    return ours is not None and theirs is not None and abs(ours - theirs) > by
-
-
-def _server_failed(call: ClientCall) -> bool:
-    """Whether the server answered with an error, rather than the client leaving."""
-    return call.outcome is Outcome.ERROR and call.http_status is not None
-
-
-def _broke_off(call: ClientCall, completion: Completion) -> bool:
-    """Whether a request that did not complete may be a call that did not."""
-    if _server_failed(call):
-        if completion.outcome not in (Outcome.ERROR, Outcome.CONTEXT_FULL):
-            return False
-    elif call.outcome is Outcome.ERROR and completion.outcome is Outcome.ERROR:  # the server exited
-        pass
-    elif completion.outcome is not Outcome.CANCELLED or completion.ended_at < call.ended_at - _CLOCK_S:
-        return False
-    return call.headers_at is None or _started_stream(call.headers_at, completion)
-
-
-def _left(call: ClientCall, completion: Completion) -> bool:
-    """Whether a request that completed may be a call that its client had left, or did not read to its end."""
-    if completion.outcome is not Outcome.OK:
-        return False
-    if call.headers_at is None:
-        return completion.ended_at >= call.ended_at - _CLOCK_S
-    return _started_stream(call.headers_at, completion)
-
-
-def _started_stream(headers_at: float, completion: Completion) -> bool:
-    """Whether a stream's headers may mark the start of this request: a busy client sees them late."""
-    return -_CLOCK_S <= headers_at - completion.started_at <= _BUSY_CLIENT_S

@@ -62,13 +62,13 @@ class _Frame:
             if anchor == "end" and self.span < _SHORT_S:  # the clock of both ends would be nearly the same
                 clock = f"{self.span:.3g} s later"
             parts.append(f'<text x="{self.x(at):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{clock}</text>')
-        return "".join(parts)
+        return " ".join(parts)  # JupyterLab leaves the labels of a notebook that is not trusted, as text
 
 
 def _svg(title: str, body: str) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
+        f"<title>{escape(title)}</title> {body}</svg>"
     )
 
 

@@ -139,7 +139,7 @@ def trace_html(spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> str:
     for bar in rows:
         left = min(bar.start / whole * 100, 99.0)
         width = min(max(bar.length / whole * 100, 0.5), 100 - left)
-        facts = f'<div style="opacity:.7;font-size:11px">{escape(bar.facts)}</div>' if bar.facts else ""
+        facts = f'<div style="{_FACTS}">{escape(bar.facts)}</div>' if bar.facts else ""
         lines.append(
             f'<tr><td style="{_CELL}padding-left:{min(bar.depth, 12) * 14 + 4}px;{_NAME_CELL}" '
             f'title="{escape(bar.name, quote=True)}">{escape(bar.name)}{facts}</td>'
@@ -165,4 +165,5 @@ def warnings_html(warnings: Sequence[str]) -> str:
 # Notebooks lay tables out with fixed columns, cut what is longer, and align text to the right.
 _TABLE = "border-collapse:collapse;width:100%;table-layout:auto;border:none;margin:0"
 _CELL = "border:none;padding:2px 8px;text-align:left;vertical-align:top;background-color:transparent;"
+_FACTS = "opacity:.7;font-size:11px;white-space:normal"
 _NAME_CELL = "max-width:420px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
