@@ -162,6 +162,11 @@ METRICS: tuple[Metric, ...] = (
         (), _PHASE,
     ),
     Metric(
+        "llamacpp.request.outside.duration", Kind.HISTOGRAM, "s",
+        "Time from a request's arrival at Ollama until its llama-server had it, the loading of a model included; of "
+        "requests whose access line is known.", (), _PHASE,
+    ),
+    Metric(
         "llamacpp.request.prefill.duration", Kind.HISTOGRAM, "s",
         "Time to process the prompt, as llama.cpp measured it.", (), _PHASE,
     ),

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ class Ollama:
                         time.sleep(0.01)
                         continue
                     oldest = min(idle, key=lambda each: each.used_at)
-                    record(
+                    if not self.models[oldest.name].get("unloaded_silently"):  # as OLLAMA_MAX_LOADED_MODELS does
+                        record(
                         self.log, "INFO", "sched.go:551", "llama-server model predicted to exceed available memory, "
                         "evicting", predicted="2.1 GiB", available="1.2 GiB",
                     )  # fmt: skip
@@ -186,10 +187,11 @@ def main() -> None:  # noqa: C901 - a handler for each endpoint
             if self.path == "/api/version":
                 return 200, json.dumps({"version": VERSION}).encode()
             if self.path == "/api/ps":
+                expiry = datetime.now().astimezone() + timedelta(minutes=5)
                 loaded = [
                     {
                         "name": name, "model": name, "size": 1, "digest": "0" * 64, "size_vram": 0,
-                        "details": {"format": "gguf", "family": "llama"}, "expires_at": "2026-11-26T23:00:00Z",
+                        "details": {"format": "gguf", "family": "llama"}, "expires_at": expiry.isoformat(),
                         "context_length": 1024,
                     }
                     for name in ollama.loaded

@@ -22,7 +22,14 @@ HTML = http(
 )
 WEBUI = http(b"<!doctype html><html><head><title>Open WebUI</title></head><body></body></html>")
 VLLM_METRICS = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"
+KOBOLD_PROPS = {"chat_template": "x", "total_slots": 1, "default_generation_settings": {"n_ctx": 8192}}
+PYTHON = "Server: BaseHTTP/0.6 Python/3.12\r\n"
 LM_STUDIO = http({"error": "Unexpected endpoint or method. (GET /health). Returning 200 anyway"})
+
+
+def models(owner: str) -> bytes:
+    """``/v1/models`` of another program."""
+    return http({"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": owner}]})
 
 
 class Everything(dict[str, Bytes]):
@@ -62,7 +69,28 @@ def observe(server: UntrustedServer, prefix: str = "") -> ObservedServer:
         ({"/": http(b"Ollama is running"), "/api/version": http({"version": "0.30.0"})},
          "Ollama, not llama.cpp: give it Ollama's log"),
         ({"/health": http(b""), "/metrics": http(VLLM_METRICS),
-          "/v1/models": http({"data": [{"id": "m", "owned_by": "vllm"}]})}, "vLLM, not llama.cpp"),
+          "/v1/models": models("vllm")}, "vLLM, not llama.cpp"),
+        ({"/health": http(b""), "/v1/models": models("sglang"), "/get_model_info": http({})}, "SGLang, not"),
+        ({"/health": http(b""), "/info": http({"model_id": "m", "router": "text-generation-router"}),
+          "/metrics": http(b"tgi_queue_size 0\n")}, "Text Generation Inference"),
+        # KoboldCpp has /props with llama.cpp's keys.
+        ({"/health": http({"status": "ok"}), "/props": http(KOBOLD_PROPS), "/v1/models": models("koboldcpp")},
+         "KoboldCpp, not llama.cpp"),
+        ({"/api/extra/version": http({"result": "KoboldCpp", "version": "1.99"}), "/props": http(KOBOLD_PROPS)},
+         "KoboldCpp, not llama.cpp"),
+        ({"/v1/models": models("me")}, "llama-cpp-python's server"),
+        ({"/health": http({"status": "ok"}), "/v1/models": models("user")}, "text-generation-webui"),
+        ({"/health": http({"status": "ok"}, more=PYTHON), "/v1/models": http(
+            {"object": "list", "data": [{"id": "m", "object": "model", "created": 1}]}, more=PYTHON)}, "an MLX server"),
+        ({"/": http(b"<!DOCTYPE html><html><head><title>LocalAI API - v3</title>"), "/readyz": http(b"OK"),
+          "/v1/models": http({"object": "list", "data": [{"id": "m", "object": "model"}]})}, "LocalAI, not llama.cpp"),
+        ({"/": http(b"<html><title>Jan API Server</title>")}, "Jan, not llama.cpp"),
+        (Everything(http(b"<a href=/login>Found</a>", "302 Found", "Location: /login\r\n"),
+                    **{"api/health": http({"database": "ok", "version": "12.0", "commit": "x"})}), "Grafana"),
+        (Everything(http(b"", "301 Moved Permanently", "Location: https://x/\r\n")),
+         "a program that llamatel does not know"),
+        (Everything(http({"method": "GET", "path": "/", "headers": {"Host": "x"}, "status": "ok"})),  # a JSON echo
+         "a program that llamatel does not know"),
         (Everything(LM_STUDIO, v1=LM_STUDIO), "LM Studio, not llama.cpp"),
         ({"/": http(b"llamatel"), "/metrics": http(b"# llamatel\nllamacpp_server_up 1\n")}, "another llamatel"),
         ({"/health": http({"status": "ok"}), "/props": http({"hello": 1}), "/metrics": http(b"x 1\n")},

@@ -26,6 +26,7 @@ from llamatel.llama.log.ollama_log import (
     ChildStart,
     Eviction,
     LoadedModels,
+    OllamaConfig,
     OllamaStart,
     parse_duration,
     parse_ollama,
@@ -35,6 +36,8 @@ from llamatel.llama.log.wrapped_lines import WrappedLines
 from llamatel.llama.watch.access_join import DatedAccess, join
 from llamatel.llama.watch.ollama import Ollama
 from llamatel.llama.watch.ollama_children import find_children
+from llamatel.llama.watch.ollama_evictions import Evictions
+from llamatel.llama.watch.ollama_log_location import find_log
 from llamatel.records import Completion, ObservedRequest, Outcome, ServerInfo
 from tests.attached import unmanaged
 from tests.ollama_stand_in import OllamaProcess
@@ -42,6 +45,9 @@ from tests.parts import free_port, wait_until
 from tests.parts.wheels import xllamacpp_server
 
 pytestmark = pytest.mark.usefixtures("no_settings")
+
+RECORDED = Path(__file__).parent / "data" / "ollama" / "0.33.0-rc2"
+DIGESTS = {"tiny-a": "de9b2f15cc5f", "tiny-b": "72c0acca15f0", "tiny-c": "91e45f79b79f"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def ollama(llama_server_binary: Path, tiny_model: Path, tmp_path: Path) -> Itera
     ):
         blob = tmp_path / "blobs" / f"sha256-{f'{number}abcdef0' * 8}"
         shutil.copy(tiny_model, blob)
-        models[name] = {"program": program, "path": str(blob), "slots": slots}
+        models[name] = {"program": program, "path": str(blob), "slots": slots, "unloaded_silently": name == "alpha:1b"}
     running = OllamaProcess(tmp_path, models)
     yield running
     running.close()
@@ -120,6 +126,11 @@ def attach(ollama: OllamaProcess, done: list[Completion], **options: bool) -> Ol
 
     observed.subscribe(keep)
     return observed.start()
+
+
+def loaded(observed: Ollama) -> set[str | None]:
+    """The models that are loaded."""
+    return {each.server.model for each in observed.snapshots() if each.state == "loaded"}
 
 
 def check(done: list[Completion], sent: dict[int, Sent], durations: dict[int, str]) -> int:
@@ -172,7 +183,10 @@ def test_ollama_two_models_at_once(ollama: OllamaProcess) -> None:
 
 
 def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
-    """Of requests that do not overlap all is known, over an eviction, an unload and a load without a request."""
+    """Of requests that do not overlap all is known, over evictions, an unload and a load without a request.
+
+    The eviction of ``beta`` is logged, that of ``alpha`` (as with OLLAMA_MAX_LOADED_MODELS) is not.
+    """
     load, done = Load(ollama), list[Completion]()
     load.send("alpha:1b")  # before it is attached to: found by its process
     observed = attach(ollama, done, client_addresses=True)
@@ -185,8 +199,10 @@ def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
         ollama.post("/api/generate", model="gamma:3b", prompt="")
         load.send("gamma:3b")
         wait_until(lambda: len(done) == len(load.sent) - 1, 30)
+        ollama.post("/api/generate", model="beta:2b", prompt="")
+        wait_until(lambda: "alpha:1b" not in loaded(observed), 10)
         ollama.post("/stand-in/unload", model="gamma:3b")
-        states = {"alpha:1b": "loaded", "beta:2b": "unloaded", "gamma:3b": "unloaded"}
+        states = {"alpha:1b": "unloaded", "beta:2b": "loaded", "gamma:3b": "unloaded"}
         wait_until(
             lambda: states.items() <= {each.server.model: each.state for each in observed.snapshots()}.items(), 10
         )
@@ -197,7 +213,36 @@ def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
     assert all(request.access is not None and request.access.client == "127.0.0.1" for request in done)
     assert all((request.outside_s or 0.0) < 30 for request in done)
     assert {name: (life.loads, life.evictions, life.failures) for name, life in models.items() if life is not None} == {
-        "alpha:1b": (0, 0, 0), "beta:2b": (1, 1, 0), "gamma:3b": (1, 0, 0)
+        "alpha:1b": (0, 1, 0), "beta:2b": (2, 1, 0), "gamma:3b": (1, 0, 0)
+    }  # fmt: skip
+
+
+def test_ollama_recorded_log() -> None:
+    """A log of Ollama v0.33.0-rc2 itself: three models of which two are loaded at once, one unloaded for another.
+
+    Built from its source without the conversion of models; its llama-servers are llama-cpp-python 0.3.36's.
+    """
+    done: list[Completion] = []
+    observed = Ollama(
+        HttpClient("http://127.0.0.1:1"), ServerInfo("127.0.0.1", 1),
+        open_log(f"{RECORDED}.log.gz", from_start=True),
+    )  # fmt: skip
+    observed.subscribe(lambda request: done.append(request) if isinstance(request, Completion) else None)
+    observed.start()
+    assert observed.wait(60)
+    observed.stop()
+    sent = {(each["prompt"], each["generated"]): each for each in json.loads(Path(f"{RECORDED}.json").read_text())}
+    assert sorted((request.prompt_tokens, request.generated) for request in done) == sorted(sent)
+    names = {name: f"sha256-{digest}" for name, digest in DIGESTS.items()}
+    for request in done:
+        assert request.outcome is Outcome.OK
+        truth = sent[request.prompt_tokens, request.generated]
+        assert request.server.model in (None, names[truth["model"]])
+        assert truth["start"] - 0.01 < request.started_at < truth["end"] + 0.3
+    assert sum(request.server.model is not None for request in done) >= 4
+    models = {each.server.model: each for each in observed.snapshots()}
+    assert {name: state.router_model.loads for name, state in models.items() if state.router_model is not None} == {
+        names["tiny-a"]: 2, names["tiny-b"]: 1, names["tiny-c"]: 1
     }  # fmt: skip
 
 
@@ -224,6 +269,10 @@ LINES = {
     'time=2026-07-21T14:48:34.530Z level=INFO source=routes.go:1 msg="Listening on [::]:11434 (version 0.31.1)"': (
         OllamaStart("0.31.1")
     ),
+    'time=2026-11-26T17:07:49.347Z level=INFO source=routes.go:1951 msg="server config" env="map[HTTP_PROXY: '
+    'OLLAMA_KEEP_ALIVE:5m0s OLLAMA_MAX_LOADED_MODELS:2 OLLAMA_MAX_QUEUE:512 no_proxy:]"': OllamaConfig(2),
+    'time=2026-07-21T14:48:34.530Z level=DEBUG source=sched.go:266 msg="max runners achieved, unloading one to make '
+    'room" runner_count=3': Eviction(),
     'time=2026-07-21T14:48:34.530Z level=INFO source=sched.go:1 msg="llama-server model predicted to exceed available '
     'memory, evicting" predicted="1 GiB"': Eviction(),
 }
@@ -297,6 +346,34 @@ def test_ollama_children_of_another_ollama_are_not_its_own(ollama: OllamaProcess
     assert find_children(parse_address(f"http://ollama.example:{ollama.port}")) == []  # another machine's
 
 
+def test_evictions_only_what_made_room() -> None:
+    """An exit before its time, with as many models loaded as Ollama permits, and another load at once."""
+
+    def evicted(*, expires_in_s: float | None = 200.0, loaded: int = 3, load_at: float = 10.2, limit: int = 0) -> bool:
+        found = Evictions()
+        found.limit(limit)
+        before = found.exited("a", 10.0, expires_in_s=expires_in_s, loaded=loaded)
+        assert not before
+        return found.starts("b", load_at) == "a"
+
+    assert evicted()
+    assert evicted(limit=2, loaded=2)
+    assert not evicted(loaded=2)  # there was room for a third one
+    assert not evicted(expires_in_s=0.3)
+    assert not evicted(expires_in_s=None)
+    assert not evicted(load_at=20.0)
+    noticed_late = Evictions()
+    assert noticed_late.starts("b", 9.5) is None
+    assert noticed_late.exited("a", 10.0, expires_in_s=200.0, loaded=3)
+    assert not noticed_late.exited("c", 10.0, expires_in_s=200.0, loaded=3)  # one exit for each load
+
+
+def test_find_log_of_a_running_ollama(ollama: OllamaProcess) -> None:
+    """The file to which it writes its standard error."""
+    assert find_log(parse_address(ollama.url)) == (str(ollama.log), "")
+    assert find_log(parse_address("http://ollama.example:11434"))[0] is None
+
+
 def test_access_join_only_if_one_fits() -> None:
     one = finished(100.0, 105.0)
     assert join([one], [access(105.1, 6.0)])[0].started_at == pytest.approx(99.1)
@@ -367,6 +444,7 @@ def test_attach_ollama_command(ollama: OllamaProcess, tmp_path: Path) -> None:
     [request] = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert (request["generated"], request["server"]["model"]) == (11, "sha256-0abcdef00abc")
     assert request["access"] is None  # nothing in the file dates a request to the second
+    assert find_log(parse_address(ollama.url))[0] is None
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
     assert "/api/ps: connection refused" in refused.stderr

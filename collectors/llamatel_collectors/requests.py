@@ -47,6 +47,7 @@ class RequestsCollector(Collector):
             ("gen_ai.server.time_to_first_token", completion.time_to_first_token_s, own and done, gen_ai),
             ("gen_ai.server.time_per_output_token", completion.time_per_output_token_s, done, gen_ai),
             ("llamacpp.request.queue.duration", completion.queue_s, own, {}),
+            ("llamacpp.request.outside.duration", completion.outside_s, own, {}),
             ("llamacpp.request.prefill.duration", completion.prefill_s, own, {}),
             ("llamacpp.request.decode.duration", completion.decode_s, True, {}),
             ("llamacpp.request.input_tokens", completion.prompt_tokens, own and done, {}),

@@ -72,6 +72,13 @@ def _heatmaps() -> list[Panel]:
             "Distribution of the wait for a slot, by llamatel's estimate.",
             "Many above a second: more slots, or more servers.",
         ),
+        heat_map(
+            "Time in Ollama before llama-server",
+            q.buckets("llamacpp.request.outside.duration"),
+            "Distribution of the time from a request's arrival at Ollama until its llama-server had it.",
+            "Seconds are loads of a model: OLLAMA_KEEP_ALIVE, OLLAMA_MAX_LOADED_MODELS. Less is waiting: "
+            "OLLAMA_NUM_PARALLEL.",
+        ),
     ]
 
 

@@ -40,6 +40,7 @@ from llamatel.llama.watch.fleet import Access, Fleet, logged_server
 from llamatel.llama.watch.llama_swap import LlamaSwap
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.ollama import DEFAULT_URL, Ollama
+from llamatel.llama.watch.ollama_log_location import find_log
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
 from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
@@ -112,8 +113,8 @@ def command(**values: Any) -> int:
     """
     options = options_of(TelemetryOptions, values)
     what = options_of(AttachOptions, values)
-    source = _source(what)
-    if source is None and what.llama_swap is None and (options.requests or options.jsonl):
+    source, no_log = _source(what)
+    if source is None and what.llama_swap is None and what.ollama is None and (options.requests or options.jsonl):
         raise UsageError("--requests and --jsonl show requests, which only a log has: add --log FILE")
     labels = dict(map(parse_label, what.labels))
     targets = TargetFiles(what.targets, [target(url) for url in what.urls], labels=labels)
@@ -145,6 +146,7 @@ def command(**values: Any) -> int:
                 "page": page_line(running),
                 "OTLP": otlp_line(running.settings),
             }
+            about |= {"log": f"none, so requests are not seen. With it: {no_log}"} if no_log else {}
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes), _started(engine, running.observer):
@@ -164,7 +166,8 @@ def command(**values: Any) -> int:
     return 0
 
 
-def _source(what: AttachOptions) -> LogSource | None:
+def _source(what: AttachOptions) -> tuple[LogSource | None, str]:
+    """The log, and how to give that of an Ollama whose own was not found."""
     if what.log is None:
         if not any((what.urls, what.targets, what.llama_swap, what.ollama)):
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
@@ -174,10 +177,11 @@ def _source(what: AttachOptions) -> LogSource | None:
             raise UsageError("--exit-with-log is about a log: add --log FILE")
         if what.log_state is not None:
             raise UsageError("--log-state is about a log: add --log FILE")
-        return None
+        path, command = (None, "") if what.ollama is None else find_log(target(what.ollama).location)
+        return None if path is None else open_log(path), command if path is None else ""
     if what.targets or len(what.urls) > (what.ollama is None) or what.llama_swap is not None:
         raise UsageError("a log belongs to one server: use --log with one URL or none")
-    return open_log(what.log, from_start=what.from_start, state=what.log_state)
+    return open_log(what.log, from_start=what.from_start, state=what.log_state), ""
 
 
 def _doing(source: LogSource | None, fleet: Fleet, what: AttachOptions) -> str:

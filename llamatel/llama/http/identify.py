@@ -43,12 +43,30 @@ class Program:
 
 OLLAMA = Program("Ollama", ": give it Ollama's log, attach --log FILE, or the address of a server that it runs")
 LLAMA_SWAP = Program("llama-swap", ": attach --llama-swap URL observes the servers that it runs")
-_VLLM = Program("vLLM", ", which has metrics of its own")
+_OWN_METRICS = ", which has metrics of its own"
+_VLLM = Program("vLLM", _OWN_METRICS)
+_TGI = Program("Text Generation Inference", _OWN_METRICS)
+_KOBOLDCPP = Program("KoboldCpp", ", which has none of llama.cpp's metrics")
+_GRAFANA = Program("Grafana", ": give the address of a llama.cpp server")
+_MLX = Program("an MLX server (mlx_lm)")
 _LM_STUDIO = Program("LM Studio", ", which has no endpoints of llama.cpp's: give it its log, attach --log FILE")
 _OPEN_WEBUI = Program("Open WebUI", ": give the address of the server that it uses")
 _LLAMATEL = Program("another llamatel", ": give the address of the server that it observes")
 _WEB_PAGE = Program("a web page")
 _UNKNOWN = Program("a program that llamatel does not know")
+_OWNERS = {
+    "vllm": _VLLM, "sglang": Program("SGLang", _OWN_METRICS), "koboldcpp": _KOBOLDCPP, "llama-swap": LLAMA_SWAP,
+    "library": OLLAMA, "organization_owner": _LM_STUDIO, "me": Program("llama-cpp-python's server"),
+    "user": Program("text-generation-webui", ": give the address of the llama-server that it runs"),
+    "tabbyapi": Program("TabbyAPI"), "lmdeploy": Program("LMDeploy"),
+}  # fmt: skip
+"""Programs by ``owned_by`` in ``/v1/models``, where llama.cpp has "llamacpp"."""
+_TITLES = {
+    "localai": Program("LocalAI", ": give it LocalAI's log, attach --log FILE"),
+    "text generation web ui": _OWNERS["user"],
+    "jan": Program("Jan", ": give the address of the llama-server that it runs"),
+}
+"""Programs by the start of their page's title."""
 
 
 def identify(client: ServerClient) -> ServerProps:
@@ -64,7 +82,7 @@ def identify(client: ServerClient) -> ServerProps:
         raise ServerUnreachable(f"{client.base_url}/health answered 503", status=503)
     signed = health.headers.get("Server") == "llama.cpp"
     if health.status != 200 and not signed:
-        if health.status < 500 and (program := _name(client)) is not _UNKNOWN:
+        if health.status < 500 and ((program := _name(client)) is not _UNKNOWN or 300 <= health.status < 400):
             raise NotLlamaCpp(client.base_url, program, health.status)
         raise ServerUnreachable(f"{client.base_url}/health answered {health.status}", status=health.status)
     try:
@@ -75,6 +93,9 @@ def identify(client: ServerClient) -> ServerProps:
         raise
     document = _document(props)
     if props.status == 200 and (document.keys() & _OWN_PROPS or document.get("role") == "router"):
+        # KoboldCpp has such a document, too.
+        if not signed and (owner := _owner(_probe(client.http)("/v1/models"))) is not None:
+            raise NotLlamaCpp(client.base_url, owner, 200)
         return parse_props(document)
     if props.status in (401, 503) and (signed or _is_error_of_llama(document)):
         raise ServerUnreachable(f"{client.base_url}/props answered {props.status}", status=props.status)
@@ -115,10 +136,15 @@ def _name(client: ServerClient) -> Program:
     for path, is_it, program in _FINGERPRINTS:
         if _matches(get, path, is_it):
             return program
+    if (owner := _owner(get("/v1/models"))) is not None:
+        return owner
     front = get("/")
     if front is not None and front.status == 200 and b"<html" in front.data[:4096].lower():
         title = _TITLE.search(front.data[: 1 << 16])
         shown = title.group(1).decode(errors="replace").strip()[:_LONGEST_NAME] if title is not None else ""
+        for start, program in _TITLES.items():
+            if re.match(rf"{start}\b", shown, re.IGNORECASE):
+                return program
         return Program(f"a web page ({shown!r})") if shown.isprintable() and shown else _WEB_PAGE
     return _UNKNOWN
 
@@ -155,10 +181,31 @@ def _webui(response: Response) -> bool:
     return b"Open WebUI" in response.data[: 1 << 16]
 
 
-def _vllm(response: Response) -> bool:
-    models = _document(response).get("data")
-    first = models[0] if isinstance(models, list) and models else None
-    return isinstance(first, dict) and text(first.get("owned_by")) in ("vllm", "sglang")
+def _owner(models: Response | None) -> Program | None:
+    """The program that such a list of models is of; None where it may be llama.cpp's."""
+    entries = None if models is None else _document(models).get("data")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    owner = text(first.get("owned_by")) if isinstance(first, dict) else None
+    return None if owner is None else _OWNERS.get(owner.lower())
+
+
+def _mlx(response: Response) -> bool:
+    entries = _document(response).get("data")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    python = (response.headers.get("Server") or "").startswith("BaseHTTP/")
+    return python and isinstance(first, dict) and first.keys() == {"id", "object", "created"}
+
+
+def _tgi(response: Response) -> bool:
+    return _document(response).get("router") == "text-generation-router"
+
+
+def _koboldcpp(response: Response) -> bool:
+    return _document(response).get("result") == "KoboldCpp"
+
+
+def _grafana(response: Response) -> bool:
+    return _document(response).keys() >= {"database", "version"}
 
 
 def _lm_studio(response: Response) -> bool:
@@ -174,6 +221,9 @@ _FINGERPRINTS: tuple[tuple[str, Callable[[Response], bool], Program], ...] = (
     ("/", _webui, _OPEN_WEBUI),
     ("/", _lm_studio, _LM_STUDIO),
     ("/running", _swap, LLAMA_SWAP),
-    ("/v1/models", _vllm, _VLLM),
+    ("/info", _tgi, _TGI),
+    ("/api/extra/version", _koboldcpp, _KOBOLDCPP),
+    ("/api/health", _grafana, _GRAFANA),
+    ("/v1/models", _mlx, _MLX),
     ("/metrics", _llamatel, _LLAMATEL),
 )

@@ -206,3 +206,11 @@ class ServerClient:
     def close(self) -> None:
         """Close the connections."""
         self.http.close()
+
+
+def shown_tasks(client: ServerClient) -> dict[int, int] | None:
+    """By the slots of a server the task that each runs or ran last, -1 for none; None where that is not known."""
+    try:
+        return {slot.id: -1 if slot.task is None else slot.task for slot in client.slots()}
+    except ServerUnreachable:
+        return None

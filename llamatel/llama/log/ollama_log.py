@@ -21,11 +21,14 @@ _CONTEXT = re.compile(r"(\d{1,10}) -np (\d{1,4})(?: |$)")
 _LONGEST_PATH = 4096
 _STARTED = re.compile(r"llama-server started in (\d{1,7}\.\d{1,4}) seconds$")
 _LISTENING = re.compile(r"Listening on \S{1,255} \(version (\S{1,64})\)$")
+_MOST_LOADED = re.compile(r"[ \[]OLLAMA_MAX_LOADED_MODELS:(\d{1,4})[ \]]")
+_LONGEST_CONFIG = 8192
 _COUNT = re.compile(r" count=(\d{1,4})$")
 _EVICTING = (
     "llama-server model predicted to exceed available memory, evicting",
     "evicting all other loaded models for OOM retry",
     "llama-server load failed; evicting all other models and retrying once",
+    "max runners achieved, unloading one to make room",  # with OLLAMA_DEBUG only
 )
 _ACCESS = re.compile(
     r"\[GIN\] (\d{4}/\d\d/\d\d - \d\d:\d\d:\d\d) \| {0,3}(\d{3}) \| {0,16}([\d.a-zµμ]{1,32}) \| {0,40}"
@@ -90,6 +93,14 @@ class Eviction:
 
 
 @dataclass(frozen=True, slots=True)
+class OllamaConfig:
+    """Ollama's settings, at its start."""
+
+    most_loaded: int
+    """OLLAMA_MAX_LOADED_MODELS; 0 for the default."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModels:
     """A model was loaded; so many are loaded now."""
 
@@ -101,7 +112,7 @@ class LoadFailure:
     """The child that was loading could not be started."""
 
 
-OllamaEvent = ChildStart | ChildReady | AccessLine | OllamaStart | Eviction | LoadedModels | LoadFailure
+OllamaEvent = ChildStart | ChildReady | AccessLine | OllamaStart | OllamaConfig | Eviction | LoadedModels | LoadFailure
 
 
 def parse_ollama(text: str) -> OllamaEvent | None:
@@ -120,6 +131,9 @@ def parse_ollama(text: str) -> OllamaEvent | None:
         return Eviction()
     if message == "loaded runners" and (loaded := _COUNT.match(text, found.end())) is not None:
         return LoadedModels(int(loaded.group(1)))
+    if message == "server config":
+        config = _MOST_LOADED.search(text, found.end(), _LONGEST_CONFIG)
+        return None if config is None else OllamaConfig(int(config.group(1)))
     if message == "Load failed":
         return LoadFailure()
     if (started := _STARTED.match(message)) is not None:

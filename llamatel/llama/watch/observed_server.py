@@ -70,12 +70,14 @@ class ObservedServer:
         log: ServerLog | None = None,
         lifecycle: Callable[[], Lifecycle | None] | None = None,
         interval_s: float = 1.0,
+        has_metrics: bool = True,
         stalled_after_s: float = STALLED_AFTER_S,
         on_stall: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Sources: ``client`` (HTTP), ``log``, and ``lifecycle`` of a server that this program has launched.
 
+        ``has_metrics``: False if it is known to run without ``--metrics``.
         ``on_stall`` is called, with a sentence, when the server is found to be stalled: see ``progress``.
         """
         self.info = info
@@ -87,6 +89,7 @@ class ObservedServer:
         self._client = client
         self._lifecycle = lifecycle
         self._interval_s = interval_s
+        self._has_metrics = has_metrics
         self._stalled_after_s = stalled_after_s
         self._progress = ProgressWatch(
             stalled_after_s, interval_s=interval_s, name=lambda: self.info.shown_address, on_stall=on_stall, clock=clock
@@ -392,7 +395,10 @@ class ObservedServer:
             self.log.polled(model)
 
     def _new_polling(self, client: ServerClient) -> Polling:
-        return Polling(client, client.base_url, interval_s=self._interval_s, on_task=self._note_task, clock=self._clock)
+        return Polling(
+            client, client.base_url, interval_s=self._interval_s, on_task=self._note_task,
+            has_metrics=self._has_metrics, clock=self._clock,
+        )  # fmt: skip
 
     # -- the snapshot -------------------------------------------------------------------------------------------------
 

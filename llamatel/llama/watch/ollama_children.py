@@ -39,6 +39,12 @@ class OllamaChild:
     """Empty where it is another user's."""
     slots: int | None
 
+    @property
+    def most_loaded(self) -> int:
+        """OLLAMA_MAX_LOADED_MODELS, which it has from Ollama; 0 where it is not set."""
+        value = self.environ.get("OLLAMA_MAX_LOADED_MODELS", "")
+        return int(value) if value.isdecimal() else 0
+
 
 def find_children(ollama: Address) -> list[OllamaChild]:
     """Those of the Ollama at an address of this machine, each with a port that can be connected to from here.
@@ -57,6 +63,21 @@ def find_children(ollama: Address) -> list[OllamaChild]:
     except (psutil.Error, OSError):
         return []
     return found
+
+
+def find_ollama(address: Address) -> psutil.Process | None:
+    """The process of the Ollama at an address of this machine; None where that is not known."""
+    import psutil
+
+    if not address.is_local or address.port is None:
+        return None
+    for process in psutil.process_iter():
+        try:
+            if _is_ollama(process) and _listens_in_network(process.pid, address.port):
+                return process
+        except (psutil.Error, OSError):
+            continue
+    return None
 
 
 def _child(process: psutil.Process, ollama_port: int) -> OllamaChild | None:

@@ -21,6 +21,7 @@ from llamatel.llama.log.ollama_log import (
     Eviction,
     LoadedModels,
     LoadFailure,
+    OllamaConfig,
     OllamaEvent,
     OllamaStart,
     parse_ollama,
@@ -72,7 +73,10 @@ class Children(Protocol):
     def only_newest(self) -> None:
         """Of all models, only the one that was loaded last is left."""
 
-    def restarted(self, now: float) -> None:
+    def configured(self, most_loaded: int) -> None:
+        """Ollama loads at most so many models (0: its default)."""
+
+    def restarted(self) -> None:
         """Ollama itself has started: there is no server."""
 
     def log(self, server: int) -> ServerLog | None:
@@ -184,8 +188,10 @@ class OllamaLogReader:
         elif isinstance(event, LoadedModels):
             if event.count == 1:
                 children.only_newest()
+        elif isinstance(event, OllamaConfig):
+            children.configured(event.most_loaded)
         elif isinstance(event, OllamaStart):
-            children.restarted(at)
+            children.restarted()
 
 
 def _nothing() -> None:

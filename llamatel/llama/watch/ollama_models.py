@@ -6,12 +6,14 @@ From ``/api/ps``, and ``/api/show`` once for each model: both answer without loa
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from llamatel.errors import HttpError
 from llamatel.inputs.documents import InvalidDocument, text
 from llamatel.inputs.http import HttpClient
+from llamatel.llama.log.wrapper_time import find_time
 from llamatel.llama.watch.json_endpoint import TIMEOUT_S, get_document
 
 _MAX_MODELS = 64
@@ -59,6 +61,8 @@ class OllamaModels:
         """Names of the loaded models by the file names of their weights; None while Ollama does not answer."""
         self.complete = False
         """Whether the weights of all loaded models are known."""
+        self._expiries: dict[str, float] = {}
+        """When each model's keep-alive expires, by its weights, as last reported (Unix time); kept after its end."""
 
     def poll(self) -> None:
         """Raises HttpError where Ollama does not answer, ValueError where something else does."""
@@ -72,7 +76,17 @@ class OllamaModels:
         for name in sorted(names, reverse=True):  # of several names for one file the first
             if (weights := self._weights[name]) is not None:
                 found[weights] = name
+                if (at := find_time(names[name] or "")) is not None:
+                    self._expiries.pop(weights, None)
+                    self._expiries[weights] = at
+        while len(self._expiries) > _MAX_MODELS:
+            del self._expiries[next(iter(self._expiries))]
         self.loaded, self.complete = found, None not in self._weights.values()
+
+    def expires_in(self, weights: str, at: float) -> float | None:
+        """Seconds from ``at`` (monotonic) until the model's keep-alive would have expired."""
+        expiry = self._expiries.get(weights)
+        return None if expiry is None else expiry - (time.time() - time.monotonic() + at)
 
     def _show(self, name: str) -> str | None:
         body = json.dumps({"model": name}).encode()

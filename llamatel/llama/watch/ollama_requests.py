@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from llamatel.errors import ServerUnreachable
-from llamatel.llama.http.server_client import ServerClient
+from llamatel.llama.http.server_client import ServerClient, shown_tasks
 from llamatel.llama.log.log_process import TASKS_APART, UNKNOWN
 from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.watch.access_join import LATE_S, DatedAccess, join
@@ -200,11 +199,3 @@ def _owner(candidates: Sequence[int], key: tuple[int | None, int | None], shown:
 def _shows(candidates: Sequence[int], slot: int, task: int, shown: Shown) -> int:
     """How many servers show this task in this slot."""
     return sum((shown.get(number, (None, ()))[0] or {}).get(slot) == task for number in candidates)
-
-
-def shown_tasks(client: ServerClient) -> dict[int, int] | None:
-    """By the slots of a server the task that each runs or ran last, -1 for none; None where that is not known."""
-    try:
-        return {slot.id: -1 if slot.task is None else slot.task for slot in client.slots()}
-    except ServerUnreachable:
-        return None

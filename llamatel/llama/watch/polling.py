@@ -58,9 +58,13 @@ class Polling:
         *,
         interval_s: float = 1.0,
         on_task: Callable[[], None] = lambda: None,
+        has_metrics: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``name`` is for messages; ``on_task`` is called before each request that takes a task number of llama.cpp."""
+        """``name`` is for messages; ``on_task`` is called before each request that takes a task number of llama.cpp.
+
+        ``has_metrics``: False if the server is known to run without ``--metrics``.
+        """
         self._client = client
         self._name = name
         self._interval_s = interval_s
@@ -78,7 +82,8 @@ class Polling:
         """Tokens a second over all slots."""
         self._trace = SlotTrace()
         self._observed: list[ObservedRequest] = []
-        self._lacks: set[str] = set()
+        self._lacks: set[str] = set() if has_metrics else {"metrics"}
+        self._has_metrics = has_metrics
         self._once = LogOnce(_log)
         self.slots: tuple[SlotState, ...] | None = None
         """As last seen."""
@@ -233,7 +238,7 @@ class Polling:
         self._changed = True
         self._rate = DecodeRate()
         self._trace.forget()
-        self._lacks.clear()  # the one that comes back may be started in another way
+        self._lacks = set() if self._has_metrics else {"metrics"}  # the next one may be started in another way
         self.scrape_wakes, self._scrape_at = None, float("-inf")
 
     # -- requests -----------------------------------------------------------------------------------------------------
