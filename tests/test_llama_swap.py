@@ -26,6 +26,7 @@ class Swap:
     """A stand-in for llama-swap: ``/running`` and ``/logs/stream/MODEL``; notes each path that is requested."""
 
     def __init__(self) -> None:
+        self.configured: list[str] = []
         self.running: list[dict[str, object]] = []
         self.logs: dict[str, Path] = {}
         self.received_paths: list[str] = []
@@ -38,6 +39,9 @@ class Swap:
                 model = path.removeprefix("/logs/stream/")
                 if path == "/running":
                     self._send(json.dumps({"running": swap.running}).encode())
+                elif path == "/v1/models":
+                    listed = [{"id": name, "object": "model", "owned_by": "llama-swap"} for name in swap.configured]
+                    self._send(json.dumps({"object": "list", "data": listed}).encode())
                 elif model in swap.logs:
                     self._stream(swap.logs[model], from_end=query == "no-history")
                 else:
@@ -111,7 +115,53 @@ def test_llama_swap_requests_and_states_without_loading_models(swap: Swap, child
         wait_until(lambda: observed.snapshots()[1].state == "unloaded", 20, "it is unloaded")
     finally:
         observed.stop()
-    assert {path.partition("?")[0] for path in swap.received_paths} == {"/running", "/logs/stream/qwen%2F7b"}
+    assert {path.partition("?")[0] for path in swap.received_paths} == {
+        "/running", "/v1/models", "/logs/stream/qwen%2F7b"
+    }  # fmt: skip
+
+
+def test_llama_swap_request_that_loads_its_model(swap: Swap, child: Unmanaged) -> None:
+    """The logs of configured models are read before they are loaded; one that is not loaded has no series."""
+    swap.configured, swap.logs["qwen"] = ["qwen", "other"], child.child.log
+    done: list[Completion] = []
+    observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
+    observed.subscribe(done.append)  # type: ignore[arg-type]
+    observed.start()
+    try:
+        wait_until(lambda: "/logs/stream/qwen?no-history" in swap.received_paths, 20, "its log")
+        time.sleep(0.3)
+        assert len(observed.snapshots()) == 1
+        child.complete(6)
+        swap.running = [{"model": "qwen", "state": "ready"}]
+        wait_until(lambda: done and len(observed.snapshots()) == 2, 20, "the request")
+        assert (done[0].server.model, done[0].generated) == ("qwen", 6)
+    finally:
+        observed.stop()
+
+
+def test_llama_swap_without_a_log_for_each_model(
+    swap: Swap, child: Unmanaged, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Earlier versions: the common log is the one running model's; with two of them requests have no model."""
+    swap.logs["upstream"] = child.child.log
+    swap.running = [{"model": "qwen", "state": "ready"}]
+    done: list[Completion] = []
+    observed = LlamaSwap(HttpClient(swap.url), ServerInfo("swap", 8080), interval_s=0.05)
+    observed.subscribe(done.append)  # type: ignore[arg-type]
+    observed.start()
+    try:
+        wait_until(lambda: "/logs/stream/upstream?no-history" in swap.received_paths, 20, "the common log")
+        time.sleep(0.3)
+        child.complete(6)
+        wait_until(lambda: len(done) == 1, 20, "the request")
+        swap.running.append({"model": "phi", "state": "ready"})
+        wait_until(lambda: len(observed.snapshots()) == 3, 20, "the second model")
+        child.complete(7)
+        wait_until(lambda: len(done) == 2, 20, "another request")
+    finally:
+        observed.stop()
+    assert [(request.server.model, request.generated) for request in done] == [("qwen", 6), (None, 7)]
+    assert caplog.text.count("has no log for each model") == 1
 
 
 def test_attach_llama_swap_command(swap: Swap, tmp_path: Path) -> None:
@@ -119,7 +169,7 @@ def test_attach_llama_swap_command(swap: Swap, tmp_path: Path) -> None:
     program = Child(command, tmp_path / "attach.log")
     program.wait_ready(lambda: len(swap.received_paths) > 2, 60)  # polled on after the first look
     assert program.stop() == 0
-    assert set(swap.received_paths) == {"/running"}
+    assert set(swap.received_paths) == {"/running", "/v1/models"}
 
 
 def test_llama_swap_connection_refused(swap: Swap) -> None:

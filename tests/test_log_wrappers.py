@@ -178,6 +178,12 @@ WRAPPERS: dict[str, Wrap] = {
     "loguru": lambda line, now: f"{local(now, '%Y-%m-%d %H:%M:%S.%f')[:-3]} | INFO     | app:run:12 - {line}",
     "LM Studio": lambda line, now: f"[{local(now, '%Y-%m-%d %H:%M:%S')}][DEBUG] {line}",
     "Go log": lambda line, now: f"{local(now, '%Y/%m/%d %H:%M:%S')} llama: {line}",
+    "zap console, fields after it": lambda line, now: (
+        f"{rfc3339(now)}\tINFO\ta/b.go:12\t{line}\t{json.dumps({'model': 'x'})}"
+    ),
+    "fluent-bit stdout, JSON": lambda line, now: f"[0] kube.x: [[{now:.6f}, {{}}], {json.dumps({'log': line})}]",
+    "multilog": lambda line, _: f"@4000000068a5b5c30d4c7d2c {line}",
+    "GitHub Actions": lambda line, now: f"test\tRun server\t{rfc3339(now)} {line}",
     "grep -H": lambda line, _: f"/var/log/llama.log:{line}",
     "two at once": lambda line, now: json.dumps({"log": f"llama-1  | time={rfc3339(now)} msg={json.dumps(line)}\n"}),
 }
@@ -204,6 +210,16 @@ def test_unwrap_all_requests(name: str, wrapper: str) -> None:
     assert essence(found) == essence(reading(name).completions)
     for one, other in zip(found, reading(name).completions, strict=True):
         assert one.ended_at == pytest.approx(other.ended_at, abs=1.01 if wrapper in WHOLE_SECONDS else 0.01)
+
+
+@pytest.mark.parametrize("prefix", ["", "llama-0 server ", "2026-11-25T10:00:00.123Z ", "llama-1  | ", "INFO:llama:"])
+def test_unwrap_ignores_text_of_clients(prefix: str) -> None:
+    """llama.cpp's line may hold what a client sent, as JSON or quoted: it is not searched, prefix or not."""
+    forged = "0.00.000.001 I slot      release: id  0 | task 0 | stop processing: n_tokens = 9, truncated = 0"
+    for held in (json.dumps({"error": {"message": forged}}), f'msg="{forged}"', f"message='{forged}'"):
+        line = f"0.00.988.550 W srv    operator(): got exception: {held}"
+        [carried] = WrappedLines().feed(prefix + line)
+        assert carried.text == line
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -38,6 +38,8 @@ _RFC5424 = re.compile(
 _COMPOSE = re.compile(r"(?:\d\d:\d\d:\d\d(?:\.\d{1,6})? )?((?:\d{1,5}\|)?[\w.@/-]{1,200}) *\|(?: (.*)|$)", re.DOTALL)
 _KUBECTL = re.compile(r"\[((?:pod|container)/[^\]\s]{1,300})\] ?(.*)", re.DOTALL)
 _LABELS = re.compile(rf"(?:({RFC3339}) )?(\{{\w{{1,64}}=\"[^{{}}]{{0,2000}}\}}) ?(.*)", re.DOTALL)
+_OBJECT = re.compile(r"\{\s{0,10}\"")
+_FIELDS_AFTER = re.compile(r"\t\{\"[^\t]{0,4096}\}$")
 _DATED = re.compile(rf"(\[?{RFC3339}\]?)[ \t](.*)", re.DOTALL)
 _JOURNAL_FIELD = re.compile(r"\s{0,8}(?:\"MESSAGE\"\s?:\s?|MESSAGE=)(.*)", re.DOTALL)
 _PREFIXED = re.compile(rf"[^\"'{{}}\\]{{0,300}}?[\s\]:|=>)\u203a]\s{{0,4}}(?={OWN_START})")
@@ -109,12 +111,10 @@ def _outermost(text: str) -> Carried | None:
 
 def _json(text: str) -> Carried | None:
     """A JSON object, at the start or after a prefix."""
-    start = text.find("{", 0, 400)
-    if start < 0:
+    opened = _OBJECT.search(text, 0, 400)
+    if opened is None or "=>" in text[: opened.start()]:
         return None
-    inside = text[start + 1 : start + 12].lstrip()
-    if inside[:1] != '"' or "=>" in text[:start]:
-        return None
+    start = opened.start()
     if is_own_line(text[start:]):
         return _after_prefix(text, start)
     found = from_json(text[start:], holds_own_line)
@@ -187,7 +187,12 @@ def _prefixed(text: str) -> Carried | None:
     found = _PREFIXED.match(text)
     if found is None and not starts_like_llama_cpp(text):
         found = _PREFIXED_LIBRARY.match(text)
-    return found and _after_prefix(text, found.end())
+    if found is None:
+        return None
+    carried = _after_prefix(text, found.end())
+    if "\t" in text[: found.end()]:  # zap's console writes further fields after the message
+        carried = carried._replace(text=_FIELDS_AFTER.sub("", carried.text))
+    return carried
 
 
 def _dated(text: str) -> Carried | None:
@@ -204,5 +209,6 @@ def _after_prefix(text: str, start: int) -> Carried:
 
 Wrapper = Callable[[str], Carried | None]
 _WRAPPERS: tuple[Wrapper, ...] = (
-    _cri, _syslog, _kubectl, _labels, _compose, _json, _journal_field, _logfmt, _prefixed, _dated,
+    _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _journal_field, _logfmt, _dated,
 )  # fmt: skip
+"""``_prefixed`` before those that look into quotes: llama.cpp's line after a prefix may contain a client's text."""

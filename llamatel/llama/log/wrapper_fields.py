@@ -84,7 +84,7 @@ def from_json(text: str, inner: Callable[[str], bool]) -> Carried | None:
         document, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(document, dict) or text[end:].strip() not in ("", ","):
+    if not isinstance(document, dict) or text[end:].strip(" \t\r\n,]"):  # it may be the last of an array
         return None
     return from_fields(document, inner)
 

@@ -1,12 +1,16 @@
 """llama-swap: its models and their states from ``/running``, their requests from ``/logs/stream/MODEL``.
 
+Versions without a log stream for each model have one of all models' servers: its lines are the one running model's;
+while several run, their requests have no model.
+
 No request goes to ``/upstream/MODEL`` or to a model: it would load the model, or keep it loaded. So llama.cpp's
-counters and slots are not there; requests, tokens and latencies are, from the log. Written from llama-swap's source of
-November 2026 (internal/server).
+counters and slots are not there; requests, tokens and latencies are, from the log. Written from the source of
+llama-swap v250 (internal/server), and run with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -22,7 +26,9 @@ from llamatel.inputs.http import HttpClient, Stream, abort
 from llamatel.llama.listeners import Listeners
 from llamatel.llama.log.line_buffer import LineBuffer
 from llamatel.llama.log.log_clock import LogClock
+from llamatel.llama.log.log_source import Batch
 from llamatel.llama.watch.json_endpoint import get_document
+from llamatel.llama.watch.log_streams import LogStreams
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.server_log import ServerLog
 from llamatel.outputs.log_once import LogOnce
@@ -33,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _MAX_MODELS = 256
+_MOST_AHEAD = 64
+"""Configured models whose logs are read before they are loaded: the request that loads a model is seen, too."""
 _STATES = {"ready": "loaded", "starting": "loading"}
 """llama-swap's states that have a process, and what a router's are called."""
 
@@ -50,67 +58,93 @@ def parse_running(document: Any) -> dict[str, str]:
     return found
 
 
-class _Model:
-    """One model over its loads."""
+def parse_configured(document: Any) -> list[str]:
+    """Names of all models of llama-swap's ``/v1/models``; none where it is another document."""
+    entries = document.get("data") if isinstance(document, dict) else None
+    names = (
+        [text(entry.get("id")) for entry in entries or () if isinstance(entry, dict)]
+        if isinstance(entries, list)
+        else ()
+    )
+    return [name for name in names if name is not None][:_MOST_AHEAD]
 
-    def __init__(self, http: HttpClient, server: ServerInfo) -> None:
-        log = ServerLog(server, LogClock())
-        self.observed = ObservedServer(server, log=log)
-        self.state = "unloaded"
-        self.loads = 0
-        self._log = log
+
+class _LogStream:
+    """Reads one of llama-swap's log streams on a thread of its own, from now on, over disconnections."""
+
+    def __init__(
+        self, http: HttpClient, path: str, feed: Callable[[list[str] | None], None], missing: Callable[[], None]
+    ) -> None:
+        """``feed`` gets whole lines, None after a disconnection; ``missing`` is called if there is no such stream."""
         self._http = http
-        self._path = f"/logs/stream/{quote(server.model or '', safe='')}?no-history"
+        self._path = f"/logs/stream{path}?no-history"
+        self._feed = feed
+        self._missing = missing
         self._socket: socket.socket | None = None
-        self._wanted = threading.Event()
-        self._once = LogOnce(_log)
-
-    def update(self, state: str) -> None:
-        """Its state in another poll; its log is read while it has a process."""
-        if state != "unloaded" and self.state == "unloaded":
-            self.loads += 1
-            self._wanted.set()
-            threading.Thread(target=self._follow, name="llamatel-swap-log", daemon=True).start()
-        elif state == "unloaded" and self.state != "unloaded":
-            self.stop()
-        self.state = state
+        self._stopped = threading.Event()
+        threading.Thread(target=self._follow, name="llamatel-swap-log", daemon=True).start()
 
     def stop(self) -> None:
-        """Read its log no further."""
-        self._wanted.clear()
+        """Read no further."""
+        self._stopped.set()
         if self._socket is not None:
             abort(self._socket)
 
-    def snapshot(self) -> ServerSnapshot:
-        """What its log shows, with its state."""
-        [own] = self.observed.snapshots()
-        cache = own.kv_cache if self.state == "loaded" else None
-        return replace(own, state=self.state, kv_cache=cache, router_model=RouterModel(loads=self.loads))
-
     def _follow(self) -> None:
-        while self._wanted.is_set():
+        while not self._stopped.is_set():
             try:
                 with self._http.open(self._path, read_s=None, sending=self._uses) as stream:
                     if stream.status == 200:
                         self._read(stream)
-                    else:
-                        self._once.warning(
-                            "status", "llama-swap has no log of %s (%d): its requests are not seen",
-                            self.observed.info.model, stream.status,
-                        )  # fmt: skip
+                    elif stream.status in (400, 404):
+                        self._missing()
+                        return
             except HttpError as error:
-                _log.debug("the log stream of a llama-swap model was closed: %s", error)
-            self._log.forget()
-            if self._wanted.is_set():
-                time.sleep(_RETRY_S)
+                _log.debug("a log stream of llama-swap was closed: %s", error)
+            self._feed(None)
+            self._stopped.wait(_RETRY_S)
 
     def _uses(self, sock: socket.socket) -> None:
         self._socket = sock
 
     def _read(self, stream: Stream) -> None:
         lines = LineBuffer()
-        while self._wanted.is_set() and (data := stream.read1()):
-            self.observed.publish(self._log.feed(lines.feed(data), time.time()))
+        while not self._stopped.is_set() and (data := stream.read1()):
+            self._feed(lines.feed(data))
+
+
+class _Model:
+    """One model over its loads."""
+
+    def __init__(self, server: ServerInfo) -> None:
+        self.log = ServerLog(server, LogClock())
+        self.observed = ObservedServer(server, log=self.log)
+        self.state = "unloaded"
+        self.loads = 0
+        self.stream: _LogStream | None = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether it was loaded while it was observed."""
+        return self.loads > 0
+
+    def update(self, state: str) -> None:
+        """Its state in another poll."""
+        self.loads += state != "unloaded" and self.state == "unloaded"
+        self.state = state
+
+    def feed(self, lines: list[str] | None) -> None:
+        """Read lines of its log; None: what follows is not connected to what was read."""
+        if lines is None:
+            self.log.forget()
+        else:
+            self.observed.publish(self.log.feed(lines, time.time()))
+
+    def snapshot(self) -> ServerSnapshot:
+        """What its log shows, with its state."""
+        [own] = self.observed.snapshots()
+        cache = own.kv_cache if self.state == "loaded" else None
+        return replace(own, state=self.state, kv_cache=cache, router_model=RouterModel(loads=self.loads))
 
 
 class LlamaSwap:
@@ -123,9 +157,16 @@ class LlamaSwap:
         self._interval_s = interval_s
         self._up: bool | None = None
         self._models: dict[str, _Model] = {}
+        self._mixed = ObservedServer(server, log=ServerLog(server, LogClock()))
+        """The requests of several running models, from their common log."""
+        self._streams = LogStreams(self._mixed, name="llama-swap's log")
+        self._common: _LogStream | None = None
+        self._lock = threading.Lock()
+        """Held where the common log is opened or read."""
         self._once = LogOnce(_log)
         self._stopped = threading.Event()
         self._listeners = Listeners[Completion | ObservedRequest]()
+        self._mixed.subscribe(self._listeners.call)
         self._thread = threading.Thread(target=self._run, name="llamatel-swap", daemon=True)
 
     def start(self) -> LlamaSwap:
@@ -136,8 +177,9 @@ class LlamaSwap:
     def stop(self) -> None:
         """Stop."""
         self._stopped.set()
-        for model in self._models.values():
-            model.stop()
+        for stream in (self._common, *(model.stream for model in self._models.values())):
+            if stream is not None:
+                stream.stop()
         self._http.close()
 
     def check(self) -> None:
@@ -154,7 +196,9 @@ class LlamaSwap:
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
         """llama-swap itself, and its models that were loaded at some time."""
         own = ServerSnapshot(self.info, up=self._up, state="ready" if self._up else None)
-        return own, *(model.snapshot() for model in list(self._models.values()))
+        if self._common is not None:
+            own = replace(own, log=self._mixed.snapshots()[0].log)
+        return own, *(model.snapshot() for model in list(self._models.values()) if model.seen)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
@@ -171,10 +215,41 @@ class LlamaSwap:
 
     def _poll(self) -> None:
         running = parse_running(get_document(self._http, "/running", "llama-swap"))
-        for name in running:
+        ahead: list[str] = []
+        if self._up is None:
+            with contextlib.suppress(HttpError, ValueError):
+                ahead = parse_configured(get_document(self._http, "/v1/models", "llama-swap"))
+        for name in (*running, *ahead):
             if name not in self._models and len(self._models) < _MAX_MODELS:
-                self._models[name] = model = _Model(self._http, replace(self.info, model=name))
+                self._models[name] = model = _Model(replace(self.info, model=name))
                 model.observed.subscribe(self._listeners.call)
+                model.stream = _LogStream(self._http, f"/{quote(name, safe='')}", model.feed, self._open_common)
         for name, model in self._models.items():
             model.update(running.get(name, "unloaded"))
         self._up = True
+
+    def _open_common(self) -> None:
+        """There is no log of a single model: read that of all."""
+        with self._lock:
+            if self._common is None:
+                self._once.warning(
+                    "common",
+                    "this llama-swap has no log for each model: requests have a model only while a single one runs",
+                )
+                self._common = _LogStream(self._http, "/upstream", self._feed_common, self._no_log)
+
+    def _no_log(self) -> None:
+        self._once.warning("log", "this llama-swap has no log stream: requests are not seen")
+
+    def _feed_common(self, lines: list[str] | None) -> None:
+        running = [model for model in list(self._models.values()) if model.state != "unloaded"]
+        with self._lock:
+            if len(running) == 1:
+                running[0].feed(lines)
+                return
+            for model in running:
+                model.log.forget()
+            if lines is None:
+                self._streams.forget()
+            elif lines:
+                self._streams.read(Batch(lines, time.time()))
