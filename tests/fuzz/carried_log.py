@@ -81,7 +81,10 @@ class _Children:
     def only_newest(self) -> None:
         pass
 
-    def restarted(self, now: float) -> None:
+    def configured(self, most_loaded: int) -> None:
+        """See ``ollama_log_reader.Children``."""
+
+    def restarted(self) -> None:
         pass
 
     def log(self, server: int) -> ServerLog | None:
