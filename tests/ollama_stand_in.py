@@ -8,6 +8,7 @@ its children's output in between, as Ollama's does.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -50,7 +51,9 @@ class Runner:
         self.busy = 0
         words = [model["program"], *flags(model["path"], self.port, int(model.get("context", 1024)), self.slots)]
         record(log, "INFO", "llama_server.go:433", "starting llama-server", cmd=" ".join(words))
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # One thread that does not spin: on a busy machine two of them take a second for each token.
+        environ = {**os.environ, "LLAMA_ARG_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
         self._log = log
         threading.Thread(target=self._copy, daemon=True).start()
         started = time.monotonic()
