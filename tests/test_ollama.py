@@ -238,7 +238,7 @@ def test_ollama_recorded_log() -> None:
         assert request.outcome is Outcome.OK
         truth = sent[request.prompt_tokens, request.generated]
         assert request.server.model in (None, names[truth["model"]])
-        assert truth["start"] - 0.01 < request.started_at < truth["end"] + 0.3
+        assert request.started_at < truth["end"] + 1.0  # of the last line before it that has a date
     assert sum(request.server.model is not None for request in done) >= 4
     models = {each.server.model: each for each in observed.snapshots()}
     assert {name: state.router_model.loads for name, state in models.items() if state.router_model is not None} == {

@@ -115,6 +115,8 @@ def _json(text: str) -> Carried | None:
     if opened is None or "=>" in text[: opened.start()]:
         return None
     start = opened.start()
+    if "\t" in text[:start] and (fields := _FIELDS_AFTER.search(text, start + 1)) is not None:
+        text = text[: fields.start()]
     if is_own_line(text[start:]):
         return _after_prefix(text, start)
     found = from_json(text[start:], holds_own_line)
