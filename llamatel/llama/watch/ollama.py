@@ -5,8 +5,8 @@ and with its lines in Ollama's own log. Series are one for each model, at Ollama
 again goes on with them. In the order of the data:
 
 - ``ollama_models`` polls ``/api/ps``, ``ollama_children`` finds the llama-servers' processes;
-- ``ollama_log_reader`` reads the log: ``log.ollama_log`` parses Ollama's own lines, ``log.ollama_separation`` finds which
-  server wrote a line;
+- ``ollama_log_reader`` reads the log: ``log.ollama_log`` parses Ollama's own lines, ``log.ollama_separation`` finds
+  which server wrote a line;
 - ``ollama_loads`` keeps the models and their servers (``ollama_model``, ``ollama_evictions``);
 - ``ollama_requests`` holds finished requests until their server and their access line (``access_join``) are known.
 """
