@@ -27,21 +27,20 @@ _RANGES = """
 11549-11739: clef gemma-embedding2 k2-horizon
 11669-11739: maion-coder vllm-decision2
 11739-11739: beam kolibri1 muse-spark
-7376-11739: apertus arcee arctic baichuan bailingmoe bitnet bloom chatglm cogvlm command-r dbrx deci deepseek dots1
-7376-11739: ernie4_5 ernie4_5-moe exaone falcon gemma gemma-embedding glm4 gpt2 gptneox granite grovemoe hunyuan-dense
-7376-11739: hunyuan-moe internlm2 jais llada llama llama4 minicpm minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmoe
-7376-11739: openelm orion plamo plm qwen qwen2moe qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smallthinker smollm3
-7376-11739: stablelm starcoder t5 t5encoder xverse
-7376-7376 7710-7710 8156-11739: afmoe arwkv7 cohere2 exaone4 gemma2 gemma3n mamba olmo2 rwkv6 rwkv6qwen2 rwkv7
-7376-7827 8156-9294 9538-10809 11063-11739: deepseek2
-7376-7964 8672-11739: phi3
+7376-11739: afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bitnet bloom chatglm cogvlm cohere2 command-r dbrx
+7376-11739: deci deepseek dots1 ernie4_5 ernie4_5-moe exaone exaone4 falcon gemma gemma-embedding gemma2 gemma3n glm4
+7376-11739: gpt2 gptneox granite grovemoe hunyuan-dense hunyuan-moe internlm2 jais llada llama llama4 mamba minicpm
+7376-11739: minicpm3 minimax-m2 mistral3 mpt nemotron olmo olmo2 olmoe openelm orion phi3 plamo plm qwen qwen2moe qwen3
+7376-11739: qwen3moe qwen3vl qwen3vlmoe refact rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 stablelm starcoder
+7376-11739: t5 t5encoder xverse
+7376-7827 7964-9294 9538-10809 11063-11739: deepseek2
 7376-8352 8929-11739: granitemoe
 7376-9093 9538-10809 11063-11739: bailingmoe2
 7551-11739: grok llama-embed qwen2vl
 7710-11739: maincoder
 7710-9093 9538-10809 11063-11739: glm4moe
+7964-8929 9873-11739: mamba2
 8156-11739: falcon-h1 granitehybrid jamba kimi-linear lfm2moe nemotron_h nemotron_h_moe paddleocr plamo2 qwen3next
-8156-8929 9873-11739: mamba2
 8156-9093 10566-11739: qwen35
 8156-9093 9538-10068 10229-10229 10566-11739: glm-dsa
 8156-9093 9538-11739: qwen35moe

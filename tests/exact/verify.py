@@ -132,6 +132,8 @@ def marks(rows: Sequence[Row]) -> dict[str, str]:
         if _dies_while_fitting(row):
             continue
         mark = UNKNOWN if outcome == "unsupported" else CRASHED if outcome == "crashed" else EQUAL
+        if row.draft is not None and mark != EQUAL:
+            continue  # either of the two is not known
         if mark == EQUAL and not row.equal:
             mark = DIFFERENT
         elif mark == EQUAL and outcome == "refused":
@@ -172,8 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--update", action="store_true", help="write docs/accuracy.md and verified.py")
     options = parser.parse_args(argv)
-    if options.update and options.names:  # a mark is about all models of an architecture
-        architectures = {model.architecture for model in MODELS if model.name in options.names}
+    # A mark is about all models of an architecture: not about one that is only in a pair with a named model.
+    architectures = {model.architecture for model in MODELS if not options.names or model.name in options.names}
+    if options.update and options.names:
         options.names = [model.name for model in MODELS if model.architecture in architectures]
     different, table = 0, dict[LlamaBuild, dict[str, str]]()
     for each in servers(options.builds.split(",")):
@@ -182,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = run(jobs_for(each, options.names, options.random, options.seed), options.jobs, Path(folder), each)
         differs = report(rows, f"{each.name} ({each.build})")
         different += differs if each.name == "built" else 0
-        table[each.build] = marks(rows)
+        table[each.build] = {name: mark for name, mark in marks(rows).items() if name in architectures}
         print(f"{time.monotonic() - start:.0f} s", flush=True)
     if options.update:
         update(table, Counter(model.architecture for model in MODELS))

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 RELEASES = (
     "2026.10.11549", "2026.9.11063", "2026.9.10809", "2026.8.10566", "2026.8.10229", "2026.7.10068", "2026.7.9873",
     "2026.6.9713", "2026.6.9538", "2026.5.9294", "2026.5.9093", "2026.4.8929", "2026.4.8672.1", "0.2.13", "0.2.12",
-    "0.2.11", "0.2.10", "0.2.9", "0.2.8", "0.2.7", "0.2.6",
+    "0.2.11", "0.2.10", "0.2.9", "0.2.8", "0.2.7",
 )  # fmt: skip
-"""Of xllamacpp: all of a year, back to November 2025 (0.2.14 is 0.2.13's llama.cpp)."""
+"""Of xllamacpp: all since December 2025 but 0.2.14, with 0.2.13's llama.cpp. Older ones cannot run as llama-server."""
 LIBRARY = "0.11739"
 """Of llama-cpp-py-sync: llama.cpp b11739 of October 2026, a library without a server."""
 
