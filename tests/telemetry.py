@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from llamatel import collectors
+from llamatel import collectors, runtime
 from llamatel.collectors import Sample
 from llamatel.metrics import METRICS
 from llamatel.records import ClientCall, Completion
@@ -69,6 +69,8 @@ class Telemetry:
         self._requests = RequestsCollector()
         self._others = tuple(collectors.load(without=("requests",)))
         self._instruments = Instruments(pipeline.meter, METRICS, self._samples, store=pipeline.store)
+        # As init() does: what an earlier init() of this process left on no provider would be reported by ours.
+        runtime._CALLBACKS.reset()
         pipeline.publish()
 
     def _samples(self) -> Iterator[Sample]:

@@ -367,6 +367,15 @@ def test_dockerfile_copies_existing_files_as_non_root() -> None:
     assert f"EXPOSE {METRICS_PORT}" in text
 
 
+def test_container_image_was_built_and_run() -> None:
+    """The proof needs four minutes: ``python -m tests.acceptance container_image``."""
+    result = json.loads((ROOT / "tests/acceptance/results/container_image.json").read_text())
+    assert result["passed"]
+    steps = re.findall(r"^(?:FROM|ARG|WORKDIR|COPY|RUN|USER|ENV|EXPOSE|HEALTHCHECK|ENTRYPOINT)\b",
+                       (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)  # fmt: skip
+    assert result["figures"]["steps"] == len(steps)
+
+
 def test_dockerfile_files_build_and_install_wheel(tmp_path: Path) -> None:
     for name in re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE):
         source = ROOT / name
