@@ -46,6 +46,10 @@ def test_parse_build_numbers(text: str, number: int | None) -> None:
         ("2026.9.11063", "glm4moe", "--spec-type draft-mtp -c 2048"),
         ("2026.9.11063", "deepseek2:drafting", "--spec-type draft-mtp -c 2048"),
         ("2026.9.11063", "cohere2moe:drafting", "--spec-type draft-mtp -c 2048"),
+        ("0.2.11", "deepseek2", "-c 4096 -np 2"),  # no V any more
+        ("0.2.8", "gemma2:window", "-c 4096 -np 1"),  # one slot
+        ("2026.8.10229", "glm-dsa:types", "-c 4096 -np 1"),  # an indexer in every layer
+        ("2026.7.9873", "deepseek32:drafting", "--spec-type draft-mtp -c 2048"),
         ("0.2.7", "gemma3", "-c 4096 -np 1"),  # -np 1 was the default, four slots in one pool
         ("library", "beam", "-c 4096 -np 1"),
         ("2026.8.10566", "qwen3", "-c 0 -np 2 -fit on"),  # one trained context for all slots
