@@ -67,7 +67,7 @@ def _guided(target: Target, seconds: float, folder: Path) -> None:
     """Fuzz under atheris; exits the process."""
     atheris: Any = importlib.import_module("atheris")  # in no lock file: it has no wheels for every Python
     with atheris.instrument_imports(include=["llamatel"]):
-        for name in [name for name in sys.modules if name.startswith(("llamatel", "tests.fuzz.")) and name != __name__]:
+        for name in [name for name in sys.modules if name.startswith(("llamatel", "tests.")) and name != __name__]:
             del sys.modules[name]
         check = getattr(importlib.import_module(target.check.__module__), target.check.__name__)
     folder.mkdir(parents=True, exist_ok=True)

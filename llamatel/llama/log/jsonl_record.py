@@ -12,7 +12,7 @@ from llamatel.llama.log.log_line import LogLine
 
 # A message without an escape needs no JSON parser: the same expression splits it.
 _PLAIN = re.compile(
-    r'\{"type":"log","time":(\d{1,15}),"level":"([a-z]{1,8})","msg":"'
+    r'\{"type":"log","time":(0|[1-9]\d{0,14}),"level":"([a-z]{1,8})","msg":"'
     r'((?:slot ([^"\\\x00-\x1f]{12}): id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16})?([^"\\\x00-\x1f]*))\\n"\}$',
     re.ASCII,
 )
