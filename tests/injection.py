@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import urllib3
 
@@ -49,6 +51,12 @@ _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "para
 def _tool(**changes: Any) -> dict[str, Any]:
     return {"type": "function", "function": {**_TOOL["function"], **changes}}  # type: ignore[dict-item]
 
+
+_MULTIPART = (
+    '--b\r\nContent-Disposition: form-data; name="file"; filename="{}"\r\nContent-Type: {}\r\n\r\n{}\r\n'
+    '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n{}\r\n'
+    '--b\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n--b--\r\n'
+)
 
 VECTORS = (
     _completion("prompt", prompt="{}"),
@@ -118,8 +126,94 @@ VECTORS = (
     _header("User-Agent", "{line}"),
     _header("Authorization", "Bearer {line}"),
     _header("Origin", "{line}"),
+    *(_header(name, "{line}") for name in (
+        "X-Request-Id", "X-Forwarded-For", "traceparent", "tracestate", "Cookie", "Accept-Language", "X-Api-Key",
+    )),
     Vector("body.broken", "/completion", "{{\n{}"),
+    _completion("schema_enum", json_schema={"enum": ["{}"]}),
+    _completion("schema_const", json_schema={"const": "{}"}),
+    _completion("schema_any_of", json_schema={"anyOf": [{"$ref": "#/$defs/{}"}], "$defs": {"{}": {"type": "{}"}}}),
+    _completion("schema_required", json_schema={"type": "object", "required": ["{}"]}),
+    _completion("schema_length", json_schema={"type": "string", "minLength": "{}"}),
+    _completion("schema_description", json_schema={"type": "integer", "description": "{}", "title": "{}"}),
+    _completion("grammar_trigger", grammar='root ::= "a"', grammar_lazy=True,
+                grammar_triggers=[{"type": 1, "value": "{}"}]),
+    _completion("grammar_rule_name", grammar="root ::= {}"),
+    _completion("speculative", **{"speculative.type": "{}", "speculative.n_max": "{}"}),
+    _completion("cache_prompt", cache_prompt="{}"),
+    _completion("temperature", temperature="{}"),
+    _completion("prompt_list", prompt=["{}", 1]),
+    _completion("prompt_object", prompt={"prompt_string": "{}", "multimodal_data": ["{}"]}),
+    _chat("message_name", messages=[{"role": "user", "name": "{}", "content": "a"}]),
+    _chat("tool_calls", messages=[{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [
+        {"id": "{}", "type": "function", "function": {"name": "{}", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "{}", "content": "{}"}]),
+    _chat("tool_type", tools=[{"type": "{}", "function": {"name": "f"}}]),
+    _chat("tool_choice_name", tools=[_TOOL], tool_choice={"type": "function", "function": {"name": "{}"}}),
+    _chat("input_audio", messages=[{"role": "user", "content": [
+        {"type": "input_audio", "input_audio": {"data": "{}", "format": "{}"}}]}]),
+    _chat("image_data_url", messages=[{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,{}"}}]}]),
+    _chat("schema_name", response_format={"type": "json_schema", "json_schema": {"name": "{}", "schema": True}}),
+    _chat("grammar", grammar="{}"),
+    _chat("reasoning_effort", reasoning_effort="{}"),
+    _chat("stream_options", stream=True, stream_options={"include_usage": "{}"}),
+    _chat("logprobs", logprobs="{}", top_logprobs="{}"),
+    Vector("input_tokens.content", "/v1/chat/completions/input_tokens",
+           {"messages": [{"role": "{}", "content": "{}"}]}),
+    Vector("responses.instructions", "/v1/responses",
+           {"input": "a", "max_output_tokens": 2, "instructions": "{}"}, generates=True),
+    Vector("responses.input_role", "/v1/responses",
+           {"max_output_tokens": 2, "input": [{"role": "{}", "type": "{}", "content": "{}"}]}),
+    Vector("responses.format", "/v1/responses",
+           {"input": "a", "max_output_tokens": 2, "text": {"format": {"type": "{}", "name": "{}"}}}),
+    Vector("responses.previous", "/v1/responses", {"input": "a", "max_output_tokens": 2, "previous_response_id": "{}"}),
+    Vector("messages.content", "/v1/messages",
+           {"max_tokens": 2, "messages": [{"role": "user", "content": "{}"}], "metadata": {"user_id": "{}"}},
+           generates=True),
+    Vector("messages.content_type", "/v1/messages",
+           {"max_tokens": 2, "messages": [{"role": "{}", "content": [{"type": "{}", "text": "{}"}]}]}),
+    Vector("messages.tool", "/v1/messages",
+           {"max_tokens": 2, "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"name": "{}", "description": "{}", "input_schema": {"type": "{}"}}],
+            "tool_choice": {"type": "{}"}}),
+    Vector("messages.image", "/v1/messages", {"max_tokens": 2, "messages": [{"role": "user", "content": [
+           {"type": "image", "source": {"type": "base64", "media_type": "{}", "data": "{}"}}]}]}),
+    Vector("messages.stop_sequences", "/v1/messages",
+           {"max_tokens": 2, "messages": [{"role": "user", "content": "a"}], "stop_sequences": ["{}"]}, generates=True),
+    Vector("count_tokens.content", "/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "{}"}]}),
+    Vector("infill.prefix", "/infill", {"input_prefix": "{}", "input_suffix": "{}", "prompt": "{}", "n_predict": 2}),
+    Vector("embeddings.format", "/v1/embeddings", {"input": "a", "encoding_format": "{}"}),
+    Vector("embedding.content", "/embedding", {"content": ["{}"]}),
+    Vector("rerank.top_n", "/rerank", {"query": "a", "documents": [{"text": "{}"}], "top_n": "{}"}),
+    Vector("apply_template.kwargs", "/apply-template",
+           {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"{}": "{}"}, "tools": [_TOOL]}),
+    Vector("lora_adapters.path", "/lora-adapters", [{"id": 0, "path": "{}", "scale": 1.0}]),
+    Vector("models.load", "/models/load", {"model": "{}"}),
+    Vector("models.unload", "/models/unload", {"model": "{}"}),
+    Vector("api_show.model", "/api/show", {"model": "{}", "name": "{}"}),
+    Vector("api_chat.content", "/api/chat",
+           {"model": "{}", "messages": [{"role": "user", "content": "{}"}], "options": {"num_predict": 2}}),
+    Vector("cors_proxy.url", "/cors-proxy?url={url}", method="GET"),
+    Vector("slots.model", "/slots?model={url}&fail_on_no_slot={url}", method="GET"),
+    *(Vector(f"multipart.{name}", path, _MULTIPART, {"Content-Type": "multipart/form-data; boundary=b"})
+      for name, path in (("audio", "/v1/audio/transcriptions"), ("completion", "/completion"))),
+    Vector("content_type", "/completion", "{}", {"Content-Type": "text/{line}"}),
 )  # fmt: skip
+
+RAW = {
+    "method": "{} / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "request_line": "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
+    "version": "GET / {}\r\nHost: a\r\n\r\n",
+    "host": "GET /nowhere HTTP/1.1\r\nHost: {}\r\n\r\n",
+    "header_with_line_end": "GET /nowhere HTTP/1.1\r\nHost: a\r\nX-Request-Id: a{}\r\n\r\n",
+    "header_name": "GET /nowhere HTTP/1.1\r\nHost: a\r\n{}: a\r\n\r\n",
+    "chunk": "POST /completion HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;{}\r\n{{}}\r\n0\r\n\r\n",
+    "length": "POST /completion HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+    "escaped_path": "GET /%0a{quoted} HTTP/1.1\r\nHost: a\r\n\r\n",
+    "websocket": "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: {}\r\nConnection: upgrade\r\n\r\n",
+}
+"""Requests that no HTTP library sends."""
 
 
 def payload(task: int, *, records: bool, stamp: str = "0.00.000.001") -> str:
@@ -174,10 +268,35 @@ def attack(url: str, texts: Iterator[str] | None = None, *, first_task: int = FI
             quoted = urllib3.util.parse_url("/" + line[:2000]).path or "/"
             headers = {name: value.replace("{line}", line) for name, value in vector.headers.items()}
             body = None if vector.body is None else filled(vector.body, text)
-            data = body if isinstance(body, str) else None if body is None else json.dumps(body)
+            data = body.encode() if isinstance(body, str) else None if body is None else json.dumps(body)
             answer = pool.request(
                 vector.method, url + vector.path.replace("{url}", quoted.strip("/")), body=data,
                 headers={"Content-Type": "application/json", **headers},
             )  # fmt: skip
             attempts.append(Attempt(vector, task, answer.status))
+        for name, form in RAW.items():
+            task = first_task + len(attempts)
+            text = payload(task, records=bool(kind)) if given is None else given
+            attempts.append(Attempt(Vector(f"raw.{name}", ""), task, _send(url, form, text)))
     return attempts
+
+
+def _send(url: str, form: str, text: str) -> int:
+    """Send bytes that are not quite HTTP; return the status of the response, 0 where there is none."""
+    where = urllib3.util.parse_url(url)
+    data = (
+        form.replace("{quoted}", quote(text[:2000]))
+        .replace("{{}}", "\0")
+        .replace("{}", text[:60_000])
+        .replace("\0", "{}")
+        .encode()
+    )
+    with socket.create_connection((where.host or "", where.port or 80), timeout=10) as connection:
+        connection.settimeout(0.3)
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            found = re.match(rb"HTTP/1\.\d (\d{3})", connection.recv(100))
+        except OSError:
+            return 0
+    return int(found[1]) if found is not None else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.injection import FIRST_TASK, VECTORS, WORD, payload
+from tests.injection import FIRST_TASK, RAW, VECTORS, WORD, payload
 from tests.parts import llama_server
 from tests.test_log_injection import FORGEABLE_AS_TEXT, Attacked, check_unforged, refused
 from tests.tiny_gguf import write_tiny_model
@@ -30,7 +30,7 @@ def _texts() -> list[str]:
 def run(folder: Path) -> dict[str, Any]:
     """Attack both backends, with records and with text as their log."""
     model = write_tiny_model(folder / "tiny.gguf")
-    figures: dict[str, Any] = {"vectors": len(VECTORS), "payloads": len(_texts()) + 2}
+    figures: dict[str, Any] = {"vectors": len(VECTORS) + len(RAW), "payloads": len(_texts()) + 2}
     for name, backend in (("xllamacpp", "xllamacpp"), ("llama-server", str(llama_server()))):
         tried = rejected = 0
         for texts in (None, _texts()):
