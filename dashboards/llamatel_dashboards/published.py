@@ -144,7 +144,7 @@ def files(folder: Path, options: ExportOptions) -> dict[str, str]:
     rendered = {name: json.dumps(model, indent=1, sort_keys=True) + "\n" for name, model in models.items()}
     found = {f"dashboards/{name}": text for name, text in rendered.items()}
     found |= {f"import/{name}": json.dumps(importable(model), indent=1) + "\n" for name, model in models.items()}
-    where = options.dashboards_path or str((folder / "dashboards").resolve())
+    where = options.dashboards_path or str((folder / "dashboards").absolute())
     found["provisioning/dashboards/llamatel.yaml"] = _PROVIDER.format(path=json.dumps(where))
     if options.prometheus_url is not None:
         sources = _PROMETHEUS.format(url=json.dumps(options.prometheus_url))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
+
+_WIDTH = 80
+_MAX_WIDTH = 1000
 
 
 class PipeConsole(Console):
     """A console that raises BrokenPipeError for a closed pipe (rich itself exits with status 1)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not 0 < self.width <= _MAX_WIDTH:  # COLUMNS=0: rich would print nothing
+            self.width = _WIDTH
 
     def on_broken_pipe(self) -> None:
         """Called while the BrokenPipeError is handled: hand it on."""

@@ -18,6 +18,7 @@ from llamatel.errors import GGUFError, UsageError
 from llamatel.gguf.header import GGUFHeader
 from llamatel.gguf.model_choices import Choices
 from llamatel.gguf.model_reference import read_reference
+from llamatel.inputs.text_file import user_path
 from llamatel.plan.model_report import ModelReport, report_of
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
     """The file, its header, and whether it is the one that llamatel ships."""
-    there = Path(name).expanduser().exists()
+    there = user_path(name).exists()
     if not there and name != "tiny":
         raise UsageError(f"{name}: there is no such file; give a GGUF on this machine, or tiny for the one we ship")
     header = read_reference(name)

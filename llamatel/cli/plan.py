@@ -20,6 +20,7 @@ from llamatel.gguf.model_choices import Choices, ModelConfig
 from llamatel.gguf.model_reference import read_reference
 from llamatel.gguf.split_files import parse_gguf_header
 from llamatel.gpu.visible_devices import visible_devices
+from llamatel.inputs.text_file import user_path
 from llamatel.llama.server.backends import build_of, find_backend
 from llamatel.models import tiny_model
 from llamatel.plan.adapters import with_lora, with_projector_weights
@@ -187,7 +188,7 @@ def command(
 
 
 def _local(reference: str) -> Path:
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if reference == "tiny" and not path.exists():
         return tiny_model()
     if not path.is_file():

@@ -12,6 +12,7 @@ from llamatel.errors import GGUFError, ModelUnreachable, UsageError
 from llamatel.gguf.hub_choice import is_model
 from llamatel.gguf.model_choices import MAX_CONFIG, Choices, Model, ModelConfig, choices_among, parse_config
 from llamatel.gguf.split_files import parse_gguf_header, read_model
+from llamatel.inputs.text_file import user_path
 from llamatel.models import tiny_model
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -62,7 +63,7 @@ def read_reference(
 def _local(reference: str) -> tuple[Path, bool, bool]:
     """The path of a reference, whether it exists, and whether it is a folder."""
     try:
-        path = Path(reference).expanduser()
+        path = user_path(reference)
         if reference == "tiny" and not path.exists():
             path = tiny_model()
         return path, bool(reference) and path.exists(), bool(reference) and path.is_dir()

@@ -13,6 +13,7 @@ from typing import Any
 
 from llamatel.errors import GGUFError, UsageError
 from llamatel.inputs.documents import InvalidDocument, parse_json
+from llamatel.inputs.text_file import user_path
 
 _PART = r"[A-Za-z0-9_][\w.-]{0,79}"
 _NAME = re.compile(
@@ -29,7 +30,7 @@ def stores() -> list[Path]:
     """The folders where models may be: OLLAMA_MODELS, or the user's, then the system service's."""
     chosen = os.environ.get("OLLAMA_MODELS")
     if chosen:
-        return [Path(chosen).expanduser()]
+        return [user_path(chosen)]
     return [Path.home() / ".ollama" / "models", _SYSTEM]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from pathlib import Path
+import stat
 
 from llamatel.errors import UsageError
-from llamatel.inputs.text_file import read_text
+from llamatel.inputs.text_file import read_text, user_path
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -46,20 +46,27 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def trust(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
     """TLS that trusts the certificates in a PEM file and no others; None: what the system trusts. Raises UsageError."""
+    if ca_file is None:
+        return ssl.create_default_context()
+    pem = read_text(ca_file, "the CA file").encode("ascii", "replace").decode()  # comments may be in any language
     try:
-        return ssl.create_default_context(cafile=None if ca_file is None else Path(ca_file).expanduser())
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or "it holds no certificate"
-        raise UsageError(f"cannot use the CA file {os.fspath(ca_file or '')}: {reason}") from None
+        if "-----BEGIN" not in pem:  # else the system's certificates would be trusted
+            raise ValueError
+        return ssl.create_default_context(cadata=pem)
+    except (OSError, ValueError):
+        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: it holds no certificate") from None
 
 
 def present(
     context: ssl.SSLContext, certificate: str | os.PathLike[str], key: str | os.PathLike[str] | None
 ) -> ssl.SSLContext:
     """The context, with a client certificate (PEM); its key may be in the same file. Raises UsageError."""
-    files = [None if file is None else Path(file).expanduser() for file in (certificate, key)]
+    files = [user_path(file) for file in (certificate, key) if file is not None]
     try:
-        context.load_cert_chain(str(files[0]), files[1], password=_no_password)
+        for file in files:
+            if not stat.S_ISREG(file.stat().st_mode):  # OpenSSL would wait for the writer of a pipe
+                raise UsageError(f"cannot use the client certificate {os.fspath(certificate)}: {file} is not a file")
+        context.load_cert_chain(files[0], files[1] if len(files) > 1 else None, password=_no_password)
     except (OSError, ssl.SSLError) as error:
         reason = "certificate and key do not fit, or one is missing"
         if not isinstance(error, ssl.SSLError):

@@ -11,6 +11,11 @@ _LARGEST = 8 << 20
 """Bytes of such a file at most."""
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that the user gives; ``~`` is the home folder, ``~NAME`` stays as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError there
+
+
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """The whole text (UTF-8), line ends as they are; ``~`` is the home folder.
 
@@ -18,7 +23,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
     """
     try:
         # Without waiting for the writer of a pipe that has none.
-        descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(user_path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
             os.set_blocking(descriptor, True)
             data = file.read(_LARGEST + 1)

@@ -34,7 +34,7 @@ class AppendedFile:
         ``torn_start``: a last line that starts so and does not end was torn by a crash, and is removed; any other gets
         its line end.
         """
-        self._path = Path(path).expanduser()
+        self._path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that is not there
         self.descriptor = self._open()
         self._reopen = False
         self._closed = False

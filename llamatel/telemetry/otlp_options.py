@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from llamatel.errors import PipelineError
+from llamatel.inputs.text_file import user_path
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def _readable(variable: str, path: str) -> str | None:
 def _read(variable: str, path: str) -> bytes:
     try:
         # Without waiting for the writer of a FIFO.
-        with open(os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        with open(os.open(user_path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             return file.read(_MAX_FILE)
     except OSError as error:
         raise PipelineError(f"{variable}: cannot read {path}: {error.strerror or error}") from None

@@ -15,10 +15,10 @@ import stat
 import time
 import zlib
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple
 
 from llamatel.errors import PipelineError
+from llamatel.inputs.text_file import user_path
 
 MAX_BYTES = 512 << 20
 MAX_FILES = 65_536
@@ -40,7 +40,7 @@ class Spool:
         self, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES
     ) -> None:
         """Create the folder, lock it, and find what is left in it. Raises PipelineError."""
-        self._folder = Path(folder).expanduser()
+        self._folder = user_path(folder)
         self._max_bytes, self._max_files = max_bytes, max_files
         self._files: deque[_File] = deque()
         self.size = 0

@@ -42,9 +42,9 @@ class OtlpTarget:
 
     @property
     def url(self) -> str:
-        """The URL that is requested, without user and password."""
+        """The URL that is requested, without user, password and query, which may be a key."""
         parts = urlsplit(self.endpoint)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     @property
     def shown(self) -> str:
@@ -263,9 +263,11 @@ def _without_signal(endpoint: str, origin: str, env: _Environment) -> str:
 
 
 def _redacted(endpoint: str) -> str:
-    """An endpoint as it may be shown: without user and password."""
+    """An endpoint as it may be shown: without user, password and query."""
     scheme, separator, rest = endpoint.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"[:200]
+    host, *hidden = re.split(r"[?#]", rest)
+    shown = "..." if hidden and "@" in rest else host.rpartition("@")[2]  # either may be part of a password
+    return f"{scheme}{separator}{shown}"[:200]
 
 
 def _with_scheme(endpoint: str) -> str:

@@ -110,13 +110,13 @@ class SpanExport:
         if self._spool is not None and self._spool.dropped:
             lost["spool_full"] = self._spool.dropped
         if self.delivery.rejected:
-            lost["rejected"] = self.delivery.rejected
+            lost["rejected"] = min(self.delivery.rejected, self._exported)  # the endpoint may report any number
         return lost
 
     @property
     def exported(self) -> int:
         """Spans that the endpoint accepted."""
-        return self._exported - self.delivery.rejected
+        return max(0, self._exported - self.delivery.rejected)
 
     def spooled(self) -> tuple[int, int] | None:
         """Bytes and spans in the spool; None without one."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamatel.errors import UsageError
+from llamatel.inputs.text_file import user_path
 from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class PositionFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UsageError where no file can be written there."""
-        self._path = Path(path).expanduser()
+        self._path = user_path(path)
         self._saved_at = 0.0
         self._saved: tuple[Position, bool] | None = None
         self._once = LogOnce(_log)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from llamatel.errors import BackendNotFound, install_command
+from llamatel.inputs.text_file import user_path
 
 PATH_VARIABLE = "LLAMATEL_LLAMA_SERVER"
 LLAMA_SERVER = "llama-server"
@@ -41,7 +42,7 @@ class Backend:
 def _binary(path: str, environ: Mapping[str, str]) -> str | None:
     """The absolute path of an executable, given as a path or a name on PATH."""
     if os.sep in path:
-        full = Path(path).expanduser().absolute()
+        full = user_path(path).absolute()
         return str(full) if full.is_file() and os.access(full, os.X_OK) else None
     return shutil.which(path, path=environ.get("PATH", os.defpath))
 

@@ -13,6 +13,7 @@ from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.credentials import check_api_key, read_api_key
+from llamatel.inputs.text_file import user_path
 from llamatel.models import tiny_model
 
 # Python name -> llama-server flag (common/arg.cpp).
@@ -107,7 +108,7 @@ def build(
     if keys:
         environment[API_KEY_VARIABLE] = keys
     if api_key_file:
-        arguments += ["--api-key-file", str(Path(api_key_file).expanduser())]
+        arguments += ["--api-key-file", str(user_path(api_key_file))]
     all_variables = {**os.environ, **environment}
     settings = parse_server_flags(arguments, environ=all_variables, lenient=True)
     _check_port_can_be_read(settings)
@@ -124,7 +125,7 @@ def build(
 
 def model_file(model_path: str | os.PathLike[str]) -> Path:
     """The file to load; ``tiny`` is the model that llamatel ships. Raises UsageError for a folder."""
-    path = Path(model_path).expanduser()
+    path = user_path(model_path)
     if path.is_dir():
         raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
     return tiny_model() if os.fspath(model_path) == "tiny" and not path.exists() else path

@@ -20,7 +20,7 @@ from typing import Any
 from llamatel.errors import UsageError
 from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.documents import InvalidDocument, parse_json, parse_yaml
-from llamatel.inputs.text_file import read_text
+from llamatel.inputs.text_file import read_text, user_path
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Labels, ServerInfo
 
@@ -168,7 +168,7 @@ class TargetFiles:
 
         Raises UsageError if a file without ``*`` cannot be read now.
         """
-        self._patterns = [Path(name).expanduser() for name in names]
+        self._patterns = [user_path(name) for name in names]
         self._addresses = tuple(addresses)
         self._labels = check_labels(labels or {})
         self._seen: dict[Path, tuple[int, ...]] = {}
