@@ -26,7 +26,7 @@ from llamatel.llama import parse_gguf_header
 from llamatel.metrics import METRICS, Kind
 from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
-from llamatel.records import ClientCall, Outcome, RequestGpu
+from llamatel.records import Access, ClientCall, Outcome, RequestGpu
 from llamatel.snapshots import Placement
 from llamatel.telemetry.prometheus_names import prometheus_name
 from llamatel.ui.objectives import Objectives
@@ -61,6 +61,7 @@ NOT_HERE = {
     "llamacpp.model.state": "no router",
     "llamacpp.model.loads": "no router",
     "llamacpp.model.evictions": "no router",
+    "llamacpp.request.outside.duration": "no Ollama",
     "llamacpp.model.failures": "no router",
     **{
         row.name: "no GPU"
@@ -91,6 +92,7 @@ TAKEN = RequestGpu(
     energy_j=30.0, prefill_j=10.0, decode_j=20.0, output_j_per_token=1.0, cost=0.001, bandwidth_utilization=0.5,
     flops_utilization=0.3,
 )  # fmt: skip
+ACCESS = Access(START_TIME - 1.0, START_TIME + 1.5, "POST", "/api/chat", 200)
 CALLED = ClientCall(
     "key", None, SERVER, "chat", START_TIME, START_TIME, START_TIME + 1.5, Outcome.OK, first_chunk_at=START_TIME + 0.5,
     chunk_gaps=(0.05, 0.06), input_tokens=40, output_tokens=21,
@@ -203,7 +205,7 @@ def _made_up(running: Telemetry, ending: threading.Event, shape: ModelShape) -> 
             records_dropped={"queue_full": turn},
             devices=(dataclasses.replace(card, memory_used=HELD, energy_j=100.0 * turn),),
         )
-        running.send(record(gpu=TAKEN))
+        running.send(record(gpu=TAKEN, access=ACCESS))
         running.call(CALLED)
 
 

@@ -19,13 +19,13 @@ from opentelemetry.sdk.metrics.export import (
 
 from llamatel.collectors import Sample
 from llamatel.metrics import DROP_REASONS, METRICS, Kind, table
-from llamatel.records import Outcome, ServerInfo
+from llamatel.records import Access, Outcome, ServerInfo
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry.instruments import Instruments
 from llamatel_collectors.requests import RequestsCollector
 from llamatel_collectors.server import ServerCollector
 from llamatel_collectors.tokens import TokensCollector
-from tests.samples import SERVER, completion, cut_short, samples_of, server_snapshot, snapshot
+from tests.samples import SERVER, START_TIME, completion, cut_short, samples_of, server_snapshot, snapshot
 
 ABOUT_SERVER = {"server.address": "127.0.0.1", "server.port": 8090, "gen_ai.request.model": "tiny"}
 Points = dict[str, list[tuple[dict[str, Any], float]]]
@@ -220,6 +220,13 @@ def test_requests_collector_request_without_figures(outcome: Outcome, error: str
         "gen_ai.server.request.duration": [(1.5, {**GEN_AI, "error.type": error_type})],
         "llamacpp.requests": [(1, {"outcome": outcome.value})],
     }
+
+
+def test_requests_collector_time_outside_llama_server() -> None:
+    """From the arrival at Ollama until the arrival at llama-server, a quarter of a second before the slot."""
+    access = Access(START_TIME - 1.0, START_TIME + 1.5, "POST", "/api/chat", 200)
+    found = samples_of(RequestsCollector(), completion(access=access))
+    assert found["llamacpp.request.outside.duration"] == [(0.75, {})]
 
 
 def test_requests_collector_further_choice() -> None:
