@@ -55,6 +55,8 @@ class Case:
     context: int = 4096
     not_in: tuple[str, ...] = ()
     """Builds that do not have what it needs."""
+    thorough: bool = False
+    """Only in the acceptance; a case like it is in ``make test``."""
 
 
 def _rounds(names: str, *causes: RecomputeCause | None, first: int = 200) -> tuple[Turn, ...]:
@@ -70,15 +72,15 @@ CASES = (
     # Nothing is lost.
     Case("continued", "tiny", "", _rounds("a", None, None, None)),
     Case("drafting", "glm4moe", "--spec-type draft-mtp", _rounds("a", None, None, None), not_in=("0.2.7",)),
-    Case("continued with a recurrent state", RECURRENT, "", _rounds("a", None, None, None)),
+    Case("continued with a recurrent state", RECURRENT, "", _rounds("a", None, None, None), thorough=True),
     Case("unrelated prompts", "tiny", "--cache-ram 0", _rounds("abcdef", None), slots=2),
-    Case("host memory hit", "tiny", "", _rounds("ab", None, None, None)),
+    Case("host memory hit", "tiny", "", _rounds("ab", None, None, None), thorough=True),
     Case("host memory hit, two slots", "tiny", "", _rounds("abcd", None, None, None), slots=2),
     Case("answer not sent back", "tiny", "", (Turn("a", add=200), Turn("a", forget_answer=True))),
     # slot_taken
     Case("four conversations on two slots", "tiny", "--cache-ram 0", _rounds("abcd", None, TAKEN, TAKEN), slots=2),
-    Case("two conversations on one slot", "tiny", "--cache-ram 0", _rounds("ab", None, TAKEN, TAKEN)),
-    Case("slots taken, sliding window", WINDOW, "--cache-ram 0", _rounds("ab", None, TAKEN)),
+    Case("two conversations on one slot", "tiny", "--cache-ram 0", _rounds("ab", None, TAKEN, TAKEN), thorough=True),
+    Case("slots taken, sliding window", WINDOW, "--cache-ram 0", _rounds("ab", None, TAKEN), thorough=True),
     Case("slots taken, recurrent state", RECURRENT, "--cache-ram 0", _rounds("ab", None, TAKEN)),
     # prefix_changed
     Case("changed in the middle", "tiny", "", (Turn("a", add=200), Turn("a", CHANGED, change_at=150))),
@@ -98,7 +100,7 @@ CASES = (
         for name in (WINDOW, RECURRENT)
     ),
     Case("continued from a checkpoint", WINDOW, "", _rounds("a", None, C.NO_CHECKPOINT, C.NO_CHECKPOINT)),
-    Case("continued without one", WINDOW, "--ctx-checkpoints 0", _rounds("a", None, C.NO_CHECKPOINT)),
+    Case("continued without one", WINDOW, "--ctx-checkpoints 0", _rounds("a", None, C.NO_CHECKPOINT), thorough=True),
     Case(
         "an earlier checkpoint was evicted", RECURRENT, "--ctx-checkpoints 1",
         (Turn("a", add=300), Turn("a"), Turn("a", C.CHECKPOINT_EVICTED, change_at=150)),
