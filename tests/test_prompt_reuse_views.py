@@ -124,6 +124,10 @@ def test_reuse_text() -> None:
     assert reuse_text(50, 10, 0.5, "unknown") == (
         "50 tokens in the slot's cache: 40 reused, 10 computed again in 500 ms; cause not in the log (unknown)"
     )
+    assert reuse_text(60, 50, 0.5, "slot_taken") == (
+        "at most 60 tokens had been in the cache: 10 reused, 50 computed again in 500 ms; "
+        "other conversations had taken the slots (slot_taken)"
+    )
 
 
 def test_reuse_line_only_where_tokens_were_lost() -> None:
