@@ -125,7 +125,10 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
             ("context, tokens", "tok/s", *(("of what the bandwidth allows",) if known else ())),
             rows,
         )
-        page.row("spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests")
+        page.row(
+            "spread",
+            f"{diagnosis.decode.spread:.0%} around the line of the decode rate, {diagnosis.decode.requests:,} requests",
+        )
     if len(diagnosis.decode_by_concurrency) > 1:
         parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]
         page.row("concurrent", f"tok/s of one request, by requests that run: {', '.join(parts[:8])}")
