@@ -280,7 +280,7 @@ def rows(
     (of a label's values), ``widths`` (in pixels) and ``sort`` (column, descending) use final names.
     """
     # In a table this text stands in every empty cell.
-    panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value("–")
+    panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value("–").mappings(_texts("–"))
     renamed = dict(names or {})
     for label in ("cluster", "namespace", "pod", "instance", *renamed.values()):
         # Grafana formats text that looks like a number, such as a port, as one.
