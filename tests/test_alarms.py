@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamatel.records import Outcome, RecomputeCause
-from llamatel.snapshots import KvCacheState, LogCounts, ServerSnapshot, SlotState, Snapshot
+from llamatel.snapshots import KvCacheState, LogCounts, RouterModel, ServerSnapshot, SlotState, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, burn_limit
 from llamatel.ui.objectives import Objectives
 from tests.samples import SERVER, completion
@@ -116,6 +116,15 @@ def test_alarms_restart_loop() -> None:
     assert watch.names(800, restarts=7) == []
     assert watch.names(1100, restarts=8) == []  # the first of the three is too long ago
     assert watch.names(1200, restarts=9) == ["restart_loop"]
+
+
+def test_alarms_model_of_a_router_failed() -> None:
+    watch = Watch()
+    loaded, failed = RouterModel(loads=1, failures=0), RouterModel(loads=1, failures=1)
+    assert watch.names(0, up=None, state="loaded", router_model=loaded) == []
+    [alarm] = watch.check(10, up=None, state="failed", router_model=failed)
+    assert (alarm.name, "'tiny' failed to load" in alarm.text) == ("model_failed", True)
+    assert watch.names(700, up=None, state="failed", router_model=failed) == []
 
 
 def test_alarms_none_from_stale_figures() -> None:

@@ -78,6 +78,7 @@ class _History:
     stale_since: float | None = None
     starting_since: float | None = None
     restarts: deque[tuple[float, int]] = field(default_factory=deque)
+    model_failures: int = 0
     requests: deque[_Finished] = field(default_factory=lambda: deque(maxlen=_REQUESTS))
     raised_at: dict[str, float] = field(default_factory=dict)
     """When each warning was last raised."""
@@ -180,6 +181,7 @@ def forget_removed(remembered: dict[ServerKey, T], snapshot: Snapshot, limit: in
             del remembered[key]
 
 
+_MODEL_FAILED = "failed to load, or its process ended: see the router's log; llamatel plan shows whether it fits"
 _ON_CPU = (
     "the model was to be on the GPU and decodes on the CPU: does this build of llama.cpp support the GPU, and is "
     "there memory for the model (llamatel plan)?"
@@ -208,6 +210,10 @@ def _conditions(
         if state.router_model is not None:
             remedy = "unload the model (POST /models/unload), or kill its process: the router loads it again"
         yield "server_stalled", f"the server has work and makes no progress: see its log and {remedy}"
+    if state.router_model is not None:
+        before, history.model_failures = history.model_failures, state.router_model.failures or 0
+        if history.model_failures > before:
+            yield "model_failed", f"the router's model {state.server.model!r} {_MODEL_FAILED}"
     if not state.stale:
         history.stale_since = None
     elif history.stale_since is None:
