@@ -242,6 +242,32 @@ def test_expressions_are_found() -> None:
     assert "llamatel.llama.log.logged_server._LISTENING" in names
 
 
+def test_expressions_made_at_run_time() -> None:
+    """Any other expression is a literal, so that the test above has it."""
+    found = set()
+    for module in modules():
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        for function in (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))):
+            for node in ast.walk(function):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and isinstance(node.func.value, ast.Name)
+                    and node.func.value.id == "re"
+                    and node.func.attr in METHODS | {"compile"}
+                    and not (isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str))
+                ):
+                    found.add(module.__name__)
+    assert found == {
+        "llamatel.flags.flag_values",  # -ot of the user; that of a server only if TensorOverride.is_cheap
+        "llamatel.flags.tensor_override",
+        "llamatel.gguf.hub_choice",  # a tag has words, dots and hyphens
+        "llamatel.llama.http.identify",  # names of programs
+        "llamatel_dashboards.queries",
+        "llamatel_dashboards.rule_options",  # --job of the user
+    }
+
+
 @pytest.mark.parametrize(
     ("pattern", "anchored"),
     [
