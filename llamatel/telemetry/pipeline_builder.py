@@ -172,6 +172,8 @@ def _meter(settings: Settings, parts: Parts, report: Report, *, may_move: bool) 
     current = metrics.get_meter_provider()
     if not global_tracer.is_shut_down(current) and not is_placeholder(current):
         _log.info("metrics go to the meter provider that the application has set")
+        if settings.metrics_addr is not None and report is _raise:  # a command, under opentelemetry-instrument
+            _warn("/metrics and the page are not served: the process has a meter provider, which gets all metrics")
         return _meter_of(current)
     store = MetricStore(exemplars=os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off")
     readers: list[MetricReader] = []
