@@ -99,14 +99,6 @@ def failed_servers() -> Iterator[None]:
             manager._managers.discard(server)
 
 
-@pytest.fixture(autouse=True)
-def finished_instruments() -> Iterator[None]:
-    """The SDK binds instruments of one test to the next test's provider: they report nothing there."""
-    yield
-    if runtime.current() is None:
-        runtime._CALLBACKS.reset()
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF with random weights (0.5 MB) that llama.cpp's server loads immediately."""
