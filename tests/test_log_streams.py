@@ -180,6 +180,9 @@ def test_streams_without_prefix_are_correct_or_unknown(
 @example(8827, ["2026.10.11549", "killed"], 3.0, False, "backlog", 0.0)
 @example(14622109, ["2026.10.11549", "killed", "2026.9.11063"], 0, False, "live", 0.0)
 @example(4064812978, ["2026.9.11063", "0.2.9", "queued"], 0, False, "live", 0.0)
+@example(1183911265, ["verbose", "2026.10.11549", "2026.9.11063"], 600.0, False, "backlog", 0.5832919609988568)
+@example(4121117478, ["killed", "0.2.9", "2026.9.11063"], 0, False, "live", 0.0)
+@example(3626247774, ["killed", "2026.10.11549"], 3.0, False, "backlog", 0.0)
 @example(684, ["2026.10.11549", "killed"], 0, False, "backlog", 0.0)
 @given(
     seed=st.integers(0, 2**32),

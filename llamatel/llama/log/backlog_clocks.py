@@ -30,10 +30,10 @@ class _Gap:
     line: int
     """The one after it."""
     resumed_by: int | None = None
-    """The clock that turned out to be the one of before."""
+    """The clock that turned out to continue the one before the silence."""
     resumed_at: float = 0.0
     before: int = 0
-    """What that one is."""
+    """The identity of the clock before the silence."""
 
 
 class BacklogClocks:
@@ -49,10 +49,10 @@ class BacklogClocks:
         self._gaps: dict[int, deque[_Gap]] = {}
         """Silences, by clock."""
         self._pieces: dict[int, list[tuple[int, int]]] = {0: [(0, 0)]}
-        """By clock as it was first taken: from which line on it is which."""
+        """Identities by provisional clock: from which line on it has which."""
         self._identities = 1
         self._newest: dict[int, float] = {}
-        """By clock: its newest stamp."""
+        """Newest timestamp, by clock."""
         self._lines = 0
         self._seen = 0
         self._starts: dict[int, float] = {}

@@ -42,7 +42,7 @@ class LogCounters:
     """Times that llama.cpp's counter has grown since the last line."""
     _counted_from: float | None = None
     _generated_before: float = 0.0
-    """llama.cpp's token counter at the previous look."""
+    """llama.cpp's token counter at the previous poll."""
 
     def reject(self, reason: str) -> None:
         """Count a rejected request."""

@@ -25,7 +25,7 @@ from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 0.2
+_CHECK_S = 0.2
 _OLD_FILE_S = 60.0
 """A file that was moved away is followed until it was silent for this long: its writer may not have switched yet."""
 _MOST_OLD = 4
@@ -251,7 +251,7 @@ class FileSource:
                 old = self._without_finished(old)
                 if not came:
                     yield Batch((), time.time())  # no new data for a while
-                    self._stop.wait(_LOOK_S)
+                    self._stop.wait(_CHECK_S)
         except OSError as error:
             raise LogSourceError(f"the log {self.name} cannot be read: {error.strerror}") from None
         finally:

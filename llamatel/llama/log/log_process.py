@@ -1,4 +1,4 @@
-"""A process that writes into a log: what its lines show of it, and what happens to it."""
+"""One process that writes into a log, as its lines show it, and the events that separating processes yields."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import NamedTuple
 from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
-"""The number of a server that is one of several, not known which."""
+"""Stands for the number of a process where several are possible."""
 TASKS_APART = 64
 """A process with several slots does not launch tasks strictly in the order of their numbers."""
 _SLOTS_APART = 1000
-"""Slot numbers have three digits at most."""
+"""More than any slot number, which has three digits at most."""
 APART_S = 5.0
 """Processes that started closer together cannot be distinguished by the time at which their lines are read."""
 SETTLED = 5
 """Lines read as they were written, this many times, before one that is early counts as another server's."""
-_PROMPT_S = 1.0
+_ON_TIME_S = 1.0
 """Lines that are read as they are written are delayed by less."""
 LISTENING = re.compile(r"listening on (?:https?://(\S{1,255}):(\d{1,5})\b|unix://(\S{1,4096}))|LISTENING")
 _SLOTS = re.compile(r"n_slots = (\d{1,4})\b")
@@ -40,10 +40,10 @@ def own_slot(slot: int) -> int:
 class Change(Enum):
     """What happened to a process."""
 
-    LINE = "this line, which was held back, is its next"
+    LINE = "this line is its next: it was held back"
     REPLACED = "its process was replaced: its requests failed"
     FORGOTTEN = "another process may have replaced it: the outcome of its requests is unknown"
-    LOST = "the request in this slot of it cannot be followed; without a slot, one of which nothing else was read"
+    LOST = "its request in this slot cannot be followed any further; slot -1: a request that was not read at all"
 
 
 class Event(NamedTuple):
@@ -59,7 +59,7 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class LogProcess:
-    """What its lines show of it."""
+    """One process, as its lines show it."""
 
     number: int
     clock: int = 0
@@ -68,9 +68,10 @@ class LogProcess:
     """Log time of its last line."""
     started_at: float | None = None
     """Unix time at the latest."""
-    prompt: int = 0
-    """Number of times that lines were read as they were written, by ``started_at``."""
-    prompt_at: float = 0.0
+    on_time: int = 0
+    """How often lines were read as they were written, judged by ``started_at``."""
+    on_time_at: float = 0.0
+    """When it was last (Unix time)."""
     loading: list[Event] | None = None
     """Its lines, while it was seen to start and does not listen yet."""
     host: str | None = None
@@ -124,14 +125,14 @@ class LogProcess:
         if self.started_at is None:
             self.started_at = started_at
         early = self.started_at - started_at
-        if early > _PROMPT_S:
+        if early > _ON_TIME_S:
             # Early. Its clock cannot jump; but ours may have been set, or its lines were delayed until now.
-            if self.prompt >= SETTLED and early > APART_S and time - self.last > APART_S:
+            if self.on_time >= SETTLED and early > APART_S and time - self.last > APART_S:
                 return False
-            self.prompt = 0
-        elif early > -_PROMPT_S and now != self.prompt_at:
-            self.prompt += 1
-            self.prompt_at = now
+            self.on_time = 0
+        elif early > -_ON_TIME_S and now != self.on_time_at:
+            self.on_time += 1
+            self.on_time_at = now
         self.started_at = min(started_at, self.started_at)
         return True
 

@@ -25,7 +25,7 @@ _BACKLOG_LINES = 1 << 20
 _SILENCE_S = 0.3
 """A stream's backlog is complete after this time without data."""
 _BACKLOG_S = 10.0
-_LOOK_S = 0.2
+_CHECK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class StreamSource:
         data = os.read(self._descriptor, READ_BYTES)
         if data or not self._reopens:
             return data, not data
-        stopped, _, _ = select.select([self._wake_read], [], [], _LOOK_S)  # no writer at the moment
+        stopped, _, _ = select.select([self._wake_read], [], [], _CHECK_S)  # no writer at the moment
         return b"", bool(stopped)
 
     def _lines(self, data: bytes, *, closed: bool) -> list[str]:

@@ -20,9 +20,9 @@ from llamatel.llama.log.log_process import APART_S, LISTENING, SETTLED, UNKNOWN,
 from llamatel.llama.log.task_owners import TaskOwners
 
 HELD = -3
-"""The number of lines that are repeated as events once it is known which server wrote them."""
+"""Returned for a line that follows as an event once it is known which server wrote it."""
 _BACK_S = 0.25
-"""A process's lines are in order, up to this: a runtime may merge standard output and error."""
+"""A process's timestamps may decrease by so much: a runtime may merge standard output and error."""
 _JUST_STARTED_S = 2.0
 _MOST_PROCESSES = 16
 _MOST_LOADING_LINES = 10_000
@@ -84,7 +84,7 @@ class ProcessSeparation:
         self._lines += 1
         process = self._current
         if len(self._processes) > 1 or self._by_task:
-            return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+            return self._one_of_several(line, parts, now, dated=dated, live=live, clock=clock)
         if parts.child is not None:
             return process.number, parts
         if parts.time is not None:
@@ -92,13 +92,13 @@ class ProcessSeparation:
             if live and fits:
                 fits = process.in_time(parts.time, now)
             if not fits or parts.time < process.last - _BACK_S or self._starts_again(process, parts):
-                return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+                return self._one_of_several(line, parts, now, dated=dated, live=live, clock=clock)
         if parts.slot is None:
             return self._server_line(process, line, parts, now)
         process.last = max(process.last, parts.time or 0.0)
         if parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.slot_message)
-            if self._by_task:
+            if self._needs_task(parts.slot, parts.task):
                 return self._by_slot(line, parts, now)
             if self._timings.due or len(parts.slot_message) < 2:
                 self._timings.close()
@@ -112,7 +112,7 @@ class ProcessSeparation:
             return self._hold(self._current, line, parts, now)
         if self._loads_twice(process, parts.text):
             if parts.time is None or parts.time - process.last < APART_S:
-                self._mix()
+                self._stop_using_clocks()
                 return self._leave_out(parts)
             process = self._add_concurrent(parts.time, now)
         process.last = max(process.last, parts.time or 0.0)
@@ -138,12 +138,17 @@ class ProcessSeparation:
 
     def _watch(self, process: LogProcess, slot: int, task: int, message: str) -> None:
         """Record what its slots do, and detect what one process cannot do."""
-        if self._clocks_only:
+        if self._clocks_only or self._tasks.is_lost(slot, task):
             return
         if message.startswith("processing task"):
             running = process.running.get(slot)
             if running == task or task <= (process.idle_task if process.running else process.newest_task):
-                self._mix()
+                self._stop_using_clocks()
+                return
+            if any(
+                each.running.get(slot) == task and abs(each.last - process.last) < APART_S for each in self._processes
+            ):
+                self._stop_using_clocks()  # another process runs the same, and their clocks are close
                 return
             if running is not None:
                 self._displaced[slot, running] = None
@@ -154,7 +159,7 @@ class ProcessSeparation:
             if message.startswith("stop processing"):
                 del process.running[slot]
         elif (slot, task) in self._displaced or any(each.running.get(slot) == task for each in self._processes):
-            self._mix()  # their clocks are too close
+            self._stop_using_clocks()  # their clocks are too close
 
     def _loads_twice(self, process: LogProcess, text: str) -> bool:
         """Whether another process loads at the same time, with lines that do not distinguish the two."""
@@ -168,7 +173,7 @@ class ProcessSeparation:
 
     # -- several ------------------------------------------------------------------------------------------------------
 
-    def _among(
+    def _one_of_several(
         self, line: str, parts: LogLine, now: float, *, dated: bool, live: bool, clock: int | None
     ) -> tuple[int | None, LogLine]:
         if parts.child is not None:
@@ -180,14 +185,14 @@ class ProcessSeparation:
         process = (
             self._by_clock(parts.time, now, dated=dated, live=live)
             if clock is None
-            else self._of_clock(clock, parts.time, now)
+            else self._by_known_clock(clock, parts.time, now)
         )
         if process is not None and clock is None and self._starts_again(process, parts):
             self._add_process(now, now - parts.time if live else None)
             process = self._current
         if process is None:
-            self._mix()
-            return self._among(line, parts, now, dated=dated, live=live, clock=clock)
+            self._stop_using_clocks()
+            return self._one_of_several(line, parts, now, dated=dated, live=live, clock=clock)
         self._current = process
         if process.loading is not None:
             return self._hold(process, line, parts, now)
@@ -197,7 +202,7 @@ class ProcessSeparation:
             process.learn(parts.text)
         elif parts.task is not None and parts.task >= 0:
             self._watch(process, parts.slot, parts.task, parts.slot_message)
-            if self._by_task:
+            if self._needs_task(parts.slot, parts.task):
                 return self._by_slot(line, parts, now)
             return self._counted(*self._timings.slot_line(process.number, parts.slot, parts))
         return process.number, parts
@@ -240,7 +245,7 @@ class ProcessSeparation:
             self._number(self._current)
         return self._current
 
-    def _of_clock(self, clock: int, time: float, now: float) -> LogProcess:
+    def _by_known_clock(self, clock: int, time: float, now: float) -> LogProcess:
         found = next((each for each in self._processes if each.clock == clock), None)
         if found is None:
             self._add_process(now, None)
@@ -254,7 +259,7 @@ class ProcessSeparation:
     @property
     def alone(self) -> bool:
         """Whether only one process is known."""
-        return len(self._processes) == 1 and not self._by_task
+        return len(self._processes) == 1 and not self._by_task and not self._tasks.any_lost
 
     @property
     def last(self) -> float:
@@ -263,7 +268,7 @@ class ProcessSeparation:
 
     def latest(self, now: float) -> float:
         """The latest timestamp that the only process can have in lines read right after they were written."""
-        if self._first.started_at is None or self._first.prompt < SETTLED:
+        if self._first.started_at is None or self._first.on_time < SETTLED:
             return float("inf")
         return max(now - self._first.started_at, self._first.last) + APART_S
 
@@ -275,7 +280,7 @@ class ProcessSeparation:
 
     def another(self) -> None:
         """The next line is another process's: several servers write, and nothing distinguishes them."""
-        self._mix()
+        self._stop_using_clocks()
 
     def _count_running(self) -> None:
         """Copy the state of the only process before another one is added."""
@@ -329,7 +334,7 @@ class ProcessSeparation:
         others = [each for each in self._processes if each is not process and each.loading is None]
         same = [each for each in others if each.has_address_of(process)]
         silent = [each for each in others if (each.port is None or process.port is None) and each.lines_at < start_line]
-        before = same or (silent if len(others) == 1 else [])
+        before = same or (silent if held and len(others) == 1 else [])  # without a start it replaces none
         if before:
             change = Change.REPLACED if same else Change.FORGOTTEN
             self.events.append(Event(change, before[0].number, now=process.first_line_at))
@@ -349,14 +354,18 @@ class ProcessSeparation:
         process.number = self._numbers
         self._numbers += 1
 
-    def _mix(self) -> None:
-        """Stop using clocks, which do not distinguish the processes: requests in flight cannot be followed."""
+    def _stop_using_clocks(self) -> None:
+        """Clocks do not distinguish the processes: requests in flight cannot be followed."""
         self._count_running()
         self.mixed = self._by_task = True
         self._tasks.complete = False
         self._tasks.lose_running()
 
     # -- by slot and task ---------------------------------------------------------------------------------------------
+
+    def _needs_task(self, slot: int, task: int) -> bool:
+        """Whether clocks do not show whose a line with this slot and task is."""
+        return self._by_task or self._tasks.is_lost(slot, task)
 
     def _by_slot(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """A line about a slot: that of the request that it belongs to."""
@@ -389,7 +398,7 @@ class ProcessSeparation:
             # They started together: it is unknown which of them is this one.
             for each in loading:
                 self._processes.remove(each)
-            self._mix()
+            self._stop_using_clocks()
         return self._leave_out(parts)
 
     def _counted(self, number: int | None, parts: LogLine) -> tuple[int | None, LogLine]:

@@ -60,7 +60,7 @@ class SlotRequests:
         self._idle_task = -1
         """No task up to this one can start any more: it was idle after it had started."""
         self._displaced: set[tuple[int, int]] | None = None
-        """Requests whose slot another got before they finished; None where the log is certainly one server's."""
+        """Requests that lost their slot before they finished; None where the log is certainly one server's."""
 
     def __iter__(self) -> Iterator[LoggedRequest]:
         """The requests in flight."""
@@ -117,7 +117,7 @@ class SlotRequests:
             self._checkpoint_evicted.add(request.slot)
 
     def continuation(self, text: str, time: float) -> bool:
-        """Whether a line belongs to timings whose heading was read (builds until April 2026), foreign lines between."""
+        """Whether a line is a timing that follows its heading (builds until April 2026), even after foreign lines."""
         if self._heading_slot is None:
             return False
         request = self._active.get(self._heading_slot)

@@ -31,8 +31,9 @@ class TaskOwners:
         ``complete``."""
         self._unknown: dict[tuple[int, int], int] = {}
         """The slot given to each request of ``UNKNOWN`` in flight, by the slot and task that were logged."""
-        self._doubled: dict[tuple[int, int], int] = {}
-        """Slots and tasks that several processes run at once, or a forgotten one; ends that are still to come."""
+        self._not_followed: dict[tuple[int, int], int] = {}
+        """Slots and tasks of requests that are not followed: of several processes at once, or of unknown or forgotten
+        ones. The number of ends that are still to come."""
         self._selected: dict[int, list[Event]] = {}
         """Selections of a free slot, by its number, since a task was last launched in a slot of that number."""
 
@@ -44,9 +45,18 @@ class TaskOwners:
 
     def forget(self, process: LogProcess) -> None:
         """A process is not followed any more; its requests in flight may go on, and are not another process's."""
-        self._doubled.update(dict.fromkeys(process.running.items(), 1))
+        self._not_followed.update(dict.fromkeys(process.running.items(), 1))
         process.running.clear()
-        self._limit_doubled()
+        self._limit()
+
+    def is_lost(self, slot: int, task: int) -> bool:
+        """Whether lines with this slot and task may be those of a request that is not followed."""
+        return (slot, task) in self._not_followed
+
+    @property
+    def any_lost(self) -> bool:
+        """Whether lines of requests that are not followed may still come."""
+        return bool(self._not_followed)
 
     def slot_line(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """The process of a line about a slot, None if unknown, and the line as its reader is to get it."""
@@ -54,20 +64,16 @@ class TaskOwners:
         if slot is None or task is None:
             return None, parts
         if task < 0:
-            # The task that gets the slot shows which process wrote it.
-            if message.startswith("selected slot"):
-                selections = self._selected.setdefault(own_slot(slot), [])
-                if len(selections) < _MOST_SELECTIONS:
-                    selections.append(Event(Change.LINE, UNKNOWN, line, parts, now))
+            self._select(slot, Event(Change.LINE, UNKNOWN, line, parts, now))
             return None, parts
         key = (slot, task)
         starts, ends = message.startswith("processing task"), message.startswith("stop processing")
-        if key in self._doubled:
+        if key in self._not_followed:
             if starts:
                 self._events.append(Event(Change.LOST, UNKNOWN))
-            self._doubled[key] += starts - ends
-            if self._doubled[key] <= 0:
-                del self._doubled[key]
+            self._not_followed[key] += starts - ends
+            if self._not_followed[key] <= 0:
+                del self._not_followed[key]
             return None, parts
         holders = self._holders(slot, task)
         if starts:
@@ -78,11 +84,22 @@ class TaskOwners:
         if key in self._unknown:
             given = self._unknown.pop(key) if ends else self._unknown[key]
             return UNKNOWN, parts._replace(slot=given, time=None)
+        if not holders and not ends:
+            # It started before the log was read: until its end, no other request gets its lines.
+            self._not_followed[key] = 1
+            self._limit()
         if len(holders) != 1:
-            return None, parts  # it started before the log was read
+            return None, parts
         if ends:
             del holders[0].running[slot]
         return holders[0].number, parts
+
+    def _select(self, slot: int, event: Event) -> None:
+        """Hold back the selection of a free slot: the task that gets the slot shows which process wrote it."""
+        if event.parts is not None and event.parts.slot_message.startswith("selected slot"):
+            selections = self._selected.setdefault(own_slot(slot), [])
+            if len(selections) < _MOST_SELECTIONS:
+                selections.append(event)
 
     def task_line(self, task: int, parts: LogLine) -> tuple[int | None, LogLine]:
         """The same for a line that names only a task: a cancellation, an error."""
@@ -129,12 +146,12 @@ class TaskOwners:
         """Two processes run the same task in the same slot: neither request can be followed."""
         self._lose(slot, task)
         self._events.append(Event(Change.LOST, UNKNOWN))
-        self._doubled[slot, task] = 2
-        self._limit_doubled()
+        self._not_followed[slot, task] = 2
+        self._limit()
 
-    def _limit_doubled(self) -> None:
-        while len(self._doubled) > _MOST_REQUESTS:
-            del self._doubled[next(iter(self._doubled))]
+    def _limit(self) -> None:
+        while len(self._not_followed) > _MOST_REQUESTS:
+            del self._not_followed[next(iter(self._not_followed))]
 
     def _lose(self, slot: int, task: int) -> None:
         """Stop following the requests with this slot and task."""

@@ -29,14 +29,14 @@ from llamatel.records import ServerInfo
 _log = logging.getLogger(__name__)
 
 _THREADS = 32
-_LOOK_S = 1.0
+_CHECK_S = 1.0
 """How often the discovery files are checked."""
 _STAGGER_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How servers are talked to."""
+    """Credentials, headers and TLS settings for servers."""
 
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -55,7 +55,7 @@ def logged_server(labels: Mapping[str, str] | None = None) -> ObservedServer:
 
 
 class Fleet:
-    """Polls servers; ``added`` and ``removed`` are called with each that comes and goes."""
+    """Polls servers; ``added`` and ``removed`` are called with each that discovery adds or removes."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Fleet:
         self._changed = threading.Condition()
         self._timetable: list[tuple[float, int, ObservedServer]] = []
         self._order = 0
-        """Tells entries of the same time apart."""
+        """Number of the last entry: orders entries of the same time."""
         self._due: queue.SimpleQueue[ObservedServer | None] = queue.SimpleQueue()
         self._waiting = 0
         """Threads that have nothing to do."""
@@ -117,22 +117,22 @@ class Fleet:
     # -- the timetable's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        look_at = time.monotonic() + _LOOK_S
+        check_at = time.monotonic() + _CHECK_S
         while True:
             with self._changed:
                 if self._stopped:
                     return
                 now = time.monotonic()
-                next_at = self._timetable[0][0] if self._timetable else now + _LOOK_S
+                next_at = self._timetable[0][0] if self._timetable else now + _CHECK_S
                 if self._targets.watched:
-                    next_at = min(next_at, look_at)
+                    next_at = min(next_at, check_at)
                 if next_at > now:
                     self._changed.wait(next_at - now)
                 now = time.monotonic()
                 while self._timetable and self._timetable[0][0] <= now:
                     self._hand_out(heapq.heappop(self._timetable)[2])
-            if self._targets.watched and now >= look_at:
-                look_at = now + _LOOK_S
+            if self._targets.watched and now >= check_at:
+                check_at = now + _CHECK_S
                 try:
                     if self._targets.changed():
                         self._update(strict=False)

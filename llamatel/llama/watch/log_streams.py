@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _MOST_STREAMS = 64
 _LONGEST_LINE = 8192
 _COARSE_S = 2.5
-"""A stamp of whole seconds is of less use than the time at which a line was read, unless they differ by more."""
+"""A timestamp of whole seconds is less exact than the time of reading, unless they differ by more."""
 _OTHER_PROCESS = 1000
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
 _ORDINARY = ("srv          stop: ", "srv    send_error: ", "srv  update_slots: ")
@@ -231,7 +231,7 @@ class LogStreams:
             self._publish(server, completed, number)
 
     def _read_fast(self, stream: _Stream, *, on: bool) -> None:
-        """Let a single server's reader detect lines of another one, so that its lines are not matched twice."""
+        """While there is one server, let its reader detect another one's lines: each line is then matched once."""
         self._fast = on
         server = stream.servers.get(0)
         if server is None or (log := server.log) is None:
@@ -273,7 +273,7 @@ class LogStreams:
         if stream.separation.mixed:
             self._once.warning(
                 "mixed",
-                "%s holds lines of several servers without a mark that tells them apart: requests that cannot be "
+                "%s holds lines of several servers without a mark that distinguishes them: requests that cannot be "
                 "assigned count as lost, or as those of an unknown server",
                 self._name,
             )
@@ -344,9 +344,9 @@ class LogStreams:
 def _ordinary(
     lines: Sequence[str], start: int, earliest: float, latest: float
 ) -> tuple[list[tuple[str, LogLine]], float]:
-    """Lines that need no look at which process wrote them, parsed, and the last of their stamps.
+    """Lines that are certainly the known process's, parsed, and the last of their timestamps.
 
-    They are llama.cpp's own, their stamps go on between ``earliest`` and ``latest``, and nothing in them concerns the
+    They are llama.cpp's own, with ascending timestamps between ``earliest`` and ``latest``, and do not concern the
     process itself.
     """
     found: list[tuple[str, LogLine]] = []

@@ -10,16 +10,16 @@ from llamatel.snapshots import SlotState
 
 
 class SlotTrace:
-    """Follows slots from look to look. Not thread-safe.
+    """Follows slots from poll to poll. Not thread-safe.
 
     A request is reported once a poll finds its slot without it. Requests between two polls are not seen, so
     this is no count of requests.
     """
 
     def __init__(self) -> None:
-        self._looked_at: float | None = None
+        self._polled_at: float | None = None
         self._running: dict[int, tuple[ObservedRequest, float | None]] = {}
-        """By slot; with the look before it was first seen."""
+        """By slot; with the time of the poll before the one that first saw it."""
 
     def observe(
         self, server: ServerInfo, slots: Iterable[SlotState], at: float, sent_at: float | None = None
@@ -38,18 +38,18 @@ class SlotTrace:
                 finished.append(_ended(*known, at))
                 known = None
             if slot.busy and slot.task is not None:
-                request, since = known or (ObservedRequest(server, slot.id, slot.task, at, at), self._looked_at)
+                request, since = known or (ObservedRequest(server, slot.id, slot.task, at, at), self._polled_at)
                 self._running[slot.id] = (_seen(request, slot, at if known is None else sent_at), since)
-        self._looked_at = at
+        self._polled_at = at
         return finished
 
     def idle(self, at: float) -> None:
         """Record that no request ran at Unix time ``at``: the next one starts later."""
-        self._looked_at = at
+        self._polled_at = at
 
     def forget(self) -> None:
         """Forget what was seen: another process follows, or a time without polls."""
-        self._looked_at = None
+        self._polled_at = None
         self._running.clear()
 
 

@@ -123,7 +123,7 @@ class ObservedServer:
         self._build_lock = threading.Lock()
         self._listeners = Listeners[Completion | ObservedRequest]()
 
-    # -- for those who watch ------------------------------------------------------------------------------------------
+    # -- snapshots and listeners --------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str | None:
@@ -195,7 +195,7 @@ class ObservedServer:
         if self._client is not None:
             self._client.close()
 
-    # -- for those who own or find its process ------------------------------------------------------------------------
+    # -- for the owner of its process ---------------------------------------------------------------------------------
 
     def launch(self, words: Sequence[str], environ: dict[str, str]) -> None:
         """It is about to be launched with these flags and this environment."""
@@ -318,7 +318,7 @@ class ObservedServer:
             card = client.model_card()
             if life is None:
                 if self._router is not None or (model is not None and card.name != model):
-                    # Another server to those who look at the figures: what was counted until now is not its own.
+                    # Its series are another server's from now on, which start at zero.
                     self._polling = self._new_polling(client)
                 model = card.name or model
             self._router = None

@@ -1,4 +1,4 @@
-"""A server's log as a source of what is known of it: lines go in, finished requests and facts come out."""
+"""The log of one server: lines go in; finished requests, and what it shows of the server, come out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ServerLog:
 
     @property
     def facts(self) -> LoggedServer:
-        """What it shows of the server itself."""
+        """What the log shows of the server itself."""
         return self._reader.logged_server
 
     @property
@@ -79,7 +79,7 @@ class ServerLog:
         return self._reader.process_started_at
 
     def identify(self, server: ServerInfo) -> None:
-        """Whose the next requests are."""
+        """Set the server of the next requests."""
         with self._lock:
             self._reader.server = server
 
@@ -147,7 +147,7 @@ class ServerLog:
             self._reader.describe_cache(rewindable=rewindable, settings=settings)
 
     def skip(self) -> None:
-        """Count a line of which it is not known which server wrote it."""
+        """Count a line whose server is unknown."""
         with self._lock:
             self._reader.skip()
 
@@ -157,7 +157,7 @@ class ServerLog:
             self._reader.lose(slot)
 
     def restart(self, server: ServerInfo, *, batch: int | None = None) -> None:
-        """A new process begins to log; ``batch`` is its --batch-size."""
+        """A new process starts to log; ``batch`` is its --batch-size."""
         with self._lock:
             self._reader.restart(batch=batch)
             self._reader.server = server
@@ -168,12 +168,12 @@ class ServerLog:
             return self._reader.abort(now, error)
 
     def forget(self) -> None:
-        """No more lines come, and the requests in flight go on unseen."""
+        """No more lines follow: the outcome of the requests in flight is unknown."""
         with self._lock:
             self._reader.forget()
 
     def polled(self, model: str | None = None) -> None:
-        """The server, or one of its models, was sent something that takes a task number (/metrics, /slots)."""
+        """Record a poll of the server, or of one of its models, that uses a task number (/metrics, /slots)."""
         with self._lock:
             reader = self._reader if model is None else self._reader.router.reader_of(model)
             if reader is not None:
