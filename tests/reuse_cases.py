@@ -71,7 +71,10 @@ WINDOW, RECURRENT = "gemma3:pattern", "mamba"
 CASES = (
     # Nothing is lost.
     Case("continued", "tiny", "", _rounds("a", None, None, None)),
-    Case("drafting", "glm4moe", "--spec-type draft-mtp", _rounds("a", None, None, None), not_in=("0.2.7", "2026.7.9873")),
+    Case(
+        "drafting", "glm4moe", "--spec-type draft-mtp", _rounds("a", None, None, None),
+        not_in=("0.2.7", "2026.7.9873"),  # without MTP; does not run this model
+    ),
     Case("continued with a recurrent state", RECURRENT, "", _rounds("a", None, None, None), thorough=True),
     Case("unrelated prompts", "tiny", "--cache-ram 0", _rounds("abcdef", None), slots=2),
     Case("host memory hit", "tiny", "", _rounds("ab", None, None, None), thorough=True),
