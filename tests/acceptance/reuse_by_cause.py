@@ -21,8 +21,8 @@ def _cases(folder: Path, build: str) -> tuple[dict[str, str], list[str]]:
     backend = {"llama-server": str(llama_server()), "xllamacpp": "xllamacpp"}.get(build) or str(xllamacpp_server(build))
     found: list[tuple[str, Counted]] = []
     for case in CASES:
-        if build in case.not_in:
-            continue
+        if build in case.not_in or (build not in BUILDS[:2] and case.model != "tiny"):
+            continue  # older builds answer 500 for the text of models with random weights
         file = folder / f"{case.model.replace(':', '-')}.gguf"
         if case.model != "tiny" and not file.exists():
             write_model(file, known[case.model], tensors[case.model])
