@@ -1,4 +1,4 @@
-"""Scripted requests for each cause of lost prompts, on both backends: cause, tokens and seconds as the client counts."""
+"""Scripted requests for each cause of lost prompts, on both backends: causes, tokens, seconds as the client counts."""
 
 from __future__ import annotations
 
