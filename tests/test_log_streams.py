@@ -297,6 +297,21 @@ def test_streams_by_process_id_of_the_wrapper() -> None:
     assert len(found.servers) == 1
 
 
+def test_streams_number_of_servers_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log can name ever new servers: the lines of those beyond the limit are counted and not read."""
+    monkeypatch.setattr("llamatel.llama.watch.log_streams._MOST_SERVERS", 2)
+    lines = [
+        (f"llama-{number}  | {line}", now, number) for line, now in timed(log_lines(GOLDEN[0])) for number in range(3)
+    ]
+    found = Reading(live(lines))
+    assert Counter(map(essence, found.completions)) == truth([GOLDEN[0]] * 2)
+    assert len(found.servers) == 2
+    assert sum(counts.lines["other"] for counts in found.counts) >= len(lines) // 3
+    assert "has lines of more than 2 servers: those of further ones are skipped" in caplog.text
+
+
 # -- nothing found ----------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from llamatel.records import Completion, ServerInfo
 _log = logging.getLogger(__name__)
 
 _MOST_STREAMS = 64
+_MOST_SERVERS = 256
 _LONGEST_LINE = 8192
 _COARSE_S = 2.5
 """A timestamp of whole seconds is less exact than the time of reading, unless they differ by more."""
@@ -58,9 +59,9 @@ class _Stream:
             return None
         number = self.processes.get(process)
         if number is None:
-            number = self.processes[process] = len(self.processes)
-            if number > _OTHER_PROCESS:
-                self.processes.clear()
+            number = len(self.processes)
+            if number < _OTHER_PROCESS:  # else further ones share a clock
+                self.processes[process] = number
         return _OTHER_PROCESS + number if number else None
 
 
@@ -220,8 +221,8 @@ class LogStreams:
             self._log.skip()
             return
         server = stream.servers.get(number) or self._new(stream, number)
-        log = server.log
-        if log is None:
+        if server is None or (log := server.log) is None:
+            self._log.skip()
             return
         completed, read = log.read_all([(line, parts)], now, learned=lambda: self._learn(stream, server))
         if not read:
@@ -253,8 +254,7 @@ class LogStreams:
 
     def _apply(self, stream: _Stream, event: Event) -> None:
         server = stream.servers.get(event.process) or self._new(stream, event.process)
-        log = server.log
-        if log is None:
+        if server is None or (log := server.log) is None:
             return
         if event.change is Change.LINE and event.parts is not None:
             lines = [(event.line, event.parts)]
@@ -294,9 +294,15 @@ class LogStreams:
         self._plain = stream if not origin and len(self._streams) == 1 else None
         return stream
 
-    def _new(self, stream: _Stream, number: int) -> ObservedServer:
-        """The server of a process that is new."""
-        if not any(each.servers for each in self._streams.values()) and number != UNKNOWN:
+    def _new(self, stream: _Stream, number: int) -> ObservedServer | None:
+        """The server of a process that is new; None if there are too many, whose lines count as skipped."""
+        known = sum(len(each.servers) for each in self._streams.values())
+        if known >= _MOST_SERVERS:
+            self._once.warning(
+                "servers", "%s has lines of more than %d servers: those of further ones are skipped", self._name, known
+            )
+            return None
+        if not known and number != UNKNOWN:
             server = self._server
         else:
             info = ServerInfo("unknown")
