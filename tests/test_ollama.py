@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -230,6 +231,7 @@ def test_ollama_recorded_log() -> None:
     observed.subscribe(lambda request: done.append(request) if isinstance(request, Completion) else None)
     observed.start()
     assert observed.wait(60)
+    wait_until(lambda: [each for each in observed.snapshots() if each.router_model], 30)  # a poll
     observed.stop()
     sent = {(each["prompt"], each["generated"]): each for each in json.loads(Path(f"{RECORDED}.json").read_text())}
     assert sorted((request.prompt_tokens, request.generated) for request in done) == sorted(sent)
@@ -343,6 +345,10 @@ def test_ollama_children_of_another_ollama_are_not_its_own(ollama: OllamaProcess
     [child] = find_children(parse_address(ollama.url))
     assert child.slots == 1
     assert find_children(parse_address(f"http://127.0.0.1:{free_port()}")) == []
+    with socket.socket() as other:  # of the same user, in the same network
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert find_children(parse_address(f"http://127.0.0.1:{other.getsockname()[1]}")) == []
     assert find_children(parse_address(f"http://ollama.example:{ollama.port}")) == []  # another machine's
 
 

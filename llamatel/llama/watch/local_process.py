@@ -107,6 +107,12 @@ def find_process(address: Address) -> LocalProcess | None:
 
     So it is for another machine's address, for what only forwards the port, and for processes of other users.
     """
+    pid = find_listener(address)
+    return None if pid is None else process_of(pid)
+
+
+def find_listener(address: Address) -> int | None:
+    """The id of the one process that listens at an address of this machine; None where that is unsure."""
     if not address.is_local:
         return None
     if address.scheme == "unix":
@@ -114,8 +120,7 @@ def find_process(address: Address) -> LocalProcess | None:
     else:
         found = [entry for entry in _sockets.list("tcp") if _listens(entry, address.port)]
     owners = {entry.pid for entry in found}
-    pid = owners.pop() if len(owners) == 1 else None
-    return None if pid is None else process_of(pid)
+    return owners.pop() if len(owners) == 1 else None
 
 
 def own_process(pid: int | None, flags: Sequence[str], environ: Mapping[str, str]) -> LocalProcess | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamatel.inputs.address import Address
-from llamatel.llama.watch.local_process import find_process, server_flags
+from llamatel.llama.watch.local_process import find_listener, server_flags
 
 if TYPE_CHECKING:
     import psutil
@@ -73,7 +73,7 @@ def find_ollama(address: Address) -> psutil.Process | None:
         return None
     for process in psutil.process_iter():
         try:
-            if _is_ollama(process) and _listens_in_network(process.pid, address.port):
+            if _is_ollama(process) and _listens(process.pid, address.port):
                 return process
         except (psutil.Error, OSError):
             continue
@@ -91,7 +91,7 @@ def _child(process: psutil.Process, ollama_port: int) -> OllamaChild | None:
         return None
     try:
         parent = process.parent()
-        if parent is None or not _is_ollama(parent) or not _listens_in_network(parent.pid, ollama_port):
+        if parent is None or not _is_ollama(parent) or not _listens(parent.pid, ollama_port):
             return None
         if not _listens(process.pid, int(port)):
             return None
@@ -120,10 +120,8 @@ def _is_ollama(process: psutil.Process) -> bool:
 
 def _listens(pid: int, port: int) -> bool:
     """Whether the process listens on this port of our own loopback, as far as we are permitted to see."""
-    process = find_process(Address("http", "127.0.0.1", port))
-    if process is not None:
-        return process.pid == pid
-    return _listens_in_network(pid, port)
+    listener = find_listener(Address("http", "127.0.0.1", port))
+    return _listens_in_network(pid, port) if listener is None else listener == pid
 
 
 def _listens_in_network(pid: int, port: int) -> bool:
