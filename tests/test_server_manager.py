@@ -25,6 +25,7 @@ from llamatel.inputs.credentials import pin
 from llamatel.inputs.http import HttpClient
 from llamatel.llama.log.failure_line import failure_line
 from llamatel.llama.server import manager as launch
+from llamatel.llama.server.freed_ports import FreedPorts
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.server.supervisor import ServerState
 from llamatel.records import Completion, Outcome
@@ -151,7 +152,10 @@ def test_manager_two_servers(servers: Servers, llama_server_binary: Path) -> Non
     assert complete(other.base_url) == 200
 
 
-def test_manager_calls_in_wrong_state(servers: Servers, llama_server_binary: Path) -> None:
+def test_manager_calls_in_wrong_state(
+    servers: Servers, llama_server_binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_ports", FreedPorts())  # else it may start on one
     server = servers.manager(llama_server_binary)
     assert (server.state, server.snapshot(), server.returncode, server.log_tail) == (
         ServerState.STOPPED,

@@ -15,16 +15,18 @@ class FreedPorts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ports: dict[str, set[int]] = {}
+        self._ports: dict[str, list[int]] = {}
 
     def release(self, address: str | None, port: int | None) -> None:
         """A server that had found this port (None: its port was given) has exited."""
         if address is not None and port is not None:
             with self._lock:
-                self._ports.setdefault(address, set()).add(port)
+                ports = self._ports.setdefault(address, [])
+                if port not in ports:
+                    ports.append(port)
 
     def take(self, address: str | None) -> int | None:
-        """A port that is free again, if there is one; it is the caller's now."""
+        """The port that was released last of those that are free again; it is the caller's now."""
         with self._lock:
             ports = None if address is None else self._ports.get(address)
             while address is not None and ports:

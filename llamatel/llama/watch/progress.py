@@ -66,7 +66,7 @@ class ProgressWatch:
         gap = seen_at is None or started_at - seen_at > self.after_s / 2
         if not working or gap or marks != self._marks:
             self._since = self._moved_at = now
-        elif computed and now - self._moved_at < _LONGEST_BATCH * self.after_s:
+        elif computed and now - self._moved_at <= _LONGEST_BATCH * self.after_s:
             self._since = now
         self._marks, self._cpu_s, self._seen_at = marks, cpu_s, now
         self._judge(now - self._since >= self.after_s, now)
