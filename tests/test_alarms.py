@@ -221,7 +221,7 @@ def test_alarms_prefix_reuse_lost_by_cause_and_the_users_limit() -> None:
     assert default.check(110) == []
     [alarm] = strict.check(110)
     assert alarm.name == "prefix_reuse_lost"
-    assert "4.0 seconds of prefill per minute, cause cache_prompt_off" in alarm.text
+    assert "up to 4.0 s of prefill per minute, cause cache_prompt_off" in alarm.text
     assert "cache_prompt" in alarm.text.partition(": ")[2]
     assert Watch(Objectives(lost_prefill_s=3.0)).check(110) == []
     assert strict.check(1000) == []

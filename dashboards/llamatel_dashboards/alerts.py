@@ -225,7 +225,7 @@ def _lost_prefixes(options: RuleOptions) -> Alert:
         "LlamacppPrefixReuseLost",
         f"{LOST_PREFILL} > {options.objectives.lost_prefill_s:g}",
         "warning",
-        f'Prefix reuse is being lost on llama.cpp server {WHERE}: {{{{ $value | printf "%.1f" }}}} seconds of prefill '
+        f'Prefix reuse is being lost on llama.cpp server {WHERE}: up to {{{{ $value | printf "%.1f" }}}} s of prefill '
         "per minute, cause {{ $labels.cause }}.",
         "Tokens that were in the KV cache are computed again. llamatel doctor shows what the remedy by cause would "
         "save and cost.",

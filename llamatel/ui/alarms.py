@@ -382,7 +382,7 @@ def _prefixes_lost(state: ServerSnapshot, history: _History, objectives: Objecti
         yield (
             "prefix_reuse_lost",
             (
-                f"prefix reuse is being lost: {a_minute:.1f} seconds of prefill per minute, cause {cause.value}"
+                f"prefix reuse is being lost: up to {a_minute:.1f} s of prefill per minute, cause {cause.value}"
                 + (f": {remedy.change}, as {remedy.reason}" if remedy is not None else "")
             ),
         )
