@@ -100,15 +100,15 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def page(glyphs: Glyphs, width: int = 80, *, cut: bool = True) -> Text:
     """Everything that can be drawn, on one page."""
-    tally = RequestStatistics()
+    statistics = RequestStatistics()
     parts = [request_header(glyphs)]
     for completion in ALL:
         parts.append(request_line(completion, width, glyphs, cut=cut))
-        tally(completion, TRACE)
+        statistics(completion, TRACE)
     for completion in (OK, LONG, CANCELLED, TOO_LONG, EMBEDDING):
         parts.append(Text())
         parts.append(waterfall(completion, width, glyphs, trace_id=TRACE))
-    for summary in (tally.summary(), RequestStatistics().summary()):
+    for summary in (statistics.summary(), RequestStatistics().summary()):
         parts += [Text(), summary_table(summary, glyphs), Text(summary_sentence(summary))]
     return Text("\n").join(parts)
 
@@ -207,11 +207,11 @@ def test_phase_bar_unknown_phase() -> None:
 
 
 def test_request_statistics_bounded() -> None:
-    tally = RequestStatistics(keep=3)
+    statistics = RequestStatistics(keep=3)
     for number in range(10):
-        tally(dataclasses.replace(OK, ended_at=START + number, queue_s=None, started_at=START))
-    summary = tally.summary()
-    assert (summary.requests, summary.outcomes["ok"], tally.requests) == (10, 10, 10)
+        statistics(dataclasses.replace(OK, ended_at=START + number, queue_s=None, started_at=START))
+    summary = statistics.summary()
+    assert (summary.requests, summary.outcomes["ok"], statistics.requests) == (10, 10, 10)
     assert summary.end_to_end == Distribution(3, 8.0, 8.9, 8.98)
     assert (summary.tokens_in, summary.tokens_cached, summary.tokens_out) == (1230, 960, 480)
     assert summary.time_to_first_token == Distribution(0)

@@ -59,7 +59,7 @@ def state_of(server: ServerManager) -> ServerSnapshot:
 
 
 def facts_of(server: ServerManager) -> LoggedServer:
-    return server._observed_log.facts
+    return server._observed_log.logged
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -257,9 +257,9 @@ def test_html_representations(tiny_model: Path) -> None:
     plan = cache_plan(shape, ServerSettings(ctx_size=512, parallel=1))
     assert "131,072 bytes" in plan._repr_html_()
     assert "GQA" in shape._repr_html_()
-    tally = RequestStatistics()
-    tally(completion())
-    assert "1 request" in tally.summary()._repr_html_()
+    statistics = RequestStatistics()
+    statistics(completion())
+    assert "1 request" in statistics.summary()._repr_html_()
     shown = Result({"prompt_tokens": 3, "completion_tokens": None})._repr_html_()
     assert ">prompt_tokens<" in shown
     assert "completion_tokens" not in shown

@@ -121,13 +121,13 @@ def command(**values: Any) -> int:
     access = options_of(AccessOptions, values).access()
     engine = _engine(what, source, access, labels)
     lines = None if source is None and not isinstance(engine, LlamaSwap) else request_lines(options)
-    tally = RequestStatistics()
+    statistics = RequestStatistics()
     notes = note_console()
     polled = functools.partial(Fleet, targets, access, interval_s=what.interval, stalled_after_s=what.stalled_after)
     follower: LogFollower | Ollama | None = None
     log_end: LogSourceError | None = None
     try:
-        with ending_signals(hangup=reopen_files), telemetry(options, [lines, tally]) as running:
+        with ending_signals(hangup=reopen_files), telemetry(options, [lines, statistics]) as running:
             if source is None or isinstance(engine, Ollama):
                 watch, unwatch = running.observer.watch, running.observer.unwatch
                 fleet = polled(added=watch, removed=unwatch)
@@ -160,7 +160,7 @@ def command(**values: Any) -> int:
     if source is not None or engine is not None:
         if source is not None and follower is not None and (why := follower.explanation) is not None:
             notes.print(f"llamatel: no request was found in {source.name}: {why}", soft_wrap=True)
-        notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
+        notes.print(f"llamatel: {summary_sentence(statistics.summary())}", soft_wrap=True)
     if log_end is not None:
         raise log_end
     return 0

@@ -86,7 +86,7 @@ class Demo:
         self.console = console
         self.notes = notes
         self.glyphs = glyphs_for(console.encoding)
-        self.tally = RequestStatistics()
+        self.statistics = RequestStatistics()
         self.kept = Kept()
         self.lines = None if options.as_json else RequestLines(console)
 
@@ -95,7 +95,7 @@ class Demo:
         with (
             telemetry(
                 telemetry_options,
-                [self.lines, self.tally, self.kept],
+                [self.lines, self.statistics, self.kept],
                 backend=find_backend(self.options.backend),
                 metrics_port_may_move=True,
             ) as running,
@@ -132,7 +132,7 @@ class Demo:
             self._await_lines(outcomes.total(), running)
             if self.lines is not None and self.lines.closed.is_set():
                 raise BrokenPipeError
-            summary = self.tally.summary()
+            summary = self.statistics.summary()
             if self.options.as_json:
                 self._print_json(running, server, outcomes, summary)
             else:
@@ -150,7 +150,7 @@ class Demo:
     def _await_lines(self, requests: int, running: Runtime) -> None:
         """llama.cpp answers a client before it logs the end of its request."""
         deadline = time.monotonic() + _LAST_LINES_S
-        while self.tally.requests < requests and time.monotonic() < deadline:
+        while self.statistics.requests < requests and time.monotonic() < deadline:
             time.sleep(0.01)
         running.observer.flush(_LAST_LINES_S)
 

@@ -83,7 +83,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     options = options_of(TelemetryOptions, values)
     manager_options = options_of(ManagerOptions, values)
     lines = request_lines(options)
-    tally = RequestStatistics()
+    statistics = RequestStatistics()
     notes = note_console()
     ready = False
     ready_timeout = values.pop("ready_timeout")
@@ -96,7 +96,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     try:
         with (
             ending_signals(hangup=reopen_files),
-            telemetry(options, [lines, tally], backend=find_backend(manager_options.backend)) as running,
+            telemetry(options, [lines, statistics], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):
             seconds = load_model(server, model, notes, ready_timeout=ready_timeout, extra_args=server_args, **arguments)
@@ -111,5 +111,5 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
             raise
     finally:
         if ready:
-            notes.print(f"llamatel: {summary_sentence(tally.summary())}", soft_wrap=True)
+            notes.print(f"llamatel: {summary_sentence(statistics.summary())}", soft_wrap=True)
     return 0

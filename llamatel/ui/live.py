@@ -69,8 +69,8 @@ class _History:
     def __init__(self) -> None:
         self.points: deque[tuple[int, Point]] = deque(maxlen=_POINTS)
         self.requests: deque[_Request] = deque(maxlen=_OWN)
-        self.tally = RequestStatistics(keep=_KEPT)
-        self._summary, self._summary_at = self.tally.summary(), float("-inf")
+        self.statistics = RequestStatistics(keep=_KEPT)
+        self._summary, self._summary_at = self.statistics.summary(), float("-inf")
         self.down_since: float | None = None
         self.row: dict[str, Any] | None = None
         """Its row of the overview, and the sequence number of the row's last change."""
@@ -78,8 +78,8 @@ class _History:
 
     def summary(self, at: float, *, fresh_s: float = 0.0) -> Summary:
         """Summary of its requests; computed again if one finished since, at most every ``fresh_s`` seconds."""
-        if self._summary.requests != self.tally.requests and not 0 <= at - self._summary_at < fresh_s:
-            self._summary, self._summary_at = self.tally.summary(), at
+        if self._summary.requests != self.statistics.requests and not 0 <= at - self._summary_at < fresh_s:
+            self._summary, self._summary_at = self.statistics.summary(), at
         return self._summary
 
 
@@ -114,7 +114,7 @@ class Live:
             past = self._of(completion.server.key)
             self._requests.append(remembered)
             past.requests.append(remembered)
-        past.tally(completion)
+        past.statistics(completion)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Record a snapshot; one at a time."""
@@ -199,7 +199,7 @@ class Live:
         for key, state in zip(keys, snapshot.servers, strict=True):
             server = state.server.key
             past = self._of(server)
-            seen = server[0] is None or server[:2] in logged or past.tally.requests > 0
+            seen = server[0] is None or server[:2] in logged or past.statistics.requests > 0
             row = _row(key, state, past if seen else None, snapshot.taken_at, warned=server in warned)
             row["down_since"] = past.down_since
             if row != past.row:
@@ -246,7 +246,7 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
     cache = state.kv_cache
     share = None if cache is None or cache.headroom is None or not cache.capacity else cache.headroom / cache.capacity
     late = None if past is None else past.summary(at, fresh_s=_FRESH_S).time_to_first_token.p95
-    outcomes = None if past is None else past.tally.outcomes()
+    outcomes = None if past is None else past.statistics.outcomes()
     return {
         "key": key,
         "labels": labels_of(state.server),

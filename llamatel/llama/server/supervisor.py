@@ -374,14 +374,14 @@ class Supervisor:
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log reports that it listens: llama.cpp prints that when the model is loaded."""
-        facts = self._server_log.facts
-        if facts.host is None and not (self._may_poll and since_start > _SILENT_S and self._is_healthy()):
+        logged = self._server_log.logged
+        if logged.host is None and not (self._may_poll and since_start > _SILENT_S and self._is_healthy()):
             return False
-        if self._socket is None and facts.port is not None and facts.port != self._port:
-            self._port = self.found_port = facts.port
+        if self._socket is None and logged.port is not None and logged.port != self._port:
+            self._port = self.found_port = logged.port
         # A wheel built without its number reports "b0-unknown": then its version is more specific.
-        known = facts.build is not None and "unknown" not in facts.build
-        self._learn(port=self._port or None, build=facts.build if known else self.info.build)
+        known = logged.build is not None and "unknown" not in logged.build
+        self._learn(port=self._port or None, build=logged.build if known else self.info.build)
         self.client = self._new_client(api_key=self.command.api_key)
         return True
 

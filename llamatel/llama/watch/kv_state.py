@@ -55,18 +55,18 @@ class Polled:
     """None where only the log shows it."""
 
 
-def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> KvCacheState:
+def kv_cache_state(logged: LoggedServer, polled: Polled, model: LoadedModel) -> KvCacheState:
     """The state now; a server that sleeps has freed its memory, and its slots with it."""
-    capacity, unified = _pool(facts, polled, model)
+    capacity, unified = _pool(logged, polled, model)
     planned = {} if model.sure is None else parts_of(model.sure.parts)
-    if facts.sleeping if polled.sleeping is None else polled.sleeping:
+    if logged.sleeping if polled.sleeping is None else polled.sleeping:
         return KvCacheState(
             capacity=capacity,
             unified=unified,
             active=0,
             cached=0,
             planned_bytes=dict.fromkeys(planned, 0),
-            reported_bytes=dict.fromkeys(facts.reported, 0),
+            reported_bytes=dict.fromkeys(logged.reported, 0),
             plan_error_bytes=model.plan_error_bytes,
             used_bytes=dict.fromkeys(planned, 0),
         )
@@ -80,13 +80,13 @@ def kv_cache_state(facts: LoggedServer, polled: Polled, model: LoadedModel) -> K
         active=active,
         cached=cached,
         planned_bytes=planned,
-        reported_bytes=facts.reported,
+        reported_bytes=logged.reported,
         plan_error_bytes=model.plan_error_bytes,
         used_bytes={} if polled.slots is None else _used(polled.slots, model),
     )
 
 
-def pool_capacity(facts: LoggedServer, polled: Polled, model: LoadedModel) -> int | None:
+def pool_capacity(logged: LoggedServer, polled: Polled, model: LoadedModel) -> int | None:
     """Tokens that fit into the KV cache; None where that is unknown, or tokens take no room (recurrent models).
 
     The log has it at ``-lv 4``, and else what one slot gets: ``n_ctx_slot``, with a warning that names the uncapped
@@ -94,21 +94,21 @@ def pool_capacity(facts: LoggedServer, polled: Polled, model: LoadedModel) -> in
     that; else every slot has one (src/llama-context.cpp:290 pads the context so that it comes out even). Builds from
     April to summer 2026 log neither, and other servers have no log: there the slots show it, with the flags.
     """
-    return _pool(facts, polled, model)[0]
+    return _pool(logged, polled, model)[0]
 
 
-def _pool(facts: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int | None, bool | None]:
+def _pool(logged: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int | None, bool | None]:
     """The pool's size in tokens, and whether the slots share it."""
-    unified = _unified(facts, model)
+    unified = _unified(logged, model)
     shape, shared = model.shape, unified
     if shape is not None and shape.cache in ("recurrent", "none"):
         return None, unified
     if shape is not None and shape.cache == "compressed":
         shared = False  # each slot has its own, whatever the flag is
-    elif facts.pool is not None:
-        return facts.pool, unified
-    sequence = facts.sequence_context or facts.slot_context
-    number = facts.slots or (len(polled.slots) if polled.slots else None)
+    elif logged.pool is not None:
+        return logged.pool, unified
+    sequence = logged.sequence_context or logged.slot_context
+    number = logged.slots or (len(polled.slots) if polled.slots else None)
     if sequence is None and polled.slots:
         seen = _pool_of_slots(polled, model, unified)
         if seen is not None:
@@ -186,9 +186,9 @@ def _columns(part: CachePart) -> dict[str, int]:
     return {"k": part.bytes_of("k"), "v": part.bytes_of("v")}
 
 
-def _unified(facts: LoggedServer, model: LoadedModel) -> bool | None:
-    if facts.kv_unified is not None:
-        return facts.kv_unified
+def _unified(logged: LoggedServer, model: LoadedModel) -> bool | None:
+    if logged.kv_unified is not None:
+        return logged.kv_unified
     return None if model.settings is None else model.settings.unified
 
 

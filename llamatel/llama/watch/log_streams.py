@@ -323,16 +323,16 @@ class LogStreams:
         if server is self._server and server.url is not None:
             server.learn_from_log()
             return
-        facts, info = server.log.facts, server.info
-        if facts.host is not None:
-            address = stream.name if stream.name is not None and facts.host in _LOCAL else facts.host
-            if self._taken(address, facts.port, server):
+        logged, info = server.log.logged, server.info
+        if logged.host is not None:
+            address = stream.name if stream.name is not None and logged.host in _LOCAL else logged.host
+            if self._taken(address, logged.port, server):
                 address = stream.origin or address
-            info = replace(info, address=address, port=facts.port)
-        if facts.model_path is not None and not server.is_router:
-            info = replace(info, model=facts.model_path.rpartition("/")[2])
-        if facts.build is not None:
-            info = replace(info, build=facts.build)
+            info = replace(info, address=address, port=logged.port)
+        if logged.model_path is not None and not server.is_router:
+            info = replace(info, model=logged.model_path.rpartition("/")[2])
+        if logged.build is not None:
+            info = replace(info, build=logged.build)
         if info != server.info:
             server.info = info
             server.log.identify_unlocked(info)

@@ -31,7 +31,7 @@ class ModelFile:
 
     def read(
         self,
-        facts: LoggedServer,
+        logged: LoggedServer,
         settings: ServerSettings | None,
         process: LocalProcess | None,
         named: str | None,
@@ -42,21 +42,21 @@ class ModelFile:
         Takes some milliseconds where the model is new.
         """
         loaded = (
-            settings, None if process is None else process.pid, named, facts.model_path, facts.draft_path, facts.slots,
-            facts.slot_context, facts.kv_unified, facts.pool, build,
+            settings, None if process is None else process.pid, named, logged.model_path, logged.draft_path,
+            logged.slots, logged.slot_context, logged.kv_unified, logged.pool, build,
         )  # fmt: skip
         if self._read_for != loaded:
-            self._model = _read(facts, settings, process, named, parse_build(build))
+            self._model = _read(logged, settings, process, named, parse_build(build))
             self._read_for = loaded
             self._compared = {}
-        if self._compared != facts.reported:
-            self._compared = dict(facts.reported)
-            self._model = _compared(self._model, facts.reported)
+        if self._compared != logged.reported:
+            self._compared = dict(logged.reported)
+            self._model = _compared(self._model, logged.reported)
         return self._model
 
 
 def _read(
-    facts: LoggedServer,
+    logged: LoggedServer,
     settings: ServerSettings | None,
     process: LocalProcess | None,
     named: str | None,
@@ -64,24 +64,24 @@ def _read(
 ) -> LoadedModel:
     if settings is None or process is None:
         return LoadedModel(None, settings)
-    shape = _shape(process.model_file(settings.model, (named, facts.model_path)), build)
+    shape = _shape(process.model_file(settings.model, (named, logged.model_path)), build)
     if settings.not_understood:
         return LoadedModel(shape)
     if shape is None:
         return LoadedModel(None, settings)
-    if facts.draft_path is not None:
+    if logged.draft_path is not None:
         # A repository's own draft may come with its model, without a flag: the log names it, and its file.
-        draft = process.model_file(settings.draft_model, (facts.draft_path,))
-        settings = replace(settings, draft_model=str(draft or facts.draft_path))
+        draft = process.model_file(settings.draft_model, (logged.draft_path,))
+        settings = replace(settings, draft_model=str(draft or logged.draft_path))
         shape = replace(shape, draft=_shape(draft, build))
-    return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, facts, shape)))
+    return LoadedModel(shape, settings, cache_plan(shape, _as_fitted(settings, logged, shape)))
 
 
-def _as_fitted(settings: ServerSettings, facts: LoggedServer, shape: ModelShape) -> ServerSettings:
+def _as_fitted(settings: ServerSettings, logged: LoggedServer, shape: ModelShape) -> ServerSettings:
     """The settings with the context size that llama.cpp chose, where no flag sets it and the log shows it."""
     if settings.ctx_size:
         return settings
-    pool = pool_capacity(facts, Polled(), LoadedModel(shape, settings))
+    pool = pool_capacity(logged, Polled(), LoadedModel(shape, settings))
     # Below a batch's length the context also bounds the batch, by its size before padding, which is not reported.
     return replace(settings, ctx_size=pool) if pool is not None and pool >= settings.batch_size else settings
 

@@ -212,13 +212,13 @@ class ObservedServer:
         """Complete its identity from its log; called where a line has something new (within ``ServerLog.feed``)."""
         if self.log is None or self._lifecycle is not None:
             return
-        facts, info = self.log.facts, self.info
-        if info.address == "unknown" and facts.host is not None:
-            info = replace(info, address=facts.host, port=facts.port)
-        if info.model is None and facts.model_path is not None and not self.is_router:
-            info = replace(info, model=facts.model_path.rpartition("/")[2])
-        if info.build is None and facts.build is not None:
-            info = replace(info, build=facts.build)
+        logged, info = self.log.logged, self.info
+        if info.address == "unknown" and logged.host is not None:
+            info = replace(info, address=logged.host, port=logged.port)
+        if info.model is None and logged.model_path is not None and not self.is_router:
+            info = replace(info, model=logged.model_path.rpartition("/")[2])
+        if info.build is None and logged.build is not None:
+            info = replace(info, build=logged.build)
         if info != self.info:
             self.info = info
             self.log.identify_unlocked(info)
@@ -423,7 +423,7 @@ class ObservedServer:
             return own, *(replace(model, stale=last.stale or model.stale) for model in models)
 
     def _snapshot(self, last: PollOutcome, polling: Polling | None, log: LogState | None) -> ServerSnapshot:
-        life, up, facts = last.life, last.up, LoggedServer() if log is None else log.server
+        life, up, logged = last.life, last.up, LoggedServer() if log is None else log.server
         snapshot = ServerSnapshot(
             server=self.info,
             up=up,
@@ -431,7 +431,7 @@ class ObservedServer:
             stale=last.stale,
             process_started_at=self._process_started_at(life, log, up=up),
             process=self._process_state(life),
-            settings=None if up is False else facts.completed(self._settings),
+            settings=None if up is False else logged.completed(self._settings),
         )
         if life is not None:
             snapshot = replace(snapshot, restarts=life.restarts, loading_s=life.loading_s if life.alive else None)
@@ -441,8 +441,8 @@ class ObservedServer:
             snapshot = replace(
                 snapshot,
                 context_shifts=log.context_shifts,
-                prompt_cache=None if up is False else facts.prompt_cache,
-                placement=facts.placement,
+                prompt_cache=None if up is False else logged.prompt_cache,
+                placement=logged.placement,
                 log=log.counts,
             )
         if polling is not None and (polling.answers or life is not None):
@@ -451,11 +451,11 @@ class ObservedServer:
             return snapshot
         model = LoadedModel()
         if up:
-            build = self.info.build or facts.build
-            model = self._model_file.read(facts, self._settings, self._process, self._named_model, build)
+            build = self.info.build or logged.build
+            model = self._model_file.read(logged, self._settings, self._process, self._named_model, build)
         if self.log is not None:
             self.log.describe_cache(rewindable=model.rewindable, settings=self._settings)
-        cache = kv_cache_state(facts, Polled() if polling is None else polling.polled, model)
+        cache = kv_cache_state(logged, Polled() if polling is None else polling.polled, model)
         if polling is not None:
             snapshot = replace(
                 snapshot,

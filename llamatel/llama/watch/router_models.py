@@ -164,14 +164,14 @@ class _Model:
             self._process = port, None if found is None else found.pid
         return self._process[1]
 
-    def snapshot(self, server: ServerInfo, facts: LoggedServer) -> ServerSnapshot:
+    def snapshot(self, server: ServerInfo, logged: LoggedServer) -> ServerSnapshot:
         """What was seen last, with what its log shows; of a model without a process only its state."""
         entry, polling = self.entry, self.polling
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
         if not entry.running:
             return ServerSnapshot(about, up=None, state=entry.state, counters=polling.totals, router_model=life)
-        cache = kv_cache_state(facts, polling.polled, LoadedModel(None, entry.settings))
+        cache = kv_cache_state(logged, polling.polled, LoadedModel(None, entry.settings))
         return ServerSnapshot(
             about,
             up=None,
@@ -254,11 +254,11 @@ class Router:
         ]
 
     def snapshots(
-        self, server: ServerInfo, facts: Callable[[str], LoggedServer] = lambda _: LoggedServer()
+        self, server: ServerInfo, logged: Callable[[str], LoggedServer] = lambda _: LoggedServer()
     ) -> tuple[ServerSnapshot, ...]:
-        """Its models as last seen, without unknown ones. ``facts``: what a model's log shows."""
+        """Its models as last seen, without unknown ones. ``logged``: what a model's log shows."""
         known = [model for model in self._models.values() if model.entry.state is not None]
-        return tuple(model.snapshot(server, facts(model.entry.name)) for model in known)
+        return tuple(model.snapshot(server, logged(model.entry.name)) for model in known)
 
     def _new(self, entry: ModelEntry) -> _Model:
         name = f"{self._client.base_url} ({entry.name})"
@@ -275,11 +275,11 @@ class Router:
 def models_with_log(server: ServerInfo, router: Router | None, log: RouterLog[LogReader]) -> tuple[ServerSnapshot, ...]:
     """A router's models as polling and its log have them; ``router`` is None where it cannot be polled."""
 
-    def facts(name: str) -> LoggedServer:
+    def logged(name: str) -> LoggedServer:
         reader = log.reader_of(name)
         return LoggedServer() if reader is None else reader.logged_server
 
-    polled = () if router is None else router.snapshots(server, facts)
+    polled = () if router is None else router.snapshots(server, logged)
     if not polled:
         lives = {name: life.state for name, life in log.models.items() if life.state is not None}
         polled = tuple(

@@ -58,7 +58,7 @@ class ServerLog:
         """Bytes of the log that could not be read."""
 
     @property
-    def facts(self) -> LoggedServer:
+    def logged(self) -> LoggedServer:
         """What the log shows of the server itself."""
         return self._reader.logged_server
 
@@ -118,14 +118,14 @@ class ServerLog:
         completed: list[Completion] = []
         with self._lock:
             reader = self._reader
-            feed, facts, number = reader.feed, reader.logged_server, 0
+            feed, logged, number = reader.feed, reader.logged_server, 0
             try:
                 for line, parts in lines:
                     if finished := feed(line, now, parts):
                         completed += finished
                     number += 1
-                    if reader.logged_server is not facts:
-                        facts = reader.logged_server
+                    if reader.logged_server is not logged:
+                        logged = reader.logged_server
                         learned()
             except ForeignLine:
                 pass
