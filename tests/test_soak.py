@@ -14,5 +14,5 @@ from tests.servers import without_settings
 @pytest.mark.usefixtures("promtool")
 def test_soak_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_settings(monkeypatch)
-    figures = Soak(tmp_path, seconds=25.0, seed=7).run()
+    figures = Soak(tmp_path, seconds=15.0, seed=7).run()
     assert figures["faults"]
