@@ -64,6 +64,7 @@ def test_attach_counts_over_clock_steps(tmp_path: Path, tiny_model: Path, llama_
         sent = send_over_steps(clock, server.url)
         wait_until(lambda: metric_sum(url, "llamacpp_requests_total") == sent, 20, f"{sent} requests")
         assert not metric_sum(url, "llamatel_requests_lost_total")
+        assert metric_sum(url, "llamacpp_requests_total", server_address="unknown") is None  # no other server
     finally:
         child.stop()
         server.child.kill()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from llamatel.llama.log.heading_timings import HeadingTimings
 from llamatel.llama.log.log_line import LogLine
@@ -58,6 +59,8 @@ class ProcessSeparation:
         self._lines = 0
         self._by_task = False
         """Whether clocks do not distinguish them."""
+        self._stepped_at: float | None = None
+        """When our clock was set (monotonic), for a moment: lines of before and after it are mixed."""
         self._displaced: dict[tuple[int, int], None] = {}
         """Requests whose slot was given to another before they finished."""
         self._timings = HeadingTimings(self.events)
@@ -87,7 +90,9 @@ class ProcessSeparation:
             return self._one_of_several(line, parts, now, dated=dated, live=live, clock=clock)
         if parts.child is not None:
             return process.number, parts
-        if parts.time is not None:
+        if self._stepped_at is not None and self._is_settling(process) and not self._starts_again(process, parts):
+            process.last = parts.time or process.last
+        elif parts.time is not None:
             fits = clock in (None, process.clock)
             if live and fits:
                 fits = process.in_time(parts.time, now)
@@ -104,6 +109,17 @@ class ProcessSeparation:
                 self._timings.close()
                 return self._counted(*self._timings.slot_line(process.number, parts.slot, parts))
         return process.number, parts
+
+    def clock_stepped(self) -> None:
+        """The wall clock was set, which timestamps follow: for a moment those of the only process prove nothing."""
+        self._stepped_at = monotonic()
+
+    def _is_settling(self, process: LogProcess) -> bool:
+        """Whether the clock was set a moment ago; afterwards the process's clock is found again."""
+        if self._stepped_at is not None and monotonic() - self._stepped_at < APART_S:
+            return True
+        self._stepped_at, process.started_at, process.on_time = None, None, 0
+        return False
 
     def _server_line(self, process: LogProcess, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """A line of the only process that is not about a slot."""

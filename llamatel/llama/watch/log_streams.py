@@ -7,6 +7,7 @@ compose service, any prefix) identifies a stream; within a stream, clocks, slots
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -33,6 +34,8 @@ _LONGEST_LINE = 8192
 _COARSE_S = 2.5
 """A timestamp of whole seconds is less exact than the time of reading, unless they differ by more."""
 _OTHER_PROCESS = 1000
+_STEP_S = 1.0
+"""The wall clock was set if it moved so much more or less than the monotonic clock between two reads."""
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
 _ORDINARY = ("srv          stop: ", "srv    send_error: ", "srv  update_slots: ")
 REPLACED = "the server's process was replaced"
@@ -96,11 +99,17 @@ class LogStreams:
         self._recorded = False
         """Whether the lines at hand were recorded before."""
         self._once = LogOnce(_log)
+        self._wall_offset = time.time() - time.monotonic()
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
     def read(self, batch: Batch) -> None:
         """Read lines as they arrive; a batch without lines means that none arrived for a while."""
+        offset = time.time() - time.monotonic()
+        if abs(offset - self._wall_offset) > _STEP_S:
+            for stream in self._streams.values():
+                stream.separation.clock_stepped()
+        self._wall_offset = offset
         if not batch.lines:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)
