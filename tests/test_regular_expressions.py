@@ -63,8 +63,8 @@ def patterns_in(value: Any, depth: int = 0) -> Iterator[re.Pattern[str]]:
             yield from patterns_in(each, depth + 1)
 
 
-def literals_in(tree: ast.AST) -> Iterator[tuple[str, re.Pattern[str]]]:
-    """Patterns that are compiled where they are used, and by which function."""
+def expression_calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Calls of functions of ``re`` that take an expression, with the functions' names."""
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Call)
@@ -72,11 +72,15 @@ def literals_in(tree: ast.AST) -> Iterator[tuple[str, re.Pattern[str]]]:
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id == "re"
             and node.func.attr in METHODS | {"compile"}
-            and node.args
-            and isinstance(node.args[0], ast.Constant)
-            and isinstance(node.args[0].value, str)
         ):
-            yield node.func.attr, re.compile(node.args[0].value)
+            yield node.func.attr, node
+
+
+def literals_in(tree: ast.AST) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Patterns that are compiled where they are used, and by which function."""
+    for method, call in expression_calls(tree):
+        if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str):
+            yield method, re.compile(call.args[0].value)
 
 
 def uses(tree: ast.AST) -> dict[str, set[str]]:
@@ -248,15 +252,8 @@ def test_expressions_made_at_run_time() -> None:
     for module in modules():
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         for function in (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))):
-            for node in ast.walk(function):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and isinstance(node.func.value, ast.Name)
-                    and node.func.value.id == "re"
-                    and node.func.attr in METHODS | {"compile"}
-                    and not (isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str))
-                ):
+            for _, call in expression_calls(function):
+                if not (isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)):
                     found.add(module.__name__)
     assert found == {
         "llamatel.flags.flag_values",  # -ot of the user; that of a server only if TensorOverride.is_cheap

@@ -112,7 +112,7 @@ def _beside(shape: ModelShape, settings: ServerSettings) -> tuple[ModelShape, Se
 
 def _header(path: str) -> GGUFHeader | None:
     try:
-        return parse_gguf_header(Path(path).expanduser(), read_tensors=True)
+        return parse_gguf_header(user_path(path), read_tensors=True)
     except GGUFError:
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -151,6 +152,11 @@ def _map(items: list[Any], event: Any) -> dict[str, Any]:
 
 def _refused(event: Any, why: str) -> InvalidDocument:
     return InvalidDocument(f"{why} (line {event.start_mark.line + 1})")
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """An object from a document; an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def text(value: object) -> str | None:

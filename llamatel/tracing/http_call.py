@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import get_value
 
-from llamatel.inputs.documents import InvalidDocument, parse_json
+from llamatel.inputs.documents import InvalidDocument, mapping, parse_json
 from llamatel.llama.client import answer_usage
 from llamatel.llama.client.client_call import Call, registered
 from llamatel.llama.client.token_stream import EventLines
@@ -82,7 +82,7 @@ class HttpCall:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except (ValueError, RecursionError):
             return None
-        document = document if isinstance(document, Mapping) else {}
+        document = mapping(document)
         address = parts.hostname or ""
         call = Call(operation, address, port, stream=document.get("stream") is True, body=document)
         call.is_llama_cpp = (address, port) in _known_servers
@@ -201,7 +201,7 @@ class HttpCall:
         error = document.get("error")
         failed = call.status is not None and call.status >= 400
         if failed or isinstance(error, Mapping):
-            found = error if isinstance(error, Mapping) else {}
+            found = mapping(error)
             kind, message, code = found.get("type"), found.get("message"), found.get("code")
             if not failed and isinstance(code, int):
                 call.status = code  # a stream's error: the status was 200

@@ -17,7 +17,7 @@ from opentelemetry import _logs
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
 
-from llamatel.inputs.documents import InvalidDocument, parse_json
+from llamatel.inputs.documents import InvalidDocument, mapping, parse_json
 from llamatel.tracing.span_values import encodable
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class _Answer:
             if isinstance(value, str):
                 self._text[kind] = (self._text[kind] + value)[: LONGEST + 1]
         for number, call in enumerate(_objects(piece.get("tool_calls"))):
-            function = _object(call.get("function"))
+            function = mapping(call.get("function"))
             kept = self._calls.setdefault(_index(call, number), {"id": "", "name": "", "arguments": ""})
             for key, value in (("id", call.get("id")), *((key, function.get(key)) for key in ("name", "arguments"))):
                 kept[key] = (kept[key] + (value if isinstance(value, str) else ""))[: LONGEST + 1]
@@ -143,7 +143,7 @@ def _pieces(document: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any
     choices = document.get("choices")
     if isinstance(choices, list):
         for choice in _objects(choices):
-            piece = _object(choice.get("message")) or _object(choice.get("delta")) or choice
+            piece = mapping(choice.get("message")) or mapping(choice.get("delta")) or choice
             yield _index(choice), piece, choice.get("finish_reason")
         return
     kind, delta = document.get("type"), document.get("delta")
@@ -171,10 +171,6 @@ def _objects(value: Any) -> list[Mapping[str, Any]]:
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, (list, tuple)) else []
 
 
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _index(given: Mapping[str, Any], default: int = 0) -> int:
     number = given.get("index", default)
     return number if isinstance(number, int) else default
@@ -191,7 +187,7 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
         return {"role": role, "parts": [{key: value for key, value in response.items() if value is not None}]}
     parts = list(_parts(given.get("content")))
     for call in _objects(given.get("tool_calls")):
-        function = _object(call.get("function"))
+        function = mapping(call.get("function"))
         part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
         parts.append({**part, "arguments": _arguments(function.get("arguments"))})
     return {"role": role, "parts": parts}

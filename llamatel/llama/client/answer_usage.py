@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llamatel.inputs.documents import mapping
+
 _LARGEST = 2**53
 _COUNTS = frozenset({"prompt_n", "predicted_n", "cache_n", "draft_n", "draft_n_accepted"})
 
@@ -108,8 +110,7 @@ def output_tokens(answer: Mapping[str, Any]) -> int | None:
 def cached_tokens(answer: Mapping[str, Any]) -> int | None:
     """Prompt tokens that came from the KV cache."""
     usage, timings = answer.get("usage", {}), answer.get("timings", {})
-    given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    details = given if isinstance(given, Mapping) else {}
+    details = mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     found = usage.get("cache_read_input_tokens", details.get("cached_tokens", timings.get("cache_n")))
     return found if isinstance(found, int) else None
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from llamatel.inputs.documents import mapping
 from llamatel.llama.client import answer_usage
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Call:
         self.address = address
         self.port = port
         self.stream = stream
-        self.body: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
+        self.body = mapping(body)
         """The request's JSON."""
         self.is_llama_cpp = True
         """Whether the server is known to be llama.cpp; a call of a general client learns it from the response."""

@@ -54,12 +54,11 @@ def find_children(ollama: Address) -> list[OllamaChild]:
     import psutil
 
     found: list[OllamaChild] = []
-    if not ollama.is_local or ollama.port is None:
-        return found
     try:
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if len(found) < _MOST and (child := _child(process, ollama.port)) is not None:
-                found.append(child)
+        for parent in _ollamas(ollama):
+            for process in parent.children():
+                if len(found) < _MOST and (child := _child(process)) is not None:
+                    found.append(child)
     except (psutil.Error, OSError):
         return []
     return found
@@ -67,32 +66,36 @@ def find_children(ollama: Address) -> list[OllamaChild]:
 
 def find_ollama(address: Address) -> psutil.Process | None:
     """The process of the Ollama at an address of this machine; None where that is not known."""
+    return next(_ollamas(address), None)
+
+
+def _ollamas(address: Address) -> Iterator[psutil.Process]:
+    """The Ollama at an address of this machine; several where it is not certain which of another user's it is."""
     import psutil
 
     if not address.is_local or address.port is None:
-        return None
+        return
     for process in psutil.process_iter():
         try:
             if _is_ollama(process) and _listens(process.pid, address.port):
-                return process
+                yield process
         except (psutil.Error, OSError):
             continue
-    return None
 
 
-def _child(process: psutil.Process, ollama_port: int) -> OllamaChild | None:
+def _child(process: psutil.Process) -> OllamaChild | None:
     import psutil
 
-    flags = server_flags(process.info["cmdline"] or [])
+    try:
+        flags = server_flags(process.cmdline())
+    except (psutil.Error, OSError):
+        return None
     if flags is None:
         return None
     port, model = _value(flags, "--port"), _value(flags, "--model")
     if port is None or not port.isdecimal() or model is None or _value(flags, "--host") != "127.0.0.1":
         return None
     try:
-        parent = process.parent()
-        if parent is None or not _is_ollama(parent) or not _listens(parent.pid, ollama_port):
-            return None
         if not _listens(process.pid, int(port)):
             return None
         try:
