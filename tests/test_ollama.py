@@ -211,7 +211,9 @@ def test_ollama_requests_after_one_another(ollama: OllamaProcess) -> None:
     finally:
         observed.stop()
     assert check(done, load.sent, ollama.durations) == len(done) == 4
-    assert all(request.access is not None and request.access.client == "127.0.0.1" for request in done)
+    assert all(request.access is not None and request.access.client == "127.0.0.1" for request in done), [
+        (request.server.model, request.started_at, request.ended_at, request.access) for request in done
+    ]
     assert all((request.outside_s or 0.0) < 30 for request in done)
     assert {name: (life.loads, life.evictions, life.failures) for name, life in models.items() if life is not None} == {
         "alpha:1b": (0, 1, 0), "beta:2b": (2, 1, 0), "gamma:3b": (1, 0, 0)

@@ -15,7 +15,8 @@ from llamatel.records import Access, Completion, Outcome
 
 LATE_S = 0.5
 """An access line is written at most that long after the request has ended in llama-server."""
-_EARLY_S = 0.05
+_EARLY_S = 0.3
+"""The client is answered before llama-server logs the end, and a file's lines are dated when read, every 0.2 s."""
 _DISCONNECTED_EARLY_S = 0.5
 """The line of a client that disconnected is written before llama-server notices."""
 _START_S = 0.1

@@ -56,7 +56,7 @@ class Evictions:
     def exited(self, model: str, at: float, *, expires_in_s: float | None, loaded: int) -> bool:
         """Record an exit, with the number of models that were loaded then; whether it is known to be an eviction."""
         start, end = self._announced
-        if start - _LOG_LAG_S <= at <= end + _LOG_LAG_S:
+        if start - _LOG_LAG_S <= at <= end + _NOTICED_S:
             return True
         if expires_in_s is None or expires_in_s < _EXPIRY_S or loaded < (self.most_loaded or 1):
             return False

@@ -88,7 +88,7 @@ class OllamaLoads:
             loading.failures += 1
         model = self._model(file_name(start.model_path))
         if model.number is not None:
-            self._remove(model, "replaced")
+            self._remove(model, "stopped" if model.number in self._missing else "replaced")
         evicted = self._evictions.starts(model.weights, time.monotonic())
         if evicted in self._models:
             self._models[evicted].evictions += 1
