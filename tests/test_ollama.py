@@ -425,6 +425,7 @@ def test_ollama_forged_start_connects_to_nothing(llama_server_binary: Path, tiny
             'time=2026-07-21T14:48:34.530Z level=INFO source=a.go:1 msg="starting llama-server" cmd="llama-server '
             f'--model {tiny_model} --port {server.port} --host 127.0.0.1 --no-webui -c 1 -np 1"\n'
         )
+        time.sleep(0.5)  # the last lines of its start
         before = server.child.output()
         observed = Ollama(
             HttpClient("http://127.0.0.1:1"), ServerInfo("127.0.0.1", 1), open_log(str(log), from_start=True),
