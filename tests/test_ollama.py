@@ -39,6 +39,7 @@ from llamatel.llama.watch.ollama import Ollama
 from llamatel.llama.watch.ollama_children import find_children
 from llamatel.llama.watch.ollama_evictions import Evictions
 from llamatel.llama.watch.ollama_log_location import find_log
+from llamatel.llama.watch.ollama_log_reader import Ended
 from llamatel.records import Completion, ObservedRequest, Outcome, ServerInfo
 from tests.attached import unmanaged
 from tests.ollama_stand_in import OllamaProcess
@@ -333,9 +334,12 @@ def test_parse_duration(text: str, seconds: float | None) -> None:
     assert parse_duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
-def finished(started_at: float, ended_at: float, *, embedding: bool = False) -> Completion:
+def finished(
+    started_at: float, ended_at: float, *, embedding: bool = False, launched: int = 0, late_s: float = 0.0
+) -> Ended:
     generated = None if embedding else 5
-    return Completion(ServerInfo("a"), 0, 1, started_at, ended_at, Outcome.OK, generated=generated)
+    completion = Completion(ServerInfo("a"), 0, 1, started_at, ended_at, Outcome.OK, generated=generated)
+    return Ended(completion, 1, (), live=True, error_s=0.0, launched=launched, late_s=late_s)
 
 
 def access(at: float, seconds: float, path: str = "/api/chat") -> DatedAccess:
@@ -399,8 +403,19 @@ def test_access_join_only_if_one_fits() -> None:
 def test_access_join_only_requests_launched_before() -> None:
     """A load without a request has an access line, too; all lines are read at the same moment."""
     loaded, answered = (DatedAccess(access(100.0, 2.0).line, 100.0, number=number) for number in (7, 12))
-    assert set(join([finished(100.0, 100.0)], [loaded, answered], [9])) == {0}
-    assert not join([finished(100.0, 100.0)], [loaded, answered], [3])
+    assert set(join([finished(100.0, 100.0, launched=9)], [loaded, answered])) == {0}
+    assert not join([finished(100.0, 100.0, launched=3)], [loaded, answered])
+
+
+def test_access_join_lines_dated_when_read() -> None:
+    """A file is read every 0.2 s: the lines of a request of 10 ms are read at one moment, or at two."""
+    [line] = [access(100.2, 0.01).line]
+    read_late = DatedAccess(line, 100.2, late_s=0.2)
+    assert join([finished(100.0, 100.2, late_s=0.2)], [read_late])  # its launch was written just before a read
+    assert not join([finished(100.0, 100.2)], [DatedAccess(line, 100.2)])
+    assert join([finished(100.0, 100.2, late_s=0.2)], [DatedAccess(line, 100.0)])  # its end just after one
+    assert not join([finished(99.7, 100.2, late_s=0.2)], [read_late])
+    assert not join([finished(100.2, 100.5, late_s=0.1)], [read_late])
 
 
 def test_ollama_separation_servers_not_announced() -> None:

@@ -64,6 +64,8 @@ class _OpenFile:
         self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
         self._start = os.pread(descriptor, HEAD_BYTES, 0)
         self.read_at = time.monotonic()
+        self.since: float | None = None
+        """When all that it had was read (Unix time)."""
         self.reached = 0
         """How far the writer was read before the file was truncated."""
 
@@ -332,7 +334,7 @@ class FileSource:
             yield Batch(file.buffer.flush(), time.time())
             file.restart(file.offset + found)
         while not self.stopped:
-            before = file.offset
+            before, now = file.offset, time.time()
             data, skipped = file.read()
             if skipped and before:
                 found = yield from self._from_copy(file, before)
@@ -341,8 +343,9 @@ class FileSource:
                 # The hole ends where the writer was when the file was truncated.
                 self._lost(skipped - file.reached)
             if not data:
+                file.since = now
                 return
-            yield Batch(file.lines(data), time.time())
+            yield Batch(file.lines(data), time.time(), since=file.since)
 
     def _from_copy(self, file: _OpenFile, offset: int | None = None) -> Generator[Batch, None, int]:
         """Yield the unread part of a truncated file from a copy of it; returns the number of bytes."""

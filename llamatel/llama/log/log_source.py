@@ -36,6 +36,8 @@ class Batch:
     at: float
     live: bool = True
     """Whether they were read right after they were written."""
+    since: float | None = None
+    """None of them was written before; None if they were read as they arrived."""
 
 
 class Backlog:

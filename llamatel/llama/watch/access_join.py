@@ -2,26 +2,43 @@
 
 An access line is written when its answer has ended. It fits a request that was launched in an earlier line, ended just
 before it and started within its duration. The two are joined only if the line fits no other request and the request no
-other line.
+other line. A file's lines are dated when they are read: they may have been written since the read before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from llamatel.llama.log.ollama_log import EMBEDDING, AccessLine
 from llamatel.records import Access, Completion, Outcome
 
 LATE_S = 0.5
 """An access line is written at most that long after the request has ended in llama-server."""
-_EARLY_S = 0.3
-"""The client is answered before llama-server logs the end, and a file's lines are dated when read, every 0.2 s."""
+_EARLY_S = 0.1
+"""The client is answered before llama-server logs the end."""
 _DISCONNECTED_EARLY_S = 0.5
 """The line of a client that disconnected is written before llama-server notices."""
 _START_S = 0.1
 _WHOLE_SECONDS_S = 60.0
 """gin cuts longer durations to whole seconds."""
+
+
+class Answered(Protocol):
+    """A request that has ended."""
+
+    @property
+    def completion(self) -> Completion:
+        """What is known of it."""
+
+    @property
+    def launched(self) -> int:
+        """The number of the line that launched it; 0 if that is not known."""
+
+    @property
+    def late_s(self) -> float:
+        """How long before its ``ended_at`` its end may have been logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,39 +51,25 @@ class DatedAccess:
     """How wrong that may be; for wrappers that date lines in whole seconds."""
     number: int = 0
     """Of the line in the log."""
+    late_s: float = 0.0
+    """How long before ``at`` it may have been written."""
 
-    def fits(self, request: Completion) -> bool:
+    def fits(self, answered: Answered) -> bool:
         """Whether the request may be what was answered."""
-        line, error = self.line, self.error_s
+        line, error, request = self.line, self.error_s, answered.completion
         cut = 1.0 if line.duration_s > _WHOLE_SECONDS_S else 0.0
         early = _EARLY_S if request.outcome is Outcome.OK else _DISCONNECTED_EARLY_S
         return (
-            -early - error <= self.at - request.ended_at <= LATE_S + error
-            and request.started_at >= self.at - line.duration_s - cut - _START_S - error
+            self.number >= answered.launched
+            and -early - answered.late_s - error <= self.at - request.ended_at <= LATE_S + self.late_s + error
+            and request.started_at >= self.at - self.late_s - line.duration_s - cut - _START_S - error
             and _same_kind(line, request)
         )
 
 
-def join(
-    requests: Sequence[Completion],
-    lines: Sequence[DatedAccess],
-    launched: Sequence[int] = (),
-    *,
-    with_client: bool = False,
-) -> dict[int, Access]:
-    """Access lines by the index of the request that each belongs to for certain.
-
-    ``launched``: numbers of the lines that launched the requests, if known. ``with_client``: with addresses.
-    """
-    launches = launched or [0] * len(requests)
-    fitting = [
-        [
-            index
-            for index, (request, launch) in enumerate(zip(requests, launches, strict=True))
-            if line.number >= launch and line.fits(request)
-        ]
-        for line in lines
-    ]
+def join(requests: Sequence[Answered], lines: Sequence[DatedAccess], *, with_client: bool = False) -> dict[int, Access]:
+    """Access lines by the index of the request that each belongs to for certain; ``with_client``: with addresses."""
+    fitting = [[index for index, request in enumerate(requests) if line.fits(request)] for line in lines]
     times = _count(number for found in fitting for number in found)
     return {
         found[0]: _access(line, with_client=with_client)

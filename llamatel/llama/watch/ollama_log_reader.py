@@ -53,6 +53,8 @@ class Ended:
     """How wrong its times may be."""
     launched: int = 0
     """The number of the line that launched it; 0 if that is not known."""
+    late_s: float = 0.0
+    """How long before its ``ended_at`` its end may have been logged."""
 
 
 class Children(Protocol):
@@ -101,6 +103,8 @@ class OllamaLogReader:
         """Of the line that is read."""
         self._launched: dict[tuple[int, int | None, int | None], int] = {}
         """The numbers of the lines that launched requests in flight, by server, slot and task."""
+        self._late_s = 0.0
+        """How long ago the lines that are read may have been written."""
         self._wall: float | None = None
         """When the last line of Ollama's own was written that has a date."""
 
@@ -109,6 +113,7 @@ class OllamaLogReader:
         if not batch.lines:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)
+        self._late_s = 0.0 if batch.since is None else max(0.0, batch.at - batch.since)
         self._wall = None if batch.live else self._wall
         for line in batch.lines:
             for carried in self._lines.feed(line):
@@ -134,12 +139,12 @@ class OllamaLogReader:
             self._wall = written_at(text) or self._wall
             if wall is None:
                 wall, error_s = self._wall, float("inf")
-        at = now if wall is None else wall
+        at, late_s = (now, self._late_s) if wall is None else (wall, 0.0)
         if not self.requests:
             self.contents.add(text)
         own = parse_ollama(text)
         if own is not None:
-            self._event(own, at, error_s)
+            self._event(own, at, error_s, late_s)
             return
         parts = split_line(text)
         if parts.time is not None:
@@ -156,9 +161,9 @@ class OllamaLogReader:
                 if len(self._launched) > _MOST_LAUNCHED:
                     del self._launched[next(iter(self._launched))]
             completed, _ = log.read_all([(event.line, event.parts)], event.now, learned=_nothing)
-            self._add(completed, event.process, live=live, error_s=error_s)
+            self._add(completed, event.process, live=live, error_s=error_s, late_s=late_s)
 
-    def _add(self, completed: Sequence[Completion], server: int, *, live: bool, error_s: float) -> None:
+    def _add(self, completed: Sequence[Completion], server: int, *, live: bool, error_s: float, late_s: float) -> None:
         for request in completed:
             self.requests += 1
             launched = self._launched.pop((server, request.slot, request.task), 0)
@@ -169,13 +174,13 @@ class OllamaLogReader:
                 slot = own_slot(slot)
             # llama-server has no queue here: what waits, waits in Ollama.
             known = replace(request, slot=slot, queue_s=None, in_flight=())
-            self.ended.append(Ended(known, server, candidates, live, error_s, launched))
+            self.ended.append(Ended(known, server, candidates, live, error_s, launched, late_s))
 
-    def _event(self, event: OllamaEvent, at: float, error_s: float) -> None:
+    def _event(self, event: OllamaEvent, at: float, error_s: float, late_s: float) -> None:
         children = self._children
         if isinstance(event, AccessLine):
             if event.infers and error_s != float("inf"):
-                self.accesses.append(DatedAccess(event, at, error_s, self._number))
+                self.accesses.append(DatedAccess(event, at, error_s, self._number, late_s))
         elif isinstance(event, ChildStart):
             number = children.starts(event, at)
             self._separation.add(number, port=event.port, slots=event.slots)

@@ -115,10 +115,8 @@ class OllamaRequests:
             if ready:
                 due = {id(held) for held in ready}
                 everything = [*(seen for _, seen in self._seen), *(held.ended for held in self._held)]
-                found = join(
-                    [ended.completion for ended in everything], [line for _, line in self._accesses],
-                    [ended.launched for ended in everything], with_client=self._client_addresses,
-                )  # fmt: skip
+                lines = [line for _, line in self._accesses]
+                found = join(everything, lines, with_client=self._client_addresses)
                 first = len(self._seen)
                 accesses = {id(held): found.get(first + index) for index, held in enumerate(self._held)}
                 self._held = [held for held in self._held if id(held) not in due]
