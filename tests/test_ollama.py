@@ -418,6 +418,30 @@ def test_access_join_lines_dated_when_read() -> None:
     assert not join([finished(100.2, 100.5, late_s=0.1)], [read_late])
 
 
+def test_ollama_separation_requests_that_may_be_one_servers() -> None:
+    """A server whose slot shows a task ran it, but not which of two requests with that number it was."""
+    separation = OllamaSeparation()
+    for number in (1, 2):
+        separation.add(number, port=number, slots=1, loading=False)
+    owners = separation.owners
+
+    def log(message: str) -> None:
+        line = f"slot launch_slot_: id  0 | task 7 | {message}"
+        separation.route(line, split_line(line), 0.0)
+
+    log("processing task, is_child = 0")
+    assert owners.is_only(1, 0, 7)
+    assert owners.is_only(2, 0, 7)
+    log("stop processing: n_tokens = 9, truncated = 0")
+    log("processing task, is_child = 0")
+    assert not owners.is_only(1, 0, 7)
+    owners.exclude([1], 0, 7)
+    assert owners.is_only(1, 0, 7)
+    assert not owners.is_only(2, 0, 7)
+    log("processing task, is_child = 0")  # two at once: both are lost
+    assert not owners.is_only(1, 0, 7)
+
+
 def test_ollama_separation_servers_not_announced() -> None:
     """A request is never given to the one server that is known while there may be others."""
     separation = OllamaSeparation()

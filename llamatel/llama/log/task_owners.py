@@ -7,7 +7,8 @@ time are lost.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections import Counter
+from collections.abc import Iterable, MutableSequence, Sequence
 
 from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess, own_slot, spare_slot
@@ -15,6 +16,7 @@ from llamatel.llama.log.log_process import UNKNOWN, Change, Event, LogProcess, o
 _MOST_REQUESTS = 256
 _MOST_CANDIDATES = 1024
 _MOST_SELECTIONS = 2
+_MOST_STARTS = 16_384
 
 
 class TaskOwners:
@@ -34,6 +36,8 @@ class TaskOwners:
         self._not_followed: dict[tuple[int, int], int] = {}
         """Slots and tasks of requests that are not followed: of several processes at once, or of unknown or forgotten
         ones. The number of ends that are still to come."""
+        self._starts: dict[tuple[int, int], Counter[int]] = {}
+        """How many requests with this slot and task each process may have run, followed or not."""
         self._selected: dict[int, list[Event]] = {}
         """Selections of a free slot, by its number, since a task was last launched in a slot of that number."""
 
@@ -58,6 +62,15 @@ class TaskOwners:
         """Whether lines of requests that are not followed may still come."""
         return bool(self._not_followed)
 
+    def is_only(self, process: int, slot: int, task: int) -> bool:
+        """Whether no more than one request with this slot and task may have been a process's."""
+        return self._starts.get((slot, task), Counter())[process] == 1
+
+    def exclude(self, processes: Iterable[int], slot: int, task: int, *, again: bool = False) -> None:
+        """Record that these processes did not run a request with this slot and task (``again``: may have)."""
+        if (starts := self._starts.get((slot, task))) is not None:
+            (starts.update if again else starts.subtract)(processes)
+
     def slot_line(self, line: str, parts: LogLine, now: float) -> tuple[int | None, LogLine]:
         """The process of a line about a slot, None if unknown, and the line as its reader is to get it."""
         slot, task, message = parts.slot, parts.task, parts.slot_message
@@ -70,6 +83,7 @@ class TaskOwners:
         starts, ends = message.startswith("processing task"), message.startswith("stop processing")
         if key in self._not_followed:
             if starts:
+                self._count_start(slot, task, self._processes)
                 self._events.append(Event(Change.LOST, UNKNOWN))
             self._not_followed[key] += starts - ends
             if self._not_followed[key] <= 0:
@@ -116,6 +130,7 @@ class TaskOwners:
 
     def _start(self, slot: int, task: int, parts: LogLine) -> tuple[int, LogLine]:
         fitting = [each for each in self._processes if each.could_start(slot, task)]
+        self._count_start(slot, task, fitting)
         selections = self._selected.pop(slot, [])
         if self.complete and len(fitting) == 1:
             fitting[0].start(slot, task)
@@ -142,8 +157,14 @@ class TaskOwners:
         self.candidates[given, task] = tuple(numbers if self.complete else (*numbers, UNKNOWN))
         return given
 
+    def _count_start(self, slot: int, task: int, processes: Iterable[LogProcess]) -> None:
+        self._starts.setdefault((slot, task), Counter()).update(each.number for each in processes)
+        if len(self._starts) > _MOST_STARTS:
+            del self._starts[next(iter(self._starts))]
+
     def _double(self, slot: int, task: int) -> None:
         """Two processes run the same task in the same slot: neither request can be followed."""
+        self._count_start(slot, task, self._processes)
         self._lose(slot, task)
         self._events.append(Event(Change.LOST, UNKNOWN))
         self._not_followed[slot, task] = 2

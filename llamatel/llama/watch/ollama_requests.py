@@ -144,10 +144,19 @@ class OllamaRequests:
         if other is not None and other.shown_by is not None:
             # Its slot showed the task of the request that was read only now.
             other.model, other.shown_by, other.given_up = None, None, True
+            self._exclude_others(other, number, again=True)
         self._claims[key] = held
+        self._exclude_others(held, number)
         if len(self._claims) > _MOST_HELD:
             del self._claims[next(iter(self._claims))]
         return True
+
+    def _exclude_others(self, held: _Held, number: int, *, again: bool = False) -> None:
+        """Record that of all servers that may have run a request, this one did (``again``: not known after all)."""
+        slot, task = held.key
+        others = [each for each in held.ended.candidates if each != number]
+        if slot is not None and task is not None:
+            self._separation.owners.exclude(others, slot, task, again=again)
 
     def _resolve(self, *, at_once: bool) -> None:
         """Find the servers of requests that may be of several: whose slot shows the task."""
@@ -169,29 +178,30 @@ class OllamaRequests:
         with self._lock:
             for held, key in zip(open_, keys, strict=True):
                 held.given_up = now - held.at > _RESOLVE_S
-                number = _owner(held.ended.candidates, key, shown) if keys.count(key) == 1 else None
+                number = self._owner(held.ended.candidates, key, shown) if keys.count(key) == 1 else None
                 if number is not None and self._claim(held, number):
                     held.model, held.shown_by = self._model(number), number
 
+    def _owner(self, candidates: Sequence[int], key: tuple[int | None, int | None], shown: Shown) -> int | None:
+        """Which server ran a task in a slot, by the tasks that the servers' slots show now; None if not certain.
 
-def _owner(candidates: Sequence[int], key: tuple[int | None, int | None], shown: Shown) -> int | None:
-    """Which server ran a task in a slot, by the tasks that the servers' slots show now; None if that is not certain.
-
-    A slot keeps the number of its last task. The task that it shows is the one that was logged, unless it was there
-    before; one that shows an older task did not run it.
-    """
-    slot, task = key
-    if slot is None or task is None:
-        return None
-    possible = []
-    for number in candidates:
-        tasks, before = shown.get(number, (None, ()))
-        last = None if tasks is None else tasks.get(slot, -1)
-        if last == task and key not in before:
-            return number if _shows(candidates, slot, task, shown) == 1 else None
-        if last is None or last == task or last > task - (0 if tasks is not None and len(tasks) == 1 else TASKS_APART):
-            possible.append(number)
-    return possible[0] if len(possible) == 1 and possible[0] != UNKNOWN else None
+        A slot keeps the number of its last task. The task that it shows is the one that was logged, unless it was there
+        before, or was another request's whose server is not known; one that shows an older task did not run it.
+        """
+        slot, task = key
+        if slot is None or task is None:
+            return None
+        is_only = self._separation.owners.is_only
+        possible = []
+        for number in candidates:
+            tasks, before = shown.get(number, (None, ()))
+            last = None if tasks is None else tasks.get(slot, -1)
+            if last == task and key not in before:
+                proven = _shows(candidates, slot, task, shown) == 1 and is_only(number, slot, task)
+                return number if proven else None
+            if last is None or last == task or last > task - (0 if tasks and len(tasks) == 1 else TASKS_APART):
+                possible.append(number)
+        return possible[0] if len(possible) == 1 and possible[0] != UNKNOWN else None
 
 
 def _shows(candidates: Sequence[int], slot: int, task: int, shown: Shown) -> int:
