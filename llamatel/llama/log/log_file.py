@@ -204,6 +204,8 @@ class FileSource:
         self._descriptor = descriptor
         self._stop = threading.Event()
         self._once = LogOnce(_log)
+        self._existing: os.stat_result | None = None
+        """The file when this was made: what is written from then on is new."""
         if descriptor is not None:
             return
         if self._path.is_dir():
@@ -212,6 +214,8 @@ class FileSource:
             raise LogSourceError(f"there is no log {self.name}")
         if self._path.exists() and not os.access(self._path, os.R_OK):
             raise LogSourceError(f"the log {self.name} cannot be read: permission denied")
+        with contextlib.suppress(OSError):
+            self._existing = self._path.stat()
 
     @property
     def stopped(self) -> bool:
@@ -279,12 +283,19 @@ class FileSource:
             return None
         else:
             whole = self._from_start or self._descriptor is not None or current.decoder.encoding == "gzip"
-            start = current.offset if whole else current.size
+            start = current.offset if whole else self._end_of(current)
         if current is not None and start < current.size:
             yield _FileBacklog(self, current, start, current.size)
         elif current is not None:
             current.offset = start
         return current
+
+    def _end_of(self, file: _OpenFile) -> int:
+        """Where the content ends that was there when this was made."""
+        now, then = os.fstat(file.descriptor), self._existing
+        if then is None or (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev) or now.st_size < then.st_size:
+            return 0
+        return then.st_size
 
     def _resume(self, position: Position, current: _OpenFile | None) -> Generator[Batch | Backlog, None, int]:
         """What was written while no llamatel ran; returns where to continue in the current file."""
