@@ -19,8 +19,14 @@ help: ## Show this list
 run: $(VENV)/.installed-run ## Set up, then run the demo on a tiny model: no download of a model, no compiling
 	@$(BIN)/llamatel demo $(ARGS)
 
+# Two files at a time; a test that failed next to another is run again alone, and has to pass there.
 test: parts ## Set up, get or build the real programs that tests use (once, some minutes), run the tests
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile || \
+		{ [ $$? -eq 1 ] && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 parts: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.parts
