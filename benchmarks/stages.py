@@ -257,7 +257,8 @@ def _reports(recording: Recording) -> Callable[[], None]:
 
     def report() -> None:
         for start in range(0, len(calls), 16):
-            call_reports.read(call_reports.write((), calls[start : start + 16]))
+            report = call_reports.CallReport((), calls[start : start + 16])
+            call_reports.read(call_reports.write(report))
 
     return report
 

@@ -76,6 +76,7 @@ class Runtime:
 _CALLBACKS = Callbacks()
 """On a meter of the application's provider, or of none yet."""
 _LAST_LINES_S = 0.1
+_LAST_CALLS_S = 1.0
 _REPORT_GRACE_S = 0.5
 """How long it takes until a script's first call is reported."""
 _FRESH_S = 0.9
@@ -322,6 +323,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.observer.watching:
         # A client has its answer a moment before the server logs it.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
+        running.observer.flush(min(_LAST_CALLS_S, allowed / 4))  # a call waits for its request
     for undo in running.undo:
         undo()
     written = running.observer.close(allowed / 2)

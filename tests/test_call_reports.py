@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from llamatel.inputs.http import HttpClient
 from llamatel.records import ClientCall, Outcome, ServerInfo
 from llamatel.tracing import call_reporter
 from llamatel.tracing.call_reporter import CallReporter
-from llamatel.tracing.call_reports import MAX_BYTES, MAX_CALLS, InvalidCallReport, read, write
-from llamatel.tracing.joining import Joiner, Origin
+from llamatel.tracing.call_reports import MAX_BYTES, MAX_CALLS, MAX_OPEN, CallReport, InvalidCallReport, read, write
+from llamatel.tracing.joining import Joiner, OpenCalls, Origin
 from tests.parts import OtlpSink, free_port
 from tests.parts.otlp import SinkSpan
 from tests.parts.processes import wait_until
@@ -68,6 +69,13 @@ send = reporter.call_finished
 reporter.call_finished = lambda call: send(dataclasses.replace(call, slot=None))
 with ThreadPoolExecutor(50) as threads:
     list(threads.map(lambda number: complete(client, number % 2 == 0), range(50)))
+"""
+STOPPED = """
+client = LlamaCppClient(sys.argv[1])
+complete(client)
+with llamatel.span("outer"):
+    print("sending", flush=True)
+    client.complete("Same", n_predict=200, ignore_eos=True)
 """
 OUR_OWN = """
 with ServerManager() as server:
@@ -160,6 +168,29 @@ def test_call_report_joins_two_processes(serving: Serving, sink: OtlpSink) -> No
     assert (names.count("prefill"), names.count("decode")) == (1, 1)
 
 
+@pytest.mark.parametrize("stopped", ["script", "llamatel"])
+def test_call_report_joins_where_a_process_gets_no_time(serving: Serving, sink: OtlpSink, stopped: str) -> None:
+    """The script reads the response, or llamatel the report and the log, two and a half seconds late."""
+    sink.clear()
+    script = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.replace("{body}", STOPPED), serving.url],
+        env={**os.environ, **exporting(sink), "LLAMATEL_URL": serving.page_url}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == "sending\n"
+        time.sleep(0.05)
+        process = script.pid if stopped == "script" else serving.pid
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(process, signal.SIGCONT)
+        assert script.wait(60) == 0
+    sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 2, what="spans of the server")
+    [outer] = [span for span in sink.spans() if span.name == "outer"]
+    [call] = [span for span in sink.spans() if span.parent_id == outer.span_id]
+    assert call.span_id in {span.parent_id for span in of_kind(sink.spans(), "SERVER")}
+
+
 def test_call_report_fifty_identical_calls(serving: Serving, sink: OtlpSink) -> None:
     """llama.cpp's own response has the slot; it is withheld from the joiner and then compared."""
     spans = run_script(FIFTY, serving.url, sink, serving.page_url, 51)
@@ -182,11 +213,11 @@ def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.Monke
     """With an explicit address all calls are reported, because a proxy may hide the server's address."""
     monkeypatch.setattr(call_reporter, "DEFAULT_URL", serving.page_url)
     reporter = CallReporter(None if default_url else serving.page_url, "we")
-    sent: list[Any] = []
+    sent: list[CallReport] = []
 
-    def keep(endpoints: list[Any], calls: list[ClientCall]) -> bool:
-        sent.append((endpoints, calls))
-        return True
+    def keep(report: CallReport) -> int:
+        sent.append(report)
+        return 204
 
     monkeypatch.setattr(reporter, "_post", keep)
     watched = ServerInfo("localhost", int(serving.url.rpartition(":")[2]))
@@ -194,10 +225,10 @@ def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.Monke
         reporter.call_started(number, OpenCall(server))
         reporter.call_finished(call(number, server=server))
     reporter.close(10.0)
-    named = {endpoint for endpoints, _ in sent for endpoint in endpoints}
+    named = {endpoint for report in sent for endpoint in report.servers}
     others = set() if default_url else {("127.0.0.1", 8090), ("10.0.0.1", watched.port)}
     assert named <= {("127.0.0.1", watched.port), *others}  # a call may have finished before its server was named
-    assert [one.key for _, calls in sent for one in calls] == ([1] if default_url else [0, 1, 2])
+    assert [one.key for report in sent for one in report.calls] == ([1] if default_url else [0, 1, 2])
     assert reporter.losses() == {}
 
 
@@ -287,11 +318,11 @@ def post(serving: Serving, body: bytes, **headers: str) -> int:
     ],
 )
 def test_receiver_refuses_browsers_and_large_bodies(serving: Serving, headers: dict[str, str], status: int) -> None:
-    assert post(serving, write([], []), **headers) in ({status} if status < 400 else {status, 0})
+    assert post(serving, write(CallReport([], [])), **headers) in ({status} if status < 400 else {status, 0})
 
 
 def document(**changes: Any) -> bytes:
-    message = json.loads(write([], [call(1)]))
+    message = json.loads(write(CallReport([], [call(1)])))
     message["calls"][0].update(changes)
     return json.dumps(message).encode()
 
@@ -325,7 +356,7 @@ def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
     flood = [
         call(number, server=server, started_at=1.0, sent_at=1.0, ended_at=2e9, slot=99) for number in range(MAX_CALLS)
     ]
-    body = write([("127.0.0.1", server.port)], flood)
+    body = write(CallReport([("127.0.0.1", server.port)], flood))
     end = time.monotonic() + 3.0
     clients = [
         subprocess.Popen(
@@ -348,14 +379,21 @@ def test_receiver_flood_of_reports(serving: Serving, sink: OtlpSink) -> None:
 
 def test_call_report_fields() -> None:
     reported = call(3, response_model="secret", error_type="secret", chunk_gaps=[0.1], headers_at=START_TIME)
-    body = write([("127.0.0.1", 8090), ("/a/socket", None)], [reported] * MAX_CALLS)
+    about = OpenCalls("a" * 48, START_TIME, [OpenCall()] * MAX_OPEN)
+    body = write(CallReport([("127.0.0.1", 8090), ("/a/socket", None)], [reported] * MAX_CALLS, about))
     assert b"secret" not in body
     assert len(body) < MAX_BYTES
-    endpoints, calls = read(body)
-    assert endpoints == [("127.0.0.1", 8090), ("/a/socket", None)]
+    report = read(body)
+    calls = report.calls
+    assert report.servers == [("127.0.0.1", 8090), ("/a/socket", None)]
+    assert report.open_calls is not None
+    assert (report.open_calls.client, report.open_calls.as_of) == ("a" * 48, START_TIME)
+    assert report.open_calls.calls is not None
+    found = [(one.server.port, one.started_at, one.headers_at) for one in report.open_calls.calls]
+    assert found == [(8090, START_TIME - 0.3, None)] * MAX_OPEN
     assert len(calls) == MAX_CALLS
-    about = get_current_span(calls[0].span).get_span_context()  # type: ignore[arg-type]
-    assert (about.trace_id, about.span_id, about.is_remote, about.trace_flags.sampled) == (7, 4, True, True)
+    span = get_current_span(calls[0].span).get_span_context()  # type: ignore[arg-type]
+    assert (span.trace_id, span.span_id, span.is_remote, span.trace_flags.sampled) == (7, 4, True, True)
     same: dict[str, Any] = {
         "key": 0,
         "span": 0,
@@ -378,8 +416,23 @@ JSON = st.recursive(
 @given(st.sampled_from([*json.loads(document())["calls"][0]]), JSON)
 def test_call_report_any_value(field: str, value: Any) -> None:
     with contextlib.suppress(InvalidCallReport):
-        for read_call in read(document(**{field: value}))[1]:
+        for read_call in read(document(**{field: value})).calls:
             assert isinstance(read_call, ClientCall)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, [], {}, {"client": "a", "as_of": 1.0}, {"client": "", "as_of": 1.0, "calls": []},
+        {"client": "a" * 256, "as_of": 1.0, "calls": []}, {"client": "a", "as_of": "1", "calls": []},
+        {"client": "a", "as_of": 1.0, "calls": {}}, {"client": "a", "as_of": 1.0, "calls": [["x", 1, 1.0]]},
+        {"client": "a", "as_of": 1.0, "calls": [["x", 1, -1.0, None]]},
+        {"client": "a", "as_of": 1.0, "calls": [["x", 1, 1.0, None]] * (MAX_OPEN + 1)},
+    ],
+)  # fmt: skip
+def test_call_report_invalid_open_calls(value: Any) -> None:
+    with pytest.raises(InvalidCallReport):
+        read(json.dumps({"servers": [], "calls": [], "open": value}).encode())
 
 
 def test_joiner_expected_calls() -> None:
@@ -400,6 +453,88 @@ def test_joiner_expected_calls() -> None:
     now += 10.0
     joiner.completed(completion(task=4))
     assert [done.task for done, _ in joiner.due()] == [4]
+
+
+def open_calls(as_of: float, *calls: OpenCall, client: str = "a") -> OpenCalls:
+    return OpenCalls(client, as_of, calls)
+
+
+def test_joiner_waits_until_a_report_is_newer_than_the_request() -> None:
+    """The client's process gets no time: its last report, of before the request's end, shows an open call."""
+    now = START_TIME + 1.51
+    joiner = Joiner(lambda: now)
+    joiner.expect(("127.0.0.1", 8090), 10.0)
+    joiner.reported(open_calls(START_TIME, OpenCall()), 5.0)
+    joiner.completed(completion(task=1))
+    assert [*joiner.due()] == []
+    now += 4.0
+    assert [*joiner.due()] == []
+    reported = call(1, elsewhere=True)
+    joiner.finished(reported)
+    joiner.reported(open_calls(now - 0.1), 5.0)
+    now += 0.2
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=reported))]
+
+
+def test_joiner_request_of_another_client_while_a_call_is_open() -> None:
+    """The call was still open when a response would have arrived; the client has exited; a call of another server."""
+    for reports in (
+        [open_calls(START_TIME + 2.6, OpenCall())],
+        [open_calls(START_TIME, OpenCall()), OpenCalls("a", START_TIME + 1.4, None)],
+        [open_calls(START_TIME + 1.6, OpenCall(ServerInfo("127.0.0.1", 8091)))],
+    ):
+        now = START_TIME + 1.51
+        joiner = Joiner(lambda: now)  # noqa: B023 - used within this turn
+        joiner.completed(completion(task=0, server=ServerInfo("127.0.0.1", 8091)))
+        list(joiner.due())
+        joiner.expect(("127.0.0.1", 8090), 10.0)
+        joiner.completed(completion(task=1))
+        now = START_TIME + 2.61
+        for report in reports:
+            joiner.reported(report, 5.0)
+        assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin())]
+
+
+def test_joiner_report_of_a_process_that_no_longer_reports() -> None:
+    """A request waits ten seconds at most, and only while the report counts."""
+    for renewed, waits_s in ((False, 5.0), (True, 10.0)):
+        now = START_TIME + 1.51
+        joiner = Joiner(lambda: now)  # noqa: B023 - used within this turn
+        joiner.reported(open_calls(START_TIME, OpenCall()), 5.0)
+        joiner.completed(completion(task=1))
+        while now < START_TIME + 1.51 + waits_s - 0.2:
+            assert [*joiner.due()] == []
+            if renewed:
+                joiner.reported(open_calls(START_TIME, OpenCall()), 5.0)
+            now += 0.09
+        now += 0.5
+        assert [done.task for done, _ in joiner.due()] == [1]
+
+
+def test_joiner_slowly_read_stream_of_another_process() -> None:
+    now = START_TIME + 1.51
+    joiner = Joiner(lambda: now)
+    stream = OpenCall()
+    stream.headers_at = START_TIME + 0.001
+    joiner.completed(completion(task=1))
+    for _ in range(20):
+        joiner.reported(open_calls(now, stream), 5.0)
+        assert [*joiner.due()] == []
+        now += 1.0
+    reported = call(1, elsewhere=True, headers_at=START_TIME + 0.001, ended_at=now)
+    joiner.finished(reported)
+    joiner.reported(OpenCalls("a", now, None), 5.0)
+    now += 0.2
+    assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin(parent=reported))]
+
+
+def test_joiner_bounds_open_calls_of_other_processes() -> None:
+    joiner = Joiner(lambda: START_TIME)
+    for number in range(400):
+        joiner.reported(open_calls(START_TIME, *[OpenCall()] * 64, client=str(number)), 5.0)
+    known = [one for one, _ in joiner._elsewhere.values()]
+    assert len(known) == 256
+    assert sum(len(one.calls or ()) for one in known) == 256
 
 
 def test_joiner_late_report() -> None:

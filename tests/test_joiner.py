@@ -299,3 +299,63 @@ def test_joiner_decides_all_at_end() -> None:
     bench.joiner.finished(call)
     assert [origin for _, origin in bench.joiner.due(all_of_them=True)] == [Origin(parent=call)]
     assert not bench.joiner.waits
+
+
+# -- a machine, or a log, that is late ---------------------------------------------------------------------------------
+
+
+def test_joiner_waits_longer_where_the_observer_is_late() -> None:
+    bench = Bench()
+    call = bench.call(ended_at=START_TIME + 4.0)
+    bench.joiner.started(call.key, OpenCall())
+    bench.joiner.late(0.3)  # of the observer's thread; the client's waits longer
+    bench.joiner.completed(completion(task=1))
+    assert bench.after(2.5) == {}
+    bench.joiner.finished(call)
+    assert bench.after(0.5) == {1: Origin(parent=call)}
+
+
+def test_joiner_waits_for_a_log_that_is_late() -> None:
+    """The requests of this server arrive two seconds after their end."""
+    bench = Bench()
+    bench.now = START_TIME + 3.5
+    bench.joiner.completed(completion(task=0, generated=1))
+    list(bench.joiner.due())
+    calls = [bench.call(), bench.call(**UNTIMED)]
+    for call in calls:
+        bench.joiner.finished(call)
+    bench.after(1.5)
+    bench.joiner.completed(completion(task=1))
+    bench.joiner.completed(completion(task=2, prefill_s=0.7))  # fits the call without timings, as the other one does
+    found = bench.after(1.0)
+    assert found[1] == Origin(parent=calls[0])
+    assert bench.after(3.0)[2].candidates in ((calls[1],), ())
+
+
+def test_joiner_elimination() -> None:
+    """Only one request fits the first call; which leaves the other one for the second."""
+    for swapped in (False, True):
+        bench = Bench()
+        one, two = bench.call(slot=0), bench.call()
+        calls = (two, one) if swapped else (one, two)
+        assert bench.run(completion(task=1, slot=0), completion(task=2, slot=1), calls=calls) == {
+            1: Origin(parent=one), 2: Origin(parent=two),
+        }  # fmt: skip
+
+
+def test_joiner_elimination_needs_all_requests() -> None:
+    """Two calls that one request fits: the other one's request is missing, so that nothing is certain."""
+    bench = Bench()
+    one, two, three = bench.call(slot=0), bench.call(slot=0), bench.call()
+    found = bench.run(completion(task=1, slot=0), completion(task=2, slot=1), calls=(one, two, three))
+    assert [found[task].parent for task in (1, 2)] == [None, None]
+    assert found[2].candidates == (three,)
+
+
+def test_joiner_prefill_time_with_microseconds() -> None:
+    """The decode time shows that the log gives microseconds: a prefill time of 4,120 is exact, not rounded."""
+    for decode_s, joined in ((0.010123, False), (0.01012, True)):
+        bench = Bench()
+        call = bench.call(prefill_s=0.004124, decode_s=decode_s)
+        request = completion(task=1, prefill_s=0.00412, decode_s=decode_s)
+        assert (bench.run(request, calls=(call,))[1].parent is call) is joined, decode_s

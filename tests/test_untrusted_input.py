@@ -51,6 +51,7 @@ from llamatel.tracing.call_reporter import CallReporter
 from llamatel.ui.top.live_source import LlamatelSource
 from tests.samples import completion
 from tests.servers import BACKENDS, choose_backend, complete
+from tests.test_call_reports import OpenCall
 from tests.untrusted_server import Bytes, UntrustedServer, http, usual_responses
 
 NINES = "9" * 5000
@@ -205,8 +206,8 @@ def test_top_source_is_not_llamatel(server: UntrustedServer, answer: Bytes) -> N
 def test_call_reporter_endpoint_is_not_llamatel(server: UntrustedServer, answer: Bytes) -> None:
     server.answers = {"/servers.json": answer}
     sender = CallReporter(server.url, "me")
-    sender._in_flight[1] = ("127.0.0.1", 1)
-    sender._send_endpoints()
+    sender._in_flight[1] = OpenCall()
+    sender._find_servers()
     assert sender._watched is None
     sender.close()
 

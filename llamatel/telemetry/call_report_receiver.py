@@ -1,7 +1,7 @@
 """The watching llamatel's side of call reports.
 
-Nothing in a report is trusted unless the server's log confirms it. The volume is bounded, so that reports never hold
-requests for longer than the joiner waits for a call of its own process.
+Nothing in a report is trusted unless the server's log confirms it. The volume is bounded, and so is the time that a
+report may hold a request: ten seconds, or the minute that the joiner waits for a stream's slow reader.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _MAX_BYTES_PER_SECOND = 256 * 1024
 """Some 450 calls."""
 _MIN_BYTES = 512
 """Minimum size that a message counts as."""
+_REMEMBERED_CALLS = 1024
 _FRESH_S = 0.9
 _KNOWN_S = 30.0
 """A client waits for the answer: the servers are those of a snapshot of this age, where there is one."""
@@ -36,6 +37,7 @@ class CallReportReceiver:
         self._lock = threading.Lock()
         self._second = 0.0
         self._received = 0
+        self._received_calls: dict[object, None] = {}
         self._watched: frozenset[Endpoint] = frozenset()
         self._refreshed_at = -math.inf
 
@@ -55,14 +57,26 @@ class CallReportReceiver:
         """
         if not self._allowed(max(_MIN_BYTES, len(body))):
             return False
-        endpoints, calls = read(body)
-        if not self._watched.issuperset(endpoints) and self._clock() > self._refreshed_at + _REFRESH_S:
+        report = read(body)
+        if not self._watched.issuperset(report.servers) and self._clock() > self._refreshed_at + _REFRESH_S:
             self.servers(_FRESH_S)  # llamatel may have restarted since it was queried
-        self._expect(endpoint if endpoint in self._watched else None for endpoint in endpoints)
-        for call in calls:
-            if call.has_timings or endpoint_of(call.server) in self._watched:
+        self._expect(endpoint if endpoint in self._watched else None for endpoint in report.servers)
+        for call in report.calls:
+            if (call.has_timings or endpoint_of(call.server) in self._watched) and self._is_new(call.key):
                 self._observer.submit(call)
+        about = report.open_calls
+        if about is not None:  # after the calls that have finished: a request never waits for neither
+            self._observer.calls_elsewhere(about)
         return True
+
+    def _is_new(self, key: object) -> bool:
+        """False for a call whose report was sent again, as the answer did not arrive in time."""
+        with self._lock:
+            known = key in self._received_calls
+            self._received_calls[key] = None
+            if len(self._received_calls) > _REMEMBERED_CALLS:
+                del self._received_calls[next(iter(self._received_calls))]
+        return not known
 
     def _expect(self, endpoints: Iterable[Endpoint | None]) -> None:
         for endpoint in endpoints:

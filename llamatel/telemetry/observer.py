@@ -23,7 +23,7 @@ from llamatel.telemetry.collector_guard import Guard, Record
 from llamatel.telemetry.losses import Losses
 from llamatel.telemetry.span_shedding import SpanShedding
 from llamatel.telemetry.watched_servers import Watched, WatchedServers
-from llamatel.tracing.joining import Joiner, OpenCall, Origin
+from llamatel.tracing.joining import Joiner, OpenCall, OpenCalls, Origin
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ _SPAN_LOAD = 0.4
 _SPANS_STEP_S = 0.005
 _SPANS_WAIT_S = 5.0
 """A source does not wait longer than that for an export that makes no progress."""
+_OPEN_S = 5.0
+"""How long another process's report of its open calls counts."""
 CAPACITY = 8192
 """Finished requests in the queue at most, about 8 MiB."""
 
@@ -113,7 +115,9 @@ class Observer:
 
     def restart(self) -> None:
         """Start with an empty queue and no sources; in a forked child, where the parent's threads do not run."""
-        self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | None] = queue.Queue(self._capacity)
+        self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | OpenCalls | None] = queue.Queue(
+            self._capacity
+        )
         self._joiner = Joiner(decided=self._decided)
         self.shedding = SpanShedding(lambda: max(self._queue.qsize() / self._capacity, self._span_load()))
         self._hurry = threading.Event()
@@ -230,6 +234,11 @@ class Observer:
         """Another process calls this server (None: one of them): requests wait a little for its report."""
         self._joiner.expect(endpoint, seconds)
 
+    def calls_elsewhere(self, report: OpenCalls) -> None:
+        """Another process reports its open calls, after those that have finished; never blocks."""
+        if self._queue.qsize() <= self._queue.maxsize // 4:
+            self._queue.put_nowait(report)
+
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
         """The state of all watched servers: the latest snapshot if it is at most that old, else a new one."""
         return self._servers.snapshot(max_age_s)
@@ -312,12 +321,18 @@ class Observer:
                 elif isinstance(finished, ObservedRequest):
                     self._write_observed(finished)
                     self._queue.task_done()
+                elif isinstance(finished, OpenCalls):
+                    self._joiner.reported(finished, _OPEN_S)
+                    self._queue.task_done()
                 elif finished is None:
                     self._queue.task_done()
                 else:
                     self._consume_call(finished, record)
-            if not closing and time.monotonic() < join_at and (waited or not self._queue.empty()):
+            late = time.monotonic() - join_at
+            if not closing and late < 0 and (waited or not self._queue.empty()):
                 continue  # the joiner's cost grows with what waits
+            if waited:
+                self._joiner.late(late)
             hurry = closing or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
                 try:

@@ -14,6 +14,8 @@ _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and floating-point error."""
 _EXACT_S = 0.0000006
 """The same where the log gives microseconds."""
+_REFINED_S2_PER_TOKEN = 7e-5
+"""Up to here the rate on a time's line gives its microseconds (``llama.log.logged_request``)."""
 NOTICED_S = 1.2
 """llama.cpp checks once a second whether its client is still connected."""
 
@@ -38,7 +40,7 @@ def agree(call: ClientCall, completion: Completion, addresses: ServerAddresses) 
         or _differ(call.output_tokens, completion.generated)
         or _differ(call.prompt_computed, completion.prompt_computed)
         or _differ(call.cached_tokens, completion.prompt_cached)
-        or _differ(call.prefill_s, completion.prefill_s, _error(completion.prefill_s))
+        or _differ(call.prefill_s, completion.prefill_s, _prefill_error(completion))
         or _differ(call.decode_s, completion.decode_s, _error(completion.decode_s))
         or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
     ):
@@ -64,6 +66,13 @@ def _error(seconds: float | None) -> float:
     """How far a time of the log may be from the true one: those with microseconds are exact."""
     microseconds = (seconds or 0.0) * 1e6
     return _EXACT_S if abs(microseconds - round(microseconds, -1)) > 0.5 else _ROUNDED_S
+
+
+def _prefill_error(completion: Completion) -> float:
+    """The same; where the decode time has microseconds, a short prefill time has them too, though they may be zero."""
+    seconds, tokens = completion.prefill_s or 0.0, completion.prompt_computed or 0
+    refined = seconds * seconds < _REFINED_S2_PER_TOKEN * tokens and completion.decode_s is not None
+    return min(_error(seconds), _error(completion.decode_s)) if refined else _error(seconds)
 
 
 def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:

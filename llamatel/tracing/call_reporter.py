@@ -1,15 +1,18 @@
 """The client's side of call reports: sends the calls made here to the llamatel that watches their server.
 
-Callers only append to a queue; one thread sends. What cannot be sent, or not soon enough, is dropped and counted.
+Callers only append to a queue; one thread sends. A report that is not answered in time is sent again; what cannot be
+sent within ten seconds is dropped and counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llamatel.errors import HttpError
@@ -19,14 +22,16 @@ from llamatel.records import ClientCall, ServerInfo
 from llamatel.tracing.call_reports import (
     CALLS_PATH,
     MAX_CALLS,
+    MAX_OPEN,
     RENEWED_S,
     SERVERS_PATH,
+    CallReport,
     InvalidCallReport,
     has_trace,
     read_endpoint,
     write,
 )
-from llamatel.tracing.joining import OpenCall
+from llamatel.tracing.joining import OpenCall, OpenCalls
 from llamatel.tracing.server_addresses import HERE, Endpoint, endpoint_of
 
 DEFAULT_URL = f"http://{DEFAULT_METRICS_ADDR}"
@@ -41,7 +46,12 @@ _RETRY_S = 30.0
 """When a llamatel that did not answer, or does not watch a server, is queried again."""
 _BUSY_S = 1.0
 """The same where it did not answer in time."""
+_KEPT_S = 10.0
+"""How long a finished call waits for a llamatel that does not answer in time."""
+_IDLE_S = 0.5
+"""How long there are no open calls until that is reported."""
 _MAX_ENDPOINTS = 256
+_ACCEPTED = 204
 
 
 class CallReporter:
@@ -57,19 +67,25 @@ class CallReporter:
         self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
+        self._client = uuid.uuid4().hex
+        self._pid = os.getpid()
         headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
             headers["Authorization"] = f"Bearer {token}"
         self._http = HttpClient(self._url, headers=headers)
-        self._in_flight: dict[object, Endpoint] = {}
+        self._in_flight: dict[object, OpenCall] = {}
         self._finished: deque[ClientCall] = deque()
+        self._others: set[Endpoint] = set()
+        """Servers that were not llama.cpp when they were last called."""
+        self._calls_reported = False
+        """The llamatel expects further reports of our open calls."""
         self._quiet_until: dict[Endpoint, float] = {}
         """Until then a server need not be named: it was just named, or no llamatel answered."""
         self._watched: frozenset[Endpoint] | None = None
         """The servers that the llamatel watches; None where it did not answer, or is our own."""
         self._wake = threading.Event()
         self._starting = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self.dropped = 0
         """Calls that could not be reported although a llamatel answers."""
@@ -81,20 +97,28 @@ class CallReporter:
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
         endpoint = endpoint_of(call.server)
+        if self._pid != os.getpid():  # forked: the parent's calls are not ours
+            self._in_flight, self._finished, self._pid = {}, deque(), os.getpid()
         if self._any_server or endpoint[0] in HERE:
-            self._in_flight[key] = endpoint
-            if self._quiet_until.get(endpoint, 0.0) <= time.monotonic():
+            self._in_flight[key] = call
+            if self._quiet_until.get(endpoint, 0.0) <= time.monotonic() or (
+                self._wants(endpoint) and not self._calls_reported
+            ):
                 self._notify()
 
     def call_dropped(self, key: object) -> None:
         """Drop a call that was not one of llama.cpp."""
-        self._in_flight.pop(key, None)
+        dropped = self._in_flight.pop(key, None)
+        if dropped is not None and len(self._others) < _MAX_ENDPOINTS:
+            self._others.add(endpoint_of(dropped.server))
 
     def call_finished(self, call: ClientCall) -> None:
         """A call has finished; returns at once."""
-        endpoint = self._in_flight.pop(call.key, None)
+        known = call.key in self._in_flight
+        endpoint = endpoint_of(call.server)
+        self._others.discard(endpoint)
         unwatched = endpoint in self._quiet_until and not self._wants(endpoint)
-        if endpoint is None or self._closed or not has_trace(call) or unwatched:
+        if not known or self._closed.is_set() or not has_trace(call) or unwatched:
             call.resolved(False)
         elif len(self._finished) >= _MAX_QUEUED:
             self.dropped += 1
@@ -102,10 +126,11 @@ class CallReporter:
         else:
             self._finished.append(call)
             self._notify()
+        self._in_flight.pop(call.key, None)  # now: a report finds it here or there
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Send what is queued, within the time given."""
-        self._closed = True
+        self._closed.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -123,7 +148,7 @@ class CallReporter:
         self._wake.set()
         if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
             with self._starting, contextlib.suppress(RuntimeError):  # no new threads while the interpreter exits
-                if not self._closed and (self._thread is None or not self._thread.is_alive()):
+                if not self._closed.is_set() and (self._thread is None or not self._thread.is_alive()):
                     thread = threading.Thread(target=self._run, name="llamatel-calls", daemon=True)
                     thread.start()
                     self._thread = thread
@@ -132,49 +157,84 @@ class CallReporter:
 
     def _run(self) -> None:
         sent_at = 0.0
-        while not self._closed or self._finished:
-            self._wake.wait(RENEWED_S if self._in_flight else None)
+        while True:
+            idle = not self._wake.wait(RENEWED_S if self._in_flight else _IDLE_S if self._calls_reported else None)
             self._wake.clear()
-            self._send_endpoints()
-            if self._finished and not self._closed:
+            if self._finished and not self._closed.is_set():
                 time.sleep(max(0.0, sent_at + _BATCH_S - time.monotonic()))
-            self._send_calls()
+            answered = self._find_servers() and self._report(idle=idle)
             sent_at = time.monotonic()
+            if self._closed.is_set() and not (answered and self._finished):
+                break
+            if not answered:
+                self._drop(call for call in self._finished.copy() if call.ended_at < time.time() - _KEPT_S)
+                self._closed.wait(_BUSY_S)
+                self._wake.set()
+        self._drop(self._finished.copy())
         self._http.close()
 
-    def _send_endpoints(self) -> None:
-        """Name the servers that are being called and were not named lately."""
+    def _drop(self, calls: Iterable[ClientCall]) -> None:
+        for call in calls:
+            self._finished.remove(call)
+            self.dropped += self._wants(endpoint_of(call.server))
+            call.resolved(False)
+
+    def _find_servers(self) -> bool:
+        """Query which servers are watched, if that of a called one is unknown; False without an answer in time."""
         now = time.monotonic()
-        in_flight = [*self._in_flight.values(), *(endpoint_of(call.server) for call in list(self._finished))]
-        called = {endpoint for endpoint in in_flight if self._quiet_until.get(endpoint, 0.0) <= now}
-        retry_s = _RETRY_S
-        if called and not called <= (self._watched or frozenset()):
+        called = {endpoint_of(call.server) for call in self._unreported()}
+        unnamed = {endpoint for endpoint in called if self._quiet_until.get(endpoint, 0.0) <= now}
+        if not unnamed <= (self._watched or frozenset()):
             try:
                 self._watched = self._query()
             except HttpError as error:
+                if error.busy:
+                    return False
                 self._watched = None
-                retry_s = _BUSY_S if error.busy else _RETRY_S
         if len(self._quiet_until) > _MAX_ENDPOINTS:
             self._quiet_until = {}
-        named = [endpoint for endpoint in called if self._wants(endpoint)][:MAX_CALLS]
-        if named:
-            self._post(named, [])
         now = time.monotonic()
-        self._quiet_until.update(
-            (endpoint, now + RENEWED_S if self._wants(endpoint) else now + retry_s) for endpoint in called
-        )
+        for endpoint in unnamed:
+            self._quiet_until[endpoint] = now + (RENEWED_S if self._wants(endpoint) else _RETRY_S)
+        return True
 
-    def _send_calls(self) -> None:
-        while self._finished:
+    def _unreported(self) -> list[OpenCall]:
+        """Calls that are open, or finished and not sent: in this order, as they move from one to the other."""
+        in_flight = self._in_flight.copy().values()
+        return [
+            *(call for call in in_flight if endpoint_of(call.server) not in self._others),
+            *self._finished.copy(),
+        ]
+
+    def _report(self, *, idle: bool) -> bool:
+        """Send the calls that have finished, and those that are open; False without an answer in time."""
+        while True:
             queued = [self._finished.popleft() for _ in range(min(MAX_CALLS, len(self._finished)))]
+            as_of = time.time()
             calls = [call for call in queued if self._wants(endpoint_of(call.server))]
-            sent = bool(calls) and self._post([], calls)
-            if calls and not sent:
+            waiting = [call for call in self._unreported() if self._wants(endpoint_of(call.server))]
+            closed = self._closed.is_set()
+            over = closed or (idle and not waiting)
+            answer: int | None = None
+            if calls or waiting or (over and self._calls_reported):
+                servers = {endpoint_of(call.server) for call in (*calls, *waiting)}
+                oldest = sorted(waiting, key=lambda call: call.started_at)[:MAX_OPEN]
+                client = f"{self._client}-{os.getpid()}"
+                about = OpenCalls(client, as_of, None if over else oldest)
+                answer = self._post(CallReport([*servers][:MAX_CALLS], calls, about))
+                self._calls_reported = about.calls is not None
+                if answer is None and self._watched is not None:
+                    self._finished.extendleft(reversed(queued))
+                    return False
+            if answer != _ACCEPTED:
                 self.dropped += len(calls)
             watched = self._watched or frozenset()
+            sent = {id(call) for call in calls} if answer == _ACCEPTED else set()
             for call in queued:
                 # Whether it was joined there is not known; of a server that is watched its own trace has the phases.
-                call.resolved(sent and (endpoint_of(call.server) in watched or call.has_timings))
+                call.resolved(id(call) in sent and (endpoint_of(call.server) in watched or call.has_timings))
+            if not self._finished:
+                return True
 
     def _query(self) -> frozenset[Endpoint] | None:
         """The servers that the llamatel watches; None where it is no llamatel, or our own. Raises HttpError."""
@@ -188,13 +248,12 @@ class CallReporter:
         except (InvalidCallReport, ValueError, KeyError, TypeError):
             return None
 
-    def _post(self, endpoints: list[Endpoint], calls: list[ClientCall]) -> bool:
-        """Whether it was accepted. After a failed connection nothing is sent for a while."""
+    def _post(self, report: CallReport) -> int | None:
+        """The status of the response; None without one. After a failed connection nothing is sent for a while."""
         try:
-            body = write(endpoints, calls)
-            answer = self._http.request(CALLS_PATH, body=body, total_s=_TIMEOUT_S)
-        except HttpError:
-            self._watched = None
-            self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _RETRY_S)
-            return False
-        return answer.status == 204
+            return self._http.request(CALLS_PATH, body=write(report), total_s=_TIMEOUT_S).status
+        except HttpError as error:
+            if not error.busy:
+                self._watched = None
+                self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _RETRY_S)
+            return None

@@ -4,7 +4,9 @@ So that there, too, a request becomes the child of its call (see ``joining``). `
 ``call_report_receiver`` the other one; this is the message between them, JSON over HTTP:
 
 - ``GET /servers.json`` returns the receiver's id and the servers that it watches;
-- ``POST /calls.json`` names the servers being called now, and describes the calls that have finished.
+- ``POST /calls.json`` names the servers being called, and describes the calls that are open and those that have
+  finished. A process reports its open calls when it starts to call, then every second; the last time when it has had
+  none for half a second.
 
 Times, counts and the context of the call's span: never text of a prompt or an answer.
 """
@@ -12,7 +14,8 @@ Times, counts and the context of the call's span: never text of a prompt or an a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.context import Context
@@ -28,6 +31,7 @@ from opentelemetry.trace import (
 
 from llamatel.inputs.documents import parse_json
 from llamatel.records import ClientCall, Outcome, ServerInfo
+from llamatel.tracing.joining import OpenCalls
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 SERVERS_PATH = "/servers.json"
@@ -36,10 +40,12 @@ MAX_BYTES = 65536
 """Of one message."""
 MAX_CALLS = 64
 """Calls, and servers, in one message; 64 calls are some 35 KiB."""
-RENEWED_S = 3.0
-"""How often a server is named while calls to it are in flight."""
+RENEWED_S = 1.0
+"""How often open calls are reported."""
 EXPECTED_S = 10.0
 """How long calls to a server are expected after it was named."""
+MAX_OPEN = 64
+"""Open calls in one message; of more, the oldest."""
 
 _LONGEST_TEXT = 255
 _LARGEST_NUMBER = 2**53
@@ -97,24 +103,66 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
 """The fields of ClientCall that identify its request, or that the server's spans depend on."""
 
 
-def write(endpoints: Iterable[Endpoint], calls: Iterable[ClientCall]) -> bytes:
-    """A message: the servers being called, and calls that have finished."""
-    document = {"servers": list(endpoints), "calls": [_call_as_dict(call) for call in calls]}
+@dataclass(frozen=True, slots=True)
+class ReportedCall:
+    """A call in flight in another process: a ``joining.OpenCall``."""
+
+    server: ServerInfo
+    started_at: float
+    headers_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """A message."""
+
+    servers: Sequence[Endpoint]
+    """Those being called."""
+    calls: Sequence[ClientCall]
+    """Those that have finished."""
+    open_calls: OpenCalls | None = None
+
+
+def write(report: CallReport) -> bytes:
+    """Encode a message."""
+    document: dict[str, Any] = {
+        "servers": list(report.servers),
+        "calls": [_call_as_dict(call) for call in report.calls],
+    }
+    if (about := report.open_calls) is not None:
+        calls = about.calls
+        found = None if calls is None else [[*endpoint_of(one.server), one.started_at, one.headers_at] for one in calls]
+        document["open"] = {"client": about.client, "as_of": about.as_of, "calls": found}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def read(body: bytes) -> tuple[list[Endpoint], list[ClientCall]]:
+def read(body: bytes) -> CallReport:
     """Parse a message. Raises InvalidCallReport for anything that ``write`` does not produce."""
     try:
         document = parse_json(body, largest=MAX_BYTES)
         servers, calls = document["servers"], document["calls"]
         if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MAX_CALLS:
             raise InvalidCallReport("the lists are missing, or too long")
-        return [read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls]
+        about = _open_calls(document["open"]) if "open" in document else None
+        return CallReport([read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls], about)
     except InvalidCallReport:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidCallReport(f"not a call report: {type(error).__name__}") from error
+
+
+def _open_calls(value: Any) -> OpenCalls:
+    client, as_of, calls = _text(value["client"]), _number(value["as_of"]), value["calls"]
+    if calls is not None and (not isinstance(calls, list) or len(calls) > MAX_OPEN):
+        raise InvalidCallReport("the list of open calls is missing, or too long")
+    return OpenCalls(client, as_of, None if calls is None else [_open_call(entry) for entry in calls])
+
+
+def _open_call(entry: Any) -> ReportedCall:
+    if not isinstance(entry, list) or len(entry) != 4:
+        raise InvalidCallReport("an open call is [address, port, started, headers]")
+    headers_at = None if entry[3] is None else _number(entry[3])
+    return ReportedCall(ServerInfo(*read_endpoint(entry[:2])), _number(entry[2]), headers_at)
 
 
 def read_endpoint(value: Any) -> Endpoint:

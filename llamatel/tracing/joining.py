@@ -6,24 +6,28 @@ llama.cpp's log does not name the client, so a request becomes the child of a ca
 - both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
 - a call that failed or was cancelled has no figures: times and outcome must leave one request to it. Requests that
   completed before the server noticed that their client was gone only get links;
-- and no other request in that time agrees, nor another call with that request.
+- and no other request in that time agrees, nor another call with that request. Of several calls and requests that
+  agree with each other, those are joined that elimination leaves one request (``only_match``).
 
-Where several agree, the requests get links to the calls that they may be. All others remain without a client.
+Where several remain, the requests get links to the calls that they may be. All others remain without a client.
 
 A call to an address that no watched server has may have gone through a proxy or a tunnel. Its timings then identify the
 request. The address counts as another name of that server once two calls were identified so and none was not; until
 then the requests get links.
 
-Requests wait here for calls that may be theirs, for a second at most; none waits without a call in flight. The same
-holds for calls of other processes (``llamatel.tracing.call_reports``), of which only a bounded number is compared.
+Requests wait here for calls that may be theirs; none waits without a call in flight. The wait follows evidence. On a
+quiet machine it is a second. It is longer by what this process's own thread was late lately, as then the client's are,
+too; and as long as another process has not reported that its call was still open after the request had ended
+(``llamatel.tracing.call_reports``). Calls wait for requests, longer by what the server's log was late lately. Nothing
+waits for more than ten seconds, except a request whose stream is still being read. Only a bounded number of calls of
+other processes is compared.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
@@ -37,7 +41,12 @@ from llamatel.tracing.call_matching import (
     server_failed,
     started_stream,
 )
+from llamatel.tracing.lateness import Lateness
+from llamatel.tracing.only_match import only_match
+from llamatel.tracing.recent_requests import CallsByPrefill, FinishedCall, HeldRequest, Origin, RecentRequests
 from llamatel.tracing.server_addresses import Endpoint, ServerAddresses, endpoint_of
+
+__all__ = ["Joiner", "OpenCall", "OpenCalls", "Origin"]
 
 _LOOKS_S = 0.3
 """Time between two searches for a call's request."""
@@ -51,12 +60,18 @@ _HELD_S = 1.0
 """How long a request waits for a call that may be its own."""
 _HELD_FOR_STREAM_S = 60.0
 """The same while a stream that started with it is still being read: its reader may be slow."""
-_REMEMBERED = 1024
 _MAX_ELSEWHERE = (1024, 64)
 """Calls of other processes that wait for their requests: with timings, and without, which costs up to 1,024 comparisons
 a search."""
-_BUCKET_S = 0.00001
-"""Requests and calls are found by their prefill time, in steps of the log's resolution."""
+_LONGEST_S = 10.0
+"""How long anything waits on a machine that is late."""
+_LATE_TIMES = 10.0
+"""How much longer a client's thread may wait for its turn than the observer's did."""
+_BACKLOG_S = 30.0
+"""Requests that arrive later than that are of an old log."""
+_MAX_SERVERS = 1024
+_MAX_CLIENTS = 256
+_MAX_OPEN_ELSEWHERE = 256
 _MAX_FITTING = 64
 """If more fit, only the nearest are linked."""
 _MAX_LINKS = 16
@@ -79,92 +94,15 @@ class OpenCall(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a request came from, as far as known."""
+class OpenCalls:
+    """What another process reports of its calls in flight."""
 
-    parent: ClientCall | None = None
-    candidates: tuple[ClientCall, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    completion: Completion
-    arrived_at: float
-    check_at: float = 0.0
-    """Until then it waits, if it has no origin."""
-    written: bool = False
-    origin: Origin | None = None
-    candidates: list[ClientCall] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Finished:
-    call: ClientCall
-    arrived_at: float
-    searched_at: float = 0.0
-    overdue: bool = False
-    """Too many wait: it is decided with the requests that are there."""
-
-
-class _Recent:
-    """The last requests, newest last, and those of each prefill time."""
-
-    def __init__(self) -> None:
-        self._all: deque[_Held] = deque()
-        self._by_prefill: dict[int, list[_Held]] = {}
-
-    def add(self, held: _Held) -> _Held | None:
-        """Add a request; returns the one that was dropped for it."""
-        oldest = self._all.popleft() if len(self._all) == _REMEMBERED else None
-        if oldest is not None and oldest.completion.prefill_s is not None:
-            bucket = _bucket(oldest.completion.prefill_s)
-            self._by_prefill[bucket].remove(oldest)
-            if not self._by_prefill[bucket]:
-                del self._by_prefill[bucket]
-        self._all.append(held)
-        if held.completion.prefill_s is not None:
-            self._by_prefill.setdefault(_bucket(held.completion.prefill_s), []).append(held)
-        return oldest
-
-    def since(self, sent_at: float, prefill_s: float | None) -> Iterator[_Held]:
-        """The requests that arrived since then, newest first; with a prefill time those that can have it."""
-        if prefill_s is not None:
-            found = [held for bucket in _near(prefill_s) for held in self._by_prefill.get(bucket, ())]
-            yield from (held for held in reversed(found) if held.arrived_at >= sent_at)
-            return
-        for held in reversed(self._all):
-            if held.arrived_at < sent_at:  # both by our clock
-                return
-            yield held
-
-
-class _Rivals:
-    """Finished calls, found by the requests that they may be."""
-
-    def __init__(self, calls: Iterable[ClientCall]) -> None:
-        self._untimed: list[ClientCall] = []
-        self._by_prefill: dict[int, list[ClientCall]] = {}
-        for call in calls:
-            if call.prefill_s is None:
-                self._untimed.append(call)
-            else:
-                self._by_prefill.setdefault(_bucket(call.prefill_s), []).append(call)
-
-    def of(self, completion: Completion) -> Iterator[ClientCall]:
-        """Calls that may be this request; more than are."""
-        yield from self._untimed
-        if completion.prefill_s is not None:
-            for bucket in _near(completion.prefill_s):
-                yield from self._by_prefill.get(bucket, ())
-
-
-def _bucket(seconds: float) -> int:
-    return round(seconds / _BUCKET_S)
-
-
-def _near(seconds: float) -> tuple[int, int, int]:
-    bucket = _bucket(seconds)
-    return bucket - 1, bucket, bucket + 1
+    client: str
+    """Identifies the process."""
+    as_of: float
+    """Unix time: a call that started before is among them, or has finished and was reported."""
+    calls: Sequence[OpenCall] | None
+    """None: there are none, and the next one will be reported when it starts."""
 
 
 class Joiner:
@@ -184,10 +122,13 @@ class Joiner:
         self._lock = Lock()
         self._in_flight: dict[object, OpenCall] = {}
         self._expected: dict[Endpoint | None, float] = {}
-        self._finished: list[_Finished] = []
-        self._held: list[_Held] = []
-        self._recent = _Recent()
+        self._elsewhere: dict[str, tuple[OpenCalls, float]] = {}
+        self._finished: list[FinishedCall] = []
+        self._held: list[HeldRequest] = []
+        self._recent = RecentRequests()
         self._addresses = ServerAddresses()
+        self._own_lateness = Lateness()
+        self._log_lateness: dict[Endpoint, Lateness] = {}
         self.grace_s = 0.0
         """How long each request waits for a report of another process, which may be the first one."""
         self._now = 0.0
@@ -212,6 +153,20 @@ class Joiner:
         with self._lock:
             self._expected[endpoint] = self._clock() + seconds
 
+    def reported(self, report: OpenCalls, seconds: float) -> None:
+        """Another process reports its open calls; that counts for ``seconds``."""
+        now = self._clock()
+        others = {client: one for client, one in self._elsewhere.items() if one[1] > now and client != report.client}
+        room = _MAX_OPEN_ELSEWHERE - sum(len(one.calls or ()) for one, _ in others.values())
+        if report.calls is not None and len(others) < _MAX_CLIENTS:
+            known = OpenCalls(report.client, min(report.as_of, now), report.calls[:room])
+            others[report.client] = known, now + seconds
+        self._elsewhere = others
+
+    def late(self, seconds: float) -> None:
+        """``due`` was called that much later than it should have been."""
+        self._own_lateness.add(seconds, self._clock())
+
     def finished(self, call: ClientCall) -> bool:
         """A call has finished; False if too many wait."""
         self.dropped(call.key)
@@ -222,17 +177,21 @@ class Joiner:
                 return False
             for one in waiting[: max(0, len(waiting) - limit + 1)]:  # the oldest
                 one.overdue = True
-        self._finished.append(_Finished(call, self._clock()))
+        self._finished.append(FinishedCall(call, self._clock()))
         return True
 
     def completed(self, completion: Completion) -> None:
         """A request has finished."""
-        held = _Held(completion, self._clock())
+        held = HeldRequest(completion, self._clock())
         self._held.append(held)
         if completion.call is not None:  # inside of this process: it names its caller itself
             held.origin = Origin()
             return
-        self._addresses.watch(endpoint_of(completion.server))
+        endpoint = endpoint_of(completion.server)
+        self._addresses.watch(endpoint)
+        if len(self._log_lateness) < _MAX_SERVERS or endpoint in self._log_lateness:
+            late = held.arrived_at - completion.ended_at
+            self._log_lateness.setdefault(endpoint, Lateness()).add(late if late < _BACKLOG_S else 0.0, held.arrived_at)
         # Always: a report of another process's call may arrive after its request has finished.
         dropped = self._recent.add(held)
         if dropped is not None:
@@ -250,16 +209,21 @@ class Joiner:
             if (found := self._fitting(one.call) if all_of_them else self._found(one, now)) is not None
         ]
         # All at once: two calls that fit the same request must both be seen.
-        every = _Rivals(one.call for one in self._finished)
-        for one, found in decided:
-            self._decided(one.call, self._decide(one.call, found, every))
+        every = CallsByPrefill(one.call for one in self._finished)
+        fits = {id(one.call): found for one, found in decided}
+        matched = [(one, found, self._only_match(one.call, fits, every)) for one, found in decided]
+        for one, found, match in sorted(matched, key=lambda each: each[2] is None):
+            self._decided(one.call, self._decide(one.call, found, match, every))
         done = {id(one) for one, _ in decided}
         self._finished = [one for one in self._finished if id(one) not in done]
         with self._lock:
-            in_flight = [(self._addresses.server(endpoint_of(call.server)), call) for call in self._in_flight.values()]
+            in_flight = [*self._open(self._in_flight.values(), now)]
+        others = [one for one, until in self._elsewhere.values() if until > now]
+        in_flight += [found for one in others for found in self._open(one.calls or (), one.as_of)]
+        reported_at = min((one.as_of for one in others), default=now)
         kept = []
         for held in self._held:
-            if held.origin is None and not all_of_them and self._has_to_wait(held, in_flight, now):
+            if held.origin is None and not all_of_them and self._has_to_wait(held, in_flight, reported_at, now):
                 kept.append(held)
             else:
                 held.written = True
@@ -275,6 +239,7 @@ class Joiner:
             one.arrived_at, one.searched_at = min(one.arrived_at, now), min(one.searched_at, now)
         with self._lock:
             self._expected = {endpoint: until - (self._now - now) for endpoint, until in self._expected.items()}
+        self._elsewhere = {}
 
     @property
     def waits(self) -> bool:
@@ -283,29 +248,55 @@ class Joiner:
 
     # -- matching ----------------------------------------------------------------------------------------
 
-    def _found(self, finished: _Finished, now: float) -> list[_Held] | None:
+    def _found(self, finished: FinishedCall, now: float) -> list[HeldRequest] | None:
         """The requests that fit a call, once it can be decided; None before."""
-        call, waited = finished.call, now - finished.arrived_at
+        call, late = finished.call, self._lateness(finished.call, now)
+        waited = now - finished.arrived_at
         if finished.overdue:
             return self._fitting(call)
-        if waited < _DECIDED_AFTER_S[not call.has_timings]:
+        # Figures identify a request that is there; without them every request that may be the call's must be there.
+        if waited < _DECIDED_AFTER_S[not call.has_timings] + (
+            self._own_lateness.largest(now) if call.has_timings else late
+        ):
             return None
         if call.outcome is not Outcome.OK:
-            return self._fitting(call) if waited >= self._noticed(call) else None
-        if waited >= _LATE_S:
+            return self._fitting(call) if waited >= self._noticed(call) + late else None
+        if waited >= _LATE_S + 2 * late:
             return self._fitting(call)
         if now < finished.searched_at + _LOOKS_S:
             return None
         finished.searched_at = now
         return self._fitting(call) or None
 
+    def _lateness(self, call: ClientCall, now: float) -> float:
+        """How much later than on a quiet machine the log may show a call's request."""
+        endpoint = endpoint_of(call.server)
+        log = self._log_lateness.get(self._addresses.server(endpoint) or endpoint)
+        late = self._own_lateness.largest(now) + (0.0 if log is None else log.largest(now))
+        return min(_LONGEST_S / 2, late)
+
     def _noticed(self, call: ClientCall) -> float:
         """How long it takes until the log shows the end of a call that failed."""
         return _DECIDED_AFTER_S[1] if server_failed(call) else NOTICED_S
 
-    def _decide(self, call: ClientCall, fitting: list[_Held], others: _Rivals) -> bool:
+    def _only_match(
+        self, call: ClientCall, fits: Mapping[int, list[HeldRequest]], others: CallsByPrefill
+    ) -> HeldRequest | None:
+        """The request that elimination leaves to a call with timings; None if it leaves several."""
+        if not _has_figures(call):
+            return None
+
+        def rivals(held: HeldRequest) -> Iterator[ClientCall]:
+            timed = (other for other in others.of(held.completion) if _has_figures(other))
+            return (other for other in timed if agree(other, held.completion, self._addresses))
+
+        return only_match(call, lambda one: (fits.get(id(one)) or self._fitting(one))[:_MAX_FITTING], rivals)
+
+    def _decide(
+        self, call: ClientCall, fitting: list[HeldRequest], match: HeldRequest | None, others: CallsByPrefill
+    ) -> bool:
         """Give the requests that fit a call their origin; whether one was joined."""
-        found = [held for held in fitting if held.origin is None]
+        found = [match] if match is not None else [held for held in fitting if held.origin is None]
         endpoint = endpoint_of(call.server)
         named = self._addresses.server(endpoint) is not None
         if len(found) > _MAX_FITTING + call.tasks:
@@ -318,10 +309,15 @@ class Joiner:
             return False
         joined = False
         for held in found:
-            alike = (other for other in others.of(held.completion) if other is not call)
-            rivals = any(agree(other, held.completion, self._addresses) for other in alike)
-            unread = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
-            certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not unread
+            if match is not None:
+                certain = held.origin is None
+            elif _has_figures(call):
+                certain = False
+            else:
+                alike = (other for other in others.of(held.completion) if other is not call)
+                rivals = any(agree(other, held.completion, self._addresses) for other in alike)
+                unread = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
+                certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not unread
             if certain and not named:
                 self._addresses.identified(endpoint, endpoint_of(held.completion.server))
                 certain = False
@@ -332,7 +328,7 @@ class Joiner:
                 held.candidates.append(call)
         return joined
 
-    def _fitting(self, call: ClientCall) -> list[_Held]:
+    def _fitting(self, call: ClientCall) -> list[HeldRequest]:
         """The requests that agree with a call and are not yet another's; those already written count as well."""
         since = self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None)
         free = [held for held in since if held.origin is None]
@@ -340,34 +336,54 @@ class Joiner:
             held for held in free if completed_unread(call, held.completion, self._addresses)
         ]
 
-    def _has_to_wait(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> bool:
+    def _open(self, calls: Iterable[OpenCall], as_of: float) -> Iterator[_Open]:
+        """Calls in flight at a time, with the server that they run on as far as known."""
+        return ((self._addresses.server(endpoint_of(call.server)), call, as_of) for call in calls)
+
+    def _has_to_wait(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> bool:
         """Whether a call may still turn out to be its own."""
         if now >= held.check_at:
-            until = held.arrived_at + self._patience(held, in_flight, now)
+            until = held.arrived_at + self._patience(held, in_flight, reported_at, now)
             held.check_at = min(until, now + _WEIGHED_S)
         return now < held.check_at
 
-    def _patience(self, held: _Held, in_flight: list[tuple[Endpoint | None, OpenCall]], now: float) -> float:
-        """How long a request may wait, from its arrival, for a call that is its own."""
+    def _patience(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> float:
+        """How long a request may wait, from its arrival, for a call that is its own.
+
+        ``reported_at``: the oldest of the last reports of other processes.
+        """
         completion = held.completion
         here, patience = endpoint_of(completion.server), self.grace_s
+        held_s = min(_LONGEST_S, _HELD_S + _LATE_TIMES * self._own_lateness.largest(now))
+        until_reported = min(_LONGEST_S, now - held.arrived_at + _WEIGHED_S)
         for one in self._finished:  # for a second or two each: then it is decided
             if may_be(one.call, completion, self._addresses):
-                patience = max(patience, one.arrived_at - held.arrived_at + _HELD_S + NOTICED_S)
+                until = one.arrived_at + _HELD_S + NOTICED_S + 2 * self._lateness(one.call, now)
+                patience = max(patience, until - held.arrived_at)
         if max(self._expected.get(here, 0.0), self._expected.get(None, 0.0)) > now:
-            patience = max(patience, _HELD_S)
-        for endpoint, call in in_flight:
+            patience = max(patience, held_s, until_reported if reported_at < completion.ended_at else 0.0)
+        for endpoint, call, as_of in in_flight:
             if endpoint not in (here, None) or completion.ended_at < call.started_at - CLOCK_S:
                 continue
-            headers_at = call.headers_at
-            if headers_at is None:
-                patience = max(patience, _HELD_S)
-            elif completion.started_at >= call.started_at - CLOCK_S and started_stream(headers_at, completion):
+            if call.headers_at is None:
+                # A response takes a moment: a call that was still open then has another request.
+                answered = as_of < completion.ended_at + _HELD_S
+                patience = max(patience, held_s, until_reported if answered else 0.0)
+            elif completion.started_at >= call.started_at - CLOCK_S and started_stream(call.headers_at, completion):
                 patience = max(patience, _HELD_FOR_STREAM_S)
         return patience
 
 
-def _nearest(held: _Held) -> tuple[ClientCall, ...]:
+_Open = tuple["Endpoint | None", OpenCall, float]
+"""A call in flight: its server as far as known, the call, the time when it was."""
+
+
+def _has_figures(call: ClientCall) -> bool:
+    """Whether a call's figures identify its one request."""
+    return call.outcome is Outcome.OK and call.tasks == 1 and call.has_timings
+
+
+def _nearest(held: HeldRequest) -> tuple[ClientCall, ...]:
     """The calls that a request may be; of many those that finished closest to it."""
     if len(held.candidates) <= _MAX_LINKS:
         return tuple(held.candidates)

@@ -85,10 +85,10 @@ def check_targets(data: bytes) -> bool:
 def check_call_reports(data: bytes) -> bool:
     """A call report."""
     try:
-        servers, calls = read(data)
+        report = read(data)
     except (InvalidCallReport, LlamatelError):
         return False
-    return bool(servers or calls)
+    return bool(report.servers or report.calls or report.open_calls)
 
 
 def check_ollama(data: bytes) -> bool:
@@ -171,10 +171,11 @@ def _live() -> list[bytes]:
 
 
 def _reports() -> list[bytes]:
-    from llamatel.tracing.call_reports import write
-    from tests.test_call_reports import call
+    from llamatel.tracing.call_reports import CallReport, write
+    from tests.test_call_reports import OpenCall, call, open_calls
 
-    return [write([("127.0.0.1", 8080)], calls) for calls in ([], [call(1), call(2)])]
+    about = open_calls(1.0, OpenCall())
+    return [write(CallReport([("127.0.0.1", 8080)], calls, about)) for calls in ([], [call(1), call(2)])]
 
 
 def _otlp() -> list[bytes]:
