@@ -58,8 +58,12 @@ providers.register("zero_code", "llamatel.telemetry.zero_code:zero_code")
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
+        import os
         from importlib import import_module
 
+        from llamatel import sdk_environment
+
+        sdk_environment.remove_invalid(os.environ)
         return getattr(import_module(_MODULES[name]), name)
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version

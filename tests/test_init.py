@@ -80,6 +80,14 @@ assert llamatel.shutdown()
         ({"OTEL_METRICS_EXEMPLAR_FILTER": "sometimes"}, 1),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon", **HTTP}, 4),
         ({"LLAMATEL_URL": "http://elsewhere:1"}, 1),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, 1),  # the SDK cannot be imported with it
+        ({"OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": "-1", "OTEL_PROPAGATORS": "tracecontext,b4"}, 2),
+        ({"OTEL_PYTHON_TRACER_PROVIDER": "x", "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "process, x"}, 2),
+        ({"OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider", "OTEL_PYTHON_CONTEXT": "contextvars_context"}, 0),
+        ({"OTEL_SPAN_EVENT_COUNT_LIMIT": "", "OTEL_PROPAGATORS": "none"}, 0),
+        ({"OTEL_TRACES_SAMPLER": "jaeger_remote", "OTEL_TRACES_SAMPLER_ARG": "endpoint=x"}, 1),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "nan"}, 1),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "a"}, 1),
     ],
 )
 def test_init_starts_with_any_environment(env: dict[str, str], lines: int) -> None:

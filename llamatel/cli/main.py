@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from llamatel import __version__
+from llamatel import __version__, sdk_environment
 from llamatel.cli.options import set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
 from llamatel.errors import LlamatelError, one_line
@@ -116,6 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="replace")
     set_verbosity(0)
+    sdk_environment.remove_invalid(os.environ)
     try:
         result = cli.main(args=arguments, prog_name="llamatel", standalone_mode=False)
         code = result if isinstance(result, int) else 0

@@ -17,8 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 from llamatel.errors import PipelineError
 from llamatel.inputs.text_file import user_path
+from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
+_once = LogOnce(_log)
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _MAX_FILE = 4 << 20
@@ -108,8 +110,10 @@ def _headers(variable: str, text: str) -> dict[str, str]:
         if not entry.strip():
             continue
         name, equals, value = (unquote(part).strip() for part in entry.partition("="))
-        if not equals or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            _log.warning("%s has an entry that is not NAME=VALUE: it is left out", variable)
+        if not equals or not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
+            _once.warning(
+                f"{variable}={text}", "%s has an entry that is not NAME=VALUE in ASCII: it is left out", variable
+            )
         else:
             headers[name.lower()] = value
     return headers
