@@ -1,4 +1,4 @@
-"""Values in the environment with which the OpenTelemetry SDK cannot be imported, or that it answers with a traceback."""
+"""Values in the environment that the OpenTelemetry SDK cannot be imported with, or answers with a traceback."""
 
 from __future__ import annotations
 
