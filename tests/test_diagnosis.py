@@ -12,6 +12,7 @@ from llamatel.gguf import parse_gguf_header
 from llamatel.models import tiny_model
 from llamatel.plan import cache_plan, shape_from_gguf
 from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.snapshots import LogCounts
 from llamatel.ui.diagnosis import Diagnosis, Observation, Sample, diagnose
 from llamatel.ui.view.diagnosis_page import diagnosis_text
 from llamatel.ui.view.glyphs import ASCII
@@ -157,8 +158,17 @@ def test_diagnosis_page_and_json() -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_diagnosis_without_requests() -> None:
-    found = observed(lines=120)
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        (None, "requests, and with them where the time went: there is no request log (--log FILE)"),
+        (LogCounts(), "requests: none in 0 lines of the log"),
+        (LogCounts({"other": 1200}), "requests: none of the log's 1,200 lines is llama.cpp's"),
+        (LogCounts({"other": 20, "server": 100}), "requests: none in 120 lines of the log"),
+    ],
+)
+def test_diagnosis_without_requests(log: LogCounts | None, sentence: str) -> None:
+    found = observed(log=log)
     assert found.time_use is None
-    assert found.undetermined[0] == "requests: none in 120 lines of the log"
+    assert found.undetermined[0] == sentence
     assert "none" in diagnosis_text(found).plain

@@ -122,6 +122,7 @@ def _of_llamatel(url: str, token: str | None) -> Observation:
         samples=tuple(samples),
         server=(focus or "").partition(" ")[0],
         model=None if server is None else server["model"],
+        counters={} if server is None else server["counters"],
     )
 
 
@@ -195,8 +196,7 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         on_cpu=_on_cpu(state, observed.devices),
         decode_ceiling=server_ceiling(state, observed.devices),
         counters=state.counters,
-        log_understood=None if state.log is None else state.log.understood,
-        lines=None if state.log is None else sum(state.log.lines.values()),
+        log=None if log is None else state.log,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ MIN_POINTS = 8
 """Requests that a fitted line needs."""
 _MIN_SPREAD = 0.2
 """... and how far their contexts are apart, as a share of the longest."""
+_SIGNIFICANT = 2.0
+"""Standard errors by which a slope differs from zero; a smaller one is the load's noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class RateLine:
     """Requests that ran at the same time, the same for all of these."""
     base_s: float
     slope_s: float
+    """Zero where the context makes no measurable difference."""
     spread: float
     """Standard deviation of the residuals, as a share of the mean."""
     shortest: int
@@ -76,13 +80,22 @@ def decode_line(done: Sequence[Completion]) -> RateLine | None:
     if len(pairs) < MIN_POINTS:
         return None
     contexts, seconds = [float(context) for context, _ in pairs], [each for _, each in pairs]
-    if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
-        slope, base = 0.0, statistics.median(seconds)
-    else:
-        slope, base = statistics.linear_regression(contexts, seconds)
+    slope, base = _fit(contexts, seconds)
     residuals = [each - base - slope * context for context, each in zip(contexts, seconds, strict=True)]
     spread = statistics.pstdev(residuals) / statistics.fmean(seconds)
     return RateLine(len(pairs), concurrency, base, slope, spread, int(min(contexts)), int(max(contexts)))
+
+
+def _fit(contexts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Slope and base of the line; without a slope where that is not measurable."""
+    level = 0.0, statistics.median(seconds)
+    if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
+        return level
+    slope, base = statistics.linear_regression(contexts, seconds)
+    squares = sum((each - base - slope * context) ** 2 for context, each in zip(contexts, seconds, strict=True))
+    width = statistics.pvariance(contexts) * len(contexts)
+    error = math.sqrt(squares / (len(contexts) - 2) / width)
+    return (slope, base) if abs(slope) > _SIGNIFICANT * error else level
 
 
 def rate_by_concurrency(done: Sequence[Completion]) -> dict[int, float]:

@@ -16,6 +16,7 @@ from typing import Any
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.snapshots import LogCounts
 from llamatel.ui.decode_speed import MIN_POINTS, RateLine, RatePoint, decode_line, points_of, rate_by_concurrency
 from llamatel.ui.drafting import Drafting, drafting
 from llamatel.ui.remedies import Remedy, pool_remedy, recompute_remedy, slots_remedy
@@ -57,11 +58,9 @@ class Observation:
     on_cpu: bool | None = None
     decode_ceiling: Callable[[int], float | None] | None = None
     """Tokens per second that the memory bandwidth allows one request, by its context in tokens."""
-    log_understood: bool | None = None
+    log: LogCounts | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     """llama.cpp's own."""
-    lines: int | None = None
-    """Lines of the log that were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +252,15 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
 def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:
     missing = []
     if not observed.completions:
-        if observed.lines:
-            missing.append(f"requests: none in {observed.lines:,} lines of the log")
-        else:
+        lines = {} if observed.log is None else observed.log.lines
+        total = sum(lines.values())
+        if observed.log is None:
             missing.append("requests, and with them where the time went: there is no request log (--log FILE)")
-    if observed.log_understood is False:
+        elif total and total == lines.get("other"):
+            missing.append(f"requests: none of the log's {total:,} lines is llama.cpp's")
+        else:
+            missing.append(f"requests: none in {total:,} lines of the log")
+    if observed.log is not None and observed.log.understood is False:
         missing.append("requests: llama.cpp counts tokens that the log does not show")
     unknown = sum(completion.queue_s is None for completion in done)
     if unknown:

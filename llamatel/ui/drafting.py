@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llamatel.records import Completion
 
 _POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{position="(\d{1,3})"\}')
+_STEPS, _TOTALS = "spec_decode_num_drafts_total", ("draft", "accepted")
 _ENOUGH = 3
 """Requests with and without drafts that a comparison needs."""
 
@@ -22,6 +23,7 @@ class Drafting:
     acceptance: float
     """Share of the draft tokens that were accepted."""
     tokens_per_step: float | None
+    """Of all decode steps; without a request log, of those that had a draft."""
     by_position: tuple[float, ...]
     """Share of the drafts whose first, second, ... token was accepted, since the server started; empty where llama.cpp
     does not count it."""
@@ -34,20 +36,20 @@ def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Draft
     """``counters``: llama.cpp's own. None where nothing was drafted."""
     with_drafts = [completion for completion in done if completion.draft_generated]
     drafted = sum(completion.draft_generated or 0 for completion in with_drafts)
-    if not drafted:
-        return None
     accepted = sum(completion.draft_accepted or 0 for completion in with_drafts)
     tokens = sum(max(0, (completion.generated or 1) - 1) for completion in with_drafts)
-    return Drafting(
-        accepted / drafted,
-        tokens / (tokens - accepted) if tokens > accepted else None,
-        _by_position(counters),
-        _speedup(done),
-    )
+    steps: float = tokens - accepted
+    if not drafted and not done:  # without a request log
+        drafted, accepted = (int(counters.get(f"spec_decode_num_{name}_tokens_total", 0)) for name in _TOTALS)
+        steps = counters.get(_STEPS, 0.0)
+        tokens = int(steps) + accepted
+    if not drafted:
+        return None
+    return Drafting(accepted / drafted, tokens / steps if steps > 0 else None, _by_position(counters), _speedup(done))
 
 
 def _by_position(counters: Mapping[str, float]) -> tuple[float, ...]:
-    drafts = counters.get("spec_decode_num_drafts_total")
+    drafts = counters.get(_STEPS)
     if not drafts:
         return ()
     found = {int(match.group(1)): value for name, value in counters.items() if (match := _POSITION.fullmatch(name))}

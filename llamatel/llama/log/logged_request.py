@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamatel.llama.log.prompt_history import CacheContents, CachedPrompt, PromptHistory
-from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, SlotSelection
+from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, Prefill, SlotSelection
 from llamatel.records import Completion, Outcome, ServerInfo
 
 # Numbers have no more digits than llama.cpp's can have.
@@ -153,16 +153,11 @@ class LoggedRequest:
         cached = self._cached(tokens, truncated)
         reuse = UNKNOWN_REUSE
         if not self.is_child and self.selection and self.contents and cached is not None and self.computed:
-            reuse = history.reuse(
-                self.contents,
-                self.selection,
-                cached=cached,
-                computed=self.computed,
-                prefill_s=self.prefill_s,
-                no_checkpoint=self.no_checkpoint,
-                checkpoint_evicted=self.checkpoint_evicted,
-                arrived=self.started - (self.queue_s or 0.0),
-            )
+            prefill = Prefill(
+                self.selection, cached, self.computed, self.prefill_s, self.started - (self.queue_s or 0.0),
+                self.no_checkpoint, self.checkpoint_evicted,
+            )  # fmt: skip
+            reuse = history.reuse(self.contents, prefill)
         first_token = None
         if self.timed_at is not None and self.prefill_s is not None:
             first_token = self.timed_at - (self.decode_s or 0.0)

@@ -1,9 +1,9 @@
 """Which prompts a server's KV cache and its prompt cache in host memory hold, which they lost, and why.
 
 The log names no conversations. A request continues a cached prompt for certain if it reused all of it. Otherwise a
-prompt that was lost stands for the beginning of a later one if it is at least half as long and not longer: then the
-cause of the loss is certain, and the tokens are an upper bound. Where prompts mostly do not fit each other, as in a
-batch of unrelated ones, no cause is given.
+prompt that was lost stands for the beginning of a later one if it is at least half as long and not longer. That is
+reported where it is no accident: only if the prompts of this server that continue none hardly ever fit one, or if there
+are conversations and every prompt fits one. The cause of the loss is then certain, and the tokens are an upper bound.
 
 llama.cpp: ``get_available_slot``, ``try_clear_idle_slots`` (tools/server/server-context.cpp), ``server_prompt_cache``
 (server-task.cpp).
@@ -13,28 +13,30 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
-from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, PromptReuse, SlotSelection, recomputed, refused_reuse
+from llamatel.llama.log.prompt_reuse import ROUNDING, UNKNOWN_REUSE, Prefill, PromptReuse, SlotSelection, refused_reuse
 from llamatel.records import RecomputeCause
 
 _PURGED = re.compile(r"purging slot (\d{1,4}) with \d{1,12} tokens")
 _MOST_HELD, _MOST_LOST = 32, 16
 """Prompts that a request is compared with, the newest of each."""
 _MOST_IN_MEMORY = 4096
-_RECENT = 16
+_RECENT = 32
 """Requests that show whether prompts fit each other."""
-_MISFITS = 4
-"""... and how many of them may not."""
+_CONVERSATIONS = 2
+"""Requests that continued a cached prompt which show that there are conversations."""
+_ACCIDENT = 0.001
+"""Probability below which prompts that all fit lost ones do not fit them by chance."""
 _FEW = 32
 """Tokens below which prompts fit each other by accident."""
 _MARKED = 8
 """Tokens from which a common beginning is more than that of every prompt."""
 _LRU_SHARE = 0.1
 """Share of a prompt that a slot may have without being selected for it (--slot-prompt-similarity)."""
-_ROUNDING = 0.0005
 _CLOCK_S = 0.01
 """How exactly the arrival of a request is known."""
 
@@ -51,6 +53,8 @@ class CachedPrompt:
     """Log time, in seconds."""
     unshifted: int | None = None
     """Tokens before the first one that a context shift moved; None without a shift."""
+    cleared_by: int = 0
+    """Number of the newest request when its slot was cleared, to make room for that."""
     continued: bool = False
     """Whether a later request stands for the same conversation."""
 
@@ -60,11 +64,15 @@ class CachedPrompt:
 
     def is_kept(self, selection: SlotSelection) -> bool:
         """Whether the prompt that its slot was selected for has all of this one's prompt."""
-        return selection.keep is not None and selection.keep + _ROUNDING >= (self.prompt - 1) / self.tokens
+        return selection.keep is not None and selection.keep + ROUNDING >= (self.prompt - 1) / self.tokens
 
     def may_start(self, prompt: int) -> bool:
         """Whether a prompt of so many tokens may begin with this one."""
         return not self.continued and self.tokens <= prompt <= 2 * self.tokens
+
+    def may_be_shifted(self, prompt: int) -> bool:
+        """Whether a prompt of so many tokens may begin with this one, whose answer a context shift moved."""
+        return self.unshifted is not None and not self.continued and self.prompt <= prompt <= 2 * self.tokens
 
     def might_start(self, prompt: int) -> bool:
         """The same, if the answer is not part of it, or much was added."""
@@ -78,6 +86,8 @@ class CacheContents(NamedTuple):
     lost: tuple[tuple[CachedPrompt, RecomputeCause], ...]
     held: tuple[CachedPrompt, ...]
     """In other idle slots and in host memory."""
+    number: int = 0
+    """Of the request, counted from 1."""
 
     def all(self) -> list[CachedPrompt]:
         """All of them."""
@@ -92,7 +102,17 @@ class CacheContents(NamedTuple):
             in_slot,
             tuple(entry for entry in self.lost if entry[0].finished <= latest),
             tuple(held for held in self.held if held.finished <= latest),
+            self.number,
         )
+
+
+class _Missing(NamedTuple):
+    """A prompt that was not in the cache any more."""
+
+    prompt: CachedPrompt
+    cause: RecomputeCause
+    candidates: tuple[CachedPrompt, ...]
+    """Those that it was chosen from."""
 
 
 class PromptHistory:
@@ -119,8 +139,12 @@ class PromptHistory:
         """By task, the oldest first."""
         self._lost: deque[tuple[CachedPrompt, RecomputeCause]] = deque(maxlen=_MOST_LOST)
         self._fits: deque[bool] = deque(maxlen=_RECENT)
-        self._since_return = 0
-        """Requests since one continued a cached prompt."""
+        """Whether prompts fitted those that were lost, from the first that did."""
+        self._continued = 0
+        """Requests that continued a cached prompt."""
+        self._new: deque[tuple[int, int]] = deque(maxlen=_RECENT)
+        """Numbers and lengths of prompts that continue none that is known."""
+        self._started = 0
         self._beginnings: deque[int] = deque(maxlen=_RECENT)
         """Lengths of what different conversations start with."""
         self._changed_at: int | None = None
@@ -139,7 +163,8 @@ class PromptHistory:
         in_slot = self._slots.pop(slot, None)
         others = chain(reversed(self._slots.values()), reversed(self._in_memory.values()))
         held = dict.fromkeys(islice((prompt for prompt in others if prompt is not in_slot), _MOST_HELD))
-        contents = CacheContents(in_slot, tuple(self._lost), tuple(held))
+        self._started += 1
+        contents = CacheContents(in_slot, tuple(self._lost), tuple(held), self._started)
         if in_slot is not None and selection is not None and not in_slot.is_kept(selection):
             saved = selection.replaces and self.host_cache is not False
             if not saved or self.host_cache is None:
@@ -181,6 +206,7 @@ class PromptHistory:
         """A slot was emptied."""
         content = self._slots.pop(slot, None)
         if content is not None:
+            content.cleared_by = self._started
             self._lose(content, RecomputeCause.CACHE_CLEARED)
 
     def polled_empty(self, slot: int, task: int | None) -> None:
@@ -204,44 +230,31 @@ class PromptHistory:
 
     # -- what a request reused ----------------------------------------------------------------------------------------
 
-    def reuse(
-        self,
-        contents: CacheContents,
-        selection: SlotSelection,
-        *,
-        cached: int,
-        computed: int,
-        prefill_s: float | None,
-        no_checkpoint: bool,
-        checkpoint_evicted: bool,
-        arrived: float,
-    ) -> PromptReuse:
-        """Reused and recomputed tokens of a finished request, which arrived at log time ``arrived``."""
-        refused = refused_reuse(
-            selection, cached=cached, computed=computed, prefill_s=prefill_s, no_checkpoint=no_checkpoint,
-            checkpoint_evicted=checkpoint_evicted, rewindable=self.rewindable, checkpoints=self.checkpoints,
-        )  # fmt: skip
+    def reuse(self, contents: CacheContents, prefill: Prefill) -> PromptReuse:
+        """Reused and recomputed tokens of a finished request."""
+        refused = refused_reuse(prefill, rewindable=self.rewindable, checkpoints=self.checkpoints)
         if refused is not None:
             return refused
-        prompt = cached + computed
-        if self._continues(contents, selection, cached, prompt):
-            return PromptReuse(cached, 0, 0.0)
-        shown = selection.similarity is not None or cached > 0 or selection.unused
-        found = self._missing(contents.before(arrived), selection, cached, prompt)
-        if found is None:
-            might = not self.complete or any(held.might_start(prompt) for held in contents.all())
-            return UNKNOWN_REUSE if might and not shown else PromptReuse(cached, 0, 0.0)
-        missed, cause = found
-        self._settle(missed)
-        tokens = min(missed.tokens, prompt - 1) - cached
-        if tokens < _FEW or cause is RecomputeCause.UNKNOWN or not self._are_conversations():
-            return PromptReuse(cached, 0, 0.0) if shown else UNKNOWN_REUSE
-        return recomputed(tokens, cause, cached=cached, computed=computed, prefill_s=prefill_s)
+        if self._continues(contents, prefill):
+            return prefill.complete()
+        unproven = prefill.complete()
+        if prefill.selection.similarity is None and not prefill.cached and not prefill.selection.unused:
+            might = not self.complete or any(held.might_start(prefill.prompt) for held in contents.all())
+            unproven = UNKNOWN_REUSE if might else unproven
+        found = self._missing(contents.before(prefill.arrived), prefill)
+        if found is None or self._is_accident(found.candidates):
+            self._new.append((contents.number, prefill.prompt))
+            return unproven
+        self._settle(found.prompt)
+        tokens = min(found.prompt.tokens, prefill.prompt - 1) - prefill.cached
+        if tokens < _FEW or found.cause is RecomputeCause.UNKNOWN:
+            return unproven
+        return prefill.recomputed(tokens, found.cause)
 
-    def _continues(self, contents: CacheContents, selection: SlotSelection, cached: int, prompt: int) -> bool:
+    def _continues(self, contents: CacheContents, prefill: Prefill) -> bool:
         """Whether it reused all of a cached prompt, or all but the last token of its own."""
-        self._since_return += 1
-        shared = (_LRU_SHARE if selection.similarity is None else selection.similarity + _ROUNDING) * prompt + 1
+        cached, prompt, similarity = prefill.cached, prefill.prompt, prefill.selection.similarity
+        shared = (_LRU_SHARE if similarity is None else similarity + ROUNDING) * prompt + 1
         known = contents.held if cached > shared else ()  # else it is what the slot had
         best = contents.in_slot
         if best is None or not best.is_whole(cached, prompt):
@@ -250,45 +263,36 @@ class PromptHistory:
                 return False
             self.host_cache = True
         self._settle(best)
-        self._since_return = 0
+        self._continued += 1
         return True
 
-    def _missing(
-        self, contents: CacheContents, selection: SlotSelection, cached: int, prompt: int
-    ) -> tuple[CachedPrompt, RecomputeCause] | None:
+    def _missing(self, contents: CacheContents, prefill: Prefill) -> _Missing | None:
         """The prompt that it may continue and that was not there, with the reason; None: nothing fits."""
+        cached, prompt = prefill.cached, prefill.prompt
         in_slot = contents.in_slot
         newest = max((*contents.held, in_slot) if in_slot is not None else contents.held, key=_task, default=None)
-        lost = [entry for entry in contents.lost if entry[0].may_start(prompt)]
         follows = newest is not None and newest.may_start(prompt)
-        if newest is not None or contents.lost:
-            # Of many lost prompts one always fits; if conversations take turns, it is the oldest one.
-            self._fits.append(contents.lost[0][0].may_start(prompt) if contents.lost else follows)
         position, self._changed_at = self._changed_at, cached if follows else None
         for held in contents.held if in_slot is None else (in_slot, *contents.held):
-            kept = held.unshifted
-            if (
-                kept is not None
-                and not held.continued
-                and held.prompt <= prompt
-                and (held is not in_slot or cached >= kept)
-            ):
-                return held, RecomputeCause.CONTEXT_SHIFT
-        changed = (
-            in_slot is not None
-            and selection.keep is not None
-            and not selection.replaces
-            and in_slot.may_start(prompt)
-            and not any(abs(beginning - cached) <= 1 for beginning in self._beginnings)
-        )
-        if in_slot is not None and changed:
-            return in_slot, RecomputeCause.PREFIX_CHANGED
+            if held.may_be_shifted(prompt) and (held is not in_slot or cached >= (held.unshifted or 0)):
+                return _Missing(held, RecomputeCause.CONTEXT_SHIFT, (held,))
+        known = any(abs(beginning - cached) <= 1 for beginning in self._beginnings)
+        if in_slot is not None and not known and in_slot.may_start(prompt) and prefill.selection.keeps_half:
+            return _Missing(in_slot, RecomputeCause.PREFIX_CHANGED, (in_slot,))
         if cached >= _MARKED:
             self._beginnings.append(cached)
+        if cached >= _FEW and not known:
+            return None  # its slot had this conversation, or one with the same beginning
+        lost = [entry for entry in contents.lost if entry[0].may_start(prompt)]
+        if contents.lost and (lost or self._fits):
+            self._fits.append(bool(lost))
         if lost:
-            return lost[0]  # slots are taken by turns
-        if newest is not None and follows and cached >= _MARKED and position == cached:
-            return newest, RecomputeCause.PREFIX_CHANGED
+            best, cause = max(lost, key=lambda entry: entry[0].tokens)
+            return _Missing(best, cause, tuple(entry[0] for entry in contents.lost))
+        if newest is not None and cached >= _MARKED and position == cached:
+            self._fits.append(follows)
+            if follows:
+                return _Missing(newest, RecomputeCause.PREFIX_CHANGED, (newest,))
         return None
 
     def _settle(self, prompt: CachedPrompt) -> None:
@@ -298,9 +302,20 @@ class PromptHistory:
         if any(entry[0] is prompt for entry in self._lost):
             self._lost = deque((entry for entry in self._lost if entry[0] is not prompt), _MOST_LOST)
 
-    def _are_conversations(self) -> bool:
-        """Whether the prompts of this server continue each other, as far as the recent ones show."""
-        return self._since_return < 2 * _RECENT or len(self._fits) < _RECENT or self._fits.count(False) <= _MISFITS
+    def _is_accident(self, candidates: Sequence[CachedPrompt]) -> bool:
+        """Whether a prompt that continues none may fit one of these, as the recent ones show."""
+        if 2 * self._fits.count(False) > self._fits.count(True):
+            return True
+        new = len(self._new)
+        fitting = sum(
+            any(prompt.may_start(length) and number != prompt.cleared_by for prompt in candidates)
+            for number, length in self._new
+        )
+        if fitting <= new // 10:
+            return False
+        # Where there are conversations, and every prompt fits a lost one, that is no accident.
+        likely = ((fitting + 1) / (new + 2)) ** len(self._fits) > _ACCIDENT
+        return likely or self._continued < _CONVERSATIONS or not all(self._fits)
 
 
 def _length(prompt: CachedPrompt) -> int:

@@ -17,7 +17,8 @@ _SIMILARITY = re.compile(
     r"(?:\(> [\d.]{1,8} thold\), f_keep = ([01]\.\d{3}))?"
 )
 _UNUSED = re.compile(r"selected slot by LRU, (?:n_tokens = \d{1,12}, )?t_last = -1 {0,16}$")
-_ROUNDING = 0.0005
+ROUNDING = 0.0005
+"""Of f_sim_best and f_keep, which have three digits."""
 
 
 class SlotSelection(NamedTuple):
@@ -34,6 +35,42 @@ class SlotSelection(NamedTuple):
     def replaces(self) -> bool:
         """Whether the prompt has less than half of the slot's tokens, so that llama.cpp saves those in host memory."""
         return self.similarity is None or (self.keep is not None and self.keep < 0.5)
+
+    @property
+    def keeps_half(self) -> bool:
+        """Whether the prompt is known to have at least half of the slot's tokens."""
+        return self.keep is not None and not self.replaces
+
+
+class Prefill(NamedTuple):
+    """The prompt of a finished request, by its log lines."""
+
+    selection: SlotSelection
+    cached: int
+    """Tokens that were reused."""
+    computed: int
+    seconds: float | None = None
+    arrived: float = 0.0
+    """Log time, in seconds."""
+    no_checkpoint: bool = False
+    """llama.cpp went back to an earlier state of the slot's cache, or to none."""
+    checkpoint_evicted: bool = False
+    """It had logged before that it erased a checkpoint of this slot."""
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self.cached + self.computed
+
+    def recomputed(self, tokens: int, cause: RecomputeCause) -> PromptReuse:
+        """``tokens`` of the computed ones had been in the cache; seconds at the request's own prefill rate."""
+        tokens = max(0, min(tokens, self.computed))
+        seconds = None if self.seconds is None else self.seconds * tokens / self.computed
+        return PromptReuse(self.cached + tokens, tokens, seconds, cause)
+
+    def complete(self) -> PromptReuse:
+        """Nothing that had been in the cache was computed."""
+        return PromptReuse(self.cached, 0, 0.0)
 
 
 class PromptReuse(NamedTuple):
@@ -60,45 +97,25 @@ def parse_selection(message: str) -> SlotSelection:
     return SlotSelection(float(similarity), keep=None if keep is None else float(keep))
 
 
-def recomputed(
-    tokens: int, cause: RecomputeCause, *, cached: int, computed: int, prefill_s: float | None
-) -> PromptReuse:
-    """``tokens`` of the ``computed`` ones had been in the cache; seconds at the request's own prefill rate."""
-    tokens = max(0, min(tokens, computed))
-    return PromptReuse(cached + tokens, tokens, None if prefill_s is None else prefill_s * tokens / computed, cause)
-
-
-def refused_reuse(
-    selection: SlotSelection,
-    *,
-    cached: int,
-    computed: int,
-    prefill_s: float | None,
-    no_checkpoint: bool,
-    checkpoint_evicted: bool,
-    rewindable: bool | None,
-    checkpoints: bool | None,
-) -> PromptReuse | None:
+def refused_reuse(prefill: Prefill, *, rewindable: bool | None, checkpoints: bool | None) -> PromptReuse | None:
     """What the slot had of the prompt and llama.cpp did not use; None if it used all of it.
 
-    ``no_checkpoint``: it went back to an earlier state, or to none. ``checkpoint_evicted``: it had
-    logged before that it erased one of this slot's. ``rewindable``: whether the model's cache can be cut anywhere, as
-    opposed to sliding windows and recurrent states; ``checkpoints``: whether llama.cpp keeps earlier states of it
-    (--ctx-checkpoints). None if that is not known.
+    ``rewindable``: whether the model's cache can be cut anywhere, as opposed to sliding windows and recurrent states;
+    ``checkpoints``: whether llama.cpp keeps earlier states of it (--ctx-checkpoints). None if that is not known.
     """
+    selection = prefill.selection
     if selection.similarity is None:
         return None
-    prompt = cached + computed
-    lost = selection.similarity * prompt - cached
+    lost = selection.similarity * prefill.prompt - prefill.cached
     # The last token is always computed.
-    if lost <= _ROUNDING * prompt + 1:
+    if lost <= ROUNDING * prefill.prompt + 1:
         return None
     # A prompt that only appends needs the newest checkpoint at most.
     appends = selection.keep == 1.0 and selection.similarity < 1.0 and checkpoints
-    if not cached and not no_checkpoint and (rewindable or (rewindable is False and appends)):
+    if not prefill.cached and not prefill.no_checkpoint and (rewindable or (rewindable is False and appends)):
         cause = RecomputeCause.CACHE_PROMPT_OFF
-    elif no_checkpoint or rewindable is False:
-        cause = RecomputeCause.CHECKPOINT_EVICTED if checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
+    elif prefill.no_checkpoint or rewindable is False:
+        cause = RecomputeCause.CHECKPOINT_EVICTED if prefill.checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
     else:
         cause = RecomputeCause.UNKNOWN
-    return recomputed(round(lost), cause, cached=cached, computed=computed, prefill_s=prefill_s)
+    return prefill.recomputed(round(lost), cause)

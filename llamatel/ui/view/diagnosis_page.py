@@ -125,9 +125,9 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
             ("context, tokens", "tok/s", *(("of what the bandwidth allows",) if known else ())),
             rows,
         )
+        flat = "" if diagnosis.decode.slope_s else "; the context makes no measurable difference"
         page.row(
-            "spread",
-            f"{diagnosis.decode.spread:.0%} around the line of the decode rate, {diagnosis.decode.requests:,} requests",
+            "spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests{flat}"
         )
     if len(diagnosis.decode_by_concurrency) > 1:
         parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]

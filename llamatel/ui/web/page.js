@@ -114,12 +114,22 @@ function showTiles(data, server, row) {
       promptTokens ? percent(cached / promptTokens) : UNKNOWN,
       promptTokens ? `of ${number(promptTokens)} tokens` : "no prompt yet",
     ],
+    ...drafting(server.counters),
   ];
   put(byId("tiles"), ...tiles.filter((tile) => !tile[4]).map(([name, value, small, level]) => {
     const made = element("div", null, level);
     made.append(element("dt", name), element("dd", value), element("dd", small, "small"));
     return made;
   }));
+}
+
+function drafting(counters) {
+  const steps = counters.spec_decode_num_drafts_total, accepted = counters.spec_decode_num_accepted_tokens_total;
+  if (!steps) return [];
+  const position = (name) => /^spec_decode_num_accepted_tokens_per_pos_total\{position="(\d{1,3})"\}$/.exec(name);
+  const shares = Object.keys(counters).filter(position).sort((a, b) => position(a)[1] - position(b)[1]).map((name) => percent(counters[name] / steps));
+  const small = `${(1 + accepted / steps).toFixed(2)} tokens a step${shares.length ? `; by position ${shares.slice(0, 8).join(", ")}` : ""}`;
+  return [["Drafts accepted", percent(accepted / counters.spec_decode_num_draft_tokens_total), small]];
 }
 
 function whyNoCache(server) {
