@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamatel.llama.log.prompt_history import CacheContents, CachedPrompt, PromptHistory
 from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, Prefill, SlotSelection
@@ -21,6 +21,7 @@ _DECODE = re.compile(r"eval time = +(\d{1,12}(?:\.\d{1,6})?) ms / +(\d{1,12}) (?
 _DRAFT = re.compile(r"draft acceptance[^(\n]{1,64}\( *(\d{1,12}) accepted / +(\d{1,12}) generated\)")
 _PROMPT = re.compile(r"new prompt, [^\n]{0,100}?\b(?:task\.n_tokens|n_prompt_tokens) = (\d{1,12})\b")
 _SHIFT = re.compile(r"slot context shift, n_keep = (\d{1,12}), n_left = \d{1,12}, n_discard = (\d{1,12})")
+_EVICTED = re.compile(r"erasing old context checkpoint \(pos_min = \d{1,12}, pos_max = (\d{1,12})")
 CONTEXT_FULL = "Context size has been exceeded"
 
 
@@ -69,10 +70,10 @@ class LoggedRequest:
     """What the cache held when it got its slot."""
     no_checkpoint: bool = False
     """Whether llama.cpp went back to an earlier state of the slot's cache, or to none."""
-    checkpoint_evicted: bool = False
-    """Whether a checkpoint of this slot had been erased before."""
-    evicts_checkpoint: bool = False
-    """Whether it made llama.cpp erase one."""
+    evicted: tuple[int, ...] = ()
+    """Tokens of checkpoints that its slot had lost before."""
+    evicts: list[int] = field(default_factory=list)
+    """Tokens of those that llama.cpp erased to make room for its own."""
 
     def read(self, function: str, message: str, time: float) -> str:
         """Read a message of its slot, printed by ``function``.
@@ -125,7 +126,8 @@ class LoggedRequest:
         return "request"
 
     def _eviction(self, text: str, time: float) -> str:
-        self.evicts_checkpoint = text.startswith("erasing old context checkpoint") or self.evicts_checkpoint
+        if (found := _EVICTED.match(text)) is not None:
+            self.evicts.append(int(found.group(1)) + 1)
         return "request"
 
     def _shift(self, text: str, time: float) -> str:
@@ -155,7 +157,7 @@ class LoggedRequest:
         if not self.is_child and self.selection and self.contents and cached is not None and self.computed:
             prefill = Prefill(
                 self.selection, cached, self.computed, self.prefill_s, self.started - (self.queue_s or 0.0),
-                self.no_checkpoint, self.checkpoint_evicted,
+                self.no_checkpoint, self.evicted,
             )  # fmt: skip
             reuse = history.reuse(self.contents, prefill)
         first_token = None

@@ -54,8 +54,8 @@ class Prefill(NamedTuple):
     """Log time, in seconds."""
     no_checkpoint: bool = False
     """llama.cpp went back to an earlier state of the slot's cache, or to none."""
-    checkpoint_evicted: bool = False
-    """It had logged before that it erased a checkpoint of this slot."""
+    evicted: tuple[int, ...] = ()
+    """Tokens of the checkpoints of this slot that llama.cpp had erased before."""
 
     @property
     def prompt(self) -> int:
@@ -106,7 +106,8 @@ def refused_reuse(prefill: Prefill, *, rewindable: bool | None, checkpoints: boo
     selection = prefill.selection
     if selection.similarity is None:
         return None
-    lost = selection.similarity * prefill.prompt - prefill.cached
+    shared = selection.similarity * prefill.prompt
+    lost = shared - prefill.cached
     # The last token is always computed.
     if lost <= ROUNDING * prefill.prompt + 1:
         return None
@@ -115,7 +116,8 @@ def refused_reuse(prefill: Prefill, *, rewindable: bool | None, checkpoints: boo
     if not prefill.cached and not prefill.no_checkpoint and (rewindable or (rewindable is False and appends)):
         cause = RecomputeCause.CACHE_PROMPT_OFF
     elif prefill.no_checkpoint or rewindable is False:
-        cause = RecomputeCause.CHECKPOINT_EVICTED if prefill.checkpoint_evicted else RecomputeCause.NO_CHECKPOINT
+        evicted = any(prefill.cached < tokens <= shared + 1 for tokens in prefill.evicted)
+        cause = RecomputeCause.CHECKPOINT_EVICTED if evicted else RecomputeCause.NO_CHECKPOINT
     else:
         cause = RecomputeCause.UNKNOWN
     return prefill.recomputed(round(lost), cause)

@@ -23,7 +23,7 @@ _RELEASE = re.compile(r"stop processing: (?:n_tokens|n_past) = (\d{1,12}), trunc
 _ERROR = re.compile(r"task id = (\d{1,12}), error: ([^\n]*)")
 _CANCEL = re.compile(r"cancel task, id_task = (\d{1,12})$")
 _TOO_LONG = "exceeds the available context size"
-_MAX_SLOTS = 1024
+_MAX_SLOTS, _MAX_EVICTED = 1024, 64
 
 
 class ForeignLine(Exception):
@@ -52,8 +52,8 @@ class SlotRequests:
         self._active: dict[int, LoggedRequest] = {}
         self._selected: dict[int, tuple[float, SlotSelection]] = {}
         """When, and how, each slot was last selected for a task."""
-        self._checkpoint_evicted: set[int] = set()
-        """Slots that lost a checkpoint since another prompt was in them."""
+        self._evicted: dict[int, tuple[int, ...]] = {}
+        """Tokens of the checkpoints that each slot lost since another prompt was in it."""
         self._heading_slot: int | None = None
         """The slot whose timings follow on lines of their own."""
         self.newest_task = -1
@@ -113,8 +113,9 @@ class SlotRequests:
         """Record a request's effects on its slot."""
         self._counters.context_shifts += request.shifts - request.counted_shifts
         request.counted_shifts = request.shifts
-        if request.evicts_checkpoint:
-            self._checkpoint_evicted.add(request.slot)
+        if request.evicts:
+            self._evicted[request.slot] = (*self._evicted.get(request.slot, ()), *request.evicts)[-_MAX_EVICTED:]
+            request.evicts.clear()
 
     def continuation(self, text: str, time: float) -> bool:
         """Whether a line is a timing that follows its heading (builds until April 2026), even after foreign lines."""
@@ -173,7 +174,7 @@ class SlotRequests:
         self._queue = QueueClock(self._batch)
         self._active.clear()
         self._selected.clear()
-        self._checkpoint_evicted.clear()
+        self._evicted.clear()
         self.history.reset()
         self._heading_slot = None
         self.newest_task = self._idle_task = -1
@@ -206,9 +207,9 @@ class SlotRequests:
         selected_at, selection = self._selected.pop(slot, (time, None))
         self._queue.launched(task, time, chosen=selected_at, idle=not self._active)
         if selection is None or selection.similarity is None:
-            self._checkpoint_evicted.discard(slot)
+            self._evicted.pop(slot, None)
         request = LoggedRequest(slot, task, time, is_child=message.rstrip().endswith("is_child = 1"))
-        request.selection, request.checkpoint_evicted = selection, slot in self._checkpoint_evicted
+        request.selection, request.evicted = selection, self._evicted.get(slot, ())
         request.contents = self.history.launched(slot, selection)
         self._active[slot] = request
         self._counters.started += 1
