@@ -32,6 +32,8 @@ with ``exit_code``.
 
 from __future__ import annotations
 
+import re
+
 INSTALL_FROM = "."
 """What pip installs llamatel from: a clone, until it is on PyPI as ``llamatel``. Documents are tested against it."""
 
@@ -47,14 +49,45 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "?" for letter in text)
 
 
+_URL_START = re.compile(r"\W{0,4}(?:[A-Za-z][A-Za-z0-9+.-]{0,15}:/{1,2})?")
+_SECRET_NAMES = ("key", "token", "password", "secret", "authorization")
+_PUNCTUATION = ".,:;)]'\""
+
+
+def redacted(text: str) -> str:
+    """A message without user and password of URLs, their queries, and values of ``--api-key=K`` and the like."""
+    if not any(mark in text for mark in "@=?#"):
+        return text
+    return "".join(map(_redacted_word, re.split(r"(\s+)", text)))
+
+
+def _redacted_word(word: str) -> str:
+    head, at, rest = word.rpartition("@")
+    start = _URL_START.match(head)
+    if at and ":" in head and start is not None:
+        word = f"{start.group()}...@{rest}"
+    if (query := re.search("[?#]", word)) is not None and ":/" in word:
+        return word[: query.end()] + _hidden(word[query.end() :])
+    name, equals, value = word.partition("=")
+    if equals and name.lower().endswith(_SECRET_NAMES):
+        return f"{name}={_hidden(value)}"
+    return word
+
+
+def _hidden(value: str) -> str:
+    """Dots for a value; punctuation of the sentence around it is kept."""
+    bare = value.rstrip(_PUNCTUATION)
+    return "..." + value[len(bare) :] if bare else value
+
+
 class LlamatelError(Exception):
     """Base of all llamatel errors. ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message on one line: it may quote a file or a response."""
-        return one_line(super().__str__())
+        """The message on one line, without credentials: it may quote a file, a response or a URL."""
+        return one_line(redacted(super().__str__()))
 
 
 class UsageError(LlamatelError, ValueError):

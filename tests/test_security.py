@@ -5,11 +5,17 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from llamatel.cli.main import main
+from llamatel.cli.signals import Interrupted, ending_signals
+from llamatel.llama.watch.targets import TargetFiles
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
@@ -54,14 +60,28 @@ def test_json_from_outside_is_parsed_within_bounds() -> None:
     assert found - LINES - OWN == set()
 
 
-@pytest.fixture(params=["loop", "fifo", "missing", "no such user"])
-def unusable(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    path = tmp_path / request.param
-    if request.param == "loop":
+KINDS = ("loop", "fifo", "missing", "no such user", "folder", "socket", "below a file", "too long")
+
+
+def unusable(kind: str, folder: Path) -> str:
+    """A path that is no readable file."""
+    path = folder / kind
+    if kind == "loop":
         path.symlink_to(path)
-    elif request.param == "fifo":
+    elif kind == "fifo":
         os.mkfifo(path)
-    return "~no-such-user/x" if request.param == "no such user" else str(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(kind)
+    return {"no such user": "~no-such-user/x", "below a file": f"{__file__}/x", "too long": "x" * 5000}.get(
+        kind, str(path)
+    )
+
+
+SERVE = ("serve", "tiny", "--port", "0", "--metrics-addr", "none")
+ATTACH = ("attach", "--metrics-addr", "none")
 
 
 @pytest.mark.parametrize(
@@ -69,32 +89,79 @@ def unusable(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     [
         ("inspect",),
         ("plan",),
-        ("dashboards", "export"),
-        ("serve", "tiny", "--metrics-addr", "none", "--api-key-file"),
+        ("explore",),
+        ("serve", "--metrics-addr", "none"),
+        (*SERVE, "--api-key-file"),
+        (*SERVE, "--backend"),
         ("top", "--once", REFUSED, "--ca-file"),
         ("top", "--once", REFUSED, "--client-cert"),
         ("doctor", REFUSED, "--header-file"),
-        ("attach", "--metrics-addr", "127.0.0.1:0", REFUSED, "--page-token-file"),
+        (*ATTACH, "--targets"),
+        (*ATTACH, REFUSED, "--page-token-file"),
+        (*ATTACH, REFUSED, "--otlp-endpoint", REFUSED, "--otlp-spool"),
         ("dashboards", "push", REFUSED, "--token-file"),
     ],
     ids=lambda words: "_".join((words[0], words[-1])),
 )
 def test_cli_unusable_path_is_one_line(
     arguments: tuple[str, ...],
-    unusable: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A symlink loop, a FIFO without a writer, a missing file, another user's home: one line, at once."""
-    monkeypatch.chdir(tmp_path)
-    code = main([*arguments, unusable])
-    stderr = capsys.readouterr().err
-    if arguments[:2] == ("dashboards", "export") and code == 0:
-        return  # a new folder
-    assert code in (1, 2)
-    assert stderr.count("llamatel: error: ") == 1
-    assert "defect" not in stderr
+    """A symlink loop, a FIFO without a writer, a folder, another user's home, ...: one line, at once."""
+    for kind in KINDS:
+        folder = tmp_path / kind.replace(" ", "_")
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        if arguments[-1] == "--otlp-spool" and kind in ("missing", "folder", "no such user"):
+            continue  # it is made
+        code = main([*arguments, unusable(kind, folder)])
+        stderr = capsys.readouterr().err
+        assert code in (1, 2), kind
+        assert stderr.count("llamatel: error: ") == 1, kind
+        assert "defect" not in stderr
+
+
+def test_attach_targets_fifo_is_read_once(tmp_path: Path) -> None:
+    """Process substitution works; what is read a second time would be empty."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with fifo.open("w") as stream:
+        stream.write("http://127.0.0.1:9\n")
+        stream.flush()
+        threading.Timer(0.2, stream.close).start()
+        files = TargetFiles([str(fifo)])
+    os.close(reader)
+    assert [each.url for each in files.targets()] == ["http://127.0.0.1:9"]
+    assert not files.changed()
+    assert len(files.targets()) == 1
+
+
+def test_log_state_replaces_no_special_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A FIFO, a device: run as root, it would be replaced by a file."""
+    (tmp_path / "log").touch()
+    os.mkfifo(tmp_path / "state")
+    code = main([*ATTACH, "--log", str(tmp_path / "log"), "--log-state", str(tmp_path / "state")])
+    assert (code, capsys.readouterr().err.count("cannot write")) == (2, 1)
+    assert (tmp_path / "state").is_fifo()
+
+
+class _Slow:
+    """Its destructor is interrupted."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_signal_in_a_destructor_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python prints and drops an exception there."""
+    with pytest.raises(Interrupted), ending_signals():  # noqa: PT012
+        _Slow()
+        time.sleep(30)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("columns", ["0", "-5", "x", "99999999999"])

@@ -23,7 +23,10 @@ class Grafana:
 
     def __init__(self, url: str, token: str | None = None) -> None:
         """Raises UsageError for anything but an HTTP URL without a password."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # a broken IPv6 address
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{url!r} is not the URL of a Grafana, such as http://127.0.0.1:3000")
         if parts.username is not None or parts.password is not None:

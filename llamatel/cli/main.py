@@ -20,7 +20,7 @@ import click
 from llamatel import __version__, sdk_environment
 from llamatel.cli.options import set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
-from llamatel.errors import LlamatelError, one_line
+from llamatel.errors import LlamatelError, one_line, redacted
 
 COMMANDS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show its telemetry."),
@@ -35,6 +35,7 @@ COMMANDS = {
 }
 """Command: its module, and its line in the help (here, so that the help imports no command)."""
 
+_SHOWN_PATH = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,7 +68,7 @@ def cli() -> None:
 
 def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the terminal was closed
-        print(f"llamatel: error: {one_line(message)}", file=sys.stderr, flush=True)
+        print(f"llamatel: error: {one_line(redacted(message))}", file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:
@@ -103,7 +104,11 @@ def _exit_code(error: BaseException) -> int:
         _drop_stdout()
         return 1
     if verbosity() > 0:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        print(*(one_line(redacted(line)) for line in lines), sep="\n", file=sys.stderr)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        _print_error(f"{str(error.filename)[:_SHOWN_PATH]}: {error.strerror}")
+        return 1
     _print_error(f"this is a defect of llamatel: {type(error).__name__}: {error} (-v shows where)")
     return 1
 

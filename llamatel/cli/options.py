@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llamatel.errors import one_line
+from llamatel.errors import one_line, redacted
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -21,10 +21,10 @@ _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
 
 class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        return one_line(super().formatMessage(record))
+        return one_line(redacted(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
-        return "\n".join(map(one_line, super().formatException(ei).splitlines()))
+        return "\n".join(one_line(redacted(line)) for line in super().formatException(ei).splitlines())
 
 
 def set_verbosity(number: int) -> None:

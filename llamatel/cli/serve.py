@@ -7,6 +7,7 @@ came while the model loaded, and with 1 if the server died for good.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import signal
 from typing import Any
 
@@ -26,9 +27,12 @@ from llamatel.cli.telemetry_options import (
 from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.llama.server.backends import find_backend
 from llamatel.llama.server.manager import ServerManager
+from llamatel.llama.server.server_command import secret_flags
 from llamatel.outputs.appended_file import reopen_files
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF file)", ctx)
+    for flag, instead in secret_flags(server_args).items():
+        log.warning("%s on the command line can be read by every user of this machine: use %s", flag, instead)
     options = options_of(TelemetryOptions, values)
     manager_options = options_of(ManagerOptions, values)
     lines = request_lines(options)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 _REPEAT_AFTER_S = 1.0
+_AGAIN_S = 0.05
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -56,6 +59,18 @@ def ending_signals(*, hangup: Callable[[], None] | None = None) -> Iterator[None
             return
         raise Interrupted(signum)
 
+    def unraisable(failure: sys.UnraisableHookArgs) -> None:
+        """Send the signal again if Interrupted was raised where it is dropped, such as in a destructor."""
+        nonlocal first
+        if not isinstance(failure.exc_value, Interrupted):
+            usual_hook(failure)
+            return
+        first = None
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), failure.exc_value.signum))
+        again.daemon = True
+        again.start()
+
+    usual_hook, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {}
     for signum in _ENDING:
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -63,5 +78,6 @@ def ending_signals(*, hangup: Callable[[], None] | None = None) -> Iterator[None
     try:
         yield
     finally:
+        sys.unraisablehook = usual_hook
         for signum, old in before.items():
             signal.signal(signum, old)

@@ -126,9 +126,9 @@ def _check_unknown(word: str, *, lenient: bool) -> None:
     """Raise UsageError for a word that no build of llama-server accepts as a flag."""
     if lenient:
         return
-    name, equals, value = word.partition("=")
+    name, equals, _ = word.partition("=")
     if equals and name in BY_NAME:
-        raise UsageError(f"error: invalid argument: {word} (llama-server wants {name} {value})")
+        raise UsageError(f"error: invalid argument: {word} (llama-server wants {name} and the value as two words)")
     if not re.match(r"--?[A-Za-z]", word):
         raise UsageError(f"{word!r} belongs to no flag of llama-server's: leave it out")
 

@@ -25,6 +25,7 @@ from llamatel.gguf.model_choices import (
     parse_config,
 )
 from llamatel.gguf.split_files import read_model
+from llamatel.inputs.address import parse_address
 from llamatel.inputs.documents import InvalidDocument, count, parse_json
 from llamatel.inputs.http import HttpClient, Response
 
@@ -51,6 +52,10 @@ class Hub:
         from huggingface_hub import constants
 
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        try:
+            parse_address(self.endpoint)
+        except UsageError as error:
+            raise GGUFError(f"HF_ENDPOINT is no address of a Hub: {error}") from None
         self._progress = progress
 
     def choose(
@@ -142,8 +147,6 @@ class Hub:
             if error.kind == "too_large":
                 raise GGUFError("it lists too many files: name one, hf://org/repo/file.gguf", path=repo) from error
             raise ModelUnreachable(f"the Hub cannot be reached: {error}", path=repo) from error
-        except UsageError as error:
-            raise GGUFError(f"HF_ENDPOINT is no address of a Hub: {error}", path=repo) from error
         if response.status != 200:
             words = self._words(repo, None, revision, response.status, response.headers)
             raise GGUFError(words or f"the Hub answered {response.status}", path=repo)

@@ -67,7 +67,7 @@ def parse_address(url: str, *, scheme: str = "http") -> Address:
         userinfo = parts.username is not None or parts.password is not None
     except ValueError:
         raise UsageError(_no_address(full)) from None
-    if userinfo or parts.query or parts.fragment:
+    if userinfo or parts.query or parts.fragment or ":" in parts.path.rpartition("@")[0]:
         raise UsageError("a server's address has no user, password, query or fragment: an API key goes into a file")
     if parts.scheme == "unix":
         path, colon, prefix = full[len("unix://") :].partition(":/")
@@ -84,5 +84,5 @@ def _prefix(path: str) -> str:
 
 
 def _no_address(url: str) -> str:
-    shown = "" if "@" in url else f"'{url}' "
-    return f"{shown}is no server's address: write it like http://127.0.0.1:8080".lstrip()
+    shown = "this" if "@" in url else f"'{url}'"
+    return f"{shown} is no server's address: write it like http://127.0.0.1:8080"

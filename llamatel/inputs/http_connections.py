@@ -62,9 +62,13 @@ def _unix_connection(path: str) -> HTTPConnection:
 def _proxied(proxy: str, address: Address, tls: dict[str, Any]) -> HTTPConnection:
     """A connection through a proxy: a tunnel for https, absolute URLs for http."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.util import make_headers, parse_url
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import Url, make_headers, parse_url
 
-    url = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        url = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+    except LocationParseError:  # it quotes the URL, which may hold a password
+        url = Url()
     if url.scheme not in DEFAULT_PORTS or not url.host:
         raise HttpError("the proxy in the environment is no http:// or https:// address", kind="proxy")
     port = url.port or DEFAULT_PORTS[url.scheme]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from llamatel.errors import UsageError
@@ -27,6 +28,9 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
             os.set_blocking(descriptor, True)
             data = file.read(_LARGEST + 1)
+            pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        if pipe and not data:
+            raise UsageError(f"cannot read {what} {os.fspath(path)}: it is a pipe that nothing was written to")
         if len(data) > _LARGEST:
             raise UsageError(f"cannot read {what} {os.fspath(path)}: it has more than {_LARGEST >> 20} MiB")
         return data.decode()

@@ -68,6 +68,8 @@ class AppendedFile:
 
     def _open_again(self) -> None:
         self._reopen = False
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            return  # a FIFO without a reader would block
         try:
             descriptor = self._open()
         except OSError as error:

@@ -33,8 +33,8 @@ def kv_heads_as_heads(_: ConfigValues, keys: Keys) -> None:
 
 def no_kv_channels(values: ConfigValues, keys: Keys) -> None:
     """Qwen (the first): the length of a head stands in ``kv_channels``, and is what the width gives."""
-    length = values.number("kv_channels")
-    if length is not None and length * keys["attention.head_count"] != keys["embedding_length"]:
+    length, heads = values.number("kv_channels"), keys["attention.head_count"]
+    if length is not None and heads is not None and length * heads != keys["embedding_length"]:
         values.fail("has heads of another size in kv_channels")
 
 

@@ -43,8 +43,7 @@ class OtlpTarget:
     @property
     def url(self) -> str:
         """The URL that is requested, without user, password and query, which may be a key."""
-        parts = urlsplit(self.endpoint)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        return _redacted(self.endpoint)
 
     @property
     def shown(self) -> str:
@@ -267,7 +266,7 @@ def _redacted(endpoint: str) -> str:
     scheme, separator, rest = endpoint.rpartition("://")
     host, *hidden = re.split(r"[?#]", rest)
     shown = "..." if hidden and "@" in rest else host.rpartition("@")[2]  # either may be part of a password
-    return f"{scheme}{separator}{shown}"[:200]
+    return f"{scheme}{separator}{shown}"[:2000]
 
 
 def _with_scheme(endpoint: str) -> str:

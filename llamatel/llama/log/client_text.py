@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 
-_MESSAGE = re.compile(r'\d\.\d{3}\.\d{3} [A-Z] |"msg":"')
+_MESSAGE = re.compile(r'\d\.\d{3}\.\d{3} [A-Z] |"msg":"|srv {0,16}send_error: |llama_grammar_init_impl: ')
+_ONE_LINE = re.compile(r" at line \d{1,9} column \d{1,9}$")
+"""The end of an error of llguidance's JSON parser, which quotes nothing."""
 _REFUSED = ("ailed to parse grammar", "ailed to initialize sampl")
 _STARTS = {
     "error parsing grammar: ": None,
@@ -18,11 +20,37 @@ _STARTS = {
     "WARNING: JSON schema conversion was incomplete: ": "accepting any string",
     "unable to match sampler by name '": "'",
     "unsupported Responses tool type '": "' skipped",
+    "unknown error while validating model '": "'",
 }
 """Start of a quotation, and the end of its last line ("": empty); None: a rejection message follows it."""
 _MAX_AGE_S = 1.0
 """A quotation is written at once: without its end it is over after this time."""
 _MAX_LINES = 10_000
+
+
+_ROUTER_CHILD = re.compile(r"\[\d{1,5}\] ?")
+_COLOUR = re.compile(r"\x1b\[[0-9;]{0,16}[A-Za-z]")
+_START = re.compile(
+    r"(?:\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] )?(?:srv {0,16}\S{1,64}: |\w{1,64}: )?("
+    + "|".join(map(re.escape, _STARTS))
+    + ")"
+)
+"""At the start of a line only: within one, a client may have written these words, to hide the lines after it."""
+
+
+def quoted_from(line: str) -> str | None:
+    """The words at the start of a line that start a quotation; None if there is none."""
+    found = _START.match(_bare(line))
+    return None if found is None else found.group(1)
+
+
+def _bare(line: str) -> str:
+    """A line without colours and without the port of a router's child."""
+    if "\x1b" in line:
+        line = _COLOUR.sub("", line)
+    if line[:1] == "[" and (child := _ROUTER_CHILD.match(line)) is not None:
+        return line[child.end() :]
+    return line
 
 
 class ClientText:
@@ -38,13 +66,11 @@ class ClientText:
     def contains(self, line: str, now: float) -> bool:
         """Whether a line, read at Unix time ``now``, is part of one."""
         if self._start is None:
-            for start in _STARTS:
-                if start in line:
-                    break
-            else:
+            start = quoted_from(line)
+            if start is None:
                 return False
             self._start, self._since, self._lines = start, now, 0
-        found = self._continues(self._start, line, now)
+        found = self._continues(self._start, _bare(line), now)
         self.open = self._start is not None
         return found
 
@@ -55,7 +81,10 @@ class ClientText:
         if end is not None and (line.endswith(end) and not line.endswith(start) if end else not line):
             self._start = None
             return True
-        refused = end is None and _MESSAGE.search(line) is not None and any(words in line for words in _REFUSED)
+        if end == "" and self._lines == 1 and _ONE_LINE.search(line) is not None:
+            self._start = None
+            return True
+        refused = not end and _MESSAGE.search(line) is not None and any(words in line for words in _REFUSED)
         if refused or now - self._since > _MAX_AGE_S or self._lines > _MAX_LINES:
             self._start = None
             return False

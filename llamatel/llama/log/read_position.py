@@ -62,7 +62,8 @@ class PositionFile:
         self._saved_at = 0.0
         self._saved: tuple[Position, bool] | None = None
         self._once = LogOnce(_log)
-        if self._path.is_dir() or not os.access(self._path.parent, os.W_OK):
+        special = os.path.exists(self._path) and not os.path.isfile(self._path)  # noqa: PTH110, PTH113 - no OSError
+        if special or not os.access(self._path.parent, os.W_OK):
             raise UsageError(f"cannot write {self._path}: it must be a file in a folder that can be written to")
 
     def load(self) -> Position | None:

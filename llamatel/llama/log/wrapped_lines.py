@@ -36,6 +36,8 @@ class WrappedLines:
         """Lines that continue in a later record, by origin and wrappers."""
         self._file = ""
         """The file that ``tail`` is showing."""
+        self._plain: bool | None = None
+        """Whether the first of llama.cpp's lines had nothing around it. Then a prefix is a client's; None: none yet."""
 
     @property
     def open(self) -> bool:
@@ -47,6 +49,8 @@ class WrappedLines:
         if self._record is not None:
             return self._gather(line)
         if is_own_line(line):
+            if self._plain is None:
+                self._plain = not self._file
             return self._from_file((Carried(line),))
         if self._starts(line):
             return ()
@@ -55,8 +59,11 @@ class WrappedLines:
             return ()
         if self._partial:
             return self._from_file(self._rest(line))
-        found = unwrap(line)
-        return self._from_file((Carried(line),) if found is None else self._whole(found))
+        found = None if self._plain else unwrap(line)
+        if found is None:
+            return self._from_file((Carried(line),))
+        self._plain = False
+        return self._from_file(self._whole(found))
 
     def flush(self) -> Iterable[Carried]:
         """The incomplete record; call after a while without lines, and at the end."""

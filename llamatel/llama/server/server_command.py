@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamatel.errors import UsageError
+from llamatel.flags.flag_table import BY_NAME
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.address import Address, parse_address
@@ -29,8 +31,10 @@ _VALUES: Mapping[str, str] = {
     "ubatch_size": "--ubatch-size",
     "alias": "--alias",
 }
-_API_KEY_FLAG = "--api-key"
 API_KEY_VARIABLE = "LLAMA_API_KEY"
+_SECRET_FLAGS = {"--api-key": "--api-key-file FILE", "--hf-token": "the variable HF_TOKEN", "--model-url": "HF_TOKEN"}
+"""Flags whose value is a secret, a URL's if it has a user or a query; and what to use instead."""
+_HOST = re.compile(r"[\w.:%-]{1,255}")
 _SOCKET = ".sock"
 """llama-server treats a host with this suffix as the path of a Unix socket."""
 # Flags that the log reader needs; later flags win, so the user's own still apply.
@@ -77,8 +81,8 @@ def build(
 ) -> CommandLine:
     """The command line; raises UsageError for invalid arguments.
 
-    ``extra_args`` go through verbatim and last, but for ``--api-key``, which is moved into the environment: arguments
-    can be read by every user of the machine.
+    ``extra_args`` go through verbatim and last, but for secrets, which are moved into the environment: arguments can be
+    read by every user of the machine.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535")
@@ -99,10 +103,10 @@ def build(
     if swa_full:
         arguments.append("--swa-full")
 
-    extra, moved_keys = _without_api_key(extra_args)
+    extra, moved = _without_secrets(extra_args)
     arguments += extra
-    environment = dict(env or {})
-    keys = ",".join(filter(None, (api_key, *moved_keys)))
+    keys = ",".join(filter(None, (api_key, *moved.pop("--api-key", ()))))
+    environment = dict(env or {}) | {str(BY_NAME[name].variable): values[-1] for name, values in moved.items()}
     if keys and api_key_file:
         raise UsageError("give api_key or api_key_file, not both")
     if keys:
@@ -125,9 +129,13 @@ def build(
 
 def model_file(model_path: str | os.PathLike[str]) -> Path:
     """The file to load; ``tiny`` is the model that llamatel ships. Raises UsageError for a folder."""
+    if "://" in os.fspath(model_path):
+        raise UsageError("the model is a file; llama-server's own flags download one: -hf REPO, or --model-url URL")
     path = user_path(model_path)
     if path.is_dir():
         raise UsageError(f"{os.fspath(model_path)} is a folder: name the model's file in it")
+    if path.exists() and not path.is_file():  # llama.cpp would wait for the writer of a pipe
+        raise UsageError(f"{os.fspath(model_path)} is not a file")
     return tiny_model() if os.fspath(model_path) == "tiny" and not path.exists() else path
 
 
@@ -138,6 +146,8 @@ def _listen(settings: ServerSettings) -> Address:
         raise UsageError(f"--api-prefix {prefix}: it must start with a slash")
     if settings.host.endswith(_SOCKET):  # tools/server/server-http.cpp
         return Address("unix", str(Path(settings.host).absolute()), None, prefix)
+    if not _HOST.fullmatch(settings.host):
+        raise UsageError(f"--host '{settings.host}' is no host name or IP address")
     if port is None or not 0 <= port <= 65535:
         raise UsageError(f"--port {port} is not between 0 and 65535")
     scheme = "https" if settings.ssl_key_file and settings.ssl_cert_file else "http"
@@ -163,18 +173,30 @@ def _own_key(settings: ServerSettings, environment: Mapping[str, str]) -> str | 
     return key
 
 
-def _without_api_key(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def secret_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Those flags among the arguments whose value is a secret, and what to use instead."""
+    return {name: _SECRET_FLAGS[name] for name in _without_secrets(arguments)[1]}
+
+
+def _without_secrets(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The other arguments, and the secrets by flag. Raises UsageError for a flag without its value."""
     kept: list[str] = []
-    keys: list[str] = []
+    secrets: dict[str, list[str]] = {}
     rest = iter(arguments)
     for argument in rest:
-        if argument == _API_KEY_FLAG:
-            key = next(rest, None)
-            if key is None:
-                raise UsageError(f"{_API_KEY_FLAG} needs a value; better, use --api-key-file")
-            keys.append(key)
-        elif argument.startswith(_API_KEY_FLAG + "="):
-            keys.append(argument.partition("=")[2])
-        else:
+        flag, equals, value = argument.partition("=")
+        found = BY_NAME.get(flag.replace("_", "-") if flag.startswith("--") else flag)
+        name = None if found is None else found.long_name
+        if name not in _SECRET_FLAGS:
             kept.append(argument)
-    return kept, keys
+            continue
+        if not equals:
+            given = next(rest, None)
+            if given is None:
+                raise UsageError(f"{flag} needs a value; better, use {_SECRET_FLAGS[name]}")
+            value = given
+        if name == "--model-url" and not re.search("[@?]", value):
+            kept += [flag, value]
+        else:
+            secrets.setdefault(name, []).append(value)
+    return kept, secrets

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 from llamatel.llama.log.backlog_clocks import BacklogClocks
+from llamatel.llama.log.client_text import ClientText, quoted_from
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import LogLine, split_line
@@ -52,6 +53,8 @@ class _Stream:
         """By the number of the process."""
         self.processes: dict[str, int] = {}
         """By the process id that its wrapper names."""
+        self.quotations, self.scanned_quotations = ClientText(), ClientText()
+        """Client text is no other server's; of lines that are read, and of those that are only dated."""
         self.clocks: BacklogClocks | None = None
         self.wall: float | None = None
         """When the last line was written that has a date of its own."""
@@ -126,7 +129,13 @@ class LogStreams:
     def _read_plain(self, batch: Batch, start: int) -> int:
         """Read lines of the one server of a log without wrappers, as long as nothing is special; how many."""
         stream = self._plain
-        if not self._fast or stream is None or (server := stream.servers.get(0)) is None or (log := server.log) is None:
+        if (
+            not self._fast
+            or stream is None
+            or stream.quotations.open
+            or (server := stream.servers.get(0)) is None
+            or (log := server.log) is None
+        ):
             return 0
         separation, now = stream.separation, batch.at
         latest = separation.latest(now) if batch.live else float("inf")
@@ -180,14 +189,13 @@ class LogStreams:
         return None if self._requests else self.contents.explanation()
 
     def _scan(self, carried: Carried) -> None:
-        if carried.wall is None:
-            parts = split_line(carried.text[:_LONGEST_LINE])
-            stream = self._stream(carried)
-            if stream.clocks is None:
-                stream.clocks = BacklogClocks()
-            stream.clocks.add(carried.text, parts)
-        else:
-            self._stream(carried)
+        stream = self._stream(carried)
+        parts = split_line(carried.text[:_LONGEST_LINE])
+        if _quoted(stream.scanned_quotations, carried.text, parts, 0.0) or carried.wall is not None:
+            return
+        if stream.clocks is None:
+            stream.clocks = BacklogClocks()
+        stream.clocks.add(carried.text, parts)
 
     def _read(self, carried: Carried, now: float, *, live: bool) -> None:
         stream = self._stream(carried)
@@ -209,6 +217,10 @@ class LogStreams:
     ) -> None:
         """Read llama.cpp's own line."""
         parts = split_line(line[:_LONGEST_LINE])
+        # In a backlog, the same lines as were dated: their time is not known yet.
+        if _quoted(stream.quotations, line, parts, now if stream.clocks is None else 0.0):
+            self._log.skip()
+            return
         if not self._requests:
             self.contents.add(line)
         if wall is not None:
@@ -356,6 +368,11 @@ class LogStreams:
         )
 
 
+def _quoted(text: ClientText, line: str, parts: LogLine, now: float) -> bool:
+    """Whether a line is client text that llama.cpp quotes."""
+    return (parts.slot is None or text.open) and text.contains(line, now)
+
+
 def _ordinary(
     lines: Sequence[str], start: int, earliest: float, latest: float
 ) -> tuple[list[tuple[str, LogLine]], float]:
@@ -369,7 +386,7 @@ def _ordinary(
     for line in islice(lines, start, None):
         parts = split_line(line)
         text, time, _, child, wall, slot, _, _, message = parts
-        if child is not None:
+        if child is not None or (slot is None and quoted_from(line) is not None):
             break
         if time is None:
             if wall is not None or not (message or text.startswith(_ORDINARY)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,6 +229,8 @@ class TargetFiles:
             state = path.stat()
         except OSError:
             return ()
+        if stat.S_ISFIFO(state.st_mode):
+            return (0,)  # read once: its content is not there a second time, and its writer may not close it
         return (state.st_mtime_ns, state.st_size, state.st_ino)
 
     @staticmethod
