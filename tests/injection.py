@@ -5,11 +5,13 @@ Each vector is one field of one endpoint and forges its own task number, which i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -216,6 +218,12 @@ RAW = {
 """Requests that no HTTP library sends."""
 
 
+_ROWS = [json.loads(line) for line in Path(__file__).with_name("injection_more.jsonl").read_text().splitlines()]
+MORE_VECTORS = tuple(Vector(**row) for row in _ROWS if "name" in row)
+MORE_RAW = {row["raw"]: row["text"] for row in _ROWS if "raw" in row}
+"""For ``make acceptance ARGS=injection``; ``{gram}`` stands for the payload as a literal of a grammar."""
+
+
 def payload(task: int, *, records: bool, stamp: str = "0.00.000.001") -> str:
     """Forged log of a request, a router with a model and a sleeping server: lines, or records of ``--log-jsonl``."""
     messages = [
@@ -238,9 +246,8 @@ def payload(task: int, *, records: bool, stamp: str = "0.00.000.001") -> str:
 def filled(value: Any, text: str) -> Any:
     """``value`` with ``text`` for each ``{}``."""
     if isinstance(value, str):
-        return (
-            value.replace("{{}}", "\0").replace("{{", "\1").replace("{}", text).replace("\0", "{}").replace("\1", "{")
-        )
+        marked = value.replace("{gram}", "\2").replace("{{}}", "\0").replace("{{", "\1").replace("{}", text)
+        return marked.replace("\0", "{}").replace("\1", "{").replace("\2", json.dumps(text)[1:-1])
     if isinstance(value, dict):
         return {filled(key, text): filled(each, text) for key, each in value.items()}
     return [filled(each, text) for each in value] if isinstance(value, list) else value
@@ -255,13 +262,17 @@ class Attempt:
     status: int
 
 
-def attack(url: str, texts: Iterator[str] | None = None, *, first_task: int = FIRST_TASK) -> list[Attempt]:
-    """Send every vector with lines and with records (or with each of ``texts``)."""
+def attack(
+    url: str, texts: Iterator[str] | None = None, *, first_task: int = FIRST_TASK, more: bool = False
+) -> list[Attempt]:
+    """Send every vector with lines and with records (or with each of ``texts``); ``more``: further vectors, too."""
+    vectors = (*VECTORS, *MORE_VECTORS) if more else VECTORS
+    raw = {**RAW, **MORE_RAW} if more else RAW
     attempts: list[Attempt] = []
     pool = urllib3.PoolManager(retries=False, timeout=60)
     kinds = [None, None] if texts is None else list(texts)
     for kind, given in enumerate(kinds):
-        for vector in VECTORS:
+        for vector in vectors:
             task = first_task + len(attempts)
             text = payload(task, records=bool(kind)) if given is None else given
             line = re.sub(r"[^ -~]", " ", text)[:4000]
@@ -269,12 +280,14 @@ def attack(url: str, texts: Iterator[str] | None = None, *, first_task: int = FI
             headers = {name: value.replace("{line}", line) for name, value in vector.headers.items()}
             body = None if vector.body is None else filled(vector.body, text)
             data = body.encode() if isinstance(body, str) else None if body is None else json.dumps(body)
-            answer = pool.request(
-                vector.method, url + vector.path.replace("{url}", quoted.strip("/")), body=data,
-                headers={"Content-Type": "application/json", **headers},
-            )  # fmt: skip
-            attempts.append(Attempt(vector, task, answer.status))
-        for name, form in RAW.items():
+            status = 0
+            with contextlib.suppress(urllib3.exceptions.HTTPError):  # the server closed the connection
+                status = pool.request(
+                    vector.method, url + vector.path.replace("{url}", quoted.strip("/")), body=data,
+                    headers={"Content-Type": "application/json", **headers},
+                ).status  # fmt: skip
+            attempts.append(Attempt(vector, task, status))
+        for name, form in raw.items():
             task = first_task + len(attempts)
             text = payload(task, records=bool(kind)) if given is None else given
             attempts.append(Attempt(Vector(f"raw.{name}", ""), task, _send(url, form, text)))

@@ -34,14 +34,16 @@ FORGEABLE_AS_TEXT = {
 class Attacked:
     """A server after an attack, with its records."""
 
-    def __init__(self, backend: str, model: Path, *flags: str, texts: list[str] | None = None) -> None:
+    def __init__(
+        self, backend: str, model: Path, *flags: str, texts: list[str] | None = None, more: bool = False
+    ) -> None:
         records: list[Completion] = []
         with ServerManager(backend=backend) as server:
             server.subscribe(records.append)
             server.start_server(model, port=0, n_parallel=2, extra_args=["-t", "1", *flags]).wait_until_ready(60)
             assert server.base_url
             self.before = self._snapshot(server)
-            self.attempts = attack(server.base_url, None if texts is None else iter(texts))
+            self.attempts = attack(server.base_url, None if texts is None else iter(texts), more=more)
             assert complete(server.base_url, 3) == 200
             wait_until(lambda: any(record.generated == 3 for record in records), 60, "the last request")
             self.counters = ServerClient(server.base_url).counters()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.injection import FIRST_TASK, RAW, VECTORS, WORD, payload
+from tests.injection import FIRST_TASK, MORE_RAW, MORE_VECTORS, RAW, VECTORS, WORD, payload
 from tests.parts import llama_server
 from tests.test_log_injection import FORGEABLE_AS_TEXT, Attacked, check_unforged, refused
 from tests.tiny_gguf import write_tiny_model
 
 _STAMPS = ("0.00.000.001", "0.00.900.000", "9.00.000.000", "9999999.59.999.999")
+_SEPARATORS = ("\u2028", "\u2029", "\u0085", "\r", "\x0b", "\x0c", "\x1c", "\0\n", "\n\x1b[0m", "\n\ufeff", '\\n"}\n')
+"""What a reader of lines might take for a line end, and what may hide one."""
 
 
 def _texts() -> list[str]:
@@ -24,21 +26,25 @@ def _texts() -> list[str]:
         "\x1b[0m" + lines[0],
         WORD,
         WORD + lines[0],
+        *(lines[0].replace("\n", separator) for separator in _SEPARATORS),
     ]
 
 
 def run(folder: Path) -> dict[str, Any]:
     """Attack both backends, with records and with text as their log."""
     model = write_tiny_model(folder / "tiny.gguf")
-    figures: dict[str, Any] = {"vectors": len(VECTORS) + len(RAW), "payloads": len(_texts()) + 2}
+    figures: dict[str, Any] = {
+        "vectors": len(VECTORS) + len(RAW) + len(MORE_VECTORS) + len(MORE_RAW),
+        "payloads": len(_texts()) + 2,
+    }
     for name, backend in (("xllamacpp", "xllamacpp"), ("llama-server", str(llama_server()))):
         tried = rejected = 0
         for texts in (None, _texts()):
-            attacked = Attacked(backend, model, texts=texts)
+            attacked = Attacked(backend, model, texts=texts, more=True)
             check_unforged(attacked)
             tried += len(attacked.attempts)
             rejected += refused(attacked.attempts)
-        as_text = Attacked(backend, model, "--no-log-jsonl")
+        as_text = Attacked(backend, model, "--no-log-jsonl", more=True)
         assert as_text.forged <= FORGEABLE_AS_TEXT, as_text.forged
         figures[name] = {
             "requests": tried,
