@@ -257,7 +257,9 @@ def _connect(
     instance = uuid.uuid4().hex
     reporter = None
     if built.spans_leave and not settings.disabled and settings.llamatel_url != "none":
-        reporter = CallReporter(settings.llamatel_url, instance, token=settings.page_token)
+        reporter = CallReporter(
+            settings.llamatel_url, instance, token=settings.page_token, ca_file=settings.llamatel_ca_file
+        )
 
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(reporter.losses() if reporter is not None else {}), **appended_file.lost()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.parts import MissingPart
 
 
-def make_certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
+def make_certificate(folder: Path, name: str = "server", *, expired: bool = False) -> tuple[Path, Path]:
     """Return the PEM files of the certificate and of its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
@@ -20,4 +20,14 @@ def make_certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
          "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"],
         check=True, capture_output=True,
     )  # fmt: skip
+    if expired:
+        request = subprocess.run(
+            [openssl, "x509", "-x509toreq", "-copy_extensions", "copy", "-in", cert, "-signkey", key],
+            check=True,
+            capture_output=True,
+        ).stdout
+        subprocess.run(
+            [openssl, "x509", "-req", "-signkey", key, "-days", "-1", "-copy_extensions", "copy", "-out", cert],
+            input=request, check=True, capture_output=True,
+        )  # fmt: skip
     return cert, key

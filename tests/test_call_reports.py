@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -607,26 +608,33 @@ def test_call_report_unsampled_call(serving: Serving, sink: OtlpSink) -> None:
     assert len(of_kind(sink.spans(), "SERVER")) == 1
 
 
-class DelayProxy:
-    """A TCP proxy that delays both directions."""
+class Proxy:
+    """A TCP proxy: a tunnel, one that delays both directions, or one that terminates TLS."""
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, url: str, seconds: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
-        self._target, self._seconds = (str(parts.hostname), int(parts.port or 80)), seconds
+        self._target, self._seconds, self._tls = (str(parts.hostname), int(parts.port or 80)), seconds, tls
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._socket.accept()
+                if self._tls is not None:
+                    try:
+                        client = self._tls.wrap_socket(client, server_side=True)
+                    except OSError:  # the client does not trust it, or does not speak TLS
+                        client.close()
+                        continue
                 server = socket.create_connection(self._target)
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
 
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with source, contextlib.suppress(OSError):
             while data := source.recv(65536):
                 time.sleep(self._seconds)
                 sink.sendall(data)
@@ -645,7 +653,7 @@ for number in range(4):
 
 
 def test_call_through_delay_proxy(serving: Serving, sink: OtlpSink) -> None:
-    proxy = DelayProxy(serving.url, 0.15)
+    proxy = Proxy(serving.url, 0.15)
     spans = run_script(FOUR, proxy.url, sink, serving.page_url, 4)
     proxy.close()
     [last] = [span for span in spans if span.name == "call 3"]

@@ -137,3 +137,18 @@ def test_settings_llamatel_url_is_on_this_machine(url: str, expected: str | None
     with pytest.raises(UsageError) as refused:
         Settings.from_env({"LLAMATEL_URL": "http://me:s3cret@127.0.0.1:9464"})
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("https://gpu-host", "https://gpu-host:443"), ("https://gpu-host:9443/llamatel/metrics", "https://gpu-host:9443/llamatel"),
+     ("https://[2001:db8::1]/", "https://[2001:db8::1]:443")],
+)  # fmt: skip
+def test_settings_llamatel_url_over_tls_needs_the_token(url: str, expected: str) -> None:
+    with_token = {"LLAMATEL_PAGE_TOKEN": "s3cret"}
+    assert Settings.from_env({"LLAMATEL_URL": url, **with_token}).llamatel_url == expected
+    for wrong in ({"LLAMATEL_URL": url}, {"LLAMATEL_URL": url.replace("https", "http"), **with_token}):
+        with pytest.raises(UsageError, match=r"LLAMATEL_URL must be .*LLAMATEL_PAGE_TOKEN"):
+            Settings.from_env(wrong)
+    with pytest.raises(UsageError, match="LLAMATEL_CA_FILE: "):
+        Settings.from_env({"LLAMATEL_CA_FILE": "/missing.pem"})

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from llamatel.errors import UsageError
+from llamatel.inputs.credentials import trust
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 
 PAGE_TOKEN_VARIABLE = "LLAMATEL_PAGE_TOKEN"  # noqa: S105 - a variable's name
 URL_VARIABLE = "LLAMATEL_URL"
+CA_FILE_VARIABLE = "LLAMATEL_CA_FILE"
 
 _TRACES_EXPORTERS = ("otlp", "console", "none")
 _METRICS_EXPORTERS = ("otlp", "prometheus", "console", "none")
@@ -71,6 +73,8 @@ class Settings:
     llamatel_url: str | None = None
     """``LLAMATEL_URL``: the llamatel that watches the servers which are called from this process; ``none`` is none.
     Without it the default address is queried, for servers of this machine."""
+    llamatel_ca_file: str | None = None
+    """``LLAMATEL_CA_FILE``: certificates that are trusted at ``llamatel_url``, instead of the system's."""
     keep_traces: int = 0
     """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
     span_queue_size: int = 16384
@@ -153,7 +157,8 @@ class Settings:
             metrics_console="console" in metrics,
             metrics_addr=_metrics_addr(env, metrics_addr, prometheus="prometheus" in metrics),
             page_token=page_token or env.get(PAGE_TOKEN_VARIABLE),
-            llamatel_url=_llamatel_url(env),
+            llamatel_url=_llamatel_url(env, page_token or env.get(PAGE_TOKEN_VARIABLE)),
+            llamatel_ca_file=_llamatel_ca_file(env),
             keep_traces=keep_traces,
             otlp_spool=otlp_spool or env.get("LLAMATEL_OTLP_SPOOL"),
             span_queue_size=queue_size,
@@ -317,8 +322,8 @@ def _address(text: str, origin: str) -> tuple[str, int] | None:
     return bare, int(port)
 
 
-def _llamatel_url(env: _Environment) -> str | None:
-    """The URL of a llamatel on this machine, up to its port: both must have the same clock."""
+def _llamatel_url(env: _Environment, token: str | None) -> str | None:
+    """The URL of a llamatel: of this machine, or over TLS, as the token must not be readable on the way."""
     url = env.get(URL_VARIABLE)
     if url is None or url.lower() == "none":
         return url and "none"
@@ -327,10 +332,28 @@ def _llamatel_url(env: _Environment) -> str | None:
         host, port = parts.hostname or "", parts.port
     except ValueError:  # a port that is no number, or a broken IPv6 address
         parts, host, port = urlsplit(""), "", None
-    if parts.scheme != "http" or not is_loopback(host) or parts.username is not None or not port:
-        env.problem(f"{URL_VARIABLE} must be http://127.0.0.1:PORT, a llamatel of this machine, or none")
+    shown_host = f"[{host}]" if ":" in host else host
+    if parts.username is None and parts.scheme == "http" and port and is_loopback(host):
+        return f"http://{shown_host}:{port}"
+    if parts.username is None and parts.scheme == "https" and host and token:
+        return f"https://{shown_host}:{port or 443}{parts.path.removesuffix('/metrics').rstrip('/')}"
+    env.problem(
+        f"{URL_VARIABLE} must be http://127.0.0.1:PORT (a llamatel of this machine, or a tunnel), https://HOST with "
+        f"{PAGE_TOKEN_VARIABLE}, or none"
+    )
+    return None
+
+
+def _llamatel_ca_file(env: _Environment) -> str | None:
+    path = env.get(CA_FILE_VARIABLE)
+    if path is None:
         return None
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    try:
+        trust(path)
+    except UsageError as error:
+        env.problem(f"{CA_FILE_VARIABLE}: {error}")
+        return None
+    return path
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from llamatel.tracing.call_reporter import CallReporter
     from llamatel.tracing.client_spans import ClientSpans
 
+_log = logging.getLogger(__name__)
 _LAST_S = 5.0
 
 
@@ -105,15 +107,19 @@ class ZeroCode:
         observer = self._started_observer()
         with self._lock:
             if self._spans is None:
-                from llamatel.telemetry.settings import PAGE_TOKEN_VARIABLE, URL_VARIABLE
+                from llamatel.telemetry.settings import Settings
                 from llamatel.tracing import message_content
                 from llamatel.tracing.call_reporter import CallReporter
                 from llamatel.tracing.client_spans import ClientSpans
 
-                url = os.environ.get(URL_VARIABLE) or None
+                settings = Settings.from_env(os.environ, strict=False)
+                url, ca_file = settings.llamatel_url, settings.llamatel_ca_file
+                for problem in settings.problems:
+                    if problem.startswith("LLAMATEL_"):  # the others are those of the application's own providers
+                        _log.warning("%s", problem)
                 sinks: list[Observer | CallReporter] = [observer]
                 if url != "none":
-                    self._reporter = CallReporter(url, "", token=os.environ.get(PAGE_TOKEN_VARIABLE))
+                    self._reporter = CallReporter(url, "", token=settings.page_token, ca_file=ca_file)
                     sinks.append(self._reporter)
                 content = message_content.wanted(os.environ)
                 self._spans = ClientSpans(self._tracer(), *sinks, content=content)

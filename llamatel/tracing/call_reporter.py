@@ -7,6 +7,7 @@ sent within ten seconds is dropped and counted.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -16,8 +17,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llamatel.errors import HttpError
+from llamatel.inputs.credentials import trust
 from llamatel.inputs.http import HttpClient
 from llamatel.metrics import DEFAULT_METRICS_ADDR
+from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ClientCall, ServerInfo
 from llamatel.tracing.call_reports import (
     CALLS_PATH,
@@ -33,6 +36,8 @@ from llamatel.tracing.call_reports import (
 )
 from llamatel.tracing.joining import OpenCall, OpenCalls
 from llamatel.tracing.server_addresses import HERE, Endpoint, endpoint_of
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_URL = f"http://{DEFAULT_METRICS_ADDR}"
 """A llamatel's default address."""
@@ -52,27 +57,36 @@ _IDLE_S = 0.5
 """How long there are no open calls until that is reported."""
 _MAX_ENDPOINTS = 256
 _ACCEPTED = 204
+_LATE = ("timeout", "connect_timeout")
+"""Kinds of HttpError after which a llamatel may answer soon."""
+_REASONS = {
+    401: "it requires its page token: LLAMATEL_PAGE_TOKEN",
+    403: "it was started without --page-token-file, and accepts reports of its own machine only",
+    404: "it is no llamatel, or its page has another path",
+}
 
 
 class CallReporter:
     """Receives calls alongside the observer and reports them to another process's llamatel."""
 
-    def __init__(self, url: str | None, instance: str, *, token: str | None = None) -> None:
+    def __init__(self, url: str | None, instance: str, *, token: str | None = None, ca_file: str | None = None) -> None:
         """Nothing is sent, and no thread started, before the first call.
 
         ``url``: the llamatel's address; None is the default one, for servers of this machine. With an address that was
         given, calls of any llama.cpp server are reported, as a proxy or tunnel may hide which one it is. ``instance``:
         our own id, as our own calls need no report. ``token``: sent to an ``url`` that was given, and nowhere else.
+        ``ca_file``: certificates to trust there, instead of the system's.
         """
         self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
+        self._once = LogOnce(_log)
         self._client = uuid.uuid4().hex
         self._pid = os.getpid()
         headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
             headers["Authorization"] = f"Bearer {token}"
-        self._http = HttpClient(self._url, headers=headers)
+        self._http = HttpClient(self._url, headers=headers, tls=None if ca_file is None else trust(ca_file))
         self._in_flight: dict[object, OpenCall] = {}
         self._finished: deque[ClientCall] = deque()
         self._others: set[Endpoint] = set()
@@ -188,9 +202,11 @@ class CallReporter:
             try:
                 self._watched = self._query()
             except HttpError as error:
-                if error.busy:
+                if error.kind in _LATE:
                     return False
                 self._watched = None
+                if self._any_server and (not error.refused or self._url.startswith("https:")):
+                    self._refused(str(error).replace("--ca-file", "LLAMATEL_CA_FILE"))
         if len(self._quiet_until) > _MAX_ENDPOINTS:
             self._quiet_until = {}
         now = time.monotonic()
@@ -240,6 +256,8 @@ class CallReporter:
         """The servers that the llamatel watches; None where it is no llamatel, or our own. Raises HttpError."""
         try:
             answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
+            if self._any_server and answer.status != 200 and (reason := _REASONS.get(answer.status)) is not None:
+                self._refused(f"{reason} (HTTP {answer.status})")
             document: Any = answer.json() if answer.status == 200 else None
             if not isinstance(document, dict) or document.get("instance") == self._instance:
                 return None
@@ -248,12 +266,15 @@ class CallReporter:
         except (InvalidCallReport, ValueError, KeyError, TypeError):
             return None
 
+    def _refused(self, reason: str) -> None:
+        self._once.warning(reason, "calls are not reported to %s: %s", self._url, reason)
+
     def _post(self, report: CallReport) -> int | None:
         """The status of the response; None without one. After a failed connection nothing is sent for a while."""
         try:
             return self._http.request(CALLS_PATH, body=write(report), total_s=_TIMEOUT_S).status
         except HttpError as error:
-            if not error.busy:
+            if error.kind not in _LATE:
                 self._watched = None
                 self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _RETRY_S)
             return None
