@@ -25,14 +25,12 @@ _DESCRIBED = {
 class _Reading:
     """Settings while they are parsed."""
 
-    def __init__(self, base: ServerSettings, *, lenient: bool) -> None:
+    def __init__(self, *, lenient: bool) -> None:
         self.lenient = lenient
         self.values: dict[str, Any] = {}
-        self.given = set(base.given)
-        self.not_counted = list(base.not_counted)
-        self.unknown = list(base.unknown)
-        self.not_understood = list(base.not_understood)
-        self._base = base
+        self.not_counted: list[str] = []
+        self.unknown: list[str] = []
+        self.not_understood: list[str] = []
 
     def flag(self, flag: Flag, name: str, text: str) -> None:
         """A flag or variable ``name`` with its value; of a switch "on" or "off"."""
@@ -54,16 +52,14 @@ class _Reading:
             self.not_understood.append(name)
             return
         if kind.appends:
-            value = (*self.values.get(flag.setting, getattr(self._base, flag.setting)), *value)
+            value = (*self.values.get(flag.setting, getattr(_DEFAULTS, flag.setting)), *value)
         self.values[flag.setting] = value
-        self.given.add(flag.setting)
 
     def settings(self) -> ServerSettings:
         """The parsed settings."""
-        return replace(
-            self._base,
+        return ServerSettings(
             **self.values,
-            given=frozenset(self.given),
+            given=frozenset(self.values),
             not_counted=tuple(dict.fromkeys(self.not_counted)),
             unknown=tuple(dict.fromkeys(self.unknown)),
             not_understood=tuple(dict.fromkeys(self.not_understood)),
@@ -71,18 +67,14 @@ class _Reading:
 
 
 def parse_server_flags(
-    words: Sequence[str],
-    base: ServerSettings | None = None,
-    environ: Mapping[str, str] = os.environ,
-    *,
-    lenient: bool = False,
+    words: Sequence[str], environ: Mapping[str, str] = os.environ, *, lenient: bool = False
 ) -> ServerSettings:
     """Settings from llama-server's command line and environment, as llama-server reads them.
 
     Raises UsageError for what llama-server would refuse: a value, or a word that is no flag. ``lenient`` is for the
     command line of a running server, maybe of another build: unknown flags and values are listed, and raise nothing.
     """
-    reading = _Reading(base if base is not None else _DEFAULTS, lenient=lenient)
+    reading = _Reading(lenient=lenient)
     _read_environment(reading, environ)
     i = 0
     while i < len(words):

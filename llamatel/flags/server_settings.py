@@ -150,9 +150,9 @@ class Cells:
     ubatch: int
 
 
-def padded(number: int, multiple: int = 256) -> int:
-    """The next multiple (GGML_PAD)."""
-    return -(-number // multiple) * multiple
+def padded(number: int) -> int:
+    """The next multiple of 256 (GGML_PAD)."""
+    return -(-number // 256) * 256
 
 
 FIT_PER_SLOT_SINCE = 10809

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Callable
 from functools import lru_cache
+from itertools import repeat
+from operator import length_hint
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -63,10 +66,9 @@ class FileSource:
 
 
 @lru_cache(maxsize=2)
-def _pairs(width: str) -> list[tuple[Any, int, int]]:
-    """For each length below 256: what unpacks it and the next string's length, the length, and the sum of both."""
-    size = 2 * struct.calcsize(f"<{width}")
-    return [(struct.Struct(f"<{width}{length}x{width}").unpack_from, length, length + size) for length in range(256)]
+def _pairs(width: str) -> list[Callable[[bytes, int], tuple[Any, ...]]]:
+    """For each length below 256: what unpacks it and, after a string of that length, the next string's length."""
+    return [struct.Struct(f"<{width}{length}x{width}").unpack_from for length in range(256)]
 
 
 class Cursor:
@@ -197,21 +199,22 @@ class Cursor:
         """Skip strings two at a time while they are short and in memory; returns how many.
 
         A vocabulary has some 800,000 strings, and a call for each costs more than all else in a header: the low byte of
-        a length selects which of 256 layouts to unpack, which gives that whole length, as a check, and the next one.
+        a length selects which of 256 layouts to unpack, which gives that whole length and the next one.
         """
         data, at = self._data, self._at
-        table = _pairs("Q" if self.wide else "I")
-        done = 0
+        unpack = _pairs("Q" if self.wide else "I")
+        lengths = 2 * self._length_bytes
+        left = repeat(None, pairs)
         try:
-            for done in range(pairs):  # noqa: B007 - how far it came, whichever way it ends
-                unpack, length, size = table[data[at]]
-                first, second = unpack(data, at)
-                if first != length:
+            for _ in left:
+                first, second = unpack[data[at]](data, at)
+                if first > 255:
                     break
-                at += size + second
+                at += first + second + lengths
             else:
-                done = pairs
+                self._at = at
+                return 2 * pairs
         except (IndexError, struct.error):
             pass  # the end of the chunk
         self._at = at
-        return 2 * done
+        return 2 * (pairs - length_hint(left) - 1)

@@ -63,9 +63,9 @@ class Metadata(Mapping[str, "Value"]):
         value = self._values.get("general.architecture")
         return value if isinstance(value, str) else None
 
-    def own(self, name: str, default: Value | None = None) -> Value | None:
+    def own(self, name: str) -> Value | None:
         """``{architecture}.{name}``, the model's own key: ``own("attention.head_count")``."""
-        return self._values.get(f"{self._architecture}.{name}", default)
+        return self._values.get(f"{self._architecture}.{name}")
 
     def _attributes(self) -> dict[str, str]:
         if self._names is None:

@@ -55,12 +55,12 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def parse_address(url: str, *, scheme: str = "http") -> Address:
-    """The address in ``http(s)://HOST[:PORT][/PREFIX]``, ``unix:///PATH[:/PREFIX]`` or, with ``scheme``, ``HOST:PORT``.
+def parse_address(url: str) -> Address:
+    """The address in ``http(s)://HOST[:PORT][/PREFIX]``, ``unix:///PATH[:/PREFIX]`` or ``HOST:PORT``.
 
     Raises UsageError; its message never shows a user or password.
     """
-    full = url.strip() if "://" in url else f"{scheme}://{url.strip()}"
+    full = url.strip() if "://" in url else f"http://{url.strip()}"
     try:
         parts = urlsplit(full)
         port = parts.port  # raises ValueError where it is none

@@ -37,9 +37,7 @@ class InvalidDocument(ValueError):
     """A document is malformed or exceeds a limit."""
 
 
-def parse_json(
-    data: bytes | str, *, largest: int = LARGEST, deepest: int = DEEPEST, most_values: int = MOST_VALUES
-) -> Any:
+def parse_json(data: bytes | str, *, largest: int = LARGEST, most_values: int = MOST_VALUES) -> Any:
     """The value of a JSON document. Raises InvalidDocument.
 
     Numbers may be infinite or NaN, as Python reads them: check them where they are used.
@@ -47,7 +45,7 @@ def parse_json(
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > largest:
         raise InvalidDocument(f"it has more than {largest >> 10} KiB")
-    _check_json(raw, deepest, most_values)
+    _check_json(raw, most_values)
     try:
         return json.loads(raw, parse_int=_integer)
     except InvalidDocument:
@@ -60,12 +58,12 @@ def parse_json(
         raise InvalidDocument("it is nested too deeply") from None
 
 
-def _check_json(raw: bytes, deepest: int, most_values: int) -> None:
+def _check_json(raw: bytes, most_values: int) -> None:
     """Raise InvalidDocument for a document that is too deep or has too many values, before any is made."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
         raise InvalidDocument("it is no JSON: its encoding is not UTF-8")  # json.loads would recode it
     opened = raw.count(b"[") + raw.count(b"{")
-    if opened <= deepest and opened + raw.count(b",") <= most_values:
+    if opened <= DEEPEST and opened + raw.count(b",") <= most_values:
         return
     bare = _STRING.sub(b"", raw)
     if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most_values:
@@ -73,7 +71,7 @@ def _check_json(raw: bytes, deepest: int, most_values: int) -> None:
     depth = 0
     for match in _BRACKET.finditer(bare):
         depth += 1 if match.group() in b"[{" else -1
-        if depth > deepest:
+        if depth > DEEPEST:
             raise InvalidDocument("it is nested too deeply")
 
 
@@ -83,9 +81,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def parse_yaml(
-    data: str, *, largest: int = _LARGEST_YAML, deepest: int = DEEPEST, most_values: int = MOST_VALUES
-) -> Any:
+def parse_yaml(data: str, *, largest: int = _LARGEST_YAML) -> Any:
     """The value of a YAML document: None, text, lists and maps of these. Raises InvalidDocument.
 
     Scalars stay text (``2026-02-30``, ``0x1F``, ``on``), as Prometheus reads labels; only an empty or null one is None.
@@ -96,7 +92,7 @@ def parse_yaml(
     import yaml
 
     try:
-        return _build(yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), deepest, most_values)
+        return _build(yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
@@ -105,7 +101,7 @@ def parse_yaml(
         raise InvalidDocument(f"it is no YAML: {(str(error).splitlines() or ['not understood'])[0]}") from None
 
 
-def _build(events: Iterator[Any], deepest: int, most_values: int) -> Any:
+def _build(events: Iterator[Any]) -> Any:
     """The value that PyYAML's events describe, without recursion."""
     import yaml
 
@@ -120,12 +116,12 @@ def _build(events: Iterator[Any], deepest: int, most_values: int) -> Any:
             raise _refused(event, "tags are not supported")
         if isinstance(event, yaml.NodeEvent):
             values += 1
-            if values > most_values:
-                raise InvalidDocument(f"it has more than {most_values} values")
+            if values > MOST_VALUES:
+                raise InvalidDocument(f"it has more than {MOST_VALUES} values")
         if isinstance(event, yaml.ScalarEvent):
             open_[-1].append(None if event.implicit[0] and event.value in _NULLS else event.value)
         elif isinstance(event, yaml.CollectionStartEvent):
-            if len(open_) > deepest:
+            if len(open_) > DEEPEST:
                 raise _refused(event, "it is nested too deeply")
             open_.append([])
         elif isinstance(event, yaml.SequenceEndEvent):

@@ -26,7 +26,7 @@ from llamatel.errors import HttpError, UsageError
 from llamatel.inputs.address import DEFAULT_PORTS, UNQUOTED, Address, parse_address
 from llamatel.inputs.credentials import check_api_key
 from llamatel.inputs.deadline import within
-from llamatel.inputs.documents import DEEPEST, LARGEST, parse_json
+from llamatel.inputs.documents import LARGEST, parse_json
 from llamatel.inputs.http_connections import new_connection
 from llamatel.inputs.http_errors import http_error
 
@@ -77,9 +77,9 @@ class Response:
     url: str
     """Where it came from, after redirects."""
 
-    def json(self, *, deepest: int = DEEPEST) -> Any:
+    def json(self) -> Any:
         """Its document. Raises InvalidDocument, a ValueError."""
-        return parse_json(self.data, largest=max(LARGEST, len(self.data)), deepest=deepest)
+        return parse_json(self.data, largest=max(LARGEST, len(self.data)))
 
 
 class Stream:

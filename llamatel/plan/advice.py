@@ -28,14 +28,14 @@ def uncounted_in_words(names: Sequence[str]) -> str:
     return ", ".join([*changes, *(name for name in names if name not in flags)])
 
 
-def _best(found: Sequence[ExpertOffload], number: int = 4) -> list[ExpertOffload]:
+def _best(found: Sequence[ExpertOffload]) -> list[ExpertOffload]:
     """Of each cache type the longest contexts; a shorter one only if it needs fewer blocks on the host."""
     best: list[ExpertOffload] = []
     for each in sorted(found, key=lambda way: (way.settings.cache_type_k != "f16", -(way.settings.ctx_size or 0))):
         same = [other for other in best if other.settings.cache_type_k == each.settings.cache_type_k]
         if not same or each.blocks < same[-1].blocks:
             best.append(each)
-    return sorted(best, key=lambda way: way.blocks)[:number]
+    return sorted(best, key=lambda way: way.blocks)[:4]
 
 
 def _offload(found: ExpertOffload, blocks: int) -> str:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +26,14 @@ class Measured:
     compute_mib: int
 
 
-def find_program(environ: Mapping[str, str] = os.environ) -> str:
+def find_program() -> str:
     """``llama-fit-params`` next to the llama-server in use, else on PATH. Raises BackendNotFound."""
-    server = environ.get("LLAMATEL_LLAMA_SERVER") or shutil.which("llama-server", path=environ.get("PATH", os.defpath))
+    server = os.environ.get("LLAMATEL_LLAMA_SERVER") or shutil.which("llama-server")
     if server:
         sibling = Path(server).resolve().with_name(PROGRAM)
         if os.access(sibling, os.X_OK):
             return str(sibling)
-    found = shutil.which(PROGRAM, path=environ.get("PATH", os.defpath))
+    found = shutil.which(PROGRAM)
     if found is None:
         raise BackendNotFound(f"no {PROGRAM} next to llama-server or on PATH; it comes with llama.cpp")
     return found

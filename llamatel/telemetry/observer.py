@@ -21,7 +21,7 @@ from llamatel.records import ClientCall, Completion, ObservedRequest, ServerInfo
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry.collector_guard import Guard, Record
 from llamatel.telemetry.losses import Losses
-from llamatel.telemetry.span_shedding import SpanShedding
+from llamatel.telemetry.span_shedding import SpanShedding, wait_for_spans
 from llamatel.telemetry.watched_servers import Watched, WatchedServers
 from llamatel.tracing.joining import Joiner, OpenCall, OpenCalls, Origin
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
@@ -31,11 +31,6 @@ _log = logging.getLogger(__name__)
 _JOIN_INTERVAL_S = 0.02
 """How often the joiner is polled for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
-_SPAN_LOAD = 0.4
-"""How full the queue of spans may be for a source that waits; below the load at which spans are shed."""
-_SPANS_STEP_S = 0.005
-_SPANS_WAIT_S = 5.0
-"""A source does not wait longer than that for an export that makes no progress."""
 _OPEN_S = 5.0
 """How long another process's report of its open calls counts."""
 CAPACITY = 8192
@@ -175,7 +170,7 @@ class Observer:
             finished.resolved(False)
             return
         if wait:
-            self._wait_for_spans()
+            wait_for_spans(self._span_load, lambda: self._closed)
         while wait and not self._closed:
             with contextlib.suppress(queue.Full):
                 self._queue.put(finished, timeout=_WAIT_STEP_S)
@@ -189,17 +184,6 @@ class Observer:
         except queue.Full:
             pass
         self._measure_at_once(finished)
-
-    def _wait_for_spans(self) -> None:
-        """Wait while the export of spans lags, as long as it makes progress."""
-        deadline = time.monotonic() + _SPANS_WAIT_S
-        load = self._span_load()
-        while load > _SPAN_LOAD and not self._closed and time.monotonic() < deadline:
-            time.sleep(_SPANS_STEP_S)
-            now = self._span_load()
-            if now < load:
-                deadline = time.monotonic() + _SPANS_WAIT_S
-            load = now
 
     def _span_load(self) -> float:
         return 0.0 if self._span_queue is None else self._span_queue.load()

@@ -22,6 +22,22 @@ _ADJUST_S = 0.05
 """Time between two adjustments: what was changed must have shown its effect."""
 _MAX_STEP = 4096
 """At most one request in so many gets spans."""
+_WAITING = 0.4
+"""Load of the exporter above which a source that can wait does; below the load at which spans are shed."""
+_WAIT_STEP_S = 0.005
+_WAIT_S = 5.0
+"""It does not wait longer than that for an export that makes no progress."""
+
+
+def wait_for_spans(load: Callable[[], float], closed: Callable[[], bool]) -> None:
+    """Wait while the export of spans lags, as long as it makes progress."""
+    deadline = time.monotonic() + _WAIT_S
+    before = load()
+    while before > _WAITING and not closed() and time.monotonic() < deadline:
+        time.sleep(_WAIT_STEP_S)
+        if (now := load()) < before:
+            deadline = time.monotonic() + _WAIT_S
+        before = now
 
 
 class SpanShedding:

@@ -251,9 +251,8 @@ class LlamaCppClient:
         *,
         accepted: tuple[int, ...] = (200,),
         kind: Any = Mapping,
-        call: Call | None = None,
     ) -> Any:
-        with self._open(path, body, timeout, accepted=accepted, call=call) as response:
+        with self._open(path, body, timeout, accepted=accepted) as response:
             return self._parsed(self._read(response, path, timeout), path, kind)
 
     def _call(

@@ -12,7 +12,6 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,6 +25,7 @@ from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLine, ServerO
 from llamatel.llama.server.backends import XLLAMACPP, Backend
 from llamatel.llama.server.child_process import Child
 from llamatel.llama.server.log_copy import LogCopy
+from llamatel.llama.server.output_tail import OutputTail
 from llamatel.llama.server.server_command import CommandLine
 from llamatel.llama.server.unix_socket import UnixSocket
 from llamatel.llama.watch.server_lifecycle import Lifecycle
@@ -34,7 +34,6 @@ from llamatel.records import Completion, ServerInfo
 
 _log = logging.getLogger(__name__)
 
-_TAIL_LINES = 200
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_S = 60.0
 """A server that was ready for this long resets the restart count."""
@@ -49,7 +48,6 @@ _ENDING = "cleaning up before exit"
 _TIDY_S = 2.0
 """llama.cpp has left its loop when it logs that it exits, so no request gets a response any more; but it waits, without
 limit, for clients of running requests to disconnect."""
-_GUARDED_KEY = 8
 _LAST_RESORT_S = 5.0
 """How long a stop waits for the kernel to end a killed process."""
 
@@ -62,18 +60,6 @@ class ServerState(str, Enum):
     READY = "ready"
     STOPPING = "stopping"
     FAILED = "failed"
-
-
-def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
-    """Lines without the API key; at high verbosity llama.cpp shows its last four characters, which may be all of it."""
-    if key is None:
-        return lines
-    clean = []
-    for line in lines:
-        head, mark, _ = line.partition("api_keys: ****")
-        # A key as short as a word of the log must not make the log unreadable.
-        clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
-    return clean
 
 
 @dataclass(slots=True)
@@ -119,7 +105,7 @@ class Supervisor:
         self.client: ServerClient | None = None
         """Polls the server; None unless it is ready."""
         self._lock = threading.Lock()
-        """Held while ``info`` and the tail of the log change."""
+        """Held while ``info`` changes."""
         self.backend, self.command, self._server_log = backend, command, server_log
         self.found_port = found_port
         """The port that the server found for itself; its next process gets it again."""
@@ -128,9 +114,8 @@ class Supervisor:
         self._hand_out, self._process_replaced = hand_out, process_replaced
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
-        self._log = log
         self._output = ServerOutput()
-        self._tail: deque[OutputLine] = deque(maxlen=_TAIL_LINES)
+        self._tail = OutputTail(command.api_key, log)
         self._changed = threading.Condition()
         self._stop_by: float | None = None
         self._given_up: str | None = None
@@ -155,9 +140,7 @@ class Supervisor:
     @property
     def log_tail(self) -> tuple[str, ...]:
         """The last lines of the log, oldest first."""
-        with self._lock:
-            tail = tuple(self._tail)
-        return tuple(self._readable(tail))
+        return self._tail.lines()
 
     def wait_until_ready(self, timeout: float | None) -> None:
         """Raises ServerStartError once the server has finally exited, ServerTimeout when the time is up."""
@@ -262,8 +245,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def _end(self, state: ServerState) -> None:
-        if self._log is not None:
-            self._log.close()
+        self._tail.close()
         with self._changed:
             self._over = True
             self.state = state
@@ -277,8 +259,7 @@ class Supervisor:
     def _live(self) -> float | None:
         """One process from its start to its end. The seconds for which it was ready; None if it never was."""
         self._server_log.restart(self.info, batch=self.command.batch)
-        with self._lock:
-            self._tail.clear()
+        self._tail.clear()
         self._output.restart()
         self._process_replaced()
         self.loading_s = self.returncode = self._given_up = None
@@ -344,7 +325,7 @@ class Supervisor:
         elif stop.again_at is not None and time.monotonic() >= stop.again_at:
             stop.again_at = None
             # The wheel's loop ends by llama.cpp's own handler if ours was not installed yet: not the process's exit.
-            if self.backend.name == XLLAMACPP or not any(_ENDING in line.text for line in self._tail):
+            if self.backend.name == XLLAMACPP or not any(_ENDING in line for line in self.log_tail):
                 child.terminate()
 
     def _close(self, child: Child) -> None:
@@ -361,16 +342,9 @@ class Supervisor:
     def _read_output(self, lines: Sequence[OutputLine]) -> None:
         if not lines:
             return
-        now = time.time()
-        with self._lock:
-            self._tail.extend(lines)
-        finished = self._server_log.feed_output(lines, now)
-        if self._log is not None:
-            self._log.put(self._readable(lines))
+        finished = self._server_log.feed_output(lines, time.time())
+        self._tail.put(lines)
         self._hand_out(finished)
-
-    def _readable(self, lines: Sequence[OutputLine]) -> Sequence[str]:
-        return without_key([line.readable for line in lines], self.command.api_key)
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log reports that it listens: llama.cpp prints that when the model is loaded."""

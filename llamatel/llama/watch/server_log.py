@@ -83,32 +83,26 @@ class ServerLog:
         with self._lock:
             self._reader.server = server
 
-    def feed(self, lines: Sequence[str], now: float, *, learned: Callable[[], None] | None = None) -> list[Completion]:
-        """Read lines that were written at about Unix time ``now``; return the requests that finished with them.
-
-        ``learned`` is called (it may call ``identify_unlocked``) where a line has something new about the server.
-        """
-        finished: list[Completion] = []
-        for some in _chunks(lines):
-            with self._lock:
-                for line in some:
-                    before = self._reader.logged_server
-                    finished.extend(self._reader.feed(line, now))
-                    if learned is not None and self._reader.logged_server is not before:
-                        learned()
-        return finished
+    def feed(self, lines: Sequence[str], now: float) -> list[Completion]:
+        """Read lines that were written at about Unix time ``now``; return the requests that finished with them."""
+        return self._feed(self._reader.feed, lines, now)
 
     def feed_output(self, lines: Sequence[OutputLine], now: float) -> list[Completion]:
-        """Read lines that a launched server wrote at about Unix time ``now``; return the requests that finished."""
+        """``feed`` for lines that a launched server wrote."""
+        return self._feed(self._reader.feed_output, lines, now)
+
+    def _feed(
+        self, feed: Callable[[L, float], Sequence[Completion]], lines: Sequence[L], now: float
+    ) -> list[Completion]:
         finished: list[Completion] = []
         for some in _chunks(lines):
             with self._lock:
                 for line in some:
-                    finished.extend(self._reader.feed_output(line, now))
+                    finished += feed(line, now)
         return finished
 
     def identify_unlocked(self, server: ServerInfo) -> None:
-        """``identify`` for ``learned``, which is called within ``feed``."""
+        """``identify`` for ``learned``, which is called within ``read_all``."""
         self._reader.server = server
 
     def read_all(

@@ -1,0 +1,60 @@
+"""The last lines that a server printed, and their copy in ``--server-log``; without the API key."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from llamatel.llama.log.server_output import OutputLine
+from llamatel.llama.server.log_copy import LogCopy
+
+_LINES = 200
+_GUARDED_KEY = 8
+
+
+def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
+    """Lines without the API key; at high verbosity llama.cpp shows its last four characters, which may be all of it."""
+    if key is None:
+        return lines
+    clean = []
+    for line in lines:
+        head, mark, _ = line.partition("api_keys: ****")
+        # A key as short as a word of the log must not make the log unreadable.
+        clean.append((head + mark).replace(key, "****") if len(key) >= _GUARDED_KEY else head + mark)
+    return clean
+
+
+class OutputTail:
+    """Thread-safe. ``copy`` is None where the log is not copied."""
+
+    def __init__(self, key: str | None, copy: LogCopy | None) -> None:
+        self._key, self._copy = key, copy
+        self._lock = threading.Lock()
+        self._lines: deque[OutputLine] = deque(maxlen=_LINES)
+
+    def put(self, lines: Sequence[OutputLine]) -> None:
+        """Add the newest lines."""
+        with self._lock:
+            self._lines.extend(lines)
+        if self._copy is not None:
+            self._copy.put(self._readable(lines))
+
+    def lines(self) -> tuple[str, ...]:
+        """As text, oldest first."""
+        with self._lock:
+            lines = tuple(self._lines)
+        return tuple(self._readable(lines))
+
+    def clear(self) -> None:
+        """Start again: with a new process."""
+        with self._lock:
+            self._lines.clear()
+
+    def close(self) -> None:
+        """Finish the copy."""
+        if self._copy is not None:
+            self._copy.close()
+
+    def _readable(self, lines: Sequence[OutputLine]) -> Sequence[str]:
+        return without_key([line.readable for line in lines], self._key)
