@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from html import escape
 
+from llamatel.ui.view.number_format import seconds
+
 _WIDTH, _HEIGHT = 760, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 24
 
@@ -60,7 +62,7 @@ class _Frame:
         for at, anchor in ((self.begin, "start"), (self.end, "end")):
             clock = time.strftime("%H:%M:%S", time.localtime(at))
             if anchor == "end" and self.span < _SHORT_S:  # the clock of both ends would be nearly the same
-                clock = f"{self.span:.3g} s later"
+                clock = f"{seconds(self.span)} later"
             parts.append(f'<text x="{self.x(at):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{clock}</text>')
         return " ".join(parts)  # JupyterLab leaves the labels of a notebook that is not trusted, as text
 

@@ -91,7 +91,7 @@ def _facts(span: KeptSpan) -> str:
         parts.append(f"{again}computed again{time} ({printable(cause, 40)})")
     error = attributes.get("error.type")
     if span.failed and span.reason:
-        parts.append(printable(span.reason, 120))
+        parts.append(printable(span.reason, 300))
     elif isinstance(error, str):
         parts.append(printable(error, 60))
     elif attributes.get("llamacpp.outcome") == "cancelled":
