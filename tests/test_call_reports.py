@@ -39,7 +39,7 @@ from tests.servers import complete as complete_directly
 from tests.serving import Serving
 
 SCRIPT = """
-import dataclasses, sys
+import dataclasses, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import llamatel
 from llamatel import runtime
@@ -231,6 +231,34 @@ def test_reporter_server_not_watched(serving: Serving, monkeypatch: pytest.Monke
     assert named <= {("127.0.0.1", watched.port), *others}  # a call may have finished before its server was named
     assert [one.key for report in sent for one in report.calls] == ([1] if default_url else [0, 1, 2])
     assert reporter.losses() == {}
+
+
+FORKED = """
+import os
+with ServerManager() as server:
+    server.start_server(sys.argv[1], port=0).wait_until_ready(60)
+    client = LlamaCppClient(server.base_url)
+    complete(client)
+    time.sleep(0.1)
+    children = []
+    for number in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            with llamatel.span(f"child {number}"):
+                complete(LlamaCppClient(server.base_url))
+            llamatel.shutdown()
+            os._exit(0)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_reporter_forked_processes_call_the_server_of_their_parent(sink: OtlpSink, tiny_model: Path) -> None:
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    spans = run_script(FORKED, str(tiny_model), sink, url, 3, OTEL_EXPORTER_PROMETHEUS_PORT=port)
+    requests = {span.trace_id for span in of_kind(spans, "SERVER")}
+    assert {span.name for span in spans if span.trace_id in requests} >= {"child 0", "child 1"}
 
 
 def test_reporter_own_server(sink: OtlpSink, tiny_model: Path) -> None:
@@ -577,6 +605,39 @@ def answer():
 
 answer()
 """
+
+
+FORKED_WITHOUT_INIT = """
+import os, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from llamatel.llama import LlamaCppClient
+from llamatel.tracing.openai_instrumentor import OpenAIInstrumentor
+
+kept = InMemorySpanExporter()
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(kept))
+instrumentor = OpenAIInstrumentor()
+instrumentor.instrument()
+LlamaCppClient(sys.argv[1]).complete("x", n_predict=2)
+if not os.fork():
+    kept.clear()
+    LlamaCppClient(sys.argv[1]).complete("x", n_predict=2)
+    instrumentor.uninstrument()
+    print(*sorted(span.name for span in kept.get_finished_spans() if span.name != "wait"), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_zero_code_forked_process(serving: Serving) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_WITHOUT_INIT, serving.url],
+        env={**os.environ, "LLAMATEL_URL": "none"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("decode prefill text_completion\n", "")
 
 
 def test_zero_code_script_is_one_trace(serving: Serving, sink: OtlpSink, tmp_path: Path) -> None:

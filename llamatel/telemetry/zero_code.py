@@ -54,6 +54,12 @@ class ZeroCode:
         self._ends.append(loaded_llama.on_load(self._watch))
         atexit.register(self._end)
 
+    def after_fork(self) -> None:
+        """In a forked process, where the parent's threads do not run."""
+        self._lock = threading.Lock()
+        if self._observer is not None:
+            self._observer.restart()
+
     def close(self) -> None:
         """Release one user; the last one stops it."""
         with _Process.lock:
@@ -191,3 +197,13 @@ class _StateOnly:
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
         return () if _Process.init_active else self._source.snapshots()
+
+
+def _after_fork() -> None:
+    _Process.lock = threading.Lock()
+    for use in _Process.uses:
+        use.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,7 @@ sent within ten seconds is dropped and counted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -80,13 +81,21 @@ class CallReporter:
         self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
-        self._once = LogOnce(_log)
-        self._client = uuid.uuid4().hex
-        self._pid = os.getpid()
         headers = {"Content-Type": "application/json"}
         if token is not None and url is not None:
             headers["Authorization"] = f"Bearer {token}"
-        self._http = HttpClient(self._url, headers=headers, tls=None if ca_file is None else trust(ca_file))
+        tls = None if ca_file is None else trust(ca_file)
+        self._connect = functools.partial(HttpClient, self._url, headers=headers, tls=tls)
+        self._once = LogOnce(_log)
+        self.dropped = 0
+        """Calls that could not be reported although a llamatel answers."""
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Begin without calls, connections and locks: also in a forked process, where the parent's are in any state."""
+        self._pid = os.getpid()
+        self._client = uuid.uuid4().hex
+        self._http = self._connect()
         self._in_flight: dict[object, OpenCall] = {}
         self._finished: deque[ClientCall] = deque()
         self._others: set[Endpoint] = set()
@@ -101,8 +110,6 @@ class CallReporter:
         self._starting = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self.dropped = 0
-        """Calls that could not be reported although a llamatel answers."""
 
     def watches(self, server: ServerInfo) -> bool:
         """Whether the llamatel of this machine has answered that it watches this server."""
@@ -111,8 +118,9 @@ class CallReporter:
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
         endpoint = endpoint_of(call.server)
-        if self._pid != os.getpid():  # forked: the parent's calls are not ours
-            self._in_flight, self._finished, self._pid = {}, deque(), os.getpid()
+        if self._pid != os.getpid():
+            self._instance = ""  # the parent's llamatel is another process's now
+            self._start_over()
         if self._any_server or endpoint[0] in HERE:
             self._in_flight[key] = call
             if self._quiet_until.get(endpoint, 0.0) <= time.monotonic() or (
@@ -160,7 +168,7 @@ class CallReporter:
 
     def _notify(self) -> None:
         self._wake.set()
-        if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
+        if self._thread is None or not self._thread.is_alive():
             with self._starting, contextlib.suppress(RuntimeError):  # no new threads while the interpreter exits
                 if not self._closed.is_set() and (self._thread is None or not self._thread.is_alive()):
                     thread = threading.Thread(target=self._run, name="llamatel-calls", daemon=True)
@@ -235,8 +243,7 @@ class CallReporter:
             if calls or waiting or (over and self._calls_reported):
                 servers = {endpoint_of(call.server) for call in (*calls, *waiting)}
                 oldest = sorted(waiting, key=lambda call: call.started_at)[:MAX_OPEN]
-                client = f"{self._client}-{os.getpid()}"
-                about = OpenCalls(client, as_of, None if over else oldest)
+                about = OpenCalls(self._client, as_of, None if over else oldest)
                 answer = self._post(CallReport([*servers][:MAX_CALLS], calls, about))
                 self._calls_reported = about.calls is not None
                 if answer is None and self._watched is not None:
