@@ -2,8 +2,8 @@
 
 The log names no conversations. A request continues a cached prompt for certain if it reused all of it. Otherwise a
 prompt that was lost stands for the beginning of a later one if it is at least half as long and not longer. That is
-reported where it is no accident: only if the prompts of this server that continue none hardly ever fit one, or if there
-are conversations and every prompt fits one. The cause of the loss is then certain, and the tokens are an upper bound.
+reported where it is no accident: only if prompts of this server that continue none hardly ever fit one, or if there are
+conversations and every prompt fits one. The cause of the loss is then certain, and the tokens are an upper bound.
 
 llama.cpp: ``get_available_slot``, ``try_clear_idle_slots`` (tools/server/server-context.cpp), ``server_prompt_cache``
 (server-task.cpp).
@@ -12,6 +12,7 @@ llama.cpp: ``get_available_slot``, ``try_clear_idle_slots`` (tools/server/server
 from __future__ import annotations
 
 import re
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,8 +141,8 @@ class PromptHistory:
         self._lost: deque[tuple[CachedPrompt, RecomputeCause]] = deque(maxlen=_MOST_LOST)
         self._fits: deque[bool] = deque(maxlen=_RECENT)
         """Whether prompts fitted those that were lost, from the first that did."""
-        self._continued = 0
-        """Requests that continued a cached prompt."""
+        self._added: deque[int] = deque(maxlen=_RECENT)
+        """Tokens that requests added to the cached prompt which they continued."""
         self._new: deque[tuple[int, int]] = deque(maxlen=_RECENT)
         """Numbers and lengths of prompts that continue none that is known."""
         self._started = 0
@@ -263,7 +264,7 @@ class PromptHistory:
                 return False
             self.host_cache = True
         self._settle(best)
-        self._continued += 1
+        self._added.append(prompt - best.tokens)
         return True
 
     def _missing(self, contents: CacheContents, prefill: Prefill) -> _Missing | None:
@@ -287,11 +288,13 @@ class PromptHistory:
         if contents.lost and (lost or self._fits):
             self._fits.append(bool(lost))
         if lost:
-            best, cause = max(lost, key=lambda entry: entry[0].tokens)
+            # The one to which as many tokens were added as is usual.
+            added = statistics.median(self._added) if self._added else 0
+            best, cause = min(lost, key=lambda entry: abs(prompt - entry[0].tokens - added))
             return _Missing(best, cause, tuple(entry[0] for entry in contents.lost))
         if newest is not None and cached >= _MARKED and position == cached:
             self._fits.append(follows)
-            if follows:
+            if all(self._fits):
                 return _Missing(newest, RecomputeCause.PREFIX_CHANGED, (newest,))
         return None
 
@@ -304,18 +307,16 @@ class PromptHistory:
 
     def _is_accident(self, candidates: Sequence[CachedPrompt]) -> bool:
         """Whether a prompt that continues none may fit one of these, as the recent ones show."""
-        if 2 * self._fits.count(False) > self._fits.count(True):
-            return True
         new = len(self._new)
         fitting = sum(
             any(prompt.may_start(length) and number != prompt.cleared_by for prompt in candidates)
             for number, length in self._new
         )
         if fitting <= new // 10:
-            return False
+            return fitting > 0 and 2 * self._fits.count(False) > self._fits.count(True)
         # Where there are conversations, and every prompt fits a lost one, that is no accident.
         likely = ((fitting + 1) / (new + 2)) ** len(self._fits) > _ACCIDENT
-        return likely or self._continued < _CONVERSATIONS or not all(self._fits)
+        return likely or len(self._added) < _CONVERSATIONS or not all(self._fits)
 
 
 def _length(prompt: CachedPrompt) -> int:
