@@ -493,7 +493,15 @@ METRICS: tuple[Metric, ...] = (
         "llamatel.log.names.limited", Kind.TOTAL, "{line}",
         "Lines of a router's log whose model counts as 'other', because the log has named too many models.",
     ),
-    Metric("llamatel.requests.lost", Kind.TOTAL, "{request}", "Requests whose end the log did not show."),
+    Metric(
+        "llamatel.requests.lost", Kind.TOTAL, "{request}",
+        "Requests whose end the log did not show, or that ran when a router's model was polled for the last time.",
+    ),
+    Metric(
+        "llamatel.unloads.unread", Kind.TOTAL, "{unload}",
+        "Processes of a router's model that ended before their last counts were read: totals lack what they counted "
+        "after the last poll. Always 0 with the router's log from its start.",
+    ),
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",
         "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown, "

@@ -18,6 +18,7 @@ from typing import Any
 from llamatel import collectors
 from llamatel.collectors import Collector
 from llamatel.errors import UsageError
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
@@ -118,7 +119,7 @@ def init(
     otlp_protocol: str | None = None,
     otlp_spool: str | None = None,
     metrics_addr: str | None = None,
-    page_token: str | None = None,
+    page_token: str | RotatedFiles[str] | None = None,
     keep_traces: bool | int | None = None,
     collectors: Iterable[str] = (),
     without: Iterable[str] = (),

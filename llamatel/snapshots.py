@@ -138,6 +138,16 @@ class RouterModel:
 
 
 @dataclass(frozen=True, slots=True)
+class CountGaps:
+    """What is missing in the totals of one of a router's models since llamatel started to observe it."""
+
+    unloads: int
+    """Times its process ended with counts that neither a poll nor the log has shown."""
+    requests: int | None = None
+    """Requests that ran at the last poll of such a process; None where the log has them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where llama.cpp placed a model, from its log. At ``-lv 3`` it only reports that there is no GPU."""
 
@@ -225,6 +235,7 @@ class ServerSnapshot:
     """What its flags and environment come to, completed by its log; None if its flags are unknown."""
     router_model: RouterModel | None = None
     """Set for one of a router's models. Whether the router is up is in its own snapshot."""
+    count_gaps: CountGaps | None = None
     placement: Placement | None = None
     """Where the model was placed; None before its log shows it."""
     log: LogCounts | None = None

@@ -9,7 +9,8 @@ import pytest
 
 from llamatel.records import Outcome, RecomputeCause
 from llamatel.snapshots import KvCacheState, LogCounts, RouterModel, ServerSnapshot, SlotState, Snapshot
-from llamatel.ui.alarms import Alarm, Alarms, burn_limit
+from llamatel.ui.alarm_conditions import burn_limit
+from llamatel.ui.alarms import Alarm, Alarms
 from llamatel.ui.objectives import Objectives
 from tests.samples import SERVER, completion
 

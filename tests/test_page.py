@@ -8,6 +8,7 @@ import urllib.request
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -15,11 +16,14 @@ from urllib.parse import quote
 import pytest
 
 import llamatel
+from llamatel.cli.telemetry_options import read_page_token
+from llamatel.errors import ServerUnreachable
 from llamatel.records import Outcome, ServerInfo
 from llamatel.runtime import Runtime, init
 from llamatel.snapshots import KvCacheState, SlotState, Snapshot
 from llamatel.telemetry.settings import is_loopback
 from llamatel.ui.live import Live
+from llamatel.ui.top.live_source import LlamatelSource
 from tests.samples import SERVER, completion, server_snapshot
 
 
@@ -248,6 +252,26 @@ def test_page_token(running: Runtime) -> None:
     assert get(running, "/live.json", Authorization=basic("me:s3cret é"))[0] == 200
     assert get(running, "/", Host="llama.example", Authorization=basic(":s3cret é"))[0] == 200
     assert "s3cret" not in repr(running.settings)
+
+
+def test_page_and_top_token_file_is_rotated(tmp_path: Path) -> None:
+    """A Secret that is replaced while llamatel and ``top`` run."""
+    served, given = tmp_path / "served", tmp_path / "given"
+    served.write_text("first\n")
+    given.write_text("first\n")
+    running = init(metrics_addr="127.0.0.1:0", page_token=read_page_token(str(served)))
+    try:
+        assert running.pipeline.metrics_url is not None
+        source = LlamatelSource(running.pipeline.metrics_url, read_page_token(str(given)))
+        assert source.document(None)["servers"] == []
+        served.write_text("second\n")
+        with pytest.raises(ServerUnreachable, match="token"):
+            source.document(None)
+        given.write_text("second\n")
+        assert source.document(None)["servers"] == []
+        source.close()
+    finally:
+        llamatel.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.router_models import parse_models
 from llamatel.records import Completion, Outcome
-from llamatel.snapshots import RouterModel, ServerSnapshot
+from llamatel.snapshots import CountGaps, RouterModel, ServerSnapshot
 from tests.attached import Attached, Server, Unmanaged, attached
 from tests.parts import wait_until
 from tests.servers import LONG, complete, complete_in_background
@@ -204,6 +204,36 @@ def test_router_swaps_keep_token_totals(start: Callable[..., Unmanaged], log: bo
         finally:
             if follower is not None:
                 follower.stop()
+
+
+def test_router_without_log_shows_what_is_missing(start: Callable[..., Unmanaged]) -> None:
+    """A request that runs at its model's last poll: what its slots showed is counted, and that the rest is missing."""
+    router = start("--models-max", "1")
+    with attached(router.url, interval_s=60) as fleet:
+        [server] = fleet.fleet.servers
+
+        def decoded() -> int:
+            server.poll()
+            slots = [slot for state in server.snapshots() if state.server.model == "a" for slot in state.slots or ()]
+            return sum(slot.decoded or 0 for slot in slots)
+
+        thread = threading.Thread(target=complete, args=(router.url, LONG), kwargs={"model": "a"})
+        thread.start()
+        try:
+            shown = wait_until(decoded, 20, "it generates")
+            assert server.due_in_s <= 0.5
+            kill_child(router, "a")
+        finally:
+            thread.join()
+
+        def a_failed() -> ServerSnapshot | None:
+            server.poll()
+            a = state_of(server.snapshots(), "a")
+            return a if a.state == "failed" else None
+
+        a = wait_until(a_failed, 20, "its end is seen")
+        assert a.count_gaps == CountGaps(unloads=1, requests=1)
+        assert a.counters["tokens_predicted_total"] == shown
 
 
 def test_router_log_from_its_end_names_models(start: Callable[..., Unmanaged]) -> None:

@@ -18,7 +18,9 @@ from typing import Any
 import pyte
 import pytest
 
+import llamatel
 from llamatel.records import RequestGpu
+from llamatel.runtime import init
 from llamatel.ui.live import _request
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.top.keys import split
@@ -237,6 +239,32 @@ def test_top_usage_error(arguments: tuple[str, ...], status: int, expected: str)
     assert wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"metrics_addr": "0.0.0.0:0"}, "the page is served on loopback only, unless --page-token-file is given"),
+        (
+            {"metrics_addr": "127.0.0.1:0", "page_token": "right"},
+            "the page needs its token as password (--page-token-file, or LLAMATEL_PAGE_TOKEN)",
+        ),
+    ],
+)
+def test_top_page_that_is_not_served(options: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = init(**options)  # type: ignore[arg-type]
+    try:
+        assert running.pipeline.metrics_url is not None
+        url = running.pipeline.metrics_url.replace("0.0.0.0", "127.0.0.1").removesuffix("/metrics")  # noqa: S104
+        monkeypatch.setenv("LLAMATEL_PAGE_TOKEN", "wrong")
+        done = run(url, "--once")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"llamatel: error: {url}: {expected}")
+        if "page_token" in options:
+            monkeypatch.setenv("LLAMATEL_PAGE_TOKEN", options["page_token"])
+            assert run(url, "--once").returncode == 0
+    finally:
+        llamatel.shutdown()
+
+
 def test_top_server_dies(
     serving: Serving,
     show: Callable[..., Shown],
@@ -365,6 +393,22 @@ def test_server_table_labels() -> None:
     assert "h:1 m  env=test" in text
     assert "\x1b" not in text
     assert [found["key"] for found in ordered(shown, 1, "env=test")] == ["h:1 m"]
+
+
+def test_server_table_labels_instead_of_long_models() -> None:
+    """Pods of one model at 80 columns; a router's models, which share an address, keep their names."""
+    many = fleet(4)
+    for number, one in enumerate((*many["servers"], *many["overview"])):
+        address = f"10.0.0.{number % 4 if number % 4 < 2 else 9}:8080"
+        one["key"] = f"{address} Qwen2.5-Coder-7B-{number % 4}-Instruct"
+    for row, labels in zip(many["overview"], ("namespace=a pod=x", "namespace=b pod=x", "pod=r", "pod=r"), strict=True):
+        row["labels"] = labels
+    many |= {"keys": [one["key"] for one in many["servers"]], "focus": many["servers"][0]["key"]}
+    lines = screen(many, Choices(order=1), 80, 24).plain.split("\n")
+    names = [line[2:37].rstrip() for line in lines[2:6]]
+    assert names[:2] == ["10.0.0.0:8080  namespace=a pod=x", "10.0.0.1:8080  namespace=b pod=x"]
+    assert names[2:] == ["10.0.0.9:8080 Qwen2.5-Coder-7B-2-…", "10.0.0.9:8080 Qwen2.5-Coder-7B-3-…"]
+    assert not any("……" in line for line in lines)
 
 
 def test_server_table_order() -> None:

@@ -9,7 +9,7 @@ from llamatel.snapshots import Snapshot
 
 
 class RouterCollector(Collector):
-    """State, loads, evictions and failures of each model of a router; other servers have none."""
+    """State, loads, evictions, failures and gaps of each model of a router; other servers have none."""
 
     name = "router"
 
@@ -21,10 +21,13 @@ class RouterCollector(Collector):
                 continue
             if state.state is not None:
                 yield Sample("llamacpp.model.state", 1, state.server, {"state": state.state})
+            gaps = state.count_gaps
             for metric, value in (
                 ("llamacpp.model.loads", life.loads),
                 ("llamacpp.model.evictions", life.evictions),
                 ("llamacpp.model.failures", life.failures),
+                ("llamatel.unloads.unread", None if gaps is None else gaps.unloads),
+                ("llamatel.requests.lost", None if gaps is None else gaps.requests),
             ):
                 if value is not None:
                     yield Sample(metric, value, state.server)

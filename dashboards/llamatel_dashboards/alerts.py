@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llamatel.ui import alarms
+from llamatel.ui import alarm_conditions as conditions
 from llamatel_dashboards.rule_options import LOST_PREFILL, SERVER, SITE, RuleOptions
 
 FAST_BURN = 14.4
@@ -97,9 +97,9 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
         "LlamacppServerUnresponsive",
         "llamacpp_server_stale == 1",
         "critical",
-        f"llama.cpp server {WHERE} answers health checks only, for {alarms.UNRESPONSIVE_FOR_S / 60:.0f} minutes.",
+        f"llama.cpp server {WHERE} answers health checks only, for {conditions.UNRESPONSIVE_FOR_S / 60:.0f} minutes.",
         "A long prefill can keep it busy for a while. If its log shows no progress it hangs: restart it.",
-        wait=f"{alarms.UNRESPONSIVE_FOR_S / 60:.0f}m",
+        wait=f"{conditions.UNRESPONSIVE_FOR_S / 60:.0f}m",
     )
     yield Alert(
         "LlamacppServerStalled",
@@ -112,14 +112,14 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
         "LlamacppServerStarting",
         f"{starting} == 1",
         "warning",
-        f"llama.cpp server {WHERE} has been loading its model for {alarms.STARTING_FOR_S / 60:.0f} minutes.",
+        f"llama.cpp server {WHERE} has been loading its model for {conditions.STARTING_FOR_S / 60:.0f} minutes.",
         "Its log shows what it waits for: a download, a slow disk.",
-        wait=f"{alarms.STARTING_FOR_S / 60:.0f}m",
+        wait=f"{conditions.STARTING_FOR_S / 60:.0f}m",
     )
-    minutes = f"{alarms.RESTARTS_WITHIN_S / 60:.0f}"
+    minutes = f"{conditions.RESTARTS_WITHIN_S / 60:.0f}"
     yield Alert(
         "LlamacppRestartLoop",
-        f"increase(llamacpp_server_restarts_total[{minutes}m]) > {alarms.RESTARTS - 1}.5",
+        f"increase(llamacpp_server_restarts_total[{minutes}m]) > {conditions.RESTARTS - 1}.5",
         "critical",
         f'llama.cpp server {WHERE} was restarted {{{{ $value | printf "%.0f" }}}} times in {minutes} minutes.',
         "See the end of its log before each restart.",
@@ -130,7 +130,7 @@ def _failures(options: RuleOptions) -> Iterator[Alert]:
     least = 5
     """Failures of a quiet server count once there were five requests."""
     for window, limit, severity in (
-        ("5m", alarms.MOST_FAIL, "critical"),
+        ("5m", conditions.MOST_FAIL, "critical"),
         ("10m", options.objectives.error_rate, "warning"),
     ):
         every = options.requests(window)
@@ -158,7 +158,7 @@ def _failures(options: RuleOptions) -> Iterator[Alert]:
 def _capacity() -> Iterator[Alert]:
     yield Alert(
         "LlamacppKvHeadroomLow",
-        f'llamacpp_kv_cache_usage{{state="active"}} > {1 - alarms.HEADROOM:g}',
+        f'llamacpp_kv_cache_usage{{state="active"}} > {1 - conditions.HEADROOM:g}',
         "critical",
         f"Running requests hold {{{{ $value | humanizePercentage }}}} of the KV pool of llama.cpp server {WHERE}.",
         "When it is full they fail, in a shared pool all at once. Raise -c, lower -np, or split the pool with "
@@ -167,11 +167,11 @@ def _capacity() -> Iterator[Alert]:
     )
     yield Alert(
         "LlamacppKvExhaustionPredicted",
-        f"predict_linear(llamacpp_kv_cache_headroom[5m], {alarms.EXHAUSTED_WITHIN_S:.0f}) < 0"
+        f"predict_linear(llamacpp_kv_cache_headroom[5m], {conditions.EXHAUSTED_WITHIN_S:.0f}) < 0"
         ' and ignoring (state) llamacpp_kv_cache_usage{state="active"} > 0.5',
         "warning",
-        f"The KV pool of llama.cpp server {WHERE} will be full within {alarms.EXHAUSTED_WITHIN_S / 60:.0f} minutes at "
-        "the current rate.",
+        f"The KV pool of llama.cpp server {WHERE} will be full within {conditions.EXHAUSTED_WITHIN_S / 60:.0f} minutes "
+        "at the current rate.",
         "Raise -c, or lower -np or the requests' lengths.",
         wait="30s",
     )
@@ -204,10 +204,10 @@ def _burn_rates(options: RuleOptions) -> Iterator[Alert]:
     ):
         for speed, factor, short, long, wait in (
             ("Fast", FAST_BURN, "5m", "1h", "2m"),
-            ("Slow", alarms.BURN_RATE, "30m", "6h", "15m"),
+            ("Slow", conditions.BURN_RATE, "30m", "6h", "15m"),
         ):
             missed = f"llamacpp:{name}_missed:ratio_rate"
-            limit = f"{alarms.burn_limit(factor, objectives.error_budget):g}"
+            limit = f"{conditions.burn_limit(factor, objectives.error_budget):g}"
             yield Alert(
                 f"Llamacpp{name.capitalize()}Objective{speed}Burn",
                 f"{missed}{short} > {limit} and {missed}{long} > {limit} "
@@ -271,8 +271,9 @@ def _telemetry() -> Iterator[Alert]:
         "LlamatelRequestsLost",
         "increase(llamatel_requests_lost_total[10m]) > 0",
         "warning",
-        f'The end of {{{{ $value | printf "%.0f" }}}} requests was not in the log of llama.cpp server {WHERE}.',
-        "Does the log arrive complete and in order? Counters of tokens do not depend on it.",
+        f'Requests of llama.cpp server {WHERE} whose end was not seen: {{{{ $value | printf "%.0f" }}}}.',
+        "Does the log arrive complete and in order? A router that swaps models needs its log: without it, totals of "
+        "tokens lack what a model counted after its last poll.",
     )
     yield Alert(
         "LlamatelLogLost",

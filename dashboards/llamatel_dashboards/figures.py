@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamatel.ui import alarms
+from llamatel.ui import alarm_conditions
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.panels import GREEN, RED, YELLOW, Column, Panel, Query, at, rows
 
@@ -21,7 +21,7 @@ DETAILS = (
     ),
 )
 WAITING = at((None, "transparent"), (1, YELLOW), (8, RED))
-HEADROOM = at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, "transparent"))
+HEADROOM = at((None, RED), (alarm_conditions.HEADROOM, YELLOW), (0.3, "transparent"))
 FAILED = at((None, "transparent"), (0.001, YELLOW), (0.01, RED))
 
 

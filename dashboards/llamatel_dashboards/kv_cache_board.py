@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from llamatel.ui import alarms
+from llamatel.ui import alarm_conditions
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
 from llamatel_dashboards.figures import headroom_share
@@ -48,7 +48,7 @@ def _now() -> list[Panel]:
             "Below a tenth: raise -c, lower -np, or split the pool with --no-kv-unified. A shared pool that is full "
             "fails every request that runs.",
             unit="percentunit",
-            thresholds=at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, GREEN)),
+            thresholds=at((None, RED), (alarm_conditions.HEADROOM, YELLOW), (0.3, GREEN)),
             empty=_UNKNOWN,
         ),
         figure(
@@ -57,7 +57,7 @@ def _now() -> list[Panel]:
             "Time until the first pool is full at the rate of the last five minutes: an extrapolation.",
             "Minutes: hold back long requests first. Not in sight: nothing to do.",
             unit="s",
-            thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, YELLOW), (3600, GREEN)),
+            thresholds=at((None, RED), (alarm_conditions.EXHAUSTED_WITHIN_S, YELLOW), (3600, GREEN)),
             empty="Not in sight",
         ),
         figure(
@@ -111,7 +111,7 @@ def _pool() -> list[Panel]:
             "Share of each server's pool that running requests do not hold.",
             "One server low and others not: its clients send longer contexts, or the balancer is uneven.",
             unit="percentunit",
-            thresholds=at((None, RED), (alarms.HEADROOM, GREEN)),
+            thresholds=at((None, RED), (alarm_conditions.HEADROOM, GREEN)),
             at_most=1,
             empty=_UNKNOWN,
             size=(12, 9),
@@ -132,7 +132,7 @@ def _pool() -> list[Panel]:
             "Time until each pool is full at the rate of the last five minutes; no line where that is a day or never.",
             "A line that falls towards 0: requests will fail.",
             unit="s",
-            thresholds=at((None, RED), (alarms.EXHAUSTED_WITHIN_S, GREEN)),
+            thresholds=at((None, RED), (alarm_conditions.EXHAUSTED_WITHIN_S, GREEN)),
             empty="Not in sight",
             size=(12, 8),
         ),

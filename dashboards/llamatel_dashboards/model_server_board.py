@@ -255,9 +255,14 @@ def _llamatel() -> list[Panel]:
         ),
         lines(
             "Requests without an end",
-            [Query(q.increase("llamatel.requests.lost", q.BY_SERVER, q.RATE), q.SERVER_LEGEND)],
-            "Requests whose end was not in the log.",
-            "Does the log arrive whole, and in order?",
+            [
+                Query(q.increase("llamatel.requests.lost", q.BY_SERVER, q.RATE), q.SERVER_LEGEND),
+                Query(
+                    q.increase("llamatel.unloads.unread", q.BY_SERVER, q.RATE), f"{q.SERVER_LEGEND}, models unloaded"
+                ),
+            ],
+            "Requests whose end was not seen; models that a router unloaded before their last counts were read.",
+            "Does the log arrive whole, and in order? Does a router that swaps models have one (attach --log)?",
             empty="None",
             size=(12, 7),
         ),

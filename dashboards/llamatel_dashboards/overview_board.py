@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from llamatel.ui import alarms
+from llamatel.ui import alarm_conditions
 from llamatel_dashboards import queries as q
 from llamatel_dashboards.board import board
 from llamatel_dashboards.figures import (
@@ -36,7 +36,7 @@ from llamatel_dashboards.panels import (
     rows,
 )
 
-_BURN = at((None, GREEN), (1, YELLOW), (alarms.BURN_RATE, ORANGE), (14.4, RED))
+_BURN = at((None, GREEN), (1, YELLOW), (alarm_conditions.BURN_RATE, ORANGE), (14.4, RED))
 
 
 def burn(name: str, objective: str, by: str = "", over: str = q.RANGE) -> str:
@@ -143,7 +143,7 @@ def _objectives() -> list[Panel]:
             "keep counts as free: llama.cpp reuses it when it needs room.",
             "Near 0 every request on a shared pool fails. Raise -c, lower -np, or split with --no-kv-unified.",
             unit="percentunit",
-            thresholds=at((None, RED), (alarms.HEADROOM, YELLOW), (0.3, GREEN)),
+            thresholds=at((None, RED), (alarm_conditions.HEADROOM, YELLOW), (0.3, GREEN)),
             empty="Unknown",
         ),
         figure(
@@ -208,7 +208,7 @@ def _burn_rates() -> list[Panel]:
             f"How many times faster than allowed the error budget of the {name} objective burnt in the last hour, on "
             "each server.",
             "The alerts fire at 14.4 (critical, with the last five minutes) and at 6 (warning, over six hours).",
-            thresholds=at((None, GREEN), (1, YELLOW), (alarms.BURN_RATE, ORANGE), (14.4, RED)),
+            thresholds=at((None, GREEN), (1, YELLOW), (alarm_conditions.BURN_RATE, ORANGE), (14.4, RED)),
             size=(12, 8),
         )
         for name, metric in (("TTFT", TTFT), ("TPOT", TPOT))
@@ -321,7 +321,7 @@ def _own() -> list[Panel]:
         figure(
             "Requests without an end",
             q.increase("llamatel.requests.lost"),
-            "Requests whose end was not in the log: lines were lost on the way to llamatel.",
+            "Requests whose end was not seen: lines of the log were lost, or a router unloaded their model.",
             "With attach: does the log arrive complete, and in order?",
             thresholds=at((None, GREEN), (1, YELLOW)),
             empty=NO_LOG,

@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import requests_option, stalled_after_option, telemetry_options, verbose_option
+from llamatel.cli.options import add_times, requests_option, stalled_after_option, telemetry_options, verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
@@ -111,6 +111,7 @@ def command(**values: Any) -> int:
     wakes a server. --targets reads addresses, one a line, or Prometheus's file discovery (.json, .yml). With --log each
     request of that server becomes a trace; it may be a pipe: kubectl logs -f POD | llamatel attach --log -
     """
+    add_times()
     options = options_of(TelemetryOptions, values)
     what = options_of(AttachOptions, values)
     source, no_log = _source(what)

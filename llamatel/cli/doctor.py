@@ -21,11 +21,12 @@ from llamatel.cli.console import note_console, output_console
 from llamatel.cli.options import verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.cli.telemetry_options import options_of, read_page_token
+from llamatel.cli.telemetry_options import options_of, page_token
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.gpu.ceilings import server_ceiling
 from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, fell_back
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.log.log_source import StreamSource
 from llamatel.llama.watch.fleet import Fleet, logged_server
 from llamatel.llama.watch.log_follower import LogFollower
@@ -56,7 +57,9 @@ _PROBE_S = 5.0
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option("--html", metavar="FILE", help="Write the page as HTML, too.")
 @access_options
-@click.option("--page-token-file", metavar="FILE", help="Token of a page that requires one.")
+@click.option(
+    "--page-token-file", metavar="FILE", help="Token of a page that requires one.  [default: $LLAMATEL_PAGE_TOKEN]"
+)
 @verbose_option
 def command(url: str | None, log: str | None, seconds: float, as_json: bool, html: str | None, **values: Any) -> int:
     """Explain why requests were slow: where the time went, what limits the server, which flags would help.
@@ -66,7 +69,7 @@ def command(url: str | None, log: str | None, seconds: float, as_json: bool, htm
 
         llamatel doctor --log llama-server.log
     """
-    token = read_page_token(values.pop("page_token_file"))
+    token = page_token(values.pop("page_token_file"), named=url is not None)
     access = options_of(AccessOptions, values)
     notes = note_console()
     address = url or (None if log else f"http://{DEFAULT_METRICS_ADDR}")
@@ -99,7 +102,7 @@ def _write(path: str, text: str) -> None:
 # -- a running llamatel ------------------------------------------------------------------------------------------------
 
 
-def _of_llamatel(url: str, token: str | None) -> Observation:
+def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation:
     """From the document of a llamatel: the recent requests and the history of the server in focus."""
     source = LlamatelSource(url, token)
     try:

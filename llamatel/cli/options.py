@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from llamatel.cli.console import time_prefix
 from llamatel.errors import one_line, redacted
 
 _C = TypeVar("_C", bound=Callable[..., Any])
@@ -20,8 +21,11 @@ _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
 
 
 class _OneLine(logging.Formatter):
+    timed = False
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        return one_line(redacted(super().formatMessage(record)))
+        text = one_line(redacted(super().formatMessage(record)))
+        return (time_prefix(record.created) if self.timed else "") + text
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
         return "\n".join(one_line(redacted(line)) for line in super().formatException(ei).splitlines())
@@ -35,6 +39,13 @@ def set_verbosity(number: int) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(_LEVELS[min(number, 2)])
+
+
+def add_times() -> None:
+    """From now on each line of the log starts with the time: for commands that run until they are stopped."""
+    for handler in logging.getLogger(_LOGGERS[0]).handlers:
+        if isinstance(handler.formatter, _OneLine):
+            handler.formatter.timed = True
 
 
 class _Kept(logging.Handler):

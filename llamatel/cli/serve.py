@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import requests_option, server_options, telemetry_options, verbose_option
+from llamatel.cli.options import add_times, requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.server_start import load_model, server_lines, wait_for_end
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
@@ -84,6 +84,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     server_args: list[str] = ctx.meta["llamatel.server_args"]
     if model is None and not server_args:
         raise click.UsageError("Missing argument 'MODEL' (a GGUF file)", ctx)
+    add_times()
     for flag, instead in secret_flags(server_args).items():
         log.warning("%s on the command line can be read by every user of this machine: use %s", flag, instead)
     options = options_of(TelemetryOptions, values)

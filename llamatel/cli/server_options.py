@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 from llamatel.errors import UsageError
-from llamatel.inputs.credentials import present, read_api_key, read_headers, trust
+from llamatel.inputs.credentials import api_key_of, present, read_headers, trust
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.server.server_command import API_KEY_VARIABLE
 from llamatel.llama.watch.fleet import Access
 
@@ -46,11 +49,13 @@ class AccessOptions:
         """Parse the options. Raises UsageError for a file that cannot be used."""
         if self.client_key and not self.client_cert:
             raise UsageError("--client-key is the key of a certificate: add --client-cert FILE")
-        tls = trust(self.ca_file) if self.ca_file or self.client_cert else None
-        if tls is not None and self.client_cert:
-            tls = present(tls, self.client_cert, self.client_key)
+        files = [path for path in (self.ca_file, self.client_cert, self.client_key) if path]
         return Access(
-            read_api_key(self.api_key_file) if self.api_key_file else os.environ.get(API_KEY_VARIABLE),
-            read_headers(self.header_file) if self.header_file else {},
-            tls,
+            api_key_of(self.api_key_file) if self.api_key_file else os.environ.get(API_KEY_VARIABLE),
+            RotatedFiles([path], partial(read_headers, path)) if (path := self.header_file) else {},
+            RotatedFiles(files, self._tls) if files else None,
         )
+
+    def _tls(self) -> ssl.SSLContext:
+        context = trust(self.ca_file)
+        return present(context, self.client_cert, self.client_key) if self.client_cert else context

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -17,13 +18,14 @@ from rich.text import Text
 from llamatel import runtime
 from llamatel.cli.console import output_console
 from llamatel.errors import UsageError
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.inputs.text_file import read_token
 from llamatel.llama.server.backends import Backend, build_of
 from llamatel.records import Completion
 from llamatel.runtime import Runtime
 from llamatel.telemetry.jsonl import JsonLines, Sink
 from llamatel.telemetry.resource import installed_version
-from llamatel.telemetry.settings import Settings, is_loopback
+from llamatel.telemetry.settings import PAGE_TOKEN_VARIABLE, Settings, is_loopback
 from llamatel.ui.view import glyphs_for, request_header, request_line, reuse_line
 from llamatel.ui.view.text_page import printable
 
@@ -145,9 +147,17 @@ def telemetry(
         yield running
 
 
-def read_page_token(path: str | None) -> str | None:
+def read_page_token(path: str | None) -> RotatedFiles[str] | None:
     """The web page's token; None without a file."""
-    return None if path is None else read_token(path, "the page's token file")
+    return None if path is None else RotatedFiles([path], partial(read_token, path, "the page's token file"))
+
+
+def page_token(path: str | None, *, named: bool) -> str | RotatedFiles[str] | None:
+    """The token for a page that is requested: of the file, else of the environment.
+
+    ``named``: whether the user named the address; the environment's token goes to no other.
+    """
+    return read_page_token(path) or (os.environ.get(PAGE_TOKEN_VARIABLE) if named else None)
 
 
 def page_line(running: Runtime) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 
+from llamatel.cli.console import time_prefix
 from llamatel.cli.service_manager import notify
 from llamatel.runtime import Runtime
 from llamatel.ui.alarms import Alarm
@@ -25,7 +27,8 @@ def alarms_shown(running: Runtime, notes: Console) -> Iterator[None]:
 
     def show(alarm: Alarm) -> None:
         with contextlib.suppress(OSError):  # the terminal was closed
-            notes.print(Text("llamatel: warning: ", "yellow").append(str(alarm), "default"), soft_wrap=True)
+            line = Text(time_prefix(time.time())).append("llamatel: WARNING: ", "yellow").append(str(alarm), "default")
+            notes.print(line, soft_wrap=True)
 
     def poll() -> None:
         while not end.wait(_EVERY_S):

@@ -20,7 +20,7 @@ from llamatel.cli.console import output_console
 from llamatel.cli.options import verbose_option, warnings_kept
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
-from llamatel.cli.telemetry_options import options_of, read_page_token
+from llamatel.cli.telemetry_options import options_of, page_token
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.watch.targets import target
 from llamatel.metrics import DEFAULT_METRICS_ADDR
@@ -52,7 +52,9 @@ _RESIZE_CHECK_S = 0.5
 @click.option("--once", is_flag=True, help="Print the state once and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the live document as JSON, one per line.")
 @access_options
-@click.option("--page-token-file", metavar="FILE", help="Token of a page that requires one.")
+@click.option(
+    "--page-token-file", metavar="FILE", help="Token of a page that requires one.  [default: $LLAMATEL_PAGE_TOKEN]"
+)
 @verbose_option
 def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
     """Show what llama.cpp servers do now: slots, KV cache, requests as they run.
@@ -78,7 +80,7 @@ def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, *
 
 
 def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> Source:
-    token = read_page_token(values["page_token_file"])
+    token = page_token(values["page_token_file"], named=bool(urls))
     access = options_of(AccessOptions, values).access()
     if not urls:
         access = dataclasses.replace(access, api_key=None, headers={})  # the user did not name who would receive them

@@ -8,6 +8,7 @@ import ssl
 import stat
 
 from llamatel.errors import UsageError
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.inputs.text_file import read_text, user_path
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -29,6 +30,16 @@ def read_api_key(path: str | os.PathLike[str]) -> str:
     if key is None:
         raise UsageError(f"the API key file {os.fspath(path)} holds no key")
     return key
+
+
+def api_key_of(path: str | os.PathLike[str]) -> RotatedFiles[str]:
+    """The key in a file as ``read_api_key`` reads it, also after the file was replaced. Raises UsageError."""
+
+    def read() -> str:
+        check_api_key(key := read_api_key(path))
+        return key
+
+    return RotatedFiles([path], read)
 
 
 def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from llamatel.inputs.deadline import within
 from llamatel.inputs.documents import LARGEST, parse_json
 from llamatel.inputs.http_connections import new_connection
 from llamatel.inputs.http_errors import http_error
+from llamatel.inputs.rotated_files import RotatedFiles, current
 
 if TYPE_CHECKING:
     from urllib3 import HTTPResponse
@@ -177,9 +178,9 @@ class HttpClient:
         self,
         address: Address | str,
         *,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: ssl.SSLContext | None = None,
+        api_key: str | RotatedFiles[str] | None = None,
+        headers: Mapping[str, str] | RotatedFiles[Mapping[str, str]] | None = None,
+        tls: ssl.SSLContext | RotatedFiles[ssl.SSLContext] | None = None,
         kept: int = 1,
         use_proxy: bool = False,
     ) -> None:
@@ -189,11 +190,9 @@ class HttpClient:
         https_proxy and no_proxy of the environment. Raises UsageError.
         """
         self.address = parse_address(address) if isinstance(address, str) else address
-        check_api_key(api_key or "")
-        sent = {"User-Agent": _AGENT, **(headers or {})}
-        if api_key:
-            sent["Authorization"] = f"Bearer {api_key}"
-        self._headers = _encoded(sent)
+        check_api_key(current(api_key) or "")
+        self._api_key = api_key
+        self._headers = headers
         self._tls = tls
         self._kept = kept
         self._use_proxy = use_proxy and not self.address.is_local
@@ -248,9 +247,10 @@ class HttpClient:
         ``read_s`` bounds the silence between bytes, ``total_s`` all until the last byte of the body. ``sending`` is
         called with the socket just before each attempt is sent, for ``abort``.
         """
+        sent = _encoded({**self._own_headers(), **(headers or {})})
         exchange = _Exchange(
-            method or ("GET" if body is None else "POST"), body, {**self._headers, **_encoded(headers or {})}, read_s,
-            connect_s, None if total_s is None else time.monotonic() + total_s, sending,
+            method or ("GET" if body is None else "POST"), body, sent, read_s, connect_s,
+            None if total_s is None else time.monotonic() + total_s, sending,
         )  # fmt: skip
         client = self
         while True:
@@ -279,6 +279,14 @@ class HttpClient:
         with self._lock:
             self._closed = True
             _close_all(self._idle)
+
+    def _own_headers(self) -> dict[str, str]:
+        sent = {"User-Agent": _AGENT}
+        if headers := current(self._headers):
+            sent.update(headers)
+        if api_key := current(self._api_key):
+            sent["Authorization"] = f"Bearer {api_key}"
+        return sent
 
     # -- one request --------------------------------------------------------------------------------------------------
 
@@ -330,7 +338,7 @@ class HttpClient:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return new_connection(self.address, self._tls, use_proxy=self._use_proxy), False
+                return new_connection(self.address, current(self._tls), use_proxy=self._use_proxy), False
             if connection.is_connected:
                 return connection, True
             connection.close()

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from llamatel.errors import UsageError
 from llamatel.inputs.credentials import trust
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 
 PAGE_TOKEN_VARIABLE = "LLAMATEL_PAGE_TOKEN"  # noqa: S105 - a variable's name
@@ -68,7 +69,7 @@ class Settings:
     metrics_console: bool = False
     metrics_addr: tuple[str, int] | None = None
     """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
-    page_token: str | None = field(default=None, repr=False)
+    page_token: str | RotatedFiles[str] | None = field(default=None, repr=False)
     """Token of the web page; without one the page is shown on loopback only."""
     llamatel_url: str | None = None
     """``LLAMATEL_URL``: the llamatel that watches the servers which are called from this process; ``none`` is none.
@@ -107,7 +108,7 @@ class Settings:
         otlp_spool: str | None = None,
         metrics_addr: str | None = None,
         keep_traces: int = 0,
-        page_token: str | None = None,
+        page_token: str | RotatedFiles[str] | None = None,
         collectors: Iterable[str] = (),
         without: Iterable[str] = (),
         shutdown_timeout_s: float = 5.0,

@@ -20,6 +20,7 @@ from typing import Any
 from llamatel.errors import HttpError
 from llamatel.inputs.credentials import trust
 from llamatel.inputs.http import HttpClient
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ClientCall, ServerInfo
@@ -70,7 +71,14 @@ _REASONS = {
 class CallReporter:
     """Receives calls alongside the observer and reports them to another process's llamatel."""
 
-    def __init__(self, url: str | None, instance: str, *, token: str | None = None, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        instance: str,
+        *,
+        token: str | RotatedFiles[str] | None = None,
+        ca_file: str | None = None,
+    ) -> None:
         """Nothing is sent, and no thread started, before the first call.
 
         ``url``: the llamatel's address; None is the default one, for servers of this machine. With an address that was
@@ -81,11 +89,13 @@ class CallReporter:
         self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
-        headers = {"Content-Type": "application/json"}
-        if token is not None and url is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        tls = None if ca_file is None else trust(ca_file)
-        self._connect = functools.partial(HttpClient, self._url, headers=headers, tls=tls)
+        self._connect = functools.partial(
+            HttpClient,
+            self._url,
+            api_key=None if url is None else token,
+            headers={"Content-Type": "application/json"},
+            tls=None if ca_file is None else trust(ca_file),
+        )
         self._once = LogOnce(_log)
         self.dropped = 0
         """Calls that could not be reported although a llamatel answers."""

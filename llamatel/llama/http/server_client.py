@@ -15,6 +15,7 @@ from urllib.parse import quote
 from llamatel.errors import HttpError, ServerUnreachable
 from llamatel.inputs.address import Address
 from llamatel.inputs.http import HttpClient, Response
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.http.props import ModelCard, ServerProps, parse_model_card, parse_props
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.snapshots import SlotState
@@ -89,9 +90,9 @@ class ServerClient:
         self,
         base_url: str,
         *,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tls: ssl.SSLContext | None = None,
+        api_key: str | RotatedFiles[str] | None = None,
+        headers: Mapping[str, str] | RotatedFiles[Mapping[str, str]] | None = None,
+        tls: ssl.SSLContext | RotatedFiles[ssl.SSLContext] | None = None,
         timeout_s: float = 2.0,
     ) -> None:
         """Raises UsageError for a key that cannot be sent.

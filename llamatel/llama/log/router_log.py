@@ -49,6 +49,8 @@ class ExitedProcess:
     port: int
     totals: Mapping[str, float]
     """What its requests add up to, by the names of llama.cpp's counters."""
+    is_whole: bool = True
+    """Whether the log has it from its start."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class ModelLife:
     loading_s: float | None = None
     """From the start of its process until it was ready, by that process's own clock."""
     stopping: bool = False
+    is_whole: bool = False
+    """Whether the start of its process was logged."""
     processes: int = 0
     """A new one may be spawned before the old one's exit is logged."""
 
@@ -197,7 +201,7 @@ class RouterLog(Generic[R]):
     def _spawned(self, name: str, port: int) -> None:
         name, life = self._life(name)
         self._disconnect(name, life)
-        life.state, life.port, life.loading_s, life.stopping = "loading", port, None, False
+        life.state, life.port, life.loading_s, life.stopping, life.is_whole = "loading", port, None, False, True
         life.processes += 1
         self._readers.pop(port, None)
         self._names.pop(port, None)
@@ -219,7 +223,7 @@ class RouterLog(Generic[R]):
         """Its process has exited."""
         if life.port is not None and (entry := self._readers.pop(life.port, None)) is not None:
             self._disconnected.append(entry[0])
-            self._exited_processes.append(ExitedProcess(name, life.port, entry[0].totals))
+            self._exited_processes.append(ExitedProcess(name, life.port, entry[0].totals, life.is_whole))
 
     def _life(self, name: str) -> tuple[str, ModelLife]:
         """A model and its label: ``other`` beyond the first 512."""

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from llamatel.errors import LlamatelError
-from llamatel.inputs.credentials import read_api_key
+from llamatel.inputs.credentials import api_key_of
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.watch.observed_server import ObservedServer
@@ -38,13 +39,13 @@ _STAGGER_S = 0.002
 class Access:
     """Credentials, headers and TLS settings for servers."""
 
-    api_key: str | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    tls: ssl.SSLContext | None = None
+    api_key: str | RotatedFiles[str] | None = field(default=None, repr=False)
+    headers: Mapping[str, str] | RotatedFiles[Mapping[str, str]] = field(default_factory=dict, repr=False)
+    tls: ssl.SSLContext | RotatedFiles[ssl.SSLContext] | None = None
 
     def client(self, target: Target, *, timeout_s: float = 2.0) -> ServerClient:
         """A client of a target, with its own key if it has one. Raises UsageError for a key that cannot be read."""
-        key = self.api_key if target.api_key_file is None else read_api_key(target.api_key_file)
+        key = self.api_key if target.api_key_file is None else api_key_of(target.api_key_file)
         return ServerClient(target.url, api_key=key, headers=self.headers, tls=self.tls, timeout_s=timeout_s)
 
 

@@ -43,6 +43,11 @@ class SlotTrace:
         self._polled_at = at
         return finished
 
+    @property
+    def running(self) -> list[ObservedRequest]:
+        """The requests that ran at the last poll."""
+        return [request for request, _ in self._running.values()]
+
     def idle(self, at: float) -> None:
         """Record that no request ran at Unix time ``at``: the next one starts later."""
         self._polled_at = at

@@ -294,10 +294,12 @@ class ObservedServer:
 
     def _poll_router(self, router: Router) -> None:
         if self.log is None:
-            router.poll()
+            router.poll_list()
         else:
-            router.poll(self.log.with_router(RouterLog.pop_exited))
+            router.poll_list(self.log.with_router(RouterLog.pop_exited))
             self.log.with_router(lambda log: log.name_processes(router.ports))
+        router.poll_models()
+        self.due_in_s = router.due_in_s
 
     def _identify(self, life: Lifecycle | None) -> None:
         """Identify the server: once, and again when another process answers."""
@@ -310,8 +312,8 @@ class ObservedServer:
         model = self.info.model
         if props.role == "router":
             self._router = self._router or Router(
-                client, interval_s=self._interval_s, stalled_after_s=self._stalled_after_s, on_task=self._note_task,
-                clock=self._clock,
+                client, interval_s=self._interval_s, stalled_after_s=self._stalled_after_s,
+                has_log=self.log is not None, on_task=self._note_task, clock=self._clock,
             )  # fmt: skip
             model = model if life is not None else None
         else:

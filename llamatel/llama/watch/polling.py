@@ -82,6 +82,8 @@ class Polling:
         """Tokens a second over all slots."""
         self._trace = SlotTrace()
         self._observed: list[ObservedRequest] = []
+        self.uncounted: list[ObservedRequest] = []
+        """Requests that ran when the slots were polled after the last scrape: no counter has them yet."""
         self._lacks: set[str] = set() if has_metrics else {"metrics"}
         self._has_metrics = has_metrics
         self._once = LogOnce(_log)
@@ -218,6 +220,7 @@ class Polling:
             last = self._counters.restarted()
             self._process = None
             self.disconnected()
+            self.uncounted = []
             return last
 
     def add(self, missed: Mapping[str, float]) -> None:
@@ -256,6 +259,7 @@ class Polling:
             self._changed = True
         self._counters.observe(values, self._counters.process)
         self._values = values
+        self.uncounted = []
         return restarted
 
     def _switch(self, process: str | None) -> None:
@@ -335,6 +339,7 @@ class Polling:
             return
         self.slots_are_new = True
         self._observed += self._trace.observe(_NO_SERVER, self.slots, time.time(), sent_at)
+        self.uncounted = self._trace.running
         self._observe_rate(now)
 
     def _observe_rate(self, now: float) -> None:

@@ -5,12 +5,16 @@
 request and unloads no model while it answers one, so idle models are polled seldom; unloaded and sleeping ones never.
 
 What happens between two polls is seen late or not at all: loads and failures are counted as far as they were seen, and
-why a model was unloaded is unknown. The router's log has all of it (see ``log.router_log``).
+why a model was unloaded is unknown. What a model counts after its last poll cannot be read once it is unloaded, and a
+request may be followed by the unloading at once: llama.cpp counts a request's tokens when it ends. The router's log has
+all of it (see ``log.router_log``). Without it working models are polled more often, the tokens that their slots showed
+last are added, and what is missing is counted: unloads, and requests that ran at the last poll.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,11 +34,15 @@ from llamatel.llama.watch.local_process import cpu_time, find_process
 from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.progress import STALLED_AFTER_S, ProgressWatch
 from llamatel.records import ObservedRequest, ServerInfo
-from llamatel.snapshots import RouterModel, ServerSnapshot
+from llamatel.snapshots import CountGaps, RouterModel, ServerSnapshot
 
 _IDLE_S = 5.0
-"""How often a loaded model is polled while it is idle."""
+"""How often a loaded model is polled while it is idle; without the router's log as often as other servers."""
+_WORKING_S = 0.5
+"""How often a working model is polled at least without the router's log: it may be unloaded once it is idle."""
+_GENERATED = "tokens_predicted_total"
 _STATES = frozenset({"unloaded", "loading", "loaded", "sleeping", "downloading", "downloaded"})
+_ENDED = frozenset({"unloaded", "failed"})
 _MAX_MODELS = 512
 
 
@@ -90,34 +98,47 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
 class _Model:
     """One model over its loads."""
 
-    def __init__(self, entry: ModelEntry, polling: Polling, progress: ProgressWatch, *, is_local: bool) -> None:
-        """``is_local``: whether the router, and so the model's process, is on this machine."""
+    def __init__(
+        self, entry: ModelEntry, polling: Polling, progress: ProgressWatch, *, is_local: bool, has_log: bool
+    ) -> None:
+        """``is_local``: whether the router, and so the model's process, is on this machine.
+
+        ``has_log``: whether the router's log shows what its processes counted.
+        """
         self.entry = entry
         self.polling = polling
         self._progress = progress
         self._is_local = is_local
+        self._has_log = has_log
         self._process: tuple[int | None, int | None] = (None, None)
         """The port of the model's process, and its pid if that is known."""
         self.loads = self.failures = 0
+        self.unread = self.requests_lost = 0
+        """Unloads whose last counts are unknown, and requests that are known to be missing with them."""
         self.stale = False
         self.due_at = float("-inf")
-        self._polled_port: int | None = None
-        """Of the process whose counters were polled last."""
+        self.working = False
+        """Whether the last poll saw it work."""
+        self._runs = False
+        self._port: int | None = None
+        """Of the process that was seen to have loaded it last."""
         self._earlier: tuple[int | None, Mapping[str, float]] = (None, {})
         """Port and last counters of the process before."""
 
     def observe(self, entry: ModelEntry) -> None:
         """Its entry in the list of another poll."""
         before, self.entry = self.entry, entry
-        if entry.port is not None and self._polled_port not in (None, entry.port):
-            self._replaced()
+        if self._runs and (entry.state in _ENDED or (entry.port is not None and entry.port != self._port)):
+            self._ended()
+        if entry.running:
+            self._runs, self._port = True, entry.port
         if entry.running and (not before.running or entry.port != before.port):
             self.loads += 1
             self.due_at = float("-inf")
         if entry.state == "failed" and before.state != "failed":
             self.failures += 1
         if entry.state != "loaded":
-            self.stale = False
+            self.stale = self.working = False
             self.due_at = float("-inf")
             if entry.state == "sleeping":
                 self.polling.asleep()
@@ -127,8 +148,9 @@ class _Model:
 
     def exited(self, process: ExitedProcess) -> None:
         """Add what its log shows one of its processes to have counted after its last poll."""
-        if process.port == self._polled_port:
-            self._replaced()
+        if self._runs and process.port == self._port:
+            self._ended()
+        self.unread += not process.is_whole
         port, last = self._earlier
         if process.port == port:
             self._earlier = (None, {})
@@ -136,9 +158,16 @@ class _Model:
             last = {}  # it was never polled
         self.polling.add({name: value - last.get(name, 0.0) for name, value in process.totals.items()})
 
-    def _replaced(self) -> None:
-        self._earlier = self._polled_port, self.polling.replaced()
-        self._polled_port = None
+    def _ended(self) -> None:
+        """Its process is gone, with what it counted after its last poll."""
+        running = self.polling.uncounted
+        last = self.polling.replaced()
+        self._earlier, self._runs = (self._port, last), False
+        if not self._has_log:
+            self.unread += 1
+            self.requests_lost += len(running)
+            if _GENERATED in last:
+                self.polling.add({_GENERATED: sum(request.decoded or 0 for request in running)})
 
     def poll(self, now: float, interval_s: float) -> None:
         """Poll it, if it is loaded and due."""
@@ -146,15 +175,14 @@ class _Model:
             return
         try:
             self.polling.poll()
-            self._polled_port = self.entry.port
             self.stale = False
         except ServerUnreachable as error:
             # Busy: its last figures are kept. Unloaded in the meantime (400), or removed: the next list shows it.
             self.stale = error.busy
-        working = self.polling.busy or self.stale
+        working = self.working = self.polling.busy or self.stale
         cpu_s = cpu_time(self._pid()) if working else None
         self._progress.observe(started_at=now, working=working, marks=self.polling.marks, cpu_s=cpu_s)
-        self.due_at = now + (interval_s if working else max(_IDLE_S, interval_s))
+        self.due_at = now + (interval_s if working or not self._has_log else max(_IDLE_S, interval_s))
 
     def _pid(self) -> int | None:
         """The model's process, looked for once a load; None if it is on another machine, or cannot be found."""
@@ -169,8 +197,11 @@ class _Model:
         entry, polling = self.entry, self.polling
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
+        gaps = CountGaps(self.unread, None if self._has_log else self.requests_lost)
         if not entry.running:
-            return ServerSnapshot(about, up=None, state=entry.state, counters=polling.totals, router_model=life)
+            return ServerSnapshot(
+                about, up=None, state=entry.state, counters=polling.totals, router_model=life, count_gaps=gaps
+            )
         cache = kv_cache_state(logged, polling.polled, LoadedModel(None, entry.settings))
         return ServerSnapshot(
             about,
@@ -184,6 +215,7 @@ class _Model:
             decode_rate=polling.decode_rate,
             kv_cache=cache if cache.is_known else None,
             router_model=life,
+            count_gaps=gaps,
         )
 
 
@@ -196,19 +228,23 @@ class Router:
         *,
         interval_s: float = 1.0,
         stalled_after_s: float = STALLED_AFTER_S,
+        has_log: bool = False,
         on_task: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``stalled_after_s``: see ``progress``.
+        """``stalled_after_s``: see ``progress``. ``has_log``: whether the router's log is read, too.
 
         ``on_task`` is called with a model's name before each request that takes a task number of its process.
         """
         self._client = client
         self._interval_s = interval_s
         self._stalled_after_s = stalled_after_s
+        self._has_log = has_log
         self._on_task = on_task
         self._clock = clock
         self._models: dict[str, _Model] = {}
+        self._exited: deque[ExitedProcess] = deque(maxlen=_MAX_MODELS)
+        """Until the list of models can be had, as they may be the first ones."""
 
     def use(self, client: ServerClient) -> None:
         """It is another process now, on the same port or another one."""
@@ -218,20 +254,31 @@ class Router:
             for name, model in self._models.items():
                 model.polling.use(client.of_model(name))
 
-    def poll(self, exited: Iterable[ExitedProcess] = ()) -> None:
-        """One round. Raises ServerUnreachable where the list cannot be had.
+    def poll_list(self, exited: Iterable[ExitedProcess] = ()) -> None:
+        """Poll the list of models. Raises ServerUnreachable.
 
         ``exited``: the processes that exited since the last round, by the router's log.
         """
-        for process in exited:
-            if process.model in self._models:
-                self._models[process.model].exited(process)
+        self._exited += exited
         entries = {entry.name: entry for entry in parse_models(self._client.router_models())}
         self._models = {name: self._models.get(name) or self._new(entry) for name, entry in entries.items()}
+        for process in self._exited:
+            if process.model in self._models:
+                self._models[process.model].exited(process)
+        self._exited.clear()
         for name, entry in entries.items():
             self._models[name].observe(entry)
+
+    def poll_models(self) -> None:
+        """Poll the loaded models that are due."""
         for model in self._models.values():
-            model.poll(self._clock(), self._interval_s)
+            model.poll(self._clock(), self.due_in_s)
+
+    @property
+    def due_in_s(self) -> float:
+        """When it is to be polled again."""
+        works = not self._has_log and any(model.working for model in self._models.values())
+        return min(_WORKING_S, self._interval_s) if works else self._interval_s
 
     @property
     def ports(self) -> dict[int, str]:
@@ -269,7 +316,8 @@ class Router:
         progress = ProgressWatch(
             self._stalled_after_s, interval_s=self._interval_s, name=lambda: name, clock=self._clock
         )
-        return _Model(entry, polling, progress, is_local=parse_address(self._client.base_url).is_local)
+        is_local = parse_address(self._client.base_url).is_local
+        return _Model(entry, polling, progress, is_local=is_local, has_log=self._has_log)
 
 
 def models_with_log(server: ServerInfo, router: Router | None, log: RouterLog[LogReader]) -> tuple[ServerSnapshot, ...]:

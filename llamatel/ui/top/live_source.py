@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 from llamatel.errors import HttpError, ServerUnreachable
 from llamatel.inputs.http import HttpClient
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.watch.fleet import Access, Fleet
 from llamatel.llama.watch.targets import Target, TargetFiles
 from llamatel.snapshots import Snapshot
+from llamatel.telemetry.settings import PAGE_TOKEN_VARIABLE
 from llamatel.ui.live import Live
 from llamatel.ui.top.live_schema import check_document
 from llamatel.ui.view.text_page import printable
@@ -21,6 +23,12 @@ _TIMEOUT_S = 10.0
 """A llamatel that watches a busy server may need that server's whole timeout to answer."""
 _PROBE_S = 1.0
 _MAX_REASON = 500
+_OURS = "llamatel: "
+"""Start of the errors that a llamatel's page answers."""
+
+
+class PageRefused(ServerUnreachable):
+    """A llamatel does not serve its page here, or not without its token."""
 
 
 class Source(Protocol):
@@ -73,7 +81,7 @@ class BackgroundFetch:
 class LlamatelSource:
     """A llamatel that serves its page at ``url``; its document includes requests."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | RotatedFiles[str] | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/metrics")
         self._http = HttpClient(self.url, api_key=token)
 
@@ -82,9 +90,12 @@ class LlamatelSource:
         query = "" if focus is None else f"?server={quote(focus, safe='')}"
         try:
             answer = self._http.request(f"/live.json{query}", total_s=timeout_s)
-            if answer.status in {401, 403}:
-                reason = _first_line(answer.data[:_MAX_REASON].decode("utf-8", "replace"))
-                raise ServerUnreachable(f"{self.url}: {printable(reason)}", status=401)
+            text = answer.data[:_MAX_REASON].decode("utf-8", "replace")
+            if answer.status in {401, 403} and text.startswith(_OURS):
+                reason = f"{self.url}: {printable(_first_line(text))}"
+                if answer.status == 401:
+                    reason += f" (--page-token-file, or {PAGE_TOKEN_VARIABLE})"
+                raise PageRefused(reason, status=answer.status)
             return check_document(answer.json())
         except HttpError as error:
             raise ServerUnreachable(f"{self.url} does not answer as llamatel does: {_first_line(error)}") from error
@@ -121,17 +132,19 @@ class ServersSource:
         self._fleet.stop()
 
 
-def is_llamatel(url: str, token: str | None, timeout_s: float = _PROBE_S) -> bool:
+def is_llamatel(url: str, token: str | RotatedFiles[str] | None, timeout_s: float = _PROBE_S) -> bool:
     """Whether a llamatel serves its page at ``url``; one that rejects the token counts."""
     source = LlamatelSource(url, token)
     try:
         source.document(None, timeout_s)
-    except ServerUnreachable as error:
-        return error.status == 401 and "llamatel" in str(error).removeprefix(source.url)
+    except PageRefused:
+        return True
+    except ServerUnreachable:
+        return False
     finally:
         source.close()
     return True
 
 
 def _first_line(what: object) -> str:
-    return (str(what).splitlines() or [""])[0].removeprefix("llamatel: ")
+    return (str(what).splitlines() or [""])[0].removeprefix(_OURS)

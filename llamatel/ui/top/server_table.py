@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ _NARROW = 46
 """Columns next to the name; terminals of ``_WIDE`` columns show ``_MORE`` columns in addition."""
 _WIDE = 104
 _MORE = 29
+_LABELS = 6
+"""Labels are left out in less room."""
 
 
 def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[Row]:
@@ -66,17 +69,32 @@ def table(
     shown_of = f"{position + 1} of {len(rows)}" if rows else f"none of {len(document['keys'])}"
     heading = cut(f"server ({shown_of}){', ' if by else ''}{by}", name_width, glyphs)
     titles = f"  {heading:{name_width}} state    busy  wait  kv used  tok/s"
-    host = _common_host(rows) if any(len(row["key"]) > name_width for row in rows) else ""
+    names = _names(rows, name_width)
     shown = [Text(titles + ("  first p95  failed  restarts" if wide else ""), "bold")]
-    for row in rows[first : first + lines]:
+    for row, full in list(zip(rows, names, strict=True))[first : first + lines]:
         here = row["key"] == document["focus"]
         line = Text(glyphs.arrow + " " if here else "  ", "bold cyan")
-        name = cut(printable(row["key"].removeprefix(host)), name_width, glyphs)
-        labels = cut(f"  {printable(row['labels'])}", name_width - len(name), glyphs) if row["labels"] else ""
+        name = cut(full, name_width, glyphs)
+        room = name_width - len(name)
+        labels = cut(f"  {printable(row['labels'])}", room, glyphs) if row["labels"] and room > _LABELS else ""
         line.append(name, "bold" if here else "default")
         line.append(f"{labels:{name_width - len(name)}} ", "dim")
         shown.append(line.append_text(_figures(row, document["taken_at"], glyphs, wide=wide)))
     return shown
+
+
+def _names(rows: Sequence[Row], width: int) -> list[str]:
+    """The servers' names; where they do not fit, without the host that all share, or the model in favour of labels."""
+    names = [row["key"] for row in rows]
+    if any(len(name) > width for name in names):
+        host = _common_host(rows)
+        names = [name.removeprefix(host) for name in names]
+    addresses = Counter(name.partition(" ")[0] for name in names)
+    for position, (name, row) in enumerate(zip(names, rows, strict=True)):
+        address = name.partition(" ")[0]
+        if row["labels"] and addresses[address] == 1 and len(name) + len(row["labels"]) > width - 2:
+            names[position] = address
+    return [printable(name) for name in names]
 
 
 def _common_host(rows: Sequence[Row]) -> str:

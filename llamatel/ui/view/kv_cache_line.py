@@ -13,7 +13,8 @@ from llamatel.ui.view.text_page import size
 def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None:
     """``4,096 tokens shared by 4 slots, 16.0 MiB; 1,120 active, 96 cached``; None where nothing is known.
 
-    Tokens are shown once there are any. Bytes are those that llama.cpp reported, else the planned ones, labelled.
+    Tokens are shown once there are any. Bytes are those that llama.cpp reported, else the planned ones, labelled; where
+    both agree the planned ones, as llama.cpp's log rounds to 0.01 MiB.
     """
     cache = state.kv_cache
     if cache is None or cache.capacity is None:
@@ -33,6 +34,8 @@ def _bytes(cache: KvCacheState, glyphs: Glyphs) -> str:
     def in_words(sizes: Mapping[str, int]) -> str:
         return size(sum(sizes.values()), glyphs)
 
+    if cache.reported_bytes and cache.planned_bytes and cache.plan_error_bytes == 0:
+        return f", {in_words(cache.planned_bytes)}"
     if cache.reported_bytes:
         return f", {in_words(cache.reported_bytes)}"
     return f", {in_words(cache.planned_bytes)} as planned" if cache.planned_bytes else ""

@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
+from llamatel.inputs.rotated_files import RotatedFiles, current
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.settings import is_loopback
 from llamatel.tracing.call_reports import CALLS_PATH, MAX_BYTES, SERVERS_PATH, InvalidCallReport
@@ -55,7 +56,9 @@ _HEADERS = [
 class Page:
     """A WSGI application for everything except /metrics."""
 
-    def __init__(self, document: Document, calls: CallReportReceiver, *, host: str, token: str | None = None) -> None:
+    def __init__(
+        self, document: Document, calls: CallReportReceiver, *, host: str, token: str | RotatedFiles[str] | None = None
+    ) -> None:
         """``host``: the listening address. Beyond loopback the page needs the ``token``."""
         self._document = document
         self._calls = calls
@@ -114,8 +117,9 @@ class Page:
 
     def _refusal(self, environ: WSGIEnvironment) -> tuple[str, str, list[tuple[str, str]]] | None:
         """Status, text and headers that reject the request; None if it may see the page."""
-        if self._token is not None:
-            if _has_token(environ.get("HTTP_AUTHORIZATION", ""), self._token):
+        token = current(self._token)
+        if token is not None:
+            if _has_token(environ.get("HTTP_AUTHORIZATION", ""), token):
                 return None
             challenge = [("WWW-Authenticate", 'Basic realm="llamatel: any name, and the token as password"')]
             return "401 Unauthorized", "the page needs its token as password", challenge
