@@ -226,12 +226,12 @@ def test_router_without_log_shows_what_is_missing(start: Callable[..., Unmanaged
         finally:
             thread.join()
 
-        def a_failed() -> ServerSnapshot | None:
+        def failed() -> bool:
             server.poll()
-            a = state_of(server.snapshots(), "a")
-            return a if a.state == "failed" else None
+            return state_of(server.snapshots(), "a").state == "failed"
 
-        a = wait_until(a_failed, 20, "its end is seen")
+        wait_until(failed, 20, "its end is seen")
+        a = state_of(server.snapshots(), "a")
         assert a.count_gaps == CountGaps(unloads=1, requests=1)
         assert a.counters["tokens_predicted_total"] == shown
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -23,13 +21,6 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         """Called while the BrokenPipeError is handled: hand it on."""
         raise  # noqa: PLE0704 - rich calls this from its except clause
-
-
-def time_prefix(at: float) -> str:
-    """The Unix time in front of a line of the log; none under systemd, whose journal adds it."""
-    if "JOURNAL_STREAM" in os.environ:
-        return ""
-    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds") + " "
 
 
 def output_console() -> Console:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
-from llamatel.cli.console import time_prefix
 from llamatel.errors import one_line, redacted
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
+
+
+def time_prefix(at: float) -> str:
+    """The Unix time in front of a line of the log; none under systemd, whose journal adds it."""
+    if "JOURNAL_STREAM" in os.environ:
+        return ""
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds") + " "
 
 
 class _OneLine(logging.Formatter):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
-from llamatel.cli.console import time_prefix
+from llamatel.cli.options import time_prefix
 from llamatel.cli.service_manager import notify
 from llamatel.runtime import Runtime
 from llamatel.ui.alarms import Alarm

@@ -323,7 +323,7 @@ def _address(text: str, origin: str) -> tuple[str, int] | None:
     return bare, int(port)
 
 
-def _llamatel_url(env: _Environment, token: str | None) -> str | None:
+def _llamatel_url(env: _Environment, token: object) -> str | None:
     """The URL of a llamatel: of this machine, or over TLS, as the token must not be readable on the way."""
     url = env.get(URL_VARIABLE)
     if url is None or url.lower() == "none":
