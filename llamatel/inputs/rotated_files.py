@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -25,22 +24,19 @@ class RotatedFiles(Generic[T]):
         """``read`` reads them and raises UsageError, here and at no later time: then the earlier content is kept."""
         self._paths = [user_path(path) for path in paths]
         self._read = read
-        self._lock = threading.Lock()
         self._once = LogOnce(_log)
-        self._version = self._current_version()
-        self._value = read()
+        self._held: tuple[object, T] = (self._current_version(), read())
 
     def __call__(self) -> T:
         """The content now."""
-        with self._lock:
-            version = self._current_version()
-            if version is not None and version != self._version:
-                try:
-                    self._value, self._version = self._read(), version
-                    self._once.reset("read")
-                except UsageError as error:
-                    self._once.warning("read", "%s: the earlier content is used", error)
-            return self._value
+        version = self._current_version()
+        if version is not None and version != self._held[0]:
+            try:
+                self._held = (version, self._read())
+                self._once.reset("read")
+            except UsageError as error:
+                self._once.warning("read", "%s: the earlier content is used", error)
+        return self._held[1]
 
     def _current_version(self) -> object:
         """Changes with the files; None where one is missing, or is a pipe, which can be read only once."""
