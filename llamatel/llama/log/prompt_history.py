@@ -11,12 +11,14 @@ llama.cpp: ``get_available_slot``, ``try_clear_idle_slots`` (tools/server/server
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import attrgetter
 from typing import NamedTuple
 
 from llamatel.llama.log.prompt_reuse import ROUNDING, UNKNOWN_REUSE, Prefill, PromptReuse, SlotSelection, refused_reuse
@@ -38,6 +40,7 @@ _MARKED = 8
 """Tokens from which a common beginning is more than that of every prompt."""
 _LRU_SHARE = 0.1
 """Share of a prompt that a slot may have without being selected for it (--slot-prompt-similarity)."""
+_length, _task = attrgetter("prompt"), attrgetter("task")
 _CLOCK_S = 0.01
 """How exactly the arrival of a request is known."""
 
@@ -73,7 +76,7 @@ class CachedPrompt:
 
     def may_be_shifted(self, prompt: int) -> bool:
         """Whether a prompt of so many tokens may begin with this one, whose answer a context shift moved."""
-        return self.unshifted is not None and not self.continued and self.prompt <= prompt <= 2 * self.tokens
+        return not self.continued and self.prompt <= prompt <= 2 * self.tokens
 
     def might_start(self, prompt: int) -> bool:
         """The same, if the answer is not part of it, or much was added."""
@@ -89,6 +92,8 @@ class CacheContents(NamedTuple):
     """In other idle slots and in host memory."""
     number: int = 0
     """Of the request, counted from 1."""
+    finished: float = math.inf
+    """Log time when the last of them was finished, or later."""
 
     def all(self) -> list[CachedPrompt]:
         """All of them."""
@@ -98,6 +103,8 @@ class CacheContents(NamedTuple):
     def before(self, arrived: float) -> CacheContents:
         """Without prompts that were not finished when a request arrived: it was sent without their answers."""
         latest = arrived + _CLOCK_S
+        if self.finished <= latest:
+            return self
         in_slot = self.in_slot if self.in_slot is not None and self.in_slot.finished <= latest else None
         return CacheContents(
             in_slot,
@@ -138,6 +145,8 @@ class PromptHistory:
         """The content of idle slots."""
         self._in_memory: dict[int, CachedPrompt] = {}
         """By task, the oldest first."""
+        self._finished = -math.inf
+        """Log time when the last prompt was finished."""
         self._lost: deque[tuple[CachedPrompt, RecomputeCause]] = deque(maxlen=_MOST_LOST)
         self._fits: deque[bool] = deque(maxlen=_RECENT)
         """Whether prompts fitted those that were lost, from the first that did."""
@@ -163,9 +172,11 @@ class PromptHistory:
         """A request got a slot."""
         in_slot = self._slots.pop(slot, None)
         others = chain(reversed(self._slots.values()), reversed(self._in_memory.values()))
-        held = dict.fromkeys(islice((prompt for prompt in others if prompt is not in_slot), _MOST_HELD))
+        held = dict.fromkeys(islice(others, _MOST_HELD))
+        if in_slot is not None:
+            held.pop(in_slot, None)
         self._started += 1
-        contents = CacheContents(in_slot, tuple(self._lost), tuple(held), self._started)
+        contents = CacheContents(in_slot, tuple(self._lost), tuple(held), self._started, self._finished)
         if in_slot is not None and selection is not None and not in_slot.is_kept(selection):
             saved = selection.replaces and self.host_cache is not False
             if not saved or self.host_cache is None:
@@ -180,6 +191,7 @@ class PromptHistory:
     def released(self, slot: int, content: CachedPrompt) -> None:
         """A request left its prompt and answer in its slot."""
         self._slots[slot] = content
+        self._finished = max(self._finished, content.finished)
 
     def read(self, message: str) -> None:
         """Read a message of the server that is about its caches."""
@@ -275,7 +287,8 @@ class PromptHistory:
         follows = newest is not None and newest.may_start(prompt)
         position, self._changed_at = self._changed_at, cached if follows else None
         for held in contents.held if in_slot is None else (in_slot, *contents.held):
-            if held.may_be_shifted(prompt) and (held is not in_slot or cached >= (held.unshifted or 0)):
+            shifted = held.unshifted is not None and held.may_be_shifted(prompt)
+            if shifted and (held is not in_slot or cached >= (held.unshifted or 0)):
                 return _Missing(held, RecomputeCause.CONTEXT_SHIFT, (held,))
         known = any(abs(beginning - cached) <= 1 for beginning in self._beginnings)
         if in_slot is not None and not known and in_slot.may_start(prompt) and prefill.selection.keeps_half:
@@ -317,11 +330,3 @@ class PromptHistory:
         # Where there are conversations, and every prompt fits a lost one, that is no accident.
         likely = ((fitting + 1) / (new + 2)) ** len(self._fits) > _ACCIDENT
         return likely or len(self._added) < _CONVERSATIONS or not all(self._fits)
-
-
-def _length(prompt: CachedPrompt) -> int:
-    return prompt.prompt
-
-
-def _task(prompt: CachedPrompt) -> int:
-    return prompt.task
