@@ -114,8 +114,10 @@ class MetricStore:
             series.sum += value
             if bucket >= 0:
                 series.counts[bucket] += 1
-                series.minimum = min(series.minimum, value)
-                series.maximum = max(series.maximum, value)
+                if value < series.minimum:  # noqa: PLR1730 - min() and max() take three times as long
+                    series.minimum = value
+                if value > series.maximum:  # noqa: PLR1730
+                    series.maximum = value
                 if context is not None and self._with_exemplars and row.name.startswith(_WITH_EXEMPLARS):
                     self._add_exemplar(series, bucket, value, context)
             series.updated_at = 0.0
