@@ -76,7 +76,7 @@ class CachedPrompt:
 
     def may_be_shifted(self, prompt: int) -> bool:
         """Whether a prompt of so many tokens may begin with this one, whose answer a context shift moved."""
-        return not self.continued and self.prompt <= prompt <= 2 * self.tokens
+        return self.unshifted is not None and not self.continued and self.prompt <= prompt <= 2 * self.tokens
 
     def might_start(self, prompt: int) -> bool:
         """The same, if the answer is not part of it, or much was added."""
@@ -145,6 +145,8 @@ class PromptHistory:
         """The content of idle slots."""
         self._in_memory: dict[int, CachedPrompt] = {}
         """By task, the oldest first."""
+        self._shifted = False
+        """Whether a context shift has moved a prompt."""
         self._finished = -math.inf
         """Log time when the last prompt was finished."""
         self._lost: deque[tuple[CachedPrompt, RecomputeCause]] = deque(maxlen=_MOST_LOST)
@@ -192,6 +194,7 @@ class PromptHistory:
         """A request left its prompt and answer in its slot."""
         self._slots[slot] = content
         self._finished = max(self._finished, content.finished)
+        self._shifted = self._shifted or content.unshifted is not None
 
     def read(self, message: str) -> None:
         """Read a message of the server that is about its caches."""
@@ -283,12 +286,12 @@ class PromptHistory:
         """The prompt that it may continue and that was not there, with the reason; None: nothing fits."""
         cached, prompt = prefill.cached, prefill.prompt
         in_slot = contents.in_slot
-        newest = max((*contents.held, in_slot) if in_slot is not None else contents.held, key=_task, default=None)
+        here = contents.held if in_slot is None else (in_slot, *contents.held)
+        newest = max(here, key=_task, default=None)
         follows = newest is not None and newest.may_start(prompt)
         position, self._changed_at = self._changed_at, cached if follows else None
-        for held in contents.held if in_slot is None else (in_slot, *contents.held):
-            shifted = held.unshifted is not None and held.may_be_shifted(prompt)
-            if shifted and (held is not in_slot or cached >= (held.unshifted or 0)):
+        for held in here if self._shifted else ():
+            if held.may_be_shifted(prompt) and (held is not in_slot or cached >= (held.unshifted or 0)):
                 return _Missing(held, RecomputeCause.CONTEXT_SHIFT, (held,))
         known = any(abs(beginning - cached) <= 1 for beginning in self._beginnings)
         if in_slot is not None and not known and in_slot.may_start(prompt) and prefill.selection.keeps_half:
