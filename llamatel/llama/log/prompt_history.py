@@ -174,11 +174,13 @@ class PromptHistory:
         """A request got a slot."""
         in_slot = self._slots.pop(slot, None)
         others = chain(reversed(self._slots.values()), reversed(self._in_memory.values()))
-        held = dict.fromkeys(islice(others, _MOST_HELD))
+        held = dict.fromkeys(islice(others, _MOST_HELD + 1))
         if in_slot is not None:
             held.pop(in_slot, None)
         self._started += 1
-        contents = CacheContents(in_slot, tuple(self._lost), tuple(held), self._started, self._finished)
+        contents = CacheContents(
+            in_slot, tuple(self._lost), tuple(held)[:_MOST_HELD], self._started, self._finished
+        )  # fmt: skip
         if in_slot is not None and selection is not None and not in_slot.is_kept(selection):
             saved = selection.replaces and self.host_cache is not False
             if not saved or self.host_cache is None:
