@@ -61,10 +61,10 @@ class Runtime:
     undo: tuple[Callable[[], object], ...]
     """Ends the watch for servers that are started and models that are loaded, and the instrumentation of clients."""
     calls: CallReporter | None
-    """Tells another process's llamatel of the calls that are made here; None where it is not to."""
+    """Reports the calls of this process to another process's llamatel; None where reports are off."""
 
     def __repr__(self) -> str:
-        # What a notebook shows under a cell that ends with ``init()``.
+        # Shown in a notebook below a cell that ends with ``init()``.
         shown = {
             "spans": self.pipeline.otlp_endpoint,
             "metrics": self.pipeline.metrics_url,
@@ -199,6 +199,8 @@ def _after_fork() -> None:
     if running is None:
         return
     running.observer.restart()
+    if running.calls is not None:
+        running.calls.after_fork()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:  # it calls this after it has cleared its finalizers, if the child is one of its own
         util.register_after_fork(_Process, lambda _: _end_with_worker())

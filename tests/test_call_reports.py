@@ -244,8 +244,14 @@ with ServerManager() as server:
     for number in range(2):
         children.append(os.fork())
         if not children[-1]:
-            with llamatel.span(f"child {number}"):
-                complete(LlamaCppClient(server.base_url))
+            client = LlamaCppClient(server.base_url)
+
+            @llamatel.task(name="child")
+            def call(_):
+                complete(client)
+
+            with ThreadPoolExecutor(4) as threads:  # the first calls of the process
+                list(threads.map(call, range(4)))
             llamatel.shutdown()
             os._exit(0)
     for child in children:
@@ -256,9 +262,12 @@ with ServerManager() as server:
 def test_reporter_forked_processes_call_the_server_of_their_parent(sink: OtlpSink, tiny_model: Path) -> None:
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
-    spans = run_script(FORKED, str(tiny_model), sink, url, 3, OTEL_EXPORTER_PROMETHEUS_PORT=port)
-    requests = {span.trace_id for span in of_kind(spans, "SERVER")}
-    assert {span.name for span in spans if span.trace_id in requests} >= {"child 0", "child 1"}
+    spans = run_script(FORKED, str(tiny_model), sink, url, 9, OTEL_EXPORTER_PROMETHEUS_PORT=port)
+    requests = of_kind(spans, "SERVER")
+    found = {span.trace_id for span in requests} | {trace_id for span in requests for trace_id, _ in span.links}
+    children = {span.trace_id for span in spans if span.name == "child"}
+    assert len(children) == 8
+    assert children <= found
 
 
 def test_reporter_own_server(sink: OtlpSink, tiny_model: Path) -> None:

@@ -59,6 +59,8 @@ class ZeroCode:
         self._lock = threading.Lock()
         if self._observer is not None:
             self._observer.restart()
+        if self._reporter is not None:
+            self._reporter.after_fork()
 
     def close(self) -> None:
         """Release one user; the last one stops it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import threading
 import time
 import uuid
@@ -101,9 +100,13 @@ class CallReporter:
         """Calls that could not be reported although a llamatel answers."""
         self._start_over()
 
+    def after_fork(self) -> None:
+        """In a forked process: the parent's llamatel is that of another process now."""
+        self._instance = ""
+        self._start_over()
+
     def _start_over(self) -> None:
-        """Begin without calls, connections and locks: also in a forked process, where the parent's are in any state."""
-        self._pid = os.getpid()
+        """Begin without calls, connections and locks: those of a parent are in any state after a fork."""
         self._client = uuid.uuid4().hex
         self._http = self._connect()
         self._in_flight: dict[object, OpenCall] = {}
@@ -128,9 +131,6 @@ class CallReporter:
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent; returns at once."""
         endpoint = endpoint_of(call.server)
-        if self._pid != os.getpid():
-            self._instance = ""  # the parent's llamatel is another process's now
-            self._start_over()
         if self._any_server or endpoint[0] in HERE:
             self._in_flight[key] = call
             if self._quiet_until.get(endpoint, 0.0) <= time.monotonic() or (

@@ -32,14 +32,14 @@ AttributeValue = str | bool | int | float
 
 
 class _Telemetry:
-    """Where spans go; None is nowhere."""
+    """Writes the spans; None: none are written."""
 
     tracer: Tracer | None = None
     shut_down = False
 
 
 def use(tracer: Tracer | None) -> None:
-    """Write spans with this tracer from now on; None stops it. Open spans keep the tracer that they started with."""
+    """Write new spans with this tracer; None stops it. Open spans keep the tracer that they started with."""
     _Telemetry.tracer, _Telemetry.shut_down = tracer, tracer is None
 
 

@@ -38,12 +38,12 @@ _JSON, _TEXT = "application/json", "text/plain"
 
 
 def traced(tracer: Tracer, environ: Mapping[str, str]) -> Tracer:
-    """``tracer``, or one that adds the attributes to it where the environment asks for them."""
+    """``tracer``, or one that adds the attributes where the environment enables them."""
     return OpenInferenceTracer(tracer) if is_enabled(environ) else tracer
 
 
 def is_enabled(environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for these attributes."""
+    """Whether the environment enables these attributes."""
     return environ.get(VARIABLE, "").strip().lower() == "true"
 
 
