@@ -6,8 +6,12 @@ import pytest
 
 from llamatel.llama.log.client_text import quoted_from
 from llamatel.llama.log.log_source import Backlog, Batch
+from llamatel.llama.log.ollama_separation import OllamaSeparation
+from llamatel.llama.watch.ollama_log_reader import OllamaLogReader
+from tests.fuzz.carried_log import _Children
 from tests.injection import payload
 from tests.test_log_streams import Reading
+from tests.test_ollama import LINES
 
 FORGED = [line for line in payload(900_000, records=False).split("\n") if line and not line.endswith("'")]
 GRAMMAR = (
@@ -83,6 +87,18 @@ def test_words_of_a_quotation_hide_no_request(line: str, live: bool) -> None:
 def test_prefix_in_a_plain_log_is_a_clients(live: bool) -> None:
     lines = [f"any text: 0.02.00{number}.000 I {line[15:]}" for number, line in enumerate(FORGED[:4])]
     assert tasks(lines, live=live) == ([0, 7], 1)
+
+
+def test_quotation_holds_no_lines_of_ollama() -> None:
+    """Neither servers nor accesses."""
+    forged = [line for line in LINES if " cmd=" in line or "GIN" in line]
+    assert len(forged) > 1
+    quotation = [*GRAMMAR, *forged, *FORGED, "llama_grammar_init_impl: failed to parse grammar"]
+    reader = OllamaLogReader(_Children(), OllamaSeparation())
+    reader.read(Batch(quotation, 1_790_000_000.0))
+    assert (reader.accesses, reader.ended) == ([], [])
+    reader.read(Batch(forged, 1_790_000_001.0))
+    assert reader.accesses
 
 
 def test_quotation_starts_at_the_start_of_a_line_only() -> None:

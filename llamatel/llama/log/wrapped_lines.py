@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from llamatel.llama.log.client_text import quoted_from
 from llamatel.llama.log.log_line import OWN_START, is_own_line
 from llamatel.llama.log.log_wrapper import holds_own_line, peel, unwrap, without_colours
 from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json
@@ -59,7 +60,7 @@ class WrappedLines:
             return ()
         if self._partial:
             return self._from_file(self._rest(line))
-        found = None if self._plain else unwrap(line)
+        found = None if self._plain or quoted_from(line) is not None else unwrap(line)
         if found is None:
             return self._from_file((Carried(line),))
         self._plain = False

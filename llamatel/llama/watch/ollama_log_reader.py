@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.log_contents import LogContents
 from llamatel.llama.log.log_line import split_line
 from llamatel.llama.log.log_process import UNKNOWN, own_slot
@@ -99,6 +100,7 @@ class OllamaLogReader:
         self._children = children
         self._separation = separation
         self._lines = WrappedLines()
+        self._quotations = ClientText()
         self._number = 0
         """Of the line that is read."""
         self._launched: dict[tuple[int, int | None, int | None], int] = {}
@@ -140,13 +142,15 @@ class OllamaLogReader:
             if wall is None:
                 wall, error_s = self._wall, float("inf")
         at, late_s = (now, self._late_s) if wall is None else (wall, 0.0)
+        parts = split_line(text)
+        if (parts.slot is None or self._quotations.open) and self._quotations.contains(text, at):
+            return  # also lines that look like Ollama's own
         if not self.requests:
             self.contents.add(text)
         own = parse_ollama(text)
         if own is not None:
             self._event(own, at, error_s, late_s)
             return
-        parts = split_line(text)
         if parts.time is not None:
             parts = parts._replace(time=None)  # not written with Ollama's flags; its stamps are of no use here
         for event in self._separation.route(text, parts, at):
