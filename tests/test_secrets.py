@@ -164,6 +164,7 @@ def test_init_secrets_are_not_shown(
         ("OTEL_EXPORTER_OTLP_ENDPOINT", URLS),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", URLS[:2]),
         ("LLAMATEL_URL", URLS[:4]),
+        ("LLAMATEL_PAGE_TOKEN", (SECRET, f"{SECRET}\x01", f"{SECRET} a")),
         ("OTEL_EXPORTER_PROMETHEUS_HOST", URLS[:4]),
         ("otlp_endpoint", URLS),
         ("metrics_addr", URLS),
