@@ -40,8 +40,11 @@ _START = re.compile(
 
 def quoted_from(line: str) -> str | None:
     """The words at the start of a line that start a quotation; None if there is none."""
-    found = _START.match(_bare(line))
-    return None if found is None else found.group(1)
+    for words in _STARTS:  # much faster than the expression, which few lines need
+        if words in line:
+            found = _START.match(_bare(line))
+            return None if found is None else found.group(1)
+    return None
 
 
 def _bare(line: str) -> str:
