@@ -152,3 +152,19 @@ def test_settings_llamatel_url_over_tls_needs_the_token(url: str, expected: str)
             Settings.from_env(wrong)
     with pytest.raises(UsageError, match="LLAMATEL_CA_FILE: "):
         Settings.from_env({"LLAMATEL_CA_FILE": "/missing.pem"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("http://h:4318/v1/traces", "http://h:4318/v1/metrics"), ("http://h:4318/v1/logs/", "http://h:4318/v1/metrics"),
+        ("http://h:4318/otlp/V1/Traces?key=s3cret", "http://h:4318/otlp/v1/metrics?key=s3cret"),
+        ("http://h:4318/otlp?key=s3cret", "http://h:4318/otlp/v1/metrics?key=s3cret"),
+    ],
+)  # fmt: skip
+def test_settings_general_endpoint_with_a_signal_path_or_a_query(endpoint: str, expected: str) -> None:
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    found = Settings.from_env(env)
+    assert found.metrics_otlp is not None
+    assert found.metrics_otlp.endpoint == expected
+    assert "s3cret" not in found.metrics_otlp.url + "".join(found.problems)

@@ -250,7 +250,8 @@ def _target(env: _Environment, signal: str, base: str | None, own: str | None, g
                     raise UsageError(f"the OTLP endpoint '{_redacted(endpoint)}' has no scheme: write http://...")
                 guessed = False
             elif own is None:
-                endpoint = f"{endpoint.rstrip('/')}/v1/{signal}"
+                before, query = _before_query(endpoint)
+                endpoint = f"{before.rstrip('/')}/v1/{signal}{query}"
     except UsageError as error:
         env.problem(str(error))
         return None
@@ -259,12 +260,19 @@ def _target(env: _Environment, signal: str, base: str | None, own: str | None, g
 
 def _without_signal(endpoint: str, origin: str, env: _Environment) -> str:
     """A base without the path of a signal, which people copy from a backend's instructions."""
-    base = endpoint.rstrip("/")
+    base, query = _before_query(endpoint)
+    base = base.rstrip("/")
     for signal in ("traces", "metrics", "logs"):
-        if base.endswith(f"/v1/{signal}"):
+        if base.lower().endswith(f"/v1/{signal}"):
             env.note(f"{origin} ends in /v1/{signal}, which is added for each signal: it was left out")
-            return base.removesuffix(f"/v1/{signal}")
+            return base[: -len(f"/v1/{signal}")] + query
     return endpoint
+
+
+def _before_query(endpoint: str) -> tuple[str, str]:
+    """An endpoint up to its query, and the query with its question mark."""
+    base, mark, query = endpoint.partition("?")
+    return base, mark + query
 
 
 def _redacted(endpoint: str) -> str:
