@@ -103,6 +103,8 @@ class ServerClient:
         self.base_url = self.http.base_url
         self._timeout_s = timeout_s
         self._query = ""
+        self._scraped: tuple[bytes, Scrape | None] = (b"", None)
+        """The last response of ``/metrics``, and what it was parsed to."""
 
     def of_model(self, name: str) -> ServerClient:
         """A client for one of a router's models, over the same connections; it never makes the router load it."""
@@ -143,7 +145,12 @@ class ServerClient:
     def scrape(self, timeout_s: float | None = None) -> Scrape:
         """``counters``, with the identity of the process."""
         answer = self._answer("/metrics", "without --metrics", timeout_s)
-        return Scrape(parse_counters(answer.data), answer.headers.get("Process-Start-Time-Unix"))
+        process, (text, last) = answer.headers.get("Process-Start-Time-Unix"), self._scraped
+        if last is not None and last.process == process and text == answer.data:
+            return last  # an idle server's
+        scrape = Scrape(parse_counters(answer.data), process)
+        self._scraped = answer.data, scrape
+        return scrape
 
     def slots(self, timeout_s: float | None = None) -> tuple[SlotState, ...]:
         """The slots now; raises ServerUnreachable where they are not available. Wakes a sleeping server."""

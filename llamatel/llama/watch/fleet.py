@@ -80,6 +80,8 @@ class Fleet:
         self._has_log = has_log
         self._added, self._removed = added, removed
         self._servers: dict[Target, ObservedServer] = {}
+        self._polled: set[ObservedServer] = set()
+        """The same servers, without their targets."""
         self._changed = threading.Condition()
         self._timetable: list[tuple[float, int, ObservedServer]] = []
         self._order = 0
@@ -153,6 +155,7 @@ class Fleet:
         wanted = self._targets.targets()
         with self._changed:
             removed = [self._servers.pop(target) for target in self._servers.keys() - set(wanted)]
+            self._polled.difference_update(removed)
             new = [target for target in wanted if target not in self._servers]
         for server in removed:
             self._removed(server)
@@ -171,6 +174,7 @@ class Fleet:
             self._added(server)
             with self._changed:
                 self._servers[target] = server
+                self._polled.add(server)
                 self._plan(now + number * pause, server)
 
     def _observe(self, target: Target) -> ObservedServer:
@@ -201,7 +205,7 @@ class Fleet:
                 self._waiting -= 1
                 if server is None or self._stopped:
                     return
-                if all(server is not known for known in self._servers.values()):
+                if server not in self._polled:
                     continue
             started_at = time.monotonic()
             try:

@@ -68,6 +68,11 @@ class LocalProcess:
         except psutil.Error:
             return None
 
+    @property
+    def cpu_s(self) -> float | None:
+        """Seconds of CPU time that it has used."""
+        return _cpu_s(self._process)
+
     def model_file(self, given: str | None, named: Sequence[str | None] = ()) -> Path | None:
         """The file of a model: as its flags give it, else what ``named`` names, if the process has it mapped."""
         if given is not None:
@@ -223,13 +228,21 @@ def cpu_time(pid: int | None) -> float | None:
     import psutil
 
     try:
-        times = None if pid is None else psutil.Process(pid).cpu_times()
+        return None if pid is None else _cpu_s(psutil.Process(pid))
     except psutil.Error:
         return None
-    return None if times is None else float(times.user + times.system)
 
 
-def has_worked(pid: int | None, cpu_s: float | None, seconds: float) -> bool:
-    """Whether the process has used the CPU while its answer was waited for."""
-    after = cpu_time(pid)
-    return cpu_s is not None and after is not None and after - cpu_s > _WORKING_SHARE * seconds
+def has_worked(before_s: float | None, after_s: float | None, seconds: float) -> bool:
+    """Whether a process has used the CPU in these seconds; its CPU time before and after them."""
+    return before_s is not None and after_s is not None and after_s - before_s > _WORKING_SHARE * seconds
+
+
+def _cpu_s(process: psutil.Process) -> float | None:
+    import psutil
+
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)

@@ -24,27 +24,18 @@ from llamatel.llama.http.identify import NotLlamaCpp, identify
 from llamatel.llama.http.props import is_scrape_harmless
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
-from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.router_log import RouterLog
-from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state
-from llamatel.llama.watch.local_process import (
-    LocalProcess,
-    ProcessUsage,
-    cpu_time,
-    find_process,
-    has_worked,
-    own_process,
-)
-from llamatel.llama.watch.model_file import ModelFile
+from llamatel.llama.watch.local_process import LocalProcess, find_process, has_worked, own_process
 from llamatel.llama.watch.poll_outcome import PollOutcome, failed_poll, refusal
 from llamatel.llama.watch.polling import Polling
 from llamatel.llama.watch.progress import STALLED_AFTER_S, ProgressWatch
 from llamatel.llama.watch.router_models import Router, models_with_log
 from llamatel.llama.watch.server_lifecycle import Lifecycle
-from llamatel.llama.watch.server_log import LogState, ServerLog, warn_unless_understood
+from llamatel.llama.watch.server_log import ServerLog, warn_unless_understood
+from llamatel.llama.watch.snapshot_builder import SnapshotBuilder
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ObservedRequest, ServerInfo
-from llamatel.snapshots import ProcessState, ServerSnapshot
+from llamatel.snapshots import ServerSnapshot
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +45,6 @@ _SILENT_S = 60.0
 _SLOW_S = 1.0
 _FAR_S = 10.0
 """Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
-_SAME_START_S = 2.0
 _LATE_S = 10.0
 _LOST_S = 120.0
 
@@ -104,14 +94,11 @@ class ObservedServer:
         self._polling = None if client is None else self._new_polling(client)
         self._router: Router | None = None
         self._process: LocalProcess | None = None
-        self._usage = ProcessUsage()
+        self._builder = SnapshotBuilder(log)
         self._settings: ServerSettings | None = None
         """From its flags and environment."""
         self._environ: dict[str, str] = {}
         self._words: tuple[str, ...] = ()
-        self._model_file = ModelFile()
-        self._started_at: float | None = None
-        """Start of its process: one value a process, though its log and the system differ by a moment."""
         self._named_model: str | None = None
         """The path of its model in ``/props``."""
         self._refused: int | None = None
@@ -237,13 +224,14 @@ class ObservedServer:
         elif self._client is None or self._lifecycle is not None:
             self._publish(PollOutcome(None, up=None, state=None))
             return
-        started_at, pid = self._clock(), self._pid(life)
-        cpu_s = cpu_time(pid)
+        started_at, process = self._clock(), self._process
+        before_s = None if process is None else process.cpu_s
         try:
             self._poll_http(life)
         except ServerUnreachable as error:
-            working = has_worked(pid, cpu_s, self._clock() - started_at)
-            stalled = self._is_stalled(pid, started_at, working=error.busy)
+            after_s = None if process is None else process.cpu_s
+            working = has_worked(before_s, after_s, self._clock() - started_at)
+            stalled = self._is_stalled(started_at, working=error.busy)
             self._failed(error, life, started_at, working=working, stalled=stalled)
         else:
             if self._once.reset("down"):
@@ -251,7 +239,7 @@ class ObservedServer:
             self._answered_at = self._clock()
             asleep = self._polling is not None and self._polling.sleeping
             busy = self._polling is not None and self._polling.busy
-            stalled = self._is_stalled(pid, started_at, working=busy)
+            stalled = self._is_stalled(started_at, working=busy)
             self._publish(PollOutcome(life, up=True, state="sleeping" if asleep else "stalled" if stalled else "ready"))
         source = self._router or self._polling
         if source is not None:
@@ -259,10 +247,11 @@ class ObservedServer:
             if not self._log_shows_requests:
                 self.publish(observed)
 
-    def _is_stalled(self, pid: int | None, started_at: float, *, working: bool) -> bool:
+    def _is_stalled(self, started_at: float, *, working: bool) -> bool:
         """Whether it has work and has made no progress for long; ``working``: it has work at this poll."""
         marks = None if self._polling is None else self._polling.marks
-        return self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_time(pid))
+        cpu_s = self._process.cpu_s if working and self._process is not None else None
+        return self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_s)
 
     def _follow(self, life: Lifecycle) -> None:
         """Record what the supervisor reports of the process."""
@@ -376,9 +365,6 @@ class ObservedServer:
         """Whether it answered a while ago. Of our own process it is known whether it works."""
         return life is None and self._answered_at is not None and now - self._answered_at < _SILENT_S
 
-    def _pid(self, life: Lifecycle | None) -> int | None:
-        return self._process.pid if self._process is not None else None if life is None else life.info.pid
-
     def _disconnected(self) -> None:
         self._unknown = True
         if self._polling is not None:
@@ -416,70 +402,13 @@ class ObservedServer:
             if self.log is not None:
                 log = self.log.state(None if polling is None else polling.generated_total)
                 warn_unless_understood(log, self.info, self._once)
-            own = self._snapshot(last, polling, log)
+            own = self._builder.build(
+                self.info, last, polling, log, process=self._process, settings=self._settings,
+                named_model=self._named_model, is_router=self.is_router,
+            )  # fmt: skip
             if self.log is None or log is None or not log.is_router:
                 models = () if router is None else router.snapshots(own.server)
             else:
                 polled = router if last.up or last.life is None else None
                 models = self.log.with_router(lambda seen: models_with_log(own.server, polled, seen))
             return own, *(replace(model, stale=last.stale or model.stale) for model in models)
-
-    def _snapshot(self, last: PollOutcome, polling: Polling | None, log: LogState | None) -> ServerSnapshot:
-        life, up, logged = last.life, last.up, LoggedServer() if log is None else log.server
-        snapshot = ServerSnapshot(
-            server=self.info,
-            up=up,
-            state=last.state,
-            stale=last.stale,
-            process_started_at=self._process_started_at(life, log, up=up),
-            process=self._process_state(life),
-            settings=None if up is False else logged.completed(self._settings),
-        )
-        if life is not None:
-            snapshot = replace(snapshot, restarts=life.restarts, loading_s=life.loading_s if life.alive else None)
-        elif polling is not None:
-            snapshot = replace(snapshot, restarts=polling.restarts)
-        if log is not None:
-            snapshot = replace(
-                snapshot,
-                context_shifts=log.context_shifts,
-                prompt_cache=None if up is False else logged.prompt_cache,
-                placement=logged.placement,
-                log=log.counts,
-            )
-        if polling is not None and (polling.answers or life is not None):
-            snapshot = replace(snapshot, counters=polling.totals)
-        if self.is_router or up is False:
-            return snapshot
-        model = LoadedModel()
-        if up:
-            build = self.info.build or logged.build
-            model = self._model_file.read(logged, self._settings, self._process, self._named_model, build)
-        if self.log is not None:
-            self.log.describe_cache(rewindable=model.rewindable, settings=self._settings)
-        cache = kv_cache_state(logged, Polled() if polling is None else polling.polled, model)
-        if polling is not None:
-            snapshot = replace(
-                snapshot,
-                slots=polling.slots,
-                decode_rate=polling.decode_rate,
-                deferred=polling.deferred,
-                busy_slots_per_step=polling.busy_slots_per_step,
-            )
-        return replace(snapshot, model=model.shape, kv_cache=cache if cache.is_known else None)
-
-    def _process_started_at(self, life: Lifecycle | None, log: LogState | None, *, up: bool | None) -> float | None:
-        if life is not None:
-            return life.started_at if life.alive else None
-        if self._process is not None:
-            found = None if up is False else self._process.started_at
-        else:
-            found = None if log is None else log.process_started_at
-        if found is not None and (self._started_at is None or abs(found - self._started_at) > _SAME_START_S):
-            self._started_at = found
-        return None if found is None else self._started_at
-
-    def _process_state(self, life: Lifecycle | None) -> ProcessState | None:
-        if life is None and self._process is None:
-            return None
-        return self._usage.read(self._pid(life) if life is None else life.info.pid)

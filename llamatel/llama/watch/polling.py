@@ -74,6 +74,8 @@ class Polling:
         """Held while a scrape is recorded, and while the process is declared replaced."""
         self._counters = CarriedCounters()
         self._values: Mapping[str, float] = {}
+        self._scrape: Scrape | None = None
+        """The last one that was recorded, of a server that answers."""
         self._process: str | None = None
         self._earlier: dict[str, Mapping[str, float]] = {}
         """Last counters of processes that answered before, by their start."""
@@ -237,7 +239,7 @@ class Polling:
     def disconnected(self) -> None:
         """It does not answer: its state is unknown. Its counters are kept."""
         self.slots = self.decode_rate = self.sleeping = None
-        self._values = {}
+        self._values, self._scrape = {}, None
         self._changed = True
         self._rate = DecodeRate()
         self._trace.forget()
@@ -247,6 +249,9 @@ class Polling:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _record(self, scrape: Scrape) -> bool:
+        self.uncounted = []
+        if scrape is self._scrape:
+            return False  # nothing happened
         values = {name: value for name, value in scrape.values.items() if not name.endswith("_tokens_seconds")}
         totals = {name: value for name, value in values.items() if is_counter(name)}
         known = self._process is not None and scrape.process is not None
@@ -258,8 +263,7 @@ class Polling:
         if any(value != self._counters.raw(name) for name, value in totals.items()):
             self._changed = True
         self._counters.observe(values, self._counters.process)
-        self._values = values
-        self.uncounted = []
+        self._values, self._scrape = values, scrape
         return restarted
 
     def _switch(self, process: str | None) -> None:
