@@ -84,7 +84,10 @@ def check_unforged(attacked: Attacked) -> None:
     """Recorded requests equal those sent, and llama.cpp's counters."""
     assert attacked.forged == set()
     sent = sum(attempt.vector.generates and attempt.status == 200 for attempt in attacked.attempts) + 1
-    assert sum(record.generated or 0 for record in attacked.completed) == attacked.counters["tokens_predicted_total"]
+    generated, counted = sum(record.generated or 0 for record in attacked.completed), attacked.counters
+    # What a request generated that llama.cpp gave up with an exception is in its counter alone.
+    gave_up = any("got exception: Unexpected" in (record.error or "") for record in attacked.records)
+    assert generated == counted["tokens_predicted_total"] or (gave_up and generated < counted["tokens_predicted_total"])
     assert len(attacked.completed) >= sent
     assert all(record.task is not None and record.task < FIRST_TASK for record in attacked.records)
     log, before, after = attacked.after.log, attacked.before, attacked.after
