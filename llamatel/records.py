@@ -31,7 +31,6 @@ class RecomputeCause(str, Enum):
     CACHE_CLEARED = "cache_cleared"  # the server slept, or its cache was purged
     PROMPT_CACHE_MISS = "prompt_cache_miss"  # evicted from the prompt cache in host memory (--cache-ram)
     CACHE_PROMPT_OFF = "cache_prompt_off"  # the request switched reuse off
-    DRAFT_MODEL = "draft_model"
     UNKNOWN = "unknown"
 
     @property

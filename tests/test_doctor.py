@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.load import Clients, completion
+from tests.parts import wait_until
 from tests.servers import without_settings
 from tests.serving import Serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 DOCTOR = [sys.executable, "-m", "llamatel.cli.main", "doctor"]
 LOG = Path(__file__).parent / "golden" / "logs" / "2026.10.11549.log"
@@ -77,6 +83,43 @@ def test_doctor_of_a_server(serving: Serving) -> None:
     assert found["outcomes"] == {}
     assert any("no request log" in sentence for sentence in found["undetermined"])
     assert found["concurrency_limit"]["limit"] in ("none", "unknown")
+
+
+def test_doctor_and_page_of_a_server_that_drafts(tiny_model: Path, tmp_path: Path, browser: Browser) -> None:
+    """Accepted drafts by position, from the labelled series of llama.cpp's metrics, as its own counters have them."""
+    env = {"LLAMA_ARG_SPEC_DRAFT_MODEL": str(tiny_model), "LLAMA_ARG_SPEC_TYPE": "draft-simple"}
+    serving = Serving(tmp_path, tiny_model, slots=1, context=1024, env=env)
+    try:
+        with Clients(serving.url) as clients:
+            clients.send_all([completion(f"Number {n}", 40) for n in range(3)], at_once=1)
+        counted = {}
+        for line in urllib.request.urlopen(f"{serving.url}/metrics", timeout=30).read().decode().splitlines():
+            if line.startswith("llamacpp:spec_decode"):
+                name, value = line.removeprefix("llamacpp:spec_decode_num_").split()
+                counted[name] = float(value)
+        drafts = counted["drafts_total"]
+        by_position = [v / drafts for name, v in counted.items() if name.startswith("accepted_tokens_per_pos")]
+        assert len(by_position) > 1
+        wait_until(lambda: live_counters(serving).get("spec_decode_num_drafts_total") == drafts, 60, "a poll")
+        found = json.loads(run(serving.page_url, "--json").stdout)["drafting"]
+        assert found["by_position"] == pytest.approx(by_position)
+        assert found["acceptance"] == pytest.approx(counted["accepted_tokens_total"] / counted["draft_tokens_total"])
+        without_log = json.loads(run(serving.url, "--for", "2", "--json").stdout)["drafting"]
+        assert without_log["acceptance"] == pytest.approx(found["acceptance"])
+        assert without_log["tokens_per_step"] == pytest.approx(1 + counted["accepted_tokens_total"] / drafts)
+        page = browser.new_page()
+        page.goto(serving.page_url)
+        page.wait_for_selector("text=Drafts accepted")
+        assert f"by position {100 * by_position[0]:.0f} %" in page.inner_text("#tiles")
+        page.close()
+    finally:
+        serving.child.stop()
+
+
+def live_counters(serving: Serving) -> dict[str, float]:
+    with urllib.request.urlopen(f"{serving.page_url}/live.json", timeout=30) as answer:
+        found: dict[str, float] = json.load(answer)["servers"][0]["counters"]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.exact.models import MODELS
 from tests.exact.writer import read_table, write_model
 from tests.golden.reading import LOGS, reading
 from tests.parts import wait_until
+from tests.parts.wheels import xllamacpp_server
 from tests.reuse_cases import CASES, Case, run_case
 from tests.samples import completion
 
@@ -85,6 +86,14 @@ def test_reuse_cases(case: Case, models: dict[str, Path], tiny_model: Path, tmp_
     """What the client knows that it lost, and why."""
     counted = run_case(case, "xllamacpp", models.get(case.model, tiny_model), tmp_path)
     assert [str(one) for one in counted if not one.agrees or one.cause is not one.turn.cause] == []
+
+
+@pytest.mark.parametrize("name", ["four conversations on two slots", "the checkpoint was evicted", "slot erased"])
+def test_reuse_cases_older_build(name: str, models: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
+    """A build of July 2026; more of them are in the acceptance."""
+    [case] = [case for case in CASES if case.name == name]
+    counted = run_case(case, str(xllamacpp_server("2026.7.9873")), models.get(case.model, tiny_model), tmp_path)
+    assert [str(one) for one in counted if not one.agrees] == []
 
 
 @pytest.mark.parametrize("name", ["gemma3:pattern", "mamba"])

@@ -270,8 +270,8 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
         missing.append("prompt reuse: the log does not show slot selection, or not --cache-ram")
     elif unknown:
         missing.append(
-            f"whether the prompts of {unknown} of {len(done)} requests had been cached before "
-            "(with the server's URL, its flags help)"
+            f"whether the prompts of {unknown} of {len(done)} requests had been cached before: the log does not prove "
+            "it; the server's flags may (give its URL, too)"
         )
     if done and decode is None:
         missing.append(f"decode rate by context: fewer than {MIN_POINTS} comparable requests")

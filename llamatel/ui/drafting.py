@@ -23,7 +23,7 @@ class Drafting:
     acceptance: float
     """Share of the draft tokens that were accepted."""
     tokens_per_step: float | None
-    """Of all decode steps; without a request log, of those that had a draft."""
+    """Of all decode steps; where requests do not show their drafts, of the steps that had one."""
     by_position: tuple[float, ...]
     """Share of the drafts whose first, second, ... token was accepted, since the server started; empty where llama.cpp
     does not count it."""
@@ -39,7 +39,7 @@ def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Draft
     accepted = sum(completion.draft_accepted or 0 for completion in with_drafts)
     tokens = sum(max(0, (completion.generated or 1) - 1) for completion in with_drafts)
     steps: float = tokens - accepted
-    if not drafted and not done:  # without a request log
+    if not drafted:  # without a request log, or from a page, whose requests do not have it
         drafted, accepted = (int(counters.get(f"spec_decode_num_{name}_tokens_total", 0)) for name in _TOTALS)
         steps = counters.get(_STEPS, 0.0)
         tokens = int(steps) + accepted

@@ -61,7 +61,7 @@ class Client:
         """The next request."""
         numbers, changed = self.numbers, False
         new = numbers.random() < self.share or not self.conversations
-        prompt = [*self.system, *self._tokens(80, 700)]
+        prompt = [*self.system, *self._tokens(80, 500)]
         if not new and (len(self.conversations) > 4 or numbers.random() < 0.85):
             prompt = self.conversations.pop(numbers.randrange(len(self.conversations)))
             if numbers.random() < 0.15:
@@ -74,7 +74,7 @@ class Client:
         found = answer.json()
         held = max((_common(prompt, cached) for cached in self.cached), default=0)
         self.cached.append([*prompt, *found["tokens"]][:-1])
-        if len(prompt) < 1500 and (not new or numbers.random() >= self.share):
+        if len(prompt) < 780 and (not new or numbers.random() >= self.share):
             self.conversations.append([*prompt, *found["tokens"]])
         return Sent(min(held, len(prompt) - 1) - int(found["timings"]["cache_n"]), changed)
 

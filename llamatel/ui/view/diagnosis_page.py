@@ -16,7 +16,8 @@ from llamatel.ui.view.text_page import Page, Row, printable, row_text, size, tab
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color-scheme:light dark}"
-    "table{border-collapse:collapse}th,td{padding:.15em .8em .15em 0;vertical-align:top}summary{cursor:pointer}"
+    "table{border-collapse:collapse}th,td{padding:.15em .8em .15em 0;vertical-align:top}"
+    "th{white-space:nowrap}summary{cursor:pointer}"
 )
 _PHASES = (
     ("queue", "queue_s"),
@@ -126,12 +127,11 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
             rows,
         )
         flat = "" if diagnosis.decode.slope_s else "; the context makes no measurable difference"
-        page.row(
-            "spread", f"{diagnosis.decode.spread:.0%} around that line, {diagnosis.decode.requests:,} requests{flat}"
-        )
+        fitted = f"a line fitted over {diagnosis.decode.requests:,} requests, spread {diagnosis.decode.spread:.0%}"
+        page.row("decode rate", f"{fitted}{flat}")
     if len(diagnosis.decode_by_concurrency) > 1:
         parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]
-        page.row("concurrent", f"tok/s of one request, by requests that run: {', '.join(parts[:8])}")
+        page.row("concurrent", f"tok/s of one request while so many run: {', '.join(parts[:8])}")
     if diagnosis.drafting is not None:
         _drafting(page, diagnosis.drafting)
 

@@ -15,7 +15,6 @@ CAUSES = {
     RecomputeCause.CACHE_CLEARED: "the cache had been cleared",
     RecomputeCause.PROMPT_CACHE_MISS: "evicted from the prompt cache in host memory",
     RecomputeCause.CACHE_PROMPT_OFF: "the request switched reuse off",
-    RecomputeCause.DRAFT_MODEL: "the draft model",
     RecomputeCause.UNKNOWN: "cause not in the log",
 }
 """Each cause for people; the enumeration's value is for queries."""
