@@ -77,6 +77,7 @@ complete(client)
 with llamatel.span("outer"):
     print("sending", flush=True)
     client.complete("Same", n_predict=200, ignore_eos=True)
+sys.stdin.readline()  # an exit does not wait for a llamatel that does not answer
 """
 OUR_OWN = """
 with ServerManager() as server:
@@ -175,7 +176,8 @@ def test_call_report_joins_where_a_process_gets_no_time(serving: Serving, sink: 
     sink.clear()
     script = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.replace("{body}", STOPPED), serving.url],
-        env={**os.environ, **exporting(sink), "LLAMATEL_URL": serving.page_url}, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **exporting(sink), "LLAMATEL_URL": serving.page_url},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with script:
         assert script.stdout is not None
@@ -185,7 +187,9 @@ def test_call_report_joins_where_a_process_gets_no_time(serving: Serving, sink: 
         os.kill(process, signal.SIGSTOP)
         time.sleep(2.5)
         os.kill(process, signal.SIGCONT)
-        assert script.wait(60) == 0
+        time.sleep(1.0)  # until the report is sent again
+        script.communicate("\n", timeout=60)
+        assert script.returncode == 0
     sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 2, what="spans of the server")
     [outer] = [span for span in sink.spans() if span.name == "outer"]
     [call] = [span for span in sink.spans() if span.parent_id == outer.span_id]
