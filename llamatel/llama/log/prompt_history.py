@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from llamatel.llama.log.prompt_reuse import ROUNDING, UNKNOWN_REUSE, Prefill, PromptReuse, SlotSelection, refused_reuse
@@ -295,7 +296,7 @@ class PromptHistory:
         for held in here if self._shifted else ():
             if held.may_be_shifted(prompt) and (held is not in_slot or cached >= (held.unshifted or 0)):
                 return _Missing(held, RecomputeCause.CONTEXT_SHIFT, (held,))
-        known = any(abs(beginning - cached) <= 1 for beginning in self._beginnings)
+        known = not {cached - 1, cached, cached + 1}.isdisjoint(self._beginnings)
         if in_slot is not None and not known and in_slot.may_start(prompt) and prefill.selection.keeps_half:
             return _Missing(in_slot, RecomputeCause.PREFIX_CHANGED, (in_slot,))
         if cached >= _MARKED:
@@ -320,18 +321,26 @@ class PromptHistory:
         """A later request stands for this conversation."""
         prompt.continued = True
         self._in_memory.pop(prompt.task, None)
-        if any(entry[0] is prompt for entry in self._lost):
+        if prompt in map(itemgetter(0), self._lost):
             self._lost = deque((entry for entry in self._lost if entry[0] is not prompt), _MOST_LOST)
 
     def _is_accident(self, candidates: Sequence[CachedPrompt]) -> bool:
         """Whether a prompt that continues none may fit one of these, as the recent ones show."""
         new = len(self._new)
-        fitting = sum(
-            any(prompt.may_start(length) and number != prompt.cleared_by for prompt in candidates)
-            for number, length in self._new
-        )
+        doubtful = len(self._added) < _CONVERSATIONS or not all(self._fits)
+        left = [each for each in candidates if not each.continued]
+        cleared = [each for each in left if each.cleared_by]
+        tokens = sorted(each.tokens for each in left if not each.cleared_by)
+        fitting = 0
+        for number, length in self._new:
+            at = bisect_left(tokens, (length + 1) // 2)  # the shortest that may start it
+            if (at < len(tokens) and tokens[at] <= length) or any(
+                each.may_start(length) and number != each.cleared_by for each in cleared
+            ):
+                fitting += 1
+                if doubtful and fitting > new // 10:
+                    return True
         if fitting <= new // 10:
             return fitting > 0 and 2 * self._fits.count(False) > self._fits.count(True)
         # Where there are conversations, and every prompt fits a lost one, that is no accident.
-        likely = ((fitting + 1) / (new + 2)) ** len(self._fits) > _ACCIDENT
-        return likely or len(self._added) < _CONVERSATIONS or not all(self._fits)
+        return ((fitting + 1) / (new + 2)) ** len(self._fits) > _ACCIDENT
