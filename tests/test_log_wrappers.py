@@ -182,7 +182,7 @@ WRAPPERS: dict[str, Wrap] = {
         f"{rfc3339(now)}\tINFO\ta/b.go:12\t{line}\t{json.dumps({'model': 'x'})}"
     ),
     "fluent-bit stdout, JSON": lambda line, now: f"[0] kube.x: [[{now:.6f}, {{}}], {json.dumps({'log': line})}]",
-    "multilog": lambda line, _: f"@4000000068a5b5c30d4c7d2c {line}",
+    "multilog": lambda line, now: f"@{(int(now) + (1 << 62) + 10):016x}{int(now % 1 * 1e9):08x} {line}",
     "GitHub Actions": lambda line, now: f"test\tRun server\t{rfc3339(now)} {line}",
     "grep -H": lambda line, _: f"/var/log/llama.log:{line}",
     "two at once": lambda line, now: json.dumps({"log": f"llama-1  | time={rfc3339(now)} msg={json.dumps(line)}\n"}),

@@ -10,6 +10,8 @@ from llamatel.llama.log.log_line import is_own_line, starts_like_llama_cpp
 _WORDS = re.compile(r"(?:launch_slot_|print_timing|get_availabl|release): id|eval time +=|slot is processing task")
 _VERBOSITY = re.compile(r"verbosity = (\d{1,3})\b")
 _BLOB = re.compile(r"\[\S{1,12} blob data\]")
+_NEWEST_FIRST = 5
+"""Lines that are older than the one before, of a log that is sorted so."""
 _ENOUGH = 100_000
 """Lines that are classified."""
 
@@ -29,12 +31,21 @@ class LogContents:
     blobs: int = 0
     """Messages that journalctl does not show."""
     verbosity: int | None = None
+    later: int = 0
+    """Lines with a later time than the one before."""
+    earlier: int = 0
+    last: float | None = None
 
-    def add(self, text: str) -> None:
-        """Classify a line, without its wrapper."""
+    def add(self, text: str, at: float | None = None) -> None:
+        """Classify a line, without its wrapper. ``at``: its time, by any clock."""
         self.lines += 1
         if self.lines > _ENOUGH:
             return
+        if at is not None:
+            if self.last is not None:
+                self.later += at > self.last
+                self.earlier += at < self.last
+            self.last = at
         if not text.strip():
             self.empty += 1
         elif is_own_line(text) or starts_like_llama_cpp(text):
@@ -54,6 +65,11 @@ class LogContents:
         if not self.lines:
             return "nothing was written to it: is it the log of a llama.cpp server, or was --log-disable given?"
         counted = f"{self.lines} line{'' if self.lines == 1 else 's'}"
+        if self.earlier >= _NEWEST_FIRST and self.earlier > 10 * self.later:
+            return (
+                f"its {counted} are newest first: give them oldest first (tac FILE, logcli --forward, Loki's "
+                "direction=forward, an export that is sorted by time)"
+            )
         if self.quoted:
             return (
                 f"{self.quoted} of its {counted} hold words of llama.cpp's requests, but not at the start of a message "

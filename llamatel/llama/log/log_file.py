@@ -60,7 +60,7 @@ class _OpenFile:
     def __init__(self, descriptor: int, offset: int = 0) -> None:
         self.descriptor = descriptor
         self.offset = offset
-        self.buffer = LineBuffer()
+        self.buffer = LineBuffer(documents=True)
         self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
         self._start = os.pread(descriptor, HEAD_BYTES, 0)
         self.read_at = time.monotonic()
@@ -87,7 +87,7 @@ class _OpenFile:
         """Reset after truncation: the next line is the first. ``reached``: how far the writer was read."""
         self.reached = max(self.reached, reached)
         self.offset = 0
-        self.buffer = LineBuffer()
+        self.buffer = LineBuffer(documents=True)
         self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
         self.decoder = Decoder(encoding_of(self._start[:HEAD]))
 

@@ -24,6 +24,8 @@ OWN_START = (
     r"|(?:prompt eval|eval|total) time = )"
 )
 """How llama.cpp's own lines start, as a regular expression; the library's unstamped lines have no fixed start."""
+OWN_QUOTED = rf"(?:{OWN_START}|\{{(?:\\?\"|\"\")t(?:ype|id)(?:\\?\"|\"\"):)"
+"""The same in quotes of another format, ``--log-jsonl`` included."""
 _OWN_START = re.compile(rf" {{0,16}}{OWN_START}")
 _OWN_JSON = re.compile(r'(?:\[\d{1,5}\] ?)?\{"(?:type":"\w|tid":")')
 _LIBRARY = re.compile(

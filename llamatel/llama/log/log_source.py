@@ -92,7 +92,7 @@ class StreamSource:
         self._reopens = reopens
         self._wake_read, self._wake_write = os.pipe()
         self._decoder: Decoder | None = None
-        self._buffer = LineBuffer()
+        self._buffer = LineBuffer(documents=True)
 
     @classmethod
     def of_fifo(cls, path: str | os.PathLike[str]) -> StreamSource:

@@ -13,14 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from llamatel.llama.log.log_line import OWN_START, is_own_line, starts_like_llama_cpp
+from llamatel.llama.log.log_line import OWN_QUOTED, OWN_START, is_own_line, starts_like_llama_cpp
 from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json, label_set, pairs, unescape
 from llamatel.llama.log.wrapper_time import JOURNAL_FULL, RFC3339, SYSLOG, find_time
 
 _MOST_WRAPPERS = 5
 _LONGEST_NAME = 256
 _LONGEST = 1 << 16
-_COLOUR = re.compile(r"(?:\x1b|(?<!\\)\\(?:u001[bB]|x1[bB]|033|e)|#033|\^\[)\[[0-9;]{0,32}[A-Za-z]")
+_COLOUR = re.compile(
+    r"(?:\x1b|(?<!\\)\\(?:u001[bB]|x1[bB]|033|e)|#033|\^\[)\[[0-9;?]{0,32}[A-Za-z]"
+    r"|\x1b(?:\][^\x07\x1b]{0,256}(?:\x07|\x1b\\)|[()][0-9A-Z])"  # a terminal's titles and character sets
+)
 _COLOUR_SIGNS = ("\x1b", "\\u001", "\\x1", "\\033", "\\e[", "#033", "^[[")
 _RSYSLOG_ESCAPE = re.compile(r"#(0[0-3][0-7]|177)")
 _CRI = re.compile(rf"({RFC3339}) (?:stdout|stderr) ([FP])(?::\S{{0,64}})?(?: (.*)|$)", re.DOTALL)
@@ -38,11 +41,17 @@ _RFC5424 = re.compile(
 _COMPOSE = re.compile(r"(?:\d\d:\d\d:\d\d(?:\.\d{1,6})? )?((?:\d{1,5}\|)?[\w.@/-]{1,200}) *\|(?: (.*)|$)", re.DOTALL)
 _KUBECTL = re.compile(r"\[((?:pod|container)/[^\]\s]{1,300})\] ?(.*)", re.DOTALL)
 _LABELS = re.compile(rf"(?:({RFC3339}) )?(\{{\w{{1,64}}=\"[^{{}}]{{0,2000}}\}}) ?(.*)", re.DOTALL)
+_QUOTED = re.compile(
+    rf"\s{{0,32}}(?:[-*+]\s{{1,8}})?(?:\"?[\w@.-]{{1,64}}\"?:\s{{1,8}})?(b?)([\"'])(?={OWN_QUOTED})(.*)\2[,;]?\s{{0,8}}$",
+    re.DOTALL,
+)
 _OBJECT = re.compile(r"\{\s{0,10}\"")
-_FIELDS_AFTER = re.compile(r"\t\{\"[^\t]{0,4096}\}$")
+_FIELDS_AFTER = re.compile(r"\t(?:\{\"[^\t]{0,4096}\}|\d{13})$")
 _DATED = re.compile(rf"(\[?{RFC3339}\]?)[ \t](.*)", re.DOTALL)
 _JOURNAL_FIELD = re.compile(r"\s{0,8}(?:\"MESSAGE\"\s?:\s?|MESSAGE=)(.*)", re.DOTALL)
-_PREFIXED = re.compile(rf"[^\"'{{}}\\]{{0,300}}?[\s\]:|=>)\u203a]\s{{0,4}}(?={OWN_START})")
+_PREFIXED = re.compile(
+    rf"(?:[^\"'{{}}\\]|\w\{{[^{{}}]{{0,200}}\}}:){{0,300}}?[\s\]:|=>)\u203a]\s{{0,4}}(?={OWN_START})"
+)
 _PREFIXED_LIBRARY = re.compile(
     r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{1,60}: )"
 )
@@ -52,7 +61,7 @@ _WORD = re.compile(r"[^\s|,;=\[\]()<>\u203a]{1,200}")
 _NO_NAME = re.compile(
     r"(?i:trace|debug|dbg|info|inf|information|notice|warn|warning|wrn|error|err|fatal|ftl|critical|crit|panic|stderr|stdout"
     r"|[diwef]|msg|message|line|log|t|z|utc|gmt|cet|cest|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-    r"|mon|tue|wed|thu|fri|sat|sun|am|pm)|[^A-Za-z]*T?[^A-Za-z]*Z?|0x[0-9a-fA-F]+|[\d.:]+(?:[nmu\u00b5]?s|m|h|[AP]M)"
+    r"|mon|tue|wed|thu|fri|sat|sun|am|pm)|[^A-Za-z]*T?[^A-Za-z]*Z?|\d{1,2}[/-][A-Za-z]{3}[/-]\d{2,4}\S{0,40}|@4[0-9a-f]{23}|0x[0-9a-fA-F]+|[\d.:]+(?:[nmu\u00b5]?s|m|h|[AP]M)"
 )
 """Words of a prefix that name no source: levels, dates, numbers, durations."""
 
@@ -102,11 +111,25 @@ def holds_own_line(text: str) -> bool:
     return _OWN_INSIDE.search(text) is not None
 
 
+def prefix_before(text: str, start: int) -> Carried:
+    """What a prefix of a record names."""
+    return _after_prefix(text, start)._replace(text="")
+
+
 def _outermost(text: str) -> Carried | None:
     for wrapper in _WRAPPERS:
         if (found := wrapper(text)) is not None:
             return found
     return None
+
+
+def _quoted(text: str) -> Carried | None:
+    """A whole line in quotes, as YAML, JSON and Python write it."""
+    found = _QUOTED.match(text)
+    if found is None:
+        return None
+    python, quote, content = found.groups()
+    return Carried(unescape(content).rstrip("\n") if python or quote == '"' else content.replace("''", "'"))
 
 
 def _json(text: str) -> Carried | None:
@@ -211,6 +234,6 @@ def _after_prefix(text: str, start: int) -> Carried:
 
 Wrapper = Callable[[str], Carried | None]
 _WRAPPERS: tuple[Wrapper, ...] = (
-    _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _journal_field, _logfmt, _dated,
+    _quoted, _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _journal_field, _logfmt, _dated,
 )  # fmt: skip
 """``_prefixed`` before those that look into quotes: llama.cpp's line after a prefix may contain a client's text."""

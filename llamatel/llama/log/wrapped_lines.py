@@ -1,23 +1,32 @@
 """Joins wrapped lines: records of several lines, and lines that were split over several records.
 
-``journalctl -o export``, ``-o verbose`` and ``-o json-pretty`` write a record over many lines; containerd, docker and
-journald split long lines; ``tail -F a b`` names the file before its lines. Everything is bounded in lines and size.
+``journalctl -o export``, ``-o verbose`` and ``-o json-pretty`` write a record over many lines; an export of a log store
+is one JSON document with many records, or a CSV table; containerd, docker and journald split long lines; ``tail -F a
+b`` names the file before its lines. Everything is bounded in lines and size.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llamatel.llama.log.client_text import quoted_from
-from llamatel.llama.log.log_line import OWN_START, is_own_line
-from llamatel.llama.log.log_wrapper import holds_own_line, peel, unwrap, without_colours
+from llamatel.llama.log.csv_lines import CsvLines
+from llamatel.llama.log.json_records import JsonStream, Record, records
+from llamatel.llama.log.line_buffer import DocumentPart
+from llamatel.llama.log.log_line import OWN_START, is_own_line, starts_like_llama_cpp
+from llamatel.llama.log.log_wrapper import holds_own_line, peel, prefix_before, unwrap, without_colours
 from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json
 from llamatel.llama.log.wrapper_time import JOURNAL_FULL, find_time
 
 _TAIL_HEADER = re.compile(r"==> (.{1,1024}) <==$")
 _VERBOSE = re.compile(rf"({JOURNAL_FULL}) \[s=[0-9a-f]{{1,40}};")
 _FIELD = re.compile(r"\s{0,8}([A-Z_][A-Z0-9_]{0,63})=(.*)", re.DOTALL)
+_MANY = re.compile(r"\[\s{0,8}[\[{\"]")
+"""A JSON array of records or lines."""
+_UNFINISHED = re.compile(r"[\[{]\s{0,8}(?:[\"\[{].{0,65536}[^\]}]|)$|[^\"'{}]{1,300}\s\{$", re.DOTALL)
+"""The first line of a JSON document of many lines, perhaps after a prefix."""
 _BINARY_START = re.compile(rf".{{0,9}}?(?={OWN_START})", re.DOTALL)
 _MOST_LINES = 1000
 _LARGEST = 1 << 18
@@ -33,6 +42,11 @@ class WrappedLines:
         """Lines of a record that is not complete yet."""
         self._size = 0
         self._kind = ""
+        self._json: JsonStream | None = None
+        """The JSON document that is not complete yet; ``_record`` has its lines until it is known to hold records."""
+        self._prefix = Carried("")
+        """What was before that document."""
+        self._table = CsvLines()
         self._partial: dict[tuple[str, int], Carried] = {}
         """Lines that continue in a later record, by origin and wrappers."""
         self._file = ""
@@ -43,33 +57,52 @@ class WrappedLines:
     @property
     def open(self) -> bool:
         """Whether a record or line continues, so that the next line is parsed even if it is llama.cpp's own."""
-        return self._record is not None or bool(self._file)
+        return self._record is not None or self._json is not None or bool(self._file)
 
     def feed(self, line: str) -> Iterable[Carried]:
         """llama.cpp's lines that a line holds or completes."""
+        if isinstance(line, DocumentPart):
+            return self._document_part(line)
+        if self._json is not None:
+            return self._document_line(self._json, line)
         if self._record is not None:
             return self._gather(line)
         if is_own_line(line):
             if self._plain is None:
                 self._plain = not self._file
-            return self._from_file((Carried(line),))
-        if self._starts(line):
+            return self._from_file((Carried(line.lstrip(" ")),))
+        if not self._plain and self._starts(line):
             return ()
         if line.startswith("==> ") and (header := _TAIL_HEADER.match(line)) is not None:
             self._file = header.group(1)
             return ()
         if self._partial:
             return self._from_file(self._rest(line))
-        found = None if self._plain or quoted_from(line) is not None else unwrap(line)
+        if self._plain or quoted_from(line) is not None:
+            return self._from_file((Carried(line),))
+        found = self._unwrapped(line)
         if found is None:
             return self._from_file((Carried(line),))
         self._plain = False
-        return self._from_file(self._whole(found))
+        return self._from_file([each for one in found for each in self._whole(one)])
+
+    def _unwrapped(self, line: str) -> Sequence[Carried] | None:
+        """The records of a line; None if it is none."""
+        if "[" in line and line.lstrip()[:1] in ("[", "{") and _MANY.search(line) is not None:
+            several = _several(line)
+            if several:
+                return several
+        if self._table.is_header(line):
+            return ()
+        record = self._table.record(line)
+        found = unwrap(line) if record is None else _from_record(record)
+        return None if found is None else (found,)
 
     def flush(self) -> Iterable[Carried]:
         """The incomplete record; call after a while without lines, and at the end."""
         if self._record is None:
             return ()
+        self._json = None
         return self._complete()
 
     def _from_file(self, found: Iterable[Carried]) -> Iterable[Carried]:
@@ -78,10 +111,15 @@ class WrappedLines:
         return [each._replace(origin=f"{self._file}/{each.origin}".rstrip("/")) for each in found]
 
     def _starts(self, line: str) -> bool:
-        text = line.strip("\x1e \t")
-        if text == "{":
+        text = line.strip("\x1e \t\ufeff")
+        if text[-1:] not in ("}", "]") and _UNFINISHED.match(text) is not None and not starts_like_llama_cpp(text):
             self._kind = "json"
-        elif line.startswith("__CURSOR="):
+            start = 0 if text[0] in "{[" else len(text) - 1
+            self._prefix = prefix_before(text, start)
+            self._json = JsonStream(holds_own_line)
+            self._record, self._size = [], 0
+            return not self._json_failed(text[start:], line)
+        if line.startswith("__CURSOR="):
             self._kind = "export"
         elif _VERBOSE.match(line):
             self._kind = "verbose"
@@ -89,6 +127,47 @@ class WrappedLines:
             return False
         self._record, self._size = [line], len(line)
         return True
+
+    def _json_failed(self, text: str, line: str) -> bool:
+        """Start a document; whether it is none."""
+        stream = self._json
+        if stream is None or list(stream.feed(text, whole=True)) or stream.failed or stream.finished:
+            self._json = self._record = None
+            return True
+        self._record, self._size = [line], len(line)
+        return False
+
+    def _document_line(self, stream: JsonStream, line: str) -> Iterable[Carried]:
+        """A line of a JSON document."""
+        found = [_from_record(record, self._prefix) for record in stream.feed(line, whole=True)]
+        record = self._record or []
+        if stream.found:
+            self._record, self._plain = None, False
+        else:
+            record.append(line)
+            self._size += len(line)
+        if not stream.failed and not stream.finished and len(record) <= _MOST_LINES and self._size <= _LARGEST:
+            return self._from_file([each for one in found for each in self._whole(one)])
+        self._json, self._record = None, None
+        if not stream.found:
+            self._record = record
+            return self._complete()
+        lines = [each for one in found for each in self._whole(one)]
+        return self._from_file([*lines, *self.feed(line)] if stream.failed and not found else lines)
+
+    def _document_part(self, part: DocumentPart) -> Iterable[Carried]:
+        """A part of a JSON document in one line."""
+        if part.first and not self._plain:
+            self._json, self._record, self._prefix = JsonStream(holds_own_line), None, Carried("")
+        stream = self._json
+        if stream is None:
+            return ()
+        found = [_from_record(record) for record in stream.feed(part, whole=part.last)]
+        if found:
+            self._plain = False
+        if part.last:
+            self._json = None
+        return self._from_file([each for one in found for each in self._whole(one)])
 
     def _gather(self, line: str) -> Iterable[Carried]:
         record = self._record or []
@@ -139,6 +218,28 @@ class WrappedLines:
         if "\n" not in found.text:
             return (found,)
         return [found._replace(text=text) for text in found.text.split("\n")[:_MOST_LINES]]
+
+
+def _several(line: str) -> list[Carried]:
+    """The records of a JSON document in one line, oldest first; empty if it has only one."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    found = list(records(document, holds_own_line))
+    if not found or (len(found) == 1 and isinstance(document, dict) and found[0].keys() == document.keys()):
+        return []
+    lines = [_from_record(record) for record in found]
+    first, last = lines[0].wall, lines[-1].wall
+    return lines[::-1] if first is not None and last is not None and first > last else lines
+
+
+def _from_record(record: Record, prefix: Carried | None = None) -> Carried:
+    found = from_fields(record, holds_own_line) or Carried("")
+    if prefix is not None and (prefix.origin or prefix.wall):
+        origin = "/".join(filter(None, (prefix.origin, found.origin)))
+        found = found._replace(origin=origin, wall=found.wall or prefix.wall)
+    return peel(found._replace(text=without_colours(found.text)))
 
 
 def _journal_fields(record: Iterable[str]) -> dict[str, object]:

@@ -16,11 +16,12 @@ from llamatel.llama.log.wrapper_time import parse_time
 
 _MESSAGE_KEYS = (
     "log", "message", "msg", "line", "body", "text", "short_message", "full_message", "textpayload", "raw", "original",
-    "content", "event", "payload", "data", "output", "stderr", "stdout",
+    "content", "event", "payload", "data", "output", "stderr", "stdout", "logentry", "logmessage",
 )  # fmt: skip
 _TIME_KEYS = (
     "source_realtime_timestamp", "realtime_timestamp", "time", "timestamp", "ts", "date", "datetime", "t", "created",
-    "asctime", "event_time", "observed_timestamp",
+    "asctime", "event_time", "timeunixnano", "tsns", "timegenerated", "timegenerated [utc]", "observedtimeunixnano",
+    "observed_timestamp",
 )  # fmt: skip
 _POD = ("pod", "pod_name", "podname", "k8s_pod_name", "task_name")
 _CONTAINER = ("container", "container_name", "containername", "k8s_container_name", "compose_service")
@@ -100,6 +101,11 @@ def pairs(text: str) -> dict[str, object]:
         if len(found) == _MOST_NODES:
             break
     return found
+
+
+def is_message_key(key: str) -> bool:
+    """Whether a field or column of this name usually holds a log's message."""
+    return _normal(key) in _MESSAGE_KEYS
 
 
 def label_set(text: str) -> Carried:
@@ -193,6 +199,8 @@ def _described(document: Mapping[str, object], text: str) -> Carried:
             partial = True
         elif key == "id" and isinstance(value, str) and _ADDRESS_IN_NAME.match(value[:_LONGEST_NAME]):
             names["model_id"] = value[:_LONGEST_NAME]  # LocalAI: the model's name and its backend's address
+    if not names and isinstance(labels := document.get("stream"), dict) and labels:
+        names["stream"] = str(labels)[:_LONGEST_NAME]  # Loki's
     if not partial and document.keys() >= {"log", "stream", "time"} and isinstance(document["log"], str):
         # Docker's json-file: a line of more than 16 KiB continues in the next record.
         partial = not document["log"].endswith("\n") and len(document["log"]) >= _DOCKER_PIECE // 4

@@ -14,10 +14,13 @@ RFC3339 = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d
 SYSLOG = r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,6})?"
 JOURNAL_FULL = r"[A-Z][a-z]{2} \d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})? [A-Z+\-\d:]{1,6}"
 _EPOCH = r"(?<![\d.])\d{10}\.\d{3,9}(?![\d.])"
-_STAMP = re.compile(rf"({JOURNAL_FULL})|({RFC3339})|({SYSLOG})|({_EPOCH})")
+_TAI64N = r"@4[0-9a-f]{23}\b"
+_STAMP = re.compile(rf"({JOURNAL_FULL})|({RFC3339})|({SYSLOG})|({_EPOCH})|({_TAI64N})")
 _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)?([A-Z]{1,5})?"
 )
+_TAI_AHEAD_S = 10
+"""As daemontools, runit and s6 write it."""
 _LATEST = 2**33
 """Unix time: the year 2242."""
 _AHEAD_S = 60.0
@@ -29,7 +32,9 @@ def find_time(text: str) -> float | None:
     found = _STAMP.search(text)
     if found is None:
         return None
-    journal, rfc3339, syslog, epoch = found.groups()
+    journal, rfc3339, syslog, epoch, tai64n = found.groups()
+    if tai64n:
+        return _within(int(tai64n[2:17], 16) - _TAI_AHEAD_S + int(tai64n[17:], 16) / 1e9)
     if epoch:
         return from_number(float(epoch))
     return _from_syslog(syslog) if syslog else _from_date(rfc3339 or journal[4:])

@@ -222,7 +222,7 @@ class LogStreams:
             self._log.skip()
             return
         if not self._requests:
-            self.contents.add(line)
+            self.contents.add(line, parts.time if wall is None else wall)
         if wall is not None:
             now, live = wall, True
         elif stream.clocks is not None:
