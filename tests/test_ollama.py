@@ -418,6 +418,24 @@ def test_access_join_lines_dated_when_read() -> None:
     assert not join([finished(100.2, 100.5, late_s=0.1)], [read_late])
 
 
+def test_ollama_separation_output_copied_late() -> None:
+    """Ollama logs that a server is ready before it has copied all of the server's output."""
+    separation = OllamaSeparation()
+
+    def server_of(line: str) -> list[int]:
+        return [event.process for event in separation.route(line, split_line(line), 0.0)]
+
+    buffer = "llama_kv_cache:        CPU KV buffer size =     0.50 MiB"
+    separation.add(1, port=7001, slots=1)
+    assert server_of(buffer) == [1]
+    separation.ready(1)
+    assert server_of(buffer) == [1]
+    separation.add(2, port=7002, slots=1)
+    assert server_of(buffer) == []  # of either
+    assert server_of("srv  llama_server: server is listening on http://127.0.0.1:7001") == [1]
+    assert server_of(buffer) == [2]
+
+
 def test_ollama_separation_requests_that_may_be_one_servers() -> None:
     """A server whose slot shows a task ran it, but not which of two requests with that number it was."""
     separation = OllamaSeparation()

@@ -24,6 +24,8 @@ class OllamaSeparation:
         self._servers: list[LogProcess] = []
         self._events: deque[Event] = deque()
         self.owners = TaskOwners(self._servers, self._events, complete=False)
+        self._late: int | None = None
+        """The server that was ready before its last lines of loading were logged: Ollama copies its output."""
 
     # -- servers ------------------------------------------------------------------------------------------------------
 
@@ -35,12 +37,18 @@ class OllamaSeparation:
     def remove(self, server: int) -> None:
         """A server has exited; its requests in flight are not followed any further."""
         self._servers[:] = [each for each in self._servers if each.number != server]
+        self._late = None if self._late == server else self._late
 
     def ready(self, server: int) -> None:
         """It has loaded its model."""
         for each in self._servers:
-            if each.number == server:
-                each.loading = None
+            if each.number == server and each.loading is not None:
+                each.loading, self._late = None, server
+
+    def _loaded(self, server: LogProcess) -> None:
+        """All lines of its loading were logged."""
+        server.loading = None
+        self._late = None if self._late == server.number else self._late
 
     def saw_task(self, server: int, task: int) -> None:
         """A server is known to have run a task with this number."""
@@ -66,11 +74,13 @@ class OllamaSeparation:
             return self.owners.slot_line(line, parts, now)
         if (found := _BY_TASK.match(text)) is not None:
             return self.owners.task_line(int(found.group(1)), parts)
-        loading = [each for each in self._servers if each.loading is not None]
+        loading = [each for each in self._servers if each.loading is not None or each.number == self._late]
+        if (listening := _LISTENING.match(text)) is not None:
+            loading = [each for each in loading if each.port == int(listening.group(1))] or loading
         if len(loading) == 1 and not _CACHE_STATE.match(text):
             [server] = loading
-            if (listening := _LISTENING.match(text)) and int(listening.group(1)) == server.port:
-                server.loading = None
+            if listening is not None and int(listening.group(1)) == server.port:
+                self._loaded(server)
             return server.number, parts
         if self.owners.complete and len(self._servers) == 1:
             return self._servers[0].number, parts

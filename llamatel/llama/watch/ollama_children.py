@@ -38,6 +38,8 @@ class OllamaChild:
     environ: dict[str, str]
     """Empty where it is another user's."""
     slots: int | None
+    started_at: float
+    """Unix time."""
 
     @property
     def most_loaded(self) -> int:
@@ -102,12 +104,13 @@ def _child(process: psutil.Process) -> OllamaChild | None:
             environ = process.environ()
         except psutil.AccessDenied:
             environ = {}
+        started_at = float(process.create_time())
     except (psutil.Error, OSError):
         return None
     slots = _value(flags, "-np")
     return OllamaChild(
         process.pid, int(port), model, tuple(flags), environ,
-        int(slots) if slots is not None and slots.isdecimal() else None,
+        int(slots) if slots is not None and slots.isdecimal() else None, started_at,
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ from llamatel.records import Completion, ObservedRequest, ServerInfo
 _RETIRED_S = 30.0
 _LOG_LAG_S = 1.0
 """A server's exit is seen before the lines that say why are read."""
+_ANNOUNCED_S = 3.0
+"""A server may be seen that long before the line is read that announces it."""
 _MOST_MODELS = 64
 _EXITED = "the model's process ended"
 
@@ -123,9 +125,10 @@ class OllamaLoads:
 
     def only_newest(self) -> None:
         """Of all models, only the one that was loaded last is left."""
-        newest = max((model.number or 0 for model in self._models.values()), default=0)
+        loading = self._loading()
+        newest = loading or max(self._models.values(), key=lambda model: model.number or 0, default=None)
         for model in self._models.values():
-            if model.number is not None and model.number != newest:
+            if model.number is not None and model is not newest:
                 self._remove(model)
 
     def restarted(self) -> None:
@@ -156,6 +159,8 @@ class OllamaLoads:
         for child in children:
             model = self._model(file_name(child.model_path))
             if model.number is None:
+                if self._has_log and 0.0 <= time.time() - child.started_at < _ANNOUNCED_S:
+                    continue  # its start is about to be read
                 self._found(model, child)
             if model.child is None or model.child.pid != child.pid:
                 model.use(child)
