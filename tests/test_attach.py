@@ -371,6 +371,7 @@ def test_attach_kv_pool_from_local_command_line(
 @pytest.mark.parametrize(
     ("status", "up", "line"),
     [
+        (401, None, "the API key is missing or wrong: use --api-key-file"),
         (404, None, "no llama.cpp server, or the path is wrong"),
         (500, None, "see its log"),
         (502, False, "the proxy in front of it finds no server"),

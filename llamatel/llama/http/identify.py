@@ -32,6 +32,10 @@ class NotLlamaCpp(ServerUnreachable):
         self.program = program
 
 
+class NotIdentified(ServerUnreachable):
+    """Something answers that may be llama.cpp behind a proxy, or another program."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """The program that answers instead of llama.cpp."""
@@ -84,7 +88,7 @@ def identify(client: ServerClient) -> ServerProps:
     if health.status != 200 and not signed:
         if health.status < 500 and ((program := _name(client)) is not _UNKNOWN or 300 <= health.status < 400):
             raise NotLlamaCpp(client.base_url, program, health.status)
-        raise ServerUnreachable(f"{client.base_url}/health answered {health.status}", status=health.status)
+        raise NotIdentified(f"{client.base_url}/health answered {health.status}", status=health.status)
     try:
         props = client.get("/props")
     except ServerUnreachable:

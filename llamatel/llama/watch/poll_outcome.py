@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamatel.errors import ServerUnreachable
-from llamatel.llama.http.identify import NotLlamaCpp
+from llamatel.llama.http.identify import NotIdentified, NotLlamaCpp
 from llamatel.llama.watch.server_lifecycle import Lifecycle
 
 _NO_SERVER_STATUS = (502, 504)
@@ -31,8 +31,8 @@ def failed_poll(error: ServerUnreachable, life: Lifecycle | None, *, is_alive: C
     if isinstance(error, NotLlamaCpp):
         return PollOutcome(life)
     if error.status is not None:
-        # Only 401 is llama.cpp's own; else something unknown answers, or a proxy that finds no server.
-        if error.status == 401 or life is not None:
+        # Only 401 is llama.cpp's own, but not at /health; else something unknown answers, or a proxy without a server.
+        if (error.status == 401 and not isinstance(error, NotIdentified)) or life is not None:
             return PollOutcome(life, up=True)
         return PollOutcome(life, up=False if error.status in _NO_SERVER_STATUS else None)
     if error.busy and is_alive():
