@@ -35,7 +35,7 @@ from llamatel.telemetry.pipeline import Pipeline
 from llamatel.telemetry.resource import installed_version
 from llamatel.telemetry.sdk_instruments import Callbacks
 from llamatel.telemetry.settings import Settings
-from llamatel.telemetry.snapshot_timer import Watcher
+from llamatel.telemetry.snapshot_timer import SnapshotTimer
 from llamatel.tracing import decorators as tracing
 from llamatel.tracing import message_content
 from llamatel.tracing.call_reporter import CallReporter
@@ -296,7 +296,7 @@ def _connect(
     if instrument and not settings.disabled:
         forget += _instrument_clients()
     if settings.keep_traces:
-        forget.append(Watcher(observer).stop)
+        forget.append(SnapshotTimer(observer).stop)
         live.on_alarm(lambda alarm: _log.warning("%s", alarm))  # in the cell that runs; a command prints its own
     return Runtime(settings, built, observer, instruments, live, tuple(forget), reporter)
 

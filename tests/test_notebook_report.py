@@ -199,7 +199,7 @@ def test_last_trace_not_kept_by_default(monkeypatch: pytest.MonkeyPatch) -> None
     llamatel.init(metrics_addr="none", keep_traces=False)
     threads = [thread.name for thread in threading.enumerate()]
     try:
-        assert "llamatel-watcher" not in threads
+        assert "llamatel-snapshots" not in threads
         with pytest.raises(UsageError, match="keep_traces=True"):
             llamatel.last_trace()
         assert "<h2>Slowest requests</h2><p>none</p>" in llamatel.report().html
@@ -224,7 +224,7 @@ def test_kept_spans_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         llamatel.shutdown()
     end = time.monotonic() + 10
-    while any(thread.name == "llamatel-watcher" for thread in threading.enumerate()):
+    while any(thread.name == "llamatel-snapshots" for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.05)
 

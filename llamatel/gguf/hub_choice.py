@@ -2,7 +2,7 @@
 
 Source: llama.cpp's ``common/download.cpp`` (find_best_model, gguf_filename_is_model, get_gguf_split_info), b11434,
 October 2026. A tag is searched in whole paths, without regard to case, in the Hub's order; projectors, importance
-matrices and models that draft are no models, wherever in a name that stands.
+matrices and draft models, recognised anywhere in a name, are not models.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from llamatel.telemetry.observer import Observer
 _INTERVAL_S = 2.0
 
 
-class Watcher:
-    """Takes a snapshot every two seconds, from a thread of its own."""
+class SnapshotTimer:
+    """Takes a snapshot every two seconds, in its own thread."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="llamatel-watcher", daemon=True).start()
+        threading.Thread(target=self._run, name="llamatel-snapshots", daemon=True).start()
 
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL_S):
