@@ -17,6 +17,7 @@ import pytest
 
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.inputs.credentials import present, read_headers, trust
+from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.llama.http.props import ServerProps
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_file import FileSource
@@ -462,6 +463,29 @@ def test_attach_client_certificate(server: Unmanaged, tmp_path: Path) -> None:
         present(trust(certificate), own, key)
     with pytest.raises(UsageError, match="do not fit"):
         present(trust(certificate), key, None)
+
+
+def test_attach_certificates_are_rotated(server: Unmanaged, tmp_path: Path) -> None:
+    """A CA file and a client's certificate that are replaced while llamatel runs, as cert-manager does."""
+    certificate, key = make_certificate(tmp_path)
+    own, own_key = make_certificate(tmp_path, "client")
+    other, other_key = make_certificate(tmp_path, "other")
+    pem = tmp_path / "both.pem"
+    pem.write_text(key.read_text() + certificate.read_text())
+    files = [tmp_path / name for name in ("ca.pem", "tls.crt", "tls.key")]
+    for file, content in zip(files, (other, other, other_key), strict=True):
+        file.write_bytes(content.read_bytes())
+    ca, client, client_key = files
+    tls = RotatedFiles(files, lambda: present(trust(ca), client, client_key))
+    with Forwarder(server.port, certificate=pem, clients=own) as forwarder:
+        url = f"https://127.0.0.1:{forwarder.ports[0]}"
+        with attached(url, access=Access(tls=tls), interval_s=0.2) as fleet:
+            fleet.wait(lambda state: state.up is False)
+            for file, content in zip(files, (certificate, own, own_key), strict=True):
+                replacement = file.with_suffix(".new")
+                replacement.write_bytes(content.read_bytes())
+                replacement.replace(file)
+            assert fleet.wait(lambda state: state.counters).up
 
 
 def test_attach_many_servers(server: Unmanaged) -> None:
