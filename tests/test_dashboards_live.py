@@ -79,6 +79,7 @@ NOT_HERE = {
 ON_EVENTS = {
     "llamatel.label_values.limited": "no label has too many values",
     "llamatel.spans.exported": "no OTLP endpoint",
+    "llamatel.unloads.unread": "no router without its log",
 }
 """Metrics whose first series appears with an event that does not happen here."""
 NORMALLY_ZERO = {"Plan error", "Log lost"}

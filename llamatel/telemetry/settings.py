@@ -43,6 +43,9 @@ class OtlpTarget:
     guessed: bool = False
     """Neither the environment nor the port shows the protocol: the exporter detects it (``otlp_transport``)."""
 
+    def __repr__(self) -> str:
+        return f"OtlpTarget({self.url!r}, {self.protocol!r}, guessed={self.guessed})"
+
     @property
     def url(self) -> str:
         """The URL that is requested, without user, password and query, which may be a key."""
