@@ -19,6 +19,8 @@ _SLOT_OR_OTHER = r"((?:slot ( *\S+): id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)
 # (LLAMA_MAX_SEQ).
 _STAMPED = re.compile(r"(\d{1,7}\.\d\d\.\d{3}\.\d{3}) ([A-Z]) " + _SLOT_OR_OTHER, re.DOTALL | re.ASCII)
 _TEXT = re.compile(_SLOT_OR_OTHER, re.DOTALL | re.ASCII)
+_BEFORE_START = re.compile(r"-?\d{1,7}\.-?\d\d?\.-?\d{1,3}\.-?\d{1,3} [A-Z] ", re.ASCII)
+"""A timestamp by a wall clock that was set back to before the server's start: its parts are negative numbers."""
 OWN_START = (
     r"(?:\[\d{1,5}\] {0,16})?(?:\d{1,7}\.\d\d\.\d{3}\.\d{3} [A-Z] |(?:slot|srv|que|cmn) {1,16}\S{1,64}: "
     r"|(?:prompt eval|eval|total) time = )"
@@ -135,6 +137,8 @@ def _other_form(line: str) -> LogLine:
 def _unmarked(line: str) -> LogLine:
     if line[:1] == "{" and '"msg"' in line:
         return _from_json(line) or LogLine(line)
+    if "-" in line[:16] and (negative := _BEFORE_START.match(line)) is not None:
+        return _unstamped(line[negative.end() :])
     if "] " in line[:80] and (older := read_key_values(line)) is not None:
         return _from_key_values(older)
     return _unstamped(line)
