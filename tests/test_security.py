@@ -22,8 +22,7 @@ PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 REFUSED = "http://127.0.0.1:9"
 LINES = {
     "llamatel/llama/log/jsonl_record.py", "llamatel/llama/log/key_value_line.py", "llamatel/llama/log/log_line.py",
-    "llamatel/llama/log/read_position.py", "llamatel/llama/log/wrapped_lines.py",
-    "llamatel/llama/log/wrapper_fields.py",
+    "llamatel/llama/log/read_position.py", "llamatel/llama/log/wrapper_fields.py",
 }  # fmt: skip
 """Lines of a log, which are at most 64 KiB, and llamatel's own state."""
 OWN = {

@@ -33,7 +33,7 @@ class NotLlamaCpp(ServerUnreachable):
 
 
 class NotIdentified(ServerUnreachable):
-    """Something answers that may be llama.cpp behind a proxy, or another program."""
+    """Something answers that may be a proxy in front of llama.cpp, or another program."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,7 +293,7 @@ class FileSource:
     def _end_of(self, file: _OpenFile) -> int:
         """Where the content ends that was there when this was made."""
         now, then = os.fstat(file.descriptor), self._existing
-        if then is None or (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev) or now.st_size < then.st_size:
+        if then is None or not os.path.samestat(now, then) or now.st_size < then.st_size:
             return 0
         return then.st_size
 
@@ -388,7 +388,7 @@ class FileSource:
             now = self._path.stat()
         except FileNotFoundError:
             return False  # moved away, and not created again yet
-        return (now.st_ino, now.st_dev) != (ours.st_ino, ours.st_dev)
+        return not os.path.samestat(now, ours)
 
     def _without_finished(self, old: list[_OpenFile]) -> list[_OpenFile]:
         """Files that were moved away and may still be written to."""

@@ -7,10 +7,10 @@ b`` names the file before its lines. Everything is bounded in lines and size.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 
+from llamatel.inputs.documents import InvalidDocument, parse_json
 from llamatel.llama.log.client_text import quoted_from
 from llamatel.llama.log.csv_lines import CsvLines
 from llamatel.llama.log.json_records import JsonStream, Record, records
@@ -223,8 +223,8 @@ class WrappedLines:
 def _several(line: str) -> list[Carried]:
     """The records of a JSON document in one line, oldest first; empty if it has only one."""
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
+        document = parse_json(line)
+    except InvalidDocument:
         return []
     found = list(records(document, holds_own_line))
     if not found or (len(found) == 1 and isinstance(document, dict) and found[0].keys() == document.keys()):

@@ -43,7 +43,7 @@ class SnapshotBuilder:
         """The server after its ``last`` poll; ``named_model`` is the path in ``/props``."""
         life, up = last.life, last.up
         logged = LoggedServer() if log is None else log.server
-        counted = polling is not None and (polling.answers or life is not None)
+        counted = polling if polling is not None and (polling.answers or life is not None) else None
         has_model = not is_router and up is not False
         model, cache = LoadedModel(), None
         if has_model and up:
@@ -61,7 +61,7 @@ class SnapshotBuilder:
             restarts=life.restarts if life is not None else None if polling is None else polling.restarts,
             process_started_at=self._process_started_at(life, process, log, up=up),
             loading_s=life.loading_s if life is not None and life.alive else None,
-            counters=polling.totals if polling is not None and counted else {},
+            counters={} if counted is None else counted.totals,
             deferred=None if loaded is None else loaded.deferred,
             busy_slots_per_step=None if loaded is None else loaded.busy_slots_per_step,
             slots=None if loaded is None else loaded.slots,
