@@ -80,6 +80,11 @@ def _hidden(value: str) -> str:
     return "..." + value[len(bare) :] if bare else value
 
 
+def shown_line(text: str) -> str:
+    """A message as it may be shown: on one line, without credentials."""
+    return one_line(redacted(text))
+
+
 class LlamatelError(Exception):
     """Base of all llamatel errors. ``exit_code`` is what the command line exits with."""
 
@@ -87,7 +92,7 @@ class LlamatelError(Exception):
 
     def __str__(self) -> str:
         """The message on one line, without credentials: it may quote a file, a response or a URL."""
-        return one_line(redacted(super().__str__()))
+        return shown_line(super().__str__())
 
 
 class UsageError(LlamatelError, ValueError):

@@ -20,7 +20,7 @@ import click
 from llamatel import __version__, sdk_environment
 from llamatel.cli.options import set_verbosity, verbose_option, verbosity
 from llamatel.cli.signals import Interrupted
-from llamatel.errors import LlamatelError, one_line, redacted
+from llamatel.errors import LlamatelError, shown_line
 
 COMMANDS = {
     "demo": ("llamatel.cli.demo", "Run llama.cpp on a tiny model and show its telemetry."),
@@ -68,7 +68,7 @@ def cli() -> None:
 
 def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the terminal was closed
-        print(f"llamatel: error: {one_line(redacted(message))}", file=sys.stderr, flush=True)
+        print(f"llamatel: error: {shown_line(message)}", file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:
@@ -105,7 +105,7 @@ def _exit_code(error: BaseException) -> int:
         return 1
     if verbosity() > 0:
         lines = "".join(traceback.format_exception(error)).splitlines()
-        print(*(one_line(redacted(line)) for line in lines), sep="\n", file=sys.stderr)
+        print(*(shown_line(line) for line in lines), sep="\n", file=sys.stderr)
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         _print_error(f"{str(error.filename)[:_SHOWN_PATH]}: {error.strerror}")
         return 1

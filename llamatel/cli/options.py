@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llamatel.errors import one_line, redacted
+from llamatel.errors import shown_line
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -32,11 +32,11 @@ class _OneLine(logging.Formatter):
     timed = False
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        text = one_line(redacted(super().formatMessage(record)))
+        text = shown_line(super().formatMessage(record))
         return (time_prefix(record.created) if self.timed else "") + text
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
-        return "\n".join(one_line(redacted(line)) for line in super().formatException(ei).splitlines())
+        return "\n".join(shown_line(line) for line in super().formatException(ei).splitlines())
 
 
 def set_verbosity(number: int) -> None:
