@@ -16,8 +16,8 @@ DEFAULT_METRICS_ADDR = "127.0.0.1:9464"
 class Kind(str, Enum):
     """The kind of a metric."""
 
-    HISTOGRAM = "histogram"  # recorded as requests end
-    COUNTER = "counter"  # added to as requests end
+    HISTOGRAM = "histogram"  # recorded when requests finish
+    COUNTER = "counter"  # added to when requests finish
     TOTAL = "total"  # a counter whose total is read from a Snapshot
     UP_DOWN = "up_down"  # a sum that may fall, read from a Snapshot
     GAUGE = "gauge"  # read from a Snapshot
@@ -43,7 +43,7 @@ MODEL_ATTRIBUTES = (
     "architecture", "quantization", "attention", "layers", "heads", "kv_heads", "embedding_length", "experts",
     "experts_used", "cache", "gpu_layers",
 )  # fmt: skip
-"""Of ``llamacpp.model.info``."""
+"""Attributes of ``llamacpp.model.info``."""
 DEVICE_ATTRIBUTES = ("hw.id", "hw.name", "hw.type", "hw.vendor", "hw.driver_version", "hw.parent")
 """On every metric that is about a GPU (semantic conventions, docs/hardware)."""
 SETTINGS = (
@@ -51,7 +51,7 @@ SETTINGS = (
     "gpu_layers", "tensor_split", "split_mode", "swa_full", "kv_offload", "fit", "context_shift", "cache_ram",
     "spec_type", "sleep_idle_seconds",
 )  # fmt: skip
-"""Those of a server's settings that ``llamacpp.server.info`` shows: llama-server's flags with underscores."""
+"""The settings that ``llamacpp.server.info`` shows: llama-server's flags with underscores."""
 
 # Bucket sets. The gen_ai ones are the conventions' own (semantic-conventions-genai, docs/gen-ai/gen-ai-metrics.md),
 # extended at both ends: a small model on a GPU answers below their first bound, a long prefill on a CPU above their
@@ -82,7 +82,7 @@ _OPTED = " With OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental."
 _CLIENT = (
     Metric(
         "gen_ai.client.operation.duration", Kind.HISTOGRAM, "s",
-        "Time of a traced client call, repeated attempts included.", (*_CALLED, "error.type"), _DURATION,
+        "Duration of a traced client call, retries included.", (*_CALLED, "error.type"), _DURATION,
     ),
     Metric(
         "gen_ai.client.operation.time_to_first_chunk", Kind.HISTOGRAM, "s",
@@ -99,7 +99,7 @@ _CLIENT = (
     ),
     Metric(
         "gen_ai.client.inference.duration", Kind.HISTOGRAM, "s",
-        "As gen_ai.client.operation.duration, of calls that generate." + _OPTED, (*_CALLED, "error.type"), _DURATION,
+        "As gen_ai.client.operation.duration, for calls that generate." + _OPTED, (*_CALLED, "error.type"), _DURATION,
     ),
     Metric(
         "gen_ai.client.inference.time_to_first_chunk", Kind.HISTOGRAM, "s",
@@ -111,7 +111,7 @@ _CLIENT = (
     ),
     Metric(
         "gen_ai.client.inference.usage.input_tokens", Kind.COUNTER, "{token}",
-        "Prompt tokens of traced client calls, cached ones included." + _OPTED, _COUNTED,
+        "Prompt tokens of traced client calls, including cached ones." + _OPTED, _COUNTED,
     ),
     Metric(
         "gen_ai.client.inference.usage.output_tokens", Kind.COUNTER, "{token}",
@@ -123,11 +123,11 @@ _CLIENT = (
     ),
     Metric(
         "gen_ai.client.embeddings.duration", Kind.HISTOGRAM, "s",
-        "As gen_ai.client.operation.duration, of calls for embeddings." + _OPTED, (*_CALLED, "error.type"), _DURATION,
+        "As gen_ai.client.operation.duration, for embeddings calls." + _OPTED, (*_CALLED, "error.type"), _DURATION,
     ),
     Metric(
         "gen_ai.client.embeddings.operation.input_tokens", Kind.HISTOGRAM, "{token}",
-        "Input tokens of a call for embeddings." + _OPTED, _CALLED, _TOKENS,
+        "Input tokens of an embeddings call." + _OPTED, _CALLED, _TOKENS,
     ),
     Metric(
         "gen_ai.client.inference.operation.input_tokens", Kind.HISTOGRAM, "{token}",
@@ -142,7 +142,7 @@ _CLIENT = (
 METRICS: tuple[Metric, ...] = (
     Metric(
         "gen_ai.server.request.duration", Kind.HISTOGRAM, "s",
-        "Time from a request's arrival to its end, queue included where it is known.",
+        "Time from a request's arrival to its end, including the queue if known.",
         ("gen_ai.operation.name", "gen_ai.provider.name", "error.type"), _DURATION,
     ),
     Metric(
@@ -163,7 +163,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.request.outside.duration", Kind.HISTOGRAM, "s",
-        "Time from a request's arrival at Ollama until its llama-server had it, the loading of a model included; of "
+        "Time from a request's arrival at Ollama until its llama-server had it, including model loading; only for "
         "requests whose access line is known.", (), _PHASE,
     ),
     Metric(
@@ -176,11 +176,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.request.input_tokens", Kind.HISTOGRAM, "{token}",
-        "Prompt length of completed requests, cached tokens included.", (), _TOKENS,
+        "Prompt length of completed requests, including cached tokens.", (), _TOKENS,
     ),
     Metric(
         "llamacpp.request.cached_tokens", Kind.HISTOGRAM, "{token}",
-        "Prompt tokens of completed requests that were taken from the KV cache.", (), (0.0, *_TOKENS),
+        "Prompt tokens of completed requests that were reused from the KV cache.", (), (0.0, *_TOKENS),
     ),
     Metric(
         "llamacpp.request.output_tokens", Kind.HISTOGRAM, "{token}",
@@ -188,32 +188,33 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.requests", Kind.COUNTER, "{request}",
-        "Finished requests that got a slot, by outcome; further choices (n > 1) do not count. Each document of a "
-        "reranking and each input of a call for embeddings is one: llama.cpp's log does not show which belong "
-        "together. Those rejected before that are llamacpp.requests.rejected.",
+        "Finished requests that got a slot, by outcome; further choices (n > 1) are not counted. Each document of a "
+        "reranking call and each input of an embeddings call counts as one: llama.cpp's log does not show which belong "
+        "together. Requests rejected earlier are in llamacpp.requests.rejected.",
         ("outcome",),
     ),
     Metric(
         "llamacpp.requests.rejected", Kind.TOTAL, "{request}",
-        "Requests that were rejected before they got a slot, by reason, as far as the server's log shows them: no "
-        "unknown paths (404), and no wrong API keys in builds that do not log those.",
+        "Requests rejected before they got a slot, by reason, as far as the server's log shows them: without "
+        "unknown paths (404), and without wrong API keys in builds that do not log those.",
         ("reason",),
     ),
     Metric(
         "llamacpp.tokens", Kind.TOTAL, "{token}",
-        "Tokens, by llama.cpp's own counters: prompt tokens computed and cached, tokens generated.", ("type",),
+        "Tokens by type, from llama.cpp's own counters: prompt tokens computed and cached, tokens generated.",
+        ("type",),
     ),
     Metric(
         "llamacpp.processing_time", Kind.TOTAL, "s",
-        "Time of requests in prefill and in decode, summed over slots, by llama.cpp's own counters.", ("phase",),
+        "Time of requests in prefill and in decode, summed over slots, from llama.cpp's own counters.", ("phase",),
     ),
     Metric(
         "llamacpp.speculative.tokens", Kind.TOTAL, "{token}",
-        "Draft tokens, by llama.cpp's own counters.", ("type",),
+        "Draft tokens by type, from llama.cpp's own counters.", ("type",),
     ),
     Metric(
         "llamacpp.speculative.accepted", Kind.TOTAL, "{token}",
-        "Accepted draft tokens by their position in the draft, by llama.cpp's own counters.", ("position",),
+        "Accepted draft tokens by position in the draft, from llama.cpp's own counters.", ("position",),
     ),
     Metric(
         "llamacpp.slots", Kind.GAUGE, "{slot}",
@@ -225,27 +226,27 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.slot.context_size", Kind.GAUGE, "{token}",
-        "Tokens that a slot may hold at most; slots that share a pool may each be promised all of it.", ("slot",),
+        "Most tokens that a slot can hold; slots that share a pool can each have up to all of it.", ("slot",),
     ),
     Metric(
         "llamacpp.slot.tokens", Kind.GAUGE, "{token}",
-        "How far the request in a busy slot is: prompt tokens computed and taken from the cache, tokens generated.",
+        "Progress of the request in a busy slot: prompt tokens computed and reused from the cache, tokens generated.",
         ("slot", "type"),
     ),
     Metric(
-        "llamacpp.requests.deferred", Kind.GAUGE, "{request}", "Requests that wait for a slot, by llama.cpp's gauge."
+        "llamacpp.requests.deferred", Kind.GAUGE, "{request}", "Requests that wait for a slot, from llama.cpp's gauge."
     ),
     Metric(
         "llamacpp.decode.rate", Kind.GAUGE, "{token}/s",
-        "Tokens a second that all slots together generate now, between this collection and the one before.",
+        "Tokens per second that all slots together generated since the previous collection.",
     ),
     Metric(
         "llamacpp.decode.steps", Kind.TOTAL, "{step}",
-        "Decode steps (calls of llama_decode, prefill included), by llama.cpp's own counter.",
+        "Decode steps (calls of llama_decode, including prefill), from llama.cpp's own counter.",
     ),
     Metric(
         "llamacpp.decode.busy_slots", Kind.GAUGE, "{slot}",
-        "Busy slots per decode step, mean since the server's process started, by llama.cpp's own gauge.",
+        "Mean busy slots per decode step since the server's process started, from llama.cpp's own gauge.",
     ),
     Metric(
         "llamacpp.context_shifts", Kind.TOTAL, "{shift}",
@@ -253,21 +254,21 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.kv_cache.capacity", Kind.GAUGE, "{token}",
-        "Tokens that the KV cache holds at most: the pool that all slots share, or the slots' own shares together.",
+        "Most tokens that fit into the KV cache: the pool that all slots share, or the sum of the slots' own parts.",
     ),
     Metric(
         "llamacpp.kv_cache.tokens", Kind.GAUGE, "{token}",
-        "Tokens in the KV cache: of requests that run (active), kept in idle slots and reclaimable (cached).",
+        "Tokens in the KV cache: of running requests (active), or in idle slots and reclaimable (cached).",
         ("state",),
     ),
     Metric(
         "llamacpp.kv_cache.usage", Kind.GAUGE, "1",
-        "Share of the KV cache's capacity that active and cached tokens take.", ("state",),
+        "Share of the KV cache's capacity in use, by active and cached tokens.", ("state",),
     ),
     Metric(
         "llamacpp.kv_cache.headroom", Kind.GAUGE, "{token}",
-        "Capacity less active tokens: what is free, and what idle slots hold, which llama.cpp gives up when it needs "
-        "room. At 0 a server with one pool fails every request that runs.",
+        "Capacity minus active tokens: free cells, and those of idle slots, which llama.cpp reclaims when it needs "
+        "room. At 0 a server with one pool fails every running request.",
     ),
     Metric(
         "llamacpp.kv_cache.size", Kind.GAUGE, "By",
@@ -277,40 +278,40 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.kv_cache.plan_error", Kind.GAUGE, "By",
-        "Bytes that llama.cpp reported for the KV cache beyond the planned ones; 0 where they agree within the "
-        "rounding of its log. Otherwise the planned bytes are withdrawn.",
+        "Bytes that llama.cpp reported for the KV cache minus the planned bytes; 0 if they agree within the "
+        "rounding of its log. Otherwise the planned bytes are no longer exported.",
     ),
     Metric(
         "llamacpp.kv_cache.used", Kind.GAUGE, "By",
-        "Bytes of the KV cache in use, by active and cached tokens; of a window's layers at most the window's.",
+        "Bytes of the KV cache in use, by active and cached tokens; layers with a window count at most the window.",
         ("part",),
     ),
     Metric(
         "llamacpp.prompt_cache.lookups", Kind.TOTAL, "{token}",
-        "Prompt tokens of requests, by llama.cpp's own counters: those that the KV cache was searched for.",
+        "Prompt tokens looked up in the KV cache, from llama.cpp's own counters.",
     ),
     Metric(
         "llamacpp.prompt_cache.hits", Kind.TOTAL, "{token}",
-        "Prompt tokens that were taken from the KV cache, by llama.cpp's own counter.",
+        "Prompt tokens reused from the KV cache, from llama.cpp's own counter.",
     ),
     Metric(
         "llamacpp.prompt_cache.reusable", Kind.COUNTER, "{token}",
-        "Prompt tokens that were reused, or had been in the KV cache, of requests whose log lines show it: to half a "
-        "thousandth of the prompt.",
+        "Prompt tokens that were reused, or had been in the KV cache, of requests whose log lines show it; accurate to "
+        "0.05 % of the prompt.",
     ),
     Metric(
         "llamacpp.prompt_cache.reused", Kind.COUNTER, "{token}",
-        "Prompt tokens of the same requests that were taken from the KV cache.",
+        "Prompt tokens of the same requests that were reused from the KV cache.",
     ),
     Metric(
         "llamacpp.prompt_cache.recomputed", Kind.COUNTER, "{token}",
-        "Reusable prompt tokens that were computed again, by cause; 'unknown' where the log does not prove one. "
+        "Reusable prompt tokens that were computed again, by cause; 'unknown' if the log does not prove one. "
         "An upper bound for slot_taken, prefix_changed, context_shift, cache_cleared and prompt_cache_miss.",
         ("cause",),
     ),
     Metric(
         "llamacpp.prompt_cache.recompute.duration", Kind.COUNTER, "s",
-        "Prefill time of those tokens, at each request's own rate.", ("cause",),
+        "Prefill time of the recomputed tokens, at each request's own rate.", ("cause",),
     ),
     Metric(
         "llamacpp.prompt_cache.entries", Kind.GAUGE, "{prompt}",
@@ -318,22 +319,23 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.prompt_cache.size", Kind.GAUGE, "By",
-        "Host memory that those prompts take; llama.cpp logs it only at -lv 4, which is slow.",
+        "Host memory of the prompts kept there; llama.cpp logs it only at -lv 4, which is slow.",
     ),
     Metric(
         "llamacpp.model.info", Kind.GAUGE, "1",
-        "1, with the model's properties from its GGUF.", MODEL_ATTRIBUTES,
+        "Always 1; the labels are the model's properties from its GGUF.", MODEL_ATTRIBUTES,
     ),
     Metric(
         "llamacpp.lora.adapter", Kind.GAUGE, "1",
-        "1 for each LoRA adapter that the server was started with, by its file's name.", ("adapter",),
+        "1 for each LoRA adapter that the server was started with, by file name.", ("adapter",),
     ),
     Metric("llamacpp.model.parameters", Kind.GAUGE, "{parameter}", "Weights of the model."),
     Metric(
-        "llamacpp.model.active_parameters", Kind.GAUGE, "{parameter}", "Weights that one token uses: of experts a few."
+        "llamacpp.model.active_parameters", Kind.GAUGE, "{parameter}",
+        "Weights that one token uses: of the experts only the selected ones.",
     ),
     Metric("llamacpp.model.size", Kind.GAUGE, "By", "Bytes of the model's tensors in its file."),
-    Metric("llamacpp.model.context_length", Kind.GAUGE, "{token}", "Tokens of context that the model was made for."),
+    Metric("llamacpp.model.context_length", Kind.GAUGE, "{token}", "Context length that the model was trained for."),
     Metric(
         "llamacpp.model.state", Kind.GAUGE, "1",
         "1 for the state that a router's model is in (unloaded, loading, loaded, stalled, sleeping, failed, "
@@ -342,34 +344,35 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.model.loads", Kind.TOTAL, "{load}",
-        "Times a router loaded a model while it was watched; without its log those between two polls are missed.",
+        "Times a router loaded a model while it was watched; without its log, loads between two polls are missed.",
     ),
     Metric(
         "llamacpp.model.evictions", Kind.TOTAL, "{eviction}",
-        "Times a router unloaded a model to make room for another; only its log has it.",
+        "Times a router unloaded a model to make room for another; known only from its log.",
     ),
     Metric(
         "llamacpp.model.failures", Kind.TOTAL, "{failure}",
-        "Times the process of a router's model did not load it, or died.",
+        "Times the process of a router's model failed to load it, or crashed.",
     ),
     Metric(
-        "llamacpp.server.state", Kind.GAUGE, "1", "1 for the state that the server is in; other states are left out.",
+        "llamacpp.server.state", Kind.GAUGE, "1", "1 for the server's current state; other states are absent.",
         ("state",),
     ),
     Metric(
         "llamacpp.server.info", Kind.GAUGE, "1",
-        "1, with llama.cpp's build, what runs it, and the settings that explain its behaviour, as they were given.",
+        "Always 1; the labels are llama.cpp's build, its backend, and the given settings.",
         ("build", "backend", *SETTINGS),
     ),
     Metric(
-        "process.cpu.time", Kind.TOTAL, "s", "CPU time of the server's process, over its restarts.", ("cpu.mode",)
+        "process.cpu.time", Kind.TOTAL, "s",
+        "CPU time of the server's process, including earlier processes before restarts.", ("cpu.mode",),
     ),
     Metric("process.memory.usage", Kind.UP_DOWN, "By", "Resident memory of the server's process."),
     Metric(
         "hw.gpu.utilization", Kind.GAUGE, "1", "Share of the time in which a kernel ran on the GPU.", DEVICE_ATTRIBUTES
     ),
     Metric(
-        "hw.gpu.memory.usage", Kind.UP_DOWN, "By", "GPU memory that processes use, all of them together.",
+        "hw.gpu.memory.usage", Kind.UP_DOWN, "By", "GPU memory that all processes together use.",
         DEVICE_ATTRIBUTES,
     ),
     Metric(
@@ -377,28 +380,28 @@ METRICS: tuple[Metric, ...] = (
         DEVICE_ATTRIBUTES,
     ),
     Metric("hw.gpu.memory.limit", Kind.UP_DOWN, "By", "Memory of the GPU.", DEVICE_ATTRIBUTES),
-    Metric("hw.power", Kind.GAUGE, "W", "Power that the GPU's board draws.", DEVICE_ATTRIBUTES),
+    Metric("hw.power", Kind.GAUGE, "W", "Power draw of the GPU's board.", DEVICE_ATTRIBUTES),
     Metric(
         "hw.energy", Kind.TOTAL, "J",
-        "Energy that the GPU used, by the driver's counter, which started before llamatel; where there is none, the "
+        "Energy that the GPU used, from the driver's counter, which started before llamatel; without a counter, the "
         "integral of its power.",
         DEVICE_ATTRIBUTES,
     ),
     Metric("hw.temperature", Kind.GAUGE, "Cel", "Temperature of the GPU.", DEVICE_ATTRIBUTES),
     Metric("hw.temperature.limit", Kind.GAUGE, "Cel", "Temperature at which the GPU slows down.", DEVICE_ATTRIBUTES),
-    Metric("llamatel.gpu.power.limit", Kind.GAUGE, "W", "Power to which the GPU is limited.", DEVICE_ATTRIBUTES),
+    Metric("llamatel.gpu.power.limit", Kind.GAUGE, "W", "Power limit of the GPU.", DEVICE_ATTRIBUTES),
     Metric("llamatel.gpu.clock", Kind.GAUGE, "Hz", "Clock of the GPU, by domain.", (*DEVICE_ATTRIBUTES, "domain")),
     Metric(
         "llamatel.gpu.clock.limit", Kind.GAUGE, "Hz", "Highest clock of the GPU, by domain.",
         (*DEVICE_ATTRIBUTES, "domain"),
     ),
     Metric(
-        "llamatel.gpu.throttled", Kind.GAUGE, "1", "1 while this reason holds the GPU's clocks down, else 0.",
+        "llamatel.gpu.throttled", Kind.GAUGE, "1", "1 while the GPU's clocks are reduced for this reason, else 0.",
         (*DEVICE_ATTRIBUTES, "reason"),
     ),
     Metric(
         "llamacpp.gpu.memory.used", Kind.GAUGE, "By",
-        "GPU memory of the server's process, by the driver, which counts what CUDA itself takes.", ("hw.id", "hw.name"),
+        "GPU memory of the server's process as reported by the driver, including CUDA's own use.", ("hw.id", "hw.name"),
     ),
     Metric(
         "llamacpp.gpu.memory.size", Kind.GAUGE, "By",
@@ -408,132 +411,136 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.gpu.layers", Kind.GAUGE, "{layer}",
-        "Layers on GPUs, and all layers there are, as llama.cpp reports at -lv 4; the output counts as one.", ("type",),
+        "Layers on GPUs and all layers, as llama.cpp reports at -lv 4; the output counts as one.", ("type",),
     ),
     Metric(
         "llamacpp.gpu.fallback", Kind.GAUGE, "1",
-        "1 if the server does not have on GPUs what was requested, 0 if it has.",
+        "1 if the server has less on GPUs than was requested, else 0.",
     ),
     Metric(
         "llamacpp.energy", Kind.COUNTER, "J",
-        "Energy that the server's GPUs used for finished requests, by phase. Requests that ran together are given "
-        "equal parts; what GPUs take while no request runs is not in it.",
+        "Energy that the server's GPUs used for finished requests, by phase. Requests that ran at the same time get "
+        "equal parts; energy used while no request runs is not included.",
         ("phase",),
     ),
     Metric(
         "llamacpp.energy.cost", Kind.COUNTER, "{currency}",
-        "Cost of that energy at the price given, in the price's currency.",
+        "Cost of llamacpp.energy at the given price, in the price's currency.",
     ),
     Metric(
         "llamacpp.request.energy", Kind.HISTOGRAM, "J", "Energy of a request, from its slot to its end.", (), _ENERGY
     ),
     Metric(
         "llamacpp.request.output_token.energy", Kind.HISTOGRAM, "J",
-        "Energy of decoding for one token after the first.", (), _TOKEN_ENERGY,
+        "Energy of decoding one token after the first.", (), _TOKEN_ENERGY,
     ),
     Metric(
         "llamacpp.request.bandwidth_utilization", Kind.HISTOGRAM, "1",
-        "Model bandwidth utilisation: bytes that decoding the request had to read, over what the GPUs can read in "
-        "that time. Requests that run together share the reading of weights, and each has it counted.",
+        "Model bandwidth utilisation: bytes that decoding the request had to read, divided by what the GPUs can read "
+        "in that time. Requests that run together share the reading of weights; it counts for each of them.",
         (), _SHARE,
     ),
     Metric(
         "llamacpp.request.flops_utilization", Kind.HISTOGRAM, "1",
-        "Model FLOPs utilisation: operations of the request's prefill over the GPUs' dense FP16 peak in that time.",
+        "Model FLOPs utilisation: operations of the request's prefill divided by the GPUs' dense FP16 peak.",
         (), _SHARE,
     ),
     Metric(
         "llamacpp.decode.ceiling", Kind.GAUGE, "{token}/s",
-        "The most tokens a second that the GPUs' memory bandwidth allows one request, at an empty context (start) and "
-        "with the context full (end).",
+        "Highest token rate that the GPUs' memory bandwidth allows one request, with an empty context (start) and a "
+        "full context (end).",
         ("context",),
     ),
-    Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server answers, 0 while it does not."),
+    Metric("llamacpp.server.up", Kind.GAUGE, "1", "1 while the server responds, 0 while it does not."),
     Metric(
         "llamacpp.server.stale", Kind.GAUGE, "1",
-        "1 while a server that is up is too busy to answer, so that its other figures are its last ones; else 0.",
+        "1 while a server that is up is too busy to respond, so its other metrics keep their last values; else 0.",
     ),
     Metric(
         "llamacpp.server.stalled", Kind.GAUGE, "1",
-        "1 while the server, or a router's model, has work (busy slots, or a poll that it does not answer) and made no "
-        "progress for a minute (--stalled-after): no counter moved and its process used no CPU; else 0.",
+        "1 while the server, or a router's model, has work (busy slots, or polls without a response) and made no "
+        "progress for a minute (--stalled-after): no counter changed and its process used no CPU; else 0.",
     ),
     Metric(
         "llamacpp.server.restarts", Kind.TOTAL, "{restart}",
-        "Times the server was restarted after a failure; of one that is attached to, times that another process was "
+        "Times the server was restarted after a failure; for an attached server, times that another process was "
         "found in its place.",
     ),
     Metric("llamacpp.server.start_time", Kind.GAUGE, "s", "Unix time at which the server's process started."),
     Metric("llamacpp.server.loading.duration", Kind.GAUGE, "s", "Time from the process's start until it was ready."),
     Metric(
         "llamatel.log.lines", Kind.TOTAL, "{line}",
-        "Lines of the server's log by kind; 'malformed' ones looked familiar and could not be read.", ("kind",),
+        "Lines of the server's log by kind; 'malformed' ones resemble a known line and could not be parsed.", ("kind",),
     ),
     Metric(
         "llamatel.log.understood", Kind.GAUGE, "1",
-        "0 once llama.cpp counts tokens whose requests its log did not show: traces and histograms lack them.",
+        "0 once llama.cpp counts tokens of requests that its log did not show: traces and histograms lack them.",
     ),
     Metric(
         "llamatel.log.silent.duration", Kind.GAUGE, "s",
-        "Time without a line in the log while llama.cpp counted tokens: the log was rotated away, or what passes it on "
-        "has stopped. 0 while lines come.",
+        "Time without a line in the log while llama.cpp counted tokens: the log was rotated, or the program that "
+        "forwards it has stopped. 0 while lines arrive.",
     ),
     Metric(
         "llamatel.log.lost", Kind.TOTAL, "By",
-        "Bytes of the log that were lost before they could be read, as far as known.",
+        "Bytes of the log known to be lost before they could be read.",
     ),
     Metric(
         "llamatel.log.contradictions", Kind.TOTAL, "{line}",
         "Contradictions between the server's log and llama.cpp's own figures, by kind: a slot that does not exist, a "
-        "task launched twice or never given out, a line from the future, more tokens than were generated. Above 0, "
+        "task launched twice or never assigned, a line from the future, more tokens than were generated. Above 0, "
         "a client may have written into the log (docs/security.md).",
         ("kind",),
     ),
     Metric(
         "llamatel.log.names.limited", Kind.TOTAL, "{line}",
-        "Lines of a router's log whose model counts as 'other', because the log has named too many models.",
+        "Lines of a router's log whose model counts as 'other', because the log contains too many model names.",
     ),
     Metric(
         "llamatel.requests.lost", Kind.TOTAL, "{request}",
-        "Requests whose end the log did not show, or that ran when a router's model was polled for the last time.",
+        "Requests whose end the log did not show, or that were running at the last poll of a router's model.",
     ),
     Metric(
         "llamatel.unloads.unread", Kind.TOTAL, "{unload}",
-        "Processes of a router's model that ended before their last counts were read: totals lack what they counted "
+        "Processes of a router's model that exited before their last counts were read: totals lack what they counted "
         "after the last poll. Always 0 with the router's log from its start.",
     ),
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",
         "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown, "
         "spool_full), lines of --jsonl and --server-log (jsonl_failed, server_log_failed), requests and calls (the "
-        "others). Each reason is there from the start.",
+        "others). Each reason is exported from the start.",
         ("reason",),
     ),
     Metric(
         "llamatel.label_values.limited", Kind.TOTAL, "{sample}",
-        "Samples in which a value from outside (a model's name, an error) was replaced by 'other', because the "
-        "attribute has taken too many values.",
+        "Samples in which an external value (a model name, an error) was replaced by 'other', because the "
+        "attribute had too many values.",
         ("attribute",),
     ),
     Metric(
         "llamatel.spans.exported", Kind.TOTAL, "{span}",
-        "Spans that the OTLP endpoint accepted. With those in llamatel.records.dropped they are all spans.",
+        "Spans that the OTLP endpoint accepted; together with those in llamatel.records.dropped, all spans.",
     ),
-    Metric("llamatel.spool.size", Kind.GAUGE, "By", "Bytes in the spool (--otlp-spool) that the OTLP endpoint lacks."),
-    Metric("llamatel.spool.spans", Kind.GAUGE, "{span}", "Spans in the spool that the OTLP endpoint lacks."),
+    Metric("llamatel.spool.size", Kind.GAUGE, "By", "Bytes in the spool (--otlp-spool) that were not delivered yet."),
+    Metric("llamatel.spool.spans", Kind.GAUGE, "{span}", "Spans in the spool that were not delivered yet."),
     Metric(
         "llamatel.spans.shed_ratio", Kind.GAUGE, "1",
-        "Share of requests whose spans are left out because requests end faster than spans can be written; counters "
+        "Share of requests without spans because requests finish faster than spans can be written; counters "
         "and histograms stay complete.",
     ),
     Metric(
-        "llamatel.build.info", Kind.GAUGE, "1", "1, with the version of llamatel and of Python.",
+        "llamatel.build.info", Kind.GAUGE, "1", "Always 1; the labels are the versions of llamatel and Python.",
         ("version", "python_version"),
     ),
     Metric("llamatel.process.cpu.time", Kind.TOTAL, "s", "CPU time of llamatel's own process, user and system."),
     Metric("llamatel.process.memory.usage", Kind.GAUGE, "By", "Resident memory of llamatel's own process."),
-    Metric("llamatel.collector.success", Kind.GAUGE, "1", "1 while it works, 0 after it failed.", ("collector",)),
-    Metric("llamatel.collector.duration", Kind.GAUGE, "s", "Duration of its last snapshot.", ("collector",)),
+    Metric(
+        "llamatel.collector.success", Kind.GAUGE, "1", "1 while the collector works, 0 after it failed.", ("collector",)
+    ),
+    Metric(
+        "llamatel.collector.duration", Kind.GAUGE, "s", "Duration of the collector's last snapshot.", ("collector",)
+    ),
 )  # fmt: skip
 
 

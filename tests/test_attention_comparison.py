@@ -73,7 +73,7 @@ def test_compare_shape_llama_3_8b() -> None:
 @pytest.mark.parametrize(
     ("kv_heads", "kind", "sentence"),
     [
-        (32, "MHA", "Every query head has keys and values of its own: the largest cache."),
+        (32, "MHA", "Every query head has its own keys and values: the largest cache."),
         (1, "MQA", "All 32 query heads share one key and one value: the cache is 1/32 of MHA's."),
         (16, "GQA", "2 query heads share one key and one value: the cache is 1/2 of MHA's."),
         ([8] * 31 + [4], "GQA", "Layers differ in how many query heads share a key and a value (see --layers)."),
@@ -109,7 +109,7 @@ def test_compare_shape_latent_model() -> None:
     }
     model = shape("deepseek2", **deepseek_v3)
     assert attention_kind(model) == "MLA"
-    assert meaning(model)[0].startswith("One vector of 576 values a token and layer stands for all heads'")
+    assert meaning(model)[0].startswith("One vector of 576 values per token and layer replaces all heads'")
     assert compare_shape(model) == ()
     found = by_name(compare_shape(model, head_lengths=(192, 128)))
     assert found["MHA"].cache_values == 61 * 128 * (192 + 128)

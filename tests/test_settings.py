@@ -99,7 +99,7 @@ def test_otlp_target_shown_without_password() -> None:
     [
         ({"OTEL_TRACES_EXPORTER": "jaeger"}, {}, "jaeger"),
         ({"OTEL_TRACES_EXPORTER": "prometheus"}, {}, "prometheus"),
-        ({"OTEL_METRICS_EXPORTER": "none,otlp"}, {}, "stands alone"),
+        ({"OTEL_METRICS_EXPORTER": "none,otlp"}, {}, "cannot be combined"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, {}, "http/json"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, {}, "no scheme"),
         ({"OTEL_EXPORTER_PROMETHEUS_PORT": "many"}, {}, "OTEL_EXPORTER_PROMETHEUS"),

@@ -18,7 +18,7 @@ _LATEST = "gen_ai_latest_experimental"
 
 
 class ClientCollector(Collector):
-    """Histograms and counters of the client's side; a figure that an answer does not have gives none."""
+    """Histograms and counters of client calls; a figure that a response lacks yields no sample."""
 
     name = "client"
 

@@ -1,4 +1,4 @@
-"""The KV cache: how much fits, how much is in it, how much of that can be had back; in tokens and in bytes."""
+"""The KV cache in tokens and bytes: capacity, active and cached tokens, headroom."""
 
 from __future__ import annotations
 

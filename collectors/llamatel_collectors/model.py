@@ -12,12 +12,12 @@ from llamatel.snapshots import Placement, Snapshot
 
 
 class ModelCollector(Collector):
-    """What the model is, as labels of one sample, and how large it is."""
+    """The model's properties, as labels of one sample, and its size."""
 
     name = "model"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """Of a model whose file cannot be read from here only its adapters."""
+        """Samples of the model; of one whose file cannot be read, only its adapters."""
         for state in snapshot.servers:
             adapters = () if state.settings is None else state.settings.lora_adapters
             for name in dict.fromkeys(PurePath(path).stem for path in adapters):
@@ -63,7 +63,7 @@ def _on_gpu(placement: Placement) -> str | None:
 
 
 def _range(numbers: list[int]) -> int | str | None:
-    """A number that all layers share, or the least and the most."""
+    """A number that is the same in all layers, or the lowest and the highest."""
     if not numbers:
         return None
     least, most = min(numbers), max(numbers)

@@ -1,4 +1,4 @@
-"""How much of the prompts was taken from the KV cache, what was computed again and why, and prompts in host memory.
+"""Prompt reuse: tokens from the KV cache, tokens computed again and why, and prompts in host memory.
 
 The hit ratio is ``hits / lookups`` over any range; both are llama.cpp's own counters, which include the prompts of
 cancelled requests and embeddings. What could have been reused is known of single requests only, from the log.
@@ -13,11 +13,11 @@ from llamatel.records import Completion, RecomputeCause, ServerKey
 from llamatel.snapshots import Snapshot
 
 _SERVERS = 4096
-"""Servers remembered at most; beyond that a cause's count starts with its first request."""
+"""Most servers remembered; for others a cause's count starts with its first request."""
 
 
 class PromptCacheCollector(Collector):
-    """Hits and lookups; reusable, reused and recomputed tokens; entries and size where llama.cpp's log has them."""
+    """Hits and lookups; reusable, reused and recomputed tokens; entries and size of the host cache, if logged."""
 
     name = "prompt_cache"
 

@@ -1,7 +1,7 @@
 """Requests: duration by phase, tokens and outcome; and those that were rejected.
 
 A further choice of a request (``n`` > 1) runs as a request of its own in llama.cpp, with a copy of its parent's prompt
-figures. It counts for what is its own, decoding and the tokens it generated, and not as a request.
+figures. Only its decoding and the tokens that it generated are counted, not a request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llamatel.snapshots import Snapshot
 from llamatel.tracing.semconv import PROVIDER, error_type, operation
 
 _SERVERS = 4096
-"""Servers remembered at most; beyond that an outcome's count begins with its first request."""
+"""Most servers remembered; for others an outcome's count starts with its first request."""
 
 
 class RequestsCollector(Collector):
@@ -33,7 +33,7 @@ class RequestsCollector(Collector):
                     yield Sample("llamacpp.requests.rejected", count, state.server, {"reason": reason})
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
-        """Samples of one request; a figure that the log does not have gives none."""
+        """Samples of one request; a figure that the log lacks yields no sample."""
         done = completion.outcome is Outcome.OK
         own = not completion.is_child
         gen_ai = {"gen_ai.operation.name": operation(completion), "gen_ai.provider.name": PROVIDER}

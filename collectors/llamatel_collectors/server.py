@@ -26,7 +26,7 @@ class ServerCollector(Collector):
     name = "server"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """What is known of each server; a server that is not watched any more gives no samples."""
+        """Samples of each watched server."""
         for state in snapshot.servers:
             for metric, value in (
                 ("llamacpp.server.up", None if state.up is None else int(state.up)),

@@ -1,4 +1,4 @@
-"""Slots: which are busy, what each holds, how far its request is, and who waits for one."""
+"""Slots: busy or idle, their tokens, the progress of their requests, and requests that wait for a slot."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from llamatel.snapshots import SlotState, Snapshot
 
 
 class SlotsCollector(Collector):
-    """Busy and idle slots, requests that wait, the rate at which tokens are generated now."""
+    """Busy and idle slots, waiting requests, the current token rate."""
 
     name = "slots"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """What is known of each server's slots; as many values of ``slot`` as the server has slots."""
+        """Samples of each server's slots; ``slot`` has as many values as the server has slots."""
         for state in snapshot.servers:
             for metric, value in (
                 ("llamacpp.requests.deferred", state.deferred),

@@ -27,12 +27,12 @@ _BY_POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{posit
 
 
 class TokensCollector(Collector):
-    """Token totals of each server; a counter that its build does not have gives none."""
+    """Token totals of each server; a counter that its build lacks yields no sample."""
 
     name = "tokens"
 
     def on_snapshot(self, snapshot: Snapshot) -> Iterator[Sample]:
-        """One sample for each counter that a server has."""
+        """Samples of the counters that each server has."""
         for state in snapshot.servers:
             for counter, metric, attributes in _COUNTERS:
                 value = state.counters.get(counter)

@@ -13,7 +13,7 @@ class CacheType(NamedTuple):
 
     @property
     def quantised(self) -> bool:
-        """Stored in blocks of more than one value."""
+        """Whether values are stored in blocks of more than one."""
         return self.block > 1
 
     def row_bytes(self, values: int) -> int:

@@ -287,7 +287,7 @@ _TABLE = """
 """  # noqa: E501
 
 NEWER = frozenset({"--moe-cache-mib", "--spec-draft-n-ubatch", "--spec-draft-sampling", "--slot-save-path"})
-"""Flags that the oldest of ``BUILDS`` does not have, or whose variable it does not read."""
+"""Flags that the oldest of ``BUILDS`` lacks, or whose variable it does not read."""
 
 _ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
 
@@ -350,6 +350,6 @@ def flag_of(setting: str) -> Flag:
 
 
 def closest_flag(name: str) -> str | None:
-    """The flag that a misspelt one is most similar to."""
+    """The flag that is most similar to a misspelt one."""
     near = difflib.get_close_matches(name, BY_NAME, 1, 0.8)
     return near[0] if near else None

@@ -33,7 +33,7 @@ class Kind:
 
 
 def _int(text: str) -> int:
-    """A number as std::stoi reads it, but without trailing letters, which llama-server would ignore."""
+    """A number as std::stoi reads it, except that trailing letters, which llama-server ignores, are refused."""
     if not re.fullmatch(r"\s*[+-]?\d{1,12}", text):
         if found := re.match(r"\s*[+-]?\d{1,12}", text):
             raise InvalidValue(f"llama-server reads it as {int(found[0])}: write the whole number")

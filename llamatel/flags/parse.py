@@ -72,7 +72,7 @@ def parse_server_flags(
     """Settings from llama-server's command line and environment, as llama-server reads them.
 
     Raises UsageError for what llama-server would refuse: a value, or a word that is no flag. ``lenient`` is for the
-    command line of a running server, maybe of another build: unknown flags and values are listed, and raise nothing.
+    command line of a running server, maybe of another build: unknown flags and values are listed, not raised.
     """
     reading = _Reading(lenient=lenient)
     _read_environment(reading, environ)
@@ -97,7 +97,7 @@ def parse_server_flags(
 
 
 def without_uncounted(settings: ServerSettings, field: str) -> ServerSettings:
-    """The settings with the flags and variables of a field counted."""
+    """The settings, with the other flags and variables of a field in ``not_counted``, too."""
     flags = [flag for flag in FLAGS if flag.setting == field]
     names = {name for flag in flags for name in (*flag.names, flag.variable)}
     return replace(settings, not_counted=tuple(name for name in settings.not_counted if name not in names))
@@ -128,7 +128,7 @@ def _check_unknown(word: str, *, lenient: bool) -> None:
 def given_flags(settings: ServerSettings) -> dict[str, str]:
     """The settings that were given, by the long names of their flags without dashes; a switch is "true" or "false".
 
-    For display and metric labels; those that only matter to start or reach the server are left out.
+    For display and metric labels, without those that only matter for starting or reaching the server.
     """
     shown: dict[str, str] = {}
     for flag in FLAGS:
@@ -141,7 +141,7 @@ def given_flags(settings: ServerSettings) -> dict[str, str]:
 
 
 def describe(settings: ServerSettings) -> str:
-    """The settings that are not the defaults, as llama-server's flags."""
+    """The settings that differ from the defaults, as llama-server's flags."""
     return " ".join(_described(settings))
 
 

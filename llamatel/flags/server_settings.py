@@ -10,7 +10,7 @@ from llamatel.flags.tensor_override import TensorOverride
 FlashAttention = Literal["auto", "on", "off"]
 
 DEFAULT_SLOTS = 4
-"""llama-server without ``-np``: four slots that share one pool (tools/server/server.cpp:156)."""
+"""Slots without ``-np``: four, which share one pool (tools/server/server.cpp:156)."""
 MAX_SLOTS = 256
 """LLAMA_MAX_SEQ."""
 SPEC_TYPES = (
@@ -44,12 +44,12 @@ class ServerSettings:
     swa_full: bool = False
     kv_offload: bool = True
     gpu_layers: int | None = None
-    """None is as many as fit (auto)."""
+    """None: as many as fit (auto)."""
     tensor_split: tuple[float, ...] = ()
     split_mode: str = "layer"
     main_gpu: int = 0
     devices: tuple[str, ...] = ()
-    """llama.cpp's names of the devices to use; empty is all, ``none`` the host alone."""
+    """llama.cpp's names of the devices to use; empty: all, ``none``: only the host."""
     rpc_servers: tuple[str, ...] = ()
     tensor_overrides: tuple[TensorOverride, ...] = ()
     moe_cache_mib: int = 0
@@ -57,7 +57,7 @@ class ServerSettings:
     fit: bool = True
     """llama-server lowers an unset context to what fits, and gives each slot that does not share the model's length."""
     fit_target_mib: tuple[int, ...] = (1024,)
-    """Memory that fitting leaves free: on each device, or one number for all."""
+    """Device memory that fitting leaves free: a number for each device, or one for all."""
     fit_ctx: int = 4096
     """Fitting does not lower the context below that."""
     mmproj: str | None = None
@@ -68,11 +68,11 @@ class ServerSettings:
     """llama.cpp's name of the projector's device; None is the first GPU."""
     lora_adapters: tuple[str, ...] = ()
     spec_types: tuple[str, ...] = ()
-    """Kinds of speculative decoding; ``draft-mtp`` gives the blocks that draft a context of their own."""
+    """Kinds of speculative decoding; with ``draft-mtp`` the drafting blocks get a separate context."""
     draft_model: str | None = None
     """A second model that drafts (``-md``)."""
     draft_gpu_layers: int | None = None
-    """None is all of them: llama-server never leaves layers of a draft model on the host by itself."""
+    """None: all; llama-server never keeps layers of a draft model on the host by default."""
     draft_max: int = 3
     draft_cache_type_k: str = "f16"
     draft_cache_type_v: str = "f16"
@@ -108,13 +108,13 @@ class ServerSettings:
     """The server is a router for the models in there."""
 
     given: frozenset[str] = field(default=frozenset(), compare=False)
-    """The fields that the command line or the environment named; the others have llama-server's default."""
+    """The fields set by the command line or the environment; the others have llama-server's default."""
     not_counted: tuple[str, ...] = ()
     """Flags and variables that change what is allocated in ways that plans do not account for."""
     unknown: tuple[str, ...] = ()
     """Flags that are not in the table: of another build, or misspelt."""
     not_understood: tuple[str, ...] = ()
-    """Flags and variables whose value could not be read, of a server that runs (``lenient``)."""
+    """Flags and variables of a running server whose value could not be parsed (``lenient``)."""
 
     @property
     def slots(self) -> int:
@@ -123,12 +123,12 @@ class ServerSettings:
 
     @property
     def drafting(self) -> bool:
-        """Whether blocks that draft have a context of their own."""
+        """Whether the drafting blocks have a separate context."""
         return "draft-mtp" in self.spec_types
 
     @property
     def copies(self) -> int:
-        """States that a sequence keeps where they can be rolled back (need_n_rs_seq, common/common.h:392)."""
+        """Recurrent states kept per sequence where they can be rolled back (need_n_rs_seq, common/common.h:392)."""
         return 1 + (self.draft_max if not ROLLING_BACK.isdisjoint(self.spec_types) else 0)
 
     @property
@@ -156,18 +156,18 @@ def padded(number: int) -> int:
 
 
 FIT_PER_SLOT_SINCE = 10809
-"""The first build that was seen to give slots of their own the model's context each; b10566 divided it among them."""
+"""First build seen to give each slot with its own cells the model's full context; b10566 divided it among them."""
 
 ONE_SLOT_SINCE = 7551
-"""The first build that was seen to take ``-np 1`` as one slot; b7376 took it as the default, four that share a pool."""
+"""First build seen to read ``-np 1`` as one slot; b7376 read it as the default, four that share a pool."""
 
 
 def resolve(
     settings: ServerSettings, trained_context: int | None, *, causal: bool = True, build: int | None = None
 ) -> Cells | None:
-    """Cells and streams; None where the context is to be the model's and that is unknown.
+    """Cells and streams; None if the context is the model's and that is unknown.
 
-    ``build`` is llama.cpp's number; without one it is the newest.
+    ``build`` is llama.cpp's build number; None: the newest.
     """
     slots, unified = settings.slots, settings.unified
     if slots == 1 and build is not None and build < ONE_SLOT_SINCE:

@@ -1,4 +1,4 @@
-"""Where llama-server keeps tensors by their names: ``-ot``, ``--cpu-moe``, ``--n-cpu-moe``, ``--n-cpu-ffn``."""
+"""Tensor overrides, which choose a device by tensor name: ``-ot``, ``--cpu-moe``, ``--n-cpu-moe``, ``--n-cpu-ffn``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TensorOverride(NamedTuple):
     """A regular expression, searched for in the name."""
     buffer: str = HOST
     first_blocks: int | None = None
-    """Only tensors of so many first blocks."""
+    """Only tensors of this many first blocks."""
 
     def matches(self, name: str) -> bool:
-        """Whether it is about the tensor ``name``."""
+        """Whether it applies to the tensor ``name``."""
         found = _compiled(self.pattern if self.first_blocks is None else rf"blk\.(?P<block>\d+){self.pattern}")
         match = found.search(name)
         return match is not None and (self.first_blocks is None or int(match["block"]) < self.first_blocks)

@@ -1,4 +1,4 @@
-"""How much of the hardware's speed a request used: bytes read while decoding, operations done while prefilling.
+"""Hardware utilisation of a request: memory bandwidth while decoding, arithmetic while prefilling.
 
 Both are the work that the model's shape requires, divided by what the cards can do in the same time: model bandwidth
 utilisation and model FLOPs utilisation. Extra work of llama.cpp does not count.
@@ -18,7 +18,7 @@ from llamatel.records import Completion
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _PARALLEL_SPLITS = ("row", "tensor")
-"""Split modes in which all cards work on one layer at once; else one card works after another."""
+"""Split modes in which all cards compute the same layer at once; in others one card works after another."""
 
 
 def decode_bytes(shape: ModelShape, settings: ServerSettings, context: int) -> int | None:
@@ -42,7 +42,7 @@ def decode_bytes(shape: ModelShape, settings: ServerSettings, context: int) -> i
 def prefill_operations(shape: ModelShape, computed: int, cached: int) -> float | None:
     """Floating-point operations for ``computed`` prompt tokens after ``cached`` ones.
 
-    Two for each weight and token (of the output layer for one token only), and those of attention. None where the
+    Two per weight and token (for the output layer only one token), plus attention. None where the
     weights are not known.
     """
     weights = shape.weights
@@ -71,7 +71,7 @@ def _attended(computed: int, cached: int, window: int | None) -> float:
 
 
 def _together(values: Sequence[float | None], settings: ServerSettings) -> float | None:
-    """The cards' combined rate: all at once their sum, one after another that of one card, if all are the same."""
+    """The cards' combined rate: the sum if all work at once, else that of one card, if all are the same."""
     if not values or any(value is None for value in values):
         return None
     known = [value for value in values if value is not None]
@@ -100,7 +100,7 @@ def server_ceiling(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> 
 def bandwidth_utilization(
     completion: Completion, shape: ModelShape, settings: ServerSettings, devices: Sequence[DeviceSnapshot]
 ) -> float | None:
-    """Share of the cards' memory bandwidth that decoding this request used, as if it had run alone."""
+    """Share of the cards' memory bandwidth that decoding this request used, as if no other request had run."""
     if completion.decode_s is None or not completion.generated or completion.generated < 2 or completion.decode_s <= 0:
         return None
     bandwidth = _together([device.bandwidth for device in devices], settings)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 KEPT_S = 3600.0
-"""A request that runs for longer has no energy."""
+"""A request that ran for longer gets no energy figure."""
 _SAMPLES = 4 * 3600
 
 
 class EnergyCurve:
-    """One card's energy over time, from samples that come in order."""
+    """One card's energy over time, from samples in order of time."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=_SAMPLES)
@@ -27,14 +27,14 @@ class EnergyCurve:
         return (self._times[-1], self._joules[-1]) if self._times else None
 
     def counted(self, time: float, joules: float) -> None:
-        """A reading of the energy counter. One that decreases was reset: earlier readings are dropped."""
+        """Add a reading of the energy counter. After a decrease (a reset) earlier readings are dropped."""
         if self._joules and joules < self._joules[-1]:
             self._times.clear()
             self._joules.clear()
         self._add(time, joules)
 
     def measured(self, time: float, watts: float) -> None:
-        """A reading of the power; the energy is its integral, between two readings by their mean."""
+        """Add a power reading; the energy is the integral, with the mean of two readings between them."""
         self.integrated = True
         if self._power is None or not self._joules:
             self._add(time, 0.0)
@@ -53,7 +53,7 @@ class EnergyCurve:
             self._joules.popleft()
 
     def at(self, times: Sequence[float]) -> list[float] | None:
-        """Joules at these times, in a line between samples; None unless samples enclose all of them."""
+        """Joules at these times, interpolated linearly; None unless samples enclose all of them."""
         if not times or not self._times or min(times) < self._times[0] or max(times) > self._times[-1]:
             return None
         stamps, joules = self._since(min(times))
@@ -81,7 +81,7 @@ class EnergyCurve:
 
 
 class InFlight:
-    """When requests ran, from finished ones: each has the starts of those still running at its end."""
+    """When requests ran, from finished requests and the start times of those still running at their end."""
 
     def __init__(self, kept: int = 4096) -> None:
         self._finished: deque[tuple[float, float]] = deque(maxlen=kept)

@@ -20,18 +20,18 @@ from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 _log = logging.getLogger(__name__)
 
 ENERGY_EVERY_S = 0.2
-"""How often the energy counter is read; one reading needs 1 to 3 ms."""
+"""Interval of reading the energy counter; one reading takes 1 to 3 ms."""
 DEVICES_EVERY_S = 1.0
 STALE_S = 5.0
 """A reading older than this is discarded: the driver hangs."""
 _AGAIN_S = 30.0
-"""How often to look for a driver that disappeared."""
+"""Interval of checking whether a driver that disappeared is back."""
 _SERVERS = 64
 JOULES_PER_KWH = 3.6e6
 
 
 class Driver(Protocol):
-    """The part of ``Nvml`` that is used."""
+    """The methods of ``Nvml`` that are used here."""
 
     def read(self) -> tuple[DeviceSnapshot, ...]:
         """All GPUs."""
@@ -149,7 +149,7 @@ class GpuSource:
         )
 
     def _wait_past(self, moment: float) -> None:
-        """Wait until the energy was read after ``moment``, at most as long as a working driver needs."""
+        """Wait for an energy reading after ``moment``, at most as long as a working driver takes."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ending.is_set() or self._known_until() >= moment,

@@ -1,6 +1,6 @@
 """Reads NVIDIA's GPUs (NVML, through nvidia-ml-py): one reading is one DeviceSnapshot a GPU.
 
-A value that a card or a driver does not have, or that a call failed to read, is None. Only a driver that disappeared is
+A value that a card or a driver does not have, or that a call failed to read, is None. Only a driver that disappears is
 an error. No waiting, retries or state here: those are in ``gpu_source``.
 """
 

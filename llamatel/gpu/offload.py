@@ -8,11 +8,11 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _IN_USE_BYTES = 200 << 20
-"""A card with less than that in use holds no model: a CUDA context alone uses more than 100 MiB."""
+"""A card with less memory in use holds no model: a CUDA context alone uses more than 100 MiB."""
 
 
 def requested_layers(state: ServerSnapshot) -> int | None:
-    """``-ngl`` as a number; None where llama.cpp decides. ``all`` is more than any model has."""
+    """``-ngl`` as a number; None if llama.cpp decides. ``all`` is a number larger than any model's layers."""
     return None if state.settings is None else state.settings.gpu_layers
 
 
@@ -58,7 +58,7 @@ def fell_back(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> bool 
     if requested == 0:
         return None
     if placement is not None and placement.no_gpu:
-        # Without a number it uses what is available; a fallback only if there is a card.
+        # Without a number llama.cpp uses what is available: it is a fallback only if there is a card.
         return True if requested is not None or devices else None
     if placement is not None and placement.gpu_layers is not None and placement.total_layers is not None:
         if requested is None:

@@ -1,4 +1,4 @@
-"""GPUs without NVML, as the operating system describes them: Apple's, and those of the amdgpu driver.
+"""GPUs without NVML, as the operating system reports them: Apple's, and those of the amdgpu driver.
 
 Sources: ``sysctl(3)`` of macOS; the Linux kernel's documentation of amdgpu (``mem_info_*``, ``gpu_metrics``). No such
 machine was at hand: tests use files and output as documented.
@@ -44,7 +44,7 @@ def system_gpus(sysctl: Callable[[], str] = _sysctl, drm: Path = _DRM) -> list[D
 
 
 def _apple(chip: str, memory: int) -> Device:
-    """What Metal lets a process keep resident, of the machine's memory."""
+    """The GPU with the part of the machine's memory that Metal lets a process keep resident."""
     known = chip if chip in APPLE else "m1"
     [device] = parse_devices(f"{known}:{memory / (1 << 30):g}G")
     bandwidth = device.bandwidth if known == chip else None
@@ -74,7 +74,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(path: Path) -> str:
-    """Printable text of a file of one line."""
+    """The printable text of a one-line file."""
     text = _bytes(path).decode(errors="replace").strip()
     return text[:64] if text.isprintable() else ""
 

@@ -36,13 +36,13 @@ class _Card:
     """Cores times clock, by which CUDA orders; None where NVML does not have it."""
     slices: tuple[_Card, ...] = ()
     old_name: str | None = None
-    """A slice's name as drivers before R470 had it, and as CUDA still accepts it: ``MIG-GPU-<UUID>/<GI>/<CI>``."""
+    """A slice's name in the format of drivers before R470, which CUDA still accepts: ``MIG-GPU-<UUID>/<GI>/<CI>``."""
 
 
 def visible_devices(
     library: Any = None, environ: Mapping[str, str] = os.environ, meminfo: Path = _MEMINFO
 ) -> list[Device]:
-    """GPUs with their memory and bandwidth, in CUDA's order; without NVIDIA's those that the system describes.
+    """GPUs with memory and bandwidth, in CUDA's order; without NVIDIA GPUs those that the operating system reports.
 
     ``library`` is pynvml, or a stand-in, which is then the only source.
     """
@@ -77,9 +77,9 @@ def choose(cards: Sequence[_Card], visible: str | None) -> list[_Card]:
     for entry in visible.split(","):
         card = _card(entry.strip(), cards)
         if card is None:
-            break  # CUDA uses those before the first that does not exist
+            break  # CUDA ignores the first one that does not exist and all after it
         if any(card is other for other in chosen):
-            return []  # and none where one is named twice
+            return []  # and uses none if one is named twice
         chosen.append(card)
     slices = [card for card in chosen if card.uuid.startswith("MIG-")]
     return slices[:1] or chosen
@@ -108,7 +108,7 @@ def _in_cuda_order(cards: Sequence[_Card], environ: Mapping[str, str]) -> list[_
         return list(cards)
     if any(card.speed is None for card in cards):
         _log.warning(
-            "CUDA puts the fastest card first, NVML orders them by bus: which one -mg and -ts mean is not known here; "
+            "CUDA puts the fastest card first, NVML orders them by bus: which cards -mg and -ts mean is unknown here; "
             "set %s=PCI_BUS_ID",
             _ORDER,
         )

@@ -1,4 +1,4 @@
-"""Addresses of servers: ``http(s)://HOST[:PORT][/PREFIX]`` and Unix sockets."""
+"""Server addresses: ``http(s)://HOST[:PORT][/PREFIX]`` and Unix sockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamatel.errors import UsageError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNQUOTED = "/%:@!$&'()*+,;=~-._"
-"""Characters of a path that are sent as they are."""
+"""Characters of a path that are sent without percent-encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Address:
     port: int | None = None
     """None for a Unix socket."""
     prefix: str = ""
-    """In front of the path of every request, such as ``/llama-a``; no slash at its end."""
+    """Prefix of every request's path, such as ``/llama-a``; no slash at its end."""
 
     @property
     def origin(self) -> str:
@@ -42,7 +42,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine: a Unix socket or loopback."""
+        """Whether the server is on this machine: a Unix socket or loopback."""
         return self.scheme == "unix" or is_loopback(self.host)
 
 
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 def parse_address(url: str) -> Address:
     """The address in ``http(s)://HOST[:PORT][/PREFIX]``, ``unix:///PATH[:/PREFIX]`` or ``HOST:PORT``.
 
-    Raises UsageError; its message never shows a user or password.
+    Raises UsageError; the message never contains a user or password.
     """
     full = url.strip() if "://" in url else f"http://{url.strip()}"
     try:

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LARGEST = 8 << 20
-"""Bytes of a document at most. The slots of a server with a hundred of them take some 200 KiB."""
+"""Largest document in bytes. ``/slots`` of a server with a hundred slots has some 200 KiB."""
 DEEPEST = 64
-"""Levels of nesting at most."""
+"""Most levels of nesting."""
 MOST_VALUES = 1 << 18
-"""Values in a document at most: they bound its memory, as one of 8 MiB may hold four million."""
+"""Most values in a document; bounds its memory, as a document of 8 MiB may have four million."""
 _LARGEST_YAML = 1 << 20
 """Parsing YAML takes some seconds a MiB."""
 _INTEGER_DIGITS = 40
 _LARGEST_COUNT = 1 << 40
 """Above any count of a server; sums and products of a few such numbers still fit 64 bits."""
 _LONGEST_TEXT = 4096
-"""Characters of a name at most; a path has no more."""
+"""Longest name in characters; a path has no more."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -59,7 +59,7 @@ def parse_json(data: bytes | str, *, largest: int = LARGEST, most_values: int = 
 
 
 def _check_json(raw: bytes, most_values: int) -> None:
-    """Raise InvalidDocument for a document that is too deep or has too many values, before any is made."""
+    """Raise InvalidDocument for a document that is too deep or has too many values, before values are created."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
         raise InvalidDocument("it is no JSON: its encoding is not UTF-8")  # json.loads would recode it
     opened = raw.count(b"[") + raw.count(b"{")
@@ -107,7 +107,7 @@ def _build(events: Iterator[Any]) -> Any:
 
     root: list[Any] = []
     open_: list[list[Any]] = [root]
-    """Lists that are being filled; a map is filled as a list of its keys and values in turn."""
+    """Lists that are being filled; a map is filled as a list of alternating keys and values."""
     values = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 _CHUNK = 1 << 16
 _STALE_S = 0.25
-"""A kept connection that the server had closed fails within this time; later the server may be processing."""
+"""A kept connection that the server closed fails within this time; after it, the server may be processing."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AGENT = "llamatel"
 _WITHOUT_SECRETS = frozenset({"accept", "range", "user-agent"})
-"""Headers that go to another origin, too."""
+"""Headers that are also sent to another origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Stream:
         self._open = True
 
     def read(self, n_bytes: int) -> bytes:
-        """So many bytes, fewer where the body ends; b"" at its end. Raises HttpError, where it was cut short, too."""
+        """This many bytes, fewer at the end of the body, b"" after it. Raises HttpError, also for a truncated body."""
         return self._read(self._response.read, n_bytes)
 
     def read1(self, n_bytes: int = _CHUNK) -> bytes:

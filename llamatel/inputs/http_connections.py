@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def new_connection(address: Address, tls: ssl.SSLContext | None, *, use_proxy: bool) -> HTTPConnection:
-    """A connection to ``address``; ``use_proxy``: through that of the environment, if there is one.
+    """A connection to ``address``; ``use_proxy``: through the proxy of the environment, if there is one.
 
-    ``tls`` replaces what the system trusts. Raises HttpError where the proxy's URL is none.
+    ``tls`` replaces what the system trusts. Raises HttpError for an invalid proxy URL.
     """
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -28,7 +28,7 @@ def new_connection(address: Address, tls: ssl.SSLContext | None, *, use_proxy: b
     options: dict[str, Any] = {}
     if address.scheme == "https":
         context = tls or _system_tls()
-        # urllib3 has its own check of the host's name, which the context decides about here.
+        # urllib3 has its own host name check; here the context decides about it.
         options = {"ssl_context": context, "assert_hostname": None if context.check_hostname else False}
     proxy = getproxies().get(address.scheme) if use_proxy and not proxy_bypass(address.host) else None
     if proxy is not None:

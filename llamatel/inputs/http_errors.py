@@ -1,4 +1,4 @@
-"""Errors of HTTP requests as HttpError."""
+"""Translates exceptions of an HTTP request into HttpError."""
 
 from __future__ import annotations
 

@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 
 class RotatedFiles(Generic[T]):
-    """What one or more files hold, read again when one of them was replaced. Thread-safe."""
+    """The content of one or more files, read again when one of them is replaced. Thread-safe."""
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], read: Callable[[], T]) -> None:
-        """``read`` reads them and raises UsageError, here and at no later time: then the earlier content is kept."""
+        """``read`` reads them and raises UsageError: only here, as later the previous content is kept instead."""
         self._paths = [user_path(path) for path in paths]
         self._read = read
         self._once = LogOnce(_log)
         self._held: tuple[object, T] = (self._current_version(), read())
 
     def __call__(self) -> T:
-        """The content now."""
+        """The current content."""
         version = self._current_version()
         if version is not None and version != self._held[0]:
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llamatel.errors import UsageError
 
 _LARGEST = 8 << 20
-"""Bytes of such a file at most."""
+"""Largest file in bytes."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

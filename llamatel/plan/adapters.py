@@ -1,6 +1,6 @@
 """Weights that llama-server loads next to a model: LoRA adapters (``--lora``), a multimodal projector (``--mmproj``).
 
-Source: llama.cpp's ``src/llama-adapter.cpp`` (each pair of tensors is where the tensor is that it changes) and
+Source: llama.cpp's ``src/llama-adapter.cpp`` (each pair is on the device of the tensor that it changes) and
 ``tools/mtmd/clip.cpp`` (all of a projector is on one device, by default the first GPU).
 """
 
@@ -15,7 +15,7 @@ _PAIR = (".lora_a", ".lora_b")
 
 
 def with_lora(shape: ModelShape, adapter: GGUFHeader) -> ModelShape | None:
-    """The shape with an adapter's tensors; None where it is no LoRA adapter or bytes are unknown."""
+    """The shape with an adapter's tensors; None if it is not a LoRA adapter, or bytes are unknown."""
     tensors = adapter.tensors or ()
     if adapter.metadata.get("adapter.type") != "lora" or shape.weights is None or not shape.weights.tensors:
         return None
@@ -33,7 +33,7 @@ def with_lora(shape: ModelShape, adapter: GGUFHeader) -> ModelShape | None:
 
 
 def with_projector_weights(shape: ModelShape, projector: GGUFHeader) -> ModelShape | None:
-    """The shape with a projector's weights; None where it is no projector, or its bytes are unknown."""
+    """The shape with a projector's weights; None if it is not a projector, or its bytes are unknown."""
     if projector.metadata.get("general.architecture") != "clip":
         return None
     sizes = [each.n_bytes for each in projector.tensors or ()]

@@ -1,4 +1,4 @@
-"""What to change, in llama-server's flags: the one line that answers "does it fit, and how"."""
+"""Advice on whether a model fits, and with which of llama-server's flags."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def devices_in_words(devices: Sequence[Device]) -> str:
 
 
 def uncounted_in_words(names: Sequence[str]) -> str:
-    """``what --rpc changes, the projector's compute buffer``: flags and variables, then what is in words already."""
+    """``what --rpc changes, the projector's compute buffer``: flags and variables first, then the other names."""
     flags = [name for name in names if name.startswith(("-", "LLAMA_"))]
     changes = [f"what {', '.join(flags)} changes"] if flags else []
     return ", ".join([*changes, *(name for name in names if name not in flags)])
 
 
 def _best(found: Sequence[ExpertOffload]) -> list[ExpertOffload]:
-    """Of each cache type the longest contexts; a shorter one only if it needs fewer blocks on the host."""
+    """The longest contexts for each cache type; a shorter one only if it needs fewer blocks on the host."""
     best: list[ExpertOffload] = []
     for each in sorted(found, key=lambda way: (way.settings.cache_type_k != "f16", -(way.settings.ctx_size or 0))):
         same = [other for other in best if other.settings.cache_type_k == each.settings.cache_type_k]
@@ -54,13 +54,13 @@ def _offload(found: ExpertOffload, blocks: int) -> str:
 
 
 def _flags(settings: ServerSettings, gpu_layers: int, context: int) -> str:
-    """The whole command line: ``-ngl``, then whatever else is not llama-server's default."""
+    """The command line: ``-ngl``, then the settings that differ from llama-server's defaults."""
     return f"-ngl {gpu_layers} {describe(replace(settings, gpu_layers=None, ctx_size=context))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What advice rests on."""
+    """The inputs of the advice."""
 
     shape: ModelShape
     settings: ServerSettings
@@ -74,7 +74,7 @@ class Facts:
 
 
 def advise(facts: Facts) -> Iterator[str]:
-    """Lines, the answer first."""
+    """The advice, line by line, the most important first."""
     shape, settings, cache = facts.shape, facts.settings, facts.cache
     if cache.refused is not None:
         yield f"llama-server does not start with these settings: {cache.refused}"
@@ -112,7 +112,7 @@ def _fit(facts: Facts, context: int) -> Iterator[str]:
 
 
 def _fit_targets(facts: Facts) -> Iterator[str]:
-    """What llama-server changes by itself (common/fit.cpp) where less than ``-fitt`` is left on a device."""
+    """What llama-server changes by itself (common/fit.cpp) if less than ``-fitt`` is left on a device."""
     settings, uses = facts.settings, facts.memory.per_device
     if not settings.fit or not settings.given.isdisjoint(("gpu_layers", "tensor_split", "tensor_overrides")):
         return
@@ -126,7 +126,7 @@ def _fit_targets(facts: Facts) -> Iterator[str]:
 
 
 def _smaller(facts: Facts, where: str, context: int) -> Iterator[str]:
-    """What helps where it does not fit."""
+    """Settings with which a model that does not fit would fit."""
     shape, settings, memory, devices = facts.shape, facts.settings, facts.memory, facts.devices
     better = balanced(shape, settings, devices)
     if better is not settings:

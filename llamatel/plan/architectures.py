@@ -1,4 +1,4 @@
-"""llama.cpp's architectures: one row each, with what its loader decides and the metadata does not state.
+"""llama.cpp's architectures, one row each: what its loader decides beyond the metadata.
 
 Source: the trees of October 2026 (0.5.0-dev to b11434), ``src/models/*.cpp`` (load_arch_hparams),
 ``src/llama-model.cpp`` (load_hparams, create_memory), ``src/llama-arch.cpp``; newer ones by what b11739 allocates. A
@@ -18,19 +18,19 @@ from llamatel.plan.model_shape import CacheKind
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which layers look back on a window only, and how far."""
+    """Which layers attend only to a window, and its size."""
 
     period: int | None = None
-    """Of ``period`` layers the last is dense (the first with ``dense_first``); None: the file's array lists them."""
+    """The last of ``period`` layers is dense (the first with ``dense_first``); None: the file's array lists them."""
     dense_first: bool = False
     when: Literal["always", "positive", "unless zero"] = "always"
-    """Whether ``attention.sliding_window`` switches it on."""
+    """How ``attention.sliding_window`` enables it."""
     default: int | None = None
-    """The window of a file that names none."""
+    """The window if the file has none."""
     forced: int | None = None
-    """The window whatever the file names."""
+    """The window, whatever the file has."""
     layers: int | None = None
-    """Only models of so many layers have it."""
+    """Only models with this many layers have it."""
     chunked: bool = False
 
 
@@ -44,20 +44,20 @@ class Recurrent:
     state: Literal["rwkv", "shortconv", "kda", "linear", "ssm"]
     layers: Literal["all", "no KV heads", "no KV heads, no feed-forward", "interval"] = "all"
     interval: int = 4
-    """Every so many layers one attends, unless ``full_attention_interval`` or an array overrides it."""
+    """One of this many layers attends, unless ``full_attention_interval`` or an array overrides it."""
     groups: bool = True
     """Whether ``ssm.group_count`` is read."""
 
 
 Indexer = Literal["trunk", "types", "types by length", "types or none", "sparse", "all types", "attention"]
-"""Layers with an indexer cache: the whole trunk; those that ``attention.indexer.types`` names (with all, or a built-in
-table, where it is absent; or with no indexer where top_k is 0; or all, and the blocks that draft); those after the
-leading dense blocks, with a V; every attention layer."""
+"""Layers with an indexer cache: all of the trunk; those in ``attention.indexer.types`` (if it is absent, all, or those
+of a built-in table; none if top_k is 0; all and the drafting blocks); those after the leading dense blocks, with a V;
+every attention layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What builds before a number did otherwise."""
+    """How builds before a build number differ."""
 
     before: int
     """The first build that the row describes."""
@@ -67,43 +67,43 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One row. Everything that is not named is as in llama: all layers attend, K and V of every KV head are cached."""
+    """One row. The defaults are llama's: all layers attend, K and V of every KV head are cached."""
 
     name: str
     cache: CacheKind = "attention"
     window: Window | None = None
     latent: bool = False
-    """``attention.key_length_mla`` and ``value_length_mla`` are read and switch to one latent vector a token."""
+    """Whether ``attention.key_length_mla`` and ``value_length_mla`` select one latent vector a token."""
     indexer: Indexer | None = None
     pooled_rows: int = 1
-    """Vectors that an indexer keeps of a token where it pools the keys of several."""
+    """Vectors per token of an indexer that pools the keys of several tokens."""
     recurrent: Recurrent | None = None
     own_kv: int | None = None
-    """Only so many layers keep keys and values; the rest read theirs."""
+    """Only this many layers keep keys and values; the others read theirs."""
     shared_kv_key: bool = False
-    """``attention.shared_kv_layers`` is the number of last layers that read those of others."""
+    """Whether the last ``attention.shared_kv_layers`` layers read other layers' keys and values."""
     drafting_cached: bool = False
-    """The main context also caches the blocks that draft."""
+    """Whether the main context also caches the drafting blocks."""
     extra_layer: bool = False
-    """One layer of a single head follows the file's blocks."""
+    """Whether a layer with a single head follows the file's blocks."""
     loops: bool = False
-    """``num_loops`` runs the blocks several times, each run with a cache of its own."""
+    """Whether the blocks run ``num_loops`` times, each time with a separate cache."""
     lengths_without_heads: bool = False
-    """Key and value lengths are read though the first layer has no heads."""
+    """Whether key and value lengths are read even if the first layer has no heads."""
     value_is_latent: bool = False
-    """The value length is ``attention.kv_lora_rank``."""
+    """Whether the value length is ``attention.kv_lora_rank``."""
     flash_attention: bool = True
     causal: bool = True
     rollback: bool = False
-    """Its recurrent state can be rolled back, so speculative decoding keeps several copies."""
+    """Whether its recurrent state can be rolled back: then speculative decoding keeps several copies."""
     drafting_keeps_all: bool = False
-    """The context that drafts caches every layer, not only the blocks that draft."""
+    """Whether the drafting context caches every layer, not only the drafting blocks."""
     latent_values: bool = False
-    """Latent attention caches a V as well."""
+    """Whether latent attention also caches a V."""
     drafts: bool = False
-    """llama.cpp has a graph to draft with the model's own blocks; other models carry them unused."""
+    """Whether llama.cpp can draft with the model's own blocks; in other models they are unused."""
     aborts: str | None = None
-    """Why llama-server dies of it after it has allocated everything."""
+    """Why llama-server aborts after it has allocated everything; None: it does not."""
     earlier: tuple[Earlier, ...] = field(default=(), repr=False)
 
     def of(self, build: LlamaBuild | None) -> Architecture:
@@ -128,7 +128,7 @@ _NO_CACHE = """
     neo-bert nomic-bert nomic-bert-moe rnd1 wavtokenizer-dec
 """
 
-# In the summer of 2026 the blocks that draft were cached in the main context, and all layers in the one that drafts;
+# In summer 2026 the drafting blocks were cached in the main context, and all layers in the drafting context;
 # before that, nothing drafted with them.
 _SUMMER: Mapping[str, Any] = {"drafting_cached": True, "drafting_keeps_all": True, "drafts": True}
 _ALL_LAYERS_DRAFT = (Earlier(11063, _SUMMER), Earlier(9538, dict.fromkeys(_SUMMER, False)))
@@ -284,15 +284,15 @@ _ROWS: tuple[Architecture, ...] = (
 DRAFT_ONLY = {
     "eagle3": Architecture("eagle3"),
     "dflash": Architecture("dflash", window=Window(when="positive")),
-    # Its layers read the target's last keys and values.
+    # Its layers read the target model's last keys and values.
     "gemma4-assistant": Architecture("gemma4-assistant", cache="none", window=_LISTED, drafts=True),
 }
-"""Models that draft for another and borrow what they lack from it (src/llama-context.cpp:147)."""
+"""Draft models that use tensors of the model that they draft for (src/llama-context.cpp:147)."""
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS} | DRAFT_ONLY
 
 
 def architecture_of(name: str, build: LlamaBuild | None = None) -> Architecture | None:
-    """The row of an architecture for a build; None for one that is not known."""
+    """The row of an architecture for a build; None for an unknown architecture."""
     row = ARCHITECTURES.get(name)
     return None if row is None else row.of(build)

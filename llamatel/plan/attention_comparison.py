@@ -1,4 +1,4 @@
-"""The classic comparison: what a model's attention would cost as MHA, GQA and MQA, and what it costs as it is."""
+"""Compares the cost of a model's attention with that of the same attention as MHA, GQA and MQA."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """What the comparison needs of a layer. A head's keys have ``key_length`` values, its values ``value_length``."""
+    """The numbers of a layer that are compared. A head's key has ``key_length`` values, its value ``value_length``."""
 
     embedding: int
     heads: int
@@ -47,7 +47,7 @@ class AttentionLayer:
         return (self.embedding + self.bias) * kv_heads * (self.key_length + self.value_length)
 
     def attention_parameters(self, kv_heads: int) -> int:
-        """Those, and Q and O."""
+        """Parameters of the Q, K, V and O projections."""
         query = (self.embedding + self.bias) * self.heads * self.key_length
         output = (self.heads * self.value_length + self.bias) * self.embedding
         return query + self.kv_parameters(kv_heads) + output
@@ -58,7 +58,7 @@ class AttentionLayer:
 
 
 def compare(layers: Iterable[AttentionLayer]) -> tuple[Variant, ...]:
-    """MHA, GQA with the usual groups and the model's, MQA; the model's own is marked, or added as the last."""
+    """MHA, GQA with the usual group sizes and the model's, MQA; the model's own is marked, or appended."""
     layers = tuple(layers)
     if not layers:
         return ()

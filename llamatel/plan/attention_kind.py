@@ -10,14 +10,14 @@ from llamatel.plan.model_shape import LayerShape, ModelShape
 
 @dataclass(frozen=True, slots=True)
 class TokenBytes:
-    """Bytes that a token adds to the cache: for good, and only while it is within a window."""
+    """Bytes that a token adds to the cache: permanently, and only while it is within a window."""
 
     lasting: int
     windowed: int = 0
 
     @property
     def total(self) -> int:
-        """Both: a token's bytes as long as every layer holds it."""
+        """Both: a token's bytes while every layer holds it."""
         return self.lasting + self.windowed
 
 
@@ -56,7 +56,7 @@ def _ends(sizes: tuple[int, ...]) -> str:
 
 
 def group_sizes(shape: ModelShape) -> tuple[int, ...]:
-    """Query heads to a KV head, in all the sizes that occur."""
+    """The group sizes (query heads per KV head) that occur."""
     return tuple(sorted({layer.group_size for layer in _attending(shape) if layer.group_size is not None}))
 
 
@@ -79,7 +79,7 @@ def token_bytes(shape: ModelShape, block: int = 1, block_bytes: int = 2) -> Toke
             return None  # llama.cpp refuses it (unless flash attention is off)
         widths = [layer.key_width, 0 if shape.latent else layer.value_width]
         if layer.indexer_length is not None:
-            # Where the model is not latent and no hybrid, llama.cpp allocates a V with the indexer's keys.
+            # If the model is neither latent nor a hybrid, llama.cpp allocates a V with the indexer's keys.
             unread = 0 if shape.latent or shape.cache != "attention" else layer.value_length
             widths += [layer.indexer_length, unread]
         if any(width % block for width in widths):
@@ -99,14 +99,14 @@ def state_bytes(shape: ModelShape) -> int:
 
 
 def meaning(shape: ModelShape) -> tuple[str, ...]:
-    """What the attention means for the cache: a sentence each for the sharing of heads, windows, states."""
+    """Sentences on what the attention means for the cache: sharing of heads, windows, states."""
     return tuple(
         sentence for sentence in (_sharing(shape), _windows(shape), _shared_layers(shape), _states(shape)) if sentence
     )
 
 
 def _attending(shape: ModelShape) -> list[LayerShape]:
-    """The layers whose heads count: not those that have no KV head (Deci), unless no layer's heads are known."""
+    """The layers whose heads are compared: those with KV heads, unless no layer's heads are known."""
     layers = [layer for layer in shape.trunk if layer.attends]
     return [layer for layer in layers if layer.kv_heads] or layers
 
@@ -124,9 +124,9 @@ def _sharing(shape: ModelShape) -> str | None:
     if kind == "none":
         return "No layer attends: memory does not grow with the context."
     if kind == "MLA":
-        return f"One vector of {layers[0].key_width} values a token and layer stands for all heads' keys and values."
+        return f"One vector of {layers[0].key_width} values per token and layer replaces all heads' keys and values."
     if kind == "MHA":
-        return "Every query head has keys and values of its own: the largest cache."
+        return "Every query head has its own keys and values: the largest cache."
     if kind == "MQA" and len(groups) == 1:
         return f"All {groups[0]} query heads share one key and one value: the cache is 1/{groups[0]} of MHA's."
     if kind == "GQA" and len(groups) == 1:
@@ -160,4 +160,4 @@ def _states(shape: ModelShape) -> str | None:
     number = sum(layer.state is not None for layer in shape.trunk)
     if not number:
         return None
-    return f"{number} of {len(shape.trunk)} layers keep a state of fixed size, however long the context."
+    return f"{number} of {len(shape.trunk)} layers keep a state of fixed size, whatever the context length."

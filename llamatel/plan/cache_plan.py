@@ -1,4 +1,4 @@
-"""What llama.cpp allocates for a model's keys, values and states: byte for byte, one function for each kind of cache.
+"""Computes what llama.cpp allocates for keys, values and states, to the byte: one function per kind of cache.
 
 Source: llama.cpp of October 2026: ``create_memory`` (src/llama-model.cpp:2355), ``src/llama-kv-cache*.cpp``,
 ``src/llama-memory-*.cpp``. ``make verify`` compares every kind with the tensors of a running llama-server.
@@ -46,13 +46,13 @@ class CachePart:
 
     kind: Kind
     cells: int
-    """Tokens that each stream holds; states are one for a sequence."""
+    """Tokens that each stream holds; for recurrent states, one per sequence."""
     streams: int
     layers: tuple[LayerBytes, ...]
     drafting: bool = False
-    """It belongs to the second context, which drafts."""
+    """Whether it belongs to the second context, which drafts."""
     separate: bool = False
-    """It belongs to a second model."""
+    """Whether it belongs to a second model."""
 
     def bytes_of(self, column: str) -> int:
         """Bytes of a column: k, v, r, s or other."""
@@ -71,11 +71,11 @@ class CachePlan(HtmlRepresentation):
     cells: Cells | None
     parts: tuple[CachePart, ...] = ()
     refused: str | None = None
-    """llama-server's message when it does not start with these settings."""
+    """llama-server's message if it does not start with these settings."""
     exact: bool = False
     why_not_exact: str | None = None
     verified_with: str | None = None
-    """The builds of llama.cpp that allocate these bytes; None where none was compared."""
+    """The llama.cpp builds compared with these bytes; None if none was."""
 
     def bytes_of(self, column: str) -> int:
         """Bytes of a column: k, v, r, s or other."""
@@ -87,7 +87,7 @@ class CachePlan(HtmlRepresentation):
         return sum(part.total_bytes for part in self.parts)
 
     def by_layer(self, layers: int, *, separate: bool = False) -> list[int]:
-        """Bytes of each layer of the model, or of the ``separate`` one that drafts, on whatever device."""
+        """Bytes of each layer of the model, or of the ``separate`` draft model, on all devices."""
         sizes = [0] * layers
         for part in self.parts:
             for layer in part.layers if part.separate is separate else ():
@@ -97,7 +97,7 @@ class CachePlan(HtmlRepresentation):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What the caches of one context have in common."""
+    """Parameters that all caches of one context share."""
 
     shape: ModelShape
     cells: Cells
@@ -106,13 +106,13 @@ class _Context:
     flash: bool
     swa_full: bool
     copies: int
-    """States of one sequence: 1, and as many more as tokens are drafted where they can be rolled back."""
+    """States per sequence: 1, plus the number of drafted tokens if states can be rolled back."""
 
 
 def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
     """The caches of a llama-server with these settings, and with ``shape.draft`` if there is one.
 
-    Never raises for a model; what is unknown makes it inexact.
+    Does not raise for any model; unknown values make the plan inexact.
     """
     if shape.draft is not None and not settings.spec_types:
         settings = replace(settings, spec_types=shape.draft.drafts_as)
@@ -139,11 +139,11 @@ def cache_plan(shape: ModelShape, settings: ServerSettings) -> CachePlan:
 _RESOLUTION_BYTES = 10486
 """llama.cpp's log is rounded to 0.01 MiB a line."""
 _LINES = 4
-"""Lines for one cache, at most: its devices and the host."""
+"""Most lines for one cache: its devices and the host."""
 
 
 def plan_error(plan: CachePlan, reported: Mapping[str, int]) -> int:
-    """Reported less planned bytes; 0 where they may differ by the rounding of llama.cpp's log alone.
+    """Reported minus planned bytes; 0 if the difference may be the rounding of llama.cpp's log.
 
     ``reported`` are bytes by part, as in ``KvCacheState``.
     """
@@ -153,7 +153,7 @@ def plan_error(plan: CachePlan, reported: Mapping[str, int]) -> int:
 
 
 def draft_settings(settings: ServerSettings, cells: Cells) -> ServerSettings:
-    """The settings of the context that drafts: as many tokens as the first has, and types of its own.
+    """The settings of the drafting context: as many tokens as the first, and its own cache types.
 
     Source: common_base_params_to_speculative and common_speculative_init_result (common/speculative.cpp:2446, 2511).
     """
@@ -185,7 +185,7 @@ def _parts(context: _Context, build: Callable[[_Context], Iterator[CachePart]]) 
 
 
 def _doubt(shape: ModelShape, settings: ServerSettings) -> str | None:
-    """Why the sizes may differ from what llama.cpp allocates; None if there is no reason."""
+    """Why the sizes may differ from llama.cpp's allocations; None if there is no reason."""
     if shape.unknown:
         return "; ".join(shape.unknown)
     if not shape.verified:
@@ -235,7 +235,7 @@ def _attention(
 
 
 def _window_cells(context: _Context, window: int, *, unified: bool) -> int:
-    """Cells of a sliding window's cache (src/llama-kv-cache-iswa.cpp:67): a window for each slot that shares it."""
+    """Cells of a sliding window's cache (src/llama-kv-cache-iswa.cpp:67): one window per slot that shares it."""
     if context.swa_full:
         return context.cells.per_stream
     slots = context.cells.slots if unified else 1
@@ -243,7 +243,7 @@ def _window_cells(context: _Context, window: int, *, unified: bool) -> int:
 
 
 def _attention_by_window(context: _Context, layers: Sequence[LayerShape]) -> Iterator[CachePart]:
-    """Layers with a window in one cache, the others in another."""
+    """One cache for layers with a window, another for the rest."""
     dense = [layer for layer in layers if layer.window is None]
     yield _attention(context, dense, "latent" if context.shape.latent else "global", context.cells.per_stream)
     windowed = [layer for layer in layers if layer.window is not None]
@@ -255,7 +255,7 @@ def _attention_by_window(context: _Context, layers: Sequence[LayerShape]) -> Ite
 def _indexer(context: _Context, layers: Iterable[LayerShape]) -> CachePart:
     """Keys of sparse attention's indexer, one head (src/llama-kv-cache-dsa.cpp:44, llama-kv-cache-msa.cpp:34).
 
-    Where the model is not latent and no hybrid, a V that nothing reads is allocated with them.
+    If the model is neither latent nor a hybrid, an unused V is allocated with them.
     """
     number = context.cells.per_stream * context.cells.streams
     with_v = not context.shape.latent and context.shape.cache == "attention"
@@ -274,7 +274,7 @@ def _indexer(context: _Context, layers: Iterable[LayerShape]) -> CachePart:
 
 
 def _recurrent(context: _Context) -> CachePart:
-    """States, always 32-bit floats, for every slot (src/llama-memory-recurrent.cpp:77)."""
+    """Recurrent states, always 32-bit floats, for every slot (src/llama-memory-recurrent.cpp:77)."""
     rows = max(1, context.cells.slots) * context.copies
     sizes = tuple(
         LayerBytes(
@@ -290,7 +290,7 @@ def _recurrent(context: _Context) -> CachePart:
 
 
 def _compressed(context: _Context) -> Iterator[CachePart]:
-    """DeepSeek-V4 (src/llama-kv-cache-dsv4.cpp:1215): every slot has streams of its own, even with one pool."""
+    """DeepSeek-V4 (src/llama-kv-cache-dsv4.cpp:1215): every slot has its own streams, even with one pool."""
     slots, cells = context.cells.slots, context.cells.per_stream
     layers = context.shape.layers
     window = next((layer.window for layer in layers if layer.window), 0)
@@ -338,10 +338,10 @@ _KINDS: dict[str, Callable[[_Context], Iterator[CachePart]]] = {
 
 
 def _draft(context: _Context) -> Iterator[CachePart]:
-    """The second context, of the blocks that draft: plain attention (src/llama-model.cpp:2400, 2466, 2540, 2798)."""
+    """The second context, of the drafting blocks: plain attention (src/llama-model.cpp:2400, 2466, 2540, 2798)."""
     if context.shape.cache == "none":  # they read the other model's
         return
-    if context.shape.cache == "compressed":  # these blocks keep keys and values like any other model
+    if context.shape.cache == "compressed":  # these blocks keep keys and values like those of any other model
         context = replace(context, shape=replace(context.shape, cache="attention"))
     layers = context.shape.layers if context.shape.drafting_keeps_all else context.shape.drafting
     yield from _attention_by_window(context, layers)  # all of them, where there is no trunk

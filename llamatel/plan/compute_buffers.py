@@ -1,4 +1,4 @@
-"""Estimates llama.cpp's compute buffer, which no header states; always labelled as an estimate.
+"""Estimates llama.cpp's compute buffer, which does not follow from a header; always labelled as an estimate.
 
 The terms are the largest tensors alive at once in llama.cpp's graph of one micro-batch: the activations around a
 feed-forward, the attention mask, and without flash attention every head's scores. They give the buffer of the CPU
@@ -18,7 +18,7 @@ COMPUTE_ERROR = (
 
 
 def _activations(shape: ModelShape, embedding: int) -> int:
-    """Values of one token around a feed-forward."""
+    """Values per token around a feed-forward."""
     dense = 3 * (shape.feed_forward_length or 4 * embedding) + 4 * embedding
     if shape.experts_used and shape.expert_feed_forward_length:
         mixed = 2 * shape.experts_used * (embedding + shape.expert_feed_forward_length)
@@ -31,7 +31,7 @@ def _window_cells(cells: Cells, window: int | None) -> int:
 
 
 def _widest(layers: list[LayerShape]) -> tuple[int, int, int]:
-    """Heads, and values of queries and of keys, of the widest layer."""
+    """Heads, query values and key values of the widest layer."""
     return max(((layer.heads or 0), (layer.heads or 0) * layer.key_length, layer.key_width) for layer in layers)
 
 
@@ -63,7 +63,7 @@ _COPIES = 4
 
 
 def pipeline_bytes(shape: ModelShape, cells: Cells) -> int:
-    """What each of several devices holds more, so that they work on different batches at the same time.
+    """Additional bytes per device, where several devices work on different batches at the same time.
 
     Copies of the attention mask (f16) and of the activations that come from the device before it.
     """

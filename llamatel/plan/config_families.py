@@ -1,4 +1,4 @@
-"""The model families that llama.cpp converts: ONE table from the names in a ``config.json`` to an architecture.
+"""The model families that llama.cpp converts: the one table from names in a ``config.json`` to an architecture.
 
 A row names the ``model_type`` values of transformers and the class names in ``architectures``, and the rules for what
 differs from Llama. Source: llama.cpp's ``conversion/__init__.py`` (TEXT_MODEL_MAP) and the class of each name, b11434,
@@ -25,20 +25,20 @@ class Family:
 
     architecture: str
     types: str
-    """Values of ``model_type``, in lower case; the first one's library defaults count where a file has none."""
+    """Values of ``model_type``, in lower case; a file without one gets the library's defaults of the first."""
     classes: str = ""
     """Names in ``architectures``."""
     rules: tuple[Rule, ...] = ()
     heads: Literal["given", "by rule"] = "given"
     kv_names: tuple[str, ...] = KV_HEADS
     counts_blocks: bool = False
-    """A list of blocks may stand in place of the number of layers."""
+    """Whether a list of blocks may replace the number of layers."""
     context: tuple[str, ...] = ()
-    """Names of the trained context that come before the usual ones."""
+    """Names of the trained context that take precedence over the usual ones."""
     outermost: bool = False
-    """The names of the whole decide, though its text part names another family."""
+    """Whether the names at the top level decide, even if the text part names another family."""
     ignored: str = ""
-    """Keys that llama.cpp's converter ignores although their names speak of heads or layers."""
+    """Keys with names of heads or layers that llama.cpp's converter ignores."""
 
 
 def _mla(architecture: str, types: str, classes: str, *more: Rule) -> Family:
@@ -150,7 +150,7 @@ FAMILIES: tuple[Family, ...] = (
         (rules.no_head_length,),
     ),
     Family("starcoder2", "starcoder2", "Starcoder2ForCausalLM"),
-    # Heads and shapes of their own.
+    # Other heads and shapes.
     _mha("baichuan", "baichuan", "BaiChuanForCausalLM BaichuanForCausalLM"),
     _mha("bloom", "bloom", "BloomForCausalLM BloomModel", rules.seq_length),
     _mha("gpt2", "gpt2 gpt-sw3", "GPT2LMHeadModel RuGPT3XLForCausalLM"),
@@ -298,7 +298,7 @@ FAMILIES: tuple[Family, ...] = (
         (latents.minimax_m3,),
     ),
     Family("deepseek4", "deepseek_v4", "DeepseekV4ForCausalLM", (latents.deepseek4,), heads="by rule"),
-    # A state per sequence, alone or next to attention.
+    # A state per sequence, alone or together with attention.
     Family(
         "mamba",
         "mamba falcon_mamba",

@@ -1,9 +1,9 @@
-"""What llama.cpp's converter writes for families that differ from Llama: shared rules, heads under other names.
+"""Keys that llama.cpp's converter writes for families that differ from Llama: shared rules, heads under other names.
 
-A rule takes the configuration's values and adds keys of the GGUF, without the architecture's prefix.
+A rule reads the configuration's values and adds keys of the GGUF, without the architecture's prefix.
 
-Source: llama.cpp's
-``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute (``__post_init__``).
+Source: llama.cpp's ``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute
+(``__post_init__``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rule = Callable[[ConfigValues, Keys], None]
 
 
 def fixed(**keys: Any) -> Rule:
-    """Keys that the converter writes for every configuration; ``__`` stands for a dot."""
+    """Keys that the converter writes for every configuration; ``__`` is a dot."""
 
     def rule(_: ConfigValues, found: Keys) -> None:
         found.update({key.replace("__", "."): value for key, value in keys.items()})
@@ -27,12 +27,12 @@ def fixed(**keys: Any) -> Rule:
 
 
 def kv_heads_as_heads(_: ConfigValues, keys: Keys) -> None:
-    """Every query head has keys and values of its own, in all models of the family."""
+    """MHA in all models of the family."""
     keys["attention.head_count_kv"] = keys["attention.head_count"]
 
 
 def no_kv_channels(values: ConfigValues, keys: Keys) -> None:
-    """Qwen (the first): the length of a head stands in ``kv_channels``, and is what the width gives."""
+    """Qwen (the first): the head length is in ``kv_channels``, and has to be the width divided by the heads."""
     length, heads = values.number("kv_channels"), keys["attention.head_count"]
     if length is not None and heads is not None and length * heads != keys["embedding_length"]:
         values.fail("has heads of another size in kv_channels")
@@ -45,7 +45,7 @@ def no_head_length(_: ConfigValues, keys: Keys) -> None:
 
 
 def drafting(*names: str) -> Rule:
-    """Blocks that draft (multi-token prediction) follow the layers, where the converter writes them."""
+    """Drafting blocks (multi-token prediction) after the layers, where the converter writes them."""
 
     def rule(values: ConfigValues, keys: Keys) -> None:
         number = values.number(*(names or ("num_nextn_predict_layers", "num_mtp_layers")))
@@ -68,9 +68,9 @@ def chatglm(values: ConfigValues, keys: Keys) -> None:
 
 
 def falcon(values: ConfigValues, keys: Keys) -> None:
-    """Falcon: where the decoder is the old one, all heads may share one key and value, whatever ``num_kv_heads`` is.
+    """Falcon: with the old decoder all heads may share one key and value, whatever ``num_kv_heads`` is.
 
-    Before Falcon was part of the library, ``n_head_kv`` was the number of KV heads, and one if absent.
+    Before Falcon was part of the library, the key was ``n_head_kv``, with 1 as default.
     """
     groups, before = values.number("num_kv_heads"), values.number("n_head_kv")
     old, single = values.get("new_decoder_architecture") is not True, values.get("multi_query") is not False
@@ -92,7 +92,7 @@ def nested_attention(values: ConfigValues, keys: Keys) -> None:
 
 
 def deci(values: ConfigValues, keys: Keys) -> None:
-    """DeciLM and Nemotron (NAS): every layer has heads of its own, or none."""
+    """DeciLM and Nemotron (NAS): heads differ by layer, and some layers have none."""
     blocks = values.get("block_configs")
     by_layer = values.numbers("num_key_value_heads_per_layer")
     if by_layer is not None:
@@ -123,7 +123,7 @@ def openelm(values: ConfigValues, keys: Keys) -> None:
 
 
 def hrm_text(values: ConfigValues, keys: Keys) -> None:
-    """HRM text: the layers of a stack run several times, each run with a cache of its own."""
+    """HRM text: the layers of a stack run several times, each time with a separate cache."""
     stack = values.number("num_layers_per_stack") or values.layers
     cycles = values.need("H_cycles") * (values.need("L_cycles") + 1)
     keys["block_count"] = stack * cycles
@@ -135,7 +135,7 @@ def nanbeige(values: ConfigValues, keys: Keys) -> None:
 
 
 def t5(values: ConfigValues, keys: Keys) -> None:
-    """T5: the length of a head is given apart from the width."""
+    """T5: the head length is independent of the width."""
     keys["attention.key_length"] = keys["attention.value_length"] = values.need("d_kv")
     keys["context_length"] = values.number("n_positions") or 512
 

@@ -1,4 +1,4 @@
-"""The values of a ``config.json``, with the transformers library's defaults, and which of its keys were read.
+"""The values of a ``config.json`` with the transformers library's defaults, and the keys that were read.
 
 Sources: transformers' configuration classes (``config_defaults.json``, made by ``tests/configs``), llama.cpp's
 ``conversion/base.py`` for the names that one value has in different families.
@@ -26,9 +26,9 @@ KV_HEADS = ("num_key_value_heads", "n_kv_heads")
 HEAD_LENGTH = ("head_dim", "attention_head_dim")
 
 _AFFECTS = frozenset({"head", "heads", "kv", "layer", "layers", "depth", "cycles", "loops", "gqa", "mqa", "mla", "cla"})
-"""Words in the name of a key that can change heads, head sizes or layers."""
+"""Words in names of keys that can change heads, head sizes or layers."""
 _ATTENTION = frozenset({"groups", "group", "dim", "size", "types", "type", "pattern", "rank", "length"})
-"""Words that do so next to ``attention``."""
+"""Words that do so together with ``attention``."""
 _HARMLESS = frozenset(
     {
         "act", "activation", "adapter", "altup", "audio", "aux", "bias", "checkpoint", "checkpointing", "classifier",
@@ -40,9 +40,9 @@ _HARMLESS = frozenset(
         "softcap", "softcapping", "swiglu", "token", "tokens", "tp", "video", "vision", "vocab",
     }
 )  # fmt: skip
-"""Words of keys that change neither, whatever else is in their names."""
+"""Words in names of keys that change none of these, whatever other words are in the name."""
 WINDOW_KEYS = frozenset({"max_window_layers", "layer_switch", "order_of_interleaved_layers"})
-"""Keys about sliding windows that llama.cpp's converter never reads: it has the window's layers from elsewhere."""
+"""Keys about sliding windows that llama.cpp's converter never reads: other keys have the window's layers."""
 _WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+(?![a-z])|[0-9]+")
 
 
@@ -55,13 +55,13 @@ def _library() -> Mapping[str, Mapping[str, Any]]:
 
 
 def library_defaults(model_type: str) -> Mapping[str, Any] | None:
-    """What the library's class of that name fills in, by key; None where the library has no such class."""
+    """Defaults of the library's class of that name, by key; None if the library has no such class."""
     found: Mapping[str, Any] | None = _library()["defaults"].get(model_type)
     return found
 
 
 def library_text_type(model_type: str) -> str | None:
-    """The ``model_type`` of the text part of a model that the library builds out of several parts."""
+    """The ``model_type`` of the text part of a model that has several parts."""
     found = _library()["text"].get(model_type)
     return None if found is None else str(found["type"])
 
@@ -74,7 +74,7 @@ def library_text_defaults(model_type: str, *, whole: bool) -> Mapping[str, Any]:
 
 
 def may_change_shape(key: str, value: object) -> bool:
-    """Whether a key that is not known can change heads, head sizes or layers."""
+    """Whether an unknown key can change heads, head sizes or layers."""
     if value is None or value is False or value in ("", 0, [], {}):
         return False
     words = {word.lower() for word in _WORD.findall(key)}
@@ -84,16 +84,16 @@ def may_change_shape(key: str, value: object) -> bool:
 
 
 class ConfigValues:
-    """The values of one model's configuration. Each method takes the names that a value may have, the usual one first.
+    """The values of one model's configuration. Methods accept the names that a value may have, the usual one first.
 
-    Raises UsageError, which names the key, for a value that cannot be what it should be.
+    Raises UsageError with the key for an invalid value.
     """
 
     def __init__(self, model_type: str, given: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> None:
         self.model_type = model_type
         self.in_library = defaults is not None
         self.is_part = False
-        """Whether it is the text part of a larger model, and names its own class of the library."""
+        """Whether it is the text part of a larger model, with its own class in the library."""
         self.read: set[str] = set()
         self._given = given
         self._defaults = defaults or {}
@@ -115,19 +115,19 @@ class ConfigValues:
         return name in self._given
 
     def number(self, *names: str) -> int | None:
-        """A count; None where there is none."""
+        """A count; None if absent."""
         value = self.get(*names)
         return None if value is None else self._count(value, names)
 
     def need(self, *names: str) -> int:
-        """A count that must be there."""
+        """A required count."""
         value = self.number(*names)
         if value is None:
             self.fail("has no", names[0])
         return value
 
     def counts(self, *names: str) -> int | list[int] | None:
-        """A count for all layers, or a list with one for each."""
+        """A count for all layers, or a list with one per layer."""
         value = self.get(*names)
         if isinstance(value, list):
             return [self._count(each, names) for each in value[:MAX_LAYERS]]
@@ -148,7 +148,7 @@ class ConfigValues:
         return [0 if each is None else self._count(each, names) for each in value[:MAX_LAYERS]]
 
     def section(self, *names: str) -> ConfigValues:
-        """A part of the configuration that has values of its own; empty where there is none."""
+        """A nested part of the configuration; empty if absent."""
         value = self.get(*names)
         default = next((self._defaults[name] for name in names if isinstance(self._defaults.get(name), dict)), None)
         return ConfigValues(self.model_type, value if isinstance(value, Mapping) else {}, default)
@@ -158,12 +158,12 @@ class ConfigValues:
         """The number of layers."""
         found = self.need(*LAYERS)
         if not 0 < found <= MAX_LAYERS:
-            self.fail(f"has {found} layers (num_hidden_layers), llama.cpp takes 1 to {MAX_LAYERS}")
+            self.fail(f"has {found} layers (num_hidden_layers), llama.cpp accepts 1 to {MAX_LAYERS}")
         return found
 
     @property
     def head_length(self) -> int:
-        """Values of one head: ``head_dim``, or the width shared out among the heads."""
+        """Values of one head: ``head_dim``, or the width divided by the heads."""
         length = self.number(*HEAD_LENGTH)
         if length is None:
             heads = self.need(*HEADS)
@@ -171,12 +171,12 @@ class ConfigValues:
         return length
 
     def fail(self, *words: str) -> NoReturn:
-        """Raise UsageError: ``words`` describe what in the configuration has no number."""
+        """Raise UsageError; ``words`` describe what the configuration lacks."""
         name = f"'{self.model_type}'" if self.model_type.isprintable() else repr(self.model_type)
         raise UsageError(f"the config.json of a {name:.80} model {' '.join(words)}")
 
     def unknown_keys(self) -> list[str]:
-        """Keys that were not read, are not the library's, and can change heads, head sizes or layers."""
+        """Unread keys that are not the library's and can change heads, head sizes or layers."""
         return sorted(
             key
             for key, value in self._given.items()

@@ -18,7 +18,7 @@ class Device:
     bandwidth: float | None
     source: str
     reserved: int = 0
-    """Not available to llama.cpp: what a driver's context uses (an estimate, see ``RESERVED_MIB``)."""
+    """Memory not available to llama.cpp, used by the driver's context (an estimate, see ``RESERVED_MIB``)."""
     peak_flops: float | None = None
     """Dense FP16/BF16 arithmetic (see ``gpus``)."""
     remote: bool = False
@@ -31,16 +31,16 @@ class Device:
 
 
 RESERVED_MIB = 450
-"""Estimate of what is not available on a card: what the driver reserves, and what CUDA itself uses."""
+"""Estimate of the memory not available on a card: reserved by the driver, and used by CUDA itself."""
 HOPPER_RESERVED_MIB = 1190
 """Seen on an H100 80GB HBM3 (driver 580, CUDA 13): the driver keeps 480 MiB of what NVML calls the total; context,
 kernels and cuBLAS use 588 MiB once a model is loaded, 697 to 772 after the first long prompt, whatever the model."""
 CONTEXT_MIB = 710
-"""Of that, what CUDA uses: for cards whose driver reports what it reserves. An older card may use less."""
+"""The part that CUDA uses, for cards whose driver reports what it reserves. Older cards may use less."""
 _HOPPER = ("H100", "H200")
 _METAL_SHARE = 0.75
-"""Of Apple's unified memory, what Metal lets a process keep resident (recommendedMaxWorkingSetSize; two thirds below
-36 GB)."""
+"""Share of Apple's unified memory that Metal lets a process keep resident (recommendedMaxWorkingSetSize; below 36 GB it
+is two thirds)."""
 
 
 def known_devices() -> list[str]:

@@ -1,7 +1,7 @@
 """Mixture-of-experts models on small GPUs: how few blocks have to keep their experts in host memory (``-ncmoe``).
 
-Everything else, attention and caches included, stays on the devices: experts are the bulk of the weights, and of them a
-token reads only a few.
+Everything else, attention and caches included, stays on the devices: experts are most of the weights, and a token reads
+only a few of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES = ("f16", "q8_0")
 
 @dataclass(frozen=True, slots=True)
 class ExpertOffload:
-    """One way to fit: ``blocks`` blocks keep their experts on the host."""
+    """Settings with which a model fits: ``blocks`` blocks keep their experts on the host."""
 
     blocks: int
     settings: ServerSettings
@@ -32,20 +32,20 @@ class ExpertOffload:
     cache: CachePlan
     reads: tuple[Reads, ...]
     ceiling: float | None
-    """Tokens a second; None where a bandwidth, such as the host's, is not known."""
+    """Tokens a second; None if a bandwidth, such as the host's, is not known."""
 
     @property
     def command_line(self) -> str:
-        """llama-server's flags, but for the model."""
+        """llama-server's flags, without the model."""
         return f"-ngl {self.memory.total_layers} {describe(replace(self.settings, gpu_layers=None))}"
 
 
 def search(
     shape: ModelShape, settings: ServerSettings, devices: Sequence[Device], host_bandwidth: float | None = None
 ) -> list[ExpertOffload]:
-    """Ways to fit, by context and cache type: the longest context first, then the fewest blocks on the host.
+    """Settings that fit, by context and cache type: the longest context first, then the fewest blocks on the host.
 
-    Empty for a model without experts, where overrides are given already, and where nothing fits. A context or cache
+    Empty for a model without experts, with given overrides, and if nothing fits. A context or cache
     type that was given stays; without one, contexts are tried up to the model's.
     """
     if not shape.experts or shape.weights is None or not shape.weights.tensors or not devices:

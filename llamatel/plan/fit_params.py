@@ -1,4 +1,4 @@
-"""Measures with llama.cpp: ``llama-fit-params`` loads without allocating and prints what it would allocate."""
+"""Memory by llama.cpp's own ``llama-fit-params``, which loads without allocating and prints what it would allocate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_program() -> str:
 
 
 def flags_for(settings: ServerSettings) -> list[str]:
-    """The program's flags. It knows no unified pool: slots that share are measured as one sequence."""
+    """The program's flags. It has no unified pool: slots that share one are measured as one sequence."""
     flags = ["-c", str(settings.ctx_size or 0), "-np", "1" if settings.unified else str(settings.slots)]
     flags += ["-b", str(settings.batch_size), "-ub", str(settings.ubatch_size), "-fa", settings.flash_attn]
     flags += ["-ctk", settings.cache_type_k, "-ctv", settings.cache_type_v, "-sm", settings.split_mode]

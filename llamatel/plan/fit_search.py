@@ -28,7 +28,7 @@ def balanced(shape: ModelShape, settings: ServerSettings, devices: Sequence[Devi
 
 
 def largest_context(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device]) -> int | None:
-    """The most tokens over all slots with which everything fits on the devices; None if none do, or if unknown."""
+    """The most tokens over all slots with which everything fits on the devices; None if none fits, or unknown."""
     trained = shape.context_length
     if trained is None or shape.weights is None:
         return None
@@ -50,7 +50,7 @@ def largest_context(shape: ModelShape, settings: ServerSettings, devices: Sequen
 
 
 def most_slots(shape: ModelShape, settings: ServerSettings, devices: Sequence[Device], each: int) -> int | None:
-    """The most slots of ``each`` tokens of their own that fit; None if not one does, or if unknown."""
+    """The most slots with ``each`` tokens each that fit; None if not even one fits, or unknown."""
     if shape.weights is None:
         return None
 

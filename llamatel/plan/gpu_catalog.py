@@ -1,4 +1,4 @@
-"""The GPUs that people run llama.cpp on: memory, bandwidth and peak arithmetic, each with its source.
+"""GPUs that are used with llama.cpp: memory, bandwidth and peak arithmetic, each with its source.
 
 Memory is what nvidia-smi prints as ``memory.total`` (without error correction), seen in published output of
 that command for every card here. Bandwidth and arithmetic are the maker's peaks, from the documents named below;
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 MIB = 1 << 20
 GB = 10**9
 _SAME_MEMORY = 0.07
-"""Drivers differ by so much in what they keep for themselves (P100: 16,276 to 16,384 MiB; A100: 40,536 to 40,960)."""
+"""Tolerance for the memory that different drivers reserve (P100: 16,276 to 16,384 MiB; A100: 40,536 to 40,960)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Configurations of models that cache one latent vector for all heads (MLA), and of indexers.
 
-Source: llama.cpp's
-``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute (``__post_init__``).
+Source: llama.cpp's ``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute
+(``__post_init__``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from llamatel.plan.window_rules import is_sliding, window
 
 
 def latent(values: ConfigValues, keys: Keys) -> None:
-    """MLA: the latent vector and the rotary part of a key are all that is cached."""
+    """MLA: only the latent vector and the rotary part of a key are cached."""
     rank, rotary = values.need("kv_lora_rank", "n_lora_kv"), values.need("qk_rope_head_dim", "n_rot")
     keys |= {
         "attention.kv_lora_rank": rank,
@@ -23,7 +23,7 @@ def latent(values: ConfigValues, keys: Keys) -> None:
         "attention.value_length_mla": values.need("v_head_dim"),
         "rope.dimension_count": rotary,
     }
-    values.get("qk_head_dim", "q_head_dim")  # their sum, and a name of the rotary part
+    values.get("qk_head_dim", "q_head_dim")  # their sum, and another name of the rotary part
     _leading_dense(values, keys)
 
 
@@ -37,19 +37,19 @@ def _leading_dense(values: ConfigValues, keys: Keys) -> None:
 
 
 def full_heads_of_lora(values: ConfigValues, keys: Keys) -> None:
-    """MiniCPM 3 and PLM: projections of low rank, but all heads are cached."""
+    """MiniCPM 3 and PLM: low-rank projections, but all heads are cached."""
     keys["attention.kv_lora_rank"] = values.need("kv_lora_rank")
     keys["attention.key_length"] = values.need("qk_nope_head_dim") + values.need("qk_rope_head_dim")
     values.get("qk_head_dim", "v_head_dim")
 
 
 def value_length(values: ConfigValues, keys: Keys) -> None:
-    """The length of a value is given apart."""
+    """The value length is given separately."""
     keys["attention.value_length"] = values.need("v_head_dim")
 
 
 def indexer(values: ConfigValues, keys: Keys) -> None:
-    """DeepSeek's sparse attention: an indexer with keys of its own."""
+    """DeepSeek's sparse attention: an indexer with its own keys."""
     keys |= {
         "attention.indexer.head_count": values.need("index_n_heads"),
         "attention.indexer.key_length": values.need("index_head_dim"),
@@ -58,7 +58,7 @@ def indexer(values: ConfigValues, keys: Keys) -> None:
 
 
 def indexer_types(values: ConfigValues, keys: Keys) -> None:
-    """Which layers have an indexer of their own; the library derives it where the file does not list them."""
+    """Which layers have their own indexer; derived as in the library if the file does not list them."""
     types = values.texts("indexer_types")
     pattern = values.get("index_topk_pattern")
     trunk = values.layers
@@ -75,7 +75,7 @@ def indexer_types(values: ConfigValues, keys: Keys) -> None:
 
 
 def hy_v4(values: ConfigValues, keys: Keys) -> None:
-    """Hunyuan 4: an indexer in the layers that own one, or in none."""
+    """Hunyuan 4: an indexer in the layers that have their own, or in none."""
     types, trunk = values.texts("indexer_types"), keys["block_count"]
     if types is None:
         types = ["full" if layer == 0 or (layer - 1) % 4 == 0 else "shared" for layer in range(trunk)]
@@ -84,7 +84,7 @@ def hy_v4(values: ConfigValues, keys: Keys) -> None:
 
 
 def dots3note(values: ConfigValues, keys: Keys) -> None:
-    """dots.3 note: sliding layers have a latent vector of their own, dense layers an indexer."""
+    """dots.3 note: sliding layers have their own latent vector, dense layers an indexer."""
     layers = keys["block_count"]
     types = values.texts("layer_types")
     if types is None:
@@ -103,7 +103,7 @@ def dots3note(values: ConfigValues, keys: Keys) -> None:
     keys["attention.value_length_swa"] = rank
     indexer(values, keys)
     keys["attention.indexer.types"] = [not each for each in sliding]
-    values.get("swa_num_key_value_heads", "swa_v_head_dim", "swa_head_dim")  # one latent vector stands for all of them
+    values.get("swa_num_key_value_heads", "swa_v_head_dim", "swa_head_dim")  # one latent vector replaces all of them
 
 
 def minimax_m3(values: ConfigValues, keys: Keys) -> None:

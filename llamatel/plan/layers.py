@@ -1,7 +1,7 @@
-"""A model's layers out of its metadata: which attend, which have a window, a state or an indexer, and what they cache.
+"""A model's layers from its metadata: which attend, which have a window, a state or an indexer, and what they cache.
 
 Follows llama.cpp's own reading (``src/llama-model.cpp`` load_hparams, ``src/models/*.cpp`` load_arch_hparams, October
-2026); what differs by architecture stands in ``architectures.py``.
+2026); what differs by architecture is in ``architectures.py``.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _attending_layers(keys: Keys, row: Architecture, blocks: int, recurrent: lis
 
 
 def _state(keys: Keys, row: Architecture, first_heads: int) -> RecurrentState | None:
-    """What a recurrent layer keeps (src/llama-hparams.cpp:208)."""
+    """The state of a recurrent layer (src/llama-hparams.cpp:208)."""
     rule = row.recurrent
     if rule is None:
         return None

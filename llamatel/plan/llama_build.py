@@ -1,4 +1,4 @@
-"""llama.cpp's builds: what a build calls itself, and its place in the order of builds."""
+"""llama.cpp's builds: names and order."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _RELEASES = {
 }  # fmt: skip
 """Versions without a build number: llama.cpp 0.5.0-dev is older than b11434; xllamacpp's by its ``BUILD_INFO``."""
 _LEAST = 1000
-"""Smaller numbers are those of a checkout without llama.cpp's history."""
+"""Smaller numbers come from a checkout without llama.cpp's history."""
 
 
 class LlamaBuild(NamedTuple):
     """One build of llama.cpp."""
 
     text: str
-    """As it calls itself: ``b11549-0c1e570``, ``2026.10.11549``, ``0.5.0-dev``."""
+    """As reported: ``b11549-0c1e570``, ``2026.10.11549``, ``0.5.0-dev``."""
     number: int | None = None
-    """Its number, with which builds are put in order; None where it has none."""
+    """The build number, by which builds are ordered; None if it has none."""
 
     def __str__(self) -> str:
         return self.text if self.number is None or f"b{self.number}" in self.text else f"{self.text} (b{self.number})"

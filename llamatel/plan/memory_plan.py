@@ -1,4 +1,4 @@
-"""Which device holds a model's weights and caches, and whether they fit; compute buffers are estimates."""
+"""Places a model's weights and caches on devices, and checks whether they fit; compute buffers are estimates."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class DeviceUse:
     """What one device holds. Weights and cache are exact; ``compute_estimate`` and ``reserved_estimate`` are not."""
 
     device: Device | None
-    """None is the host."""
+    """None: the host."""
     layers: int
-    """Blocks that are here."""
+    """Blocks on this device."""
     weights_bytes: int
     cache_bytes: int
     compute_estimate: int | None
     read_bytes: float = 0.0
-    """Weights that one token reads here."""
+    """Bytes of weights on this device that one token reads."""
     expert_cache_bytes: int = 0
-    """Room for experts that the host keeps (``--moe-cache-mib``)."""
+    """Cache for experts that are in host memory (``--moe-cache-mib``)."""
     draft: DeviceUse | None = None
-    """What a second model, which drafts, needs here."""
+    """Bytes of the draft model on this device."""
 
     @property
     def needed(self) -> int:
-        """Of the memory that llama.cpp can have."""
+        """Bytes free of the memory available to llama.cpp."""
         own = self.weights_bytes + self.cache_bytes + (self.compute_estimate or 0) + self.expert_cache_bytes
         return own + (self.draft.needed if self.draft is not None else 0)
 
     @property
     def free(self) -> int | None:
-        """Negative for what is missing; None for the host."""
+        """Negative if it does not fit; None for the host."""
         return None if self.device is None else self.device.usable - self.needed
 
 
@@ -54,19 +54,19 @@ class MemoryPlan:
     """A placement. ``fits`` is None where the weights or a compute buffer are not known."""
 
     gpu_layers: int
-    """The smallest ``-ngl`` that puts as many blocks on devices; blocks + 1 is all, with the output."""
+    """The smallest ``-ngl`` that puts this many blocks on devices; blocks + 1 is all, with the output."""
     total_layers: int
     host: DeviceUse
     per_device: tuple[DeviceUse, ...]
     tensor_split: tuple[float, ...]
     fits: bool | None
-    """None where it is not known, also because a flag is not counted."""
+    """None if unknown, also because of a flag that is not counted."""
     refused: str | None = None
     """llama-server's reason for not loading with these devices."""
 
     @property
     def offloaded(self) -> bool:
-        """Everything is on devices."""
+        """Whether everything is on devices."""
         return self.gpu_layers >= self.total_layers
 
 
@@ -95,7 +95,7 @@ def used_devices(settings: ServerSettings, devices: Sequence[Device]) -> tuple[t
 
 
 def _shares(settings: ServerSettings, devices: Sequence[Device]) -> tuple[float, ...]:
-    """``-ts``, or without it what llama.cpp uses: free memory (src/llama-model.cpp:1560)."""
+    """``-ts``, or by default free memory, as in llama.cpp (src/llama-model.cpp:1560)."""
     given = settings.tensor_split[: len(devices)]
     if any(given):
         return (*given, *(0.0 for _ in range(len(devices) - len(given))))
@@ -127,7 +127,7 @@ def place(
     devices: Sequence[Device],
     gpu_layers: int,
 ) -> MemoryPlan:
-    """The placement with ``gpu_layers`` on devices, and that of the model that drafts."""
+    """The placement with ``gpu_layers`` on devices, and that of the draft model."""
     layers = len(shape.layers)
     chosen, _ = used_devices(settings, devices)
     own = replace(settings, gpu_layers=gpu_layers)
@@ -155,12 +155,12 @@ def place(
 
 
 def uncounted(settings: ServerSettings) -> tuple[str, ...]:
-    """Flags that leave open what is allocated where."""
+    """Given flags whose allocations the plan does not count."""
     return (*settings.not_counted, *settings.not_understood)
 
 
 def projector_device(settings: ServerSettings, devices: Sequence[Device]) -> int | None:
-    """The device of a multimodal projector: the first of ``-dev`` by default; None is the host (common/arg.cpp:890)."""
+    """The device of a multimodal projector: by default the first of ``-dev``; None: the host (common/arg.cpp:890)."""
     name = settings.mmproj_device or next(iter(settings.devices), None)
     if not settings.mmproj_offload or not devices or name == "none":
         return None
@@ -174,7 +174,7 @@ def _uses(
     cells: Cells | None,
     devices: Sequence[Device],
 ) -> list[DeviceUse]:
-    """What one model needs on the host, then on each device, with the settings' layers on the settings' devices."""
+    """Bytes that one model needs on the host, then on each device, as placed by the settings."""
     layers = len(shape.layers)
     chosen, _ = used_devices(settings, devices)
     shares = _shares(settings, [devices[index] for index in chosen])
@@ -189,7 +189,7 @@ def _uses(
         placed = place_weights(weights, owners, settings.tensor_overrides, devices)
         placed.add(None, weights.input_bytes + of_input, 0.0)
         if owners[-1] is None:
-            placed.add(None, -weights.tied_bytes, 0.0)  # one tensor, used twice
+            placed.add(None, -weights.tied_bytes, 0.0)  # one tensor that is used twice
     if shape.projector_bytes:
         placed.add(projector_device(settings, devices), shape.projector_bytes, 0.0)
     flash = shape.flash_attention and settings.flash_attn != "off"
@@ -219,15 +219,15 @@ def _uses(
 
 
 def _with_copies(compute: int | None, largest: int) -> int | None:
-    """Compute buffer of a device that computes large batches with weights of the host: one tensor at a time is there.
+    """Compute buffer of a device that computes large batches with weights from the host, one tensor at a time.
 
-    Seen on an H100: then the other contents are smaller by a fifth.
+    Measured on an H100: the rest of the buffer is then smaller by a fifth.
     """
     return None if compute is None else max(compute, round(0.8 * compute) + largest) if largest else compute
 
 
 def _pipelined(settings: ServerSettings, owners: Sequence[int | None]) -> bool:
-    """Whether devices work on several batches at a time, with copies of what goes in (src/llama-context.cpp:432)."""
+    """Whether devices work on several batches at a time, with copies of their inputs (src/llama-context.cpp:432)."""
     spread = None not in owners and len(set(owners)) > 1
     plain = settings.split_mode == "layer" and settings.kv_offload and not settings.tensor_overrides
     return spread and plain and not settings.rpc_servers
@@ -243,7 +243,7 @@ def memory_plan(
         _, refused = used_devices(draft_settings(settings, cache.cells), devices)
     if refused is None and settings.mmproj_device not in (None, "none"):
         _, refused = used_devices(replace(settings, devices=(settings.mmproj_device,)), devices)
-    if refused is not None:  # what it would be on the devices that there are
+    if refused is not None:  # the placement on the devices that exist
         settings = replace(settings, devices=(), draft_devices=(), mmproj_device=None)
     try:
         plan = _placed(shape, settings, cache, devices)
@@ -270,14 +270,14 @@ def _placed(shape: ModelShape, settings: ServerSettings, cache: CachePlan, devic
 
 @dataclass(frozen=True, slots=True)
 class HostGrowth:
-    """Host memory that a running server uses at most."""
+    """Most host memory that a running server uses."""
 
     prompt_cache_bytes: int | None
     """None has no limit."""
     checkpoint_bytes: int
-    """Of one context checkpoint with its slot full."""
+    """Bytes of one context checkpoint of a full slot."""
     checkpoints: int
-    """That slots keep at most, all together."""
+    """Most checkpoints over all slots."""
 
 
 def host_growth(settings: ServerSettings, cache: CachePlan) -> HostGrowth:

@@ -1,4 +1,4 @@
-"""A GGUF's metadata under its architecture's prefix, checked, as an untrusted file may contain anything."""
+"""Checked access to a GGUF's metadata under its architecture's prefix; files are untrusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llamatel.errors import UsageError
 
 
 class Keys:
-    """The metadata under its architecture's prefix, and what of it was missing or no use."""
+    """The metadata under its architecture's prefix; records missing and unusable keys."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         architecture = metadata.get("general.architecture")
@@ -21,7 +21,7 @@ class Keys:
         self.missing: list[str] = []
 
     def raw(self, key: str) -> Any:
-        """The value of a key; None where it is not there."""
+        """The value of a key; None if absent."""
         return self._metadata.get(f"{self.architecture}.{key}")
 
     def number(self, key: str) -> int | None:
@@ -29,7 +29,7 @@ class Keys:
         return _whole(self.raw(key))
 
     def required(self, key: str) -> int:
-        """0 and a note for a key that must be there."""
+        """A required count; 0, and an entry in ``missing``, if absent."""
         value = self.number(key)
         if value is None:
             self.missing.append(f"{self.architecture}.{key}")
@@ -46,7 +46,7 @@ class Keys:
         return value if isinstance(value, str) else None
 
     def per_layer(self, key: str, layers: int) -> list[int] | None:
-        """A number for all layers or one for each."""
+        """A number for all layers, or one per layer."""
         value = self.number(key)
         if value is not None:
             return [value] * layers
@@ -66,7 +66,7 @@ class Keys:
 
 
 def _whole(value: object) -> int | None:
-    """A count; None for what is none, which an untrusted file may contain: NaN, a negative number, text."""
+    """A count; None for anything else, such as NaN, a negative number or text."""
     if not isinstance(value, (int, float)) or not 0 <= value < 1 << 63:
         return None
     return int(value)

@@ -27,7 +27,7 @@ from llamatel.plan.model_shape import LayerShape, ModelShape
 from llamatel.plan.shape_from_gguf import shape_from_gguf
 
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
-"""For which the bytes of a token are shown; ``plan`` knows the others."""
+"""Types for which ``inspect`` shows the bytes of a token; ``plan`` has the others."""
 
 _ROLES = {
     "attn_q": "q", "attn_q_a": "q", "attn_q_b": "q",
@@ -41,7 +41,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class ModelReport:
-    """``name`` is what the model is called by its file or repository. Without a ``shape`` the file is no model."""
+    """``name`` comes from the file or repository. Without a ``shape`` the file is not a model."""
 
     name: str
     shape: ModelShape | None
@@ -53,13 +53,13 @@ class ModelReport:
 
     @property
     def title(self) -> str:
-        """The name that the model gives itself, else that of its file or repository."""
+        """The name in the model's metadata, else that of its file or repository."""
         own = self.header.metadata.get("general.name") if self.header is not None else None
         return own if isinstance(own, str) and own else PurePath(self.name).name or self.name
 
     @property
     def parameters(self) -> int | None:
-        """The numbers in its tensors."""
+        """Parameters: the values in its tensors."""
         return self.reported_parameters if self.header is None else self.header.n_params
 
     @property
@@ -70,13 +70,13 @@ class ModelReport:
 
     @property
     def active_parameters(self) -> int | None:
-        """Those that one token uses, where that is fewer."""
+        """Parameters that one token uses, if fewer."""
         weights = self.shape.weights if self.shape is not None else None
         return weights.active_parameters if weights and weights.active_parameters != weights.parameters else None
 
     @cached_property
     def projections(self) -> dict[int, dict[str, list[TensorInfo]]]:
-        """Attention's matrices by layer and role: q, k, v, o, and qkv for one that holds all three."""
+        """Attention's matrices by layer and role: q, k, v, o, and qkv if one matrix has all three."""
         found: dict[int, dict[str, list[TensorInfo]]] = {}
         for tensor in (self.header.tensors if self.header is not None else None) or ():
             parts = tensor.name.split(".")
@@ -96,7 +96,7 @@ class ModelReport:
 
     @cached_property
     def comparison(self) -> tuple[Variant, ...]:
-        """The classic comparison; () where there is nothing to compare."""
+        """The comparison with MHA, GQA and MQA; () if there is nothing to compare."""
         if self.shape is None:
             return ()
         lengths = None
@@ -117,14 +117,14 @@ class ModelReport:
         return (key, value) if isinstance(key, int) and isinstance(value, int) else None
 
     def bytes_per_token(self, cache_type: str) -> TokenBytes | None:
-        """What a token adds to the cache with this type for K and V; None if unknown, or not in whole blocks."""
+        """Bytes that a token adds to the cache with this type for K and V; None if unknown, or not in whole blocks."""
         if self.shape is None:
             return None
         stored = TENSOR_TYPES_BY_NAME[cache_type.upper()]
         return token_bytes(self.shape, stored.block, stored.n_bytes)
 
     def tokenizer(self) -> dict[str, str | bool | None]:
-        """Kind, how it splits words, whether there is a chat template; empty without a header."""
+        """Tokenizer: kind, pre-tokenizer, whether there is a chat template; empty without a header."""
         if self.header is None:
             return {}
         metadata = self.header.metadata
@@ -206,7 +206,7 @@ class ModelReport:
 
 
 def report_of(header: GGUFHeader, name: str | None = None) -> ModelReport:
-    """The report on a GGUF, called by its path unless it has a better ``name``; without a shape if it is no model."""
+    """The report on a GGUF, named by its path unless ``name`` is given; without a shape if it is not a model."""
     name = name or header.path
     try:
         return ModelReport(name, shape_from_gguf(header), header)
@@ -215,7 +215,7 @@ def report_of(header: GGUFHeader, name: str | None = None) -> ModelReport:
 
 
 def _same(values: Any) -> Any:
-    """The value that all have; a list of the distinct ones if they differ; None if there is none."""
+    """The value that all share, a list of the distinct values if they differ, None if there is none."""
     distinct = list(dict.fromkeys(values))
     if len(distinct) > 1:
         return sorted(distinct, key=lambda value: (value is None, value or 0))
@@ -239,7 +239,7 @@ def _file(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """A metadata value for JSON; of an array that was passed over, what is known. JSON has no NaN and no infinity."""
+    """A metadata value for JSON, which has no NaN or infinity; a skipped array by what is known of it."""
     if isinstance(value, SkippedArray):
         return {"skipped": value.kind, "count": value.count}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""A model's shape: facts, layer by layer, that decide what it costs to run. Unknown is None, never a guess."""
+"""A model's shape: the properties, by layer, that determine its memory and speed. Unknown is None, never a guess."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ CacheKind = Literal["attention", "recurrent", "hybrid", "compressed", "none"]
 
 @dataclass(frozen=True, slots=True)
 class RecurrentState:
-    """What a recurrent layer keeps for one sequence, in values (each 4 bytes)."""
+    """The state of a recurrent layer for one sequence, in values of 4 bytes."""
 
     conv: int
-    """The short past of its convolution, or a token shift (llama.cpp: R)."""
+    """The recent inputs of its convolution, or a token shift (llama.cpp: R)."""
     state: int
-    """The state proper (llama.cpp: S)."""
+    """The state itself (llama.cpp: S)."""
     history: int = 0
     """A convolution over embeddings of n-grams, where a model has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer. ``attends`` and ``state`` may both hold (Falcon-H1), or neither (a layer of feed-forward only)."""
+    """One layer. It may have both attention and a state (Falcon-H1), or neither (feed-forward only)."""
 
     index: int
     heads: int | None = None
@@ -41,19 +41,19 @@ class LayerShape:
     kv_from: int | None = None
     """The layer whose keys and values it reads instead of keeping its own."""
     window: int | None = None
-    """Tokens that it looks back on; None is all."""
+    """Tokens that it attends to; None: all."""
     chunked: bool = False
-    """The window is a chunk of the context with fixed bounds, not a sliding one."""
+    """Whether the window is a fixed chunk of the context instead of a sliding window."""
     state: RecurrentState | None = None
     indexer_length: int | None = None
-    """Values of one key of its indexer (sparse attention), which has a cache of its own."""
+    """Values of one key of its indexer (sparse attention), which has a separate cache."""
     compress_ratio: int = 0
     drafting: bool = False
-    """A block that predicts several tokens ahead; used only by a drafting context."""
+    """Whether it predicts several tokens ahead; used only by a drafting context."""
 
     @property
     def group_size(self) -> int | None:
-        """Query heads to one KV head; None where that is not known or has no meaning."""
+        """Query heads per KV head; None if unknown or not applicable."""
         return self.heads // self.kv_heads if self.heads and self.kv_heads and self.attends else None
 
     @property
@@ -74,23 +74,23 @@ class Weights:
     n_bytes: int
     parameters: int
     active_parameters: int
-    """Those that one token uses: of the experts only as many as are chosen."""
+    """Parameters that one token uses: of the experts only the selected ones."""
     active_bytes: int
-    """Bytes that decoding one token reads; of the input embeddings only a row."""
+    """Bytes that decoding one token reads; of the input embeddings only one row."""
     parts: tuple[tuple[str, int, int], ...] = ()
     """Part (embeddings, attention, feed-forward, experts, output, other), its parameters, its bytes."""
     layer_bytes: tuple[int, ...] = ()
-    """Bytes of each block; what is in no block is left over."""
+    """Bytes of each block; tensors outside blocks are not included."""
     input_bytes: int = 0
     """The token embeddings, which llama.cpp keeps in host memory."""
     output_bytes: int = 0
-    """What computes logits; a copy of the input embeddings where the file has none of its own."""
+    """Bytes of the output tensors; those of the input embeddings if the file has no others."""
     tied_bytes: int = 0
-    """Those input embeddings that ``output_bytes`` counts again."""
+    """The input embeddings that ``output_bytes`` counts again."""
     tensors: tuple[tuple[str, int], ...] = field(default=(), repr=False)
-    """Names and bytes of all tensors but the input embeddings; () where only sums are known."""
+    """Names and bytes of all tensors except the input embeddings; () if only sums are known."""
     expert_share: float = 1.0
-    """Of the experts' bytes, those that one token reads."""
+    """The experts' bytes that one token reads."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -104,15 +104,15 @@ class Rope:
 
     base: float | None = None
     base_windowed: float | None = None
-    """Of layers with a window, where they have one of their own."""
+    """The base of layers with a window, if it differs."""
     dimensions: int | None = None
-    """Values of a head that are rotated."""
+    """Rotated values per head."""
     scaling: str | None = None
-    """linear, yarn, longrope; ``none`` where the file states that there is none."""
+    """linear, yarn, longrope; ``none`` if the file states that there is none."""
     factor: float | None = None
-    """How many times further than it was trained for."""
+    """Factor by which the trained context is extended."""
     original_context: int | None = None
-    """Tokens that it was trained for before that."""
+    """Trained context before the extension, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,9 @@ class ModelShape(HtmlRepresentation):
     experts: int | None = None
     experts_used: int | None = None
     build: LlamaBuild | None = None
-    """The build of llama.cpp that this is the shape for; None is the newest that llamatel knows."""
+    """The build of llama.cpp that the shape is for; None: the newest that llamatel knows."""
     latent: bool = False
-    """Multi-head latent attention: one compressed vector is cached in place of all heads' keys and values."""
+    """Multi-head latent attention: one compressed vector is cached instead of all heads' keys and values."""
     latent_values: bool = False
     """The build caches a V in addition to the latent vector."""
     drafting_keeps_all: bool = False
@@ -142,46 +142,46 @@ class ModelShape(HtmlRepresentation):
     """False where llama.cpp forces it off, whatever was requested."""
     causal: bool = True
     rollback: bool = False
-    """Its recurrent state can be rolled back, so speculative decoding keeps several copies."""
+    """Whether its recurrent state can be rolled back: then speculative decoding keeps several copies."""
     drafts: bool = False
-    """llama.cpp can draft with the model's own blocks (``--spec-type draft-mtp``)."""
+    """Whether llama.cpp can draft with the model's own blocks (``--spec-type draft-mtp``)."""
     drafts_as: tuple[str, ...] = ()
-    """The ``--spec-type`` that llama-server chooses where this model is the one that drafts and none is requested."""
+    """The ``--spec-type`` that llama-server uses by default with this draft model."""
     needs_target: bool = False
-    """It lacks what only the model has that it drafts for: it cannot run alone."""
+    """Whether it uses tensors of the model that it drafts for, and cannot run alone."""
     draft: ModelShape | None = None
-    """The model that drafts for it, where a server is given one (``-md``)."""
+    """Its draft model, if the server has one (``-md``)."""
     aborts: str | None = None
-    """Why llama-server dies of the model after it has allocated everything, where it does."""
+    """Why llama-server aborts after it has allocated everything; None: it does not."""
     rejected: str | None = None
-    """Why llama-server does not load the file, where it does not."""
+    """Why llama-server does not load the file; None: it loads it."""
     rope: Rope = Rope()
     file_type: str | None = None
     weights: Weights | None = None
     weights_unknown: str | None = None
-    """Why the weights' bytes are not known although their tensors are."""
+    """Why the weights' bytes are unknown although their tensors are known."""
     adapters: tuple[tuple[str, int], ...] = ()
     """Bytes of LoRA tensors, each with the name of the model's tensor that it changes."""
     projector_bytes: int = 0
     """Weights of the multimodal projector that is loaded with it."""
     verified: bool = False
-    """Whether the build's allocations for this architecture were compared with ours (``make verify``)."""
+    """Whether the build's allocations were compared with ours for this architecture (``make verify``)."""
     verified_builds: tuple[tuple[int, int], ...] = ()
     """The builds that were compared, as first and last numbers."""
     unknown: tuple[str, ...] = ()
-    """What its metadata leaves open that a plan would need, in words."""
+    """What a plan needs and the metadata does not state, in words."""
 
     @property
     def trunk(self) -> tuple[LayerShape, ...]:
-        """The layers of ordinary decoding: all but those that draft."""
+        """All layers except the drafting blocks."""
         return tuple(layer for layer in self.layers if not layer.drafting)
 
     @property
     def drafting(self) -> tuple[LayerShape, ...]:
-        """The blocks that draft."""
+        """The drafting blocks."""
         return tuple(layer for layer in self.layers if layer.drafting)
 
     @property
     def windowed(self) -> bool:
-        """Whether any layer looks back on a window only."""
+        """Whether any layer attends only to a window."""
         return any(layer.window is not None for layer in self.layers)

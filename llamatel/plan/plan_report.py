@@ -26,7 +26,7 @@ _TABLE_CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Everything that was worked out for one model, one server and some devices."""
+    """The plan for one model, one server and its devices."""
 
     name: str
     shape: ModelShape
@@ -42,9 +42,9 @@ class PlanReport:
     """By context: the caches with each of ``TABLE_TYPES`` for K and V."""
     advice: tuple[str, ...]
     reads: tuple[Reads, ...] = ()
-    """What a token reads in each part of the machine."""
+    """Bytes that a token reads on each device and the host."""
     expert_offload: tuple[ExpertOffload, ...] = ()
-    """Ways to fit a model with experts that does not fit as a whole."""
+    """Settings with which a model with experts fits, if it does not fit entirely on the devices."""
     measured: tuple[Measured, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _draft(draft: ModelShape) -> dict[str, Any]:
 
 
 def _use(use: DeviceUse) -> dict[str, Any]:
-    """One device; ``draft_model`` is what the model that drafts needs there in addition."""
+    """One device; ``draft_model`` is what the draft model needs in addition."""
     device = use.device
     found = {
         "name": device.name if device else "host",
@@ -189,7 +189,7 @@ def make_report(
     measured: Sequence[Measured] | None = None,
     host_bandwidth: float | None = None,
 ) -> PlanReport:
-    """Work everything out. ``host_bandwidth`` is that of host memory, in bytes a second."""
+    """Compute the plan. ``host_bandwidth`` is the bandwidth of host memory in bytes a second."""
     cache = cache_plan(shape, settings)
     memory = memory_plan(shape, settings, devices, cache)
     table = []

@@ -1,4 +1,4 @@
-"""Settings for machines that many people have, worked out by the plan: what fits is chosen, else it is refused."""
+"""Presets: settings for common machines, computed so that the model fits; an error if it cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.plan.plan_report import make_report
 
 ENOUGH_CONTEXT = 32768
-"""Tokens for which a smaller cache type is worth having; beyond that the larger type is."""
+"""Context in tokens that a larger cache type has to reach to be preferred to a smaller one."""
 _TYPES = ("f16", "q8_0", "q4_0")
 
 
@@ -36,7 +36,7 @@ PRESETS = {
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a preset comes to for one model."""
+    """The settings of a preset for one model."""
 
     settings: ServerSettings
     longest: int
@@ -45,18 +45,17 @@ class Chosen:
 
 
 def choose(preset: Preset, name: str, shape: ModelShape, given: ServerSettings) -> Chosen:
-    """Every layer on the cards, shared out so that the fuller one has the most room; the largest context that fits.
+    """All layers on the cards, split so that the fuller card has the most room, with the largest context that fits.
 
-    ``given`` are the caller's own settings: those that were given stay. Of the
-    cache types the first is used with which ``ENOUGH_CONTEXT`` tokens fit, or all that the model knows. Raises
-    UsageError, with what would help, if the model does not fit.
+    ``given``: the caller's settings, which are kept. The cache type is the first with which ``ENOUGH_CONTEXT`` tokens,
+    or the model's full context, fit. Raises UsageError with advice if the model does not fit.
     """
     devices = tuple(parse_devices(preset.devices))
     if shape.weights is None or shape.context_length is None:
         raise UsageError(
             f"--preset {preset.name}: {name} does not state its size or context length, so it cannot be planned"
         )
-    if uncounted(given):  # what it needs is unknown, so nothing is refused
+    if uncounted(given):  # its memory is unknown, so nothing is refused
         whole = given if "gpu_layers" in given.given else replace(given, gpu_layers=len(shape.layers) + 1)
         return Chosen(whole, 0, devices)
     wanted = given.ctx_size or shape.context_length

@@ -1,7 +1,7 @@
-"""Configurations of layers that keep a state: Mamba, gated delta nets, short convolutions, RWKV.
+"""Configurations of recurrent layers: Mamba, gated delta nets, short convolutions, RWKV.
 
-Source: llama.cpp's
-``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute (``__post_init__``).
+Source: llama.cpp's ``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute
+(``__post_init__``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mamba2(values: ConfigValues, keys: Keys) -> None:
 
 
 def _mamba_part(values: ConfigValues, keys: Keys) -> None:
-    """The state of a hybrid's Mamba 2 layers, under the names of Bamba, Granite and Nemotron-H."""
+    """The state of a hybrid's Mamba 2 layers, with the keys of Bamba, Granite and Nemotron-H."""
     heads, length = values.number("mamba_num_heads", "mamba_n_heads"), values.number("mamba_head_dim")
     expand = values.number("mamba_expand", "expand")
     if length is not None and heads is not None:
@@ -60,13 +60,13 @@ def _mamba_part(values: ConfigValues, keys: Keys) -> None:
 
 
 def _heads_where(attends: list[bool], keys: Keys) -> None:
-    """KV heads in the layers that attend, 0 in those that keep a state."""
+    """KV heads of attention layers, 0 for recurrent layers."""
     heads = keys["attention.head_count_kv"]
     keys["attention.head_count_kv"] = [heads if each else 0 for each in attends]
 
 
 def falcon_h1(values: ConfigValues, keys: Keys) -> None:
-    """Falcon-H1: attention and a state in every layer."""
+    """Falcon-H1: attention and a recurrent state in every layer."""
     inner = values.number("mamba_d_ssm")
     keys |= {
         "ssm.conv_kernel": values.need("mamba_d_conv"),
@@ -79,7 +79,7 @@ def falcon_h1(values: ConfigValues, keys: Keys) -> None:
 
 
 def granite_hybrid(values: ConfigValues, keys: Keys) -> None:
-    """Granite 4 and Bamba: layers by type, by index or by period; a plain Granite where all attend."""
+    """Granite 4 and Bamba: layers by type, index or period; a plain Granite if all attend."""
     layers = keys["block_count"]
     types = values.texts("layer_types", "layers_block_type")
     chosen = values.numbers("attn_layer_indices")
@@ -102,7 +102,7 @@ def granite_hybrid(values: ConfigValues, keys: Keys) -> None:
 
 
 def jamba(values: ConfigValues, keys: Keys) -> None:
-    """Jamba: attention once in a period, Mamba in between."""
+    """Jamba: one attention layer per period, the others Mamba."""
     period, offset = max(values.need("attn_layer_period"), 1), values.need("attn_layer_offset")
     _heads_where([i >= offset and (i - offset) % period == 0 for i in range(keys["block_count"])], keys)
     keys |= {
@@ -116,7 +116,7 @@ _NEMOTRON_LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 
 
 def nemotron_h(values: ConfigValues, keys: Keys) -> None:
-    """Nemotron-H: Mamba, attention and feed-forward are layers of their own."""
+    """Nemotron-H: separate layers for Mamba, attention and feed-forward."""
     pattern = values.get("hybrid_override_pattern")
     blocks = values.get("block_configs")
     types = values.texts("layers_block_type", "layer_types")

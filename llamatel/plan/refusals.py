@@ -7,11 +7,11 @@ from llamatel.flags.server_settings import MAX_SLOTS, ServerSettings
 from llamatel.plan.model_shape import ModelShape
 
 HEADS_OF_BLOCKS_SINCE = 9873
-"""The first build that was seen to refuse heads that are no whole blocks; b9538 wanted whole rows only."""
+"""First build seen to refuse heads that are not whole blocks; b9538 required whole rows only."""
 
 
 def refusal(shape: ModelShape, settings: ServerSettings, *, drafting: bool = False, alone: bool = True) -> str | None:
-    """llama-server's reason for one context, or None. The order is its own: its first reason is the one that it gives.
+    """llama-server's reason for refusing one context, or None; in llama-server's order, as it reports the first.
 
     ``drafting``: the context is that of the blocks that draft. ``alone``: no other model is loaded before it.
     """

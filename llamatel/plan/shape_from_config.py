@@ -1,8 +1,7 @@
 """A ModelShape from a transformers ``config.json``: translated into the keys that llama.cpp's converter would write.
 
-A family that is not in the table, or a key that may change heads, head sizes or layers and that nothing here reads,
-is an error that names it: no number is better than a wrong one. What a finetune's tensors really are is not known, so
-such a shape is never exact.
+An unknown family, or an unread key that may change heads, head sizes or layers, is an error that names it: no number is
+better than a wrong one. The tensors of a finetune are not known, so such a shape is never exact.
 """
 
 from __future__ import annotations
@@ -44,11 +43,13 @@ _OTHER: Mapping[str, tuple[str, ...]] = {
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of a model by its configuration. Raises UsageError, which names what is missing or not known."""
+    """The shape of a model from its configuration. Raises UsageError with what is missing or unknown."""
     values, family = _family(config)
     values.read.update(family.ignored.split(), WINDOW_KEYS)
     if not (family.counts_blocks or values.is_part or any(values.is_given(name) for name in (*LAYERS, *WIDTH))):
-        values.fail("has no", LAYERS[0])  # all of it the library's defaults: only text parts are published so
+        values.fail(
+            "has no", LAYERS[0]
+        )  # no keys, only the library's defaults: only text parts are published like this
     keys = _common(values, family)
     for rule in family.rules:
         rule(values, keys)
@@ -66,7 +67,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _check_sizes(values: ConfigValues, shape: ModelShape) -> None:
-    """Refuse a shape whose layers would cache nothing: 0 bytes is no answer."""
+    """Refuse a shape whose layers would cache nothing, as 0 bytes would be wrong."""
     if shape.cache == "none":
         return
     attending = [layer for layer in shape.layers if layer.attends and layer.cached]
@@ -80,7 +81,7 @@ def _check_sizes(values: ConfigValues, shape: ModelShape) -> None:
 
 
 def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
-    """The values of the language model, which may be a part of the configuration, and its family."""
+    """The values of the language model, which may be a nested part of the configuration, and its family."""
     text: Mapping[str, Any] = config
     types: list[str] = []
     classes: list[str] = []
@@ -91,7 +92,7 @@ def _family(config: Mapping[str, Any]) -> tuple[ConfigValues, Family]:
             break
         text = part
     if types and (inner := library_text_type(types[-1])) is not None:
-        types.append(inner)  # the text part is absent, stands at the top, or does not name its type
+        types.append(inner)  # the text part is absent, is the top level, or has no type
     if not types and not classes:
         raise UsageError("the config.json has no model_type")
     family = _find(types, classes, text)
@@ -117,7 +118,7 @@ def _names(config: Mapping[str, Any], types: list[str], classes: list[str]) -> N
 
 
 def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Family:
-    """By the class, as llama.cpp's converter chooses; by the innermost model_type that is known."""
+    """The family by class, as in llama.cpp's converter, else by the innermost known model_type."""
     whole = BY_CLASS.get(classes[0]) if classes else BY_TYPE.get(types[0])
     if whole is not None and whole.outermost:
         return whole
@@ -141,7 +142,7 @@ def _find(types: list[str], classes: list[str], text: Mapping[str, Any]) -> Fami
 
 
 def _common(values: ConfigValues, family: Family) -> dict[str, Any]:
-    """What all families share (TextModel.set_gguf_parameters)."""
+    """The keys of all families (TextModel.set_gguf_parameters)."""
     keys: dict[str, Any] = {
         "block_count": 0 if family.counts_blocks and not values.number(*LAYERS) else values.layers,
         "context_length": values.number(*family.context, *_CONTEXT),
@@ -156,7 +157,7 @@ def _common(values: ConfigValues, family: Family) -> dict[str, Any]:
         if not heads:
             values.fail("has no", HEADS[0])
         if kv_heads is None and values.in_library:
-            kv_heads = heads  # the classes of the library fill it in so
+            kv_heads = heads  # the default of the library's classes
         if kv_heads is None:
             values.fail("has no", family.kv_names[0])
     if kv_heads is not None:
@@ -168,7 +169,7 @@ def _common(values: ConfigValues, family: Family) -> dict[str, Any]:
 
 
 def _rope(values: ConfigValues, keys: dict[str, Any]) -> None:
-    """Rotary embeddings: what is scaled, and how much of a head is rotated."""
+    """Rotary embeddings: scaling, and the rotated values of a head."""
     given = values.get("rope_parameters", "rope_scaling")
     keys.setdefault("rope.freq_base", _real(values.get("rope_theta")))
     if isinstance(given, Mapping):

@@ -1,6 +1,6 @@
-"""A ModelShape from a GGUF's metadata, and from its tensors where a header reader gives them.
+"""A ModelShape from a GGUF's metadata and, if they were read, its tensors.
 
-Follows llama.cpp's own reading of the same keys; ``layers`` does so for what differs from layer to layer.
+Follows llama.cpp's own reading of the keys; ``layers`` does so for what differs by layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (src/llama-hparams.h:11)
 
 
 class Header(Protocol):
-    """What a header reader gives: metadata by key, tensors with their sizes."""
+    """The result of a header reader: metadata by key, tensors with their sizes."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -34,7 +34,7 @@ class Header(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor] | None:
-        """None where they were not read."""
+        """None if they were not read."""
 
     @property
     def tensor_count(self) -> int:
@@ -42,9 +42,9 @@ class Header(Protocol):
 
 
 def shape_from_gguf(header: Header, build: LlamaBuild | None = None) -> ModelShape:
-    """The shape of the model in a GGUF, as a build of llama.cpp runs it. Raises UsageError for a file that is no model.
+    """The shape of the model in a GGUF for a build of llama.cpp. Raises UsageError for a file that is not a model.
 
-    Without a ``build`` it is that of the newest that llamatel knows.
+    ``build`` None: the newest that llamatel knows.
     """
     what = not_a_model(header)
     if what is not None:
@@ -80,7 +80,7 @@ def shape_from_metadata(
         raise UsageError(f"the file has {blocks} layers, and llama.cpp accepts at most {_MAX_LAYERS}")
     drafting = keys.number("nextn_predict_layers") or 0
     if row.cache == "compressed" and drafting:
-        # The key counts only if the file has the blocks' tensors (src/models/deepseek4.cpp:20).
+        # The key matters only if the file has the blocks' tensors (src/models/deepseek4.cpp:20).
         if tensor_names is None:
             unknown.append("whether the file has the tensors of its drafting blocks")
         elif f"blk.{blocks - drafting}.nextn.eh_proj.weight" not in tensor_names:
@@ -122,7 +122,7 @@ def shape_from_metadata(
 
 
 def unknown_architecture(name: str) -> str:
-    """That an architecture is not in the table, and which one may be meant."""
+    """A message that an architecture is unknown, with a similar one if there is one."""
     from llamatel.plan.config_families import BY_TYPE
 
     by_type = BY_TYPE.get(name.lower().replace("-", "_"))
@@ -151,7 +151,7 @@ def _drafts_as(row: Architecture, blocks: int, tensor_names: set[str]) -> tuple[
 
 
 def _whole_model(row: Architecture, tensor_names: set[str]) -> bool:
-    """Whether a model that drafts has its own embeddings and output (src/llama-context.cpp:147)."""
+    """Whether a draft model has its own embeddings and output (src/llama-context.cpp:147)."""
     own = {"token_embd.weight"} if row.name == "dflash" else {"token_embd.weight", "output.weight"}
     return row.cache != "none" and own <= tensor_names
 

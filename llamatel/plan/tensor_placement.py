@@ -1,4 +1,4 @@
-"""Which device holds each tensor: the one of its layer, unless an override (``-ot``, ``-ncmoe``, ...) names another."""
+"""Places each tensor on its layer's device, unless an override (``-ot``, ``-ncmoe``, ...) names another."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Placed:
 
     stored: dict[int | None, int] = field(default_factory=dict)
     read: dict[int | None, float] = field(default_factory=dict)
-    """Of them, those that one token reads."""
+    """The bytes of these that one token reads."""
     largest_away: dict[int | None, int] = field(default_factory=dict)
-    """By device: the largest tensor of its layers that the host keeps, which is copied there for large batches."""
+    """By device: its layers' largest tensor in host memory, which is copied to it for large batches."""
 
     def add(self, device: int | None, stored: int, read: float) -> None:
-        """Put bytes there."""
+        """Add bytes to a device."""
         self.stored[device] = self.stored.get(device, 0) + stored
         self.read[device] = self.read.get(device, 0.0) + read
 
 
 def device_index(buffer: str, devices: Sequence[Device]) -> int | None:
-    """The device of llama.cpp's buffer type (``CUDA1``); None for host memory. Raises ValueError for one not there."""
+    """The device of llama.cpp's buffer type (``CUDA1``); None for host memory. Raises ValueError for an unknown one."""
     if buffer == HOST:
         return None
     found = re.fullmatch(r"([A-Za-z]+)(\d{1,3})(\[[^]]*\])?", buffer)
@@ -45,9 +45,9 @@ def device_index(buffer: str, devices: Sequence[Device]) -> int | None:
 def place_weights(
     weights: Weights, owners: Sequence[int | None], overrides: Sequence[TensorOverride], devices: Sequence[Device]
 ) -> Placed:
-    """The weights but for the input embeddings. ``owners`` are the devices of the blocks and, last, of the output.
+    """The weights except the input embeddings. ``owners``: the devices of the blocks and, last, of the output.
 
-    Raises ValueError for an override that names a device which is not there.
+    Raises ValueError for an override with an unknown device.
     """
     placed = Placed()
     blocks = len(owners) - 1
@@ -64,7 +64,7 @@ def place_weights(
             device = owner if override is None else targets[override]
             placed.add(device, size, read)
             if device is None and (owner is not None or block is not None):
-                # Of a layer on the host, the batch goes to the first device.
+                # A large batch of a layer on the host is computed on the first device.
                 at = owner if owner is not None else 0
                 placed.largest_away[at] = max(placed.largest_away.get(at, 0), largest)
     if weights.tied_bytes:
@@ -76,7 +76,7 @@ def place_weights(
 def _grouped(
     tensors: tuple[tuple[str, int], ...], overrides: tuple[TensorOverride, ...], expert_share: float
 ) -> tuple[tuple[int | None, TensorOverride | None, int, float, int], ...]:
-    """Bytes, those that one token reads, and the largest tensor, by block and by the override that is about them."""
+    """All bytes, bytes that one token reads, and the largest tensor, by block and override."""
     sums: dict[tuple[int | None, TensorOverride | None], list[float]] = {}
     for name, size in tensors:
         override = next((each for each in overrides if each.matches(name)), None)

@@ -1,4 +1,4 @@
-"""Bytes that one token reads in each part of the machine, and the speed that memory bandwidth allows."""
+"""Bytes that one token reads on each device and the host, and the token rate that memory bandwidth allows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from llamatel.plan.model_shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What one token of a sequence that fills the context reads in one part of the machine."""
+    """Bytes that one token of a full context reads on one device or the host."""
 
     name: str
     n_bytes: float
     bandwidth: float | None
-    """Bytes a second; None where that is unknown."""
+    """Bytes a second; None if unknown."""
 
     @property
     def seconds(self) -> float | None:
-        """The shortest possible time."""
+        """The shortest possible reading time."""
         return self.n_bytes / self.bandwidth if self.bandwidth else None
 
 
 def reads(cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> tuple[Reads, ...]:
-    """Weights, keys, values and states that one token reads, by device, and on the host where it reads there."""
+    """Bytes of weights, keys, values and states that one token reads, by device, and on the host if any."""
     streams = cache.cells.slots if cache.cells and cache.cells.streams > 1 else 1
     parts = [
         Reads(each.device.name, each.read_bytes + each.cache_bytes / streams, each.device.bandwidth)
@@ -37,10 +37,10 @@ def reads(cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = Non
 
 
 def ceiling(shape: ModelShape, cache: CachePlan, plan: MemoryPlan, host_bandwidth: float | None = None) -> float | None:
-    """The most tokens a second that memory bandwidth allows one sequence that fills the context.
+    """The highest token rate that memory bandwidth allows one sequence with a full context.
 
-    Every token reads the weights it uses and the keys, values and states of its sequence, in one part of the machine
-    after another. None where a bandwidth is not known.
+    Every token reads its weights and its sequence's keys, values and states, on one device after another. None if a
+    bandwidth is unknown.
     """
     weights = shape.weights
     if weights is None or not weights.n_bytes or not plan.per_device:

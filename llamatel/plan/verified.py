@@ -1,7 +1,7 @@
 """The builds of llama.cpp whose cache sizes were compared with ours, by architecture.
 
-``make verify`` starts every build at hand on the models of its suite and writes the ranges: of numbers of builds that
-were compared one after another, all rows equal. Builds inside a range are assumed to be the same.
+``make verify`` runs every available build with the models of its suite and writes the ranges: build numbers between
+which all compared builds agreed in all rows. Other builds inside a range are assumed to agree.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def newest_verified() -> int | None:
 
 
 def is_verified(row: Architecture, build: LlamaBuild | None) -> bool:
-    """Whether ``build`` is one of those that were compared; None is the newest of them.
+    """Whether ``build`` was compared; None: the newest compared build.
 
-    A build without a number counts where all builds that know the architecture are the same.
+    A build without a number counts if all builds with the architecture are the same.
     """
     ranges = verified_builds(row.name)
     if not ranges:

@@ -31,11 +31,11 @@ class Tensor(Protocol):
 
     @property
     def n_bytes(self) -> int | None:
-        """None for a type that is not known."""
+        """None for an unknown type."""
 
 
 def block_of(name: str) -> int | None:
-    """The block that a tensor belongs to; None for one outside of the blocks."""
+    """The block that a tensor belongs to; None outside blocks."""
     found = _BLOCK.match(name)
     return None if found is None else int(found[1])
 
@@ -58,7 +58,7 @@ def part_of(name: str) -> str:
 
 
 def weigh(tensors: Sequence[Tensor], layers: int, experts: int | None, experts_used: int | None) -> Weights:
-    """What the tensors weigh. A tensor of a type that this version does not know counts as no bytes."""
+    """Bytes and parameters of the tensors. A tensor of an unknown type counts as 0 bytes."""
     share = experts_used / experts if experts and experts_used else 1.0
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
     parameters: defaultdict[str, int] = defaultdict(int)

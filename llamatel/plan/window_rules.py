@@ -1,7 +1,7 @@
-"""Which layers of a configuration look back on a sliding window, under the names of each family.
+"""Which layers of a configuration have a sliding window, with the keys of each family.
 
-Source: llama.cpp's
-``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute (``__post_init__``).
+Source: llama.cpp's ``conversion/*.py`` (b11434, October 2026) and the defaults that transformers' classes compute
+(``__post_init__``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llamatel.plan.config_values import HEADS, KV_HEADS, ConfigValues
 
 
 def window(*names: str) -> Rule:
-    """The window; without one the family has no sliding layers."""
+    """The window; None: no sliding layers."""
 
     def rule(values: ConfigValues, keys: Keys) -> None:
         size = values.number(*(names or ("sliding_window",)))
@@ -24,12 +24,12 @@ def window(*names: str) -> Rule:
 
 
 def is_sliding(layer_type: str) -> bool:
-    """Whether a type of layer in ``layer_types`` looks back on a window."""
+    """Whether a type in ``layer_types`` has a window."""
     return "sliding" in layer_type or "chunked" in layer_type
 
 
 def sliding_layers(default: Callable[[ConfigValues, int], list[bool]] | None = None) -> Rule:
-    """Which layers have the window, by ``layer_types``; ``default`` is the library's rule where that is absent."""
+    """Which layers have the window, by ``layer_types``; ``default``: the library's rule if that is absent."""
 
     def rule(values: ConfigValues, keys: Keys) -> None:
         types = values.texts("layer_types")
@@ -45,7 +45,7 @@ def sliding_layers(default: Callable[[ConfigValues, int], list[bool]] | None = N
 
 
 def last_of(period: int, name: str | None = None) -> Callable[[ConfigValues, int], list[bool]]:
-    """Of ``period`` layers all but the last slide; ``name`` is the key that changes the period."""
+    """All but the last of every ``period`` layers slide; ``name`` is the key that changes the period."""
 
     def pattern(values: ConfigValues, layers: int) -> list[bool]:
         every = values.number(name) if name is not None else None
@@ -56,7 +56,7 @@ def last_of(period: int, name: str | None = None) -> Callable[[ConfigValues, int
 
 
 def first_of(period: int) -> Callable[[ConfigValues, int], list[bool]]:
-    """Of ``period`` layers all but the first slide."""
+    """All but the first of every ``period`` layers slide."""
     return lambda _, layers: [layer % period != 0 for layer in range(layers)]
 
 
@@ -86,7 +86,7 @@ def exaone4(values: ConfigValues, keys: Keys) -> None:
 
 
 def cohere2moe(values: ConfigValues, keys: Keys) -> None:
-    """Command A (MoE): dense layers at the start have a pattern of their own."""
+    """Command A (MoE): the leading dense layers have their own pattern."""
     window()(values, keys)
     dense = values.number("first_k_dense_replace") or 0
 
@@ -104,13 +104,13 @@ def gemma3(values: ConfigValues, keys: Keys) -> None:
 
 
 def gemma4(values: ConfigValues, keys: Keys) -> None:
-    """Gemma 4: dense layers have a head length, and may have KV heads, of their own."""
+    """Gemma 4: dense layers have their own head length, and may have their own KV heads."""
     window()(values, keys)
     types = values.texts("layer_types")
     layers = keys["block_count"]
     sliding = last_of(6)(values, layers) if types is None else [is_sliding(each) for each in types]
     if sliding:
-        sliding[-1] = False  # the library's class insists on a dense last layer
+        sliding[-1] = False  # the library's class makes the last layer dense
     keys["attention.sliding_window_pattern"] = sliding
     keys["attention.shared_kv_layers"] = values.need("num_kv_shared_layers")
     by_layer = values.section("per_layer_config")
@@ -175,7 +175,7 @@ def modern_bert(values: ConfigValues, keys: Keys) -> None:
 
 
 def mimo2(values: ConfigValues, keys: Keys) -> None:
-    """MiMo-V2: sliding layers have KV heads of their own, values are narrower than keys, three blocks draft."""
+    """MiMo-V2: sliding layers have their own KV heads, values are narrower than keys, three drafting blocks."""
     window("sliding_window", "sliding_window_size")(values, keys)
     trunk, drafting = keys["block_count"], 3
     sliding: list[bool]
@@ -199,7 +199,7 @@ def mimo2(values: ConfigValues, keys: Keys) -> None:
 
 
 def step35(values: ConfigValues, keys: Keys) -> None:
-    """Step 3.5: KV heads are called attention groups; sliding layers may have heads of their own."""
+    """Step 3.5: KV heads are called attention groups; sliding layers may have their own heads."""
     layers = keys["block_count"]
     types = (values.texts("layer_types") or [])[:layers]
     types += ["full_attention"] * (layers - len(types))

@@ -8,5 +8,5 @@
   ``exposition`` (text), ``metric_points`` (OTLP).
 - Setup: ``settings`` -> ``pipeline_builder`` -> ``pipeline``; ``connect`` puts an observer on it.
 
-Nothing else in llamatel touches the OpenTelemetry SDK.
+No other package of llamatel uses the OpenTelemetry SDK.
 """

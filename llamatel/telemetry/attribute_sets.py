@@ -1,4 +1,4 @@
-"""Samples' attributes, resolved once for each set that occurs, with values from outside bounded in number and length.
+"""Attributes of samples, resolved once per distinct set; external values are bounded in number and length.
 
 Model names, aliases and error types come from logs and HTTP responses. The number of values per attribute and server,
 and the number of servers, is limited; further values become ``other``, which is counted and logged once.
@@ -21,17 +21,17 @@ _log = logging.getLogger(__name__)
 
 OTHER = "other"
 MAX_LENGTH = 200
-"""Characters of a value at most."""
+"""Longest value in characters."""
 MAX_SERVERS = 4096
 MAX_MODELS = 128
-"""Of one server; a router has one server address for all of its models."""
+"""Most models per server; a router has one server address for all of its models."""
 MAX_VALUES = 1024
-"""Of one attribute on one server; slots are the most numerous."""
+"""Most values of one attribute per server; slots are the most numerous."""
 _MAX_CACHED = 1 << 16
 _SERVER_IDLE_S = 600.0
-"""A server that was in no sample for this long may be replaced by a new one."""
+"""A server without a sample for this long may be replaced by a new one."""
 _MAX_NUMBER = 2**63 - 1
-"""A larger integer makes OTLP refuse the whole export."""
+"""OTLP refuses the whole export for a larger integer."""
 _MODELS = frozenset({"gen_ai.request.model", "gen_ai.response.model"})
 
 Endpoint = tuple["str | None", "int | None"]
@@ -58,7 +58,7 @@ class AttributeSet:
 
 
 def labels_of(attributes: Mapping[str, object]) -> str:
-    """Attributes as Prometheus's label pairs, sorted by name; an empty string for none."""
+    """Attributes as Prometheus's label pairs, sorted by name; empty if there are none."""
     return ",".join(f'{prometheus_label(name)}="{_escaped(str(attributes[name]))}"' for name in sorted(attributes))
 
 
@@ -130,7 +130,7 @@ class AttributeSets:
             return found
 
     def _limit(self, attributes: dict[str, str | int], endpoint: Endpoint | None, own: Iterable[str]) -> bool:
-        """Replace values that are too long or too many; True if one was. ``own``: those that identify the server."""
+        """Replace values that are too long or too many; True if one was. ``own``: attributes that identify it."""
         limited = False
         if endpoint is not None and not self._is_known(endpoint):
             for name in own:

@@ -1,4 +1,4 @@
-"""Calls that may hang, with a bound on the wait."""
+"""Calls that may hang, with a limit on the wait."""
 
 from __future__ import annotations
 

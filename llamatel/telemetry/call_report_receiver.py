@@ -1,4 +1,4 @@
-"""The watching llamatel's side of call reports.
+"""Receives call reports, in the llamatel that watches the servers.
 
 Nothing in a report is trusted unless the server's log confirms it. The volume is bounded, and so is the time that a
 report may hold a request: ten seconds, or the minute that the joiner waits for a stream's slow reader.
@@ -17,13 +17,13 @@ from llamatel.tracing.call_reports import EXPECTED_S, read
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _MAX_BYTES_PER_SECOND = 256 * 1024
-"""Some 450 calls."""
+"""Some 450 calls; a client's report is smaller."""
 _MIN_BYTES = 512
 """Minimum size that a message counts as."""
 _REMEMBERED_CALLS = 1024
 _FRESH_S = 0.9
 _KNOWN_S = 30.0
-"""A client waits for the answer: the servers are those of a snapshot of this age, where there is one."""
+"""The servers come from a snapshot of at most this age if there is one, as a client waits for the response."""
 _REFRESH_S = 5.0
 
 
@@ -42,9 +42,9 @@ class CallReportReceiver:
         self._refreshed_at = -math.inf
 
     def servers(self, max_age_s: float = _KNOWN_S) -> dict[str, Any]:
-        """Our id, and the servers whose requests we see. The client is about to call one of them."""
+        """Our id and the servers whose requests we observe. The client is about to call one of them."""
         self._refreshed_at = self._clock()
-        self._expect(self._watched)  # now: a call may be over before the snapshot is there
+        self._expect(self._watched)  # before the snapshot: the call may finish before that is ready
         states = self._observer.snapshot(max_age_s).servers
         self._watched = frozenset(endpoint_of(state.server) for state in states)
         self._expect(self._watched)
@@ -65,12 +65,12 @@ class CallReportReceiver:
             if (call.has_timings or endpoint_of(call.server) in self._watched) and self._is_new(call.key):
                 self._observer.submit(call)
         about = report.open_calls
-        if about is not None:  # after the calls that have finished: a request never waits for neither
+        if about is not None:  # after the finished calls, so that a request always has one of the two to wait for
             self._observer.calls_elsewhere(about)
         return True
 
     def _is_new(self, key: object) -> bool:
-        """False for a call whose report was sent again, as the answer did not arrive in time."""
+        """False for a call whose report was repeated because the response was late."""
         with self._lock:
             known = key in self._received_calls
             self._received_calls[key] = None

@@ -1,4 +1,4 @@
-"""The boundary to collectors: times them and isolates their failures."""
+"""Calls collectors, measures the time and isolates their failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = Callable[[Sample, object], None]
 
 
 class Guard:
-    """Calls one collector. ``with self`` is the boundary: a failure in it is logged once and reported as a metric."""
+    """Calls one collector. A failure inside ``with self`` is logged once and reported as a metric."""
 
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
@@ -26,7 +26,7 @@ class Guard:
         self._logged = False
 
     def has(self, method: str) -> bool:
-        """Whether its collector overrides a hook: most override few."""
+        """Whether its collector overrides a hook; most override few."""
         return getattr(getattr(self.collector, method), "__func__", None) is not getattr(Collector, method)
 
     def start(self) -> None:
@@ -35,7 +35,7 @@ class Guard:
             self.collector.start()
 
     def stop(self) -> None:
-        """End its source."""
+        """Stop its source."""
         with self:
             self.collector.stop()
 

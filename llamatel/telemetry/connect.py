@@ -37,7 +37,7 @@ def connect(
     span_queue: SpanQueue | None = None,
     callbacks: Callbacks | None = None,
 ) -> tuple[Observer, Instruments]:
-    """A running observer, with collectors, on a tracer and a meter or store.
+    """Create a running observer with collectors, for a tracer and a meter or store.
 
     ``store``, ``encoder`` and ``span_queue`` are those of a pipeline of ours; ``callbacks`` as Instruments have it.
     """

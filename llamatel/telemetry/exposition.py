@@ -51,14 +51,14 @@ class Exposition:
         self.reader = PrometheusMetricReader(
             disable_target_info=True, scope_info_enabled=False, registry=self._registry
         )
-        """To be a reader of the process's meter provider."""
+        """A reader for the process's meter provider."""
         self._target = labels_of(resource)
         self._headers: dict[tuple[str, bool], str] = {}
         self._foreign = Lock()
-        """The exporter queues what it collects: of two scrapes at once, one would get everything twice."""
+        """The exporter queues what it collects: one of two concurrent scrapes would get everything twice."""
 
     def page(self, *, open_metrics: bool = False) -> str:
-        """All metrics of this moment."""
+        """The current metrics."""
         foreign = self._foreign_families(open_metrics=open_metrics)
         parts = [f"# TYPE target{'' if open_metrics else '_info'} {'info' if open_metrics else 'gauge'}\n"]
         parts.append(f"# HELP target{'' if open_metrics else '_info'} Target metadata\n")
@@ -168,7 +168,7 @@ def _exemplar(found: Exemplar) -> str:
 
 
 def _number(value: float) -> str:
-    """As Go reads it."""
+    """In the format that Go parses."""
     if value == math.inf:
         return "+Inf"
     return repr(float(value))

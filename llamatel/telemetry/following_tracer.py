@@ -23,7 +23,7 @@ class FollowingTracer(Tracer):
         joined: Callable[[object], object],
         make: Callable[[trace.TracerProvider], Tracer],
     ) -> None:
-        """``stays``: our spans keep leaving through our provider; ``joined`` is called with the application's."""
+        """``stays``: our provider keeps exporting our spans; ``joined`` is called with the application's provider."""
         self._own = own
         self._is_ours = is_ours
         self._stays = stays

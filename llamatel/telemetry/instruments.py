@@ -1,8 +1,8 @@
 """Records samples as metrics; all samples use this path.
 
-Histograms and counters are recorded as requests end. Totals and gauges are observed: whenever a reader collects, all
-of them are answered from one snapshot. Both end in our own store (``metric_store``) where the meter provider is ours,
-and in the SDK's instruments (``sdk_instruments``) where it is the application's.
+Histograms and counters are recorded when requests finish. Totals and gauges are observed: each collection reads all of
+them from one snapshot. Both go to our own store (``metric_store``) if the meter provider is ours, and to the SDK's
+instruments (``sdk_instruments``) if it is the application's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llamatel.telemetry.sdk_instruments import Callbacks, SdkInstruments
 _log = logging.getLogger(__name__)
 
 _SAME_MOMENT_S = 0.5
-"""Readers that collect this soon after one another share a snapshot."""
+"""Readers that collect within this time share a snapshot."""
 _RECORDED = (Kind.HISTOGRAM, Kind.COUNTER)
 _ADDITIVE = (Kind.TOTAL, Kind.UP_DOWN)
 
@@ -34,7 +34,7 @@ class Instruments:
     """All instruments of a metric table.
 
     ``samples`` returns the values of totals and gauges; it is called at most once a collection, on the thread that
-    collects. A metric or server that it leaves out is left out of the export: no stale value, no zero.
+    collects. A metric or server that it omits is omitted from the export: no stale value, no zero.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Instruments:
         clock: Callable[[], float] = time.monotonic,
         callbacks: Callbacks | None = None,
     ) -> None:
-        """``meter``: where the SDK's instruments are made, if any. ``callbacks``: for a meter that others use too."""
+        """``meter``: where the SDK's instruments are created, if any. ``callbacks``: for a meter with other users."""
         self._sets = AttributeSets(metrics)
         self._samples = samples
         self._clock = clock
@@ -77,12 +77,12 @@ class Instruments:
     def observe(self, *, again: bool = True) -> Observed:
         """The values of totals and gauges now, by metric, from one snapshot.
 
-        ``again`` false continues a collection: it never takes a new snapshot. Readers that collect within half a
+        ``again`` false continues a collection, without a new snapshot. Readers that collect within half a
         second share one.
         """
         with self._lock:
             if again and self._clock() - self._observed_at > _SAME_MOMENT_S:
-                self._observed = {}  # should samples() raise, this collection has no values
+                self._observed = {}  # if samples() raises, this collection has no values
                 self._observed_at = self._clock()
                 self._observed = self._read()
                 self._observed_at = self._clock()
@@ -112,7 +112,7 @@ class Instruments:
         points = observed.setdefault(sample.metric, [])
         if found.limited:
             if found.row.kind not in _ADDITIVE:
-                return  # what several servers or models have in common has no state and no share
+                return  # values of several servers or models together have no state and no share
             for index, (other, value) in enumerate(points):
                 if other is found:
                     points[index] = (found, value + sample.value)

@@ -28,7 +28,7 @@ _START = b'{"trace_id": '
 
 
 def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str, object]:
-    """One request as JSON-ready data: ``trace_id``, the fields of Completion, and what follows from them.
+    """One request as JSON-ready data: ``trace_id``, the fields of Completion and derived ones.
 
     Derived: ``prompt_tokens``, ``duration_s`` (arrival to end), ``ttft_s`` (queue and prefill), ``tpot_s`` (decode time
     per token after the first), ``tokens_per_second``. Unknown is null. Times are Unix time or durations in seconds.
@@ -47,16 +47,16 @@ def completion_as_dict(completion: Completion, trace_id: str | None) -> dict[str
 
 
 class JsonLines:
-    """One JSON object a line and request, written at once so that ``tail -f`` and ``jq`` see it.
+    """Writes one line of JSON per request, unbuffered so that ``tail -f`` and ``jq`` see it at once.
 
-    If the target fails (a full disk, a reader that disconnected or does not read), lines are dropped, counted and
-    logged once; the next request is tried again.
+    If writing fails (a full disk, a reader that disconnected or does not read), lines are dropped and counted, and the
+    failure is logged once; the next request is tried again.
     """
 
     def __init__(
         self, descriptor: int, name: str, *, patience_s: float = 1.0, file: AppendedFile | None = None
     ) -> None:
-        """``descriptor`` is written to and, in the end, closed by this object; ``file`` is written to instead."""
+        """Writes to ``descriptor``, which it closes, or to ``file``."""
         self._descriptor = descriptor
         self._file = file
         self._name = name

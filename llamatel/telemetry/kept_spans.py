@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 KEPT = 5000
-"""Spans that are kept by default: some 10 MiB at most."""
+"""Default number of kept spans: at most some 10 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class KeptSpan:
     failed: bool
     attributes: Mapping[str, object]
     linked: frozenset[str] = frozenset()
-    """Other traces that its links name."""
+    """Traces that its links refer to."""
     reason: str | None = None
-    """Of a failed span, its status' description."""
+    """The status description of a failed span."""
 
 
 class KeptSpans(SpanProcessor):
@@ -55,7 +55,7 @@ class KeptSpans(SpanProcessor):
     def trace(self, trace_id: str | None = None) -> tuple[KeptSpan, ...]:
         """The spans of a trace by their start; without an id, of the trace that finished last. Empty if there is none.
 
-        A trace that links to a kept one, as a request does to the call that it may belong to, is not chosen.
+        A trace that links to a kept one is not chosen, such as a request that links to the call it may belong to.
         """
         with self._lock:
             spans = list(self._spans)

@@ -1,4 +1,4 @@
-"""What was lost or failed, counted by reason (``llamatel.records.dropped``)."""
+"""Counts losses and failures by reason (``llamatel.records.dropped``)."""
 
 from __future__ import annotations
 

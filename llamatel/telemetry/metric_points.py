@@ -1,4 +1,4 @@
-"""The metric store as OpenTelemetry's metric data, for OTLP and the console."""
+"""Converts the metric store to OpenTelemetry's metric data, for OTLP and the console."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scope_metrics(
 ) -> ScopeMetrics:
     """One collection of the store under one scope.
 
-    Exemplars are sent once: those that are newer than ``exemplars_since`` (Unix seconds).
+    Exemplars are sent once: only those newer than ``exemplars_since`` (Unix seconds).
     """
     metrics = [_metric(family, now_ns, exemplars_since) for family in families]
     return ScopeMetrics(scope, metrics, scope.schema_url or "")

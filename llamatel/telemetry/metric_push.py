@@ -1,4 +1,4 @@
-"""Pushes all metrics at an interval, over OTLP or to the console, from a thread of its own."""
+"""Pushes all metrics at an interval, over OTLP or to the console, on its own thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MetricPush:
         interval_s: float,
         end_by: Callable[[float], object] = lambda _: None,
     ) -> None:
-        """``send`` returns whether the data was delivered; ``end_by`` is called with the time to end by."""
+        """``send`` returns whether the data was delivered; ``end_by`` is called with the deadline."""
         self._collect = collect
         self._send = send
         self._interval_s = interval_s
@@ -33,10 +33,10 @@ class MetricPush:
         self.reset()
 
     def reset(self) -> None:
-        """Start the thread, in a forked child again."""
+        """Start the thread; called again in a forked child."""
         self._changed = threading.Condition()
         self._requested = 0
-        """Pushes requested by ``flush``, and how many of them are done."""
+        """Number of pushes requested by ``flush``, and of those done."""
         self._done = 0
         self._delivered = True
         self._closed = self._ending = False

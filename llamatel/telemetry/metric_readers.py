@@ -21,11 +21,11 @@ _DELTA: Mapping[str, tuple[type, ...]] = {
     "delta": (Counter, Histogram, ObservableCounter),
     "lowmemory": (Counter, Histogram),
 }
-"""Instruments with delta temporality, by preference; the others are cumulative."""
+"""Instruments with delta temporality by preference; all others are cumulative."""
 
 
 def needs_sdk_instruments(environ: Mapping[str, str]) -> bool:
-    """Whether the environment wants metrics over OTLP in a form that the metric store does not have."""
+    """Whether the environment requests OTLP metrics in a form that the metric store does not support."""
     return bool(_delta(environ) or _exponential(environ))
 
 
@@ -48,10 +48,10 @@ class MetricSource:
         if _exponential(environ):
             aggregations[Histogram] = ExponentialBucketHistogramAggregation()
         self.reader = InMemoryMetricReader(dict.fromkeys(_delta(environ), AggregationTemporality.DELTA), aggregations)
-        """To be a reader of the process's meter provider."""
+        """A reader for the process's meter provider."""
 
     def collect(self) -> MetricsData:
-        """All metrics of this moment."""
+        """The current metrics."""
         data = self.reader.get_metrics_data()
         scopes = [scope for one in data.resource_metrics for scope in one.scope_metrics] if data is not None else []
         if self._store is not None:

@@ -1,7 +1,7 @@
 """Our own aggregation of the metric table: cumulative totals, explicit-bucket histograms, exemplars of sampled traces.
 
-An application's own meter provider keeps the SDK's instruments (``sdk_instruments``). Where the provider is ours this
-takes a twentieth of their time. What is collected becomes text (``exposition``) and OTLP data points
+With an application's meter provider the SDK's instruments are used (``sdk_instruments``). With our own provider this
+store takes a twentieth of their time. Collections become text (``exposition``) and OTLP data points
 (``metric_points``).
 """
 
@@ -20,16 +20,16 @@ from llamatel.metrics import Kind, Metric
 from llamatel.telemetry.attribute_sets import AttributeSet, Endpoint
 
 _UNWATCHED_S = 300.0
-"""Series of a server that is no longer watched are dropped after this time without a new value."""
+"""A series of a server that is no longer watched is dropped after this time without a new value."""
 _WITH_EXEMPLARS = "gen_ai."
-"""Exemplars are kept for these metrics alone: people look for traces there."""
+"""Only these metrics have exemplars: they are where people look for traces."""
 
 Observed = Mapping[str, "list[tuple[AttributeSet, float]]"]
 """Values of totals and gauges by metric."""
 
 
 class Exemplar(NamedTuple):
-    """A request in a bucket, and its trace."""
+    """A request's value in a bucket, with its trace."""
 
     trace_id: int
     span_id: int
@@ -54,7 +54,7 @@ class _Series:
 
 
 class Point(NamedTuple):
-    """One series at the moment of a collection. Of a number ``counts`` is empty and ``value`` the number."""
+    """One series of a collection. For a number, ``counts`` is empty and ``value`` is the number."""
 
     set: AttributeSet
     value: float
@@ -90,14 +90,14 @@ class MetricStore:
         self._recorded: dict[Metric, list[AttributeSet]] = {}
         self._started_at = clock()
         self._watched: dict[Endpoint, bool] = {}
-        """Servers that were observed; true for those in the last collection."""
+        """Observed servers; true for those in the last collection."""
         self._context: Context | None = None
         self._trace: tuple[int, int] | None = None
         self._when_first_recorded: Callable[[], None] | None = None
         self.observe: Callable[[], Observed] = _nothing
-        """Returns the values of totals and gauges; set by ``Instruments``."""
+        """Function that returns the values of totals and gauges; set by ``Instruments``."""
         self.expire: Callable[[], None] = lambda: None
-        """Makes the next collection observe again, however soon it is; set by ``Instruments``."""
+        """Function that makes the next collection take a new snapshot, however soon; set by ``Instruments``."""
         self.dropped: Callable[[list[AttributeSet]], None] = lambda _: None
         """Called with the attribute sets whose series were dropped."""
 
@@ -123,7 +123,7 @@ class MetricStore:
             series.updated_at = 0.0
 
     def _add_exemplar(self, series: _Series, bucket: int, value: float, context: Context) -> None:
-        if context is not self._context:  # the samples of one request come one after another
+        if context is not self._context:  # the samples of one request follow each other
             span = get_current_span(context).get_span_context()
             sampled = span.is_valid and span.trace_flags.sampled
             self._context, self._trace = context, (span.trace_id, span.span_id) if sampled else None
@@ -131,7 +131,7 @@ class MetricStore:
             series.exemplars[bucket] = Exemplar(*self._trace, value, self._clock())
 
     def when_first_recorded(self, call: Callable[[], None]) -> None:
-        """Call ``call`` once, with the next series that is new."""
+        """Call ``call`` once, with the next new series."""
         self._when_first_recorded = call
 
     def _first_recorded(self) -> None:
@@ -140,7 +140,7 @@ class MetricStore:
             call()
 
     def collect(self) -> list[Family]:
-        """All series of this moment, in the table's order of first use; totals and gauges of one snapshot."""
+        """All current series, in order of the metrics' first use; totals and gauges are of one snapshot."""
         observed = self.observe()
         now = self._clock()
         families = []
@@ -158,7 +158,7 @@ class MetricStore:
         return families
 
     def reset(self) -> None:
-        """Start again from nothing, in a forked child."""
+        """Clear everything, in a forked child."""
         self._lock = Lock()
         for sets in self._recorded.values():
             for one in sets:
@@ -167,7 +167,7 @@ class MetricStore:
         self._started_at = self._clock()
 
     def _drop_unwatched(self, observed: Observed, now: float) -> list[AttributeSet]:
-        """Drop series of servers that were watched and are not any more; clients' series of other servers stay."""
+        """Drop series of servers that are no longer watched; clients' series of other servers stay."""
         seen = {one.endpoint for found in observed.values() for one, _ in found if one.endpoint is not None}
         self._watched = {**dict.fromkeys(self._watched, False), **dict.fromkeys(seen, True)}
         if all(self._watched.values()):

@@ -30,7 +30,7 @@ _STOP_WITHIN_S = 0.1
 _SCRAPER_TIMEOUT_S = 10.0
 _MOST_CONNECTIONS = 64
 _COMPRESSION = 1
-"""Fastest level: a page is repetitive."""
+"""The fastest gzip level: a page is repetitive."""
 
 
 class AddressInUse(PipelineError):
@@ -41,7 +41,7 @@ class Scrape(Protocol):
     """Writes the metrics page (``exposition.Exposition.page``)."""
 
     def __call__(self, *, open_metrics: bool = False) -> str:
-        """The page of this moment."""
+        """The current page."""
 
 
 class MetricsEndpoint:
@@ -65,9 +65,9 @@ class MetricsEndpoint:
                 "choose another with --metrics-addr HOST:PORT, or none"
             ) from error
         self.page: WSGIApplication = _nothing
-        """Answers all other paths."""
+        """WSGI application for all other paths."""
         self.ready = False
-        """What /readyz reports: whether servers are observed."""
+        """The status of /readyz: whether servers are observed."""
 
         def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO")
@@ -91,12 +91,12 @@ class MetricsEndpoint:
         self._server.server_close()
 
     def close_after_fork(self) -> None:
-        """In a forked child, where no thread serves: close the socket, which stays the parent's."""
+        """In a forked child, where no thread serves: close the child's copy of the socket."""
         self._server.server_close()
 
 
 def _metrics(scrape: Scrape, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """/metrics for GET and HEAD, in the format that is accepted; queries are ignored."""
+    """/metrics for GET and HEAD, in the accepted format; queries are ignored."""
     method = environ.get("REQUEST_METHOD")
     if method not in ("GET", "HEAD"):
         start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), ("Content-Length", "0")])
@@ -163,7 +163,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             _log.exception("a request of %s could not be answered", client_address[0])
 
     def server_bind(self) -> None:
-        # As HTTPServer.server_bind, less its look-up of the host's name in the DNS, which can take seconds.
+        # As HTTPServer.server_bind, without its DNS look-up of the host name, which can take seconds.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -194,7 +194,7 @@ class _Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # The same total time for a request that arrives a byte at a time.
+        # Bounds the total time of a request that arrives byte by byte.
         self.rfile = within(_SCRAPER_TIMEOUT_S, cast(io.BufferedReader, self.rfile), self.connection)
         self.wfile = _Writer(self.connection)
 

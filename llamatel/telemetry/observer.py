@@ -29,19 +29,19 @@ from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 _log = logging.getLogger(__name__)
 
 _JOIN_INTERVAL_S = 0.02
-"""How often the joiner is polled for requests whose wait for a client's call is over."""
+"""Interval of polling the joiner for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
 _OPEN_S = 5.0
-"""How long another process's report of its open calls counts."""
+"""How long another process's report of its open calls is valid."""
 CAPACITY = 8192
-"""Finished requests in the queue at most, about 8 MiB."""
+"""Most finished requests in the queue, about 8 MiB."""
 
 SHED = "shed"
 """The reason under which spans that overload shed are counted."""
 
 
 class SpanQueue(Protocol):
-    """The exporter of spans (``span_export``), as the observer sees it."""
+    """The part of the span exporter (``span_export``) that the observer uses."""
 
     @property
     def exported(self) -> int:
@@ -116,7 +116,7 @@ class Observer:
         self._joiner = Joiner(decided=self._decided)
         self.shedding = SpanShedding(lambda: max(self._queue.qsize() / self._capacity, self._span_load()))
         self._hurry = threading.Event()
-        """Set when requests must no longer wait for calls of clients."""
+        """Set when requests must no longer wait for clients' calls."""
         self._recording = threading.Lock()
         """Held while collectors measure a request: the observer's thread does, and readers' while the queue is full."""
         self._lock = threading.Lock()
@@ -198,7 +198,7 @@ class Observer:
         return any(isinstance(info, ServerInfo) and endpoint_of(info) == endpoint for info in started)
 
     def call_started(self, key: object, call: OpenCall) -> None:
-        """A client in this process is about to send a call: its request waits a little for the call's end."""
+        """A client in this process is about to send a call: its request waits briefly for the call's end."""
         if not self._closed:
             self._joiner.started(key, call)
 
@@ -211,11 +211,11 @@ class Observer:
         self.submit(call)
 
     def hold_for_reports(self, seconds: float) -> None:
-        """Let each request wait for a report of another process's call; the first one comes without notice."""
+        """Make each request wait for a report of another process's call, as the first call is not announced."""
         self._joiner.grace_s = seconds
 
     def expect_calls(self, endpoint: Endpoint | None, seconds: float) -> None:
-        """Another process calls this server (None: one of them): requests wait a little for its report."""
+        """Another process calls this server (None: one of them): requests wait briefly for its report."""
         self._joiner.expect(endpoint, seconds)
 
     def calls_elsewhere(self, report: OpenCalls) -> None:
@@ -252,7 +252,7 @@ class Observer:
         return True
 
     def drain(self, stalled_after_s: float = 5.0, at_most_s: float = float("inf")) -> bool:
-        """Wait until everything submitted is written, as long as that makes progress; False if it stalls."""
+        """Wait until everything submitted is written, while that makes progress; False if it stalls."""
         deadline = time.monotonic() + at_most_s
         waiting = self._queue.unfinished_tasks
         while not self.flush(min(stalled_after_s, deadline - time.monotonic())):
@@ -314,7 +314,7 @@ class Observer:
                     self._consume_call(finished, record)
             late = time.monotonic() - join_at
             if not closing and late < 0 and (waited or not self._queue.empty()):
-                continue  # the joiner's cost grows with what waits
+                continue  # the joiner's cost grows with the number of waiting requests
             if waited:
                 self._joiner.late(late)
             hurry = closing or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
@@ -327,11 +327,11 @@ class Observer:
             join_at = time.monotonic() + _JOIN_INTERVAL_S
 
     def _overloaded(self) -> bool:
-        """Whether so many requests wait for clients' calls that memory is bounded by letting them go."""
+        """Whether so many requests wait for clients' calls that they are released to bound memory."""
         return self._queue.unfinished_tasks > 2 * self._queue.maxsize
 
     def _write_observed(self, request: ObservedRequest) -> None:
-        """Write its span; it is neither complete nor exact, so nothing is counted or measured."""
+        """Write the span of an observed request; it is incomplete, so nothing is counted or measured."""
         try:
             self._emit_observed(request)
         except Exception:  # noqa: BLE001 - the boundary to the tracing SDK and to the application's processors
@@ -355,7 +355,9 @@ class Observer:
             self._queue.task_done()
 
     def _measure_call(self, call: ClientCall, record: Record) -> None:
-        if call.elsewhere or call.foreign_span:  # measured by its own process, or by the instrumentation that made it
+        if (
+            call.elsewhere or call.foreign_span
+        ):  # measured by its own process, or by the instrumentation that created it
             return
         with self._recording:
             for guard in self._guards:

@@ -1,4 +1,4 @@
-"""Deliveries to one OTLP endpoint: retries, losses, and one log line when trouble starts and one when it ends."""
+"""Delivers to one OTLP endpoint with retries; counts losses; logs when failures start and when they end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Delivery:
                 return False
 
     def end_by(self, deadline: float) -> None:
-        """Stop retries now, and send nothing after this moment (``time.monotonic``)."""
+        """Stop retries now, and send nothing after ``moment`` (``time.monotonic``)."""
         self._deadline = deadline
         self._stop.set()
 
@@ -67,7 +67,7 @@ class Delivery:
         self._transport.close()
 
     def reset(self) -> None:
-        """In a forked child: no connections, nothing delivered yet."""
+        """Reset, in a forked child: no connections, nothing delivered yet."""
         self._transport.reset()
         self._once = LogOnce(_log)
         self._stop = threading.Event()

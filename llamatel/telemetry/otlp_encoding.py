@@ -48,7 +48,7 @@ def _field(tag: bytes, content: bytes) -> bytes:
 
 _keys: dict[str, bytes] = {}
 _strings: dict[tuple[str, str], bytes] = {}
-"""KeyValue messages that are used again and again."""
+"""Cached KeyValue messages."""
 
 
 def _any_value(value: object) -> bytes:
@@ -76,7 +76,7 @@ def key_value(key: str, value: object) -> bytes:
 
 
 def _attributes(attributes: Mapping[str, object], tag: bytes) -> bytes:
-    """A repeated KeyValue field. Strings repeat from request to request, numbers do not."""
+    """A repeated KeyValue field. Strings are cached, as they recur in requests; numbers are not."""
     parts = []
     for key, value in attributes.items():
         if isinstance(value, str):

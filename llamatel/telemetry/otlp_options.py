@@ -26,7 +26,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _MAX_FILE = 4 << 20
 _COMPRESSIONS = ("none", "gzip", "deflate")
 _FALLBACK_CA = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Only where no OTLP certificate is configured: company images set them for all programs."""
+"""Used only if no OTLP certificate is configured: company images set these for all programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class OtlpOptions:
     client_certificate: str | None = None
     client_key: str | None = None
     insecure: bool | None = None
-    """gRPC without TLS, for an endpoint without a scheme; None leaves it to the scheme."""
+    """gRPC without TLS, for an endpoint without a scheme; None: the scheme decides."""
 
     def tls(self) -> ssl.SSLContext:
         """The TLS settings. Raises PipelineError for certificates that cannot be used."""
@@ -59,14 +59,14 @@ class OtlpOptions:
     def from_env(
         cls, signal: str, endpoint: str, environ: Mapping[str, str], problem: Callable[[str], None]
     ) -> OtlpOptions:
-        """Read the variables of ``signal`` (traces, metrics), which go before the general ones.
+        """Read the variables of ``signal`` (traces, metrics), which override the general ones.
 
         ``problem`` is called with a line for each mistake that is ignored. Raises PipelineError for files that
         cannot be read, as nothing may be sent to an endpoint whose certificate is not checked as configured.
         """
 
         def get(name: str) -> tuple[str, str]:
-            """The variable that is set, and its value."""
+            """The name of the variable that is set, and its value."""
             for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
                 if value := environ.get(variable, "").strip():
                     return variable, value
@@ -104,7 +104,7 @@ class OtlpOptions:
 
 
 def _headers(variable: str, text: str) -> dict[str, str]:
-    """``name=value,name=value``, percent-encoded; values that are not encoded are taken as they are."""
+    """``name=value,name=value``, percent-encoded; values that are not encoded are used unchanged."""
     headers: dict[str, str] = {}
     for entry in text.split(","):
         if not entry.strip():

@@ -1,7 +1,7 @@
 """Encoded span batches on disk until the OTLP endpoint has accepted them (``--otlp-spool DIR``): at least once.
 
-One gzip file per batch, written before it is sent and removed after it was accepted; its name has its order and its
-number of spans. Size and number of files are bounded: the oldest are dropped. Other files in the folder are left alone.
+One gzip file per batch, written before it is sent and removed after it was accepted; its name contains its order and
+number of spans. Size and number of files are bounded: the oldest are dropped. Other files are not touched.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Spool:
     def __init__(
         self, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES
     ) -> None:
-        """Create the folder, lock it, and find what is left in it. Raises PipelineError."""
+        """Create the folder, lock it, and find the batches left in it. Raises PipelineError."""
         self._folder = user_path(folder)
         self._max_bytes, self._max_files = max_bytes, max_files
         self._files: deque[_File] = deque()
@@ -83,7 +83,7 @@ class Spool:
         self._add(file)
 
     def oldest(self) -> tuple[bytes, int] | None:
-        """The oldest batch and its number of spans; None if there is none. What cannot be read is dropped."""
+        """The oldest batch and its number of spans; None if there is none. Unreadable files are dropped."""
         while self._files:
             file = self._files[0]
             try:
@@ -109,7 +109,7 @@ class Spool:
         return file.spans
 
     def close(self) -> None:
-        """Unlock the folder; what is in it stays."""
+        """Unlock the folder; its batches stay."""
         os.close(self._lock)
 
     def _add(self, file: _File) -> None:

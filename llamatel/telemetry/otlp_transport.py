@@ -61,7 +61,7 @@ class Transport(Protocol):
         """Send a serialized Export...ServiceRequest; does not raise."""
 
     def reset(self) -> None:
-        """Forget connections, in a forked child."""
+        """Drop connections, in a forked child."""
 
     def close(self) -> None:
         """Close connections."""
@@ -75,7 +75,7 @@ def transport(signal: str, target: OtlpTarget, options: OtlpOptions) -> Transpor
 
 
 def one_line(text: str) -> str:
-    """A text from outside as part of a message."""
+    """An external text, bounded, for a message."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_MAX_REASON]
 
 
@@ -141,11 +141,11 @@ class _Grpc:
         self._plain = plain
         self._channel: Any = None
         self._abandoned: list[Any] = []
-        # Now, unless it may not be used: while the interpreter exits, modules are better not imported.
+        # Imported here, if it may be used, because imports during the interpreter's exit can fail.
         self._call: Callable[..., bytes] | None = None if target.guessed else self._connect()
 
     def reset(self) -> None:
-        self._abandoned.append(self._channel)  # ending it would touch the parent's connections
+        self._abandoned.append(self._channel)  # closing it would affect the parent's connections
         self._channel = self._call = None
 
     def close(self) -> None:
@@ -175,13 +175,13 @@ class _Grpc:
         try:
             if self._call is None:
                 self._call = self._connect()
-            with suppress_instrumentation():  # that of gRPC, which the application may have switched on
+            with suppress_instrumentation():  # gRPC's own retries, which the application may have enabled
                 answer = self._call(message, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             code, details = error.code().name, one_line(error.details() or "")
             unsupported = code == "UNIMPLEMENTED"
             return Sent(False, _grpc_reason(code, details), code in _RETRYABLE_CODES, unsupported=unsupported)
-        except (OSError, ValueError) as error:  # certificates that were removed, a closed channel
+        except (OSError, ValueError) as error:  # removed certificates, a closed channel
             return Sent(False, one_line(str(error)))
         return _accepted(self._signal, answer)
 

@@ -1,8 +1,7 @@
 """Providers, exporters and the metrics endpoint of this process: flushed and shut down within a bounded time.
 
-What the application has set up is used and left alone; what is made here (``pipeline_builder``) becomes the process's
-own (global), so that other instrumentation uses it too, and is shut down here. An application that registers a provider
-later replaces ours.
+The application's providers are used and not changed. Ours (``pipeline_builder``) become the process's global providers,
+for other instrumentation too, and are shut down here. A provider that the application registers later replaces ours.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ _FAILING_TIMEOUT_S = 1.0
 """How long shutdown waits for an endpoint that did not accept the last export either."""
 
 _METRICS_SHARE = 0.25
-"""Of the time for shutdown: what is left for the last metrics."""
+"""Share of the shutdown time that is reserved for the last metrics."""
 
 
 class Parts:
-    """The parts that the pipeline made, and has to stop."""
+    """The parts that the pipeline created and has to stop."""
 
     def __init__(self, about: Resource) -> None:
         self.resource = about
@@ -61,11 +60,11 @@ class Parts:
         self.endpoint: MetricsEndpoint | None = None
 
     def exporters(self) -> list[SpanExport | MetricPush]:
-        """What has a queue or a thread."""
+        """The parts with a queue or a thread."""
         return [*self.pushes, *([self.spans] if self.spans is not None else [])]
 
     def all_delivered(self) -> bool:
-        """Whether the last exports were delivered; metrics need not be at a backend for traces only."""
+        """Whether the last exports were delivered; a backend for traces only need not accept metrics."""
         traces_arrive = self.spans is not None and self.spans.delivery.delivered_any
         return not any(one.failing and not (one.refused and traces_arrive) for one in self.deliveries)
 
@@ -80,30 +79,30 @@ class Parts:
 
 
 class Pipeline:
-    """Where telemetry is written: a tracer, and the metric store or the SDK's meter."""
+    """The destination of telemetry: a tracer, and the metric store or the SDK's meter."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter | None, settings: Settings, parts: Parts) -> None:
         self.tracer = tracer
         self.meter = meter
-        """Where instruments of the SDK are made; None if the store is enough."""
+        """The meter for the SDK's instruments; None if the store is enough."""
         self.store = parts.store
-        """Our own aggregation of the metric table; None where the meter provider is the application's."""
+        """Our own aggregation of metrics; None if the meter provider is the application's."""
         self.encoder = None if isinstance(tracer, openinference.OpenInferenceTracer) else parts.encoder
-        """Writes spans of requests without the SDK; None where something else wants them."""
+        """Writes spans of requests without the SDK; None if they have other readers than OTLP."""
         self.span_queue = parts.spans
         """Sends spans over OTLP; None if they are not sent."""
         self.metrics_url = parts.endpoint.url if parts.endpoint is not None else None
-        """Where Prometheus finds the metrics; None without an endpoint of ours."""
+        """URL of the metrics for Prometheus; None without our endpoint."""
         target = (
             settings.traces_otlp if parts.spans is not None else settings.metrics_otlp if parts.deliveries else None
         )
         self.otlp_endpoint = None if target is None else target.shown
-        """Where telemetry goes over OTLP, to be shown; None if nothing of ours does."""
+        """The OTLP endpoint, for display; None if we send nothing over OTLP."""
         self.otlp_protocol = None if target is None else target.protocol
         self.spans_leave = not parts.kept or parts.spans is not None or settings.traces_console
-        """Whether spans, if there are any, go anywhere beyond this process."""
+        """Whether spans leave this process."""
         self.kept_spans = parts.kept
-        """The last spans; None where none are kept."""
+        """The last spans; None if none are kept."""
         self._parts = parts
         self._timeout_s = settings.shutdown_timeout_s
         self._delivered: bool | None = None
@@ -116,14 +115,14 @@ class Pipeline:
 
     @property
     def measures_alone(self) -> bool:
-        """Whether the meter is of a provider of ours, and new; else others have used it, or will."""
+        """Whether the meter is new and of our provider; else others may use it, too."""
         return self.meter is None or any(isinstance(provider, MeterProvider) for provider in self._parts.providers)
 
     def publish(self) -> None:
-        """Make our providers the process's, where it has none.
+        """Make our providers the process's global ones, if it has none.
 
-        Only once our instruments are made: instruments that were made without a provider before are made on ours now,
-        and the SDK keeps the callbacks of the first.
+        Called after our instruments are created: instruments that others created without a provider are created on ours
+        now, and the SDK keeps the callbacks of the first.
         """
         for provider in self._parts.providers:
             current = (
@@ -200,7 +199,7 @@ class Pipeline:
 
 
 def _after_fork(pipeline: Pipeline | None) -> None:
-    """In a forked child: a process of its own, with empty queues and totals that start again."""
+    """Reset, in a forked child: empty queues, totals from 0, another process in the resource."""
     if pipeline is None or pipeline._delivered is not None:
         return
     parts = pipeline._parts

@@ -1,6 +1,6 @@
-"""Makes a pipeline from Settings: providers, exporters, the metrics endpoint.
+"""Builds a pipeline from Settings: providers, exporters, the metrics endpoint.
 
-Each part is its own boundary: where the application must start, one that cannot be made is a line in the log.
+Each part is a separate boundary: in an application that must start, a part that fails is logged and left out.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def build(
     strict: bool = True,
     port_may_move: bool = False,
 ) -> Pipeline:
-    """Make the pipeline that the settings describe; ``resource``: additional resource attributes.
+    """Build the pipeline that the settings describe; ``resource``: additional resource attributes.
 
     A provider that the application has set is used; the settings for its signal then have no effect. A signal that
     goes nowhere is left to whatever the application sets up later. Raises PipelineError if the metrics address cannot
@@ -144,7 +144,7 @@ def _scope() -> InstrumentationScope:
 
 
 def _keep(provider: object, parts: Parts) -> None:
-    """Keep the spans of the application's provider, too; one that is not the SDK's may not allow it."""
+    """Keep the spans of the application's provider, too; a provider that is not the SDK's may not allow it."""
     add = getattr(provider, "add_span_processor", None)
     if parts.kept is None or add is None:
         parts.kept = None
@@ -220,7 +220,7 @@ def _meter_of(provider: metrics.MeterProvider) -> metrics.Meter:
 
 @contextlib.contextmanager
 def _reported(report: Report) -> Iterator[None]:
-    """The boundary of one part: if ``report`` does not raise, the others are set up without it."""
+    """Boundary of one part: if ``report`` does not raise, the pipeline is built without the part."""
     try:
         yield
     except PipelineError as error:

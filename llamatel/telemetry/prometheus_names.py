@@ -2,7 +2,7 @@
 
 Dashboards, rules and the metric reference derive their names from the metric table with this. A test holds it against
 what llamatel's endpoint exposes. The Collector's exporter differs in one rule: it appends ``_ratio`` to gauges of unit
-1 (``deploy/collector`` removes that unit, so that the names are the same on both ways).
+1 (``deploy/collector`` removes that unit, so the names are the same on both paths).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PER_UNITS = {"s": "second"}
 
 
 def prometheus_name(metric: Metric | str) -> str:
-    """The name under which Prometheus has a metric, given as its row or its OpenTelemetry name.
+    """The Prometheus name of a metric, given as its row or its OpenTelemetry name.
 
     A histogram's is that of its family: its series are this with ``_bucket``, ``_sum`` and ``_count``. Raises KeyError
     for a name that is not in the table.
@@ -33,7 +33,7 @@ def prometheus_name(metric: Metric | str) -> str:
 
 @cache
 def prometheus_label(attribute: str) -> str:
-    """The label that an attribute becomes."""
+    """The label name of an attribute."""
     return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)
 
 

@@ -21,13 +21,13 @@ def metrics_page() -> str:
     about = f"""# Metrics
 
 {_MADE}
-Made from the table in [llamatel/metrics.py](../llamatel/metrics.py). What is unknown is absent, never zero.
+Generated from the table in [llamatel/metrics.py](../llamatel/metrics.py). Unknown values are absent, never zero.
 
-Every metric that is about a server has {server}; in Prometheus {labels}. Attributes below come in addition. A dot
-becomes an underscore in Prometheus and a unit a suffix; histograms have `_bucket`, `_sum` and `_count` there. Over OTLP
-the names are those of the first column. If an OpenTelemetry Collector hands metrics on to Prometheus, it appends
-`_ratio` to gauges of unit 1; [deploy/](../deploy/README.md) keeps them, and only these
-names are what our dashboards and rules query.
+Every metric about a server has the attributes {server} (in Prometheus: {labels}), and
+those listed below. In Prometheus names, dots become underscores and the unit becomes a suffix; histograms have `_bucket`, `_sum` and `_count`. OTLP uses
+the names in the first column. An OpenTelemetry Collector that forwards metrics to Prometheus appends `_ratio` to gauges
+of unit 1; the configuration in [deploy/](../deploy/README.md) prevents that, because our dashboards and rules use the
+names in the last column.
 
 """
     return about + "\n".join(_metric_groups()) + _buckets()
@@ -72,16 +72,16 @@ def spans_page() -> str:
     return f"""# Spans
 
 {_MADE}
-Made from the table in [span_table.py](../llamatel/telemetry/span_table.py). The names are those of the OpenTelemetry
-GenAI conventions; names without a convention begin with `llamacpp.`. Spans hold no text of prompts or answers, unless
+Generated from the table in [span_table.py](../llamatel/telemetry/span_table.py). Names follow the OpenTelemetry GenAI
+conventions; names without a convention start with `llamacpp.`. Spans contain no text of prompts or answers, unless
 content capture is enabled.
 
 | span | kind | what |
 | --- | --- | --- |
 {spans}
 
-`queue`, `prefill` and `decode` are children of the request's span and have no attributes. A phase that is not known
-has no span. All of them are written when the request has finished.
+`queue`, `prefill` and `decode` are children of the request's span and have no attributes. An unknown phase
+has no span. All spans are written when the request has finished.
 
 ## Attributes of a request
 
@@ -97,8 +97,8 @@ With `LLAMATEL_LATENCY_ATTRIBUTES=true` also the attributes that vLLM and SGLang
 
 ## Attributes of a call of llama-cpp-python
 
-Its span is INTERNAL, and a child of the span that is current where it is called; its operation is chat,
-text_completion or embeddings. It has no address, slot, task and queue. See [in-process.md](in-process.md).
+Its span is INTERNAL, and a child of the current span; its operation is chat,
+text_completion or embeddings. It has no address, slot, task or queue. See [in-process.md](in-process.md).
 
 | attribute | type, unit | what |
 | --- | --- | --- |
@@ -106,8 +106,8 @@ text_completion or embeddings. It has no address, slot, task and queue. See [in-
 
 ## Attributes of a client call
 
-Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with children `queue`, `prefill` and
-`decode` of its own; a `queue` that is an estimate has `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
+Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with its own children `queue`,
+`prefill` and `decode`; an estimated `queue` has `llamacpp.queue.estimated`. See [tracing.md](tracing.md).
 
 | attribute | type, unit | what |
 | --- | --- | --- |
@@ -124,7 +124,7 @@ Its span is CLIENT, `{{gen_ai.operation.name}} {{gen_ai.request.model}}`, with c
 
 ## Attributes of an observed request
 
-It has its model, server, slot and task and, once it was seen generating, its input tokens. See [attach.md](attach.md).
+It has the model, server, slot and task and, once it generates, the input tokens. See [attach.md](attach.md).
 
 | attribute | type, unit | what |
 | --- | --- | --- |

@@ -1,7 +1,7 @@
-"""Writes the spans of requests directly to the export queue, where only OTLP needs them.
+"""Writes the spans of requests directly to the export queue, if only OTLP needs them.
 
-The SDK's sampler and id generator decide as for any other span. As soon as an application adds a span processor to our
-provider, spans are made by the SDK again, so that its processor gets them.
+The SDK's sampler and id generator decide as for any other span. Once an application adds a span processor to our
+provider, the SDK creates the spans again, so its processor gets them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LIMITS = (
     "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT",
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
 )  # fmt: skip
-"""With one of these set, spans are made by the SDK, which applies them."""
+"""If one of these is set, the SDK creates the spans and applies it."""
 _ROOT = Context()
 _RANDOM_TRACE_ID = 2
 """W3C Trace Context level 2, a flag of the trace id."""
@@ -87,7 +87,7 @@ class RequestEncoder:
         return not (self._provider.shared or self._limited)
 
     def write(self, request: RequestSpan, parent: Context | None) -> Context:
-        """Queue the spans of a request; returns the context that holds the request's own."""
+        """Queue the spans of a request; returns a context with the request's span."""
         above = get_current_span(parent).get_span_context() if parent is not None else None
         if above is not None and not above.is_valid:
             above = None

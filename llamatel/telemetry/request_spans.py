@@ -38,11 +38,11 @@ _SHORTEST_NETWORK_S = 0.002
 _ROOT = Context()
 _PROPAGATOR = TraceContextTextMapPropagator()
 _CANDIDATE = {"llamacpp.join": "candidate"}
-"""On a link to a call that the request may have been."""
+"""Attribute of a link to a call that may be the same request."""
 
 
 class Spans:
-    """Writes the spans of requests with one tracer, or directly where only OTLP needs them."""
+    """Writes the spans of requests with one tracer, or directly if only OTLP needs them."""
 
     def __init__(self, tracer: Tracer, encoder: RequestEncoder | None = None, *, latency: bool = False) -> None:
         """``latency``: add the ``gen_ai.latency.*`` attributes of vLLM and SGLang."""
@@ -61,9 +61,9 @@ class Spans:
     ) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
-        ``parent`` is the context that the request came from; without one, and where the request itself names none, it
-        makes a trace of its own, whatever span is current in this thread. ``links`` name spans that it may belong to.
-        ``share`` is the share of requests that get spans, below 1 under overload. ``has_usage``: whether it carries the
+        ``parent`` is the context that the request came from; without one, in the request either, it starts a new trace,
+        whatever span is current in this thread. ``links``: spans that it may belong to.
+        ``share`` is the share of requests that get spans, below 1 under overload. ``has_usage``: whether it has the
         token counts, which a trace has once.
         """
         call = completion.call
@@ -72,7 +72,7 @@ class Spans:
         attributes = _attributes(completion)
         if not has_usage:
             attributes = {name: value for name, value in attributes.items() if not name.startswith("gen_ai.usage.")}
-            # Of an LLM span below another one Phoenix leaves the tokens of the upper out of its sums.
+            # If an LLM span has an LLM span below it, Phoenix leaves the upper one's tokens out of its sums.
             attributes[openinference.KIND] = openinference.CHAIN
         if self._latency:
             attributes.update(_latency(completion))
@@ -113,7 +113,7 @@ class Spans:
         return context
 
     def emit_observed(self, request: ObservedRequest) -> None:
-        """Write the span of a request that was only seen in its slot: the time in which it certainly ran."""
+        """Write the span of a request that was only observed in its slot: the time in which it certainly ran."""
         server = request.server
         known: dict[str, str | int | float | None] = {
             **server.attributes,
@@ -134,9 +134,9 @@ class Spans:
         ).end(unix_ns(request.last_seen_at))
 
     def emit_from(self, completion: Completion, origin: Origin, share: float = 1.0) -> Context:
-        """``emit`` below the client call that the request was, or linked to those that it may have been.
+        """``emit`` below the client call of the request, or linked to calls that it may belong to.
 
-        Below a call the server's spans start no earlier than it was sent, and what passed between client and server is
+        Below a call the server's spans start no earlier than it was sent, and the time between client and server is
         written as parts of the call. A call that was not sampled leaves its request unsampled.
         """
         parent = origin.parent
@@ -155,7 +155,7 @@ class Spans:
 
 
 def _after(completion: Completion, sent_at: float) -> Completion:
-    """A request at times after it was sent: its queue starts no earlier, and the log's clock may be some ms late."""
+    """The request with times after it was sent: its queue starts no earlier, and the log's clock may be late."""
     late = max(0.0, sent_at - completion.started_at)
     first = completion.first_token_at
     queue = completion.queue_s
@@ -169,10 +169,12 @@ def _after(completion: Completion, sent_at: float) -> Completion:
 
 
 def _between(call: ClientCall, completion: Completion) -> list[tuple[str, float, float]]:
-    """What passed between client and server: name, start, end (Unix seconds)."""
+    """The time between client and server: name, start, end (Unix seconds)."""
     before = "wait" if completion.queue_s is None else "network.request"
     parts = [(before, call.sent_at, completion.arrived_at)]
-    if call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1:  # a stream arrives as it is made
+    if (
+        call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1
+    ):  # a stream arrives while it is generated
         parts.append(("network.response", completion.ended_at, call.ended_at))
     return [part for part in parts if part[2] - part[1] > _SHORTEST_NETWORK_S]
 
@@ -195,15 +197,15 @@ def span_count(completion: Completion) -> int:
 
 
 def _bounds(completion: Completion) -> tuple[float, float]:
-    """Start and end (Unix seconds); as a program in front of llama-server saw it, where that is known."""
+    """Start and end (Unix seconds); those of a program in front of llama-server, if known."""
     start, end, access = completion.arrived_at, completion.ended_at, completion.access
     return (start, end) if access is None else (min(start, access.started_at), max(end, access.ended_at))
 
 
 def _phases(completion: Completion) -> list[tuple[str, float, float]]:
-    """The parts of a request that are known: name, start, end (Unix seconds).
+    """The known phases of a request: name, start, end (Unix seconds).
 
-    The log's times are rounded, so a part could stick out of its request by some microseconds: it is cut there.
+    The log's times are rounded, so a phase could exceed its request by some microseconds: it is cut there.
     """
     if completion.call is not None:
         return [(phase.name, phase.started_at, phase.ended_at) for phase in completion.call.phases]
@@ -224,7 +226,7 @@ def _phases(completion: Completion) -> list[tuple[str, float, float]]:
 
 
 def _attributes(completion: Completion) -> dict[str, str | int | float | bool | tuple[str, ...]]:
-    """All that is known of a request; given when the span starts, so that samplers see it."""
+    """All attributes of a request; set when the span starts, so that samplers see them."""
     server = completion.server
     call = completion.call
     attributes: dict[str, str | int | float | bool | tuple[str, ...] | None] = {
@@ -282,7 +284,7 @@ def _latency(completion: Completion) -> dict[str, float]:
 
 
 def _gpu(gpu: RequestGpu) -> dict[str, float | bool | None]:
-    """Energy and utilisation; each with an attribute if it is a share or an estimate."""
+    """Energy and utilisation, with an attribute if a value is a share or an estimate."""
     return {
         "llamacpp.energy.joules": gpu.energy_j,
         "llamacpp.energy.prefill_joules": gpu.prefill_j,

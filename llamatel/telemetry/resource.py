@@ -1,4 +1,4 @@
-"""The resource of telemetry: which service in which process it is from."""
+"""The resource of telemetry: service and process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SERVICE = "llamatel"
 
 
 def resource_of(settings: Settings, extra: Mapping[str, str | int] = MappingProxyType({})) -> Resource:
-    """The environment wins over what is detected here, arguments win over both.
+    """The environment overrides what is detected here, arguments override both.
 
-    ``service.version`` is only there if one of them has it. Never the command line: it may hold an API key.
+    ``service.version`` is present only if one of them has it. Never the command line: it may hold an API key.
     """
     detected = Resource.create()
     attributes = {

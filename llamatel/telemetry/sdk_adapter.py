@@ -15,12 +15,12 @@ PARTS = ((trace, "_TRACER_PROVIDER_SET_ONCE"), (metrics, "_METER_PROVIDER_SET_ON
 
 
 def is_placeholder(provider: object) -> bool:
-    """Whether a global provider is only the API's placeholder; that of metrics has no public name."""
+    """Whether a global provider is only the API's placeholder; the one for metrics has no public name."""
     return isinstance(provider, trace.ProxyTracerProvider) or type(provider).__name__ == "_ProxyMeterProvider"
 
 
 def set_global(provider: trace.TracerProvider | MeterProvider) -> None:
-    """Make a provider the process's without keeping the application from registering its own later.
+    """Make a provider the process's global one, so that the application can still register its own later.
 
     The API lets a global provider be set once. Fallback: ours stays, and a later registration is refused with the
     API's warning.

@@ -1,4 +1,4 @@
-"""The metric table as OpenTelemetry instruments, for a meter provider of the application's."""
+"""The metric table as OpenTelemetry instruments, for the application's meter provider."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Callbacks:
         self.instruments: SdkInstruments | None = None
 
         self._totals: dict[str, list[Observation]] = {}
-        """Those that were left by instruments that finished."""
+        """Callbacks of closed instruments."""
 
     def observe(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
         """Called by the SDK for one instrument."""
         return self._totals.get(name, ()) if self.instruments is None else self.instruments.observe(name)
 
     def finish(self) -> None:
-        """Nothing is measured any more: the totals remain for the application's last export, gauges are absent."""
+        """Stop measuring: totals remain for the application's last export, gauges are absent."""
         if self.instruments is not None:
             self._totals, self.instruments = self.instruments.totals(), None
 
@@ -68,14 +68,14 @@ class SdkInstruments:
     def record(self, found: AttributeSet, value: float, context: Context | None) -> None:
         """Record a value of a histogram or counter."""
         name = found.row.name
-        # An exemplar on each of the others would double what they cost.
+        # An exemplar on each of the others would double their cost.
         self._recorders[name](value, found.attributes, context if name.startswith(_WITH_EXEMPLARS) else None)
 
     def observe(self, name: str) -> Iterable[Observation]:
         """The values of one total or gauge; the SDK calls this for one instrument after another in a collection.
 
-        A collection has started when an instrument is queried for the second time; only then may the snapshot change,
-        so that all instruments of one collection use the same one. (The SDK lets one reader collect at a time.)
+        A new collection starts when an instrument is queried for the second time; only then may the snapshot change, so
+        that all instruments of a collection use the same one. (The SDK lets one reader collect at a time.)
         """
         with self._lock:
             again = name in self._answered or not self._answered

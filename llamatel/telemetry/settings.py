@@ -1,8 +1,8 @@
-"""Telemetry settings: the ``OTEL_*`` environment, with flags and arguments on top.
+"""Telemetry settings: the ``OTEL_*`` environment, overridden by flags and arguments.
 
-Only llamatel's own settings are read here: which exporters run, where they send, what listens where. How OTLP is
-sent (headers, certificates, compression, timeout) is read by ``otlp_options``; sampler, span limits, exemplar filter
-and resource attributes by the OpenTelemetry SDK.
+Only llamatel's own settings are read here: exporters, their targets, and listening addresses. ``otlp_options`` reads
+headers, certificates, compression and timeout; the OpenTelemetry SDK reads sampler, span limits, exemplar filter and
+resource attributes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CA_FILE_VARIABLE = "LLAMATEL_CA_FILE"
 _TRACES_EXPORTERS = ("otlp", "console", "none")
 _METRICS_EXPORTERS = ("otlp", "prometheus", "console", "none")
 _PYTHON_NAMES = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
-"""Names of the SDK's exporters, which ``opentelemetry-instrument`` takes as well, and the protocol that they mean."""
+"""Names of the SDK's exporters, which ``opentelemetry-instrument`` also accepts, and their protocol."""
 _OLD_NAMES = {"logging": "console"}
 _PROTOCOLS = ("grpc", "http/protobuf")
 _DEFAULT_PORTS = {"grpc": 4317, "http/protobuf": 4318}
@@ -34,36 +34,36 @@ _DEFAULT_PORTS = {"grpc": 4317, "http/protobuf": 4318}
 
 @dataclass(frozen=True, slots=True)
 class OtlpTarget:
-    """Where one signal goes over OTLP."""
+    """The OTLP target of one signal."""
 
     endpoint: str
-    """What requests are sent to: over HTTP the whole URL, with ``/v1/traces`` or ``/v1/metrics``."""
+    """The URL; over HTTP with the path ``/v1/traces`` or ``/v1/metrics``."""
     protocol: str
     """``grpc`` or ``http/protobuf``."""
     guessed: bool = False
-    """Neither the environment nor the port shows the protocol: the exporter detects it (``otlp_transport``)."""
+    """Whether neither environment nor port determine the protocol: the exporter detects it (``otlp_transport``)."""
 
     def __repr__(self) -> str:
         return f"OtlpTarget({self.url!r}, {self.protocol!r}, guessed={self.guessed})"
 
     @property
     def url(self) -> str:
-        """The URL that is requested, without user, password and query, which may be a key."""
+        """The URL without user, password and query, which may be a key."""
         return _redacted(self.endpoint)
 
     @property
     def shown(self) -> str:
-        """The endpoint as it was configured, for start messages: without path of the signal, user and password."""
+        """The endpoint as configured, without the signal's path, user and password; for start messages."""
         parts = urlsplit(self.url)
         return parts._replace(path=parts.path.removesuffix("/v1/traces").removesuffix("/v1/metrics")).geturl()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Telemetry as requested; ``pipeline_builder.build`` turns it into providers."""
+    """Requested telemetry; ``pipeline_builder.build`` turns it into providers."""
 
     service_name: str | None = None
-    """None leaves it to ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, else ``llamatel``."""
+    """None: ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, else ``llamatel``."""
     disabled: bool = False
     """``OTEL_SDK_DISABLED``: nothing is recorded, nothing listens."""
     traces_otlp: OtlpTarget | None = None
@@ -71,24 +71,24 @@ class Settings:
     traces_console: bool = False
     metrics_console: bool = False
     metrics_addr: tuple[str, int] | None = None
-    """Host and port of the Prometheus endpoint; port 0 is a free one, None is no endpoint."""
+    """Host and port of the Prometheus endpoint; port 0: a free one, None: no endpoint."""
     page_token: str | RotatedFiles[str] | None = field(default=None, repr=False)
     """Token of the web page; without one the page is shown on loopback only."""
     llamatel_url: str | None = None
-    """``LLAMATEL_URL``: the llamatel that watches the servers which are called from this process; ``none`` is none.
+    """``LLAMATEL_URL``: the llamatel that watches the servers that this process calls; ``none``: no llamatel.
     Without it the default address is queried, for servers of this machine."""
     llamatel_ca_file: str | None = None
     """``LLAMATEL_CA_FILE``: certificates that are trusted at ``llamatel_url``, instead of the system's."""
     keep_traces: int = 0
-    """Spans that are kept in memory for ``last_trace()`` and ``report()``; 0 is none."""
+    """Spans kept in memory for ``last_trace()`` and ``report()``; 0: none."""
     span_queue_size: int = 16384
-    """Spans that wait for export at most (``OTEL_BSP_MAX_QUEUE_SIZE``); more are dropped and counted."""
+    """Most spans in the export queue (``OTEL_BSP_MAX_QUEUE_SIZE``); others are dropped and counted."""
     span_batch_size: int = 512
-    """Spans in one export at most (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``); never more than the queue holds."""
+    """Most spans in one export (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``); at most the queue's size."""
     otlp_spool: str | None = None
-    """Folder in which spans wait until they are delivered (``LLAMATEL_OTLP_SPOOL``)."""
+    """Folder for spans until they are delivered (``LLAMATEL_OTLP_SPOOL``)."""
     collectors: tuple[str, ...] = ()
-    """The only collectors to run; empty means all that are installed."""
+    """The only collectors to run; empty: all installed ones."""
     without: tuple[str, ...] = ()
     """Collectors not to run."""
     schedule_delay_s: float = 5.0
@@ -96,9 +96,9 @@ class Settings:
     export_interval_s: float = 60.0
     """Time between exports of metrics (``OTEL_METRIC_EXPORT_INTERVAL``)."""
     shutdown_timeout_s: float = 5.0
-    """The longest that shutting down may wait for exporters."""
+    """How long shutdown may wait for exporters."""
     problems: tuple[str, ...] = ()
-    """Mistakes in the environment that were passed over, one line each; only where ``from_env`` was not strict."""
+    """Ignored mistakes in the environment, one line each; only if ``from_env`` was not strict."""
 
     @classmethod
     def from_env(
@@ -117,7 +117,7 @@ class Settings:
         shutdown_timeout_s: float = 5.0,
         strict: bool = True,
     ) -> Settings:
-        """Read the environment; arguments that are given win over it.
+        """Read the environment; given arguments override it.
 
         ``otlp_endpoint`` is a base such as ``http://collector:4318`` or ``collector:4317`` for both signals;
         ``metrics_addr`` is ``HOST:PORT``, or ``none``. Which exporters run is up to ``OTEL_TRACES_EXPORTER`` and
@@ -177,7 +177,7 @@ class Settings:
 
 
 class _Environment:
-    """Environment variables; an empty one is like one that is not set."""
+    """Environment variables; an empty one counts as unset."""
 
     def __init__(self, environ: Mapping[str, str], *, strict: bool) -> None:
         self._environ = environ
@@ -185,7 +185,7 @@ class _Environment:
         self.problems: list[str] = []
 
     def get(self, variable: str) -> str | None:
-        """Its value without spaces around it."""
+        """The variable's value, stripped."""
         return self._environ.get(variable, "").strip() or None
 
     def problem(self, message: str) -> None:
@@ -195,7 +195,7 @@ class _Environment:
         self.note(message)
 
     def note(self, message: str) -> None:
-        """List what is to be logged in any case."""
+        """List a problem that is logged in any case."""
         if message not in self.problems:
             self.problems.append(message)
 
@@ -224,7 +224,7 @@ def _exporters(
         else:
             env.problem(f"{variable} names an exporter that is not known, '{name[:40]}': use {', '.join(known)}")
     if "none" in names and len(names) > 1:
-        env.problem(f"{variable}: 'none' stands alone")
+        env.problem(f"{variable}: 'none' cannot be combined with others")
         names = ["none"]
     return (tuple(names) or (("none",) if given else default)), protocol
 
@@ -262,7 +262,7 @@ def _target(env: _Environment, signal: str, base: str | None, own: str | None, g
 
 
 def _without_signal(endpoint: str, origin: str, env: _Environment) -> str:
-    """A base without the path of a signal, which people copy from a backend's instructions."""
+    """The base URL without a signal's path, which is often copied from a backend's instructions."""
     base, query = _before_query(endpoint)
     base = base.rstrip("/")
     for signal in ("traces", "metrics", "logs"):
@@ -273,13 +273,13 @@ def _without_signal(endpoint: str, origin: str, env: _Environment) -> str:
 
 
 def _before_query(endpoint: str) -> tuple[str, str]:
-    """An endpoint up to its query, and the query with its question mark."""
+    """An endpoint split into the part before its query, and the query with its question mark."""
     base, mark, query = endpoint.partition("?")
     return base, mark + query
 
 
 def _redacted(endpoint: str) -> str:
-    """An endpoint as it may be shown: without user, password and query."""
+    """An endpoint for display: without user, password and query."""
     scheme, separator, rest = endpoint.rpartition("://")
     host, *hidden = re.split(r"[?#]", rest)
     shown = "..." if hidden and "@" in rest else host.rpartition("@")[2]  # either may be part of a password

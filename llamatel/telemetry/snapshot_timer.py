@@ -1,4 +1,4 @@
-"""Periodic snapshots without a scrape or export, so that a report shows what happened between requests."""
+"""Takes periodic snapshots without a scrape or export, so a report covers the time between requests."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class SnapshotTimer:
                 self._observer.snapshot(_INTERVAL_S / 2)
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopped.set()

@@ -1,7 +1,7 @@
-"""The queue of spans that wait for export over OTLP, and the thread that sends them in batches.
+"""The queue of spans for export over OTLP, and the thread that sends them in batches.
 
 Spans of requests come encoded (``request_encoder``), those of the application's code as the SDK's objects. Every span
-that entered or did not fit is counted: exported, or lost by reason.
+is counted: exported, or lost by reason.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _MAX_PAUSE_S = 30.0
-"""Between attempts to send what is in the spool."""
+"""Seconds between attempts to send the spool."""
 
 
 class SpanExport:
-    """Thread-safe. The thread starts with the first span, in a forked child again."""
+    """Thread-safe. The thread starts with the first span, also in a forked child."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SpanExport:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._wake_at = max(1, min(batch_size, queue_size // 4))
-        """Spans that wait when the thread is woken: a small queue must not fill up between two exports."""
+        """Queued spans that wake the thread: a small queue must not fill up between two exports."""
         self._delay_s = delay_s
         self._closed = False
         self._spool: Spool | None = None
@@ -61,10 +61,10 @@ class SpanExport:
         self.reset()
         self._spool = spool
         if spool is not None and len(spool):
-            self._start()  # what an earlier process left
+            self._start()  # spans of an earlier process
 
     def reset(self) -> None:
-        """Start again with an empty queue, in a forked child; the spool stays its parent's."""
+        """Clear the queue, in a forked child; the spool stays the parent's."""
         self._spool = None
         self._retry_at = 0.0
         self._pause_s = _FIRST_PAUSE_S
@@ -81,7 +81,7 @@ class SpanExport:
         self._thread: threading.Thread | None = None
 
     def put(self, span: bytes | ReadableSpan, count: int = 1) -> bool:
-        """Queue one span, or ``count`` encoded ones; False if they do not fit, which is counted."""
+        """Queue one span, or ``count`` encoded ones; False, and counted, if they do not fit."""
         with self._changed:
             if self._closed or self._waiting + count > self._queue_size:
                 self._lose("shutdown" if self._closed else "queue_full", count)
@@ -141,7 +141,7 @@ class SpanExport:
         return True
 
     def request_flush(self, deadline: float) -> None:
-        """Stop accepting spans and start to send the rest, until ``deadline``; ``close`` waits for it."""
+        """Stop accepting spans and start sending the rest, until ``deadline``; ``close`` waits for it."""
         with self._changed:
             self._closed = self._flushing = True
             self._changed.notify_all()
@@ -150,7 +150,7 @@ class SpanExport:
     def close(self, deadline: float) -> bool:
         """Send what is queued until ``deadline`` (``time.monotonic``) and stop; False if spans were left.
 
-        Those that are left are counted as lost; later ones too.
+        Spans that are left, and later ones, are counted as lost.
         """
         self.request_flush(deadline)
         done = self.flush(max(0.0, deadline - time.monotonic()))
@@ -225,7 +225,7 @@ class SpanExport:
             return False
 
     def _send_spooled(self, spool: Spool) -> None:
-        """Send what is in the spool, until an attempt fails or a new batch is due."""
+        """Send the spool until an attempt fails or a new batch is due."""
         while time.monotonic() >= self._retry_at or self._closed:
             oldest = spool.oldest()
             if oldest is None:

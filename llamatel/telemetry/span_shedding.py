@@ -1,7 +1,7 @@
-"""Overload: which requests get spans while requests end faster than their spans can be written or exported.
+"""Sheds spans under overload: while requests finish faster than their spans can be written or exported.
 
-Whole requests are shed, one in a fixed number, so that what remains is an even sample; each span that remains carries
-the share of requests that got spans (``llamatel.sampling.ratio``). Counters and histograms are not affected.
+Whole requests are shed: one in N gets spans, so the rest is an even sample; each remaining span has the share
+of requests that got spans (``llamatel.sampling.ratio``). Counters and histograms are not affected.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _HIGH = 0.5
 _LOW = 0.1
 """Load below which less is shed."""
 _ADJUST_S = 0.05
-"""Time between two adjustments: what was changed must have shown its effect."""
+"""Time between two adjustments, so that the effect of the previous one is measurable."""
 _MAX_STEP = 4096
-"""At most one request in so many gets spans."""
+"""The largest N: at least one request in this many gets spans."""
 _WAITING = 0.4
-"""Load of the exporter above which a source that can wait does; below the load at which spans are shed."""
+"""Exporter load above which a source that can wait does; below the load at which spans are shed."""
 _WAIT_STEP_S = 0.005
 _WAIT_S = 5.0
-"""It does not wait longer than that for an export that makes no progress."""
+"""Longest wait for an export that makes no progress."""
 
 
 def wait_for_spans(load: Callable[[], float], closed: Callable[[], bool]) -> None:
-    """Wait while the export of spans lags, as long as it makes progress."""
+    """Wait while the export of spans lags and makes progress."""
     deadline = time.monotonic() + _WAIT_S
     before = load()
     while before > _WAITING and not closed() and time.monotonic() < deadline:
@@ -49,7 +49,7 @@ class SpanShedding:
         self._clock = clock
         self._once = LogOnce(_log)
         self._step = 1
-        """One request in so many gets spans."""
+        """One request in this many gets spans."""
         self._seen = 0
         self._adjusted_at = float("-inf")
         self._all = False
@@ -64,7 +64,7 @@ class SpanShedding:
         self._all = True
 
     def admit(self) -> float | None:
-        """The share of requests that get spans if this request is one of them, else None."""
+        """The share of requests that get spans if this request gets them, else None."""
         load = self._load()
         if load > _HIGH or self._step > 1:
             self._adjust(load)

@@ -25,7 +25,7 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 _READ_BYTES = 65536
 _PIPE_BYTES = 1 << 20
 _READS_AT_ONCE = 16
-"""Bytes read at once, so that a child that writes without end does not block its reader."""
+"""Most bytes read at once, so a child that writes endlessly does not block its reader."""
 _LOOK_S = 0.2
 _DRAIN_S = 0.5
 """How long a pipe that another process holds open is read after the child's exit."""
@@ -70,7 +70,7 @@ class Child:
     """One child process."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, wake: int) -> None:
-        """Start ``command``; ``wake`` is a file descriptor that ends ``read`` early when it becomes readable."""
+        """Start ``command``; ``read`` returns early when the file descriptor ``wake`` becomes readable."""
         self._selector = selectors.DefaultSelector()
         try:
             # In its own session: Ctrl-C at a terminal reaches llamatel only, which stops the server in order.
@@ -144,7 +144,7 @@ class Child:
 
     @property
     def _open(self) -> bool:
-        """Whether it, or what it started, may write more."""
+        """Whether the child, or a process that it started, may write more."""
         return any(pipe.open for pipe in self._pipes)
 
     @property
@@ -162,7 +162,7 @@ class Child:
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it, and what it started in its session (the launcher's command where the launcher stays)."""
+        """Kill the child and its session (the launcher's command, where the launcher stays)."""
         if self._process.poll() is None:
             # Not reaped, so its number is still its group's.
             with contextlib.suppress(ProcessLookupError, PermissionError):

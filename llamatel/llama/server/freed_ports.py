@@ -1,6 +1,6 @@
-"""Ports that llama.cpp found for itself and that are free again.
+"""Ports that llama.cpp chose itself and that are free again.
 
-The next server without a port of its own gets one of them: a program that starts one server after another then has the
+The next server without a given port reuses one of them: a program that starts one server after another then has the
 series of one address in its metrics, not those of each.
 """
 
@@ -18,7 +18,7 @@ class FreedPorts:
         self._ports: dict[str, list[int]] = {}
 
     def release(self, address: str | None, port: int | None) -> None:
-        """A server that had found this port (None: its port was given) has exited."""
+        """Record that the server that had chosen this port has exited (None: its port was given)."""
         if address is not None and port is not None:
             with self._lock:
                 ports = self._ports.setdefault(address, [])
@@ -26,7 +26,7 @@ class FreedPorts:
                     ports.append(port)
 
     def take(self, address: str | None) -> int | None:
-        """The port that was released last of those that are free again; it is the caller's now."""
+        """Remove and return the most recently released port that is still free."""
         with self._lock:
             ports = None if address is None else self._ports.get(address)
             while address is not None and ports:

@@ -21,7 +21,7 @@ from llamatel.outputs.log_once import LogOnce
 _log = logging.getLogger(__name__)
 
 _BATCHES = 1024
-"""Most batches in the queue; one is a read of the server's pipe, mostly a few lines."""
+"""Most batches in the queue; a batch is one read of the server's pipe, usually a few lines."""
 _LAST_LINES_S = 1.0
 
 
@@ -43,7 +43,7 @@ class LogCopy:
             except OSError as error:
                 raise UsageError(f"cannot write the server's log to {os.fspath(target)}: {error.strerror}") from None
         elif sys.stderr is sys.__stderr__:
-            # Past Python's buffer: a thread that is stuck in it would keep the interpreter from ending.
+            # Bypasses Python's buffer: a thread that is stuck in it would prevent the interpreter's exit.
             self._descriptor = None if sys.stderr is None else sys.stderr.fileno()
         else:
             self._stream = sys.stderr  # a notebook's, a test's

@@ -41,7 +41,7 @@ _STOP_S = 5.0
 """Together with telemetry's shutdown less than the 10 s that container runtimes give a program to exit."""
 _LAST_POLL_S = 0.5
 _EXIT_S = 1.0
-"""Time for servers to exit cleanly when the interpreter exits."""
+"""How long servers may take to exit when the interpreter exits."""
 
 CompletionListener = Callable[[Completion], None]
 
@@ -118,7 +118,7 @@ class ServerManager:
         """Start the server and return at once; ``wait_until_ready`` follows.
 
         Arguments that are None are left to llama-server's defaults. ``port`` 0 means a free one: that of a server of
-        this process that was stopped, so that its series go on, else any. ``extra_args`` are passed on verbatim, last;
+        this process that was stopped, so its series continue, else any. ``extra_args`` are passed on verbatim, last;
         ``env`` is added to the environment. ``preset`` (``kaggle-t4x2``) sets arguments that are None for a machine, so
         that the model fits. An API key is passed in the environment or in a file, never in the arguments.
         Raises BackendNotFound, UsageError, or ServerStateError if a server of this manager is already running, or one

@@ -14,7 +14,7 @@ _GUARDED_KEY = 8
 
 
 def without_key(lines: Sequence[str], key: str | None) -> Sequence[str]:
-    """Lines without the API key; at high verbosity llama.cpp shows its last four characters, which may be all of it."""
+    """Removes the API key from lines; at high verbosity llama.cpp logs its last four characters, maybe all it has."""
     if key is None:
         return lines
     clean = []
@@ -47,7 +47,7 @@ class OutputTail:
         return tuple(self._readable(lines))
 
     def clear(self) -> None:
-        """Start again: with a new process."""
+        """Clear the lines, for a new process."""
         with self._lock:
             self._lines.clear()
 

@@ -19,7 +19,7 @@ def preset_arguments(
 ) -> tuple[dict[str, Any], Chosen]:
     """The arguments of ``start_server`` that a preset adds, and its choice; ``words`` are the given flags.
 
-    Raises UsageError for an unknown preset and a model that does not fit, GGUFError for a file that is no model.
+    Raises UsageError for an unknown preset or a model that does not fit, GGUFError for a file that is not a model.
     """
     preset = PRESETS.get(name)
     if preset is None:

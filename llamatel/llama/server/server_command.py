@@ -33,7 +33,7 @@ _VALUES: Mapping[str, str] = {
 }
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 _SECRET_FLAGS = {"--api-key": "--api-key-file FILE", "--hf-token": "the variable HF_TOKEN", "--model-url": "HF_TOKEN"}
-"""Flags whose value is a secret, a URL's if it has a user or a query; and what to use instead."""
+"""Flags whose value is (or, of a URL with a user or query, contains) a secret, and what to use instead."""
 _HOST = re.compile(r"[\w.:%-]{1,255}")
 _SOCKET = ".sock"
 """llama-server treats a host with this suffix as the path of a Unix socket."""
@@ -59,7 +59,7 @@ class CommandLine:
     """Prompt tokens that are processed at once; None is llama-server's default."""
 
     def client_address(self, port: int | None) -> Address:
-        """Where clients on this machine reach it; ``port`` is the one that it found, if it had to find one."""
+        """Its address for clients on this machine; ``port`` is the one that it chose, if none was given."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen.host, self.listen.host)  # noqa: S104 - recognised, not bound
         return replace(self.listen, host=host, port=port if port is not None else self.listen.port)
 
@@ -81,7 +81,7 @@ def build(
 ) -> CommandLine:
     """The command line; raises UsageError for invalid arguments.
 
-    ``extra_args`` go through verbatim and last, but for secrets, which are moved into the environment: arguments can be
+    ``extra_args`` are appended verbatim, except secrets, which are moved into the environment: arguments can be
     read by every user of the machine.
     """
     if not 0 <= port <= 65535:
@@ -174,7 +174,7 @@ def _own_key(settings: ServerSettings, environment: Mapping[str, str]) -> str | 
 
 
 def secret_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """Those flags among the arguments whose value is a secret, and what to use instead."""
+    """The flags among the arguments whose value is a secret, and what to use instead."""
     return {name: _SECRET_FLAGS[name] for name in _without_secrets(arguments)[1]}
 
 

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_S = 60.0
-"""A server that was ready for this long resets the restart count."""
+"""The restart count is reset when a server was ready for this long."""
 _SILENT_S = 1.0
 """If the log does not report for this long that the server listens, its health is polled."""
 _LOOK_S = 0.2
@@ -69,7 +69,7 @@ class _Stop:
     again_at: float | None
     """When to send SIGTERM again (monotonic); None: not at all."""
     ends: bool = False
-    """Its log shows that it exits."""
+    """Whether its log reports that it exits."""
 
 
 class Supervisor:
@@ -108,7 +108,7 @@ class Supervisor:
         """Held while ``info`` changes."""
         self.backend, self.command, self._server_log = backend, command, server_log
         self.found_port = found_port
-        """The port that the server found for itself; its next process gets it again."""
+        """The port that the server chose itself; its next process gets it again."""
         self._port = self.found_port or command.listen.port or 0
         self._socket = UnixSocket(command.listen.host) if command.listen.scheme == "unix" else None
         self._hand_out, self._process_replaced = hand_out, process_replaced
@@ -197,7 +197,7 @@ class Supervisor:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the server has finally exited.
 
-        Not by the thread's own ``join``: up to Python 3.12 an exception out of a signal handler (Ctrl-C) makes a thread
+        Without the thread's own ``join``: up to Python 3.12 an exception in a signal handler (Ctrl-C) makes a thread
         that is waited for count as finished while it runs.
         """
         with self._changed:
@@ -257,7 +257,7 @@ class Supervisor:
             select.select([self._wake_read], [], [], left)
 
     def _live(self) -> float | None:
-        """One process from its start to its end. The seconds for which it was ready; None if it never was."""
+        """Run one process until it exits; the seconds for which it was ready, None if it never was."""
         self._server_log.restart(self.info, batch=self.command.batch)
         self._tail.clear()
         self._output.restart()
@@ -308,7 +308,7 @@ class Supervisor:
             arguments += ("--port", str(self.found_port))
         if self._socket is not None:
             self._socket.before_start()
-        # Where another server answers already, an answer would not be our server's.
+        # If another server already responds there, a response would not be from our server.
         self._may_poll = self.address is not None and not self._is_healthy()
         environment = {JSONL_VARIABLE: os.environ.get(JSONL_VARIABLE, "1"), **self.command.environment}
         child = Child((*self.backend.command, *arguments), environment, wake=self._wake_read)

@@ -1,4 +1,4 @@
-"""The Unix socket of a launched server, which llama.cpp does not remove, and where it cannot listen again."""
+"""Removes the Unix socket of a launched server: llama.cpp leaves it, and cannot listen there again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONNECT_S = 1.0
 
 
 class UnixSocket:
-    """Removes the socket that the server's process has made, and no other file.
+    """Removes the socket that the server's process created, and no other file.
 
     The path is the one that was given to the server, never one that its log names.
     """
@@ -35,7 +35,7 @@ class UnixSocket:
         self._ours = not self._exists()
 
     def after_end(self) -> None:
-        """The process has exited: remove the socket that it made."""
+        """Remove the socket that the process created, after its exit."""
         if self._ours and self._is_socket() and not self._answers():
             with contextlib.suppress(OSError):
                 self._path.unlink()

@@ -31,7 +31,7 @@ _SENTINELS = (0x1234567, 0x7654321)
 
 
 class UnknownBuild(RuntimeError):
-    """The installed xllamacpp has another layout than this module expects."""
+    """The installed xllamacpp does not have the layout that this module expects."""
 
 
 def _parser(extension: str) -> Any:
