@@ -1,7 +1,7 @@
-"""Files that llamatel appends to: readable by their owner alone, reopened after rotation, losses counted.
+"""Files that llamatel appends to: readable only by their owner, reopened after rotation, losses counted.
 
-``--jsonl`` and ``--server-log`` contain clients' requests. SIGHUP makes each file open its path again, as logrotate
-expects; a disk that is full costs lines until there is room again.
+``--jsonl`` and ``--server-log`` contain clients' requests. SIGHUP reopens each file, as logrotate expects; while
+the disk is full, lines are lost.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class AppendedFile:
     def __init__(self, path: str | os.PathLike[str], *, torn_start: bytes | None = None) -> None:
         """Raises OSError where it cannot be opened.
 
-        ``torn_start``: a last line that starts so and does not end was torn by a crash, and is removed; any other gets
-        its line end.
+        ``torn_start``: an unfinished last line with this start was cut by a crash, and is removed; others get a line end.
         """
         self._path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that is not there
         self.descriptor = self._open()
@@ -42,7 +41,7 @@ class AppendedFile:
         _files.add(self)
 
     def write(self, lines: bytes) -> None:
-        """Append lines, each with its end. Raises OSError; then nothing of them is in the file, as far as possible."""
+        """Append whole lines. Raises OSError; partly written lines are then removed if possible."""
         if self._reopen:
             self._open_again()
         rest = memoryview(lines)
@@ -89,7 +88,7 @@ class AppendedFile:
     def _repair(self, torn_start: bytes | None) -> None:
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             return
-        with contextlib.suppress(OSError), self._path.open("rb") as stream:  # it may be ours to write to alone
+        with contextlib.suppress(OSError), self._path.open("rb") as stream:  # we may lack read permission
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _LONGEST_TORN))
             end = stream.read(_LONGEST_TORN)
@@ -104,13 +103,13 @@ class AppendedFile:
 
 
 def reopen_files() -> None:
-    """Have every file open its path again."""
+    """Reopen every file."""
     for file in list(_files):
         file.reopen()
 
 
 def count_lost(reason: str, lines: int = 1) -> None:
-    """Lines that could not be written."""
+    """Count lines that could not be written."""
     with _lost_lock:
         _lost[reason] += lines
 

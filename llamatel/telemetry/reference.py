@@ -24,8 +24,8 @@ def metrics_page() -> str:
 Generated from the table in [llamatel/metrics.py](../llamatel/metrics.py). Unknown values are absent, never zero.
 
 Every metric about a server has the attributes {server} (in Prometheus: {labels}), and
-those listed below. In Prometheus names, dots become underscores and the unit becomes a suffix; histograms have `_bucket`, `_sum` and `_count`. OTLP uses
-the names in the first column. An OpenTelemetry Collector that forwards metrics to Prometheus appends `_ratio` to gauges
+those listed below. In Prometheus names, dots become underscores and the unit becomes a suffix; histograms have
+`_bucket`, `_sum` and `_count`. OTLP uses the names in the first column. An OpenTelemetry Collector that forwards metrics to Prometheus appends `_ratio` to gauges
 of unit 1; the configuration in [deploy/](../deploy/README.md) prevents that, because our dashboards and rules use the
 names in the last column.
 

@@ -1,1 +1,1 @@
-"""Servers that others run: which they are, and how they are followed."""
+"""Observes servers: discovery, polling, reading their logs, and engines that embed llama-server."""

@@ -1,8 +1,8 @@
 """Joins finished requests with the access lines of the program in front of llama-server.
 
-An access line is written when its answer has ended. It fits a request that was launched in an earlier line, ended just
-before it and started within its duration. The two are joined only if the line fits no other request and the request no
-other line. A file's lines are dated when they are read: they may have been written since the read before.
+An access line is written when its response is complete. It matches a request that was launched in an earlier line,
+finished just before it and started within its duration. The two are joined only if each matches nothing else. A file's
+lines are dated when they are read: they may have been written at any time since the previous read.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from llamatel.llama.log.ollama_log import EMBEDDING, AccessLine
 from llamatel.records import Access, Completion, Outcome
 
 LATE_S = 0.5
-"""An access line is written at most that long after the request has ended in llama-server."""
+"""An access line is written at most this long after the request finished in llama-server."""
 _EARLY_S = 0.1
-"""The client is answered before llama-server logs the end."""
+"""The client gets the response at most this long before llama-server logs the end."""
 _DISCONNECTED_EARLY_S = 0.5
-"""The line of a client that disconnected is written before llama-server notices."""
+"""The line of a client that disconnected is written at most this long before llama-server notices."""
 _START_S = 0.1
 _WHOLE_SECONDS_S = 60.0
 """gin cuts longer durations to whole seconds."""
 
 
 class Answered(Protocol):
-    """A request that has ended."""
+    """A finished request."""
 
     @property
     def completion(self) -> Completion:
-        """What is known of it."""
+        """Its record."""
 
     @property
     def launched(self) -> int:
-        """The number of the line that launched it; 0 if that is not known."""
+        """The number of the line that launched it; 0 if unknown."""
 
     @property
     def late_s(self) -> float:
@@ -48,14 +48,14 @@ class DatedAccess:
     line: AccessLine
     at: float
     error_s: float = 0.0
-    """How wrong that may be; for wrappers that date lines in whole seconds."""
+    """The error of ``at``; for wrappers that date lines in whole seconds."""
     number: int = 0
-    """Of the line in the log."""
+    """The line's number in the log."""
     late_s: float = 0.0
     """How long before ``at`` it may have been written."""
 
     def fits(self, answered: Answered) -> bool:
-        """Whether the request may be what was answered."""
+        """Whether the line may belong to the request."""
         line, error, request = self.line, self.error_s, answered.completion
         cut = 1.0 if line.duration_s > _WHOLE_SECONDS_S else 0.0
         early = _EARLY_S if request.outcome is Outcome.OK else _DISCONNECTED_EARLY_S
@@ -68,7 +68,7 @@ class DatedAccess:
 
 
 def join(requests: Sequence[Answered], lines: Sequence[DatedAccess], *, with_client: bool = False) -> dict[int, Access]:
-    """Access lines by the index of the request that each belongs to for certain; ``with_client``: with addresses."""
+    """Access lines by the index of the request that each certainly belongs to; ``with_client``: with addresses."""
     fitting = [[index for index, request in enumerate(requests) if line.fits(request)] for line in lines]
     times = _count(number for found in fitting for number in found)
     return {

@@ -1,7 +1,7 @@
-"""Many attached servers: polled on time by a few threads, with those that discovery finds added and removed.
+"""Polls many attached servers on time with a few threads; adds and removes servers that discovery finds.
 
-One thread keeps the timetable and reads the discovery files again; the polls themselves, which wait for answers, are
-made by as many threads as have something to wait for, up to a bound.
+One thread schedules the polls and reads the discovery files again. The polls, which wait for responses, run on further
+threads: as many as needed, up to a limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _THREADS = 32
 _CHECK_S = 1.0
-"""How often the discovery files are checked."""
+"""Interval of checking the discovery files."""
 _STAGGER_S = 0.002
 
 
@@ -50,13 +50,13 @@ class Access:
 
 
 def logged_server(labels: Mapping[str, str] | None = None) -> ObservedServer:
-    """A server of which only the log is there. Raises UsageError for labels that cannot be."""
+    """A server that is observed only through its log. Raises UsageError for invalid labels."""
     info = ServerInfo("unknown", labels=check_labels(labels or {}))
     return ObservedServer(info, log=ServerLog(info, LogClock()))
 
 
 class Fleet:
-    """Polls servers; ``added`` and ``removed`` are called with each that discovery adds or removes."""
+    """Polls servers; ``added`` and ``removed`` are called with each server that discovery adds or removes."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Fleet:
         added: Callable[[ObservedServer], None] = lambda _: None,
         removed: Callable[[ObservedServer], None] = lambda _: None,
     ) -> None:
-        """``added`` is called at once for those that are known. Raises UsageError if a target's key cannot be read.
+        """``added`` is called at once for known servers. Raises UsageError if a target's key cannot be read.
 
         ``has_log``: the servers have a log, which the caller feeds.
         """
@@ -85,10 +85,10 @@ class Fleet:
         self._changed = threading.Condition()
         self._timetable: list[tuple[float, int, ObservedServer]] = []
         self._order = 0
-        """Number of the last entry: orders entries of the same time."""
+        """Number of the last entry; orders entries of the same time."""
         self._due: queue.SimpleQueue[ObservedServer | None] = queue.SimpleQueue()
         self._waiting = 0
-        """Threads that have nothing to do."""
+        """Idle threads."""
         self._threads: list[threading.Thread] = []
         self._stopped = False
         self._once = LogOnce(_log)
@@ -97,7 +97,7 @@ class Fleet:
 
     @property
     def servers(self) -> tuple[ObservedServer, ...]:
-        """Those that are polled now."""
+        """Servers that are currently polled."""
         with self._changed:
             return tuple(self._servers.values())
 
@@ -107,7 +107,7 @@ class Fleet:
         return self
 
     def stop(self) -> None:
-        """Stop; polls that wait for an answer are not waited for."""
+        """Stop, without waiting for polls in progress."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -117,7 +117,7 @@ class Fleet:
         for server in servers:
             server.close()
 
-    # -- the timetable's thread -------------------------------------------------------------------------------------
+    # -- the scheduler's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         check_at = time.monotonic() + _CHECK_S
@@ -143,7 +143,7 @@ class Fleet:
                     self._once.error("targets", "the targets could not be read again", exc_info=True)
 
     def _hand_out(self, server: ObservedServer) -> None:
-        """Give a poll to a thread; our lock is held."""
+        """Assign a poll to a thread; called with the lock held."""
         self._due.put(server)
         if self._waiting < self._due.qsize() and len(self._threads) < _THREADS:
             thread = threading.Thread(target=self._work, name=f"llamatel-poll-{len(self._threads)}", daemon=True)
@@ -188,7 +188,7 @@ class Fleet:
         )
 
     def _plan(self, at: float, server: ObservedServer) -> None:
-        """Poll it then; our lock is held."""
+        """Schedule the next poll; called with the lock held."""
         self._order += 1
         heapq.heappush(self._timetable, (at, self._order, server))
         if self._timetable[0][2] is server:
@@ -215,5 +215,5 @@ class Fleet:
                     "poll", "a poll of %s failed; further failures are not logged", server.url, exc_info=True
                 )
             with self._changed:
-                # After a late one the next comes when it would have come, not at once.
+                # A late poll does not shift the schedule of the next one.
                 self._plan(max(started_at + server.due_in_s, time.monotonic()), server)

@@ -1,4 +1,4 @@
-"""Documents of the programs that run llama.cpp's servers: llama-swap, Ollama."""
+"""Gets JSON documents of programs that run llama.cpp servers: llama-swap, Ollama."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TIMEOUT_S = 5.0
 
 
 def get_document(http: HttpClient, path: str, program: str) -> Any:
-    """Get the JSON document at ``path``. Raises HttpError, and ValueError where it is not ``program`` that answers."""
+    """Get the JSON document at ``path``. Raises HttpError, or ValueError if the response is not from ``program``."""
     response = http.request(path, total_s=TIMEOUT_S)
     if response.status != 200:
         raise ValueError(f"it answered {response.status}")

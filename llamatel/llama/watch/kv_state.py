@@ -15,29 +15,29 @@ from llamatel.snapshots import KvCacheState, SlotState
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What can be known of a server's model before it runs; all None where its file or its flags cannot be read."""
+    """What is known of a server's model from its file and flags; all None if they cannot be read."""
 
     shape: ModelShape | None = None
     settings: ServerSettings | None = None
     plan: CachePlan | None = None
     plan_error_bytes: int | None = None
-    """What llama.cpp reported beyond the plan; None where it reported nothing, or the plan is not exact."""
+    """Bytes that llama.cpp reported minus the plan; None if it reported nothing, or the plan is not exact."""
 
     @property
     def sure(self) -> CachePlan | None:
-        """The plan, if it is what llama.cpp allocates, to the byte."""
+        """The plan, if it is exact and agrees with what llama.cpp reported."""
         return self.plan if self.plan is not None and self.plan.exact and self.plan.refused is None else None
 
     @property
     def rewindable(self) -> bool | None:
-        """Whether its cache can be cut at any token: no recurrent state, nor a window, which forgets. None: unknown."""
+        """Whether its cache can be cut at any token: no recurrent state and no window. None: unknown."""
         if self.shape is None or self.settings is None or self.shape.cache in ("compressed", "none"):
             return None
         return self.shape.cache == "attention" and (self.settings.swa_full or not self.shape.windowed)
 
     @property
     def drafts(self) -> bool:
-        """Whether speculative decoding with a context of its own is requested."""
+        """Whether speculative decoding with a separate context is requested."""
         own = self.shape.draft.drafts_as if self.shape is not None and self.shape.draft is not None else ()
         requested = self.settings.spec_types if self.settings is not None else ()
         return any(kind.startswith("draft-") for kind in requested or own)
@@ -45,18 +45,18 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """What polling shows of the cache."""
+    """The data about the cache that polling provides."""
 
     slots: Sequence[SlotState] | None = None
     trained_context: int | None = None
-    """Tokens that the model was trained for, as ``/v1/models`` has it."""
+    """The model's trained context, from ``/v1/models``."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     sleeping: bool | None = None
-    """None where only the log shows it."""
+    """None if known only from the log."""
 
 
 def kv_cache_state(logged: LoggedServer, polled: Polled, model: LoadedModel) -> KvCacheState:
-    """The state now; a server that sleeps has freed its memory, and its slots with it."""
+    """The current state; a sleeping server has freed its memory, including its slots."""
     capacity, unified = _pool(logged, polled, model)
     planned = {} if model.sure is None else parts_of(model.sure.parts)
     if logged.sleeping if polled.sleeping is None else polled.sleeping:
@@ -71,7 +71,7 @@ def kv_cache_state(logged: LoggedServer, polled: Polled, model: LoadedModel) -> 
             used_bytes=dict.fromkeys(planned, 0),
         )
     active, cached = (_tokens(polled.slots, busy=busy) for busy in (True, False))
-    if capacity is not None:  # a batch that does not fit is counted by its slots, and choices of one prompt share cells
+    if capacity is not None:  # slots also count a batch that did not fit, and choices of one prompt share cells
         active = None if active is None else min(active, capacity)
         cached = None if cached is None else min(cached, capacity - (active or 0))
     return KvCacheState(
@@ -87,12 +87,12 @@ def kv_cache_state(logged: LoggedServer, polled: Polled, model: LoadedModel) -> 
 
 
 def pool_capacity(logged: LoggedServer, polled: Polled, model: LoadedModel) -> int | None:
-    """Tokens that fit into the KV cache; None where that is unknown, or tokens take no room (recurrent models).
+    """Tokens that fit into the KV cache; None if unknown, or if tokens use no cells (recurrent models).
 
-    The log has it at ``-lv 4``, and else what one slot gets: ``n_ctx_slot``, with a warning that names the uncapped
-    size where it was capped (to the model's training context, or ``--kv-unified-per-slot``). One pool is as large as
-    that; else every slot has one (src/llama-context.cpp:290 pads the context so that it comes out even). Builds from
-    April to summer 2026 log neither, and other servers have no log: there the slots show it, with the flags.
+    At ``-lv 4`` the log has it. Otherwise it has the size for one slot, ``n_ctx_slot``, with a warning that has the
+    uncapped size if it was capped (to the model's training context, or ``--kv-unified-per-slot``). That is the size of
+    a shared pool, else of each slot's part (src/llama-context.cpp:290 pads the context so that it divides evenly).
+    Builds from April to summer 2026 log neither, and other servers have no log: then the slots and flags are used.
     """
     return _pool(logged, polled, model)[0]
 
@@ -104,7 +104,7 @@ def _pool(logged: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int
     if shape is not None and shape.cache in ("recurrent", "none"):
         return None, unified
     if shape is not None and shape.cache == "compressed":
-        shared = False  # each slot has its own, whatever the flag is
+        shared = False  # each slot has its own cells, whatever the flag is
     elif logged.pool is not None:
         return logged.pool, unified
     sequence = logged.sequence_context or logged.slot_context
@@ -123,21 +123,21 @@ def _pool(logged: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int
 
 
 def _gauged(gauges: Mapping[str, float]) -> int | None:
-    """llama.cpp's own gauges until May 2025, which forks have kept."""
+    """llama.cpp's own gauges until May 2025, which forks still have."""
     ratio, tokens = gauges.get("kv_cache_usage_ratio"), gauges.get("kv_cache_tokens")
     return count(round(tokens / ratio)) if ratio and tokens and 1e-9 < ratio <= 1 else None
 
 
 def _slot_size(slots: Sequence[SlotState]) -> int | None:
-    """What each slot may hold: the whole pool if it is shared, its share if it is split, unless it is capped."""
+    """Most tokens per slot: the whole pool if it is shared, its part if it is split, unless it is capped."""
     sizes = {slot.context_size for slot in slots}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def _pool_of_slots(polled: Polled, model: LoadedModel, unified: bool | None) -> tuple[int | None, bool | None] | None:
-    """The pool where the flag that sizes it and the slots agree; None where there is no such flag.
+    """The pool's size if the slots agree with the flag that sets it; None without such a flag.
 
-    What several slots hold together proves nothing: the answers to one prompt share cells.
+    The sum of several slots' tokens proves nothing: choices of one prompt share cells.
     """
     slots = polled.slots or ()
     requested = padded((model.settings.ctx_size if model.settings is not None else None) or 0)
@@ -154,7 +154,7 @@ def _pool_of_slots(polled: Polled, model: LoadedModel, unified: bool | None) -> 
 
 
 def _uncapped(polled: Polled, model: LoadedModel) -> int | None:
-    """What a slot may hold, where that is certainly not capped."""
+    """Most tokens of a slot, if that is certainly not capped."""
     size, trained = _slot_size(polled.slots or ()), _trained(polled, model)
     below = size is not None and trained is not None and size < trained
     return size if below and _capped_per_slot(model) is None else None
@@ -200,7 +200,7 @@ def _tokens(slots: Sequence[SlotState] | None, *, busy: bool) -> int | None:
 
 
 def _used(slots: Sequence[SlotState], model: LoadedModel) -> Mapping[str, int]:
-    """Bytes that the slots' tokens take. The context that drafts mirrors them, if anything drafts with it."""
+    """Bytes that the slots' tokens use, including their copy in a drafting context."""
     if model.sure is None:
         return {}
     parts = model.sure.parts
@@ -214,12 +214,11 @@ def _used(slots: Sequence[SlotState], model: LoadedModel) -> Mapping[str, int]:
 
 
 def used_of(parts: Iterable[CachePart], held: Sequence[int | None]) -> Mapping[str, int]:
-    """Bytes, by part, that the tokens take which each slot holds.
+    """Bytes, by part, that the given tokens of each slot use.
 
-    A cache holds no more tokens than it has cells: of a window's layers that is an upper bound, as cells that the
-    window has passed count until they are overwritten. A recurrent layer holds one state for each slot that is in
-    use, however long its text is. Empty where a slot does not say what it holds, or a token's share is not the same
-    everywhere (compressed caches).
+    A cache has at most as many tokens as cells; for layers with a window that is an upper bound, as cells outside the
+    window count until they are overwritten. A recurrent layer has one state for each slot in use, whatever its length.
+    Empty if the tokens of a slot are unknown, or tokens differ in size (compressed caches).
     """
     tokens = [number for number in held if number is not None]
     parts = tuple(parts)

@@ -1,11 +1,11 @@
 """llama-swap: its models and their states from ``/running``, their requests from ``/logs/stream/MODEL``.
 
-Versions without a log stream for each model have one of all models' servers: its lines are the one running model's;
-while several run, their requests have no model.
+Versions without a log stream for each model have one common stream: its lines belong to the running model if there is
+only one; while several run, requests have no model.
 
 No request goes to ``/upstream/MODEL`` or to a model: it would load the model, or keep it loaded. So llama.cpp's
-counters and slots are not there; requests, tokens and latencies are, from the log. Written from the source of
-llama-swap v250 (internal/server), and run with it.
+counters and slots are missing; requests, tokens and latencies come from the log. Written from the source of llama-swap
+v250 (internal/server), and tested with it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _MAX_MODELS = 256
 _MOST_AHEAD = 64
-"""Configured models whose logs are read before they are loaded: the request that loads a model is seen, too."""
+"""Most configured models whose logs are read before loading, so that the request that loads a model is seen."""
 _STATES = {"ready": "loaded", "starting": "loading"}
-"""llama-swap's states that have a process, and what a router's are called."""
+"""llama-swap's states with a process, and the same states of a router's models."""
 
 
 def parse_running(document: Any) -> dict[str, str]:
-    """Models that have a process, and their states. Raises ValueError for what is not llama-swap's answer."""
+    """Models that have a process, and their states. Raises ValueError for a response that is not llama-swap's."""
     entries = document.get("running") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("it is not llama-swap's list of running models")  # noqa: TRY004 - a document's shape
@@ -70,12 +70,12 @@ def parse_configured(document: Any) -> list[str]:
 
 
 class _LogStream:
-    """Reads one of llama-swap's log streams on a thread of its own, from now on, over disconnections."""
+    """Reads one of llama-swap's log streams on its own thread, from now on, and reconnects."""
 
     def __init__(
         self, http: HttpClient, path: str, feed: Callable[[list[str] | None], None], missing: Callable[[], None]
     ) -> None:
-        """``feed`` gets whole lines, None after a disconnection; ``missing`` is called if there is no such stream."""
+        """``feed`` gets whole lines, or None after a disconnection; ``missing`` is called if there is no such stream."""
         self._http = http
         self._path = f"/logs/stream{path}?no-history"
         self._feed = feed
@@ -85,7 +85,7 @@ class _LogStream:
         threading.Thread(target=self._follow, name="llamatel-swap-log", daemon=True).start()
 
     def stop(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._stopped.set()
         if self._socket is not None:
             abort(self._socket)
@@ -125,23 +125,23 @@ class _Model:
 
     @property
     def seen(self) -> bool:
-        """Whether it was loaded while it was observed."""
+        """Whether it was loaded since observation started."""
         return self.loads > 0
 
     def update(self, state: str) -> None:
-        """Its state in another poll."""
+        """Update the state from a poll."""
         self.loads += state != "unloaded" and self.state == "unloaded"
         self.state = state
 
     def feed(self, lines: list[str] | None) -> None:
-        """Read lines of its log; None: what follows is not connected to what was read."""
+        """Read lines of its log; None: a gap."""
         if lines is None:
             self.log.forget()
         else:
             self.observed.publish(self.log.feed(lines, time.time()))
 
     def snapshot(self) -> ServerSnapshot:
-        """What its log shows, with its state."""
+        """The snapshot from its log and state."""
         [own] = self.observed.snapshots()
         cache = own.kv_cache if self.state == "loaded" else None
         return replace(own, state=self.state, kv_cache=cache, router_model=RouterModel(loads=self.loads))
@@ -162,7 +162,7 @@ class LlamaSwap:
         self._streams = LogStreams(self._mixed, name="llama-swap's log")
         self._common: _LogStream | None = None
         self._lock = threading.Lock()
-        """Held where the common log is opened or read."""
+        """Held while the common log is opened or read."""
         self._once = LogOnce(_log)
         self._stopped = threading.Event()
         self._listeners = Listeners[Completion | ObservedRequest]()
@@ -183,7 +183,7 @@ class LlamaSwap:
         self._http.close()
 
     def check(self) -> None:
-        """Poll once. Raises ServerUnreachable where llama-swap does not answer."""
+        """Poll once. Raises ServerUnreachable if llama-swap does not respond."""
         try:
             self._poll()
         except (HttpError, ValueError) as error:
@@ -194,7 +194,7 @@ class LlamaSwap:
         return self._listeners.add(listener)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
-        """llama-swap itself, and its models that were loaded at some time."""
+        """llama-swap itself, and the models that were loaded at some time."""
         own = ServerSnapshot(self.info, up=self._up, state="ready" if self._up else None)
         if self._common is not None:
             own = replace(own, log=self._mixed.snapshots()[0].log)
@@ -229,7 +229,7 @@ class LlamaSwap:
         self._up = True
 
     def _open_common(self) -> None:
-        """There is no log of a single model: read that of all."""
+        """Read the common log, as there are no logs of single models."""
         with self._lock:
             if self._common is None:
                 self._once.warning(

@@ -1,7 +1,7 @@
 """The process of a llama-server on this machine: its flags, its model's file, its CPU time and memory.
 
-Of other users' processes and other machines' servers nothing is known. A path that a server's log or answer names is
-opened only if the operating system lists that file among the mappings of the server's process.
+Nothing is known of other users' processes and other machines' servers. A path from a server's log or response is opened
+only if the operating system lists that file among the mappings of the server's process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import psutil
 
 _WORKING_SHARE = 0.1
-"""Of one CPU: a process that used more while a request waited for its answer is at work."""
+"""Share of one CPU; a process that used more while a request waited for its response is working."""
 _PROGRAM = re.compile(r"llama-server(?!\w)|llamatel\.llama\.server\.xllamacpp_server$")
 _LOADER = re.compile(r"(?:ld[-.]|ld64|qemu-|box64|valgrind|python)")
-"""Programs that run another one in their own process: the words before it are theirs."""
+"""Programs that run another program in their own process; the arguments before that program are their own."""
 _ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
@@ -44,7 +44,7 @@ def server_flags(command: Sequence[str]) -> list[str] | None:
 
 
 class LocalProcess:
-    """A llama-server's process. Once it has exited everything is unknown; nothing is raised."""
+    """A llama-server's process. After its exit everything is unknown; nothing is raised."""
 
     def __init__(self, process: psutil.Process, flags: Sequence[str], environ: Mapping[str, str]) -> None:
         self._process = process
@@ -55,7 +55,7 @@ class LocalProcess:
 
     @property
     def settings(self) -> ServerSettings:
-        """What its flags and environment come to."""
+        """The settings from its flags and environment."""
         return parse_server_flags(self.flags, environ=self.environ, lenient=True)
 
     @property
@@ -70,11 +70,11 @@ class LocalProcess:
 
     @property
     def cpu_s(self) -> float | None:
-        """Seconds of CPU time that it has used."""
+        """Its CPU time in seconds."""
         return _cpu_s(self._process)
 
     def model_file(self, given: str | None, named: Sequence[str | None] = ()) -> Path | None:
-        """The file of a model: as its flags give it, else what ``named`` names, if the process has it mapped."""
+        """The model's file: from its flags, else ``named`` if the process has that file mapped."""
         if given is not None:
             path = self._seen(given)
             if path is not None and path.is_file():
@@ -92,7 +92,7 @@ class LocalProcess:
         try:
             path = Path(self._process.cwd()) / name
             elsewhere = Path("/proc/self/ns/mnt").readlink() != Path(f"/proc/{self.pid}/ns/mnt").readlink()
-        except FileNotFoundError:  # no Linux
+        except FileNotFoundError:  # not Linux
             elsewhere = False
         except (psutil.Error, OSError):
             return None
@@ -108,16 +108,16 @@ class LocalProcess:
 
 
 def find_process(address: Address) -> LocalProcess | None:
-    """The one llama-server that listens at an address of this machine; None where that is unsure.
+    """The one llama-server that listens at an address of this machine; None if uncertain.
 
-    So it is for another machine's address, for what only forwards the port, and for processes of other users.
+    Also None for another machine's address, for a program that only forwards the port, and for other users' processes.
     """
     pid = find_listener(address)
     return None if pid is None else process_of(pid)
 
 
 def find_listener(address: Address) -> int | None:
-    """The id of the one process that listens at an address of this machine; None where that is unsure."""
+    """The id of the one process that listens at an address of this machine; None if uncertain."""
     if not address.is_local:
         return None
     if address.scheme == "unix":
@@ -151,14 +151,14 @@ def process_of(pid: int) -> LocalProcess | None:
 
 
 class _Sockets:
-    """The machine's sockets with their processes; a list is shared by those who want one at the same moment."""
+    """The machine's sockets with their processes; concurrent callers share a list."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lists: dict[str, tuple[float, list[Any]]] = {}
 
     def list(self, kind: str) -> list[Any]:
-        """As psutil has it; empty where it may not be seen. Costs some ms, and more where many processes run."""
+        """psutil's list; empty if not permitted. Takes some ms, more with many processes."""
         import psutil
 
         wanted_at = time.monotonic()
@@ -186,7 +186,7 @@ def _listens(entry: Any, port: int | None) -> bool:
 
 
 class ProcessUsage:
-    """CPU time and memory of the process that a server has now; its CPU time never goes down. Thread-safe."""
+    """CPU time and memory of a server's current process; the CPU time never decreases. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -196,7 +196,7 @@ class ProcessUsage:
         self._last_s: tuple[float, float] | None = None
 
     def read(self, pid: int | None) -> ProcessState:
-        """State of process ``pid``; without one, or where it cannot be read, the CPU time until then and no memory."""
+        """State of process ``pid``; if it is None or unreadable, the CPU time until then and no memory."""
         import psutil
 
         with self._lock:
@@ -224,7 +224,7 @@ class ProcessUsage:
 
 
 def cpu_time(pid: int | None) -> float | None:
-    """Seconds of CPU time that a process has used; None where that is not known."""
+    """A process's CPU time in seconds; None if unknown."""
     import psutil
 
     try:
@@ -234,7 +234,7 @@ def cpu_time(pid: int | None) -> float | None:
 
 
 def has_worked(before_s: float | None, after_s: float | None, seconds: float) -> bool:
-    """Whether a process has used the CPU in these seconds; its CPU time before and after them."""
+    """Whether a process used the CPU during ``seconds``, given its CPU time before and after."""
     return before_s is not None and after_s is not None and after_s - before_s > _WORKING_SHARE * seconds
 
 

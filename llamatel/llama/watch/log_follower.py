@@ -1,4 +1,4 @@
-"""Follows the log of an attached server: a file or a stream, read on a thread of its own."""
+"""Follows the log of an attached server, a file or a stream, on its own thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamatel.llama.watch.observed_server import ObservedServer
 
 
 class LogFollower:
-    """Feeds a log to the servers that it is about."""
+    """Feeds a log to its servers."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class LogFollower:
         *,
         added: Callable[[ObservedServer], None] = lambda _: None,
     ) -> None:
-        """``added`` is called for each further server that the log shows. Raises ValueError for one without a log."""
+        """``added`` is called for each further server in the log. Raises ValueError for a server without a log."""
         self._source = source
         server.blocking = source.blocking
         if server.log is not None:
@@ -29,7 +29,7 @@ class LogFollower:
         self._streams = LogStreams(server, name=source.name, added=added)
         self._failure: LlamatelError | None = None
         self._ended = threading.Event()
-        """What others wait for; not the thread itself, see ``Supervisor.join``."""
+        """Set at the end; others wait for this instead of the thread, see ``Supervisor.join``."""
         self._thread = threading.Thread(target=self._run, name="llamatel-log", daemon=True)
 
     def start(self) -> LogFollower:
@@ -38,14 +38,14 @@ class LogFollower:
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the log's end; False if it goes on. Raises LogSourceError if it could not be read to its end."""
+        """Wait for the log's end; False on timeout. Raises LogSourceError if it could not be read to its end."""
         self._ended.wait(timeout)
         if self._failure is not None:
             raise self._failure
         return self._ended.is_set()
 
     def stop(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._source.stop()
         if self._thread.is_alive():
             self._ended.wait()

@@ -1,7 +1,7 @@
-"""The servers whose lines one log holds, each with its own observed server.
+"""Assigns the lines of one log to the servers that wrote them, each with its own observed server.
 
-Lines are taken out of what other programs put around them; the source that a wrapper names (pod, container, unit,
-compose service, any prefix) identifies a stream; within a stream, clocks, slots and task numbers identify the server.
+Wrappers of other programs are removed from the lines; the source that a wrapper names (pod, container, unit, compose
+service, any prefix) identifies a stream; within a stream, clocks, slots and task numbers identify the server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COARSE_S = 2.5
 """A timestamp of whole seconds is less exact than the time of reading, unless they differ by more."""
 _OTHER_PROCESS = 1000
 _STEP_S = 1.0
-"""The wall clock was set if it moved so much more or less than the monotonic clock between two reads."""
+"""The wall clock was set if it moved this much more or less than the monotonic clock between two reads."""
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
 _ORDINARY = ("srv          stop: ", "srv    send_error: ", "srv  update_slots: ")
 REPLACED = "the server's process was replaced"
@@ -50,14 +50,14 @@ class _Stream:
         self.name = name
         self.separation = ProcessSeparation()
         self.servers: dict[int, ObservedServer] = {}
-        """By the number of the process."""
+        """Servers by process number."""
         self.processes: dict[str, int] = {}
-        """By the process id that its wrapper names."""
+        """Servers by the process id in the wrapper."""
         self.quotations, self.scanned_quotations = ClientText(), ClientText()
         """Client text is no other server's; of lines that are read, and of those that are only dated."""
         self.clocks: BacklogClocks | None = None
         self.wall: float | None = None
-        """When the last line was written that has a date of its own."""
+        """When the last line with its own date was written."""
 
     def clock(self, process: str | None) -> int | None:
         """Whose lines are those of another process than the first."""
@@ -72,7 +72,7 @@ class _Stream:
 
 
 class LogStreams:
-    """Feeds the lines of one log to the servers that wrote them. Not thread-safe."""
+    """Feeds the lines of one log to their servers. Not thread-safe."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class LogStreams:
         name: str = "the log",
         added: Callable[[ObservedServer], None] = lambda _: None,
     ) -> None:
-        """``server``: the one that is polled, or the first that is found; ``added`` is called for each further one.
+        """``server``: the polled server, or the first one found; ``added`` is called for each further one.
 
         Raises ValueError for a server without a log.
         """
@@ -95,19 +95,19 @@ class LogStreams:
         self._lines = WrappedLines()
         self._streams: dict[str, _Stream] = {}
         self._plain: _Stream | None = None
-        """The only stream, if nothing is around its lines."""
+        """The only stream, if its lines have no wrapper."""
         self._fast = False
         self._requests = False
         """Whether one was read."""
         self._recorded = False
-        """Whether the lines at hand were recorded before."""
+        """Whether the current lines were written before reading started."""
         self._once = LogOnce(_log)
         self._wall_offset = time.time() - time.monotonic()
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
     def read(self, batch: Batch) -> None:
-        """Read lines as they arrive; a batch without lines means that none arrived for a while."""
+        """Read new lines; a batch without lines means that none arrived for a while."""
         offset = time.time() - time.monotonic()
         if abs(offset - self._wall_offset) > _STEP_S:
             for stream in self._streams.values():
@@ -127,7 +127,7 @@ class LogStreams:
             position += 1
 
     def _read_plain(self, batch: Batch, start: int) -> int:
-        """Read lines of the one server of a log without wrappers, as long as nothing is special; how many."""
+        """Read ordinary lines of the one server of a log without wrappers; returns how many were read."""
         stream = self._plain
         if (
             not self._fast
@@ -174,7 +174,7 @@ class LogStreams:
             stream.clocks = None
 
     def forget(self) -> None:
-        """The log ends here: what became of requests in flight will not be known."""
+        """Finish at the log's end: the outcome of requests in flight is unknown."""
         for carried in self._lines.flush():
             self._read(carried, 0.0, live=False)
         for stream in self._streams.values():
@@ -215,9 +215,9 @@ class LogStreams:
         live: bool = True,
         clock: int | None = None,
     ) -> None:
-        """Read llama.cpp's own line."""
+        """Read a line of llama.cpp."""
         parts = split_line(line[:_LONGEST_LINE])
-        # In a backlog, the same lines as were dated: their time is not known yet.
+        # In a backlog only the lines that were dated: the time of the others is not known yet.
         if _quoted(stream.quotations, line, parts, now if stream.clocks is None else 0.0):
             self._log.skip()
             return
@@ -253,7 +253,7 @@ class LogStreams:
             self._publish(server, completed, number)
 
     def _read_fast(self, stream: _Stream, *, on: bool) -> None:
-        """While there is one server, let its reader detect another one's lines: each line is then matched once."""
+        """While there is one server, its reader detects another server's lines, so each line is matched once."""
         self._fast = on
         server = stream.servers.get(0)
         if server is None or (log := server.log) is None:
@@ -266,7 +266,7 @@ class LogStreams:
         if self._recorded:
             return
         if number == UNKNOWN:
-            # Of which server it is and what else ran there is not known.
+            # Its server, and what else ran there, is unknown.
             completed = [
                 replace(each, slot=None if each.slot is None else own_slot(each.slot), queue_s=None, in_flight=())
                 for each in completed
@@ -316,7 +316,7 @@ class LogStreams:
         return stream
 
     def _new(self, stream: _Stream, number: int) -> ObservedServer | None:
-        """The server of a process that is new; None if there are too many, whose lines count as skipped."""
+        """The server of a new process; None if there are too many: its lines count as skipped."""
         known = sum(len(each.servers) for each in self._streams.values())
         if known >= _MOST_SERVERS:
             self._once.warning(
@@ -376,7 +376,7 @@ def _quoted(text: ClientText, line: str, parts: LogLine, now: float) -> bool:
 def _ordinary(
     lines: Sequence[str], start: int, earliest: float, latest: float
 ) -> tuple[list[tuple[str, LogLine]], float]:
-    """Lines that are certainly the known process's, parsed, and the last of their timestamps.
+    """Lines that are certainly of the known process, parsed, and their last timestamp.
 
     They are llama.cpp's own, with ascending timestamps between ``earliest`` and ``latest``, and do not concern the
     process itself.

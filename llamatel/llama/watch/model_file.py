@@ -1,4 +1,4 @@
-"""The model that a server runs: its shape, from its file, and its cache as planned with the server's flags."""
+"""The model that a server runs: its shape from its file, and the cache planned from the server's flags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class ModelFile:
-    """Reads the model's file, again only when the server has loaded something else. Not thread-safe."""
+    """Reads the model's file; reads it again only if the server has loaded another model. Not thread-safe."""
 
     def __init__(self) -> None:
         self._model = LoadedModel()
@@ -37,9 +37,9 @@ class ModelFile:
         named: str | None,
         build: str | None = None,
     ) -> LoadedModel:
-        """What is known of the model; ``named`` is its path as the server's ``/props`` has it, ``build`` llama.cpp's.
+        """What is known of the model; ``named``: its path in ``/props``, ``build``: llama.cpp's build.
 
-        Takes some milliseconds where the model is new.
+        Takes some milliseconds for a new model.
         """
         loaded = (
             settings, None if process is None else process.pid, named, logged.model_path, logged.draft_path,
@@ -70,7 +70,7 @@ def _read(
     if shape is None:
         return LoadedModel(None, settings)
     if logged.draft_path is not None:
-        # A repository's own draft may come with its model, without a flag: the log names it, and its file.
+        # A repository may have its own draft model, loaded without a flag: the log names it, and its file.
         draft = process.model_file(settings.draft_model, (logged.draft_path,))
         settings = replace(settings, draft_model=str(draft or logged.draft_path))
         shape = replace(shape, draft=_shape(draft, build))
@@ -78,7 +78,7 @@ def _read(
 
 
 def _as_fitted(settings: ServerSettings, logged: LoggedServer, shape: ModelShape) -> ServerSettings:
-    """The settings with the context size that llama.cpp chose, where no flag sets it and the log shows it."""
+    """The settings with the context size that llama.cpp chose, if no flag sets it and the log has it."""
     if settings.ctx_size:
         return settings
     pool = pool_capacity(logged, Polled(), LoadedModel(shape, settings))
@@ -87,7 +87,7 @@ def _as_fitted(settings: ServerSettings, logged: LoggedServer, shape: ModelShape
 
 
 def _compared(model: LoadedModel, reported: Mapping[str, int]) -> LoadedModel:
-    """The model; its plan is not exact any more if llama.cpp reports other sizes."""
+    """The model; its plan is no longer exact if llama.cpp reports other sizes."""
     plan = model.plan
     if plan is None or model.sure is None or not reported:
         return model
@@ -100,7 +100,7 @@ def _compared(model: LoadedModel, reported: Mapping[str, int]) -> LoadedModel:
         else (f"llama.cpp reports {-error / 2**20:,.2f} MiB less than planned")
     )
     _log.warning(
-        "the KV cache of %s was not planned right (%s): its planned sizes are withdrawn; please report the model, the "
+        "the planned KV cache of %s is wrong (%s): planned sizes are no longer exported; please report the model, the "
         "flags and the llama.cpp build",
         "the model" if model.shape is None else model.shape.name or model.shape.architecture,
         why,

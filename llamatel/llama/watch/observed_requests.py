@@ -1,4 +1,4 @@
-"""Requests as polls of the slots show them, for servers without a log."""
+"""Requests derived from polls of the slots, for servers without a log."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from llamatel.snapshots import SlotState
 class SlotTrace:
     """Follows slots from poll to poll. Not thread-safe.
 
-    A request is reported once a poll finds its slot without it. Requests between two polls are not seen, so
-    this is no count of requests.
+    A request is reported once a poll no longer finds it in its slot. Requests between two polls are not seen, so
+    this does not count requests.
     """
 
     def __init__(self) -> None:
         self._polled_at: float | None = None
         self._running: dict[int, tuple[ObservedRequest, float | None]] = {}
-        """By slot; with the time of the poll before the one that first saw it."""
+        """By slot, with the time of the last poll before the request was seen."""
 
     def observe(
         self, server: ServerInfo, slots: Iterable[SlotState], at: float, sent_at: float | None = None
     ) -> list[ObservedRequest]:
-        """The requests that a poll found finished.
+        """The requests that have finished since the previous poll.
 
-        The poll was sent at Unix time ``sent_at`` (None: the same time) and answered at ``at``: a request that is seen
-        again has certainly run until it was sent.
+        The poll was sent at Unix time ``sent_at`` (None: at ``at``) and its response arrived at ``at``: a request that
+        is seen again has certainly run until ``sent_at``.
         """
         sent_at = at if sent_at is None else sent_at
         finished = []
@@ -45,7 +45,7 @@ class SlotTrace:
 
     @property
     def running(self) -> list[ObservedRequest]:
-        """The requests that ran at the last poll."""
+        """The requests in flight at the last poll."""
         return [request for request, _ in self._running.values()]
 
     def idle(self, at: float) -> None:
@@ -53,7 +53,7 @@ class SlotTrace:
         self._polled_at = at
 
     def forget(self) -> None:
-        """Forget what was seen: another process follows, or a time without polls."""
+        """Clear, before another process or a time without polls."""
         self._polled_at = None
         self._running.clear()
 

@@ -1,4 +1,4 @@
-"""What a poll shows of a server, if it fails, too."""
+"""The outcome of a poll, including failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_SERVER = "the proxy in front of it finds no server"
 
 @dataclass(frozen=True, slots=True)
 class PollOutcome:
-    """How a poll went."""
+    """The outcome of a poll."""
 
     life: Lifecycle | None = None
     up: bool | None = None
@@ -24,14 +24,14 @@ class PollOutcome:
 
 
 def failed_poll(error: ServerUnreachable, life: Lifecycle | None, *, is_alive: Callable[[], bool]) -> PollOutcome:
-    """What an error shows; ``is_alive``: whether a server that did not answer in time works nevertheless."""
+    """The outcome of an error; ``is_alive``: whether a server that timed out is working nevertheless."""
     if error.status == 503:
-        # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet either way.
+        # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet in either case.
         return PollOutcome(life, up=False, state="starting")
     if isinstance(error, NotLlamaCpp):
         return PollOutcome(life)
     if error.status is not None:
-        # Only 401 is llama.cpp's own, but not at /health; else something unknown answers, or a proxy without a server.
+        # llama.cpp itself sends only 401, and not for /health; else it is another program, or a proxy without a server.
         if (error.status == 401 and not isinstance(error, NotIdentified)) or life is not None:
             return PollOutcome(life, up=True)
         return PollOutcome(life, up=False if error.status in _NO_SERVER_STATUS else None)
@@ -41,7 +41,7 @@ def failed_poll(error: ServerUnreachable, life: Lifecycle | None, *, is_alive: C
 
 
 def refusal(url: str | None, status: int) -> str:
-    """What an unexpected status means, in one line."""
+    """A one-line explanation of an unexpected status."""
     hints = {
         200: "with something that llama.cpp does not send",
         401: "the API key is missing or wrong: use --api-key-file",

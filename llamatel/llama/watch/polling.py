@@ -1,17 +1,16 @@
-"""One llama.cpp process as HTTP shows it: a server, or a router's model. Polls neither wake it nor keep it awake.
+"""Polls one llama.cpp process, a server or a router's model, without waking it or keeping it awake.
 
-``/metrics`` and ``/props`` neither wake a sleeping server nor keep one awake, ``/slots`` does both. So each poll sends
-``/metrics`` alone, and ``/slots`` only while requests run, or once after something happened (a counter moved, or a line
-of the log was written), and then only if ``/props`` reports that the server does not sleep. Without ``--metrics`` it is
-unknown whether anything happened: the slots are then polled in pauses that double while nothing changes, so that the
-server falls asleep after at most twice its time.
+``/metrics`` and ``/props`` neither wake a sleeping server nor keep one awake; ``/slots`` does both. So each poll sends
+only ``/metrics``. ``/slots`` is sent while requests run, or once after a change of a counter or the log, if ``/props``
+reports that the server is awake. Without ``--metrics`` changes are unknown: the slots are then polled at intervals that
+double while nothing changes, so the server falls asleep after at most twice its idle time.
 
-In builds before August 2026 ``/metrics`` wakes a sleeping server and keeps it awake, too. There it is sent only if
-``/props`` reports that the server does not sleep, and in the same pauses while nothing changes, unless its flags are
-known and it never sleeps.
+In builds before August 2026 ``/metrics`` also wakes a sleeping server and keeps it awake. There it is sent only if
+``/props`` reports that the server is awake, and at the same intervals while nothing changes, unless its flags are known
+and it never sleeps.
 
-What a server does not offer (501, or an older build's 404) is absent and logged once. Gauges that llama.cpp resets at
-each scrape (``*_tokens_seconds``) are not used.
+Data of an endpoint that a server lacks (501, or an older build's 404) is absent, which is logged once. Gauges that
+llama.cpp resets at each scrape (``*_tokens_seconds``) are not used.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from llamatel.snapshots import SlotState
 _log = logging.getLogger(__name__)
 
 _PROPS_S = 10.0
-"""How often an idle server is queried for whether it sleeps."""
+"""Interval of checking whether an idle server sleeps."""
 _LONGEST_S = 3600.0
 _LONGEST_SCRAPE_S = 300.0
-"""Between scrapes of an idle server of an older build, which may sleep."""
+"""Interval of scraping an idle server of an older build that may sleep."""
 _HARMLESS = "prompt_tokens_cached_total"
-"""A counter of the builds whose ``/metrics`` is harmless."""
+"""A counter that only builds with a harmless ``/metrics`` have."""
 _MISSING = (404, 501)
 _MAX_PROCESSES = 16
 _NO_SERVER = ServerInfo("unknown")
 
 
 class Polling:
-    """Polls one llama.cpp. One thread polls at a time; ``replaced`` may be called from any."""
+    """Polls one llama.cpp process. One thread polls at a time; ``replaced`` may be called from any."""
 
     def __init__(
         self,
@@ -75,76 +74,76 @@ class Polling:
         self._counters = CarriedCounters()
         self._values: Mapping[str, float] = {}
         self._scrape: Scrape | None = None
-        """The last one that was recorded, of a server that answers."""
+        """The last recorded scrape of a server that responds."""
         self._process: str | None = None
         self._earlier: dict[str, Mapping[str, float]] = {}
-        """Last counters of processes that answered before, by their start."""
+        """Last counters of earlier processes, by their start."""
         self._rate = DecodeRate()
         self.decode_rate: float | None = None
-        """Tokens a second over all slots."""
+        """Tokens per second over all slots."""
         self._trace = SlotTrace()
         self._observed: list[ObservedRequest] = []
         self.uncounted: list[ObservedRequest] = []
-        """Requests that ran when the slots were polled after the last scrape: no counter has them yet."""
+        """Requests seen in the slots after the last scrape, which no counter includes yet."""
         self._lacks: set[str] = set() if has_metrics else {"metrics"}
         self._has_metrics = has_metrics
         self._once = LogOnce(_log)
         self.slots: tuple[SlotState, ...] | None = None
-        """As last seen."""
+        """The slots as last polled."""
         self.slots_are_new = False
-        """Whether the last poll has seen them."""
+        """Whether they are from the last poll."""
         self._changed = True
-        """Whether something happened since the slots were polled."""
+        """Whether something changed since the slots were polled."""
         self._log_lines: int | None = None
         self._props_at = float("-inf")
         self._pause_s = interval_s
         self._slots_at = float("-inf")
         self.sleeping: bool | None = None
         self.restarts = 0
-        """Times another process was found in its place."""
+        """Times another process was found at its address."""
         self.trained_context: int | None = None
         self.may_sleep: bool | None = None
-        """By its flags; None where they are unknown."""
+        """From its flags; None if they are unknown."""
         self.scrape_wakes: bool | None = None
-        """Whether ``/metrics`` wakes it; None where that is unknown, until the first scrape."""
+        """Whether ``/metrics`` wakes it; None while unknown, until the first scrape."""
         self._scrape_at = float("-inf")
         self.always_slots = False
-        """Poll the slots each time: something may change them that neither a counter nor the log shows."""
+        """Poll the slots each time, because they can change without a counter or log line."""
 
     @property
     def busy(self) -> bool:
-        """Whether requests ran, or waited, at the last poll."""
+        """Whether requests ran or waited at the last poll."""
         return self._works or any(slot.busy for slot in self.slots or ())
 
     @property
     def marks(self) -> object:
-        """What changes while the server makes progress: its counters, and the tokens in its slots."""
+        """Values that change while the server makes progress: its counters, and the tokens in its slots."""
         slots = tuple((slot.id, slot.task, slot.prompt_computed, slot.decoded) for slot in self.slots or ())
         return tuple(self._counters.totals().items()), slots
 
     @property
     def _works(self) -> bool:
-        """Whether its gauges report that."""
+        """Whether its gauges report running or waiting requests."""
         return any(self._values.get(gauge, 0) > 0 for gauge in ("requests_processing", "requests_deferred"))
 
     @property
     def polled(self) -> Polled:
-        """What the KV cache is derived from."""
+        """The data from which the KV cache's state is derived."""
         return Polled(self.slots, self.trained_context, self._values, self.sleeping)
 
     @property
     def answers(self) -> bool:
-        """Whether its counters are those of a server that answers now."""
+        """Whether its counters are from a server that currently responds."""
         return bool(self._values)
 
     @property
     def totals(self) -> dict[str, float]:
-        """llama.cpp's counters over the lives of its process."""
+        """llama.cpp's counters, summed over the server's processes."""
         return self._counters.totals()
 
     @property
     def generated_total(self) -> float | None:
-        """Tokens that the process which runs now has generated."""
+        """Tokens that the current process has generated."""
         return self._counters.raw("tokens_predicted_total")
 
     @property
@@ -155,16 +154,16 @@ class Polling:
 
     @property
     def busy_slots_per_step(self) -> float | None:
-        """Mean number of busy slots over the decode steps of the process that runs now; None before the first step."""
+        """Mean busy slots per decode step of the current process; None before the first step."""
         return self._values.get("n_busy_slots_per_decode") if self._values.get("n_decode_total") else None
 
     def take_observed(self, server: ServerInfo) -> list[ObservedRequest]:
-        """The requests that the slots showed to have finished since the last call."""
+        """Remove and return the observed requests that have finished since the last call."""
         observed, self._observed = self._observed, []
         return [replace(request, server=server) for request in observed]
 
     def poll(self, log: Activity | None = None) -> bool:
-        """Poll once; True if another process was found. ``log``: what the server's log shows, if there is one.
+        """Poll once; True if another process was found. ``log``: the state of the server's log, if there is one.
 
         Raises ServerUnreachable.
         """
@@ -202,7 +201,7 @@ class Polling:
         return restarted
 
     def poll_counters(self, timeout_s: float) -> None:
-        """Take the counters of a server that is about to end; errors are ignored."""
+        """Read the counters of a server that is about to stop; errors are ignored."""
         life = self._counters.process
         try:
             self._on_task()
@@ -213,11 +212,11 @@ class Polling:
         self._counters.observe(scrape.values, life)
 
     def use(self, client: ServerClient) -> None:
-        """It is reached another way now."""
+        """Use another client from now on."""
         self._client = client
 
     def replaced(self) -> Mapping[str, float]:
-        """Another process is about to take its place; its counters go on. Returns the last ones of the process."""
+        """Prepare for a new process, with continuing counters. Returns the last counters of the previous one."""
         with self._lock:
             last = self._counters.restarted()
             self._process = None
@@ -226,24 +225,24 @@ class Polling:
             return last
 
     def add(self, missed: Mapping[str, float]) -> None:
-        """Add what a process has counted after its last poll."""
+        """Add counts of a process after its last poll."""
         self._counters.add(missed)
 
     def asleep(self) -> None:
-        """It sleeps: its model, and with it its KV cache, is unloaded."""
+        """Record that it sleeps: its model and KV cache are unloaded."""
         self.sleeping = True
         self.slots = self.decode_rate = None
         self._rate = DecodeRate()
         self._changed = False
 
     def disconnected(self) -> None:
-        """It does not answer: its state is unknown. Its counters are kept."""
+        """Record that it does not respond: its state is unknown. Its counters are kept."""
         self.slots = self.decode_rate = self.sleeping = None
         self._values, self._scrape = {}, None
         self._changed = True
         self._rate = DecodeRate()
         self._trace.forget()
-        self._lacks = set() if self._has_metrics else {"metrics"}  # the next one may be started in another way
+        self._lacks = set() if self._has_metrics else {"metrics"}  # the next process may be started with other flags
         self.scrape_wakes, self._scrape_at = None, float("-inf")
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ class Polling:
     def _record(self, scrape: Scrape) -> bool:
         self.uncounted = []
         if scrape is self._scrape:
-            return False  # nothing happened
+            return False  # nothing changed
         values = {name: value for name, value in scrape.values.items() if not name.endswith("_tokens_seconds")}
         totals = {name: value for name, value in values.items() if is_counter(name)}
         known = self._process is not None and scrape.process is not None
@@ -267,7 +266,7 @@ class Polling:
         return restarted
 
     def _switch(self, process: str | None) -> None:
-        """Another process answers: a new one, or one of several that answer in turns."""
+        """Handle a response of another process: a new one, or one of several replicas."""
         self.disconnected()
         last = self._counters.restarted()
         if self._process is not None:
@@ -284,7 +283,7 @@ class Polling:
             "added up; slots and KV cache are of one of them at a time: attach to each server (one llamatel per pod)",
             self._name,
         ):
-            self.restarts = max(0, self.restarts - 1)  # that was none
+            self.restarts = max(0, self.restarts - 1)  # the same process
 
     def _poll_slots(self) -> None:
         now = self._clock()
@@ -293,7 +292,7 @@ class Polling:
         if self._works:
             self._changed, self.sleeping = True, False
             self._look(now)
-        elif self._changed or self.busy or self.always_slots:  # busy: when they were polled last, perhaps long ago
+        elif self._changed or self.busy or self.always_slots:  # busy at the last poll, which may be long ago
             if self._ask_sleeping(now):
                 self._look(now)
                 self._changed = False
@@ -319,7 +318,7 @@ class Polling:
         return not props.sleeping
 
     def _ask_sleeping(self, now: float) -> bool:
-        """Query whether it sleeps; True if its slots may be polled: it answered, and does not (or never sleeps)."""
+        """Check whether it sleeps; True if its slots may be polled: it responded and is awake (or never sleeps)."""
         self._props_at = now
         props = self._client.props()
         if props == ServerProps():

@@ -1,4 +1,4 @@
-"""Whether a server that has work makes progress: one that hangs answers ``/health`` and generates nothing.
+"""Detects servers that have work and make no progress: a hung server responds to ``/health`` and generates nothing.
 
 Progress is any change of llama.cpp's counters or of a slot's prompt and output tokens, and CPU time of its process: a
 long prefill on the CPU changes no counter until its batch is done. A hung GPU driver under which llama.cpp waits in a
@@ -15,15 +15,15 @@ _log = logging.getLogger(__name__)
 
 STALLED_AFTER_S = 60.0
 _WORKING_SHARE = 0.1
-"""Of one CPU: a process that uses more is at work."""
+"""Share of one CPU; a process that uses more is working."""
 _POLLS = 3
-"""So many polls at least must show no progress."""
+"""Least number of polls without progress."""
 _LONGEST_BATCH = 20
-"""CPU time counts as progress for so many times ``after_s``: by default a batch may take twenty minutes."""
+"""CPU time counts as progress for this multiple of ``after_s``: by default a batch may take twenty minutes."""
 
 
 class ProgressWatch:
-    """Judges consecutive polls of one server, and logs when that changes. For one thread."""
+    """Evaluates consecutive polls of one server, and logs changes. For one thread."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ProgressWatch:
         on_stall: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``after_s``: a server that has work and makes no progress for so long is stalled.
+        """``after_s``: a server that has work and makes no progress for this long is stalled.
 
         ``name`` is for messages; ``on_stall`` is called, with a sentence, when the server is found to be stalled.
         """
@@ -47,10 +47,10 @@ class ProgressWatch:
         self._cpu_s: float | None = None
         self._seen_at: float | None = None
         self._since = self._moved_at = 0.0
-        """When progress was last seen; and without CPU time."""
+        """Time of the last progress; and of the last progress other than CPU time."""
 
     def observe(self, *, started_at: float, working: bool, marks: object, cpu_s: float | None) -> bool:
-        """Record a poll, which was started then; True if the server is stalled.
+        """Record a poll that was started at ``started``; True if the server is stalled.
 
         ``working``: it has requests, or did not answer the poll; ``marks``: what changes with progress; ``cpu_s``: its
         CPU time, None if unknown.

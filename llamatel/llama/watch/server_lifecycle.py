@@ -10,7 +10,7 @@ from llamatel.records import ServerInfo
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """The process of a server that this program has launched, as its supervisor sees it."""
+    """The process of a server that this program launched, as reported by its supervisor."""
 
     info: ServerInfo
     state: str
@@ -23,5 +23,5 @@ class Lifecycle:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a process that is meant to run."""
+        """Whether there is a process that should be running."""
         return self.state in ("starting", "ready")

@@ -1,4 +1,4 @@
-"""The log of one server: lines go in; finished requests, and what it shows of the server, come out."""
+"""Reads the log of one server: returns finished requests, and keeps the server's state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINES_PER_LOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The slots' work as the log shows it."""
+    """State of the slots, from the log."""
 
     lines: int
     """Lines about slots so far."""
@@ -38,7 +38,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What the log has shown so far."""
+    """The state so far, from the log."""
 
     server: LoggedServer
     counts: LogCounts
@@ -48,7 +48,7 @@ class LogState:
 
 
 class ServerLog:
-    """Reads the log of one server, over the lives of its process. Thread-safe."""
+    """Reads the log of one server, including restarts of its process. Thread-safe."""
 
     def __init__(self, server: ServerInfo, clock: LogClock | None = None, *, supervised: bool = False) -> None:
         """``supervised``: the owner calls ``restart`` when the server's process is replaced."""
@@ -59,12 +59,12 @@ class ServerLog:
 
     @property
     def logged(self) -> LoggedServer:
-        """What the log shows of the server itself."""
+        """What the log shows about the server itself."""
         return self._reader.logged_server
 
     @property
     def busy(self) -> int:
-        """Requests that run now."""
+        """Requests in flight."""
         with self._lock:
             return self._reader.busy
 
@@ -84,11 +84,11 @@ class ServerLog:
             self._reader.server = server
 
     def feed(self, lines: Sequence[str], now: float) -> list[Completion]:
-        """Read lines that were written at about Unix time ``now``; return the requests that finished with them."""
+        """Read lines that were written at about Unix time ``now``; returns the requests that they finish."""
         return self._feed(self._reader.feed, lines, now)
 
     def feed_output(self, lines: Sequence[OutputLine], now: float) -> list[Completion]:
-        """``feed`` for lines that a launched server wrote."""
+        """``feed`` for lines of a launched server."""
         return self._feed(self._reader.feed_output, lines, now)
 
     def _feed(
@@ -108,7 +108,7 @@ class ServerLog:
     def read_all(
         self, lines: Sequence[tuple[str, LogLine]], now: float, *, learned: Callable[[], None]
     ) -> tuple[list[Completion], int]:
-        """Read lines that were parsed already, up to one of another server; the requests, and how many were read."""
+        """Read parsed lines until one of another server; returns requests, and the number of lines read."""
         completed: list[Completion] = []
         with self._lock:
             reader = self._reader
@@ -146,18 +146,18 @@ class ServerLog:
             self._reader.skip()
 
     def lose(self, slot: int) -> None:
-        """The request in this slot cannot be followed any further; a negative slot: one that was not read at all."""
+        """Stop following the request in this slot; a negative slot: a request that was not read at all."""
         with self._lock:
             self._reader.lose(slot)
 
     def restart(self, server: ServerInfo, *, batch: int | None = None) -> None:
-        """A new process starts to log; ``batch`` is its --batch-size."""
+        """Prepare for a new process; ``batch`` is its --batch-size."""
         with self._lock:
             self._reader.restart(batch=batch)
             self._reader.server = server
 
     def abort(self, now: float, error: str) -> list[Completion]:
-        """The process has exited: its requests in flight fail at Unix time ``now`` with this error."""
+        """The process has exited: fail its requests in flight at Unix time ``now`` with this error."""
         with self._lock:
             return self._reader.abort(now, error)
 
@@ -174,17 +174,17 @@ class ServerLog:
                 reader.polled()
 
     def audit(self, generated_total: float | None, slots: Sequence[SlotState] | None) -> None:
-        """Compare it with llama.cpp's own figures, polled just now; None: not known."""
+        """Compare the log with llama.cpp's own figures, just polled; None: unknown."""
         with self._lock:
             self._reader.audit(generated_total, slots)
 
     def activity(self) -> Activity:
-        """The slots' work as it shows it."""
+        """The state of the slots."""
         with self._lock:
             return Activity(self._reader.activity, self._reader.logged_server.sleeping)
 
     def state(self, generated_total: float | None) -> LogState:
-        """What it has shown; ``generated_total`` is llama.cpp's own token counter, where available."""
+        """The state so far; ``generated_total`` is llama.cpp's own token counter, if available."""
         with self._lock:
             reader = self._reader
             return LogState(
@@ -196,19 +196,19 @@ class ServerLog:
             )
 
     def with_router(self, read: Callable[[RouterLog[LogReader]], T]) -> T:
-        """What ``read`` returns of the log of a router's models."""
+        """Apply ``read`` to the logs of a router's models."""
         with self._lock:
             return read(self._reader.router)
 
 
 def _chunks(lines: Sequence[L]) -> Iterator[Sequence[L]]:
-    """Batches of lines small enough that other threads do not wait long for the lock."""
+    """Split lines into batches, so that other threads do not wait long for the lock."""
     for start in range(0, len(lines), _LINES_PER_LOCK):
         yield lines[start : start + _LINES_PER_LOCK]
 
 
 def warn_unless_understood(log: LogState, info: ServerInfo, once: LogOnce) -> None:
-    """Warn once of a log that is silent while tokens are generated, or that shows no requests."""
+    """Warn once about a log that is silent while tokens are generated, or that shows no requests."""
     if log.counts.silent_s:
         once.warning(
             "silent",

@@ -21,12 +21,12 @@ class SnapshotBuilder:
     """Builds the snapshots of one server. One thread builds at a time."""
 
     def __init__(self, log: ServerLog | None) -> None:
-        """``log`` gets what the model's file shows of its cache."""
+        """``log`` receives properties of the cache from the model's file."""
         self._log = log
         self._usage = ProcessUsage()
         self._model_file = ModelFile()
         self._started_at: float | None = None
-        """Start of its process: one value a process, though its log and the system differ by a moment."""
+        """Start of its process: one value per process, although log and system differ slightly."""
 
     def build(
         self,
@@ -40,7 +40,7 @@ class SnapshotBuilder:
         named_model: str | None,
         is_router: bool,
     ) -> ServerSnapshot:
-        """The server after its ``last`` poll; ``named_model`` is the path in ``/props``."""
+        """The snapshot after the ``last`` poll; ``named_model`` is the path in ``/props``."""
         life, up = last.life, last.up
         logged = LoggedServer() if log is None else log.server
         counted = polling if polling is not None and (polling.answers or life is not None) else None

@@ -28,7 +28,7 @@ from llamatel.records import Labels, ServerInfo
 _log = logging.getLogger(__name__)
 
 _MAX_TARGETS = 4096
-"""A runaway discovery must not take all of the machine."""
+"""Most targets: bounds a discovery that returns far too many."""
 _MAX_LABELS = 32
 _LONGEST_VALUE = 256
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -42,12 +42,12 @@ class Target:
     url: str
     """``http://host:port``, perhaps with a path in front of llama.cpp's own, or ``unix:///path``."""
     api_key_file: str | None = None
-    """Of its own; None: the one for all."""
+    """Its own key file; None: the common one."""
     labels: Labels = ()
 
     @property
     def location(self) -> Address:
-        """Where it is."""
+        """Its parsed address."""
         return parse_address(self.url)
 
     @property
@@ -57,12 +57,12 @@ class Target:
 
     @property
     def port(self) -> int | None:
-        """The port, the scheme's own if none is named; None for a socket."""
+        """The port, by default the scheme's; None for a socket."""
         return self.location.port
 
     @property
     def server(self) -> ServerInfo:
-        """Its identity, as far as it is known before it answers."""
+        """Its identity, as far as known before the first response."""
         where = self.location
         labels = dict(self.labels) | ({"server.path": where.prefix} if where.prefix else {})
         return ServerInfo(where.host, where.port, labels=tuple(sorted(labels.items())))
@@ -71,7 +71,7 @@ class Target:
 def target(
     text: str, *, scheme: str = "http", api_key_file: str | None = None, labels: Mapping[str, str] | None = None
 ) -> Target:
-    """The target of an address, with or without ``http://``. Raises UsageError for one that is none."""
+    """The target of an address, with or without ``http://``. Raises UsageError for an invalid one."""
     url = (text if "://" in text else f"{scheme}://{text}").rstrip("/")
     parse_address(url)
     return Target(url, api_key_file, check_labels(labels or {}))
@@ -102,7 +102,7 @@ def parse_label(text: str) -> tuple[str, str]:
 
 
 def parse_lines(text: str) -> list[Target]:
-    """One address a line, after it perhaps the file of its API key; ``#`` starts a comment."""
+    """One address per line, optionally followed by its API key file; ``#`` starts a comment."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split(maxsplit=1)
@@ -115,7 +115,7 @@ def parse_lines(text: str) -> list[Target]:
 
 
 def parse_groups(document: Any) -> list[Target]:
-    """The targets of a ``file_sd`` document. Raises UsageError for one that is none."""
+    """The targets of a ``file_sd`` document. Raises UsageError for an invalid one."""
     if document is None:  # an empty YAML file
         return []
     if not isinstance(document, list):
@@ -158,14 +158,14 @@ def parse_file(name: str, text: str) -> list[Target]:
 class TargetFiles:
     """Files of targets, read again when they change. Not thread-safe.
 
-    Names may hold ``*`` in their last part. A file that cannot be read, or is invalid, after it could be read once,
-    keeps its last valid targets; that is logged once, and it is read again when it changes.
+    Names may have ``*`` in their last part. If a file becomes unreadable or invalid, its last valid targets are kept,
+    which is logged once; it is read again when it changes.
     """
 
     def __init__(
         self, names: Iterable[str], addresses: Sequence[Target] = (), *, labels: Mapping[str, str] | None = None
     ) -> None:
-        """``addresses`` are always there; ``labels`` are added to all targets.
+        """``addresses``: static targets; ``labels`` are added to all targets.
 
         Raises UsageError if a file without ``*`` cannot be read now.
         """
@@ -181,11 +181,11 @@ class TargetFiles:
 
     @property
     def watched(self) -> bool:
-        """Whether there is any file that could change."""
+        """Whether there are files that could change."""
         return bool(self._patterns)
 
     def changed(self) -> bool:
-        """Read the files that changed; True if there was anything new in them."""
+        """Read the changed files; True if their targets changed."""
         files = list(self._files())
         removed = self._targets.keys() - set(files)
         for path in removed:
@@ -206,7 +206,7 @@ class TargetFiles:
         return changed
 
     def targets(self) -> tuple[Target, ...]:
-        """All targets, each once, in their order; the first mention of an address counts."""
+        """All targets without duplicates, in order; the first entry of an address is used."""
         found: dict[Address, Target] = {}
         for entry in (*self._addresses, *(entry for path in sorted(self._targets) for entry in self._targets[path])):
             labels = tuple(sorted((dict(self._labels) | dict(entry.labels)).items()))
@@ -224,13 +224,13 @@ class TargetFiles:
 
     @staticmethod
     def _stamp(path: Path) -> tuple[int, ...]:
-        """What changes when the file does; also if a link to it is moved, as Kubernetes does with a ConfigMap's."""
+        """A value that changes with the file, also if a link to it is replaced, as Kubernetes does for a ConfigMap."""
         try:
             state = path.stat()
         except OSError:
             return ()
         if stat.S_ISFIFO(state.st_mode):
-            return (0,)  # read once: its content is not there a second time, and its writer may not close it
+            return (0,)  # a pipe is read once: its content cannot be read again, and its writer may keep it open
         return (state.st_mtime_ns, state.st_size, state.st_ino)
 
     @staticmethod
