@@ -31,7 +31,7 @@ class AppendedFile:
     def __init__(self, path: str | os.PathLike[str], *, torn_start: bytes | None = None) -> None:
         """Raises OSError where it cannot be opened.
 
-        ``torn_start``: an unfinished last line with this start was cut by a crash, and is removed; others get a line end.
+        ``torn_start``: an unfinished last line with this start was cut by a crash and is removed; others get an end.
         """
         self._path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that is not there
         self.descriptor = self._open()

@@ -75,7 +75,7 @@ class _LogStream:
     def __init__(
         self, http: HttpClient, path: str, feed: Callable[[list[str] | None], None], missing: Callable[[], None]
     ) -> None:
-        """``feed`` gets whole lines, or None after a disconnection; ``missing`` is called if there is no such stream."""
+        """``feed`` gets whole lines, or None after a disconnection; ``missing`` is called without such a stream."""
         self._http = http
         self._path = f"/logs/stream{path}?no-history"
         self._feed = feed

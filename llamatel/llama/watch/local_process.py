@@ -158,7 +158,7 @@ class _Sockets:
         self._lists: dict[str, tuple[float, list[Any]]] = {}
 
     def list(self, kind: str) -> list[Any]:
-        """psutil's list; empty if not permitted. Takes some ms, more with many processes."""
+        """The list of psutil; empty if not permitted. Takes some ms, more with many processes."""
         import psutil
 
         wanted_at = time.monotonic()
