@@ -163,7 +163,7 @@ def test_diagnosis_page_and_json() -> None:
     [
         (None, "requests, and with them where the time went: there is no request log (--log FILE)"),
         (LogCounts(), "requests: none in 0 lines of the log"),
-        (LogCounts({"other": 1200}), "requests: none of the log's 1,200 lines is llama.cpp's"),
+        (LogCounts({"other": 1200}), "requests: none of the log's 1,200 lines is from llama.cpp"),
         (LogCounts({"other": 20, "server": 100}), "requests: none in 120 lines of the log"),
     ],
 )

@@ -326,7 +326,7 @@ def test_position_of_replaced_file(tmp_path: Path, follow: Follow, caplog: pytes
     second = follow(FileSource(log, state=PositionFile(state)))
     second.wait_for(2)
     assert second.stop() == ["new", "lines"]
-    assert "is another file than the one read before: it is read from its start" in caplog.text
+    assert "is not the file that was read before: it is read from its start" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def _bytes() -> list[Panel]:
         lines(
             "Plan error",
             [Query(q.selector("llamacpp.kv_cache.plan_error"), q.SERVER_LEGEND)],
-            "Bytes that llama.cpp reported beyond the planned ones; planned figures are withdrawn where they differ.",
+            "Reported minus planned bytes; if they differ, planned figures are no longer exported.",
             "Not 0: report the model, the flags and the build.",
             unit="bytes",
             empty=_UNKNOWN,

@@ -67,7 +67,7 @@ class FileSource:
 
 @lru_cache(maxsize=2)
 def _pairs(width: str) -> list[Callable[[bytes, int], tuple[Any, ...]]]:
-    """For each length below 256: what unpacks it and, after a string of that length, the next string's length."""
+    """For each length below 256: the struct of a string of that length and the next string's length."""
     return [struct.Struct(f"<{width}{length}x{width}").unpack_from for length in range(256)]
 
 

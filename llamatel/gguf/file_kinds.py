@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class AnyHeader(Protocol):
-    """The part of a GGUF's header that is needed."""
+    """The needed part of a GGUF's header."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:

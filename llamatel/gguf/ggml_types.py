@@ -102,7 +102,7 @@ FILE_TYPES: dict[int, str] = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
     40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
-"""``general.file_type``: what most of the file's matrices are stored as."""
+"""``general.file_type``: the type of most of the file's matrices."""
 _GUESSED = 1024
 """LLAMA_FTYPE_GUESSED: llama.cpp's loader derived the type from the tensors."""
 

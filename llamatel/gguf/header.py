@@ -33,7 +33,7 @@ _KINDS = {
 """GGUF's value types: our name and struct's character."""
 
 _PER_TOKEN = ("tokenizer.ggml.", "tokenizer.huggingface.")
-"""Arrays below these names have an element for each token or merge, and are skipped unless requested."""
+"""Arrays with these name prefixes have an element per token or merge, and are skipped unless requested."""
 
 _MAX_ARRAY = 16384
 """Longer arrays are skipped too: no array that describes a model is that long."""
@@ -44,7 +44,7 @@ _MAX_TENSORS = 1 << 17
 
 _MAX_NAME = (1 << 16) - 1
 _MAX_TYPE = 1023
-"""ggml's tensor types end at 42, those of ik_llama.cpp at 399; a larger number is no type of a newer version."""
+"""ggml's tensor types end at 42, those of ik_llama.cpp at 399; a larger number is not a type of a newer version."""
 _MAX_DIMENSIONS = 4
 _INT64_MAX = (1 << 63) - 1
 
@@ -71,7 +71,7 @@ class TensorInfo:
 
     @property
     def n_elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of its values."""
         product = 1
         for size in self.shape:
             product *= size
@@ -80,7 +80,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader(HtmlRepresentation):
-    """What a GGUF file holds before its tensor data.
+    """The content of a GGUF file before its tensor data.
 
     ``tensors`` is None if they were not requested; ``tensor_count`` is known anyway, for a split model from the
     metadata. ``data_offset`` is where the tensor data starts (None without the tensors), ``files`` the names of the
@@ -132,7 +132,7 @@ class GGUFHeader(HtmlRepresentation):
 
     @cached_property
     def n_params(self) -> int | None:
-        """The numbers in all tensors; None without the tensors."""
+        """The values in all tensors; None without the tensors."""
         return None if self.tensors is None else sum(tensor.n_elements for tensor in self.tensors)
 
     @cached_property
@@ -155,7 +155,7 @@ class GGUFHeader(HtmlRepresentation):
         return sum(max(0, end - size) for end, size in zip(ends, self.file_sizes, strict=True))
 
     def __repr__(self) -> str:
-        # Of hundreds of tensors, their number.
+        # The number of tensors instead of the tensors themselves.
         architecture = self.architecture or "an unnamed architecture"
         return f"<GGUFHeader of {self.file}: {architecture}, {len(self.metadata)} keys, {self.tensor_count} tensors>"
 
@@ -208,7 +208,7 @@ def _count(cursor: Cursor, reading: str, most: int) -> int:
     start = cursor.position
     count = cursor.length(reading)
     if count > most:
-        raise cursor.error(f"{count}, where at most {most} are believed", reading, start)
+        raise cursor.error(f"{count}, where at most {most} are accepted", reading, start)
     return count
 
 

@@ -16,18 +16,18 @@ from llamatel.inputs.http import HttpClient, Stream
 log = logging.getLogger(__name__)
 
 FIRST_CHUNK = 256 << 10
-"""Holds a header without its vocabulary. Each further chunk is twice as large, up to LAST_CHUNK."""
+"""Large enough for a header without its vocabulary. Each further chunk is twice as large, up to LAST_CHUNK."""
 
 LAST_CHUNK = 4 << 20
 
 CONNECT_S = 10.0
 SILENCE_S = 20.0
-"""Seconds between two bytes at most."""
+"""Most seconds between two bytes."""
 STEP_S = 20.0
 SLOWEST = 32 << 10
 """A step may take STEP_S plus a second per this many bytes: reading from a slower server is an error."""
 TOTAL_S = 600.0
-"""Seconds for all of a file's header."""
+"""Seconds for the whole header of a file."""
 REDIRECTS = 5
 _TRANSIENT = frozenset({429, 502, 503, 504})
 _PAUSES = (0.5, 1.0)
@@ -39,7 +39,7 @@ Explain = Callable[[int, Mapping[str, str]], "str | None"]
 """Maps status and headers of a failed response to an explanation, or None for the plain text."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes of each step that arrived."""
+"""Called with the number of bytes received in each step."""
 
 
 class UrlSource:

@@ -69,8 +69,8 @@ class Hub:
     ) -> Model:
         """The repository's model that ``quant`` names, its only one, or the choices; else its configuration.
 
-        ``as_server``: always the one that ``llama-server -hf`` takes, with ``-hff`` the file ``hf_file``. Without, a
-        name that fits several models is an error that lists them.
+        ``as_server``: always the one that ``llama-server -hf`` uses, with ``-hff`` the file ``hf_file``. Otherwise a
+        name that matches several models is an error that lists them.
         """
         repository = self._repository(repo, revision)
         found = choices_among(repository.files)
@@ -202,7 +202,7 @@ def _is_file(sibling: Any) -> bool:
 def resolve(
     name: str, repository: Repository, choices: tuple[Choice, ...], quant: str | None, as_server: bool
 ) -> Choice:
-    """The model that llama-server takes; where that is one of several different models, an error lists them."""
+    """The model that llama-server uses; if it is one of several different models, an error lists them."""
     order = {path: number for number, (path, _) in enumerate(repository.files)}
     in_order = sorted(choices, key=lambda choice: order[choice.path])
     if as_server and "preset.ini" in order:

@@ -1,4 +1,4 @@
-"""Which file of a repository a tag names, by the rules of llama-server's ``-hf``.
+"""Selects the file of a repository for a tag, by the rules of llama-server's ``-hf``.
 
 Source: llama.cpp's ``common/download.cpp`` (find_best_model, gguf_filename_is_model, get_gguf_split_info), b11434,
 October 2026. A tag is searched in whole paths, without regard to case, in the Hub's order; projectors, importance
@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 """Parts of a file name, in lower case, that mark files other than models."""
 DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
-"""What ``-hf`` prefers without a tag."""
+"""Quantizations that ``-hf`` prefers without a tag."""
 
 _QUALITY = re.compile(r"(?:^|[-._/])(?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)[A-Z0-9_]*", re.IGNORECASE)
 
@@ -31,19 +31,19 @@ File = TypeVar("File", bound=HasPath)
 
 
 def is_model(path: str) -> bool:
-    """Whether ``-hf`` takes the file for a model."""
+    """Whether ``-hf`` treats the file as a model."""
     name = path.rpartition("/")[2]
     return name.endswith(".gguf") and not any(word in name for word in NOT_MODELS)
 
 
 def named_by(tag: str, files: Sequence[File]) -> list[File]:
-    """The models that a tag names; ``-hf`` takes the first."""
+    """The models that match a tag; ``-hf`` uses the first."""
     pattern = re.compile(tag + "[.-]", re.IGNORECASE)  # tags are words, dots and hyphens
     return [each for each in files if is_model(each.path) and pattern.search(each.path)]
 
 
 def of_server(files: Sequence[File]) -> File | None:
-    """The model that ``-hf org/repo`` takes without a tag."""
+    """The model that ``-hf org/repo`` uses without a tag."""
     for tag in DEFAULT_TAGS:
         if found := named_by(tag, files):
             return found[0]
@@ -51,7 +51,7 @@ def of_server(files: Sequence[File]) -> File | None:
 
 
 def one_model(files: Sequence[HasPath]) -> bool:
-    """Whether the files are qualities of one model: their names differ in nothing but the quality's name."""
+    """Whether the files are quantizations of one model: their names differ only in the quantization."""
     stems = {_QUALITY.sub("", each.path.rpartition("/")[2].lower()) for each in files}
     return len(stems) <= 1
 

@@ -18,7 +18,7 @@ from llamatel.inputs.documents import InvalidDocument, parse_json
 
 MAX_CONFIG = 4 << 20
 SHOWN = 20
-"""Names in a message at most."""
+"""Most names in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Choices:
 
     @cached_property
     def _named(self) -> dict[str, list[Choice]]:
-        """What each quantization's name leads to, by llama-server's rules."""
+        """The model for each quantization, by llama-server's rules."""
         names = dict.fromkeys(choice.quant for choice in self.choices if choice.quant is not None)
         return {name: named_by(name, self.choices) for name in names}
 
@@ -70,7 +70,7 @@ class Choices:
 
 
 def listed(names: Sequence[str], number: int | None = None) -> str:
-    """The first of many names, and how many more there are of ``number``."""
+    """The first of ``number`` names, and how many more there are."""
     more = (len(names) if number is None else number) - len(names[:SHOWN])
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more else "")
 
@@ -90,7 +90,7 @@ def quant_of(path: str) -> str | None:
 
 
 def choices_among(files: Sequence[tuple[str, int | None]]) -> tuple[Choice, ...]:
-    """The models among these names and sizes, each split one as one, the smallest first."""
+    """The models among these names and sizes, the smallest first; a split model is one."""
     sizes: dict[str, list[int | None]] = defaultdict(list)
     first: dict[str, tuple[str, int]] = {}
     for path, size in dict(files).items():

@@ -21,7 +21,7 @@ _HUB = re.compile(
 )
 _HUB_PAGE = re.compile(rf"/(?P<repo>{_NAME}/{_NAME})/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>.+)")
 _MAX_FILES = 100_000
-"""Files of a folder that are considered."""
+"""Most files of a folder that are considered."""
 
 Progress = Callable[[int], None]
 
@@ -34,9 +34,8 @@ def read_reference(
     A file (``.gguf``, ``config.json``) or folder; ``tiny``, the model that llamatel ships; ``org/repo``,
     ``org/repo:Q4_K_M``, ``hf://org/repo/file.gguf``, with ``@revision`` after the repository; ``https://.../x.gguf``;
     ``ollama://model:tag``. ``progress`` is called with the bytes of each step that arrive over the network.
-    ``as_server``: of several models in a repository the one that ``llama-server -hf`` takes, with ``-hff`` the file
-    ``hf_file``. Raises GGUFError, and
-    UsageError for what is none of these.
+    ``as_server``: of several models in a repository the one that ``llama-server -hf`` uses, with ``-hff`` the file
+    ``hf_file``. Raises GGUFError, and UsageError for anything else.
     """
     if reference.startswith(("http://", "https://")):
         return _url(reference, progress)
@@ -51,7 +50,7 @@ def read_reference(
         return _folder(path)
     if path.suffix == ".json":
         return ModelConfig(str(path), parse_config(_read_config(path), str(path)))
-    # Two plain words may name a repository, but a file that is there, or must be one by its name, comes first.
+    # Two plain words may name a repository, but an existing file, or a name that can only be a file, takes precedence.
     if is_there or reference.startswith((".", "/", "~")) or reference.endswith((".gguf", ".safetensors")):
         return parse_gguf_header(path, read_tensors=True)
     try:

@@ -1,4 +1,4 @@
-"""Models in Ollama's local store: ``ollama://model:tag`` leads to the blob that holds its GGUF.
+"""Finds models in Ollama's local store: the GGUF blob of ``ollama://model:tag``.
 
 Source: ollama's ``types/model/name.go``: ``manifests/HOST/NAMESPACE/MODEL/TAG`` is a JSON document that lists layers,
 ``blobs/sha256-…`` hold them.
@@ -27,7 +27,7 @@ _SYSTEM = Path("/usr/share/ollama/.ollama/models")
 
 
 def stores() -> list[Path]:
-    """The folders where models may be: OLLAMA_MODELS, or the user's, then the system service's."""
+    """The possible folders of models: OLLAMA_MODELS, or the user's, then the system service's."""
     chosen = os.environ.get("OLLAMA_MODELS")
     if chosen:
         return [user_path(chosen)]

@@ -1,4 +1,4 @@
-"""What is wrong with a server now, and the flag that would help: conditions over its history.
+"""Conditions over a server's history: what is currently wrong, and the flag that would help.
 
 Conditions and thresholds are those of the alert rules (``llamatel_dashboards.alerts``), which import them from here.
 Nothing here reads a clock or queries a server.
@@ -21,19 +21,19 @@ HEADROOM = 0.1
 EXHAUSTED_WITHIN_S = 300.0
 """Warn when the pool will be full within this time at the current rate, once half of it is in use."""
 DEFERRED_FOR_S = 60.0
-"""Requests that have waited for a slot without interruption for this long."""
+"""Warn when requests have waited for a slot without interruption for this long."""
 DOWN_FOR_S = 15.0
 UNRESPONSIVE_FOR_S = 300.0
-"""A server that accepts connections and has not answered for this long."""
+"""Warn about a server that accepts connections and has not responded for this long."""
 STARTING_FOR_S = 900.0
-"""A model that has been loading for this long."""
+"""Warn about a model that has been loading for this long."""
 RESTARTS = 3
-"""In ``RESTARTS_WITHIN_S``: a restart loop."""
+"""Restarts within ``RESTARTS_WITHIN_S`` that count as a restart loop."""
 RESTARTS_WITHIN_S = 600.0
 BURN_RATE = 6.0
-"""The share of requests that miss an objective, over the error budget: the alert fires above this."""
+"""The alert fires if the share of requests that miss an objective exceeds the error budget by this factor."""
 MOST_FAIL = 0.5
-"""A share of failed requests above this is critical, whatever the objective."""
+"""Share of failed requests that is critical, whatever the objective."""
 _TREND_S = 60.0
 """Window of the KV pool's trend; samples must cover a quarter of it."""
 _STEADY = 0.9
@@ -46,7 +46,7 @@ _RECENT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """What the objectives need of a finished request: a fifth of the whole record's memory."""
+    """The fields of a finished request that objectives use; a fifth of the whole record's memory."""
 
     at: float
     ttft_s: float | None
@@ -74,7 +74,7 @@ class History:
     """When each warning was last raised."""
 
 
-_MODEL_FAILED = "failed to load, or its process ended: see the router's log; llamatel plan shows whether it fits"
+_MODEL_FAILED = "failed to load, or its process exited: see the router's log; llamatel plan shows whether it fits"
 ON_CPU = (
     "the model was to be on the GPU and decodes on the CPU: does this build of llama.cpp support the GPU, and is "
     "there memory for the model (llamatel plan)?"
@@ -99,7 +99,7 @@ def context_full(number: int, state: ServerSnapshot) -> str:
 def conditions(
     state: ServerSnapshot, history: History, now: float, objectives: Objectives
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with a server: names of alarms with their texts. ``history`` is updated."""
+    """Current alarms of a server: names with texts. ``history`` is updated."""
     if state.state == "stalled":
         remedy = "restart it; llamatel serve --restart on-stall does that"
         if state.router_model is not None:
@@ -123,7 +123,7 @@ def conditions(
                     "log shows no progress"
                 ),
             )
-        return  # the other figures are old
+        return  # its other metrics are stale
     yield from _down(state, history, now)
     yield from _restarting(state, history, now)
     yield from _pool(state, history, now)
@@ -213,14 +213,14 @@ def _pool(state: ServerSnapshot, history: History, now: float) -> Iterator[tuple
 
 
 def _more_room(state: ServerSnapshot, cache: KvCacheState) -> str:
-    """What makes room in the pool."""
+    """Advice on how to make room in the pool."""
     if state.slots is not None and len(state.slots) == 1:
         return "raise -c, or shorten prompts and answers"
     return "raise -c, or lower -np" + (" or the requests' lengths" if cache.unified else "")
 
 
 def _growth(trend: deque[tuple[float, int]]) -> float:
-    """Tokens a second; 0 where it goes up and down, as it does while requests come and go."""
+    """Growth in tokens per second; 0 without a clear trend, as while requests come and go."""
     times, tokens = [at for at, _ in trend], [number for _, number in trend]
     if times[-1] - times[0] < _TREND_S / 4 or min(tokens) == max(tokens):
         return 0.0
@@ -266,7 +266,7 @@ def _objectives_missed(history: History, now: float, objectives: Objectives) -> 
 
 
 def _prefixes_lost(state: ServerSnapshot, history: History, objectives: Objectives) -> Iterator[tuple[str, str]]:
-    """Of the requests that ``_objectives_missed`` keeps."""
+    """Alarm on failed requests, from those that ``_objectives_missed`` keeps."""
     lost: dict[RecomputeCause, float] = {}
     for request in history.requests:
         if request.cause is not None:
@@ -289,7 +289,7 @@ def _prefixes_lost(state: ServerSnapshot, history: History, objectives: Objectiv
 def burn_limit(factor: float, budget: float) -> float:
     """The share of misses at which an error budget burns at ``factor`` times its pace.
 
-    A large budget would put it above 1, where no alert ever fires: it is limited to 0.9, or to half way between the
+    With a large budget it would be above 1, where no alert fires: it is limited to 0.9, or to the middle between the
     budget and 1.
     """
     return round(min(factor * budget, max(0.9, (1 + budget) / 2)), 6)

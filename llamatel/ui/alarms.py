@@ -1,4 +1,4 @@
-"""Warnings about what is wrong with a server now, one line each, with the flag that would help.
+"""Warnings about current problems of a server, one line each, with the flag that would help.
 
 Nothing here reads a clock or queries a server: it evaluates snapshots and finished requests (``alarm_conditions``).
 """
@@ -27,7 +27,7 @@ _FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that is wrong now."""
+    """A current problem."""
 
     name: str
     """As in the alert rules: ``kv_headroom``."""
@@ -59,7 +59,7 @@ class Alarms:
         self._finished.append(completion)
 
     def check(self, snapshot: Snapshot) -> list[Alarm]:
-        """What is wrong now and was not reported in the last ten minutes."""
+        """The current problems that were not reported in the last ten minutes."""
         now = snapshot.taken_at
         forget_removed(self._servers, snapshot, _SERVERS)
         found: list[Alarm] = []
@@ -115,7 +115,7 @@ def _loss_remedy(dropped: Mapping[str, int]) -> str:
 
 
 def forget_removed(remembered: dict[ServerKey, T], snapshot: Snapshot, limit: int) -> None:
-    """Beyond ``limit`` servers, drop what is kept about those that are not in the snapshot."""
+    """Above ``limit`` servers, drop the entries of those that are not in the snapshot."""
     if len(remembered) > limit:
         present = {state.server.key for state in snapshot.servers}
         for key in remembered.keys() - present:

@@ -1,4 +1,4 @@
-"""Decode rate by context length and by the number of requests that ran together, from the requests themselves."""
+"""Decode rate by context length and by concurrency, from finished requests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from llamatel.records import Completion
 
 MIN_POINTS = 8
-"""Requests that a fitted line needs."""
+"""Least number of requests for a fit."""
 _MIN_SPREAD = 0.2
-"""... and how far their contexts are apart, as a share of the longest."""
+"""Least range of their contexts, as a share of the longest."""
 _SIGNIFICANT = 2.0
-"""Standard errors by which a slope differs from zero; a smaller one is the load's noise."""
+"""A slope counts if it differs from zero by this many standard errors; less is noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class RateLine:
 
     requests: int
     concurrency: int
-    """Requests that ran at the same time, the same for all of these."""
+    """Concurrency, the same for all of these requests."""
     base_s: float
     slope_s: float
-    """Zero where the context makes no measurable difference."""
+    """0 if the context makes no measurable difference."""
     spread: float
     """Standard deviation of the residuals, as a share of the mean."""
     shortest: int
@@ -35,14 +35,14 @@ class RateLine:
     """Contexts of the requests, in tokens; the line holds between them."""
 
     def rate(self, context: int) -> float | None:
-        """Tokens per second at a context; None where the line is not positive."""
+        """Tokens per second at a context; None if the line is not positive."""
         seconds = self.base_s + context * self.slope_s
         return 1 / seconds if seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class RatePoint:
-    """A decode rate on the line, and what share of the bandwidth's ceiling it is."""
+    """A decode rate on the line, and its share of the ceiling that bandwidth sets."""
 
     context: int
     tokens_per_second: float
@@ -61,7 +61,7 @@ def points_of(line: RateLine, ceiling: Callable[[int], float | None] | None) -> 
 
 
 def _middle(completion: Completion) -> int | None:
-    """The context in the middle of the answer, which stands for all of it: the cost grows linearly."""
+    """The context at half of the answer: the mean for the whole answer, as the cost grows linearly."""
     if completion.context_tokens is None or completion.generated is None:
         return None
     return max(1, completion.context_tokens - completion.generated // 2)
@@ -87,7 +87,7 @@ def decode_line(done: Sequence[Completion]) -> RateLine | None:
 
 
 def _fit(contexts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Slope and base of the line; without a slope where that is not measurable."""
+    """Slope and base of the line; the slope is 0 if it is not measurable."""
     level = 0.0, statistics.median(seconds)
     if max(contexts) - min(contexts) < _MIN_SPREAD * max(contexts):
         return level
@@ -99,7 +99,7 @@ def _fit(contexts: Sequence[float], seconds: Sequence[float]) -> tuple[float, fl
 
 
 def rate_by_concurrency(done: Sequence[Completion]) -> dict[int, float]:
-    """Median tokens per second of a request, by the number of requests that ran together."""
+    """Median tokens per second of a request, by concurrency."""
     rates: dict[int, list[float]] = defaultdict(list)
     for completion in done:
         if completion.tokens_per_second:

@@ -1,4 +1,4 @@
-"""Why requests were slow: where their time went, what limits the server, which changes would help.
+"""Diagnoses why requests were slow: where their time went, what limits the server, which changes would help.
 
 A pure function of finished requests and of samples of the server's state. Every figure is observed or absent; savings
 are upper bounds, and what could not be determined is listed.
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was observed of one server."""
+    """Observations of one server."""
 
     source: str
     """The log file or the URL."""
@@ -76,13 +76,13 @@ class TimeUse:
 
     @property
     def total_s(self) -> float:
-        """All of it."""
+        """The sum."""
         return self.queue_s + self.prefill_s + self.recompute_s + self.decode_s + self.other_s
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Tokens that were computed again for one cause."""
+    """Recomputed tokens by one cause."""
 
     cause: str
     requests: int
@@ -204,7 +204,7 @@ def _decode_limit(observed: Observation, points: Sequence[RatePoint]) -> tuple[s
     if shares:
         text = f"decode reaches {min(shares):.0%} to {max(shares):.0%} of what the memory bandwidth allows one request"
         return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), text
-    return "unknown", "the GPU's bandwidth, or the model's weights, are not known here"
+    return "unknown", "the GPU's bandwidth, or the model's weights, are unknown"
 
 
 def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[str, str]:
@@ -257,7 +257,7 @@ def _undetermined(observed: Observation, done: Sequence[Completion], decode: Rat
         if observed.log is None:
             missing.append("requests, and with them where the time went: there is no request log (--log FILE)")
         elif total and total == lines.get("other"):
-            missing.append(f"requests: none of the log's {total:,} lines is llama.cpp's")
+            missing.append(f"requests: none of the log's {total:,} lines is from llama.cpp")
         else:
             missing.append(f"requests: none in {total:,} lines of the log")
     if observed.log is not None and observed.log.understood is False:

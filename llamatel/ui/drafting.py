@@ -1,4 +1,4 @@
-"""What speculative decoding achieves: accepted tokens, tokens per step, and whether it is faster than without."""
+"""Evaluates speculative decoding: accepted tokens, tokens per step, speed compared with plain decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamatel.records import Completion
 _POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{position="(\d{1,3})"\}')
 _STEPS, _TOTALS = "spec_decode_num_drafts_total", ("draft", "accepted")
 _ENOUGH = 3
-"""Requests with and without drafts that a comparison needs."""
+"""Least number of requests with, and without, drafts for a comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Drafting:
     acceptance: float
     """Share of the draft tokens that were accepted."""
     tokens_per_step: float | None
-    """Of all decode steps; where requests do not show their drafts, of the steps that had one."""
+    """Over all decode steps; if requests do not show their drafts, over the steps with a draft."""
     by_position: tuple[float, ...]
     """Share of the drafts whose first, second, ... token was accepted, since the server started; empty where llama.cpp
     does not count it."""
     speedup: float | None
-    """Decode rate of requests with drafts over that of requests without, at the same concurrency; None unless there
-    are ``_ENOUGH`` of both."""
+    """Decode rate of requests with drafts divided by that of requests without, at the same concurrency; None unless
+    there are ``_ENOUGH`` of both."""
 
 
 def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Drafting | None:
@@ -39,7 +39,7 @@ def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Draft
     accepted = sum(completion.draft_accepted or 0 for completion in with_drafts)
     tokens = sum(max(0, (completion.generated or 1) - 1) for completion in with_drafts)
     steps: float = tokens - accepted
-    if not drafted:  # without a request log, or from a page, whose requests do not have it
+    if not drafted:  # no request log, or a page, whose requests lack it
         drafted, accepted = (int(counters.get(f"spec_decode_num_{name}_tokens_total", 0)) for name in _TOTALS)
         steps = counters.get(_STEPS, 0.0)
         tokens = int(steps) + accepted

@@ -27,7 +27,7 @@ VERSION = 4
 
 _POINTS = 600
 _SPACING_S = 1.0
-"""Minimum distance of two points: 600 points cover ten minutes or more."""
+"""Least time between two points: 600 points cover ten minutes or more."""
 _REQUESTS = 100
 """Requests kept for all servers together. In addition each server keeps its last ``_OWN``."""
 _OWN = 50
@@ -44,12 +44,12 @@ _LONGEST_LABELS = 200
 _WARNED_S = 600.0
 """How long an alarm marks its server in the overview."""
 _FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
-"""A cancelled request is not a failure."""
+"""Outcomes that count as failures; cancellation does not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Point:
-    """One server at one moment."""
+    """One server's values at one time."""
 
     at: float
     active: int | None
@@ -141,8 +141,8 @@ class Live:
 
         With ``after``, the ``cursor`` of an earlier document, it contains only changes: the state of the server in
         focus, its new points and requests (all of them if ``refocus``: it was not in focus before), changed rows of the
-        overview, and the keys if they changed. ``whole`` is true if the document is complete all the same: the server
-        does not exist, or the cursor is another process's.
+        overview, and the keys if they changed. ``whole`` is true if the document is complete nevertheless: the server
+        does not exist, or the cursor is from another process.
         """
         keys = [key_of(state.server) for state in snapshot.servers]
         chosen = keys.index(focus) if focus in keys else 0
@@ -271,7 +271,7 @@ def _is_down(state: ServerSnapshot) -> bool:
 
 
 def _short(value: float | None) -> float | None:
-    """Rounded to four digits: no more are shown, so that smaller changes are no change."""
+    """Rounded to the four digits that are shown, so smaller changes do not count as changes."""
     return None if value is None else float(f"{value:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""``last_trace()`` and ``report()``: what this process has done, for a notebook or a terminal."""
+"""``last_trace()`` and ``report()``: this process's requests, for a notebook or a terminal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Trace:
     def __init__(self, spans: Sequence[KeptSpan], warnings: Sequence[str] = ()) -> None:
         self.spans = tuple(spans)
         self.warnings = tuple(warnings)
-        """What was wrong with the servers when it was made."""
+        """Warnings about the servers at that time."""
 
     @property
     def trace_id(self) -> str:
-        """As in Tempo or Jaeger."""
+        """As shown in Tempo and Jaeger."""
         return self.spans[0].trace_id
 
     def __str__(self) -> str:

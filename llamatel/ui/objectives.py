@@ -49,7 +49,7 @@ def count(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objectives:
-    """What users of a server may expect."""
+    """Objectives of a server."""
 
     ttft_s: float = 2.5
     """Time to first token."""
@@ -60,7 +60,7 @@ class Objectives:
     error_rate: float = 0.05
     """Share of requests that may fail before a warning."""
     min_requests: int = 20
-    """Fewer requests than this in the longer window of an alert raise none."""
+    """An alert needs at least this many requests in its longer window."""
     lost_prefill_s: float = 6.0
     """Seconds of prefill a minute that may go to tokens which had been in the cache before a warning."""
 
@@ -91,7 +91,7 @@ class Objectives:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Objectives:
-        """Those of ``LLAMATEL_OBJECTIVES``, else the defaults. Raises UsageError."""
+        """From ``LLAMATEL_OBJECTIVES``, else the defaults. Raises UsageError."""
         text = (os.environ if environ is None else environ).get(VARIABLE, "").strip()
         if not text:
             return cls()

@@ -1,4 +1,4 @@
-"""Changes that would help, each with its flag, what it would save at most and what it costs in memory."""
+"""Changes that would help, each with its flag, the most that it saves, and its memory cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llamatel.plan.model_shape import ModelShape
 from llamatel.records import RecomputeCause
 
 _DEFAULT_SLOTS = 4
-"""llama-server's own choice where ``-np`` is not given."""
+"""llama-server's default for ``-np``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +21,15 @@ class Remedy:
     """What to change: a flag of llama-server with its value, or a field of the request."""
     reason: str
     at_most_s: float | None
-    """Seconds that it would have saved of the observed requests, at most; None if that is unknown."""
+    """Most seconds that it would have saved in the observed requests; None if unknown."""
     cost_bytes: int | None = None
-    """Additional bytes of KV cache, from the plan; None if it costs none, or the plan is not known."""
+    """Additional bytes of KV cache, from the plan; None if none, or unknown."""
 
 
 def recompute_remedy(
     cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None
 ) -> Remedy | None:
-    """What helps against prompts that are computed again for a cause; None for an unknown one."""
+    """The remedy for prompts that are computed again for a cause; None for an unknown one."""
     if cause == RecomputeCause.SLOT_TAKEN and settings is not None and settings.cache_ram_mib == 0:
         reason = (
             "conversations take each other's slots: keep their prompts in host memory, or give each one a slot (-np)"
@@ -71,14 +71,14 @@ def recompute_remedy(
 
 
 def slots_remedy(queue_s: float, settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:
-    """More slots, where requests wait for one."""
+    """More slots, if requests wait for one."""
     slots = 2 * _slots(settings)
     reason = "requests wait for a slot; with more slots they share the GPU instead"
     return Remedy(f"-np {slots}", reason, queue_s or None, _cost(settings, shape, slots=slots))
 
 
 def pool_remedy(settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:
-    """A larger KV pool, where it fills up."""
+    """A larger KV pool, if it fills up."""
     reason = "the KV pool fills up: a larger one, fewer slots, or a smaller cache type (-ctk q8_0 -ctv q8_0)"
     if settings is None or not settings.ctx_size:
         return Remedy("-c", reason, None)

@@ -71,7 +71,7 @@ class Call:
         self.last_chunk_at: float | None = None
         self.ended_at: float | None = None
         self.chunk_gaps: array[float] = array("d")
-        """Seconds from one chunk to the next."""
+        """Seconds between chunks."""
         self.status: int | None = None
         """HTTP status of the response."""
         self.error: BaseException | None = None
@@ -86,7 +86,7 @@ class Call:
         self.output: list[Mapping[str, Any]] | None = None
         """The documents of the response; None unless the listener captures content."""
         self.state: Any = None
-        """Data of the listener."""
+        """The listener's own data."""
         self._listener = _Registered.listener
 
     def start(self) -> Mapping[str, str]:

@@ -94,7 +94,7 @@ class Slots(_Endpoints):
     """``client.slots``. Files are in the server's ``--slot-save-path``."""
 
     def list(self, *, timeout: float | None = None) -> tuple[Any, ...]:
-        """The slots now. It wakes a sleeping server."""
+        """The current slots. Wakes a sleeping server."""
         return tuple(self._client._get("/slots", timeout))
 
     __call__ = list  # noqa: A003
@@ -179,7 +179,7 @@ class LlamaCppClient:
     def infill(
         self, input_prefix: str, input_suffix: str, *, stream: bool = False, timeout: float | None = None, **fields: Any
     ) -> Any:
-        """Generate what belongs between a prefix and a suffix, with a model that was trained for it."""
+        """Generate text between a prefix and a suffix, with a model that was trained for it."""
         fields = {"input_prefix": input_prefix, "input_suffix": input_suffix, "stream": stream or None, **fields}
         return self._call("text_completion", "/infill", fields, TextCompletion, timeout)
 
@@ -216,7 +216,7 @@ class LlamaCppClient:
             return parse_counters(self._read(response, "/metrics", timeout))
 
     def close(self) -> None:
-        """Close the connections; the client cannot be used any more."""
+        """Close the connections; the client cannot be used afterwards."""
         self._closed.set()
         self._http.close()
 

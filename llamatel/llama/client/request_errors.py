@@ -33,7 +33,7 @@ _CONNECTION: dict[str, tuple[str, str]] = {
     "closed": ("connection_closed", "the connection to {base} was closed without a response"),
     "broken": ("broken_stream", "the connection to {base} broke in the middle of the response"),
 }
-"""``kind`` of an HttpError: ``kind`` and text of our exception."""
+"""By ``kind`` of an HttpError: ``kind`` and text of our exception."""
 
 
 def connection_error(error: HttpError, base_url: str, host: str, path: str, timeout_s: float) -> RequestError:
@@ -58,7 +58,7 @@ def server_error(document: Any, status: int | None, where: str) -> RequestError:
     source = f" [{where}: {code or 'error'} {kind}]"
     if kind == "exceed_context_size_error":
         prompt, size = (_count(error, key) for key in ("n_prompt_tokens", "n_ctx"))
-        # A prompt that just fills the context is too long, too: there is no room for an answer.
+        # A prompt that exactly fills the context is also too long: there is no room for an answer.
         excess = (
             f": {prompt - size} tokens too many" if prompt is not None and size is not None and prompt > size else ""
         )

@@ -27,8 +27,8 @@ class CarriedCounters:
     def observe(self, values: Mapping[str, float], process: int | None = None) -> None:
         """Record the server's current counters. Only names that end in ``_total`` are counters.
 
-        ``process``: whose they are, where replaced processes are announced; then a late response, after another one or
-        after the process's exit, is recognised. Without it a counter that decreased shows a new process.
+        ``process``: their process, if replacements are announced; then late responses, after that of another process or
+        after its exit, are recognised. Without it, a counter that decreased indicates a new process.
         """
         counters = {name: value for name, value in values.items() if is_counter(name) and math.isfinite(value)}
         with self._lock:
@@ -56,7 +56,7 @@ class CarriedCounters:
             self._last = dict(last)
 
     def add(self, missed: Mapping[str, float]) -> None:
-        """Add what a replaced process has counted after it was last observed; negative differences add nothing."""
+        """Add counts of a replaced process after its last observation; negative differences are ignored."""
         with self._lock:
             for name, value in missed.items():
                 self._base[name] = self._base.get(name, 0.0) + max(value, 0.0)
@@ -73,6 +73,6 @@ class CarriedCounters:
             return {name: self._base.get(name, 0.0) + self._last.get(name, 0.0) for name in names}
 
     def raw(self, name: str) -> float | None:
-        """A counter of the process that runs now; None if it was not seen."""
+        """A counter of the current process; None if unknown."""
         with self._lock:
             return self._last.get(name)

@@ -25,7 +25,7 @@ _LONGEST_NAME = 80
 
 
 class NotLlamaCpp(ServerUnreachable):
-    """Another program than llama.cpp answers. ``program`` is its name."""
+    """Another program than llama.cpp responds. ``program`` is its name."""
 
     def __init__(self, url: str, program: Program, status: int) -> None:
         super().__init__(f"{url} is {program.name}, not llama.cpp{program.hint}", status=status)
@@ -33,12 +33,12 @@ class NotLlamaCpp(ServerUnreachable):
 
 
 class NotIdentified(ServerUnreachable):
-    """Something answers that may be a proxy in front of llama.cpp, or another program."""
+    """The response may be from a proxy in front of llama.cpp, or from another program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The program that answers instead of llama.cpp."""
+    """The program that responds instead of llama.cpp."""
 
     name: str
     hint: str = ""
@@ -47,13 +47,13 @@ class Program:
 
 OLLAMA = Program("Ollama", ": give it Ollama's log, attach --log FILE, or the address of a server that it runs")
 LLAMA_SWAP = Program("llama-swap", ": attach --llama-swap URL observes the servers that it runs")
-_OWN_METRICS = ", which has metrics of its own"
+_OWN_METRICS = ", which has its own metrics"
 _VLLM = Program("vLLM", _OWN_METRICS)
 _TGI = Program("Text Generation Inference", _OWN_METRICS)
 _KOBOLDCPP = Program("KoboldCpp", ", which has none of llama.cpp's metrics")
 _GRAFANA = Program("Grafana", ": give the address of a llama.cpp server")
 _MLX = Program("an MLX server (mlx_lm)")
-_LM_STUDIO = Program("LM Studio", ", which has no endpoints of llama.cpp's: give it its log, attach --log FILE")
+_LM_STUDIO = Program("LM Studio", ", which has none of llama.cpp's endpoints: use its log, attach --log FILE")
 _OPEN_WEBUI = Program("Open WebUI", ": give the address of the server that it uses")
 _LLAMATEL = Program("another llamatel", ": give the address of the server that it observes")
 _WEB_PAGE = Program("a web page")
@@ -122,7 +122,7 @@ def _is_error_of_llama(document: Mapping[str, Any]) -> bool:
 
 
 def _has_own_series(client: ServerClient) -> bool:
-    """Whether its ``/metrics`` are llama.cpp's: of a build without the rest."""
+    """Whether its ``/metrics`` are llama.cpp's, of a build without the other endpoints."""
     try:
         return bool(client.counters())
     except ServerUnreachable as error:
@@ -130,12 +130,12 @@ def _has_own_series(client: ServerClient) -> bool:
 
 
 def _is_llama_swap(address: Address) -> bool:
-    """Whether llama-swap answers at the root of an address."""
+    """Whether llama-swap responds at the root of an address."""
     return _matches(_probe(HttpClient(Address(address.scheme, address.host, address.port))), "/running", _swap)
 
 
 def _name(client: ServerClient) -> Program:
-    """The program's name, by responses that only it gives."""
+    """The program's name, from responses that are unique to it."""
     get = _probe(client.http)
     for path, is_it, program in _FINGERPRINTS:
         if _matches(get, path, is_it):
@@ -186,7 +186,7 @@ def _webui(response: Response) -> bool:
 
 
 def _owner(models: Response | None) -> Program | None:
-    """The program that such a list of models is of; None where it may be llama.cpp's."""
+    """The program with such a list of models; None if it may be llama.cpp."""
     entries = None if models is None else _document(models).get("data")
     first = entries[0] if isinstance(entries, list) and entries else None
     owner = text(first.get("owned_by")) if isinstance(first, dict) else None

@@ -44,7 +44,7 @@ def parse_counters(text: bytes) -> dict[str, float]:
     for match in _SAMPLE.finditer(text):
         try:
             value = float(match.group(3))
-        except ValueError:  # made of a number's characters and none
+        except ValueError:  # characters of a number, but not a number
             continue
         if not abs(value) < _LARGEST_VALUE:
             continue
@@ -68,19 +68,19 @@ def is_counter(name: str) -> bool:
 
 
 def base_url(address: str | None, port: int | None) -> str:
-    """Where clients on this machine reach a server that listens on ``address``."""
+    """The address for clients on this machine of a server that listens on ``address``."""
     host = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, str(address))  # noqa: S104 - recognised, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One answer of ``/metrics``."""
+    """One response of ``/metrics``."""
 
     values: Mapping[str, float]
     process: str | None = field(default=None)
-    """Changes with the server's process: when it started, by a clock of its own machine that is no Unix time (the
-    header's name suggests otherwise). It survives sleep."""
+    """Identifies the server's process by its start time, on its machine's own clock: not Unix time, although the
+    header's name suggests it. Unchanged by sleep."""
 
 
 class ServerClient:
@@ -114,11 +114,11 @@ class ServerClient:
 
     @property
     def address(self) -> Address:
-        """Where the server is."""
+        """The server's address."""
         return self.http.address
 
     def get(self, path: str, timeout_s: float | None = None) -> Response:
-        """A response of any status. Raises ServerUnreachable where there is none."""
+        """A response of any status. Raises ServerUnreachable without a response."""
         try:
             return self.http.request(path + self._query, total_s=timeout_s or self._timeout_s)
         except HttpError as error:

@@ -1,4 +1,4 @@
-"""The response of ``/slots`` as records, and the current decode rate, from two responses.
+"""Parses ``/slots``, and computes the current decode rate from two responses.
 
 ``/slots`` wakes a sleeping server and keeps it awake: the caller decides when to poll.
 """
@@ -57,10 +57,10 @@ def _slot(entry: Mapping[str, object]) -> SlotState | None:
 
 
 class DecodeRate:
-    """Tokens a second that all slots together generated since the previous observation. Not thread-safe.
+    """Tokens per second that all slots together generated since the previous observation. Not thread-safe.
 
-    llama.cpp's own counter moves when a request finishes, a slot's while it runs; together they are complete. Polled
-    one after the other they may disagree on a request that finishes in between: its rest counts in the next interval.
+    llama.cpp's own counter changes when a request finishes, a slot's while it runs; together they are complete. As they
+    are polled separately, the rest of a request that finishes in between counts in the next interval.
     """
 
     def __init__(self) -> None:

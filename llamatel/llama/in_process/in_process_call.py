@@ -22,7 +22,7 @@ from llamatel.records import Call, Completion, Outcome, Phase, ServerInfo
 _REQUEST = (
     "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed", "stream",
 )  # fmt: skip
-"""Arguments that the GenAI conventions have a ``gen_ai.request.*`` name for."""
+"""Arguments with a ``gen_ai.request.*`` name in the GenAI conventions."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class RunningCall:
         return self._clock + time.perf_counter()
 
     def begin(self) -> None:
-        """Start the clock: for a stream when its first part is fetched, unless creating the stream did work already."""
+        """Start the clock; for a stream when its first part is fetched, unless creating it already did work."""
         if not self._passes:
             self.started_at = self._active_at = self._now()
 

@@ -1,8 +1,8 @@
 """An OpenTelemetry instrumentor for llama-cpp-python's ``Llama`` (entry point ``opentelemetry_instrumentor``).
 
 It patches methods of the class and restores them. While ``llamatel.init()`` is active, calls go through its collectors
-like servers' requests; under ``opentelemetry-instrument``, or with given providers, through collectors of the
-instrumentor's own. Nothing is exported on the calling thread: a call only creates a record.
+like servers' requests; under ``opentelemetry-instrument``, or with given providers, through the
+instrumentor's own collectors. Nothing is exported on the calling thread: a call only creates a record.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LlamaCppInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignor
         if _MODULE in sys.modules:
             self._patch(sys.modules[_MODULE])
         else:
-            # llama_cpp takes a while to import, and not every program that is instrumented uses it.
+            # Importing llama_cpp is slow, and not every instrumented program uses it.
             register_post_import_hook(self._patch, _MODULE)
 
     def _uninstrument(self, **kwargs: Any) -> None:

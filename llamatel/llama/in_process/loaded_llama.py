@@ -41,10 +41,10 @@ class LoadedModel:
 
     name: str
     capacity: int | None
-    """Tokens that its KV cache holds; None where tokens use no space (recurrent models)."""
+    """Tokens that fit into its KV cache; None if tokens use no space (recurrent models)."""
     shape: ModelShape | None
     plan: CachePlan | None
-    """Its KV cache; None where it is not known to be exact."""
+    """Its KV cache; None unless exact."""
 
     @classmethod
     def of(cls, llama: Any) -> LoadedModel:
@@ -153,7 +153,7 @@ class ModelSource:
         self._listeners.call(completion)
 
     def snapshots(self) -> Sequence[ServerSnapshot]:
-        """What its objects hold now; empty once all are freed. Does not call llama.cpp, which other threads use."""
+        """The state of its objects; empty once all are freed. Does not call llama.cpp, which other threads use."""
         with self._lock:
             loaded = [(llama, model) for llama, model in self._loaded.items() if not is_closed(llama)]
             counters = dict(self._totals)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a context has computed since its counters were last reset: batches of several tokens and of one together."""
+    """Work of a context since its counters were reset: batches of several tokens, and of one."""
 
     seconds: float
     tokens: int
@@ -22,9 +22,9 @@ ZERO = Counters(0.0, 0)
 
 
 def read(llama: Any) -> Counters | None:
-    """The counters now; None where the context does not measure (``no_perf``), or is closed.
+    """The current counters; None if the context does not measure (``no_perf``), or is closed.
 
-    To be called by the thread that uses the context. llama.cpp reports 1 for a count of 0 (src/llama-context.cpp,
+    Call it on the thread that uses the context. llama.cpp reports 1 for a count of 0 (src/llama-context.cpp,
     ``perf_get_data``); a count with zero time is 0.
     """
     import llama_cpp

@@ -1,4 +1,4 @@
-"""Dates the lines of a backlog, and finds which of several processes wrote them.
+"""Dates the lines of a backlog, and determines which of several processes wrote them.
 
 Timestamps count from the start of a process, and only the last line has a known time: that of the file. So the lines
 are scanned once before they are read. A process that follows another started after the other's last line; of processes
@@ -30,7 +30,7 @@ class _Gap:
     line: int
     """The one after it."""
     resumed_by: int | None = None
-    """The clock that turned out to continue the one before the silence."""
+    """The clock that continues the one before the silence."""
     resumed_at: float = 0.0
     before: int = 0
     """The identity of the clock before the silence."""
@@ -49,7 +49,7 @@ class BacklogClocks:
         self._gaps: dict[int, deque[_Gap]] = {}
         """Silences, by clock."""
         self._pieces: dict[int, list[tuple[int, int]]] = {0: [(0, 0)]}
-        """Identities by provisional clock: from which line on it has which."""
+        """Identities by provisional clock, with the line from which each applies."""
         self._identities = 1
         self._newest: dict[int, float] = {}
         """Newest timestamp, by clock."""
@@ -61,7 +61,7 @@ class BacklogClocks:
         self._replay: Iterator[int] = iter(())
 
     def add(self, line: str, parts: LogLine) -> None:
-        """Scan a line; only lines with a timestamp that are not a router's child's count."""
+        """Scan a line; lines without a timestamp, and those of a router's child, are ignored."""
         separation = self._separation
         separation.route(line, parts, 0.0, live=False)
         separation.events.clear()

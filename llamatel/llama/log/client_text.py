@@ -2,8 +2,8 @@
 
 llama.cpp prints some rejected input unchanged, line ends included: a grammar that it cannot parse
 (src/llama-grammar.cpp), patterns of a JSON schema that it cannot convert (common/json-schema-to-grammar.cpp), names of
-samplers (common/sampling.cpp), errors of llguidance. Each starts and ends with words of llama.cpp's own, which a client
-may send as well: a text log is only as accurate as its clients are trusted (docs/security.md). JSONL has no such lines.
+samplers (common/sampling.cpp), errors of llguidance. Each starts and ends with llama.cpp's own words, which a client
+can also send: a text log is only as trustworthy as the clients (docs/security.md). JSONL has no such lines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STARTS = {
 }
 """Start of a quotation, and the end of its last line ("": empty); None: a rejection message follows it."""
 _MAX_AGE_S = 1.0
-"""A quotation is written at once: without its end it is over after this time."""
+"""A quotation is written at once: if its end is missing, it ends after this time."""
 _MAX_LINES = 10_000
 
 
@@ -35,7 +35,7 @@ _START = re.compile(
     + "|".join(map(re.escape, _STARTS))
     + ")"
 )
-"""At the start of a line only: within one, a client may have written these words, to hide the lines after it."""
+"""Only at the start of a line: within a line, a client may have written these words to hide the next lines."""
 
 
 def quoted_from(line: str) -> str | None:

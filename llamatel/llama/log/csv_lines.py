@@ -1,4 +1,4 @@
-"""Rows of CSV exports that hold llama.cpp's lines: Kibana, Grafana, CloudWatch, Azure, Datadog, spreadsheets."""
+"""Rows of CSV exports with llama.cpp's lines: Kibana, Grafana, CloudWatch, Azure, Datadog, spreadsheets."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _MAX_LENGTH = 4096
 
 
 def hint(failure: str | None) -> str:
-    """The remedy, where the message does not have it."""
+    """The remedy, if the message does not have it."""
     taken = failure is not None and _PORT_TAKEN.search(failure)
     return "; does another server listen there? port 0 takes a free one" if taken else ""
 
@@ -41,7 +41,7 @@ def failure_line(lines: Sequence[str]) -> str | None:
         for line in lines:
             found = cause.search(line)
             if found is not None and found.group() == "std::bad_alloc":
-                return _STAMP.sub("", line, count=1).strip()  # what it could not allocate is before it
+                return _STAMP.sub("", line, count=1).strip()  # the size that it could not allocate precedes it
             if found is not None:
                 return found.group().strip()
     errors = [line for line in lines if _ERROR.match(line)]

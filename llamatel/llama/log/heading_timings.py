@@ -1,7 +1,7 @@
-"""Timings that follow a heading on lines of their own (builds until April 2026), in a log of several processes.
+"""Timings on separate lines after a heading (builds until April 2026), in a log of several processes.
 
-Such a line names neither slot nor task: it belongs to the only open heading. Where several are open, none of their
-requests gets timings, and each is lost.
+Such a line has neither slot nor task: it belongs to the only open heading. If several are open, none of their requests
+gets timings, and each is lost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class HeadingTimings:
     def __init__(self, events: MutableSequence[Event]) -> None:
         self._events = events
         self._open: dict[tuple[int, int], int] = {}
-        """Tasks, by process and slot, whose timings follow on lines of their own."""
+        """Tasks, by process and slot, whose timings follow on separate lines."""
         self._unsure: dict[tuple[int, int], int] = {}
-        """The same, where such lines cannot be assigned."""
+        """The same, if such lines cannot be assigned."""
         self._untimed: dict[tuple[int, int], set[str]] = {}
-        """Timings that have not come yet."""
+        """Timings that are still missing."""
 
     @property
     def open(self) -> bool:
@@ -35,7 +35,7 @@ class HeadingTimings:
 
     @property
     def due(self) -> bool:
-        """Whether a request has timings that have not come yet."""
+        """Whether a request's timings are still missing."""
         return bool(self._untimed)
 
     @staticmethod
@@ -86,6 +86,6 @@ class HeadingTimings:
         )
 
     def left_out(self, parts: LogLine) -> None:
-        """A line went to no process; the timings of a heading are then not another request's."""
+        """A line was assigned to no process: then a heading's timings do not belong to another request."""
         if parts.slot is not None and parts.task is not None and parts.task >= 0 and not parts.slot_message.strip():
             self._open[_LEFT_OUT, parts.slot] = parts.task

@@ -1,4 +1,4 @@
-"""Finds the records in JSON documents that hold many lines: exports and API responses of log stores.
+"""Finds the records in JSON documents with many lines: exports and API responses of log stores.
 
 Loki (push, query_range), Elasticsearch, OTLP, CloudWatch, Cloud Logging, Azure tables, arrays of records or of plain
 lines. A record is an element of an innermost array with llama.cpp's lines; the fields around the array are its context.
@@ -15,7 +15,7 @@ from llamatel.llama.log.wrapper_time import parse_time
 
 _DEEPEST = 24
 _MOST_NODES = 20_000
-"""Values of a document that are kept at a time."""
+"""Most values of a document that are kept at a time."""
 _LONGEST_TOKEN = 1 << 18
 _TOKEN = re.compile(
     r'[ \t\r\n]*(?:("(?:[^"\\]|\\.)*")|([{}\[\],:])|(-?\d{1,40}(?:\.\d{1,40})?(?:[eE][+-]?\d{1,4})?|true|false|null)'
@@ -141,12 +141,12 @@ class _Open:
 
 
 class JsonStream:
-    """Reads one JSON document in pieces; keeps only what is not complete yet."""
+    """Reads one JSON document in pieces; keeps only incomplete records."""
 
     def __init__(self, inner: IsLine) -> None:
         self.finished = False
         self.failed = False
-        """Whether it is no JSON, or too large."""
+        """Whether it is not JSON, or too large."""
         self.found = False
         """Whether a record was in it."""
         self._is_line: IsLine = lambda text: starts_like_llama_cpp(text) or inner(text)
@@ -222,7 +222,7 @@ class JsonStream:
         self.failed = self.failed or self._nodes > _MOST_NODES
 
     def _is_element(self, frame: _Open, value: object) -> bool:
-        """Whether an array's element is a record of its own."""
+        """Whether an array's element is a separate record."""
         if frame.emitted:
             return True
         if isinstance(value, str):  # [time, line] in an array is one record

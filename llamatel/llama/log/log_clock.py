@@ -19,13 +19,13 @@ def _slept() -> float:
 class LogClock:
     """Converts log time to Unix time.
 
-    A line is read a little after it was written, so the process started at the smallest ``now - time`` seen: the anchor
-    settles within the first lines and then stays, and differences between two times of one process are llama.cpp's own.
+    A line is read shortly after it was written, so the process started at the smallest ``now - time`` seen: the anchor
+    settles within the first lines and then stays; differences between two times of one process are llama.cpp's own.
 
-    While a machine sleeps, its monotonic clock stands still and with it the log's. In a log read live, the anchor moves
-    by as much as ``slept`` does (Unix time less this machine's monotonic time), so it also follows a wall clock that is
-    set. A lag of seconds is mostly our own: reading was delayed. Only if the newest lines keep lagging did another
-    machine, which runs the server, sleep.
+    While a machine sleeps, its monotonic clock stops, and the log's time with it. In a log read live, the anchor moves
+    with ``slept`` (Unix time minus this machine's monotonic time), so it also follows changes of the wall clock. A lag
+    of seconds is usually our own: reading was delayed. Only if the newest lines keep lagging, another machine, which
+    runs the server, slept.
     """
 
     def __init__(self, *, live: bool = True, anchor: float | None = None, slept: Callable[[], float] = _slept) -> None:
@@ -38,7 +38,7 @@ class LogClock:
         self._set_back_at = float("-inf")
         """When the wall clock was last found to be set back (monotonic)."""
         self._lagging: tuple[float, float] | None = None
-        """Since when all lines lag, and the anchor according to the one with the least lag."""
+        """Since when all lines lag, and the anchor from the line with the least lag."""
 
     @property
     def process_started_at(self) -> float | None:

@@ -11,7 +11,7 @@ from llamatel.llama.log.rejections import REASONS
 from llamatel.snapshots import LogCounts
 
 _SILENT_S = 10.0
-"""Without a line while tokens are counted."""
+"""Seconds without a line, while tokens are counted, after which the log counts as silent."""
 
 
 def _line_kinds() -> dict[str, int]:
@@ -20,7 +20,7 @@ def _line_kinds() -> dict[str, int]:
 
 @dataclass(slots=True)
 class LogCounters:
-    """Counts of one server's log; of a router's, its models' included."""
+    """Counts of one server's log; those of a router include its models."""
 
     lines: dict[str, int] = field(default_factory=_line_kinds)
     started: int = 0

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _CHECK_S = 0.2
 _OLD_FILE_S = 60.0
-"""A file that was moved away is followed until it was silent for this long: its writer may not have switched yet."""
+"""A moved file is followed until it was silent for this long, as its writer may not have switched yet."""
 _MOST_OLD = 4
 _REPLAYED_START = 1 << 20
 _REPLAYED_END = 4 << 20
@@ -65,7 +65,7 @@ class _OpenFile:
         self._start = os.pread(descriptor, HEAD_BYTES, 0)
         self.read_at = time.monotonic()
         self.since: float | None = None
-        """When all that it had was read (Unix time)."""
+        """When everything in it was read (Unix time)."""
         self.reached = 0
         """How far the writer was read before the file was truncated."""
 
@@ -179,7 +179,7 @@ class _FileBacklog(Backlog):
 
 
 class FileSource:
-    """A file that grows, also when it is rotated (moved away and created again) or truncated, or does not exist yet."""
+    """A growing file, which may be rotated (moved and created again), truncated, or not exist yet."""
 
     blocking = True
 
@@ -205,7 +205,7 @@ class FileSource:
         self._stop = threading.Event()
         self._once = LogOnce(_log)
         self._existing: os.stat_result | None = None
-        """The file when this was made: what is written from then on is new."""
+        """The file at construction: later data is new."""
         if descriptor is not None:
             return
         if self._path.is_dir():
@@ -291,19 +291,19 @@ class FileSource:
         return current
 
     def _end_of(self, file: _OpenFile) -> int:
-        """Where the content ends that was there when this was made."""
+        """The end of the content that existed at construction."""
         now, then = os.fstat(file.descriptor), self._existing
         if then is None or not os.path.samestat(now, then) or now.st_size < then.st_size:
             return 0
         return then.st_size
 
     def _resume(self, position: Position, current: _OpenFile | None) -> Generator[Batch | Backlog, None, int]:
-        """What was written while no llamatel ran; returns where to continue in the current file."""
+        """Yield what was written while no llamatel ran; returns where to continue in the current file."""
         if current is not None and position.head.matches(current.descriptor) and position.offset <= current.size:
             return position.offset
         moved = self._sibling(position)
         if moved is None:
-            _log.warning("%s is another file than the one read before: it is read from its start", self.name)
+            _log.warning("%s is not the file that was read before: it is read from its start", self.name)
             return 0
         try:
             yield _FileBacklog(self, moved, position.offset, moved.size)
@@ -391,7 +391,7 @@ class FileSource:
         return not os.path.samestat(now, ours)
 
     def _without_finished(self, old: list[_OpenFile]) -> list[_OpenFile]:
-        """Files that were moved away and may still be written to."""
+        """Moved files that may still be written to."""
         kept: list[_OpenFile] = []
         for file in old:
             if time.monotonic() - file.read_at > _OLD_FILE_S or len(old) - len(kept) > _MOST_OLD:

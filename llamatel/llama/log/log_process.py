@@ -11,7 +11,7 @@ from typing import NamedTuple
 from llamatel.llama.log.log_line import LogLine
 
 UNKNOWN = -1
-"""Stands for the number of a process where several are possible."""
+"""Used instead of a process number if several processes are possible."""
 TASKS_APART = 64
 """A process with several slots does not launch tasks strictly in the order of their numbers."""
 _SLOTS_APART = 1000
@@ -33,7 +33,7 @@ def spare_slot(slot: int, taken: Collection[int]) -> int:
 
 
 def own_slot(slot: int) -> int:
-    """The slot that llama.cpp logged, of one that ``spare_slot`` may have given."""
+    """The slot that llama.cpp logged, for a number that may be from ``spare_slot``."""
     return slot % _SLOTS_APART
 
 
@@ -73,7 +73,7 @@ class LogProcess:
     on_time_at: float = 0.0
     """When it was last (Unix time)."""
     loading: list[Event] | None = None
-    """Its lines, while it was seen to start and does not listen yet."""
+    """Its lines from its start until it listens."""
     host: str | None = None
     port: int | None = None
     slots: int | None = None
@@ -83,7 +83,7 @@ class LogProcess:
     idle_task: int = -1
     """No task up to this one can start any more: it was idle after it had started."""
     all_known: bool = True
-    """Whether all of its requests are known; else some may be among those of ``UNKNOWN``."""
+    """Whether all of its requests are known; else some may be assigned to ``UNKNOWN``."""
     lines_at: int = 0
     """Number of its last line."""
     started_with: set[str] = field(default_factory=set)
@@ -126,7 +126,7 @@ class LogProcess:
             self.started_at = started_at
         early = self.started_at - started_at
         if early > _ON_TIME_S:
-            # Early. Its clock cannot jump; but ours may have been set, or its lines were delayed until now.
+            # Too early. Its clock cannot jump, but ours may have been set, or its lines were delayed.
             if self.on_time >= SETTLED and early > APART_S and time - self.last > APART_S:
                 return False
             self.on_time = 0

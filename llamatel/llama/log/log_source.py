@@ -66,7 +66,7 @@ class LogSource(Protocol):
 
     @property
     def blocking(self) -> bool:
-        """Whether its writer does not wait for the reader, so that the reader may be slow."""
+        """Whether its writer does not wait for the reader, which may then be slow."""
 
     def stop(self) -> None:
         """End ``batches`` soon; may be called from any thread."""

@@ -1,7 +1,7 @@
 """Removes what other programs add around llama.cpp's lines: one line in, llama.cpp's own line out.
 
 Container runtimes (docker json-file, containerd CRI, ``docker logs -t``, compose), kubectl, stern, journald, syslog,
-Loki, and every program that logs llama.cpp's line as a JSON or logfmt field or after a prefix of its own. Wrappers are
+Loki, and every program that logs llama.cpp's line as a JSON or logfmt field or after its own prefix. Wrappers are
 detected per line and may be nested. The source that they name distinguishes servers that share one stream; their
 timestamps date the lines.
 
@@ -112,7 +112,7 @@ def holds_own_line(text: str) -> bool:
 
 
 def prefix_before(text: str, start: int) -> Carried:
-    """What a prefix of a record names."""
+    """The names in a record's prefix."""
     return _after_prefix(text, start)._replace(text="")
 
 
@@ -236,4 +236,4 @@ Wrapper = Callable[[str], Carried | None]
 _WRAPPERS: tuple[Wrapper, ...] = (
     _quoted, _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _journal_field, _logfmt, _dated,
 )  # fmt: skip
-"""``_prefixed`` before those that look into quotes: llama.cpp's line after a prefix may contain a client's text."""
+"""``_prefixed`` is before those that parse quotes: llama.cpp's line after a prefix may contain client text."""

@@ -61,15 +61,15 @@ class LoggedRequest:
     discarded: int = 0
     """Tokens that context shifts dropped."""
     counted_shifts: int = 0
-    """Those of ``shifts`` that are in the total of its server already."""
+    """The part of ``shifts`` that its server's total already includes."""
     cancelled: bool = False
     error: str | None = None
     selection: SlotSelection | None = None
     """How its slot was selected."""
     contents: CacheContents | None = None
-    """What the cache held when it got its slot."""
+    """State of the cache when it got its slot."""
     no_checkpoint: bool = False
-    """Whether llama.cpp went back to an earlier state of the slot's cache, or to none."""
+    """Whether llama.cpp restored an earlier state of the slot's cache, or none."""
     evicted: tuple[int, ...] = ()
     """Tokens of checkpoints that its slot had lost before."""
     evicts: list[int] = field(default_factory=list)
@@ -192,7 +192,7 @@ class LoggedRequest:
         )
 
     def left_in_slot(self, tokens: int, time: float) -> CachedPrompt:
-        """What it left in its slot, released at ``time`` with ``tokens``; without timings all of that is prompt."""
+        """Its content of the slot, released at ``time`` with ``tokens``; without timings all of it counts as prompt."""
         tokens += self.discarded
         prompt = tokens if self.generated is None else max(1, tokens - max(0, self.generated - 1))
         return CachedPrompt(self.task, tokens, prompt, time, self.unshifted)

@@ -64,8 +64,7 @@ class LoggedServer:
     model_path: str | None = None
     """Its file, or its name on a hub."""
     draft_path: str | None = None
-    """The file of a second model, which drafts; older builds, which gave it a cache for each slot, print another
-    message."""
+    """The file of the draft model; older builds, which gave it a cache for each slot, print another message."""
     build: str | None = None
     slots: int | None = None
     slot_context: int | None = None
@@ -73,20 +72,20 @@ class LoggedServer:
     pool: int | None = None
     """Tokens of the whole KV cache; at the default verbosity only builds before May 2026 print it."""
     sequence_context: int | None = None
-    """Tokens that one sequence could have, where ``slot_context`` is less because it was capped."""
+    """Tokens that one sequence could have, if ``slot_context`` was capped."""
     sleeping: bool = False
     reported: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; builds from May 2026 on print it at
-    ``-lv 4`` alone."""
+    """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; builds from May 2026 on print it
+    only at ``-lv 4``."""
     reloading: bool = False
-    """``reported`` belongs to the model as it was loaded before."""
+    """Whether ``reported`` is from the previous load of the model."""
     prompt_cache: PromptCacheState | None = None
     placement: Placement | None = None
     replacing: bool = False
-    """``placement`` belongs to the model as it was loaded before."""
+    """Whether ``placement`` is from the previous load of the model."""
 
     def completed(self, settings: ServerSettings | None) -> ServerSettings | None:
-        """Settings as given, with slots and pool as the log has them, where llama.cpp chose them itself."""
+        """The given settings, with slots and pool from the log if llama.cpp chose them itself."""
         if settings is not None and self.slots is not None:
             settings = replace(settings, parallel=self.slots, given=settings.given | {"parallel"})
         if settings is not None and self.kv_unified is not None:

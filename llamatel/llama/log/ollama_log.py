@@ -1,4 +1,4 @@
-"""Lines that Ollama itself writes between those of its llama-servers: starts of children, access lines.
+"""Parses Ollama's own lines between those of its llama-servers: starts of children, access lines.
 
 Source: ollama v0.30.0 to v0.33.0-rc2 (2026), llm/llama_server.go, server/sched.go, server/routes.go; gin 1.10
 ``defaultLogFormatter``. Pure functions on text. Nothing here is opened or connected to: a log can be forged.
@@ -65,7 +65,7 @@ class ChildReady:
 
 @dataclass(frozen=True, slots=True)
 class AccessLine:
-    """One answered HTTP request."""
+    """One HTTP request with a response."""
 
     path: str
     """Without its query."""
@@ -82,7 +82,7 @@ class AccessLine:
 
 @dataclass(frozen=True, slots=True)
 class OllamaStart:
-    """Ollama itself has started: no child of before is left."""
+    """Ollama itself has started: no earlier child is left."""
 
     version: str
 
@@ -102,7 +102,7 @@ class OllamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModels:
-    """A model was loaded; so many are loaded now."""
+    """A model was loaded; with the number of loaded models."""
 
     count: int
 
@@ -164,7 +164,7 @@ def _start(rest: str) -> ChildStart | None:
     if command is None:
         return None
     words = command.group(1).replace('\\"', '"').replace("\\\\", "\\")
-    # The words are not quoted: a path may hold spaces, so it ends where Ollama's next flag stands.
+    # Arguments are not quoted: a path may contain spaces, so it ends at Ollama's next flag.
     model, named, rest = words.partition(" --model ")[2].partition(" --port ")
     address = _ADDRESS.match(rest)
     if not model or not named or address is None or not 0 < int(address.group(1)) < 1 << 16:

@@ -30,12 +30,12 @@ class OllamaSeparation:
     # -- servers ------------------------------------------------------------------------------------------------------
 
     def add(self, server: int, *, port: int | None, slots: int | None, loading: bool = True) -> None:
-        """A server starts (``loading``), or runs already."""
+        """Add a server that starts (``loading``), or already runs."""
         process = LogProcess(server, port=port, slots=slots, loading=[] if loading else None, all_known=loading)
         self._servers.append(process)
 
     def remove(self, server: int) -> None:
-        """A server has exited; its requests in flight are not followed any further."""
+        """Remove a server that has exited; its requests in flight are no longer followed."""
         self._servers[:] = [each for each in self._servers if each.number != server]
         self._late = None if self._late == server else self._late
 
@@ -59,7 +59,7 @@ class OllamaSeparation:
     # -- lines --------------------------------------------------------------------------------------------------------
 
     def route(self, line: str, parts: LogLine, now: float) -> list[Event]:
-        """What a line, written at Unix time ``now``, means for the servers' requests: lines to read, requests lost."""
+        """Events of a line that was written at Unix time ``now``: lines to read, requests lost."""
         number, parts = self._assign(line, parts, now)
         events = [*self._events]
         self._events.clear()

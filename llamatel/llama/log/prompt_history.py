@@ -1,7 +1,7 @@
-"""Which prompts a server's KV cache and its prompt cache in host memory hold, which they lost, and why.
+"""Tracks which prompts a server's KV cache and host prompt cache hold, which they lost, and why.
 
-The log names no conversations. A request continues a cached prompt for certain if it reused all of it. Otherwise a
-prompt that was lost stands for the beginning of a later one if it is at least half as long and not longer. That is
+The log does not identify conversations. A request certainly continues a cached prompt if it reused all of it. Otherwise
+a lost prompt counts as the beginning of a later one if it is at least half as long and not longer. That is
 reported where it is no accident: only if prompts of this server that continue none hardly ever fit one, or if there are
 conversations and every prompt fits one. The cause of the loss is then certain, and the tokens are an upper bound.
 
@@ -48,7 +48,7 @@ _CLOCK_S = 0.01
 
 @dataclass(slots=True, eq=False)
 class CachedPrompt:
-    """What a request left in its slot."""
+    """The content of a slot after a request."""
 
     task: int
     tokens: int
@@ -61,7 +61,7 @@ class CachedPrompt:
     cleared_by: int = 0
     """Number of the newest request when its slot was cleared, to make room for that."""
     continued: bool = False
-    """Whether a later request stands for the same conversation."""
+    """Whether a later request continues the same conversation."""
 
     def is_whole(self, cached: int, prompt: int) -> bool:
         """Whether a prompt that reused ``cached`` tokens may have all of this one."""
@@ -116,12 +116,12 @@ class CacheContents(NamedTuple):
 
 
 class _Missing(NamedTuple):
-    """A prompt that was not in the cache any more."""
+    """A prompt that was no longer in the cache."""
 
     prompt: CachedPrompt
     cause: RecomputeCause
     candidates: tuple[CachedPrompt, ...]
-    """Those that it was chosen from."""
+    """The prompts that it was chosen from."""
 
 
 class PromptHistory:
@@ -141,7 +141,7 @@ class PromptHistory:
         self.reset()
 
     def reset(self) -> None:
-        """Another process follows."""
+        """Reset for another process."""
         self._slots: dict[int, CachedPrompt] = {}
         """The content of idle slots."""
         self._in_memory: dict[int, CachedPrompt] = {}
@@ -286,7 +286,7 @@ class PromptHistory:
         return True
 
     def _missing(self, contents: CacheContents, prefill: Prefill) -> _Missing | None:
-        """The prompt that it may continue and that was not there, with the reason; None: nothing fits."""
+        """The prompt that it may continue and that was lost, with the reason; None: nothing fits."""
         cached, prompt = prefill.cached, prefill.prompt
         in_slot = contents.in_slot
         here = contents.held if in_slot is None else (in_slot, *contents.held)
@@ -318,7 +318,7 @@ class PromptHistory:
         return None
 
     def _settle(self, prompt: CachedPrompt) -> None:
-        """A later request stands for this conversation."""
+        """Record that a later request continues this conversation."""
         prompt.continued = True
         self._in_memory.pop(prompt.task, None)
         if prompt in map(itemgetter(0), self._lost):

@@ -1,4 +1,4 @@
-"""How much of a prompt its slot had in the KV cache, and how much of that llama.cpp could not use.
+"""Determines how much of a prompt its slot had in the KV cache, and how much of that llama.cpp could not use.
 
 llama.cpp logs the share of the prompt that the chosen slot has (``f_sim_best``) and the share of the slot's tokens that
 the prompt keeps (``f_keep``), to three digits, before it decides what it can use of them. Where less is reused, the
@@ -69,7 +69,7 @@ class Prefill(NamedTuple):
         return PromptReuse(self.cached + tokens, tokens, seconds, cause)
 
     def complete(self) -> PromptReuse:
-        """Nothing that had been in the cache was computed."""
+        """No recomputation: nothing that had been in the cache was computed."""
         return PromptReuse(self.cached, 0, 0.0)
 
 
@@ -98,7 +98,7 @@ def parse_selection(message: str) -> SlotSelection:
 
 
 def refused_reuse(prefill: Prefill, *, rewindable: bool | None, checkpoints: bool | None) -> PromptReuse | None:
-    """What the slot had of the prompt and llama.cpp did not use; None if it used all of it.
+    """Tokens of the prompt that the slot had and llama.cpp did not use; None if it used all of them.
 
     ``rewindable``: whether the model's cache can be cut anywhere, as opposed to sliding windows and recurrent states;
     ``checkpoints``: whether llama.cpp keeps earlier states of it (--ctx-checkpoints). None if that is not known.

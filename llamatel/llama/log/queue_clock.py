@@ -1,4 +1,4 @@
-"""How long a request waited for its slot, estimated from llama.cpp's task numbers.
+"""Estimates how long a request waited for its slot, from llama.cpp's task numbers.
 
 The log records when a task got its slot, not when it arrived. Arrival follows from task numbers: one counter numbers
 tasks as they arrive, and also each iteration (turn) of the server's loop (``SERVER_TASK_TYPE_NEXT_RESPONSE``, posted in
@@ -7,12 +7,12 @@ a task's own that belong to none of the others are turns: their count is the tur
 a turn follows from finished requests: a prompt is one turn per batch, a decode of n tokens is n - 1 turns, evenly
 spread over its time. A wait is computed when the task finishes, when more turns before it are known.
 
-A task arrives at some moment of its turn. The estimate is the last such moment, so that a wait is rather too short, by
+A task arrives at some moment of its turn. The estimate is the last such moment, so a wait tends to be too short, by
 half a turn on average (half a token's time; half a batch's while prompts are processed): a time to first token must not
 be above the client's. Single waits may still be too long, as turns are not equally long. The error is larger where
 turns or numbers are ambiguous: several long prompts in one batch, requests with several choices that preempt each
 other, other pollers; the counts of other slots and requests that found a free slot correct that again. Turns of a
-cancelled request are guessed where no other slot counted them; a wait that depends much on such guesses is None, as are
+cancelled request are guessed if no other slot counted them; a wait that depends much on such guesses is None, as are
 all waits before the first request that found a free slot, in a log read from its middle. Checked against llama.cpp's
 own times and clients' clocks in ``tests/test_queue_clock.py``.
 """
@@ -52,7 +52,7 @@ class _Launch(NamedTuple):
     counted: bool
     """Whether they were counted, not guessed."""
     doubt: float
-    """How many of them are guesses that no later count corrects."""
+    """The number of guesses among them that no later count corrects."""
     met: _Met
 
 
@@ -72,16 +72,16 @@ class QueueClock:
         """Numbers of recent tasks, ascending; ``_forgotten`` more were before them."""
         self._forgotten = 0
         self._offset = 0.0
-        """Numbers that were neither tasks nor turns, but for those in ``_taken``."""
+        """Numbers that were neither tasks nor turns, except those in ``_taken``."""
         self._taken: list[float] = []
         """When such numbers were taken."""
         self._idle_until: float | None = None
-        """When a request last found an idle server: all that wait arrived later. None before the first."""
+        """When a request last found an idle server: all waiting requests arrived later. None before the first."""
         self._met_free: tuple[int, float, set[int]] | None = None
-        """A task that got a free slot while others were busy: its number, its launch, which of the others still run."""
+        """Tasks that got a free slot while others were busy: number, launch, and which of the others still run."""
         self._excess: list[float] = []
         self._turn_s = self._token_s = 0.0
-        """A decode turn's and a prompt token's time, as last seen."""
+        """Last known time of a decode turn, and of a prompt token."""
         self._last_release = float("-inf")
 
     # -- events of the log ------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class PositionFile:
                 _log.info("the read position is saved in %s again", self._path)
 
     def _write(self, text: str) -> None:
-        """Replace the file at once: a crash leaves the old one or the new one."""
+        """Replace the file atomically: a crash leaves the old or the new one."""
         descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
         try:
             with os.fdopen(descriptor, "w") as stream:

@@ -289,7 +289,7 @@ class LogReader:
 
     @property
     def totals(self) -> Mapping[str, float]:
-        """llama.cpp's counters as the requests of this process add up to; nothing where the log was contradicted."""
+        """llama.cpp's counters as sums over this process's requests; empty if the log was contradicted."""
         return {} if any(self._counters.contradictions.values()) else dict(self._totals)
 
     @property

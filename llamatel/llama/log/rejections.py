@@ -1,7 +1,7 @@
 """Requests that llama.cpp rejected before they got a slot, by reason.
 
-These messages quote what a client sent. Only the fact and llama.cpp's own status are read, and the status is before the
-quotation (tools/server/server.cpp, ``ex_wrapper``; server-http.cpp; server-context.cpp).
+These messages quote client text. Only the fact and llama.cpp's own status, which precedes the quotation, are read
+(tools/server/server.cpp, ``ex_wrapper``; server-http.cpp; server-context.cpp).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A router's models as its log reports them: when they were loaded, evicted, or failed.
+"""Reads the state of a router's models from its log: when they were loaded, evicted, or failed.
 
 The router's own lines are those of tools/server/server-models.cpp. Its children's lines follow ``[port] `` and are read
 by a LogReader each, whose requests carry the model's name.
@@ -38,7 +38,7 @@ _EXITED = re.compile(_FROM + rf"instance name={_NAME} exited with status (-?\d{{
 _MAX_MODELS = 512
 _MAX_PORTS = 1024
 OTHER = "other"
-"""Stands for the names of all further models."""
+"""Replaces the names of all further models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ExitedProcess:
     model: str
     port: int
     totals: Mapping[str, float]
-    """What its requests add up to, by the names of llama.cpp's counters."""
+    """Sums over its requests, by the names of llama.cpp's counters."""
     is_whole: bool = True
     """Whether the log has it from its start."""
 
@@ -85,7 +85,7 @@ class ChildReader(Protocol):
 
     @property
     def totals(self) -> Mapping[str, float]:
-        """What its process did, by the names of llama.cpp's counters."""
+        """Sums over its process's requests, by the names of llama.cpp's counters."""
 
 
 R = TypeVar("R", bound=ChildReader)
@@ -98,7 +98,7 @@ class RouterLog(Generic[R]):
         """``make_reader`` makes a child's reader; its argument: whether the child's start was logged."""
         self._make_reader = make_reader
         self._readers: dict[int, tuple[R, ServerInfo]] = {}
-        """By port, and the router that they were assigned to."""
+        """Readers by port, and the router that they were assigned to."""
         self._names: dict[int, str] = {}
         self.models: dict[str, ModelLife] = {}
         self.seen = False

@@ -21,12 +21,12 @@ _PREFIXES = ("srv ", "slot ", "que ", "cmn ")
 
 
 class LineKind(Enum):
-    """What a line is to the log reader."""
+    """How the log reader treats a line."""
 
     RECORD = "a JSONL record"
     TEXT = "a line of a text log"
     STARTUP = "a line outside the log, before any client connected"
-    OTHER = "no part of the log"
+    OTHER = "not part of the log"
 
 
 class OutputLine(NamedTuple):

@@ -55,7 +55,7 @@ class SlotRequests:
         self._evicted: dict[int, tuple[int, ...]] = {}
         """Tokens of the checkpoints that each slot lost since another prompt was in it."""
         self._heading_slot: int | None = None
-        """The slot whose timings follow on lines of their own."""
+        """The slot whose timings follow on separate lines."""
         self.newest_task = -1
         self._idle_task = -1
         """No task up to this one can start any more: it was idle after it had started."""

@@ -1,4 +1,4 @@
-"""Which of several processes a line about a slot belongs to, where its slot and its task are all that shows it.
+"""Assigns lines about slots to one of several processes by slot and task, if nothing else distinguishes them.
 
 Such a line belongs to the request that runs this task in this slot, and a request to the one process that can have
 started it. One that fits several processes is followed under ``UNKNOWN``; two with the same slot and task at the same
@@ -42,7 +42,7 @@ class TaskOwners:
         """Selections of a free slot, by its number, since a task was last launched in a slot of that number."""
 
     def lose_running(self) -> None:
-        """Requests in flight cannot be followed any more."""
+        """Stop following requests in flight."""
         for process in self._processes:
             self._events.extend(Event(Change.LOST, process.number, slot=slot) for slot in process.running)
             self.forget(process)

@@ -20,11 +20,11 @@ _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)?([A-Z]{1,5})?"
 )
 _TAI_AHEAD_S = 10
-"""As daemontools, runit and s6 write it."""
+"""The format of daemontools, runit and s6."""
 _LATEST = 2**33
 """Unix time: the year 2242."""
 _AHEAD_S = 60.0
-"""Clocks of two machines differ by less."""
+"""Most difference between the clocks of two machines."""
 
 
 def find_time(text: str) -> float | None:

@@ -1,1 +1,1 @@
-"""``llamatel top``: what runs now, on a terminal. ``source`` gets the document, ``screen`` draws it, ``keys`` reads."""
+"""``llamatel top``: the current state on a terminal. ``live_source`` gets the document, ``screen`` draws it."""

@@ -170,7 +170,7 @@ _DOCUMENT = _Object(
 
 
 def check_document(value: object) -> dict[str, Any]:
-    """The document, checked. Raises InvalidDocument that names the field that is not as expected."""
+    """The checked document. Raises InvalidDocument with the name of an unexpected field."""
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise InvalidDocument("no live document of this version")
     document = _DOCUMENT(value)

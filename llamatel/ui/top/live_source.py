@@ -1,4 +1,4 @@
-"""Where ``top`` gets its document: from a running llamatel, or by polling llama.cpp servers itself."""
+"""Sources of ``top``'s document: a running llamatel, or llama.cpp servers polled by ``top`` itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OURS = "llamatel: "
 
 
 class PageRefused(ServerUnreachable):
-    """A llamatel does not serve its page here, or not without its token."""
+    """No llamatel serves its page here, or it needs a token."""
 
 
 class Source(Protocol):
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 class BackgroundFetch:
-    """Fetches documents on a thread of its own, so that keys work while a source is slow."""
+    """Fetches documents on its own thread, so keys work while a source is slow."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -203,7 +203,7 @@ def _help(width: int) -> list[Text]:
     for name, meaning in HELP:
         for part in textwrap.wrap(meaning, max(width - 20, 20)) or [""]:
             lines.append(Text(f"  {name:18}", "bold").append(part, "default"))
-            name = ""  # noqa: PLW2901 - its meaning goes on in a line of its own
+            name = ""  # noqa: PLW2901 - its meaning continues on the next line
     return lines
 
 
@@ -262,7 +262,7 @@ def _requests(document: Document, choices: Choices, width: int, room: int, glyph
 
 
 def plain_lines(document: Document) -> list[str]:
-    """One plain line for each server, for pipes."""
+    """One plain line per server, for pipes."""
     rows = {row["key"]: row for row in document["overview"]}
     return [_plain_line(document, server, rows[server["key"]]) for server in document["servers"]] or [
         "no server is watched yet"

@@ -84,7 +84,7 @@ def table(
 
 
 def _names(rows: Sequence[Row], width: int) -> list[str]:
-    """The servers' names; where they do not fit, without the host that all share, or the model in favour of labels."""
+    """The servers' names; if too long, without a common host, or without the model to keep the labels."""
     names = [row["key"] for row in rows]
     if any(len(name) > width for name in names):
         host = _common_host(rows)
@@ -98,7 +98,7 @@ def _names(rows: Sequence[Row], width: int) -> list[str]:
 
 
 def _common_host(rows: Sequence[Row]) -> str:
-    """The host, if all servers share one: then it does not distinguish them."""
+    """The host, if all servers have the same, so it does not distinguish them."""
     hosts = {row["key"].partition(" ")[0].rpartition(":")[0] for row in rows}
     return hosts.pop() if len(hosts) == 1 else ""
 

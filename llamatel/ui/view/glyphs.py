@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """One character for each thing that is drawn; all are one column wide."""
+    """The characters of drawings; each is one column wide."""
 
     queue: str
     prefill: str
@@ -38,7 +38,7 @@ OUTCOME_STYLES = {"ok": "green", "cancelled": "yellow", "error": "red", "context
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
-    """Unicode where the output's encoding can carry it, else ASCII."""
+    """Unicode if the output's encoding supports it, else ASCII."""
     try:
         name = codecs.lookup(encoding or "ascii").name
     except LookupError:

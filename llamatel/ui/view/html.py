@@ -1,4 +1,4 @@
-"""Models, plans, summaries and results in a notebook: the same as in a terminal, as HTML.
+"""Models, plans, summaries and results as HTML for notebooks, with the same content as in a terminal.
 
 Every text is escaped: names are untrusted.
 """

@@ -13,8 +13,8 @@ from llamatel.ui.view.text_page import size
 def kv_cache_line(state: ServerSnapshot, glyphs: Glyphs = UNICODE) -> str | None:
     """``4,096 tokens shared by 4 slots, 16.0 MiB; 1,120 active, 96 cached``; None where nothing is known.
 
-    Tokens are shown once there are any. Bytes are those that llama.cpp reported, else the planned ones, labelled; where
-    both agree the planned ones, as llama.cpp's log rounds to 0.01 MiB.
+    Tokens are shown once there are any. Bytes are reported by llama.cpp, else planned and labelled so; if both agree,
+    the planned ones are shown, as llama.cpp's log rounds to 0.01 MiB.
     """
     cache = state.kv_cache
     if cache is None or cache.capacity is None:

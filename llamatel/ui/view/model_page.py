@@ -66,11 +66,11 @@ def _file(page: Page, report: ModelReport) -> None:
         page.row("", ", ".join(facts))
     if header is not None and header.missing_bytes:
         missing = size(header.missing_bytes)
-        page.row("incomplete", f"{missing} of the tensors' data are missing: a download that broke off?")
+        page.row("incomplete", f"{missing} of the tensors' data are missing: an interrupted download?")
     architecture = report.shape.architecture if report.shape is not None else header and header.architecture
     page.row("architecture", printable(architecture or page.glyphs.unknown))
     if report.parameters == 0:
-        page.row("parameters", "none: a file without tensors, as one that holds a vocabulary only")
+        page.row("parameters", "none: a file without tensors, such as one with only a vocabulary")
     elif report.parameters is not None:
         facts = [parameters(report.parameters)]
         if report.active_parameters is not None:
@@ -107,7 +107,7 @@ def _cache(page: Page, report: ModelReport, shape: ModelShape) -> None:
         others = [f"{each.total:,} at {kind}" for kind, each in sizes.items() if each is not None and kind != "f16"]
         page.row("KV cache", f"{f16.total:,} bytes a token at f16" + (f" ({', '.join(others)})" if others else ""))
         if f16.windowed:
-            page.row("", f"of which {f16.lasting:,} for good, and {f16.windowed:,} only within the window")
+            page.row("", f"of which {f16.lasting:,} permanently, and {f16.windowed:,} only within the window")
     elif f16 is None:
         page.row("KV cache", "does not grow token by token, or is not known: see llamatel plan")
     if state_bytes(shape):
@@ -186,7 +186,7 @@ def _comparison(page: Page, report: ModelReport) -> None:
     ]
     own = next((number for number, each in enumerate(variants) if each.own), None)
     header = ("", "KV heads", "K and V", "attention", "cache a token", "of MHA", "")
-    page.table("if its heads shared keys and values otherwise", header, rows, marked=own)
+    page.table("if its heads shared keys and values differently", header, rows, marked=own)
 
 
 def _spread(values: Iterable[int | None]) -> str:
@@ -240,7 +240,7 @@ def _layer_cells(layer: LayerShape, report: ModelReport, glyphs: Glyphs) -> list
 
 
 def _expected(layer: LayerShape, report: ModelReport, glyphs: Glyphs) -> list[list[str]]:
-    """The shapes that follow from the heads, where there are no tensors to look at."""
+    """The shapes that follow from the heads, if there are no tensors."""
     shape = report.shape
     width = shape.embedding_length if shape is not None and not shape.latent and shape.cache != "compressed" else None
     if not width or not layer.heads or not layer.kv_heads or not layer.attends:

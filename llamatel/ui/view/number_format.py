@@ -1,4 +1,4 @@
-"""Numbers as people read them: three digits that matter, never wider than a column, unknown is a dash."""
+"""Formats numbers for people: three significant digits, bounded width, a dash for unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request's time as a bar: queue, prefill, decode, and what the log does not divide."""
+"""A request's time as a bar: queue, prefill, decode, and time that no phase covers."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _memory(page: Page, report: PlanReport) -> None:
 
 
 def _ceiling(page: Page, report: PlanReport) -> None:
-    """The most tokens a second, and what each part of the machine contributes where there are several."""
+    """The highest token rate, and the time of each device and the host if there are several."""
     if report.ceiling is not None:
         where = devices_in_words(report.devices)
         page.row(
@@ -167,7 +167,7 @@ def _ceiling(page: Page, report: PlanReport) -> None:
 
 
 def _beside(draft: DeviceUse, report: PlanReport) -> tuple[str, ...]:
-    """What the model that drafts needs on a device, below that device."""
+    """A device's row for the draft model, below that device."""
     weights = report.shape.draft.weights if report.shape.draft is not None else None
     columns = (draft.weights_bytes if weights else None, draft.cache_bytes, draft.compute_estimate)
     return ("  draft model", str(draft.layers), *map(size, columns), "", "", "")

@@ -99,7 +99,7 @@ def _times(axes: Any, begin: float) -> None:
 
 
 def _nothing(axes: Any, reason: str) -> None:
-    """Say why there is nothing to draw, without axes that look like figures."""
+    """Write why there is nothing to draw, without axes."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -134,7 +134,7 @@ def _cache(axes: Any, histories: Sequence[Mapping[str, Any]]) -> None:
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7, loc="upper left")
         return
-    _nothing(axes, "the run was too short: two looks are a second apart")
+    _nothing(axes, "the run was too short: samples are a second apart")
 
 
 def _latency(axes: Any, summary: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def request_header(glyphs: Glyphs = UNICODE) -> Text:
 
 
 def reuse_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE, *, cut: bool = True) -> Text | None:
-    """A line below that of a request whose prompt was computed again in part: how much, how long, why."""
+    """A line below a request whose prompt was partly recomputed: how many tokens, how long, why."""
     if completion.recompute_cause is None:
         return None
     text = reuse_text(
@@ -57,13 +57,13 @@ def reuse_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE
 def request_line(completion: Completion, width: int = 80, glyphs: Glyphs = UNICODE, *, cut: bool = True) -> Text:
     """One finished request, ``width`` columns at most; ``cut=False`` (for pipes) keeps long error texts whole.
 
-    The time is that of the end, in the local time zone. An error's text takes the place of the token columns, which
-    llama.cpp does not fill for requests that failed.
+    The time is the end of the request in local time. For a failed request the error's text replaces the token columns,
+    which llama.cpp does not log then.
     """
     outcome = completion.outcome.value
     line = Text(no_wrap=True).append(time.strftime("%H:%M:%S ", time.localtime(completion.ended_at)), "dim")
     if completion.outcome is Outcome.OK and completion.truncated:
-        # Its slot's context was full: the answer ends there, or the oldest tokens were dropped to go on.
+        # Its slot's context was full: the answer ends there, or the oldest tokens were dropped to continue.
         line.append(f"{'ok, shifted' if completion.context_shifts else 'ok, cut off':{_OUTCOME}}", "yellow")
     else:
         line.append(f"{outcome:{_OUTCOME}}", OUTCOME_STYLES[outcome])

@@ -1,4 +1,4 @@
-"""What a request reused of the KV cache, what was computed again and why, in words."""
+"""Describes in words what a request reused of the KV cache, what was computed again, and why."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def report_html(document: Mapping[str, Any], histories: Sequence[Mapping[str, An
 def report_fragment(
     document: Mapping[str, Any], histories: Sequence[Mapping[str, Any]], spans: Spans, title: str
 ) -> str:
-    """The same for a notebook's cell. Where a notebook is not trusted and drops styles and pictures, the text stays."""
+    """The same for a notebook cell. In an untrusted notebook, which drops styles and pictures, the text remains."""
     requests = document["requests"]
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["taken_at"]))
     about = f"llamatel {document['about'].get('version') or ''}, {when}; {_servers(document['servers'])}"

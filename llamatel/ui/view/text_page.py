@@ -1,4 +1,4 @@
-"""The blocks that a page about a model is made of, for a terminal of 80 columns, a pipe and a notebook."""
+"""The blocks of a page, for a terminal of 80 columns, a pipe and a notebook."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Numbers under a title; the row ``marked`` stands out."""
+    """Numbers under a title; the row ``marked`` is highlighted."""
 
     title: str
     header: tuple[str, ...]

@@ -14,7 +14,7 @@ from llamatel.ui.view.number_format import plural, rate, seconds
 from llamatel.ui.view.text_page import printable
 
 _ROWS = 200
-"""Spans that are drawn at most."""
+"""Most spans that are drawn."""
 _NAME = 34
 _TOOK = 8
 COLOURS = {

@@ -1,4 +1,4 @@
-"""The web page served next to /metrics: what runs now, with nothing to install.
+"""The web page served next to /metrics: the current state, with nothing to install.
 
 Self-contained: static files and one JSON document that the page polls once a second. A Content-Security-Policy blocks
 everything from elsewhere, text is only set as text, and no prompt or answer is included. Scripts also post their call
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Document(Protocol):
-    """``llamatel.ui.live.Live.document``, of the state now."""
+    """``llamatel.ui.live.Live.document`` for the current state."""
 
     def __call__(self, focus: str | None, after: int | None, *, refocus: bool) -> Any:
         """With the history of the server ``focus``; only what is new since the cursor ``after``, if given."""
@@ -109,7 +109,7 @@ class Page:
             accepted = self._calls.receive(environ["wsgi.input"].read(int(length)))
         except InvalidCallReport as error:
             return _answer_text(start_response, "400 Bad Request", str(error))
-        except OSError:  # it did not come
+        except OSError:  # not received
             return _answer_text(start_response, "408 Request Timeout", "the body is incomplete")
         if not accepted:
             return _answer_text(start_response, "429 Too Many Requests", "too many call reports")
