@@ -69,6 +69,8 @@ class Fleet:
     targets: dict[str, str] = field(default_factory=dict)
     """Pod's name by address."""
     children: dict[str, Child] = field(default_factory=dict)
+    ending: threading.Event = field(default_factory=threading.Event)
+    """Set at the end: clients send no further request."""
 
     def start(self, name: str, argv: list[str]) -> Child:
         """Start a child process that is killed at the end, even if it is stopped."""
@@ -118,23 +120,28 @@ class Fleet:
         """Requests until the end, each client with a pause between two; without ``requests`` a light load."""
         clients = self.stack.enter_context(Clients(f"http://127.0.0.1:{port}", timeout_s=1200))
         light = [completion("Hello there", 24)]
-        ending = threading.Event()
-        threads = [
-            threading.Thread(
-                target=_send, args=(clients, requests or light, first, pause_s if requests else 1.0, ending)
-            )
-            for first in range(at_once)
-        ]
-        for thread in threads:
+        pause_s = pause_s if requests else 1.0
+        for first in range(at_once):
+            words = (clients, requests or light, first, pause_s, self.ending)
+            thread = threading.Thread(target=_send, args=words)
             thread.start()
             self.stack.callback(thread.join)
-        self.stack.callback(ending.set)
 
     def _target(self, name: str, argv: list[str], *words: str) -> str:
         address = f"127.0.0.1:{free_port()}"
         self.start(name, [*argv, "--metrics-addr", address, *words])
         self.targets[address] = name
         return address
+
+    def stop(self) -> None:
+        """Stop all processes, the servers with their requests, so that no client waits for an answer any more."""
+        self.ending.set()
+        for child in self.children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(signal.SIGCONT)
+                child.process.terminate()
+        for child in self.children.values():
+            _end(child)
 
     def discover(self) -> None:
         """Write the targets for Prometheus's file discovery."""
@@ -231,7 +238,7 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1, load=False)
-    long = [completion(f"{number} what a long story " * 20, 400) for number in range(24)]
+    long = [completion(f"{number} what a long story " * 20, 200) for number in range(24)]
     queue = partial(fleet.load, port, long, 24, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",
@@ -341,23 +348,10 @@ def run(folder: Path) -> dict[str, Any]:
     quiet_s = float(os.environ.get("INCIDENT_DAY_QUIET_S", QUIET_S))
     with contextlib.ExitStack() as stack:
         fleet = Fleet(folder, tiny_model(), stack)
-        incidents = list(_incidents(fleet))
-        fleet.discover()
-        [expected] = [address for address, name in fleet.targets.items() if name == EXPECTED]
-        rules = _export(folder / "export", expected)
-        alertmanager = stack.enter_context(Alertmanager(folder / "alertmanager"))
-        config = _config(folder, rules, alertmanager)
-        prometheus = stack.enter_context(Prometheus(config, folder / "prometheus"))
-        print(f"Prometheus: {prometheus.url}", flush=True)
-        time.sleep(quiet_s)
-        quiet = [alert["annotations"]["summary"] for alert in alertmanager.received]
-        assert not quiet, f"fired while all was well: {quiet}"
-        for incident in incidents:
-            incident.at = time.time()
-            incident.cause()
-        found = _follow(incidents, alertmanager)
-        if hold := os.environ.get("INCIDENT_DAY_HOLD_S"):
-            time.sleep(float(hold))  # for pictures of the dashboards
+        try:
+            incidents, found = _day(fleet, quiet_s)
+        finally:
+            fleet.stop()
     assert not _FAILED, _FAILED
     missing = {
         incident.name: sorted(
@@ -374,6 +368,28 @@ def run(folder: Path) -> dict[str, Any]:
     severities = {row["severity"] for row in found}
     assert severities == {"critical", "warning", "info"}, severities
     return {"quiet_s": quiet_s, "alerts": found, "silent": silent}
+
+
+def _day(fleet: Fleet, quiet_s: float) -> tuple[list[Incident], list[dict[str, Any]]]:
+    """The quiet time and the incidents; returns them and the alerts."""
+    incidents = list(_incidents(fleet))
+    fleet.discover()
+    [expected] = [address for address, name in fleet.targets.items() if name == EXPECTED]
+    rules = _export(fleet.folder / "export", expected)
+    alertmanager = fleet.stack.enter_context(Alertmanager(fleet.folder / "alertmanager"))
+    config = _config(fleet.folder, rules, alertmanager)
+    prometheus = fleet.stack.enter_context(Prometheus(config, fleet.folder / "prometheus"))
+    print(f"Prometheus: {prometheus.url}", flush=True)
+    time.sleep(quiet_s)
+    quiet = [alert["annotations"]["summary"] for alert in alertmanager.received]
+    assert not quiet, f"fired while all was well: {quiet}"
+    for incident in incidents:
+        incident.at = time.time()
+        incident.cause()
+    found = _follow(incidents, alertmanager)
+    if hold := os.environ.get("INCIDENT_DAY_HOLD_S"):
+        time.sleep(float(hold))  # for pictures of the dashboards
+    return incidents, found
 
 
 def _follow(incidents: list[Incident], alertmanager: Alertmanager) -> list[dict[str, Any]]:
