@@ -498,7 +498,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamatel.requests.lost", Kind.TOTAL, "{request}",
-        "Requests whose end the log did not show, or that were running at the last poll of a router's model.",
+        "Requests whose start or end the log did not show, or that were running at the last poll of a router's model.",
     ),
     Metric(
         "llamatel.unloads.unread", Kind.TOTAL, "{unload}",

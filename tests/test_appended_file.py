@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,9 +17,11 @@ from llamatel.outputs.appended_file import AppendedFile, reopen_files
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.telemetry.jsonl import JsonLines
 from tests.parts import wait_until
+from tests.parts.logrotate import rotate
 
 REQUEST = Completion(ServerInfo("127.0.0.1", 8090), 0, 1, 1.0, 2.0, Outcome.OK)
 LOG = Path(__file__).parent / "golden" / "logs" / "2026.10.11549.log"
+RULES = Path(__file__).parents[1] / "deploy" / "logrotate" / "llamatel"
 
 
 def test_appended_file_mode(tmp_path: Path) -> None:
@@ -147,38 +148,41 @@ def test_appended_file_lost_bytes_metric() -> None:
 
 
 @pytest.mark.usefixtures("no_settings")
-def test_hangup_reopens_files(tmp_path: Path) -> None:
-    """A daemon has no terminal: SIGHUP comes from logrotate."""
-    log, path = tmp_path / "server.log", tmp_path / "a.jsonl"
+def test_logrotate_reopens_files(tmp_path: Path) -> None:
+    """Debian's logrotate with the shipped file, less systemctl: SIGHUP comes from it, as a daemon has no terminal."""
+    log, path = tmp_path / "server.in", tmp_path / "a.jsonl"
     log.touch()
 
     def recorded() -> list[int]:
         lines = (tmp_path / "a.jsonl.1").read_text().splitlines() + path.read_text().splitlines()
         return [json.loads(line)["task"] for line in lines]
 
-    program = subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "llamatel.cli.main", "attach", "--log", log, "--jsonl", path, "--metrics-addr", "none"],
         start_new_session=True, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        assert program.stderr is not None
-        program.stderr.readline()
+        assert child.stderr is not None
+        child.stderr.readline()
         time.sleep(0.5)
         text = LOG.read_text().splitlines(keepends=True)
         with log.open("a") as stream:
             stream.writelines(text[:100])
         wait_until(lambda: path.exists() and path.stat().st_size, 20, "a request")
         time.sleep(1.0)
-        path.rename(tmp_path / "a.jsonl.1")
-        os.kill(program.pid, signal.SIGHUP)
+        shipped = RULES.read_text().replace("/var/log/llamatel", str(tmp_path))
+        rules = tmp_path / "rules"
+        rules.write_text(shipped.replace("systemctl reload llamatel-serve.service", f"kill -HUP {child.pid}"))
+        rules.chmod(0o644)
+        rotate(rules, tmp_path / "logrotate.state")
         time.sleep(0.3)
         with log.open("a") as stream:
             stream.writelines(text[100:])
         wait_until(lambda: path.exists() and len(recorded()) == 37, 20, "all requests")
-        program.send_signal(signal.SIGTERM)
-        assert program.wait(20) == 0
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
     finally:
-        program.kill()
-        program.communicate()
+        child.kill()
+        child.communicate()
     assert len(set(recorded())) == 37
     assert path.stat().st_size

@@ -90,6 +90,12 @@ def test_export_objectives_in_rules_and_dashboards(tmp_path: Path, monkeypatch: 
     assert "objective of 5 s" in " ".join((tmp_path / "both/rules/alerts.yml").read_text().split())
 
 
+def test_export_objective_between_bucket_bounds_is_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(tmp_path, "--ttft", "1s", "--tpot", "80ms", "--error-budget", "0.5%")
+    assert "--tpot 0.08s: rules and dashboards count at 0.075 s" in capsys.readouterr().err
+    assert "objective of 0.075 s" in " ".join((tmp_path / "rules/alerts.yml").read_text().split())
+
+
 def test_import_prompts_for_data_source(tmp_path: Path) -> None:
     """Like Grafana's import, replace every reference to an input by the chosen data source."""
     exported(tmp_path)
@@ -136,7 +142,8 @@ def test_export_kubernetes_by_kustomize(tmp_path: Path) -> None:
     "words",
     [
         ["--ttft", "soon"],
-        ["--ttft", "0.9s"],
+        ["--ttft", "900s"],
+        ["--tpot", "1ms"],
         ["--error-budget", "0"],
         ["--values", "/no/such/file"],
         ["--keep-labels", "a b"],

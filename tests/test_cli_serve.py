@@ -347,7 +347,8 @@ def test_attach_continues_after_log_end(
         )  # its standard input is /dev/null
         started.append(attach)
         metrics = attach.wait_for(r"metrics +(http://\S+)")
-        attach.wait_for(r"(the log has ended; polling continues)")
+        stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"
+        attach.wait_for(rf"(?m)^({stamp}) llamatel: WARNING: the log has ended; polling continues")
         server.complete(5)
 
         def counted() -> bool:

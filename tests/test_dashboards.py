@@ -175,6 +175,21 @@ def test_dashboards_legends_by_server_show_the_instance() -> None:
     assert all("{{instance}}" in query.legend for query in by_server)
 
 
+def test_servers_table_has_colours_order_and_links() -> None:
+    tables = [panel for model in dashboards().values() for panel in panels(model) if panel["title"] == "Servers"]
+    assert [panel["type"] for panel in tables] == ["table", "table"]
+    for panel in tables:
+        assert panel["options"]["sortBy"] == [{"desc": False, "displayName": "up"}]  # those that are down first
+        looks: dict[str, dict[str, Any]] = {}
+        for override in panel["fieldConfig"]["overrides"]:
+            looks.setdefault(override["matcher"]["options"], {}).update(
+                (each["id"], each["value"]) for each in override["properties"]
+            )
+        coloured = {name for name, look in looks.items() if "custom.cellOptions" in look}
+        assert {"up", "failed", "waiting", "KV headroom"} <= coloured
+        assert {name for name, look in looks.items() if "links" in look} == {"instance", "server"}
+
+
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
 def test_without_native_is_valid_for_victoria_metrics(query: PanelQuery) -> None:
     left = without_native(query.expr)

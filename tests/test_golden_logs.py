@@ -87,6 +87,19 @@ def test_reader_line_counts(name: str) -> None:
     assert counts.requests_started == len(reading(name).completions)
 
 
+@pytest.mark.parametrize("without", ["processing task, is_child", "stop processing: n_tokens"])
+def test_reader_counts_requests_of_missing_lines(without: str) -> None:
+    """A filtered or truncated log: a request whose start or end is missing is counted as lost."""
+    lines = timed(log_lines("2026.10.11549"))
+    found = [number for number, (line, _) in enumerate(lines) if without in line]
+    removed = set(found[1::3])  # the first one stays: before it the reader cannot know that a request is its
+    completions, counts, _ = read(line for number, line in enumerate(lines) if number not in removed)
+    unended = sum(completion.error == "the server is gone" for completion in completions)
+    assert counts.requests_lost + unended == len(removed) > 10
+    assert unended <= 2
+    assert counts.requests_started == len(found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_reader_tokens(name: str) -> None:
     rows = [row for row in truth(name)["requests"] if row["outcome"] == "ok" and "timings" in row]

@@ -455,3 +455,20 @@ def test_kv_cache_line() -> None:
     )
     assert kv_cache_line(replace(state, kv_cache=replace(alone, capacity=None))) is None
     assert kv_cache_line(server_snapshot()) is None
+
+
+def test_kv_cache_line_bytes_as_plan_where_llama_cpp_rounds() -> None:
+    """llama.cpp logs 0.76 MiB for 768 KiB; ``plan`` and ``serve`` show the same figure."""
+    state = known_snapshot()
+    assert state.kv_cache is not None
+    rounded = replace(
+        state.kv_cache,
+        planned_bytes={"attention": 768 << 10},
+        reported_bytes={"attention": 796_918},
+        active=0,
+        cached=0,
+    )
+    agreeing = replace(rounded, plan_error_bytes=0)
+    assert kv_cache_line(replace(state, kv_cache=agreeing)) == "1,024 tokens shared by 2 slots, 768 KiB"
+    differing = replace(rounded, plan_error_bytes=10_486)
+    assert kv_cache_line(replace(state, kv_cache=differing)) == "1,024 tokens shared by 2 slots, 778 KiB"

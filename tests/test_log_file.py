@@ -301,6 +301,24 @@ def test_position_survives_restarts(tmp_path: Path, follow: Follow) -> None:
     assert third.stop() == []
 
 
+def test_position_within_a_long_line_is_its_start(tmp_path: Path, follow: Follow) -> None:
+    """The rest of a client's text is never read as a line of its own."""
+    log, state = tmp_path / "server.log", tmp_path / "state.json"
+    write(log, numbered(0, 10))
+    text = "forged " * 200_000
+    with log.open("a") as stream:
+        stream.write(text)
+    first = follow(FileSource(log, from_start=True, state=PositionFile(state)))
+    first.wait_for(11)
+    time.sleep(0.3)
+    cut = first.stop()
+    assert cut[:10] == numbered(0, 10)
+    write(log, ["end", *numbered(10, 20)])
+    second = follow(FileSource(log, state=PositionFile(state)))
+    second.wait_for(11)
+    assert second.stop() == [*cut[10:], *numbered(10, 20)]
+
+
 def test_position_survives_rotation(tmp_path: Path, follow: Follow) -> None:
     log, state = tmp_path / "server.log", tmp_path / "state.json"
     write(log, numbered(0, 10))

@@ -219,6 +219,9 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         assert tab.text("#name") == f"{running} tiny"
         page.get_by_role("button", name="tok/s").click()
         assert addresses()[0] == running
+        for text, number in (("DOWN", 11), ("no such server", 0), ("", 12)):
+            page.fill("#search", text)
+            tab.until(lambda number=number: page.locator("#servers tr").count() == number)  # type: ignore[misc]
         page.locator("#servers tr", has_text="127.0.0.1:7").click()
         tab.until(lambda: tab.text("#name") == "127.0.0.1:7")
         assert tab.text("#kv-text") == "The server is down: its KV cache is unknown."
@@ -227,6 +230,20 @@ def test_page_many_servers(browser: Browser, serving: Serving, fleet: str) -> No
         page.reload()
         tab.until(lambda: tab.text("#name") == f"{running} tiny")
         assert tab.console_messages == []
+    finally:
+        tab.context.close()
+
+
+def test_page_models_of_a_router_are_no_servers(fleet: str, browser: Browser) -> None:
+    tab = Opened(browser, fleet)
+    try:
+        whole = live(fleet)
+        row = whole["overview"][-1]
+        keys = ["h:1", "h:1 a", "h:1 b", row["key"]]
+        whole |= {"keys": keys, "overview": [{**row, "key": key} for key in keys]}
+        tab.page.route("**/live.json*", lambda route: route.fulfill(json=whole))
+        tab.until(lambda: tab.text("#fleet-text").startswith("2 watched, 2 models of routers, "))
+        assert tab.page.locator("#servers tr").count() == 4
     finally:
         tab.context.close()
 

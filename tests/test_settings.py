@@ -81,6 +81,11 @@ def test_settings_prometheus_address_from_environment() -> None:
     assert Settings.from_env({"OTEL_METRICS_EXPORTER": "console"}).metrics_addr is None
 
 
+def test_settings_metrics_address_without_a_host() -> None:
+    """Prometheus's own form for all addresses."""
+    assert Settings.from_env({}, metrics_addr=":9464").metrics_addr == ("0.0.0.0", 9464)  # noqa: S104
+
+
 def test_settings_console_and_span_queue() -> None:
     settings = Settings.from_env({"OTEL_TRACES_EXPORTER": "console, otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "100"})
     assert settings.traces_console

@@ -56,9 +56,9 @@ def test_attach_notifies_ready_watchdog_and_stopping(tmp_path: Path) -> None:
             child.stop()
 
 
-def _status(url: str) -> int:
+def _status(url: str, method: str = "GET") -> int:
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
             return int(response.status)
     except HTTPError as error:
         error.close()
@@ -74,6 +74,8 @@ def test_endpoint_health_and_readiness() -> None:
     try:
         base = endpoint.url.removesuffix("/metrics")
         assert (_status(f"{base}/healthz"), _status(f"{base}/readyz")) == (200, 503)
+        heads = [_status(f"{base}/{page}", "HEAD") for page in ("metrics", "healthz", "readyz")]
+        assert heads == [200, 200, 503]
         endpoint.ready = True
         assert (_status(f"{base}/healthz"), _status(f"{base}/readyz")) == (200, 200)
     finally:

@@ -538,6 +538,15 @@ def test_top_search_lists_matching_servers() -> None:
     assert "of 80)" in screen(many | {"focus": choices.focus}, choices, 120, 40).plain
 
 
+def test_top_search_by_state() -> None:
+    many = fleet(80)
+    for number in (3, 40):
+        many["overview"][number] |= {"up": False, "trouble": "down"}
+    shown = screen(many, Choices(search="down"), 120, 40).plain
+    assert "server (none of 2)" in shown or "of 2)" in shown
+    assert "h:40 m" in shown
+
+
 def test_top_search_without_match() -> None:
     many = fleet(3)
     choices = Choices(search="zzz")

@@ -261,7 +261,7 @@ def _llamatel() -> list[Panel]:
                     q.increase("llamatel.unloads.unread", q.BY_SERVER, q.RATE), f"{q.SERVER_LEGEND}, models unloaded"
                 ),
             ],
-            "Requests whose end was not seen; models that a router unloaded before their last counts were read.",
+            "Requests not seen from start to end; models that a router unloaded before their last counts were read.",
             "Does the log arrive whole, and in order? Does a router that swaps models have one (attach --log)?",
             empty="None",
             size=(12, 7),

@@ -321,7 +321,7 @@ def _own() -> list[Panel]:
         figure(
             "Requests without an end",
             q.increase("llamatel.requests.lost"),
-            "Requests whose end was not seen: lines of the log were lost, or a router unloaded their model.",
+            "Requests not seen from start to end: lines of the log were lost, or a router unloaded their model.",
             "With attach: does the log arrive complete, and in order?",
             thresholds=at((None, GREEN), (1, YELLOW)),
             empty=NO_LOG,

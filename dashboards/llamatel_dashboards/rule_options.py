@@ -11,7 +11,7 @@ histograms. Only functions that VictoriaMetrics has, too: it rejects a query wit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llamatel.errors import UsageError
 from llamatel.metrics import SERVER_ATTRIBUTES, table
@@ -25,6 +25,11 @@ SITE = ("cluster", "env", "namespace")
 TARGET = (*SITE, "job", "instance")
 KNOWN = "llamatel:targets:known"
 LOST_PREFILL = "llamacpp:lost_prefill:seconds_per_minute5m"
+_LATENCIES = {
+    "ttft": "gen_ai.server.time_to_first_token",
+    "tpot": "gen_ai.server.time_per_output_token",
+}
+"""Histograms of the objectives for latency."""
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 _SELECTOR = re.compile(
     r'[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*"(?:, ?[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*")*'
@@ -46,12 +51,22 @@ class RuleOptions:
     runbook_url: str | None = None
     """Where docs/alerts.md is published; None leaves ``runbook_url`` out of the annotations."""
 
+    def at_bucket_bounds(self) -> RuleOptions:
+        """Latency objectives at the nearest bounds of their histograms, as only those can be counted.
+
+        One beyond all bounds stays, for ``check`` to refuse it.
+        """
+        objectives = self.objectives
+        for name, key in _LATENCIES.items():
+            bounds, value = table()[key].buckets, getattr(objectives, f"{name}_s")
+            if min(bounds) <= value <= max(bounds):
+                nearest = min(sorted(bounds), key=lambda bound: abs(bound - value))
+                objectives = replace(objectives, **{f"{name}_s": nearest})
+        return replace(self, objectives=objectives)
+
     def check(self) -> None:
         """Raises UsageError for a choice that would make a rule that is invalid or never fires."""
-        for name, key in (
-            ("ttft", "gen_ai.server.time_to_first_token"),
-            ("tpot", "gen_ai.server.time_per_output_token"),
-        ):
+        for name, key in _LATENCIES.items():
             bounds, value = table()[key].buckets, getattr(self.objectives, f"{name}_s")
             if value not in bounds:
                 near = ", ".join(f"{bound:g}" for bound in sorted(bounds, key=lambda bound: abs(bound - value))[:4])

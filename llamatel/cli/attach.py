@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
-from rich.console import Console
 
 from llamatel.cli.console import note_console
 from llamatel.cli.options import add_times, requests_option, stalled_after_option, telemetry_options, verbose_option
@@ -46,6 +46,8 @@ from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
+
+log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
 
@@ -151,7 +153,7 @@ def command(**values: Any) -> int:
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes), _started(engine, running.observer):
-                if _watch(fleet, follower, lines, None if what.exit_with_log else notes) and what.exit_with_log:
+                if _watch(fleet, follower, lines, exit_with_log=what.exit_with_log) and what.exit_with_log:
                     log_end = LogSourceError("the log has ended")
             if source is not None and source.blocking:
                 running.observer.drain()  # everything that was read, of any size
@@ -242,11 +244,11 @@ def _servers(fleet: Fleet, what: AttachOptions) -> str:
 
 
 def _watch(
-    fleet: Fleet, follower: LogFollower | Ollama | None, lines: RequestLines | None, notes: Console | None
+    fleet: Fleet, follower: LogFollower | Ollama | None, lines: RequestLines | None, *, exit_with_log: bool
 ) -> bool:
     """Wait for a signal, for closed output, or for the log's end with nothing left to poll; True for the last.
 
-    ``notes``: None to stop when the log ends.
+    ``exit_with_log``: stop when the log ends, even if there are servers to poll.
     """
     fleet.start()
     try:
@@ -258,9 +260,9 @@ def _watch(
                 time.sleep(_LOOK_S)
             elif reading.wait(_LOOK_S):
                 polled = fleet.servers or (isinstance(follower, Ollama) and follower.polled)
-                if notes is None or not polled:
+                if exit_with_log or not polled:
                     return True
-                notes.print("llamatel: the log has ended; polling continues, without requests", soft_wrap=True)
+                log.warning("the log has ended; polling continues, without requests")
                 reading = None
         return False
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from llamatel.cli.options import verbose_option
 from llamatel.errors import UsageError, one_line
 from llamatel.inputs.text_file import read_token
 from llamatel_dashboards.grafana_api import OLDEST, Grafana
+
+if TYPE_CHECKING:
+    from llamatel_dashboards.rule_options import RuleOptions
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"  # noqa: S105 - the variable's name
 
@@ -82,7 +85,7 @@ def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_u
         runbook_url=runbook_url,
         **rule_options,
     )
-    options.check()
+    options = _at_bucket_bounds(options)
     for name in ("prometheus_url", "tempo_url"):
         if layout[name] is not None and not re.fullmatch(r"https?://[^\s@]+", layout[name]):
             flag = f"--{name.replace('_', '-')}"
@@ -120,8 +123,7 @@ def push(url: str, folder: str, token_file: Path | None, *, victoria_metrics: bo
     from llamatel_dashboards import published
     from llamatel_dashboards.rule_options import RuleOptions
 
-    options = RuleOptions(objectives=Objectives.from_environment())
-    options.check()
+    options = _at_bucket_bounds(RuleOptions(objectives=Objectives.from_environment()))
     grafana = Grafana(url, _token(token_file))
     version = grafana.version()
     major = (version or "").partition(".")[0]
@@ -130,6 +132,21 @@ def push(url: str, folder: str, token_file: Path | None, *, victoria_metrics: bo
     folder_uid = grafana.ensure_folder(folder, published.GRAFANA_FOLDER) if folder else None
     for model in published.dashboards(options, victoria_metrics=victoria_metrics).values():
         print(one_line(f"{model['title']}: {grafana.put_dashboard(model, folder_uid)}"), flush=True)
+
+
+def _at_bucket_bounds(chosen: RuleOptions) -> RuleOptions:
+    """Checked options whose latency objectives can be counted; says which ones were rounded. Raises UsageError."""
+    options = chosen.at_bucket_bounds()
+    options.check()
+    for name in ("ttft", "tpot"):
+        wanted, used = (getattr(each.objectives, f"{name}_s") for each in (chosen, options))
+        if wanted != used:
+            note_console().print(
+                f"llamatel: --{name} {wanted:g}s: rules and dashboards count at {used:g} s, the nearest bound of the "
+                "histogram's buckets",
+                soft_wrap=True,
+            )
+    return options
 
 
 def _token(token_file: Path | None) -> str | None:

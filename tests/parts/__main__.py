@@ -10,6 +10,7 @@ from .chromium import chromium_program
 from .environments import application_servers, client_libraries
 from .llama_cpp_python import llama_cpp_python
 from .llama_server import llama_server
+from .logrotate import logrotate_program
 from .missing import MissingPart, in_ci
 from .monitoring import alertmanager_program, sid_program
 from .prometheus import prometheus_program
@@ -37,6 +38,7 @@ def main() -> int:
         lambda: sid_program("victoria-metrics"),
         lambda: sid_program("kustomize"),
         alertmanager_program,
+        logrotate_program,
         chromium_program,
         client_libraries,
         application_servers,

@@ -43,6 +43,11 @@ class LineBuffer:
         """The start of an incomplete line."""
         return self._rest
 
+    @property
+    def skipping(self) -> bool:
+        """Whether the incomplete line is longer than a line may be, and its rest is left out."""
+        return self._skipping and not self._document
+
     def feed(self, data: bytes) -> list[str]:
         """The lines that end in ``data``, without their ends; what is not UTF-8 is replaced."""
         *whole, self._rest = (self._rest + data).split(b"\n")

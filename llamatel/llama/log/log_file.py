@@ -68,6 +68,8 @@ class _OpenFile:
         """When everything in it was read (Unix time)."""
         self.reached = 0
         """How far the writer was read before the file was truncated."""
+        self._long_line_at: int | None = None
+        """Start of a line whose rest is left out: no reading may begin in the middle of a client's text."""
 
     @property
     def size(self) -> int:
@@ -80,13 +82,15 @@ class _OpenFile:
 
     def position(self) -> Position:
         """Position of the end of the last whole line."""
+        if self._long_line_at is not None:
+            return Position(self.head, self._long_line_at)
         rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
         return Position(self.head, max(0, self.offset - rest))
 
     def restart(self, reached: int) -> None:
         """Reset after truncation: the next line is the first. ``reached``: how far the writer was read."""
         self.reached = max(self.reached, reached)
-        self.offset = 0
+        self.offset, self._long_line_at = 0, None
         self.buffer = LineBuffer(documents=True)
         self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
         self.decoder = Decoder(encoding_of(self._start[:HEAD]))
@@ -114,7 +118,13 @@ class _OpenFile:
     def pieces(self, data: bytes) -> Iterator[list[str]]:
         """The same, in bounded batches. NULs are left by a truncation under a writer that does not append."""
         for text in self.decoder.feed(data):
+            rest = self.buffer.rest
             yield self.buffer.feed(text.replace(b"\0", b"") if b"\0" in text else text)
+            if not self.buffer.skipping:
+                self._long_line_at = None
+            elif self._long_line_at is None or b"\n" in text:
+                start = text.rpartition(b"\n")[2] if b"\n" in text else rest + text
+                self._long_line_at = self.offset - self.decoder.size_of(start) - self.decoder.pending
 
     def close(self) -> None:
         os.close(self.descriptor)

@@ -56,6 +56,9 @@ class SlotRequests:
         """Tokens of the checkpoints that each slot lost since another prompt was in it."""
         self._heading_slot: int | None = None
         """The slot whose timings follow on separate lines."""
+        self._first_task: int | None = None
+        """Requests of later tasks started while the log was read: the first one of a launch line, -1 for a process that
+        is read from its start, None before either."""
         self.newest_task = -1
         self._idle_task = -1
         """No task up to this one can start any more: it was idle after it had started."""
@@ -93,11 +96,14 @@ class SlotRequests:
         request = self._active.get(slot)
         is_release = function == "     release" and message.startswith("stop processing")
         if request is None or request.task != task:
-            # It started before the log was read, so its start is unknown.
+            # It started before the log was read, or its start is missing.
             if is_release:
                 if self._displaced and (slot, task) in self._displaced:
                     raise ForeignLine
                 self._queue.left(time)
+                if self._first_task is not None and task > self._first_task:
+                    self._counters.started += 1
+                    self._counters.lost += 1
             return "server"
         if is_release:
             return self._release(request, message, time)
@@ -177,7 +183,7 @@ class SlotRequests:
         self._evicted.clear()
         self.history.reset()
         self._heading_slot = None
-        self.newest_task = self._idle_task = -1
+        self._first_task = self.newest_task = self._idle_task = -1
         if self._displaced is not None:
             self._displaced = set()
 
@@ -197,6 +203,8 @@ class SlotRequests:
         lost = self._active.get(slot)
         if self._displaced is not None and (task <= self._idle_task or (lost is not None and lost.task == task)):
             raise ForeignLine
+        if self._first_task is None:
+            self._first_task = task
         if task > self.newest_task:  # noqa: PLR1730 - for every request
             self.newest_task = task
         if lost is not None:

@@ -32,9 +32,13 @@ _LABELS = 6
 
 
 def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[Row]:
-    """The servers whose key or labels contain ``search``, in one of ``ORDERS``; equal ones stay as listed."""
+    """The servers whose key, labels or state contain ``search``, in one of ``ORDERS``; equal ones stay as listed."""
     rows = {row["key"]: row for row in document["overview"]}
-    found = (rows[key] for key in document["keys"] if search in f"{key} {rows[key]['labels']}".lower())
+
+    def text(row: Row) -> str:
+        return f"{row['key']} {row['labels']} {row['state'] or ''} {row['trouble'] or ''}".lower()
+
+    found = (rows[key] for key in document["keys"] if search in text(rows[key]))
     return sorted(found, key=_ORDER_KEYS[ORDERS[order]], reverse=True)
 
 

@@ -48,8 +48,10 @@ function showServers(data) {
   if (data.keys.length < 2) return;
   const sum = (name) => all.reduce((total, row) => total + (row[name] ?? 0), 0);
   const count = (trouble) => all.filter((row) => row.trouble === trouble).length;
+  const routers = new Set(data.keys.filter((key) => isRouter(data, key)));
+  const models = all.filter((row) => row.key.includes(" ") && routers.has(row.key.slice(0, row.key.indexOf(" ")))).length;
   put(byId("fleet-text"), [
-    `${all.length} watched`, count("down") ? `${count("down")} down` : "", count("warned") ? `${count("warned")} with an alarm in the last ten minutes` : "",
+    `${all.length - models} watched`, models ? `${number(models)} models of routers` : "", count("down") ? `${count("down")} down` : "", count("warned") ? `${count("warned")} with an alarm in the last ten minutes` : "",
     `${number(sum("busy"))} of ${number(sum("slots"))} slots busy`, `${number(sum("deferred"))} waiting`, `${rate(sum("decode_rate"))} tok/s in total`,
   ].filter(Boolean).join(", "));
   for (const button of document.querySelectorAll("[data-order]")) {
@@ -61,7 +63,7 @@ function showServers(data) {
   // Columns without any value are left out.
   const named = new Set(Object.keys(orders).filter((name) => ["server", "state"].includes(name) || all.some((row) => orders[name](row) !== null)));
   for (const button of document.querySelectorAll("[data-order]")) button.parentElement.hidden = !named.has(button.dataset.order);
-  const found = all.filter((row) => `${row.key} ${row.labels}`.toLowerCase().includes(search));
+  const found = all.filter((row) => `${row.key} ${row.labels} ${stateOf(row)} ${row.trouble ?? ""}`.toLowerCase().includes(search));
   rows(byId("servers"), found.sort((a, b) => value(a) - value(b) || 0).map((row) => {
     const cells = {
       server: serverLink(data, row.key, row.labels),
