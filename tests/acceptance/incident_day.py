@@ -238,8 +238,8 @@ def _incidents(fleet: Fleet) -> Iterator[Incident]:
         (failing,),
     )
     port, slow = fleet.serve("slow", slots=1, load=False)
-    long = [completion(f"{number} what a long story " * 20, 200) for number in range(24)]
-    queue = partial(fleet.load, port, long, 24, 0.0)
+    long = [completion(f"{number} what a long story " * 20, 100) for number in range(48)]
+    queue = partial(fleet.load, port, long, 48, 0.0)
     yield Incident(
         "a slow model: requests wait for their first token",
         ("LlamacppTtftObjectiveFastBurn", "LlamacppRequestsDeferred"),
