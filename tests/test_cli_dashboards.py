@@ -143,7 +143,7 @@ def test_export_kubernetes_by_kustomize(tmp_path: Path) -> None:
     [
         ["--ttft", "soon"],
         ["--ttft", "900s"],
-        ["--tpot", "1ms"],
+        ["--tpot", "0.1ms"],
         ["--error-budget", "0"],
         ["--values", "/no/such/file"],
         ["--keep-labels", "a b"],
