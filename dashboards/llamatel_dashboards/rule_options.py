@@ -56,13 +56,13 @@ class RuleOptions:
 
         One beyond all bounds stays, for ``check`` to refuse it.
         """
-        objectives = self.objectives
-        for name, key in _LATENCIES.items():
-            bounds, value = table()[key].buckets, getattr(objectives, f"{name}_s")
-            if min(bounds) <= value <= max(bounds):
-                nearest = min(sorted(bounds), key=lambda bound: abs(bound - value))
-                objectives = replace(objectives, **{f"{name}_s": nearest})
-        return replace(self, objectives=objectives)
+
+        def nearest(name: str, value: float) -> float:
+            bounds = sorted(table()[_LATENCIES[name]].buckets)
+            return min(bounds, key=lambda bound: abs(bound - value)) if bounds[0] <= value <= bounds[-1] else value
+
+        ttft, tpot = nearest("ttft", self.objectives.ttft_s), nearest("tpot", self.objectives.tpot_s)
+        return replace(self, objectives=replace(self.objectives, ttft_s=ttft, tpot_s=tpot))
 
     def check(self) -> None:
         """Raises UsageError for a choice that would make a rule that is invalid or never fires."""
