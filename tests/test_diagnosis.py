@@ -64,18 +64,19 @@ def test_diagnosis_decode_line_slope() -> None:
     contexts = [1000 * number for number in range(1, 13)]
     requests = [timed(10.0 * n, context + 5, 0.002 + 1e-6 * context) for n, context in enumerate(contexts)]
     found = observed(*requests, decode_ceiling=lambda _: 1000.0)
-    assert found.decode is not None
-    assert found.decode.slope_s == pytest.approx(1e-6)
-    assert found.decode.base_s == pytest.approx(0.002)
-    assert found.decode.spread == pytest.approx(0.0, abs=1e-9)
-    last = found.decode_points[-1]
+    [line] = found.speed.decode
+    assert (line.busy_slots, line.requests) == (1, 12)
+    assert line.slope_s == pytest.approx(1e-6)
+    assert line.base_s == pytest.approx(0.002)
+    assert line.spread == pytest.approx(0.0, abs=1e-9)
+    last = line.points[-1]
     assert last.tokens_per_second == pytest.approx(1 / 0.014)
     assert last.ceiling_share == pytest.approx(1 / 14)
 
 
 def test_diagnosis_decode_line_needs_enough_requests() -> None:
     found = observed(timed(0.0), timed(10.0))
-    assert found.decode is None
+    assert found.speed.decode == ()
     assert any("decode rate by context" in sentence for sentence in found.undetermined)
 
 

@@ -23,7 +23,7 @@ from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import options_of, page_token
 from llamatel.errors import ServerUnreachable, UsageError
-from llamatel.gpu.ceilings import server_ceiling
+from llamatel.gpu.ceilings import server_ceilings
 from llamatel.gpu.nvml import DriverLost, NoGpu, Nvml
 from llamatel.gpu.offload import devices_of, fell_back
 from llamatel.inputs.rotated_files import RotatedFiles
@@ -185,6 +185,7 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         del progress
         state = server.snapshots()[0]
     times = [completion.arrived_at for completion in observed.completions]
+    ceilings = server_ceilings(state, observed.devices)
     span = max(completion.ended_at for completion in observed.completions) - min(times) if times else 0.0
     return Observation(
         source=" and ".join(filter(None, (url, log and ("standard input" if log == "-" else log)))),
@@ -197,7 +198,8 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         settings=state.settings,
         shape=state.model,
         on_cpu=_on_cpu(state, observed.devices),
-        decode_ceiling=server_ceiling(state, observed.devices),
+        prefill_ceiling=None if ceilings is None else ceilings.prefill,
+        decode_ceiling=None if ceilings is None else ceilings.decode,
         counters=state.counters,
         log=None if log is None else state.log,
     )

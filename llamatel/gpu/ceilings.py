@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.offload import devices_of
@@ -19,6 +20,8 @@ from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 
 _PARALLEL_SPLITS = ("row", "tensor")
 """Split modes in which all cards compute the same layer at once; in others one card works after another."""
+_BATCH = 512
+"""Tokens that llama.cpp computes at once by default (--ubatch-size)."""
 
 
 def decode_bytes(shape: ModelShape, settings: ServerSettings, context: int) -> int | None:
@@ -89,12 +92,30 @@ def decode_ceiling(
     return bandwidth / each if bandwidth is not None and each else None
 
 
-def server_ceiling(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> Callable[[int], float | None] | None:
-    """``decode_ceiling`` by context for a server's model and its GPUs; None where one of them is not known."""
+def prefill_ceiling(
+    shape: ModelShape, settings: ServerSettings, devices: Sequence[DeviceSnapshot], context: int
+) -> float | None:
+    """The most prompt tokens a second that the cards' peak arithmetic allows around ``context`` tokens."""
+    peak = _together([device.peak_flops for device in devices], settings)
+    operations = prefill_operations(shape, _BATCH, max(0, context - _BATCH // 2))
+    return _BATCH * peak / operations if peak is not None and operations else None
+
+
+class Ceilings(NamedTuple):
+    """The most tokens a second that the hardware allows one request, by its context in tokens."""
+
+    prefill: Callable[[int], float | None]
+    """By peak arithmetic."""
+    decode: Callable[[int], float | None]
+    """By memory bandwidth."""
+
+
+def server_ceilings(state: ServerSnapshot, devices: Sequence[DeviceSnapshot]) -> Ceilings | None:
+    """For a server's model and its GPUs; None where one of them is not known."""
     used, _ = devices_of(state, devices)
     if state.model is None or state.settings is None or not used:
         return None
-    return partial(decode_ceiling, state.model, state.settings, used)
+    return Ceilings(*(partial(each, state.model, state.settings, used) for each in (prefill_ceiling, decode_ceiling)))
 
 
 def bandwidth_utilization(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,20 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.plan.model_shape import ModelShape
 from llamatel.records import Completion, Outcome, RecomputeCause
 from llamatel.snapshots import LogCounts
-from llamatel.ui.decode_speed import MIN_POINTS, RateLine, RatePoint, decode_line, points_of, rate_by_concurrency
 from llamatel.ui.drafting import Drafting, drafting
 from llamatel.ui.remedies import Remedy, pool_remedy, recompute_remedy, slots_remedy
+from llamatel.ui.request_speed import MIN_POINTS, Ceiling, RequestSpeed, request_speed
 
 _TIGHT = 0.1
 """Share of the pool below which headroom counts as a limit."""
 _OFTEN = 0.05
 """Share of samples, or of the time, from which a limit is reported."""
 _NEAR_CEILING = 0.5
+_SHARED = 0.8
+"""Of its decode rate at the lowest load: a lower one at the usual load shows that requests share the hardware."""
 _CHANGES = 3
+LAST_S = 3600.0
+"""Savings are those of this time before the last request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,10 @@ class Observation:
     settings: ServerSettings | None = None
     shape: ModelShape | None = None
     on_cpu: bool | None = None
-    decode_ceiling: Callable[[int], float | None] | None = None
-    """Tokens per second that the memory bandwidth allows one request, by its context in tokens."""
+    prefill_ceiling: Ceiling | None = None
+    """By peak arithmetic."""
+    decode_ceiling: Ceiling | None = None
+    """By memory bandwidth."""
     log: LogCounts | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     """llama.cpp's own."""
@@ -104,15 +110,12 @@ class Diagnosis:
     prompt_tokens: int | None
     reused_tokens: int | None
     losses: tuple[Loss, ...]
-    decode: RateLine | None
-    decode_points: tuple[RatePoint, ...]
-    decode_by_concurrency: dict[int, float]
-    """Median tokens per second of a request, by the number of requests that ran when it finished."""
+    speed: RequestSpeed
     prefill_tokens_per_second: float | None
     drafting: Drafting | None
     """None without speculative decoding."""
     decode_limit: tuple[str, str]
-    """A word (bandwidth, cpu, throttling, unknown) and its evidence."""
+    """A word (bandwidth, batch, cpu, throttling, unknown) and its evidence."""
     concurrency_limit: tuple[str, str]
     """A word (slots, kv_pool, none, unknown) and its evidence."""
     changes: tuple[Remedy, ...]
@@ -132,8 +135,9 @@ def diagnose(observed: Observation) -> Diagnosis:
     done = [completion for completion in observed.completions if completion.outcome is Outcome.OK]
     outcomes = Counter(completion.outcome.value for completion in observed.completions)
     losses = _losses(observed.completions)
-    decode = decode_line(done)
-    points = () if decode is None else points_of(decode, observed.decode_ceiling)
+    speed = request_speed(
+        observed.completions, prefill_ceiling=observed.prefill_ceiling, decode_ceiling=observed.decode_ceiling
+    )
     concurrency = _concurrency_limit(observed, outcomes)
     prompts = [completion for completion in done if completion.prompt_tokens is not None]
     prefills = [
@@ -152,15 +156,13 @@ def diagnose(observed: Observation) -> Diagnosis:
         prompt_tokens=sum(completion.prompt_tokens or 0 for completion in prompts) if prompts else None,
         reused_tokens=sum(completion.prompt_cached or 0 for completion in prompts) if prompts else None,
         losses=losses,
-        decode=decode,
-        decode_points=points,
-        decode_by_concurrency=rate_by_concurrency(done),
+        speed=speed,
         prefill_tokens_per_second=statistics.median(prefills) if prefills else None,
         drafting=drafting(done, observed.counters),
-        decode_limit=_decode_limit(observed, points),
+        decode_limit=_decode_limit(observed, speed),
         concurrency_limit=concurrency,
         changes=_changes(observed, losses, concurrency[0]),
-        undetermined=_undetermined(observed, done, decode),
+        undetermined=_undetermined(observed, done, speed),
     )
 
 
@@ -192,19 +194,46 @@ def _losses(completions: Sequence[Completion]) -> tuple[Loss, ...]:
     return tuple(sorted(losses, key=lambda loss: loss.seconds, reverse=True))
 
 
-def _decode_limit(observed: Observation, points: Sequence[RatePoint]) -> tuple[str, str]:
+def _decode_limit(observed: Observation, speed: RequestSpeed) -> tuple[str, str]:
     throttled = [sample.throttled for sample in observed.samples if sample.throttled]
     if observed.samples and len(throttled) > _OFTEN * len(observed.samples):
         reasons = Counter(reason for found in throttled for reason in found)
         share = len(throttled) / len(observed.samples)
         return "throttling", f"the GPU was throttled in {share:.0%} of the samples ({', '.join(reasons)})"
+    evidence = [text for text in (_of_ceiling(speed), _of_batch(speed)) if text]
     if observed.on_cpu:
-        return "cpu", "the model runs on the CPU"
-    shares = [point.ceiling_share for point in points if point.ceiling_share is not None]
-    if shares:
-        text = f"decode reaches {min(shares):.0%} to {max(shares):.0%} of what the memory bandwidth allows one request"
-        return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), text
+        return "cpu", "; ".join(("the model runs on the CPU", *evidence))
+    if _of_batch(speed):
+        return "batch", "; ".join(reversed(evidence))
+    if evidence:
+        shares = [point.ceiling_share or 0.0 for point in speed.decode[0].points]
+        return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), evidence[0]
     return "unknown", "the GPU's bandwidth, or the model's weights, are unknown"
+
+
+def _of_ceiling(speed: RequestSpeed) -> str | None:
+    """The decode rate at the longest context and the lowest load, against the ceiling."""
+    points = [point for line in speed.decode[:1] for point in line.points if point.ceiling_share is not None]
+    if not points:
+        return None
+    return (
+        f"at {points[-1].context:,} tokens of context a request decodes {points[-1].tokens_per_second:,.3g} tok/s, "
+        f"{points[-1].ceiling_share:.0%} of what the memory bandwidth allows"
+    )
+
+
+def _of_batch(speed: RequestSpeed) -> str | None:
+    """How much slower a request decodes at the usual load than at the lowest; None where that makes no difference."""
+    rates = speed.decode_by_busy_slots
+    usual = max(speed.decode, key=lambda line: line.requests, default=None)
+    fewest = min(rates, default=0)
+    if usual is None or usual.busy_slots == fewest or rates[usual.busy_slots] > _SHARED * rates[fewest]:
+        return None
+    busy, each = usual.busy_slots, rates[usual.busy_slots]
+    return (
+        f"with {busy} busy slots a request decodes {each:,.3g} tok/s (all together about {busy * each:,.3g}), "
+        f"with {fewest} {rates[fewest]:,.3g} tok/s"
+    )
 
 
 def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[str, str]:
@@ -230,10 +259,15 @@ def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[s
 
 
 def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple[Remedy, ...]:
-    """The changes with the largest expected effect, at most three."""
-    found = [recompute_remedy(loss.cause, loss.seconds, observed.settings, observed.shape) for loss in losses]
-    queue_s = sum(completion.queue_s or 0.0 for completion in observed.completions)
+    """The changes with the largest expected effect, at most three; savings are those of the last hour's requests."""
+    latest = max((completion.ended_at for completion in observed.completions), default=0.0)
+    recent = [completion for completion in observed.completions if completion.ended_at >= latest - LAST_S]
+    saved = {loss.cause: loss.seconds for loss in _losses(recent)}
+    found = [
+        recompute_remedy(loss.cause, saved.get(loss.cause, 0.0), observed.settings, observed.shape) for loss in losses
+    ]
     if limit == "slots":
+        queue_s = sum(completion.queue_s or 0.0 for completion in recent)
         found.append(slots_remedy(queue_s, observed.settings, observed.shape))
     if limit == "kv_pool":
         found.append(pool_remedy(observed.settings, observed.shape))
@@ -249,34 +283,42 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
     return tuple(by_change.values())[:_CHANGES]
 
 
-def _undetermined(observed: Observation, done: Sequence[Completion], decode: RateLine | None) -> tuple[str, ...]:
-    missing = []
+def _undetermined(observed: Observation, done: Sequence[Completion], speed: RequestSpeed) -> tuple[str, ...]:
     if not observed.completions:
-        lines = {} if observed.log is None else observed.log.lines
-        total = sum(lines.values())
-        if observed.log is None:
-            missing.append("requests, and with them where the time went: there is no request log (--log FILE)")
-        elif total and total == lines.get("other"):
-            missing.append(f"requests: none of the log's {total:,} lines is from llama.cpp")
-        else:
-            missing.append(f"requests: none in {total:,} lines of the log")
+        return (_without_requests(observed),)
+    missing = []
     if observed.log is not None and observed.log.understood is False:
         missing.append("requests: llama.cpp counts tokens that the log does not show")
+    timed = [completion for completion in done if completion.prefill_s is not None]
+    if len(timed) < len(done):
+        untimed = f"{len(done) - len(timed)} of {len(done)} requests"
+        missing.append(f"prefill and decode of {untimed}: llama.cpp logs no timings of embeddings and reranking")
     unknown = sum(completion.queue_s is None for completion in done)
     if unknown:
         missing.append(f"the queue time of {unknown} of {len(done)} requests")
-    unknown = sum(completion.prompt_reusable is None for completion in done)
-    if unknown and unknown == len(done):
+    unknown = sum(completion.prompt_reusable is None for completion in timed)
+    if unknown and unknown == len(timed):
         missing.append("prompt reuse: the log does not show slot selection, or not --cache-ram")
     elif unknown:
         missing.append(
-            f"whether the prompts of {unknown} of {len(done)} requests had been cached before: the log does not prove "
-            "it; the server's flags may (give its URL, too)"
+            f"whether the prompts of {unknown} of {len(timed)} requests had been cached before: the log does "
+            "not prove it; the server's flags may (give its URL, too)"
         )
-    if done and decode is None:
-        missing.append(f"decode rate by context: fewer than {MIN_POINTS} comparable requests")
+    for name, lines in (("prefill", speed.prefill), ("decode", speed.decode)):
+        if timed and not lines:
+            missing.append(f"{name} rate by context: fewer than {MIN_POINTS} comparable requests")
     if observed.shape is None:
         missing.append("memory costs of changes: the model's file cannot be read from here")
     if not observed.samples:
         missing.append("slot and KV pool usage over time: only a log was read")
     return tuple(missing)
+
+
+def _without_requests(observed: Observation) -> str:
+    lines = {} if observed.log is None else observed.log.lines
+    total = sum(lines.values())
+    if observed.log is None:
+        return "requests, and with them where the time went: there is no request log (--log FILE)"
+    if total and total == lines.get("other"):
+        return f"requests: none of the log's {total:,} lines is from llama.cpp"
+    return f"requests: none in {total:,} lines of the log"

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamatel.flags.parse import given_flags
-from llamatel.gpu.ceilings import server_ceiling
+from llamatel.gpu.ceilings import Ceilings, server_ceilings
 from llamatel.plan.attention_kind import attention_summary
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
-from llamatel.ui.decode_speed import decode_line, points_of, rate_by_concurrency
 from llamatel.ui.objectives import Objectives
+from llamatel.ui.request_speed import request_speed
 from llamatel.ui.request_statistics import RequestStatistics, Summary
 
 VERSION = 4
@@ -177,7 +177,7 @@ class Live:
             "summary": summary.as_dict(),
             "speed": _speed(
                 [] if past is None else [one[1] for one in past.requests],
-                server_ceiling(snapshot.servers[chosen], snapshot.devices) if keys else None,
+                server_ceilings(snapshot.servers[chosen], snapshot.devices) if keys else None,
             ),
             "summary_of_all": self._tally.summary().as_dict(),
             "requests": [_request(*one[1:]) for one in (requests if whole else requests[-_FOLLOWED:])],
@@ -325,19 +325,10 @@ def _device(device: DeviceSnapshot) -> dict[str, Any]:
     }
 
 
-def _speed(completions: Sequence[Completion], ceiling: Callable[[int], float | None] | None) -> dict[str, Any]:
-    """Decode rate of one server's last requests by context, with its share of ``ceiling``, and by concurrency."""
-    done = [completion for completion in completions if completion.outcome is Outcome.OK and not completion.is_child]
-    line = decode_line(done)
-    by_context = None
-    if line is not None:
-        by_context = {
-            "requests": line.requests,
-            "concurrency": line.concurrency,
-            "spread": line.spread,
-            "points": [list(dataclasses.astuple(point)) for point in points_of(line, ceiling)],
-        }
-    return {"by_context": by_context, "by_concurrency": [list(one) for one in rate_by_concurrency(done).items()]}
+def _speed(completions: Sequence[Completion], ceilings: Ceilings | None) -> dict[str, Any]:
+    """Prefill and decode rates of one server's last requests, with their share of ``ceilings``."""
+    prefill, decode = (None, None) if ceilings is None else ceilings
+    return dataclasses.asdict(request_speed(completions, prefill_ceiling=prefill, decode_ceiling=decode))
 
 
 def _request(completion: Completion, trace_id: str | None) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 
 from rich.text import Text
 
 from llamatel.records import RecomputeCause
-from llamatel.ui.diagnosis import Diagnosis, TimeUse
+from llamatel.ui.diagnosis import LAST_S, Diagnosis, TimeUse
 from llamatel.ui.drafting import Drafting
+from llamatel.ui.request_speed import RateLine
 from llamatel.ui.view.glyphs import UNICODE, Glyphs
 from llamatel.ui.view.html import page_html
 from llamatel.ui.view.number_format import count, plural, rate, seconds
@@ -70,12 +72,13 @@ def diagnosis_page(diagnosis: Diagnosis, glyphs: Glyphs = UNICODE) -> Page:
         _time(page, diagnosis.time_use)
     _reuse(page, diagnosis)
     _speed(page, diagnosis)
-    for label, (limit, evidence) in (
-        ("decode limit", diagnosis.decode_limit),
-        ("concurrency", diagnosis.concurrency_limit),
-    ):
-        page.row(label, f"{limit.replace('_', ' ')}: {evidence}")
-    _changes(page, diagnosis)
+    if total:
+        page.row("decode limit", f"{diagnosis.decode_limit[0]}: {diagnosis.decode_limit[1]}")
+    if total or diagnosis.concurrency_limit[0] != "unknown":
+        limit, evidence = diagnosis.concurrency_limit
+        page.row("concurrency", f"{limit.replace('_', ' ')}: {evidence}")
+    if total or diagnosis.changes:
+        _changes(page, diagnosis)
     for number, sentence in enumerate(diagnosis.undetermined):
         page.row("unknown" if number == 0 else "", printable(sentence))
     return page
@@ -107,33 +110,37 @@ def _cause(name: str) -> str:
 
 
 def _speed(page: Page, diagnosis: Diagnosis) -> None:
-    glyphs = page.glyphs
-    if diagnosis.prefill_tokens_per_second is not None:
+    glyphs, speed = page.glyphs, diagnosis.speed
+    if diagnosis.prefill_tokens_per_second is not None and not speed.prefill:
         page.row("prefill", f"{rate(diagnosis.prefill_tokens_per_second, glyphs)} tok/s (median)")
-    if diagnosis.decode is not None:
-        known = any(point.ceiling_share is not None for point in diagnosis.decode_points)
-        rows = [
-            (
-                f"{point.context:,}",
-                rate(point.tokens_per_second, glyphs),
-                *((glyphs.unknown if point.ceiling_share is None else f"{point.ceiling_share:.0%}",) if known else ()),
-            )
-            for point in diagnosis.decode_points
-        ]
-        running = plural(diagnosis.decode.concurrency, "request")
-        page.table(
-            f"decode rate of one request, while {running} ran",
-            ("context, tokens", "tok/s", *(("of what the bandwidth allows",) if known else ())),
-            rows,
-        )
-        flat = "" if diagnosis.decode.slope_s else "; the context makes no measurable difference"
-        fitted = f"a line fitted over {diagnosis.decode.requests:,} requests, spread {diagnosis.decode.spread:.0%}"
-        page.row("decode rate", f"{fitted}{flat}")
-    if len(diagnosis.decode_by_concurrency) > 1:
-        parts = [f"{number}: {rate(value, glyphs)}" for number, value in diagnosis.decode_by_concurrency.items()]
-        page.row("concurrent", f"tok/s of one request while so many run: {', '.join(parts[:8])}")
+    phases = [(name, line) for name, lines in (("prefill", speed.prefill), ("decode", speed.decode)) for line in lines]
+    if phases:
+        known = any(point.ceiling_share is not None for _, line in phases for point in line.points)
+        rows = [row for name, line in phases for row in _line(name, line, glyphs, known=known)]
+        header = ("phase", "busy slots", "context", "tok/s", *(("of the maximum",) if known else ()), "requests")
+        page.table("speed of one request, by busy slots and tokens of context", (*header, "spread"), rows)
+    fixed = next((line for line in speed.prefill if line.fixed_s), None)
+    if fixed is not None:
+        page.row("prefill", f"{seconds(fixed.fixed_s, glyphs)} for each prompt besides, however short")
+    single = {
+        n: value for n, value in speed.decode_by_busy_slots.items() if n not in {x.busy_slots for x in speed.decode}
+    }
+    if single:
+        parts = [f"{rate(value, glyphs)} with {plural(number, 'busy slot')}" for number, value in single.items()]
+        page.row("decode", f"median tok/s, too few requests for a line: {', '.join(parts[:8])}")
     if diagnosis.drafting is not None:
         _drafting(page, diagnosis.drafting)
+
+
+def _line(name: str, line: RateLine, glyphs: Glyphs, *, known: bool) -> Iterator[tuple[str, ...]]:
+    """A row for each point; one for all contexts where they make no difference."""
+    points = line.points if line.slope_s else line.points[-1:]
+    for number, point in enumerate(points):
+        context = f"{point.context:,}" if line.slope_s else f"{line.points[0].context:,}-{point.context:,}"
+        share = glyphs.unknown if point.ceiling_share is None else f"{point.ceiling_share:.0%}"
+        cells = (context, rate(point.tokens_per_second, glyphs), *((share,) if known else ()))
+        first = (name, str(line.busy_slots), *cells, f"{line.requests:,}", f"{line.spread:.0%}")
+        yield first if number == 0 else ("", "", *cells, "", "")
 
 
 def _drafting(page: Page, found: Drafting) -> None:
@@ -153,7 +160,8 @@ def _changes(page: Page, diagnosis: Diagnosis) -> None:
     for number, remedy in enumerate(diagnosis.changes, 1):
         effect = []
         if remedy.at_most_s is not None:
-            effect.append(f"saves at most {seconds(remedy.at_most_s, page.glyphs)} of the observed time")
+            over = "last hour's" if diagnosis.seconds > LAST_S else "observed"
+            effect.append(f"saves at most {seconds(remedy.at_most_s, page.glyphs)} of the {over} time")
         if remedy.cost_bytes:
             effect.append(f"costs {size(remedy.cost_bytes)} of KV cache")
         tail = f" ({'; '.join(effect)})" if effect else ""

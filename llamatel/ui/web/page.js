@@ -212,17 +212,18 @@ function lost(request) {
   return [made, "warn"];
 }
 
+// A line for each phase and number of busy slots: at its shortest, middle and longest context, or for all of them.
 function showSpeed(speed) {
-  const at = speed.by_context, parts = [];
-  if (at) {
-    const points = at.points.map(([context, value, share]) => `${rate(value)} tok/s at ${number(context)} tokens of context${share === null ? "" : `, ${percent(share)} of what the memory bandwidth allows`}`);
-    parts.push(`Decode rate of one request: ${points.join(", ")} (${number(at.requests)} requests, ${number(at.concurrency)} at a time, spread ${percent(at.spread)}).`);
-  }
-  if (speed.by_concurrency.length > 1) {
-    parts.push(`Median by busy slots: ${speed.by_concurrency.map(([busy, value]) => `${number(busy)}: ${rate(value)} tok/s`).join(", ")}.`);
-  }
-  put(byId("speed"), parts.join(" "));
-  byId("speed").hidden = !parts.length;
+  const lines = [...speed.prefill.map((line) => ["prefill", line]), ...speed.decode.map((line) => ["decode", line])];
+  byId("speed-section").hidden = !lines.length;
+  rows(byId("speed"), lines.flatMap(([phase, line]) => {
+    const points = line.slope_s ? line.points : line.points.slice(-1);
+    return points.map((point, index) => [
+      `${phase} ${line.busy_slots} ${index}`, phase, number(line.busy_slots),
+      line.slope_s ? number(point.context) : `${number(line.points[0].context)}–${number(point.context)}`,
+      rate(point.tokens_per_second), percent(point.ceiling_share), number(line.requests), percent(line.spread),
+    ]);
+  }));
 }
 
 function outcome(request) {

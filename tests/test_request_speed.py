@@ -1,0 +1,156 @@
+"""Rates by context and busy slots: against made-up requests, and against clients' own timings on a real server."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import urllib3
+
+from llamatel.flags.server_settings import ServerSettings
+from llamatel.gpu.ceilings import prefill_ceiling, prefill_operations
+from llamatel.llama import ServerManager
+from llamatel.records import Completion
+from llamatel.ui.request_speed import RateLine, request_speed
+from tests.parts import wait_until
+from tests.samples import completion
+from tests.test_gpu import CARD, SHAPE_1B
+
+FIXED, BASE, SLOPE, STEP, STEP_SLOPE = 0.02, 1 / 40_000, 1e-9, 0.01, 1e-7
+
+
+def made(at: float, computed: int, cached: int, noise: float = 1.0, slots: int = 1) -> Completion:
+    """A request of 20 tokens on a server that is ``slots`` times slower with so many busy slots."""
+    prefill = (FIXED + computed * (BASE + SLOPE * (cached + computed / 2))) * noise
+    decode = 19 * slots * (STEP + STEP_SLOPE * (computed + cached + 9)) * noise
+    return completion(
+        started_at=at, first_token_at=at + prefill, ended_at=at + prefill + decode, prefill_s=prefill, decode_s=decode,
+        prompt_computed=computed, prompt_cached=cached, generated=20, context_tokens=computed + cached + 19,
+    )  # fmt: skip
+
+
+def session(noise: float = 0.0) -> list[Completion]:
+    """Long new prompts and short additions to long ones, one after the other."""
+    numbers, found = random.Random(3), list[Completion]()
+    for number in range(60):
+        at = found[-1].ended_at if found else 0.0
+        lengths = (30_000, 0) if number % 5 == 0 else (numbers.randrange(100, 400), numbers.randrange(1000, 40_000))
+        found.append(made(at, *lengths, noise=numbers.gauss(1, noise)))
+    return found
+
+
+def test_speed_lines_of_exact_requests() -> None:
+    speed = request_speed(session(), decode_ceiling=lambda _: 1000.0)
+    [prefill], [decode] = speed.prefill, speed.decode
+    assert (prefill.fixed_s, prefill.base_s, prefill.slope_s) == pytest.approx((FIXED, BASE, SLOPE))
+    assert (decode.fixed_s, decode.base_s, decode.slope_s) == pytest.approx((0, STEP, STEP_SLOPE), rel=1e-3)
+    assert (prefill.spread, decode.spread) == pytest.approx((0, 0), abs=1e-3)
+    assert (prefill.busy_slots, decode.busy_slots, decode.requests) == (1, 1, 60)
+    last = decode.points[-1]
+    assert last.tokens_per_second == pytest.approx(1 / (STEP + STEP_SLOPE * last.context), rel=1e-3)
+    assert last.ceiling_share == pytest.approx(last.tokens_per_second / 1000)
+
+
+def test_speed_lines_of_scattered_requests() -> None:
+    [prefill], [decode] = (speed := request_speed(session(0.1))).prefill, speed.decode
+    assert (prefill.spread, decode.spread) == pytest.approx((0.1, 0.1), rel=0.3)
+    for point in decode.points:
+        assert point.tokens_per_second == pytest.approx(1 / (STEP + STEP_SLOPE * point.context), rel=0.1)
+    assert prefill.points[1].tokens_per_second == pytest.approx(1 / (BASE + SLOPE * prefill.points[1].context), rel=0.3)
+
+
+def test_speed_lines_by_busy_slots() -> None:
+    """Pairs of requests that start together, and others alone."""
+    alone = [made(100.0 * number, 400, 50 * number) for number in range(8)]
+    pairs = [made(10_000 + 100.0 * (number // 2), 400, 50 * number, slots=2) for number in range(16)]
+    speed = request_speed([*alone, *pairs])
+    assert [(line.busy_slots, line.requests) for line in speed.decode] == [(1, 8), (2, 16)]
+    assert speed.decode_by_busy_slots[1] == pytest.approx(2 * speed.decode_by_busy_slots[2], rel=0.01)
+
+
+def test_speed_lines_need_enough_requests_and_contexts() -> None:
+    same = [made(100.0 * number, 400, 1000) for number in range(9)]
+    assert request_speed(same[:7]).decode == ()
+    [line] = request_speed(same).decode
+    assert (line.slope_s, len({point.context for point in line.points})) == (0, 1)
+    assert request_speed([]).prefill == ()
+
+
+def test_prefill_ceiling() -> None:
+    operations = prefill_operations(SHAPE_1B, 512, 29_744)
+    assert CARD.peak_flops is not None
+    assert operations is not None
+    ceiling = prefill_ceiling(SHAPE_1B, ServerSettings(), [CARD], 30_000)
+    assert ceiling == pytest.approx(512 * CARD.peak_flops / operations)
+
+
+# -- against clients -----------------------------------------------------------------------------------------------
+
+
+def regression(rows: list[tuple[float, float, float]], *, fixed: bool) -> np.ndarray[Any, Any]:
+    """Seconds, tokens and context of requests: coefficients of tokens, tokens * context and, where ``fixed``, 1."""
+    seconds, tokens, context = np.array(rows).T
+    design = np.stack([tokens, tokens * context, *([np.ones_like(tokens)] if fixed else [])], axis=1)
+    weights = 1 / seconds
+    for _ in range(3):
+        found: np.ndarray[Any, Any] = np.linalg.lstsq(design * weights[:, None], seconds * weights, rcond=None)[0]
+        weights = 1 / np.maximum(design @ found, 1e-6)
+    return found
+
+
+def sent(url: str, lengths: list[int], at_once: int) -> list[dict[str, Any]]:
+    """The ``timings`` of prompts of so many tokens, from clients that wait for each other."""
+    found: list[dict[str, Any]] = []
+    barrier = threading.Barrier(at_once)
+
+    def client(own: list[int]) -> None:
+        http = urllib3.PoolManager(retries=False)
+        for length in own:
+            barrier.wait(60)
+            numbers = random.Random(length)
+            prompt = [numbers.randrange(10, 60) for _ in range(length)]
+            body = {"prompt": prompt, "n_predict": 40, "ignore_eos": True, "cache_prompt": False}
+            found.append(http.request("POST", f"{url}/completion", json=body, timeout=120).json()["timings"])
+
+    threads = [threading.Thread(target=client, args=(lengths[first::at_once],)) for first in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return found
+
+
+def test_speed_lines_agree_with_clients(tiny_model: Path) -> None:
+    """The fitted rates are those of an independent regression over the responses' timings."""
+    records: list[Completion] = []
+    lengths = [100 + 61 * number for number in range(12)]
+    with ServerManager(backend="xllamacpp") as server:
+        server.subscribe(records.append)
+        server.start_server(tiny_model, port=0, n_parallel=2, ctx_size=2048, extra_args=["-t", "1", "--cache-ram", "0"])
+        server.wait_until_ready(60)
+        assert server.base_url
+        timings = {1: sent(server.base_url, lengths, 1), 2: sent(server.base_url, [*lengths, *lengths], 2)}
+        wait_until(lambda: len(records) == 36, 60, "the requests' records")
+    for at_once, own in ((1, records[:12]), (2, records[12:])):
+        speed = request_speed(own)
+        rows = [
+            (t["predicted_ms"] / 1e3, t["predicted_n"] - 1, t["prompt_n"] + t["predicted_n"] / 2)
+            for t in timings[at_once]
+        ]
+        agree(speed.decode, regression(rows, fixed=False), len(rows))
+        rows = [(t["prompt_ms"] / 1e3, t["prompt_n"], t["prompt_n"] / 2) for t in timings[at_once]]
+        agree(speed.prefill, regression(rows, fixed=True), len(rows))
+        assert at_once == 2 or (len(speed.decode), len(speed.prefill)) == (1, 1)
+
+
+def agree(lines: tuple[RateLine, ...], terms: np.ndarray[Any, Any], requests: int) -> None:
+    """The rate in the middle is the clients', to the scatter, where all requests are in one line."""
+    for line in lines:
+        middle = line.points[len(line.points) // 2]
+        if line.requests == requests:
+            counted = 1 / (terms[0] + terms[1] * middle.context)
+            assert middle.tokens_per_second == pytest.approx(counted, rel=0.03 + line.spread)
