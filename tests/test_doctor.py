@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,44 @@ def test_doctor_of_a_log_without_requests(tmp_path: Path) -> None:
     assert b"none" in done.stdout
 
 
+def test_doctor_interrupted() -> None:
+    """Ctrl-C in a log that goes on: the page has what was read so far."""
+    with subprocess.Popen(
+        [*DOCTOR, "--log", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdin is not None
+        assert running.stderr is not None
+        running.stdin.write(LOG.read_bytes())
+        running.stdin.flush()
+        running.stderr.readline()
+        time.sleep(1.5)  # longer than a stream may be silent before its lines are read
+        running.send_signal(signal.SIGINT)
+        page, notes = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert b"37 requests" in page
+    assert notes.decode().splitlines() == ["llamatel: interrupted: this is what was read so far"]
+
+
+def test_doctor_closed_pipe() -> None:
+    """``llamatel doctor --log FILE | head -1``."""
+    with subprocess.Popen([*DOCTOR, "--log", str(LOG)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        assert running.stderr is not None
+        notes = running.stderr.read()
+    assert b"Traceback" not in notes
+    assert running.returncode == 0
+
+
+def test_doctor_of_embeddings() -> None:
+    """llama.cpp logs no timings of them, so that only their number and slots are known."""
+    done = run("--log", LOG.parent / "embeddings.log", "--json")
+    found = json.loads(done.stdout)
+    assert found["outcomes"] == {"ok": 4, "error": 1}
+    assert found["undetermined"][0].startswith("prefill and decode of 4 of 4 requests")
+    assert (found["losses"], found["changes"], found["speed"]["decode"]) == ([], [], [])
+
+
 def test_doctor_of_a_running_llamatel(serving: Serving) -> None:
     done = run(serving.page_url, "--json")
     found = json.loads(done.stdout)
@@ -126,6 +166,7 @@ def live_counters(serving: Serving) -> dict[str, float]:
     ("arguments", "code", "message"),
     [
         (["--log", "/nowhere/x.log"], 2, "cannot be read"),
+        (["--log", str(LOG.parent)], 2, "it is a directory"),
         (["http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (["--log", str(LOG), "--html", "/nowhere/x.html"], 2, "cannot be written"),
         (["--for", "0"], 2, "--for"),

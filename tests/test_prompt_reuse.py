@@ -209,6 +209,27 @@ def test_reuse_batch_that_fills_host_memory() -> None:
     assert set(batch(history, [numbers.randrange(500, 1500) for _ in range(100)])) == {None}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_reuse_conversations_of_different_lengths(seed: int) -> None:
+    """The first fit each other by accident; that they keep growing shows conversations. No cause is wrong meanwhile."""
+    history, numbers = PromptHistory(), random.Random(seed)
+    history.complete, history.host_cache = True, False
+    prompts = [numbers.randrange(200, 600) for _ in range(4)]
+    found: list[tuple[int, RecomputeCause | None]] = []
+    for turn in range(60):
+        slot, name = turn % 2, turn % 4
+        prompt = prompts[name] + (numbers.randrange(10, 100) if turn > 3 else 0)
+        selection = SlotSelection(unused=turn < 2)
+        history.selected(slot, selection)
+        contents = history.launched(slot, selection)
+        reuse = history.reuse(contents, Prefill(selection, 1, prompt - 1, 1.0, float(turn)))
+        prompts[name] = prompt + 20
+        history.released(slot, CachedPrompt(turn, prompt + 20, prompt, float(turn)))
+        found.append((turn, reuse.cause))
+    assert {cause for turn, cause in found if turn > 3} <= {None, RecomputeCause.SLOT_TAKEN}
+    assert {cause for turn, cause in found if turn >= 48} == {RecomputeCause.SLOT_TAKEN}
+
+
 def test_reuse_logged_causes() -> None:
     reader = LogReader(ServerInfo("127.0.0.1", 8080))
     records: list[Completion] = []

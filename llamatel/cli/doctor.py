@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -45,6 +47,7 @@ _MAX_REQUESTS = 200_000
 """Requests that are kept for the diagnosis; older ones are dropped."""
 _INTERVAL_S = 1.0
 _PROBE_S = 5.0
+_STOP_S = 0.5
 
 
 @click.command("doctor")
@@ -136,14 +139,21 @@ def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation
 class _Observed:
     """What is collected while a server is observed."""
 
-    completions: deque[Completion] = field(default_factory=lambda: deque(maxlen=_MAX_REQUESTS))
     samples: list[Sample] = field(default_factory=list)
     devices: tuple[DeviceSnapshot, ...] = ()
+    _completions: deque[Completion] = field(default_factory=lambda: deque(maxlen=_MAX_REQUESTS))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def finished(self, request: Completion | ObservedRequest) -> None:
         """A listener of the server."""
         if isinstance(request, Completion):
-            self.completions.append(request)
+            with self._lock:
+                self._completions.append(request)
+
+    def completions(self) -> tuple[Completion, ...]:
+        """The requests so far; an interrupted reader may still add some."""
+        with self._lock:
+            return tuple(self._completions)
 
     def sample(self, state: ServerSnapshot, devices: tuple[DeviceSnapshot, ...]) -> None:
         """Record the state at a poll."""
@@ -179,18 +189,21 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
                 raise ServerUnreachable(f"no llama.cpp server answers at {url}: check the URL, or give --log FILE")
             fleet.start()
         follower = running.enter_context(_following(log, server)) if log is not None else None
-        progress = running.enter_context(_progress(notes, f"observing {url}" if url else f"reading {log}"))
-        with contextlib.suppress(Interrupted):  # Ctrl-C: diagnose what was observed so far
-            _collect(server if url else None, follower, observed, seconds)
-        del progress
+        text = f"observing {url}" if url else f"reading {log}"
+        try:
+            with _progress(notes, text):
+                _collect(server if url else None, follower, observed, seconds)
+        except Interrupted:
+            notes.print("llamatel: interrupted: this is what was read so far", soft_wrap=True)
         state = server.snapshots()[0]
-    times = [completion.arrived_at for completion in observed.completions]
+    completions = observed.completions()
+    times = [completion.arrived_at for completion in completions]
     ceilings = server_ceilings(state, observed.devices)
-    span = max(completion.ended_at for completion in observed.completions) - min(times) if times else 0.0
+    span = max(completion.ended_at for completion in completions) - min(times) if times else 0.0
     return Observation(
         source=" and ".join(filter(None, (url, log and ("standard input" if log == "-" else log)))),
         seconds=time.monotonic() - started if url else span,
-        completions=tuple(observed.completions),
+        completions=completions,
         samples=tuple(observed.samples),
         server=state.server.shown_address if state.server.address != "unknown" else "",
         build=state.server.build,
@@ -233,10 +246,15 @@ def _following(log: str, server: ObservedServer) -> Iterator[LogFollower]:
             except OSError as error:
                 raise UsageError(f"'{log}' cannot be read: {error.strerror}") from None
             opened.callback(os.close, descriptor)
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise UsageError(f"'{log}' cannot be read: it is a directory")
             source = StreamSource(descriptor, log)
         follower = LogFollower(source, server).start()
-        opened.callback(follower.stop)
-        yield follower
+        try:
+            yield follower
+        finally:
+            if not follower.stop(_STOP_S):  # interrupted amid many lines: its thread ends with the process
+                opened.pop_all()
 
 
 @contextlib.contextmanager

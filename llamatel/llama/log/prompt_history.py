@@ -35,6 +35,8 @@ _CONVERSATIONS = 2
 """Requests that continued a cached prompt which show that there are conversations."""
 _ACCIDENT = 0.001
 """Probability below which prompts that all fit lost ones do not fit them by chance."""
+_TREND, _SURE = 12, 4.0
+"""Prompts that show whether they grow, and standard deviations: by chance in one of 30,000 cases."""
 _FEW = 32
 """Tokens below which prompts fit each other by accident."""
 _MARKED = 8
@@ -324,9 +326,20 @@ class PromptHistory:
         if prompt in map(itemgetter(0), self._lost):
             self._lost = deque((entry for entry in self._lost if entry[0] is not prompt), _MOST_LOST)
 
+    def _prompts_grow(self) -> bool:
+        """Whether the recent ones keep getting longer, as conversations do (Mann and Kendall's test)."""
+        lengths = [length for _, length in self._new]
+        n = len(lengths)
+        if n < _TREND:
+            return False
+        rises = sum((b > a) - (b < a) for at, a in enumerate(lengths) for b in lengths[at + 1 :])
+        return rises > _SURE * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+
     def _is_accident(self, candidates: Sequence[CachedPrompt]) -> bool:
         """Whether a prompt that continues none may fit one of these, as the recent ones show."""
         new = len(self._new)
+        if all(self._fits) and self._prompts_grow():
+            return False
         doubtful = len(self._added) < _CONVERSATIONS or not all(self._fits)
         left = [each for each in candidates if not each.continued]
         cleared = [each for each in left if each.cleared_by]

@@ -44,11 +44,10 @@ class LogFollower:
             raise self._failure
         return self._ended.is_set()
 
-    def stop(self) -> None:
-        """Stop reading."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop reading; wait at most ``timeout`` for the lines that were read. False if these are still processed."""
         self._source.stop()
-        if self._thread.is_alive():
-            self._ended.wait()
+        return not self._thread.is_alive() or self._ended.wait(timeout)
 
     @property
     def explanation(self) -> str | None:
