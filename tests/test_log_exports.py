@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import html
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -114,6 +116,43 @@ def explore(lines: Lines) -> object:
     return [{"line": line, "timestamp": ns(now), "date": rfc3339(now), "fields": LABELS} for line, now in lines]
 
 
+def otel_debug(line: str, now: float) -> str:
+    """As the debug exporter of the OpenTelemetry Collector 0.115 prints it, ``verbosity: detailed``."""
+    body = f"Map({json.dumps({'log': line, 'stream': 'stderr'})})" if "launch_slot" in line else f"Str({line})"
+    return f"""{rfc3339(now)}\tinfo\tResourceLog #0
+Resource SchemaURL:\x20
+Resource attributes:
+     -> k8s.pod.name: Str(llama-0)
+ScopeLogs #0
+ScopeLogs SchemaURL:\x20
+InstrumentationScope\x20\x20
+LogRecord #0
+ObservedTimestamp: {date(now, "%Y-%m-%d %H:%M:%S.%f")} +0000 UTC
+Timestamp: 1970-01-01 00:00:00 +0000 UTC
+SeverityText:\x20
+SeverityNumber: Unspecified(0)
+Body: {body}
+Attributes:
+     -> log.file.name: Str(llama.log)
+Trace ID:\x20
+Span ID:\x20
+Flags: 0
+\t{{"otelcol.component.id": "debug", "otelcol.component.kind": "exporter", "otelcol.signal": "logs"}}"""
+
+
+def windows_event(line: str, now: float) -> str:
+    return (
+        "<Event xmlns='http://schemas.microsoft.com/win/2004/08/events/event'><System><Provider Name='llama'/>"
+        f"<TimeCreated SystemTime='{rfc3339(now)}'/><Computer>GPU-1</Computer></System>"
+        f"<EventData><Data>{html.escape(line)}</Data></EventData></Event>"
+    )
+
+
+def log4j(line: str, now: float) -> str:
+    head = f'<log4j:event logger="llama" timestamp="{ms(now)}" level="INFO">'
+    return f"{head}\n<log4j:message><![CDATA[{line}]]></log4j:message>\n</log4j:event>"
+
+
 def in_one(form: Callable[[Lines], object], indent: int | None = None) -> Export:
     return lambda lines: json.dumps(form(lines), indent=indent)
 
@@ -171,9 +210,44 @@ DATED: dict[str, Export] = {
     "gh run view": each(lambda line, now: f"build\tRun tests\t\ufeff{rfc3339(now)} {line}"),
     "tracing of Rust": each(lambda line, now: f'{rfc3339(now)}  INFO run{{model="x"}}: srv::child: {line}'),
     "klog": each(lambda line, now: f'{rfc3339(now)} I 1 child.go:12] "line" text={json.dumps(line)}'),
+    "Collector, debug exporter": each(otel_debug),
+    "Windows events": each(windows_event),
+    "Windows events, one document": lambda lines: (
+        f'\ufeff<?xml version="1.0"?><Events>{"".join(windows_event(*each) for each in lines)}</Events>'
+    ),
+    "log4j XML": each(log4j),
+    "HTML table": each(lambda line, now: f"<tr><td>{rfc3339(now)}</td><td>{html.escape(line)}</td></tr>"),
+    "structlog": each(lambda line, now: f"{rfc3339(now)} [info     ] {line:<30} [app] model=tiny.gguf pid=12"),
+    "structlog, coloured": each(
+        lambda line, now: (
+            f"\x1b[2m{rfc3339(now)}\x1b[0m [\x1b[32minfo\x1b[0m] \x1b[1m{line}\x1b[0m \x1b[36mpid\x1b[0m=12"
+        )
+    ),
+    "structlog, line in a field": each(lambda line, now: f"{rfc3339(now)} [info] child  line={line!r} pid=12"),
+    "Monolog": each(lambda line, now: f'[{rfc3339(now)}] app.INFO: {line} {{"pid":1}} []'),
+    "Rich": each(lambda line, now: f"[{rfc3339(now)}] INFO     {line}                 child.py:42"),
+    "Airflow": each(lambda line, now: f"[{rfc3339(now)}] {{subprocess.py:93}} INFO - {line}"),
+    "Markdown table": each(lambda line, now: f"| {rfc3339(now)} | {line} |"),
+    "Python dict": each(lambda line, now: repr({"ts": now, "message": line})),
+    "TOML": each(lambda line, now: f"[[log]]\nts = {rfc3339(now)}\nline = {json.dumps(line)}"),
+    "base64": each(lambda line, now: json.dumps({"data": base64.b64encode(line.encode()).decode(), "ts": now})),
+    "deeply nested": each(lambda line, now: json.dumps({"a": {"b": {"c": {"d": {"e": {"f": line}}}}}, "ts": now})),
+    "two fields for messages": each(
+        lambda line, now: json.dumps({"kubernetes": {"message": "x"}, "log": {"message": line}, "time": rfc3339(now)})
+    ),
+    "LTSV": each(lambda line, now: f"time:{rfc3339(now)}\thost:gpu-1\tmessage:{line}"),
+    "request number": lambda lines: "\n".join(
+        f"{rfc3339(now)} [req-{number}] {line}" for number, (line, now) in enumerate(lines)
+    ),
 }
 """Exports whose records have a time."""
 UNDATED: dict[str, Export] = {
+    "spaces after the line": each(lambda line, _: f"{line}   "),
+    "columns": each(lambda line, _: f"{line:<200}|"),
+    "cat -A": each(lambda line, _: f"{line}$"),
+    "tab before the line": each(lambda line, _: f"\t{line}"),
+    "syslog message with a space": each(lambda line, _: json.dumps({"msg": f" {line}"})),
+    "asciicast": lambda lines: "\n".join(json.dumps([0.5, "o", f"{line}\r\n"]) for line, _ in lines),
     "array": lambda lines: json.dumps([line for line, _ in lines]),
     "array, indented": lambda lines: json.dumps({"lines": [line for line, _ in lines]}, indent=1),
     "ansible": lambda lines: "ok: [h] => " + json.dumps({"r.stdout_lines": [line for line, _ in lines]}, indent=4),
@@ -214,7 +288,9 @@ def test_export_all_requests(export: str, name: str) -> None:
     lines = timed(log_lines(name))
     found = read((DATED | UNDATED)[export](lines))
     assert essence(found) == essence(reading(name).completions)
-    if export in DATED and not export.endswith(("YAML", "bulk", "text", "other header")):
+    if export == "Collector, debug exporter" and name == "unstamped":
+        assert {each.server.address for each in found} == {"llama-0"}
+    if export in DATED and not export.endswith(("YAML", "bulk", "text", "other header", "TOML")):
         for one, other in zip(found, reading(name).completions, strict=True):
             assert one.ended_at == pytest.approx(other.ended_at, abs=1.1)
 
@@ -240,10 +316,10 @@ def test_export_newest_first_is_explained_or_sorted() -> None:
 
 
 def test_export_other_text_after_the_line_is_explained() -> None:
-    """Where its end is unknown: XML."""
+    """Where its end is unknown."""
     info = ServerInfo("unknown")
     streams = LogStreams(ObservedServer(info, log=ServerLog(info)))
-    streams.read_backlog(Backlog([f"<e t='1'>{line}</e>" for line in log_lines("unstamped")], ZERO))
+    streams.read_backlog(Backlog([f"write(2, '{line}', 90) = 90" for line in log_lines("unstamped")], ZERO))
     assert "hold words of llama.cpp's requests" in (streams.explanation or "")
 
 
@@ -291,3 +367,29 @@ def test_json_stream_any_document_in_any_parts(document: object, size: int, inde
     if isinstance(document, (dict, list)):
         assert (stream.finished, stream.failed) == (True, False)
     read(text)
+
+
+def test_backlog_undated_first_line() -> None:
+    """A banner, or the start of a log before its dates were switched on."""
+    lines = timed(log_lines("unstamped"))
+    text = "\n".join(f"{rfc3339(now)} {line}" for line, now in lines)
+    for before in ("llama-server 1.2 starting", lines[0][0]):
+        found = read_streams([Backlog(split(f"{before}\n{text}"), ZERO + 1e6)])
+        for one, other in zip(found, reading("unstamped").completions, strict=True):
+            assert one.ended_at == pytest.approx(other.ended_at, abs=1.1)
+
+
+def test_backlog_undated_lines_between_dated_ones() -> None:
+    lines = timed(log_lines("unstamped"))
+    text = "\n".join(line if number % 3 else f"{rfc3339(now)} {line}" for number, (line, now) in enumerate(lines))
+    found = read_streams([Backlog(split(text), ZERO + 1e6)])
+    assert essence(found) == essence(reading("unstamped").completions)
+    for one, other in zip(found, reading("unstamped").completions, strict=True):
+        assert one.ended_at == pytest.approx(other.ended_at, abs=1.1)
+
+
+def test_line_suffix_is_not_learned_from_text_of_clients() -> None:
+    line = "0.00.988.550 W srv    operator(): got exception: slot release: id  0 | task 0 | processing task }}}"
+    other = "0.00.988.551 W srv    operator(): got exception: }}}"
+    wrapped = WrappedLines()
+    assert [each.text for text in (line, other) for each in wrapped.feed(text)] == [line, other]

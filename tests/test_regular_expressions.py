@@ -260,6 +260,7 @@ def test_expressions_made_at_run_time() -> None:
         "llamatel.flags.tensor_override",
         "llamatel.gguf.hub_choice",  # a tag has words, dots and hyphens
         "llamatel.llama.http.identify",  # names of programs
+        "llamatel.llama.log.line_suffix",  # words of a log as literals; searched in 400 characters
         "llamatel_dashboards.queries",
         "llamatel_dashboards.rule_options",  # --job of the user
     }

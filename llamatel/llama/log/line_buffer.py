@@ -8,11 +8,11 @@ from llamatel.llama.log.log_line import is_own_line
 
 _MAX_LINE = 65536
 """A longer line is cut; llama.cpp's lines about requests are far shorter."""
-_DOCUMENT = re.compile(r"\s{0,16}[\[{]\s{0,16}[\[{\"]")
+_DOCUMENT = re.compile(r"[\s\ufeff]{0,16}(?:[\[{]\s{0,16}[\[{\"]|<[?A-Za-z])")
 
 
 class DocumentPart(str):
-    """A part of a JSON document that is longer than a line may be. Never a line: it may start inside a string."""
+    """A part of a JSON or XML document that is longer than a line may be. Never a line: it may start in a string."""
 
     __slots__ = ("first", "last")
 
@@ -31,7 +31,7 @@ class LineBuffer:
     """Joins chunks of bytes into whole lines. Memory is bounded by the longest line allowed."""
 
     def __init__(self, *, documents: bool = False) -> None:
-        """``documents``: yield longer lines that are JSON documents in parts (``DocumentPart``)."""
+        """``documents``: yield longer lines that are JSON or XML documents in parts (``DocumentPart``)."""
         self._rest = b""
         self._skipping = False
         self._documents = documents

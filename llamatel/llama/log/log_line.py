@@ -37,6 +37,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ROUTER_CHILD = re.compile(r"\[(\d{1,5})\] ?")
 _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
+_SPACES = frozenset(" \t\r")
+_DECODER = json.JSONDecoder()
 _LEVELS = {"info": "I", "warn": "W", "warning": "W", "error": "E", "debug": "D", "trace": "T", "cont": "I"}
 
 
@@ -77,7 +79,7 @@ def is_own_line(text: str) -> bool:
 
 def _from_json(line: str) -> LogLine | None:
     try:
-        entry = json.loads(line)
+        entry, _ = _DECODER.raw_decode(line)  # another program's words may follow
     except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("msg"), str):
@@ -111,6 +113,8 @@ def split_line(line: str) -> LogLine:
     """Parse a line; a line of another program is returned as text only."""
     if "\x1b" in line:
         line = _COLOUR.sub("", line)
+    if line[-1:] in _SPACES:
+        line = line.rstrip()
     match = _STAMPED.match(line)
     if match is None:
         return _other_form(line)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 
 from llamatel.llama.log.log_line import OWN_QUOTED, OWN_START, is_own_line, starts_like_llama_cpp
-from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json, label_set, pairs, unescape
+from llamatel.llama.log.wrapper_fields import Carried, entries, from_fields, from_json, label_set, pairs, unescape
 from llamatel.llama.log.wrapper_time import JOURNAL_FULL, RFC3339, SYSLOG, find_time
 
 _MOST_WRAPPERS = 5
@@ -33,6 +33,7 @@ _SYSLOG_LINE = re.compile(
     r" ([^\s\[]\S{0,254}) ([^\s\[\]:]{1,128})(?:\[(\d{1,10})\])?): (.*)",
     re.DOTALL,
 )
+_OWN_FUNCTION = re.compile(r"(?<![\w.-])(?:slot|srv|que|cmn)$")
 _RFC5424 = re.compile(
     rf"(<\d{{1,3}}>\d{{1,2}} (?:{RFC3339}|-) (\S{{1,255}}) (\S{{1,48}}) (\S{{1,128}}) \S{{1,32}} )"
     r"(?:-|(?:\[(?:[^\]\\]|\\.){0,1000}\]){1,9})(?: \ufeff?(.*)|$)",
@@ -40,17 +41,21 @@ _RFC5424 = re.compile(
 )
 _COMPOSE = re.compile(r"(?:\d\d:\d\d:\d\d(?:\.\d{1,6})? )?((?:\d{1,5}\|)?[\w.@/-]{1,200}) *\|(?: (.*)|$)", re.DOTALL)
 _KUBECTL = re.compile(r"\[((?:pod|container)/[^\]\s]{1,300})\] ?(.*)", re.DOTALL)
-_LABELS = re.compile(rf"(?:({RFC3339}) )?(\{{\w{{1,64}}=\"[^{{}}]{{0,2000}}\}}) ?(.*)", re.DOTALL)
+_LABELS = re.compile(rf"(?:({RFC3339})\s?)?(\{{\w{{1,64}}=\"[^{{}}]{{0,2000}}\}}) ?(.*)", re.DOTALL)
 _QUOTED = re.compile(
-    rf"\s{{0,32}}(?:[-*+]\s{{1,8}})?(?:\"?[\w@.-]{{1,64}}\"?:\s{{1,8}})?(b?)([\"'])(?={OWN_QUOTED})(.*)\2[,;]?\s{{0,8}}$",
+    r"\s{0,32}(?:[-*+]\s{1,8})?(?:\"?[\w@.-]{1,64}\"?(?::| =)\s{1,8})?"
+    rf"(b?)([\"'])(?={OWN_QUOTED})(.*)\2[,;]?\s{{0,8}}$",
     re.DOTALL,
 )
-_OBJECT = re.compile(r"\{\s{0,10}\"")
+_OBJECT = re.compile(r"(?<![\"'])\{\s{0,10}\"")
+_MAP = re.compile(r"\{\s{0,10}(?:'|:?\w{1,64}(?:: |\s?=>))")
+"""The start of a map as Python, JavaScript or Ruby prints it."""
 _FIELDS_AFTER = re.compile(r"\t(?:\{\"[^\t]{0,4096}\}|\d{13})$")
 _DATED = re.compile(rf"(\[?{RFC3339}\]?)[ \t](.*)", re.DOTALL)
 _JOURNAL_FIELD = re.compile(r"\s{0,8}(?:\"MESSAGE\"\s?:\s?|MESSAGE=)(.*)", re.DOTALL)
 _PREFIXED = re.compile(
-    rf"(?:[^\"'{{}}\\]|\w\{{[^{{}}]{{0,200}}\}}:){{0,300}}?[\s\]:|=>)\u203a]\s{{0,4}}(?={OWN_START})"
+    r"(?:[^\"'{}\\]|\w\{[^{}]{0,200}\}:|\{[\w.:/ -]{0,100}\}){0,300}?[^\w.\"'{}\\-]\s{0,4}"
+    rf"(?={OWN_START})"
 )
 _PREFIXED_LIBRARY = re.compile(
     r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{1,60}: )"
@@ -61,7 +66,7 @@ _WORD = re.compile(r"[^\s|,;=\[\]()<>\u203a]{1,200}")
 _NO_NAME = re.compile(
     r"(?i:trace|debug|dbg|info|inf|information|notice|warn|warning|wrn|error|err|fatal|ftl|critical|crit|panic|stderr|stdout"
     r"|[diwef]|msg|message|line|log|t|z|utc|gmt|cet|cest|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-    r"|mon|tue|wed|thu|fri|sat|sun|am|pm)|[^A-Za-z]*T?[^A-Za-z]*Z?|\d{1,2}[/-][A-Za-z]{3}[/-]\d{2,4}\S{0,40}|@4[0-9a-f]{23}|0x[0-9a-fA-F]+|[\d.:]+(?:[nmu\u00b5]?s|m|h|[AP]M)"
+    r"|mon|tue|wed|thu|fri|sat|sun|am|pm)|[^A-Za-z]*T?[^A-Za-z]*Z?|\d{1,2}[/-][A-Za-z]{3}[/-]\d{2,4}\S{0,40}|@4[0-9a-f]{23}|[A-Za-z_]{1,32}:\d{4}-\d\d-\d\d\S{0,40}|0x[0-9a-fA-F]+|[\d.:]+(?:[nmu\u00b5]?s|m|h|[AP]M)"
 )
 """Words of a prefix that name no source: levels, dates, numbers, durations."""
 
@@ -100,10 +105,10 @@ def peel(found: Carried, most: int = _MOST_WRAPPERS) -> Carried:
 
 def without_colours(text: str) -> str:
     """Text without colour codes (in any escaping), byte order mark and NULs."""
-    text = text.lstrip("\ufeff\0")
+    text = text.lstrip("\ufeff\0\u200b")
     if any(sign in text for sign in _COLOUR_SIGNS):
         text = _COLOUR.sub("", text)
-    return text
+    return text.lstrip(" \t\xa0") if text[:1] in " \t\xa0" and is_own_line(text.lstrip()) else text
 
 
 def holds_own_line(text: str) -> bool:
@@ -129,7 +134,8 @@ def _quoted(text: str) -> Carried | None:
     if found is None:
         return None
     python, quote, content = found.groups()
-    return Carried(unescape(content).rstrip("\n") if python or quote == '"' else content.replace("''", "'"))
+    escaped = python or quote == '"' or "\\\\" in content or "\\'" in content  # else as in YAML
+    return Carried(unescape(content).rstrip("\n") if escaped else content.replace("''", "'"))
 
 
 def _json(text: str) -> Carried | None:
@@ -162,7 +168,7 @@ def _syslog(text: str) -> Carried | None:
     if found is None:
         return None
     head, host, tag, process, message = found.groups()
-    if starts_like_llama_cpp(text[found.start(2) :]):
+    if starts_like_llama_cpp(text[found.start(2) :]) or _OWN_FUNCTION.search(host) is not None:
         return None  # a date and llama.cpp's words: neither host nor program
     if "#" in (message or ""):
         message = _RSYSLOG_ESCAPE.sub(lambda escape: chr(int(escape.group(1), 8)), message)
@@ -207,6 +213,12 @@ def _logfmt(text: str) -> Carried | None:
     return found and found._replace(wall=found.wall or find_time(text[: text.find("=")]))
 
 
+def _map(text: str) -> Carried | None:
+    if _MAP.match(text) is None:
+        return None
+    return from_fields(entries(text), holds_own_line)
+
+
 def _prefixed(text: str) -> Carried | None:
     """Any other prefix before a line that can only be llama.cpp's."""
     found = _PREFIXED.match(text)
@@ -234,6 +246,6 @@ def _after_prefix(text: str, start: int) -> Carried:
 
 Wrapper = Callable[[str], Carried | None]
 _WRAPPERS: tuple[Wrapper, ...] = (
-    _quoted, _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _journal_field, _logfmt, _dated,
+    _quoted, _cri, _syslog, _kubectl, _labels, _compose, _prefixed, _json, _map, _journal_field, _logfmt, _dated,
 )  # fmt: skip
 """``_prefixed`` is before those that parse quotes: llama.cpp's line after a prefix may contain client text."""

@@ -15,16 +15,22 @@ from llamatel.llama.log.client_text import quoted_from
 from llamatel.llama.log.csv_lines import CsvLines
 from llamatel.llama.log.json_records import JsonStream, Record, records
 from llamatel.llama.log.line_buffer import DocumentPart
+from llamatel.llama.log.line_suffix import LineSuffix
 from llamatel.llama.log.log_line import OWN_START, is_own_line, starts_like_llama_cpp
 from llamatel.llama.log.log_wrapper import holds_own_line, peel, prefix_before, unwrap, without_colours
+from llamatel.llama.log.otel_debug_lines import START as OTEL_START
+from llamatel.llama.log.otel_debug_lines import OtelDebugLines
+from llamatel.llama.log.variable_origins import VariableOrigins
 from llamatel.llama.log.wrapper_fields import Carried, from_fields, from_json
 from llamatel.llama.log.wrapper_time import JOURNAL_FULL, find_time
+from llamatel.llama.log.xml_records import START as XML_START
+from llamatel.llama.log.xml_records import XmlStream
 
 _TAIL_HEADER = re.compile(r"==> (.{1,1024}) <==$")
 _VERBOSE = re.compile(rf"({JOURNAL_FULL}) \[s=[0-9a-f]{{1,40}};")
 _FIELD = re.compile(r"\s{0,8}([A-Z_][A-Z0-9_]{0,63})=(.*)", re.DOTALL)
-_MANY = re.compile(r"\[\s{0,8}[\[{\"]")
-"""A JSON array of records or lines."""
+_MANY = re.compile(r"\[\s{0,8}[\[{\"\d]")
+"""A JSON array of records, lines or values."""
 _UNFINISHED = re.compile(r"[\[{]\s{0,8}(?:[\"\[{].{0,65536}[^\]}]|)$|[^\"'{}]{1,300}\s\{$", re.DOTALL)
 """The first line of a JSON document of many lines, perhaps after a prefix."""
 _BINARY_START = re.compile(rf".{{0,9}}?(?={OWN_START})", re.DOTALL)
@@ -37,7 +43,8 @@ _LONGEST_LINE = 1 << 16
 class WrappedLines:
     """Converts the lines of one stream to llama.cpp's. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, origins: VariableOrigins | None = None) -> None:
+        """``origins``: what an earlier scan of the same lines has learned."""
         self._record: list[str] | None = None
         """Lines of a record that is not complete yet."""
         self._size = 0
@@ -46,30 +53,42 @@ class WrappedLines:
         """The JSON document that is not complete yet; ``_record`` has its lines until it is known to hold records."""
         self._prefix = Carried("")
         """What was before that document."""
+        self._xml: XmlStream | None = None
+        self._otel: OtelDebugLines | None = None
+        """The records of the Collector's debug exporter; None outside of them."""
+        self._suffix = LineSuffix()
+        self._origins = origins or VariableOrigins()
         self._table = CsvLines()
         self._partial: dict[tuple[str, int], Carried] = {}
         """Lines that continue in a later record, by origin and wrappers."""
         self._file = ""
         """The file that ``tail`` is showing."""
         self._plain: bool | None = None
-        """Whether the first of llama.cpp's lines had nothing around it. Then a prefix is a client's; None: none yet."""
+        """Whether the first two of llama.cpp's lines had nothing around them. Then a prefix is a client's; None: not
+        known yet."""
+        self._own_first = False
+
+    @property
+    def origins(self) -> VariableOrigins:
+        """Which words of prefixes name no source."""
+        return self._origins
 
     @property
     def open(self) -> bool:
         """Whether a record or line continues, so that the next line is parsed even if it is llama.cpp's own."""
-        return self._record is not None or self._json is not None or bool(self._file)
+        return self._record is not None or self._json is not None or bool(self._file) or self._suffix.found
 
     def feed(self, line: str) -> Iterable[Carried]:
         """llama.cpp's lines that a line holds or completes."""
-        if isinstance(line, DocumentPart):
-            return self._document_part(line)
-        if self._json is not None:
-            return self._document_line(self._json, line)
-        if self._record is not None:
-            return self._gather(line)
+        return self._suffix.removed(self._feed(line))
+
+    def _feed(self, line: str) -> Iterable[Carried]:
+        if (found := self._continued(line)) is not None:
+            return found
         if is_own_line(line):
-            if self._plain is None:
+            if self._plain is None and self._own_first:
                 self._plain = not self._file
+            self._own_first = True
             return self._from_file((Carried(line.lstrip(" ")),))
         if not self._plain and self._starts(line):
             return ()
@@ -80,14 +99,42 @@ class WrappedLines:
             return self._from_file(self._rest(line))
         if self._plain or quoted_from(line) is not None:
             return self._from_file((Carried(line),))
-        found = self._unwrapped(line)
-        if found is None:
+        one_by_one = self._unwrapped(line)
+        if one_by_one is None:
             return self._from_file((Carried(line),))
         self._plain = False
-        return self._from_file([each for one in found for each in self._whole(one)])
+        return self._from_file([each for one in one_by_one for each in self._whole(one)])
+
+    def _continued(self, line: str) -> Iterable[Carried] | None:
+        """The lines that a line completes of a document or of a record over many lines; None if it is part of none."""
+        if isinstance(line, DocumentPart):
+            return self._document_part(line)
+        if self._json is not None:
+            return self._document_line(self._json, line)
+        if self._record is not None:
+            return self._gather(line)
+        if self._plain:
+            return None
+        if self._otel is not None or OTEL_START.match(line) is not None:
+            self._otel = self._otel or OtelDebugLines()
+            part, record = self._otel.feed(line)
+            if part:
+                return () if record is None else self._records([record])
+            self._otel = None
+        if (self._xml is not None and self._xml.pending) or XML_START.match(line) is not None:
+            self._xml = self._xml or XmlStream(holds_own_line)
+            found = self._xml.feed(f"{line}\n")
+            return self._records(found) if found or self._xml.pending else (Carried(line),)
+        return None
+
+    def _records(self, found: Iterable[Record]) -> Iterable[Carried]:
+        """The lines of records."""
+        self._plain = False
+        return self._from_file([each for record in found for each in self._whole(_from_record(record))])
 
     def _unwrapped(self, line: str) -> Sequence[Carried] | None:
         """The records of a line; None if it is none."""
+        whole, line = line, without_colours(line)
         if "[" in line and line.lstrip()[:1] in ("[", "{") and _MANY.search(line) is not None:
             several = _several(line)
             if several:
@@ -96,7 +143,9 @@ class WrappedLines:
             return ()
         record = self._table.record(line)
         found = unwrap(line) if record is None else _from_record(record)
-        return None if found is None else (found,)
+        if found is None:
+            return None if line == whole else (Carried(line),)
+        return (found._replace(origin=self._origins.origin(found.origin)),)
 
     def flush(self) -> Iterable[Carried]:
         """The incomplete record; call after a while without lines, and at the end."""
@@ -153,12 +202,18 @@ class WrappedLines:
             self._record = record
             return self._complete()
         lines = [each for one in found for each in self._whole(one)]
-        return self._from_file([*lines, *self.feed(line)] if stream.failed and not found else lines)
+        return self._from_file([*lines, *self._feed(line)] if stream.failed and not found else lines)
 
     def _document_part(self, part: DocumentPart) -> Iterable[Carried]:
         """A part of a JSON document in one line."""
         if part.first and not self._plain:
-            self._json, self._record, self._prefix = JsonStream(holds_own_line), None, Carried("")
+            self._json, self._record, self._prefix, self._xml = None, None, Carried(""), None
+            if XML_START.match(part) is not None:
+                self._xml = XmlStream(holds_own_line)
+            else:
+                self._json = JsonStream(holds_own_line)
+        if self._xml is not None:
+            return self._records(self._xml.feed(part))
         stream = self._json
         if stream is None:
             return ()
@@ -175,7 +230,7 @@ class WrappedLines:
         if self._kind == "verbose":
             if over or not line.startswith("    "):
                 done = list(self._complete())
-                return [*done, *self.feed(line)]
+                return [*done, *self._feed(line)]
         elif over or (self._kind == "json" and line.rstrip(" ,") == "}") or (self._kind == "export" and not line):
             record.append(line)
             return self._complete()

@@ -6,9 +6,11 @@ same record names the line's source (pod, container, unit, ...) and the time of 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 from llamatel.llama.log.log_line import starts_like_llama_cpp
@@ -30,20 +32,26 @@ _SERVICE = ("service", "service_name", "unit", "systemd_unit", "systemd_user_uni
 _FURTHER = (
     "namespace", "namespace_name", "pod_namespace", "k8s_namespace_name", "container_id", "containerid",
     "syslog_identifier", "identifier", "instance", "job", "host", "hostname", "host_name", "node_name", "nodename",
-    "filename", "log_file_path", "tag", "model_id", "backend_id",
+    "filename", "log_file_path", "log_file_name", "computer", "tag", "model_id", "backend_id",
 )  # fmt: skip
 _NAMED = frozenset((*_POD, *_CONTAINER, *_SERVICE, *_FURTHER))
-_PROCESS = frozenset(("pid", "process_pid", "procid", "process_id"))
+_PROCESS = frozenset(("pid", "process_pid", "procid", "process_id", "processid"))
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{24,65536}={0,2}")
 _PARTIAL = frozenset(("logtag", "p", "partial_message", "container_partial_message", "partial"))
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)
+"""Some programs leave tabs as they are."""
 _MOST_NODES = 200
-_DEEPEST = 4
+_DEEPEST = 8
 _DOCKER_PIECE = 1 << 14
 _LONGEST_NAME = 256
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|([0-7]{3})|(.))", re.DOTALL)
 _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "e": "\x1b", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0"}
 _QUOTED = r'"((?:[^"\\]|\\.)*)"'
-_PAIR = re.compile(rf"""([A-Za-z_@][\w.@/-]{{0,63}})"?\s?(?:=>?)\s?(?:{_QUOTED}|'([^']*)'|([^\s"']*))""")
+_SINGLE = r"'((?:[^'\\]|\\.)*)'"
+_PAIR = re.compile(rf"""([A-Za-z_@][\w.@/-]{{0,63}})"?\s?(?:=>?)\s?(?:{_QUOTED}|{_SINGLE}|([^\s"']*))""", re.DOTALL)
+_ENTRY = re.compile(
+    rf"""([A-Za-z_@][\w.@/-]{{0,63}})["']?\s{{0,4}}(?:=>|:)\s{{0,4}}(?:{_QUOTED}|{_SINGLE}|([^\s"',}}]*))""", re.DOTALL
+)
 _PAIRS = re.compile(r"""[\w"]\s?=>?\s?["']""")
 _ADDRESS_IN_NAME = re.compile(r".*:\d{2,5}$")
 
@@ -92,12 +100,20 @@ def from_json(text: str, inner: Callable[[str], bool]) -> Carried | None:
 
 def pairs(text: str) -> dict[str, object]:
     """The key=value pairs of a logfmt line, or of fluent-bit's ``"key"=>"value"``; values without their quotes."""
+    return {} if _PAIRS.search(text) is None else _all_pairs(_PAIR, text)
+
+
+def entries(text: str) -> dict[str, object]:
+    """The entries of a map as Python, JavaScript and Ruby print it; values without their quotes."""
+    return _all_pairs(_ENTRY, text)
+
+
+def _all_pairs(form: re.Pattern[str], text: str) -> dict[str, object]:
     found: dict[str, object] = {}
-    if _PAIRS.search(text) is None:
-        return found
-    for match in _PAIR.finditer(text):
+    for match in form.finditer(text):
         key, double, single, bare = match.groups()
-        found.setdefault(key, unescape(double) if double is not None else single if single is not None else bare)
+        quoted = double if double is not None else single
+        found.setdefault(key, bare if quoted is None else unescape(quoted))
         if len(found) == _MOST_NODES:
             break
     return found
@@ -157,7 +173,7 @@ def _text(value: object) -> str | None:
 
 
 def _message(document: Mapping[str, object], inner: Callable[[str], bool]) -> str | None:
-    usual: dict[int, str] = {}
+    usual: list[tuple[int, str]] = []
     others: list[str] = []
     for number, (_, key, value) in enumerate(_walk(document)):
         if number == _MOST_NODES:
@@ -166,17 +182,29 @@ def _message(document: Mapping[str, object], inner: Callable[[str], bool]) -> st
         if text is None:
             continue
         if key in _MESSAGE_KEYS:
-            usual.setdefault(_MESSAGE_KEYS.index(key), text)
+            usual.append((_MESSAGE_KEYS.index(key), text))
         elif len(text) > 20:
             others.append(text)
-    known = [usual[rank] for rank in sorted(usual)]
+    known = [text for _, text in sorted(usual, key=itemgetter(0))]
     for text in (*known, *others):
         if starts_like_llama_cpp(text):
             return text
     for text in (*known, *others):
         if inner(text):
             return text
+    for text in (*known, *others):
+        if _BASE64.fullmatch(text) is not None and (decoded := _from_base64(text)) is not None:
+            return decoded
     return known[0] if known else None
+
+
+def _from_base64(text: str) -> str | None:
+    """llama.cpp's line from what Kinesis, Pub/Sub and others encode."""
+    try:
+        decoded = base64.b64decode(text).decode()
+    except ValueError:
+        return None
+    return decoded if starts_like_llama_cpp(decoded) else None
 
 
 def _described(document: Mapping[str, object], text: str) -> Carried:

@@ -58,6 +58,8 @@ class _Stream:
         self.clocks: BacklogClocks | None = None
         self.wall: float | None = None
         """When the last line with its own date was written."""
+        self.first_wall: float | None = None
+        """The date of the first line of a backlog that has one: lines before it were not written later."""
 
     def clock(self, process: str | None) -> int | None:
         """Whose lines are those of another process than the first."""
@@ -159,9 +161,10 @@ class LogStreams:
             for line in batch:
                 for carried in lines.feed(line):
                     self._scan(carried)
+        self._lines = WrappedLines(lines.origins)
         for stream in self._streams.values():
             if stream.clocks is not None:
-                stream.clocks.finish(backlog.at)
+                stream.clocks.finish(backlog.at if stream.first_wall is None else stream.first_wall)
                 if stream.clocks.too_close:
                     stream.separation.another()
         for batch, recorded in backlog.batches():
@@ -171,7 +174,7 @@ class LogStreams:
                     self._read(carried, backlog.at, live=False)
         self._recorded = False
         for stream in self._streams.values():
-            stream.clocks = None
+            stream.clocks = stream.first_wall = None
 
     def forget(self) -> None:
         """Finish at the log's end: the outcome of requests in flight is unknown."""
@@ -191,7 +194,8 @@ class LogStreams:
     def _scan(self, carried: Carried) -> None:
         stream = self._stream(carried)
         parts = split_line(carried.text[:_LONGEST_LINE])
-        if _quoted(stream.scanned_quotations, carried.text, parts, 0.0) or carried.wall is not None:
+        stream.first_wall = carried.wall if stream.first_wall is None else stream.first_wall
+        if _quoted(stream.scanned_quotations, carried.text, parts, 0.0) or stream.first_wall is not None:
             return
         if stream.clocks is None:
             stream.clocks = BacklogClocks()
@@ -225,11 +229,14 @@ class LogStreams:
             self.contents.add(line, parts.time if wall is None else wall)
         if wall is not None:
             now, live = wall, True
+            stream.wall = wall
+        elif stream.first_wall is not None and stream.wall is not None:
+            now = stream.wall  # a line without a date, in a backlog of lines that have one
         elif stream.clocks is not None:
             known, at = stream.clocks.clock(parts)
             clock = known if clock is None else clock
             stream.wall = parts.wall or stream.wall
-            now = at or stream.wall or now
+            now = at or stream.wall or stream.first_wall or now
         separation = stream.separation
         number, parts = separation.route(line, parts, now, dated=wall is not None, live=live, clock=clock)
         while separation.events:
