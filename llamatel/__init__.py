@@ -1,7 +1,7 @@
-"""OpenTelemetry for llama.cpp: every request a trace, with its prefill and its decode.
+"""OpenTelemetry for llama.cpp: a trace per request, with prefill and decode.
 
 ``init()`` starts telemetry, ``shutdown()`` flushes and stops it; ``llamatel.llama.ServerManager`` runs a server,
-``llamatel.llama.LlamaCppClient`` talks to one; ``@task``, ``@workflow`` and ``span()`` trace one's own code.
+``llamatel.llama.LlamaCppClient`` talks to one; ``@task``, ``@workflow`` and ``span()`` trace application code.
 Importing this package is light: the OpenTelemetry SDK is loaded by ``init()``.
 """
 

@@ -1,9 +1,9 @@
-"""The interface of a collector, and their discovery.
+"""The interface of collectors, and their discovery.
 
 A collector has a ``name`` (also its file's name, its flag and its metrics' subsystem) and some of ``on_completion``,
-``on_call`` and ``on_snapshot``. It returns samples and touches neither OpenTelemetry nor the network. Times and
-failures are handled in one place, the observer. A third party's collector is found the same way as ours: through the
-entry-point group ``llamatel.collectors``; it may bring rows of its own for the metric table.
+``on_call`` and ``on_snapshot``. It returns samples and uses neither OpenTelemetry nor the network. Times and failures
+are handled by the observer. Third-party collectors are found like ours, through the entry-point group
+``llamatel.collectors``; they may add rows to the metric table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENTRY_POINT_GROUP = "llamatel.collectors"
 
 
 class Sample(NamedTuple):
-    """One value for one metric of the table. A tuple: it is made ten times a request, in a third of the time."""
+    """One value of a metric. A tuple, because ten are created per request, in a third of the time of a class."""
 
     metric: str
     value: float
@@ -42,7 +42,7 @@ class Collector:
     """Additional rows of the metric table, for collectors from other packages."""
 
     def start(self) -> None:
-        """Called when telemetry starts; for a collector with a source of its own."""
+        """Called when telemetry starts; for a collector with its own source."""
 
     def stop(self) -> None:
         """Called when telemetry stops."""
@@ -77,7 +77,7 @@ def available() -> dict[str, EntryPoint]:
 
 
 def load(only: Collection[str] = (), without: Collection[str] = ()) -> Iterator[Collector]:
-    """Import and make the chosen collectors: those in ``only``, else all, less those in ``without``.
+    """Import and create the chosen collectors: those in ``only``, else all, except those in ``without``.
 
     Raises UsageError for a name that is not installed, PipelineError for one in ``only`` that cannot be loaded;
     any other that cannot be loaded is left out with a warning.

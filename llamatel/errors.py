@@ -1,4 +1,4 @@
-"""Every error that llamatel raises on purpose, in one tree.
+"""All exceptions that llamatel raises, in one tree.
 
     LlamatelError
     ├── UsageError              invalid arguments (exit code 2)
@@ -35,7 +35,7 @@ from __future__ import annotations
 import re
 
 INSTALL_FROM = "."
-"""What pip installs llamatel from: a clone, until it is on PyPI as ``llamatel``. Documents are tested against it."""
+"""The source for pip: a clone, until ``llamatel`` is on PyPI. Documents are tested against it."""
 
 
 def install_command(extra: str) -> str:
@@ -81,7 +81,7 @@ def _hidden(value: str) -> str:
 
 
 def shown_line(text: str) -> str:
-    """A message as it may be shown: on one line, without credentials."""
+    """A message for display: on one line, without credentials."""
     return one_line(redacted(text))
 
 
@@ -145,7 +145,7 @@ class HttpError(LlamatelError):
 
     @property
     def busy(self) -> bool:
-        """Whether the server has the request and did not answer in time."""
+        """Whether the server has the request and did not respond in time."""
         return self.kind == "timeout"
 
     @property

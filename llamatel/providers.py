@@ -19,7 +19,7 @@ def register(name: str, provider: str) -> None:
 
 
 def call(name: str, *arguments: object) -> Any:
-    """Call the registered function. Raises KeyError for a name that nothing provides."""
+    """Call the registered function. Raises KeyError for an unregistered name."""
     module, _, function = _providers[name].partition(":")
     return getattr(import_module(module), function)(*arguments)
 

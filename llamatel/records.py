@@ -1,4 +1,4 @@
-"""Records of requests and of the servers they went to: frozen, without OpenTelemetry.
+"""Records of requests and their servers: frozen, without OpenTelemetry.
 
 Units are SI (seconds, tokens). ``None`` means unknown and emits nothing: an absent number is never a zero.
 Times that end in ``_at`` are Unix time in seconds.
@@ -71,7 +71,7 @@ class ServerInfo:
     llamatel did not start."""
     pid: int | None = None
     labels: Labels = ()
-    """On its series and spans: of the user, and ``server.path`` for one of several servers at an address."""
+    """Labels on its series and spans: the user's, and ``server.path`` for one of several servers at an address."""
 
     def __post_init__(self) -> None:
         """Replace lone surrogates: file names and server responses may contain them, and exporters reject them."""
@@ -87,7 +87,7 @@ class ServerInfo:
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """What identifies it on series and spans."""
+        """Its identity on series and spans."""
         own = {"server.address": self.address, "server.port": self.port, "gen_ai.request.model": self.model}
         return {**dict(self.labels), **{name: value for name, value in own.items() if value is not None}}
 
@@ -110,7 +110,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request inside of Python (llama-cpp-python) has in addition to a server's."""
+    """Additional data of a request in this process (llama-cpp-python)."""
 
     operation: str
     """``gen_ai.operation.name``: chat, text_completion, embeddings."""
@@ -122,7 +122,7 @@ class Call:
     attributes: Mapping[str, str | int | float | bool | tuple[str, ...]] = field(default_factory=dict)
     """Additional span attributes."""
     traceparent: str | None = None
-    """The span that was current when it was made, in the format of W3C Trace Context."""
+    """The span that was current when it was created, in the format of W3C Trace Context."""
     error_type: str | None = None
     """The exception's class."""
 
@@ -154,13 +154,13 @@ class RequestGpu:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A request as the program in front of llama-server logged it (Ollama), at Unix time."""
+    """A request in the access log of the program in front of llama-server (Ollama); Unix time."""
 
     started_at: float
     ended_at: float
     method: str
     path: str
-    """Of its URL, without the query."""
+    """The path of its URL, without the query."""
     status: int
     client: str | None = None
     """The client's address; only where recording it is enabled."""
@@ -176,7 +176,7 @@ class Completion:
 
     server: ServerInfo
     slot: int | None
-    """None inside of Python, which has no slots and no task numbers."""
+    """None in process: there are no slots and task numbers."""
     task: int | None
     started_at: float
     ended_at: float
@@ -196,7 +196,7 @@ class Completion:
     prompt_recomputed: int | None = None
     """Tokens that were computed again although they had been in the cache."""
     recompute_s: float | None = None
-    """Seconds for those, at the request's own prefill rate."""
+    """Seconds for recomputed tokens, at the request's own prefill rate."""
     recompute_cause: RecomputeCause | None = None
     """None if no token was computed again; UNKNOWN if the log does not prove a cause."""
     generated: int | None = None
@@ -211,11 +211,11 @@ class Completion:
     call: Call | None = None
     """None for a request from a server's log."""
     in_flight: tuple[float, ...] = ()
-    """Start times of the requests that still ran when this one finished (Unix time)."""
+    """Start times of the requests that were still running when this one finished (Unix time)."""
     gpu: RequestGpu | None = None
-    """None where there is no GPU that llamatel can read, or none that the server uses."""
+    """None without a GPU that llamatel can read and the server uses."""
     access: Access | None = None
-    """Its access line in the log of the program in front of llama-server, where exactly one fits."""
+    """Its access line in the log of the program in front of llama-server, if exactly one matches."""
 
     @property
     def outside_s(self) -> float | None:
@@ -224,7 +224,7 @@ class Completion:
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Tokens of the prompt, cached ones included."""
+        """Tokens of the prompt, including cached ones."""
         if self.prompt_computed is None or self.prompt_cached is None:
             return None
         return self.prompt_computed + self.prompt_cached
@@ -241,14 +241,14 @@ class Completion:
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        """Queue plus prefill; None unless both are known. Inside of Python there is no queue."""
+        """Queue plus prefill; None unless both are known. There is no queue in process."""
         if self.first_token_at is None or (self.queue_s is None and self.call is None):
             return None
         return self.first_token_at - self.arrived_at
 
     @property
     def time_per_output_token_s(self) -> float | None:
-        """Decode time over the tokens after the first; None below two tokens."""
+        """Decode time per token after the first; None below two tokens."""
         tokens = self.generated if self.call is None else self.call.sampled
         if self.decode_s is None or tokens is None or tokens < 2:
             return None
@@ -256,7 +256,7 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decode rate by llama.cpp's definition: tokens after the first over decode time."""
+        """Decode rate by llama.cpp's definition: tokens after the first divided by decode time."""
         tpot = self.time_per_output_token_s
         return 1.0 / tpot if tpot else None
 
@@ -287,11 +287,11 @@ class ClientCall:
     """One call of an instrumented client to a model."""
 
     key: object
-    """Identifies it, also while it is in flight."""
+    """Identifies the call, also while it is in flight."""
     span: object
-    """The context that holds its span; opaque."""
+    """The context with its span; opaque."""
     server: ServerInfo
-    """The server it was sent to; the model is the requested one."""
+    """The server that it was sent to; the model is the requested one."""
     operation: str
     """``gen_ai.operation.name``: chat, text_completion, embeddings or rerank."""
     started_at: float
@@ -301,7 +301,7 @@ class ClientCall:
     outcome: Outcome
     error_type: str | None = None
     http_status: int | None = None
-    """None where no response came."""
+    """None without a response."""
     headers_at: float | None = None
     """When the response started; streams only, where that is when the slot was assigned."""
     first_chunk_at: float | None = None
@@ -321,13 +321,13 @@ class ClientCall:
     tasks: int = 1
     """llama.cpp's tasks for it: one per choice, text or document."""
     elsewhere: bool = False
-    """Made and measured by another process."""
+    """Whether it was created and measured by another process."""
     foreign_span: bool = False
-    """Another instrumentation made its span, and measures it."""
+    """Whether another instrumentation created its span, and measures it."""
     has_usage: bool = True
     """Whether its span carries the token counts."""
     resolve: Callable[[bool], None] | None = field(default=None, compare=False, repr=False)
-    """To be called with whether a server's request was joined with it."""
+    """Function to call with whether a server's request was joined with it."""
 
     def resolved(self, joined: bool) -> None:
         """Report whether a server's request was joined with it."""

@@ -59,9 +59,9 @@ class Runtime:
     live: Live
     """State of this process's telemetry."""
     undo: tuple[Callable[[], object], ...]
-    """Ends the watch for servers that are started and models that are loaded, and the instrumentation of clients."""
+    """Stops watching started servers and loaded models, and the instrumentation of clients."""
     calls: CallReporter | None
-    """Reports the calls of this process to another process's llamatel; None where reports are off."""
+    """Reports the calls of this process to another process's llamatel; None if reports are off."""
 
     def __repr__(self) -> str:
         # Shown in a notebook below a cell that ends with ``init()``.
@@ -75,24 +75,24 @@ class Runtime:
 
 
 _CALLBACKS = Callbacks()
-"""On a meter of the application's provider, or of none yet."""
+"""Callbacks for the meter of the application's provider, or of no provider yet."""
 _LAST_LINES_S = 0.1
 _LAST_CALLS_S = 1.0
 _REPORT_GRACE_S = 0.5
-"""How long it takes until a script's first call is reported."""
+"""Time until a script's first call is reported."""
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
 _FLUSH_S = 3.0
-"""A call that was cancelled waits for its request for a second and a half."""
+"""How long a cancelled call waits for its request."""
 _FAILURES = 3
-"""Failed calls at the top of a report."""
+"""Most failed calls at the top of a report."""
 _FINALIZER_PRIORITY = 100
 METRICS_ADDRESS_VARIABLES = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What ``last_trace()`` and ``report()`` show; after ``shutdown()`` as it was at its end."""
+    """The data of ``last_trace()`` and ``report()``; after ``shutdown()`` the state at that time."""
 
     spans: KeptSpans | None
     document: Mapping[str, Any]
@@ -106,9 +106,9 @@ class _Process:
     lock = threading.Lock()
     runtime: Runtime | None = None
     arguments: tuple[object, ...] = ()
-    """Those of the last ``init()``."""
+    """The settings of the last ``init()``."""
     last_run: _Kept | None = None
-    """Of the telemetry that ran last; None where it kept no spans."""
+    """Spans of the last telemetry; None if it kept none."""
 
 
 def init(
@@ -136,7 +136,7 @@ def init(
     beyond loopback, too. ``collectors`` and ``without`` choose collectors by name. ``keep_traces``: keep the
     last spans in memory, for ``last_trace()`` and ``report()``; True, or how many; by default in notebooks and at
     Python's prompt. ``sinks`` are called with each finished Completion and its trace id. ``resource``: more resource
-    attributes. ``instrument``: follow calls of the ``openai`` package to llama.cpp. ``settings`` stands for all of it
+    attributes. ``instrument``: follow calls of the ``openai`` package to llama.cpp. ``settings`` replaces all of it
     but ``sinks``, ``resource`` and ``instrument``.
 
     A second call with the same arguments changes nothing; with others it ends the first one's telemetry and starts
@@ -174,10 +174,10 @@ def init(
             instrument=instrument,
         )
         _Process.arguments = arguments
-        if strict and settings.metrics_addr is not None:  # the command line: scripts call its servers
+        if strict and settings.metrics_addr is not None:  # set by the command line, whose servers are called by scripts
             _Process.runtime.observer.hold_for_reports(_REPORT_GRACE_S)
         zero_code.init_is_active(active=True)
-        # Each time: what is registered last is called first, and the pipeline has registered its own end.
+        # At each init: the last registered function is called first, and the pipeline has registered its own.
         atexit.unregister(_leave)
         atexit.register(_leave, os.getpid())
         _end_with_worker()
@@ -185,7 +185,7 @@ def init(
 
 
 def _end_with_worker() -> None:
-    """A process of ``multiprocessing`` ends without atexit; its own finalizers are called."""
+    """A ``multiprocessing`` process exits without atexit; its own finalizers are called."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
@@ -193,7 +193,7 @@ def _end_with_worker() -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child: the observer starts again without sources; the pipeline does the same on its own."""
+    """Reset, in a forked child: the observer starts without sources; the pipeline resets itself."""
     _Process.lock = threading.Lock()
     running = _Process.runtime
     if running is None:
@@ -202,7 +202,7 @@ def _after_fork() -> None:
     if running.calls is not None:
         running.calls.after_fork()
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:  # it calls this after it has cleared its finalizers, if the child is one of its own
+    if util is not None:  # multiprocessing calls this after clearing its finalizers, if it created the child
         util.register_after_fork(_Process, lambda _: _end_with_worker())
 
 
@@ -267,7 +267,7 @@ def _connect(
     def dropped() -> Mapping[str, int]:
         return {**built.dropped(), **(reporter.losses() if reporter is not None else {}), **appended_file.lost()}
 
-    _CALLBACKS.reset()  # those of an earlier init() may be on a provider of ours by now
+    _CALLBACKS.reset()  # instruments of an earlier init() may be on our own provider by now
     callbacks = None if built.measures_alone else _CALLBACKS
     observer, instruments = connect(
         built.tracer,
@@ -297,7 +297,7 @@ def _connect(
         forget += _instrument_clients()
     if settings.keep_traces:
         forget.append(SnapshotTimer(observer).stop)
-        live.on_alarm(lambda alarm: _log.warning("%s", alarm))  # in the cell that runs; a command prints its own
+        live.on_alarm(lambda alarm: _log.warning("%s", alarm))  # in the running cell; commands print their own
     return Runtime(settings, built, observer, instruments, live, tuple(forget), reporter)
 
 
@@ -313,7 +313,7 @@ def _instrument_clients() -> tuple[Callable[[], object], ...]:
 
 
 def _document(observer: Observer, live: Live, focus: str | None, after: int | None, *, refocus: bool) -> dict[str, Any]:
-    """The page's document: the state now, or a snapshot that is less than a second old."""
+    """The page's document: the current state, at most a second old."""
     return live.document(observer.snapshot(_FRESH_S), focus, after, refocus=refocus)
 
 
@@ -326,7 +326,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.calls is not None:
         running.calls.close(allowed / 4)
     if running.observer.watching:
-        # A client has its answer a moment before the server logs it.
+        # A client gets its response before the server logs the end.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
         running.observer.flush(min(_LAST_CALLS_S, allowed / 4))  # a call waits for its request
     for undo in running.undo:
@@ -345,10 +345,10 @@ def _leave(pid: int) -> None:
 
 
 def last_trace() -> Trace:
-    """The trace that finished last: your own spans, the calls in them, their prefill and decode.
+    """The last finished trace: your own spans, the calls in them, their prefill and decode.
 
-    Spans are kept where ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``; they are
-    there after ``shutdown()``, too. Raises UsageError where none are kept, or no trace has finished yet.
+    Spans are kept if ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``, also after
+    ``shutdown()``. Raises UsageError if none are kept, or no trace has finished yet.
     """
     kept = _shown()
     if kept.spans is None:
@@ -362,8 +362,8 @@ def last_trace() -> Trace:
 def report(path: str | Path | None = None, *, title: str | None = None) -> Report:
     """A report since ``init()``: requests, percentiles, KV cache over time, decoding speed, the slowest traces.
 
-    With a ``path`` it is written there, too (``.html`` or ``.png``). Counts are of all requests, percentiles of the
-    last 2,000; charts and traces show the last 100 requests, and the last 600 looks at each server. Raises UsageError
+    With a ``path`` it is also written there (``.html``, ``.png``). Counts are of all requests, percentiles of the
+    last 2,000; charts and traces show the last 100 requests, and the last 600 samples of each server. Raises UsageError
     before ``init()``.
     """
     from llamatel.ui.view.run_report import slowest
@@ -394,7 +394,7 @@ def _shown() -> _Kept:
             raise UsageError("there is nothing to show: llamatel.init() first")
         return _Process.last_run
     if running.observer.watching:
-        time.sleep(_LAST_LINES_S)  # a client has its response a moment before the server's log has its end
+        time.sleep(_LAST_LINES_S)  # a client gets its response before the server's log has the end
     running.observer.flush(_FLUSH_S)
     return _kept(running, running.observer.snapshot(_REPORT_FRESH_S))
 

@@ -1,4 +1,4 @@
-"""Values in the environment that the OpenTelemetry SDK cannot be imported with, or answers with a traceback."""
+"""Removes environment values with which importing the OpenTelemetry SDK fails or logs a traceback."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PLUGINS = {
     "OTEL_PYTHON_METER_PROVIDER": "opentelemetry_meter_provider",
     "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "opentelemetry_resource_detector",
 }
-"""Variable: the group of entry points that its value names."""
+"""By variable: the entry-point group of its value."""
 
 
 def remove_invalid(environ: MutableMapping[str, str]) -> None:
-    """Remove limits that are no numbers, and names of plug-ins that are not installed; logs a line for each."""
+    """Remove limits that are not numbers, and plug-ins that are not installed; logs a line for each."""
     for name, reason in list(_invalid(environ)):
         _log.warning("%s is '%s': %s; it is ignored", name, environ.pop(name)[:40], reason)
 

@@ -1,4 +1,4 @@
-"""State of the observed servers at one moment: frozen, without OpenTelemetry.
+"""State of the observed servers at one time: frozen, without OpenTelemetry.
 
 Units as in ``records``; None means unknown and emits nothing.
 """
@@ -34,21 +34,21 @@ class LogCounts:
     bytes_lost: int = 0
     """Bytes of the log that were lost before they could be read."""
     contradictions: Mapping[str, int] = field(default_factory=dict)
-    """Lines and figures of the log that llama.cpp's own figures contradict, by kind."""
+    """Contradictions between the log and llama.cpp's own figures, by kind."""
     names_limited: int = 0
     """Lines of a router's log whose model counts as ``other``."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """One slot of a server at one moment, from ``/slots``."""
+    """One slot of a server, from ``/slots``."""
 
     id: int
     busy: bool
     context_size: int | None = None
     """Maximum number of tokens of this slot; in a unified pool the sum over the slots exceeds the pool."""
     context_tokens: int | None = None
-    """Tokens in the KV cache; they stay after the request until they are overwritten."""
+    """Tokens in the KV cache; they remain after the request until they are overwritten."""
     task: int | None = None
     """llama.cpp's task number of the current or last request."""
     prompt_computed: int | None = None
@@ -78,8 +78,8 @@ class KvCacheState:
     reported_bytes: Mapping[str, int] = field(default_factory=dict)
     """Size by part as llama.cpp reported it, at the resolution of its log (0.01 MiB)."""
     plan_error_bytes: int | None = None
-    """Reported less planned bytes, 0 where they agree as far as the log's rounding shows; None where not compared.
-    Where they do not agree, nothing is planned."""
+    """Reported minus planned bytes, 0 if they agree within the log's rounding; None if not compared. If they do not
+    agree, ``planned_bytes`` is empty."""
     used_bytes: Mapping[str, int] = field(default_factory=dict)
     """By part, bytes of active and cached tokens. A sliding window is bounded by its cells, a recurrent state has a
     fixed size."""
@@ -134,15 +134,15 @@ class RouterModel:
     evictions: int | None = None
     """Times it was unloaded to make room for another; known from the router's log only."""
     failures: int | None = None
-    """Times its process failed to load it, or died."""
+    """Times its process failed to load it, or crashed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountGaps:
-    """What is missing in the totals of one of a router's models since llamatel started to observe it."""
+    """What the totals of one of a router's models lack since llamatel started to observe it."""
 
     unloads: int
-    """Times its process ended with counts that neither a poll nor the log has shown."""
+    """Times its process exited with counts that neither a poll nor the log has shown."""
     requests: int | None = None
     """Requests that ran at the last poll of such a process; None where the log has them."""
 
@@ -155,7 +155,7 @@ class Placement:
     """Layers on GPUs, the output counted as one; known at ``-lv 4``."""
     total_layers: int | None = None
     no_gpu: bool = False
-    """llama.cpp found no usable GPU."""
+    """Whether llama.cpp found no usable GPU."""
     buffers: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Bytes by device (``CUDA0``, ``CPU``) and part (``weights``, ``kv_cache``, ``compute``); at ``-lv 4``, rounded to
     0.01 MiB."""
@@ -163,7 +163,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """One GPU, or one MIG slice of one, at one moment. SI units; None is what the driver does not report."""
+    """One GPU, or one MIG slice, at one time. SI units; None if the driver does not report it."""
 
     id: str
     """The driver's UUID."""
@@ -171,7 +171,7 @@ class DeviceSnapshot:
     taken_at: float
     driver: str | None = None
     parent: str | None = None
-    """Of a MIG slice: the UUID of its GPU."""
+    """For a MIG slice: the UUID of its GPU."""
     utilization: float | None = None
     """Share of the time in which a kernel ran."""
     memory_used: int | None = None
@@ -211,7 +211,7 @@ class ServerSnapshot:
     """starting, ready, stalled, sleeping, stopping, stopped, failed; of a router's model: unloaded, loading, loaded,
     stalled, sleeping, failed."""
     stale: bool = False
-    """The server was too busy to answer: all fields except ``up`` are from an earlier poll."""
+    """Whether the server was too busy to respond: all fields except ``up`` are from an earlier poll."""
     restarts: int | None = None
     process_started_at: float | None = None
     loading_s: float | None = None
@@ -232,7 +232,7 @@ class ServerSnapshot:
     model: ModelShape | None = None
     """From its GGUF; None if the file cannot be read."""
     settings: ServerSettings | None = None
-    """What its flags and environment come to, completed by its log; None if its flags are unknown."""
+    """Settings from its flags and environment, completed by its log; None if its flags are unknown."""
     router_model: RouterModel | None = None
     """Set for one of a router's models. Whether the router is up is in its own snapshot."""
     count_gaps: CountGaps | None = None
@@ -250,4 +250,4 @@ class Snapshot:
     records_dropped: Mapping[str, int] = field(default_factory=dict)
     """Records lost by llamatel, by reason."""
     devices: tuple[DeviceSnapshot, ...] = ()
-    """GPUs of this machine; empty if there are none or the driver does not answer."""
+    """GPUs of this machine; empty if there are none or the driver does not respond."""

@@ -371,7 +371,7 @@ def test_attach_continues_after_log_end(
     ("arguments", "message"),
     [
         (["--label", "x"], "'x' is no label: write it NAME=VALUE"),
-        (["--exit-with-log"], "--exit-with-log is about a log"),
+        (["--exit-with-log"], "--exit-with-log needs a log"),
         (["--client-key", "k"], "add --client-cert FILE"),
         (["--client-cert", "/nothing"], "cannot use the client certificate /nothing: No such file"),
     ],

@@ -1,1 +1,1 @@
-"""The command line. Each verb is a module of its own and is imported when it is used."""
+"""The command line: one module per command, imported when it is used."""

@@ -1,4 +1,4 @@
-"""``llamatel attach``: telemetry for servers that run already, by polling them, and from the log of one.
+"""``llamatel attach``: telemetry for running servers, by polling them, and from the log of one.
 
 Exits with 0 after Ctrl-C or SIGTERM, when the output is closed, and when a log without a server to poll ends (standard
 input); with 1 if the key of the one server that was named is wrong, and when the log ends with --exit-with-log.
@@ -74,11 +74,11 @@ class AttachOptions:
 @click.argument("urls", metavar="[URL]...", nargs=-1)
 @click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file; reread when changed.")
 @click.option("--log", metavar="FILE|-", help="The server's log; -: standard input.")
-@click.option("--from-start", is_flag=True, help="Also read what is in the log already.")
+@click.option("--from-start", is_flag=True, help="Also read the log's existing content.")
 @click.option(
     "--log-state",
     metavar="FILE",
-    help="Continue at the read position kept here.",
+    help="Keep the read position in this file.",
 )
 @click.option("--llama-swap", metavar="URL", help="A llama-swap: models and requests.")
 @click.option(
@@ -170,16 +170,16 @@ def command(**values: Any) -> int:
 
 
 def _source(what: AttachOptions) -> tuple[LogSource | None, str]:
-    """The log, and how to give that of an Ollama whose own was not found."""
+    """The log, and how to pass that of an Ollama if it was not found."""
     if what.log is None:
         if not any((what.urls, what.targets, what.llama_swap, what.ollama)):
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
         if what.from_start:
-            raise UsageError("--from-start is about a log: add --log FILE")
+            raise UsageError("--from-start needs a log: add --log FILE")
         if what.exit_with_log:
-            raise UsageError("--exit-with-log is about a log: add --log FILE")
+            raise UsageError("--exit-with-log needs a log: add --log FILE")
         if what.log_state is not None:
-            raise UsageError("--log-state is about a log: add --log FILE")
+            raise UsageError("--log-state needs a log: add --log FILE")
         path, command = (None, "") if what.ollama is None else find_log(target(what.ollama).location)
         return None if path is None else open_log(path), command if path is None else ""
     if what.targets or len(what.urls) > (what.ollama is None) or what.llama_swap is not None:
@@ -196,7 +196,7 @@ def _doing(source: LogSource | None, fleet: Fleet, what: AttachOptions) -> str:
 
 @contextlib.contextmanager
 def _started(engine: LlamaSwap | Ollama | None, observer: Observer) -> Iterator[None]:
-    """Observe a program that runs llama-servers, if one is named, for the time of the block."""
+    """Observe a program that runs llama-servers, if one was given, during the block."""
     if engine is None:
         yield
         return
@@ -211,9 +211,9 @@ def _started(engine: LlamaSwap | Ollama | None, observer: Observer) -> Iterator[
 def _engine(
     what: AttachOptions, source: LogSource | None, access: Access, labels: Mapping[str, str]
 ) -> LlamaSwap | Ollama | None:
-    """The program that is named. Raises ServerUnreachable where it does not answer and nothing else is there."""
+    """The given program. Raises ServerUnreachable if it does not respond and there is nothing else to observe."""
     if what.client_addresses and what.ollama is None:
-        raise UsageError("--client-addresses is about Ollama: add --ollama")
+        raise UsageError("--client-addresses needs Ollama: add --ollama")
     if what.llama_swap is not None and what.ollama is not None:
         raise UsageError("--llama-swap and --ollama: give one of them")
     url = what.llama_swap or what.ollama

@@ -19,7 +19,7 @@ class PipeConsole(Console):
             self.width = _WIDTH
 
     def on_broken_pipe(self) -> None:
-        """Called while the BrokenPipeError is handled: hand it on."""
+        """Called while the BrokenPipeError is handled: re-raise it."""
         raise  # noqa: PLE0704 - rich calls this from its except clause
 
 
@@ -29,5 +29,5 @@ def output_console() -> Console:
 
 
 def note_console() -> Console:
-    """Standard error, for what accompanies the output: banner, progress, notes."""
+    """Standard error, for banner, progress and notes."""
     return PipeConsole(highlight=False, markup=False, emoji=False, stderr=True)

@@ -33,8 +33,8 @@ def command() -> None:
 @click.option("--tpot", metavar="TIME", help="Objective: time per output token, such as 80ms.  [default: 100ms]")
 @click.option("--error-budget", metavar="SHARE", help="Requests that may miss an objective.  [default: 5%]")
 @click.option("--error-rate", metavar="SHARE", help="Warn when more requests fail.  [default: 5%]")
-@click.option("--min-requests", metavar="N", help="Judge objectives from this many requests on.  [default: 20]")
-@click.option("--lost-prefill", metavar="TIME", help="Warn when more prefill a minute is repeated.  [default: 6s]")
+@click.option("--min-requests", metavar="N", help="Least number of requests for these alerts.  [default: 20]")
+@click.option("--lost-prefill", metavar="TIME", help="Warn when more prefill per minute is repeated.  [default: 6s]")
 @click.option(
     "--values",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -63,7 +63,7 @@ def command() -> None:
     help="Where Grafana finds the dashboards, e.g. in its container.  [default: where they are written]",
 )
 @click.option("--prometheus-url", metavar="URL", help="Provision a data source for this Prometheus.")
-@click.option("--tempo-url", metavar="URL", help="And one for this Tempo, for links from a latency to its trace.")
+@click.option("--tempo-url", metavar="URL", help="Provision one for this Tempo, for links to traces.")
 @click.option("--victoria-metrics", is_flag=True, help="The data source is VictoriaMetrics.")
 @verbose_option
 def export(folder: Path, values: Path | None, keep_labels: str | None, runbook_url: str | None, **given: Any) -> None:

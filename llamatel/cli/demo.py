@@ -1,4 +1,4 @@
-"""``llamatel demo``: llama.cpp on a tiny model, a mixed load, and the telemetry of it.
+"""``llamatel demo``: llama.cpp on a tiny model, a mixed load, and its telemetry.
 
 Needs no model and no network. Without a terminal it exits after the load (1 if a request has no trace); on a terminal
 it runs until Ctrl-C, so that its metrics can be scraped and its server used.
@@ -148,7 +148,7 @@ class Demo:
         return 0
 
     def _await_lines(self, requests: int, running: Runtime) -> None:
-        """llama.cpp answers a client before it logs the end of its request."""
+        """llama.cpp sends a response before it logs the end of the request."""
         deadline = time.monotonic() + _LAST_LINES_S
         while self.statistics.requests < requests and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -193,7 +193,7 @@ class Demo:
         print(json.dumps(document, indent=2))
 
     def _stay(self, server: ServerManager, clients: LoadClients) -> None:
-        """Until Ctrl-C, or until the server dies."""
+        """Wait for Ctrl-C, or for the server's exit."""
         self._print()
         self._print("The server is still up; requests to it appear here. Ctrl-C ends it.")
         try:

@@ -44,7 +44,7 @@ from llamatel.ui.view.diagnosis_page import diagnosis_html, diagnosis_text
 from llamatel.ui.view.glyphs import glyphs_for
 
 _MAX_REQUESTS = 200_000
-"""Requests that are kept for the diagnosis; older ones are dropped."""
+"""Most requests kept for the diagnosis; older ones are dropped."""
 _INTERVAL_S = 1.0
 _PROBE_S = 5.0
 _STOP_S = 0.5
@@ -106,7 +106,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation:
-    """From the document of a llamatel: the recent requests and the history of the server in focus."""
+    """Observations from a llamatel's document: recent requests and history of the server in focus."""
     source = LlamatelSource(url, token)
     try:
         document = source.document(None)
@@ -137,7 +137,7 @@ def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation
 
 @dataclass
 class _Observed:
-    """What is collected while a server is observed."""
+    """Collects requests and samples while a server is observed."""
 
     samples: list[Sample] = field(default_factory=list)
     devices: tuple[DeviceSnapshot, ...] = ()
@@ -219,7 +219,7 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
 
 
 def _collect(server: ObservedServer | None, follower: LogFollower | None, observed: _Observed, seconds: float) -> None:
-    """Until the time is up; without a server, until the log ends."""
+    """Observe until the time is up; without a server, until the log ends."""
     deadline = time.monotonic() + seconds
     driver = _driver() if server is not None else None
     try:

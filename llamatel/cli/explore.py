@@ -1,4 +1,4 @@
-"""``llamatel explore``: what a model's heads attend to, as llama.cpp computes it."""
+"""``llamatel explore``: a model's attention, as llama.cpp computes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REPEAT = 32
 
 @dataclass(frozen=True, slots=True)
 class Explore:
-    """One call of the verb."""
+    """One call of the command."""
 
     report: ModelReport
     request: CaptureRequest
@@ -44,7 +44,7 @@ class Explore:
     progress: Callable[[str, int, int], None] | None
 
     def run(self, part: str) -> None:
-        """Do one part."""
+        """Produce one part."""
         getattr(self, "_" + part.replace("-", "_"))()
 
     def _show(self, head: Sequence[str], rows: Sequence[Sequence[object]], document: object) -> None:
@@ -64,7 +64,7 @@ class Explore:
             print("  ".join((first, *others)))
 
     def _save(self, *pictures: Picture, requested: bool = False) -> None:
-        """Into ``--out``; ``requested``: into the current folder without it."""
+        """Save into ``--out``; ``requested``: without it, into the current folder."""
         if self.out is None and not requested:
             return
         if len(pictures) > 1 and self.out is not None and not self.out.is_dir():
@@ -76,7 +76,7 @@ class Explore:
         from llamatel.explore.grouping import grouping_picture
 
         if self.report.shape is None:
-            raise UsageError(self.report.why_no_shape or "this is no model")
+            raise UsageError(self.report.why_no_shape or "this is not a model")
         if self.as_json:
             print(json.dumps(self.report.as_dict(layers=True), indent=2, allow_nan=False))
         else:
@@ -238,7 +238,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
-    """The file, its header, and whether it is the one that llamatel ships."""
+    """The file, its header, and whether it is llamatel's own tiny model."""
     there = user_path(name).exists()
     if not there and name != "tiny":
         raise UsageError(f"{name}: there is no such file; give a GGUF on this machine, or tiny for the one we ship")
@@ -248,7 +248,7 @@ def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
     if not isinstance(header, GGUFHeader):
         raise UsageError(f"{name} is no GGUF: llama.cpp has to run it")
     if header.missing_bytes and part not in ("structure", "what-if"):
-        missing = f"{header.missing_bytes:,} bytes of the tensors' data are missing: a download that broke off?"
+        missing = f"{header.missing_bytes:,} bytes of the tensors' data are missing: an interrupted download?"
         raise GGUFError(missing, path=header.path)
     return str(header.path), report_of(header, str(header.path)), not there
 
@@ -280,11 +280,11 @@ def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @verbose_option
 def command(model: str, part: str, **values: Any) -> None:
-    """Show what a model's heads attend to, as llama.cpp computes it.
+    """Show a model's attention, as llama.cpp computes it.
 
     MODEL is a GGUF file, or tiny, the model that llamatel ships. PART is structure, heads (what each does), attention
     (maps), keys (by group), matrices (Q, K, V, O), cache (with and without), what-if (MHA, GQA, MQA), or report (the
-    default): all of it as one HTML page.
+    default): everything on one HTML page.
     """
     from llamatel.explore import CaptureRequest
 

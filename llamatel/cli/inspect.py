@@ -38,7 +38,7 @@ def fetching(reference: str) -> Iterator[Callable[[int], None] | None]:
 
 
 def _bar(stack: contextlib.ExitStack) -> Callable[[int], None]:
-    """A bar that lasts as long as ``stack``; what is called with the bytes of each step."""
+    """A progress bar until ``stack`` closes; returns the function to call with the bytes of each step."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from llamatel.cli.console import note_console
@@ -77,10 +77,10 @@ def _choices_as_dict(found: Choices) -> dict[str, object]:
 @click.argument("model")
 @click.option("--layers", is_flag=True, help="Each layer's heads, window, and the shapes of its Q, K, V and O.")
 @click.option("--tensors", is_flag=True, help="Every tensor's name, shape, type and size.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, with all of the metadata.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with all metadata.")
 @verbose_option
 def command(model: str, layers: bool, tensors: bool, as_json: bool) -> None:
-    """What a model is: attention, KV cache, parameters, tokenizer. Reads its header only.
+    """Describe a model: attention, KV cache, parameters, tokenizer. Reads only its header.
 
     MODEL is a GGUF file, a folder, an address (https://.../x.gguf), or on the Hugging Face Hub org/repo,
     org/repo:Q4_K_M or hf://org/repo/file.gguf; ollama://model:tag; a config.json; or tiny, which llamatel ships.

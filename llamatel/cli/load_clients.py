@@ -1,6 +1,6 @@
-"""Clients that send a load to a llama.cpp server: for the demo, the tests and the benchmarks.
+"""Clients that send load to a llama.cpp server, for the demo, tests and benchmarks.
 
-They are cheap, so that they measure the server even on a small machine: only a stream's last events are decoded.
+They use little CPU, so they measure the server even on a small machine: only a stream's last events are decoded.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class LoadClients:
         self._timeout_s = timeout_s
         self._http = HttpClient(base_url)
         self.stop = threading.Event()
-        """Set it to send nothing more and to disconnect streams."""
+        """Event that stops sending and disconnects streams."""
 
     def send_all(
         self, requests: Sequence[R], *, at_once: int, burst: int = 0, pause_s: float = 0.0
     ) -> list[LoadResult[R]]:
-        """Send requests, at most ``at_once`` together; returns results in the order of the requests.
+        """Send requests, at most ``at_once`` at a time; returns results in the order of the requests.
 
-        ``burst``: after so many, nothing new is sent for ``pause_s``.
+        ``burst``: after this many, sending pauses for ``pause_s``.
         """
         waiting: queue.SimpleQueue[tuple[R, Future[LoadResult[R]]] | None] = queue.SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""``llamatel``: the group of commands, and the place where errors become a line and an exit code.
+"""``llamatel``: the group of commands, and the conversion of errors to a line and an exit code.
 
 Exit codes: 0 success, or the reader of the output closed it; 1 failure of llamatel or of the server; 2 wrong usage;
 128 + n terminated by signal n (130 for Ctrl-C). Only a defect of llamatel has a traceback, and only with ``-v``.
@@ -93,7 +93,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, LlamatelError):
         _print_error(str(error))
         return error.exit_code
-    if isinstance(error, (BrokenPipeError, SystemExit)):  # click turns the first into the second, and only that
+    if isinstance(error, (BrokenPipeError, SystemExit)):  # click turns only the first into the second
         return 0
     if isinstance(error, Interrupted):
         return 128 + error.signum
@@ -116,7 +116,7 @@ def _exit_code(error: BaseException) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code and raises nothing."""
     for stream in (sys.stdout, sys.stderr):
-        # A name that the output's encoding lacks becomes "?", not an error.
+        # Characters that the output's encoding lacks become "?" instead of an error.
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
@@ -150,8 +150,8 @@ def _open_closed_streams() -> None:
 def run() -> NoReturn:
     """The console script.
 
-    Everything is closed when ``main`` returns, so the interpreter's own teardown is skipped: it takes a tenth of a
-    second, and longer on a busy machine than a container runtime waits before SIGKILL.
+    Everything is closed when ``main`` returns, so the interpreter's own teardown is skipped: it takes 0.1 s, and on a
+    busy machine longer than a container runtime waits before SIGKILL.
     """
     _open_closed_streams()
     code = main()

@@ -22,7 +22,7 @@ _LOGGERS = ("llamatel", "llamatel_collectors", "opentelemetry")
 
 
 def time_prefix(at: float) -> str:
-    """The Unix time in front of a line of the log; none under systemd, whose journal adds it."""
+    """The time prefix of a log line; empty under systemd, whose journal adds it."""
     if "JOURNAL_STREAM" in os.environ:
         return ""
     return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds") + " "
@@ -50,7 +50,7 @@ def set_verbosity(number: int) -> None:
 
 
 def add_times() -> None:
-    """From now on each line of the log starts with the time: for commands that run until they are stopped."""
+    """Prefix log lines with the time from now on, for commands that run until they are stopped."""
     for handler in logging.getLogger(_LOGGERS[0]).handlers:
         if isinstance(handler.formatter, _OneLine):
             handler.formatter.timed = True
@@ -69,7 +69,7 @@ class _Kept(logging.Handler):
 
 @contextlib.contextmanager
 def warnings_kept() -> Iterator[deque[logging.LogRecord]]:
-    """While the whole terminal is drawn: warnings are kept for display instead of logged to stderr."""
+    """Keep warnings for display instead of logging them to stderr, while the whole terminal is drawn."""
     kept = _Kept()
     before = {name: logging.getLogger(name).handlers for name in _LOGGERS}
     for name in _LOGGERS:
@@ -82,7 +82,7 @@ def warnings_kept() -> Iterator[deque[logging.LogRecord]]:
 
 
 def verbosity() -> int:
-    """How many times -v was given, at most 2."""
+    """Number of -v flags, at most 2."""
     return sum(logging.getLogger(_LOGGERS[0]).isEnabledFor(level) for level in _LEVELS[1:])
 
 
@@ -135,7 +135,7 @@ _MORE_MODEL_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 
 
 def model_options(*, brief: bool = False) -> Callable[[_C], _C]:
-    """llama-server's flags that decide what a model takes; ``brief`` hides the less common ones in the help."""
+    """llama-server's flags that determine memory; ``brief`` hides the less common ones in the help."""
 
     def decorate(command: _C) -> _C:
         options = [click.option(*names, **settings) for names, settings in _MODEL_FLAGS]
@@ -204,7 +204,7 @@ def server_options(command: _C) -> _C:
 
 
 def telemetry_options(command: _C) -> _C:
-    """Where telemetry is sent. Defaults come from the OTEL_* environment variables."""
+    """Options of telemetry. Defaults come from the OTEL_* environment variables."""
     return _all(
         command,
         (

@@ -1,4 +1,4 @@
-"""``llamatel plan``: what a server on a model needs: its caches to the byte, what fits, how fast it can be."""
+"""``llamatel plan``: the memory that a server with a model needs, what fits, and the possible speed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _FLAGS = {
 
 
 def flag_words(values: Mapping[str, Any]) -> list[str]:
-    """Our flags as llama-server's."""
+    """Our options as llama-server's flags."""
     words: list[str] = []
     for name, flag in _FLAGS.items():
         if values.get(name) is not None:
@@ -61,7 +61,7 @@ def flag_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def _build(text: str | None) -> LlamaBuild | None:
-    """The build to plan for: the one that is named, else that of the server which ``llamatel serve`` would start."""
+    """The build to plan for: the given one, else that of the server that ``llamatel serve`` would start."""
     if text is not None:
         return parse_build(text)
     try:
@@ -93,7 +93,7 @@ def with_projector(settings: ServerSettings, model: GGUFHeader | ModelConfig) ->
 
 
 def _beside(shape: ModelShape, settings: ServerSettings) -> tuple[ModelShape, ServerSettings]:
-    """Count the weights of adapters and of a projector, where their files can be read."""
+    """Count the weights of adapters and of a projector, if their files can be read."""
     adapted: ModelShape | None = shape
     for path in settings.lora_adapters:
         header = _header(path)
@@ -154,7 +154,7 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Show what a llama-server on MODEL needs: KV cache to the byte, weights, what fits, the speed that memory allows.
+    """Show the memory that a llama-server with MODEL needs, to the byte for KV caches; what fits; the possible speed.
 
     MODEL is as for `llamatel inspect`. Paste a whole command line after -- (MODEL overrides its -m):
 

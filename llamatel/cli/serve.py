@@ -1,7 +1,7 @@
-"""``llamatel serve``: a llama.cpp server, with a trace for every request.
+"""``llamatel serve``: runs a llama.cpp server, with a trace for every request.
 
-Ends with 0 after Ctrl-C or SIGTERM once the server was ready, with 128 + n after any other ending signal n or one that
-came while the model loaded, and with 1 if the server died for good.
+Exits with 0 after Ctrl-C or SIGTERM once the server was ready, with 128 + n after another terminating signal n or one
+during model loading, and with 1 if the server failed for good.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ManagerOptions:
 
 
 class ServerCommand(click.Command):
-    """A command line whose part after ``--`` is passed to llama-server unchanged."""
+    """A command whose arguments after ``--`` are passed to llama-server unchanged."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Cut the line at ``--`` before click sees it; a flag that only llama-server knows gets a hint."""
@@ -63,7 +63,7 @@ class ServerCommand(click.Command):
             raise click.UsageError(f"{error.format_message()} ({hint})", ctx) from error
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Show the part after ``--`` too."""
+        """Show the arguments after ``--`` too."""
         return [*super().collect_usage_pieces(ctx), "[-- LLAMA-SERVER FLAGS]"]
 
 

@@ -20,7 +20,7 @@ from llamatel.ui.view import kv_cache_line
 def load_model(
     server: ServerManager, model: str | None, notes: Console, *, ready_timeout: float | None = None, **arguments: Any
 ) -> float:
-    """Start the server and wait until it answers; a spinner on a terminal, else a line. Returns the seconds."""
+    """Start the server and wait until it is ready; a spinner on a terminal, else a line. Returns the seconds."""
     name = Path(model).name if model else "what llama-server's own flags name"
     start = time.monotonic()
     if notes.is_terminal:
@@ -49,7 +49,7 @@ def kv_cache_of(server: ServerManager) -> str | None:
 
 
 def server_lines(server: ServerManager, running: Runtime) -> dict[str, str | None]:
-    """What is known of a started server, for ``telemetry_options.columns``."""
+    """The description of a started server, for ``telemetry_options.columns``."""
     backend = server.backend
     return {
         "server": f"{server.base_url}  {server.info.model or ''}".rstrip(),

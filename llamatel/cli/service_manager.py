@@ -1,6 +1,6 @@
-"""systemd's notification protocol (``sd_notify(3)``): ready, stopping, and the watchdog's signs of life.
+"""systemd's notification protocol (``sd_notify(3)``): ready, stopping, watchdog.
 
-Nothing happens where the process was not started with ``Type=notify``.
+Does nothing unless the process was started with ``Type=notify``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _HANGUP = getattr(signal, "SIGHUP", None)
 
 
 def _has_terminal() -> bool:
-    """Whether the process has a terminal that can be used."""
+    """Whether the process has a usable terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -41,7 +41,7 @@ def ending_signals(*, hangup: Callable[[], None] | None = None) -> Iterator[None
     """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread; a signal that was ignored stays ignored (nohup).
 
     ``hangup`` is called for SIGHUP instead, as daemons do, unless the terminal that the program runs in was closed.
-    A later signal raises again, which cuts a slow shutdown short. Signals within a second of the first are ignored: a
+    A later signal raises again, which interrupts a slow shutdown. Signals within a second of the first are ignored: a
     closing terminal sends several.
     """
     first: float | None = None

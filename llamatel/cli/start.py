@@ -1,4 +1,4 @@
-"""The console script. It imports almost nothing, so that Ctrl-C during imports ends without a traceback."""
+"""The console script. It imports almost nothing, so Ctrl-C during imports leaves no traceback."""
 
 from __future__ import annotations
 

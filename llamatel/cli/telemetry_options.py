@@ -1,4 +1,4 @@
-"""Telemetry of serve, attach and demo: it starts and ends with the command."""
+"""Telemetry of serve, attach and demo, for the command's duration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 _LONGEST_VALUE = 2000
 _STALLED_S = 1.0
 _DRAIN_S = 30.0
-"""How long the end waits for requests that were read: while there is progress, and in all."""
+"""How long the exit waits for requests that were read: without progress, and in total."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ def telemetry(
     backend: Backend | None = None,
     metrics_port_may_move: bool = False,
 ) -> Iterator[Runtime]:
-    """Telemetry for the time of the block; flushed and shut down after it in any case.
+    """Run telemetry during the block; it is flushed and shut down afterwards in any case.
 
-    Every server that is started in the block is watched. Flags win over the OTEL_* environment. A metrics port that is
+    Every server that is started in the block is watched. Flags override the OTEL_* environment. A metrics port that is
     in use is an error, as Prometheus would not find another one, unless the port was not named and
     ``metrics_port_may_move``. ``backend`` becomes resource attributes.
     """
@@ -153,9 +153,9 @@ def read_page_token(path: str | None) -> RotatedFiles[str] | None:
 
 
 def page_token(path: str | None, *, named: bool) -> str | RotatedFiles[str] | None:
-    """The token for a page that is requested: of the file, else of the environment.
+    """The token for requesting a page: from the file, else from the environment.
 
-    ``named``: whether the user named the address; the environment's token goes to no other.
+    ``named``: whether the user gave the address; the environment's token is sent to no other.
     """
     return read_page_token(path) or (os.environ.get(PAGE_TOKEN_VARIABLE) if named else None)
 
@@ -169,7 +169,7 @@ def page_line(running: Runtime) -> str | None:
 
 
 def otlp_line(settings: Settings) -> str:
-    """Where OTLP is sent, or how to configure it."""
+    """The OTLP endpoint, or how to configure one."""
     targets = {target.shown: None for target in (settings.traces_otlp, settings.metrics_otlp) if target is not None}
     return ", ".join(targets) or "off; --otlp-endpoint URL sends traces and metrics"
 

@@ -1,4 +1,4 @@
-"""Warnings on the terminal while a server is watched; systemd learns that llamatel is ready and works."""
+"""Prints warnings while a server is watched; notifies systemd that llamatel is ready and working."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FRESH_S = 1.0
 
 @contextlib.contextmanager
 def alarms_shown(running: Runtime, notes: Console) -> Iterator[None]:
-    """During the block, print a line within seconds of something going wrong."""
+    """During the block, print a line within seconds of a new alarm."""
     end = threading.Event()
 
     def show(alarm: Alarm) -> None:

@@ -1,4 +1,4 @@
-"""``llamatel top``: what runs now, on a terminal; in a pipe, one line a second for each server.
+"""``llamatel top``: the current state on a terminal; in a pipe, one line per second and server.
 
 Exit code 0 after q, Ctrl-C or SIGTERM, and when the reader closed the pipe.
 """
@@ -32,9 +32,9 @@ from llamatel.ui.view.glyphs import glyphs_for
 _GUESSES = (f"http://{DEFAULT_METRICS_ADDR}", "http://127.0.0.1:8090", "http://127.0.0.1:8080")
 """Tried if no URL is given: a llamatel, then llama.cpp at llamatel's and at its own default port."""
 _SETTLE_S = 2.0
-"""How long ``--once`` waits for two polls, which rates need."""
+"""How long ``--once`` waits for the two polls that rates need."""
 _NAMED_PROBE_S = 5.0
-"""How long a URL that the user named may take to answer whether it is a llamatel."""
+"""Timeout of checking whether a URL that the user gave is a llamatel."""
 _PENDING_CHECK_S = 0.05
 _RESIZE_CHECK_S = 0.5
 
@@ -57,7 +57,7 @@ _RESIZE_CHECK_S = 0.5
 )
 @verbose_option
 def command(urls: tuple[str, ...], interval: float, once: bool, as_json: bool, **values: Any) -> int:
-    """Show what llama.cpp servers do now: slots, KV cache, requests as they run.
+    """Show the current state of llama.cpp servers: slots, KV cache, running requests.
 
     URL is a llamatel (http://127.0.0.1:9464), which also knows requests, or one or more llama.cpp servers, which are
     polled. Without a URL, the default ports of this machine are tried.
@@ -83,7 +83,9 @@ def _source(urls: tuple[str, ...], interval: float, values: dict[str, Any]) -> S
     token = page_token(values["page_token_file"], named=bool(urls))
     access = options_of(AccessOptions, values).access()
     if not urls:
-        access = dataclasses.replace(access, api_key=None, headers={})  # the user did not name who would receive them
+        access = dataclasses.replace(
+            access, api_key=None, headers={}
+        )  # the user did not give the address that would receive them
     targets = [target(url) for url in urls or _GUESSES]
     patience = {"timeout_s": _NAMED_PROBE_S} if urls else {}
     probed = targets if len(urls) <= _PROBED else []

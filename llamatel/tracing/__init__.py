@@ -1,1 +1,1 @@
-"""Spans for one's own code and for client calls, and the joining of calls with a server's requests."""
+"""Spans for application code and client calls; joins calls with a server's requests."""

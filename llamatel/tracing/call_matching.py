@@ -1,4 +1,4 @@
-"""Whether a server's request may be a client's call, by what both show."""
+"""Decides whether a server's request may be a client's call, from the data of both."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from llamatel.tracing.semconv import operation
 from llamatel.tracing.server_addresses import ServerAddresses, endpoint_of
 
 CLOCK_S = 0.25
-"""How far the log's time and the wall clock may be apart; in practice they differ by much less."""
+"""Most difference between the log's time and the wall clock; in practice it is much less."""
 _BUSY_CLIENT_S = 2.0
-"""How late a client's thread may see the headers of a stream."""
+"""Most delay until a client's thread sees the headers of a stream."""
 _ROUNDED_S = 0.0000051
 """Half of the log's 0.01 ms, and floating-point error."""
 _EXACT_S = 0.0000006
-"""The same where the log gives microseconds."""
+"""The same if the log has microseconds."""
 _REFINED_S2_PER_TOKEN = 7e-5
 """Up to here the rate on a time's line gives its microseconds (``llama.log.logged_request``)."""
 NOTICED_S = 1.2
@@ -51,7 +51,7 @@ def agree(call: ClientCall, completion: Completion, addresses: ServerAddresses) 
 
 
 def completed_unread(call: ClientCall, completion: Completion, addresses: ServerAddresses) -> bool:
-    """Whether a request that completed may be a call that its client had left, or did not read to its end."""
+    """Whether a completed request may be a call that its client aborted, or did not read to its end."""
     if call.outcome is Outcome.OK or server_failed(call) or completion.outcome is not Outcome.OK:
         return False
     in_time = (
@@ -63,7 +63,7 @@ def completed_unread(call: ClientCall, completion: Completion, addresses: Server
 
 
 def _error(seconds: float | None) -> float:
-    """How far a time of the log may be from the true one: those with microseconds are exact."""
+    """The error of a time in the log; times with microseconds are exact."""
     microseconds = (seconds or 0.0) * 1e6
     return _EXACT_S if abs(microseconds - round(microseconds, -1)) > 0.5 else _ROUNDED_S
 
@@ -80,7 +80,7 @@ def _differ(ours: float | None, theirs: float | None, by: float = 0) -> bool:
 
 
 def server_failed(call: ClientCall) -> bool:
-    """Whether the server answered with an error, rather than the client leaving."""
+    """Whether the server sent an error, as opposed to the client disconnecting."""
     return call.outcome is Outcome.ERROR and call.http_status is not None
 
 

@@ -1,7 +1,7 @@
-"""The client's side of call reports: sends the calls made here to the llamatel that watches their server.
+"""Sends reports of this process's calls to the llamatel that watches their server.
 
-Callers only append to a queue; one thread sends. A report that is not answered in time is sent again; what cannot be
-sent within ten seconds is dropped and counted.
+Callers only append to a queue; one thread sends. A report without a response in time is sent again; reports that cannot
+be sent within ten seconds are dropped and counted.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ _BATCH_S = 0.03
 """Calls that finish within this time are sent together; requests wait a second for their calls."""
 _TIMEOUT_S = 1.0
 _RETRY_S = 30.0
-"""When a llamatel that did not answer, or does not watch a server, is queried again."""
+"""Seconds until a llamatel that did not respond, or does not watch a server, is queried again."""
 _BUSY_S = 1.0
-"""The same where it did not answer in time."""
+"""The same after a timeout."""
 _KEPT_S = 10.0
-"""How long a finished call waits for a llamatel that does not answer in time."""
+"""How long a finished call waits for a llamatel that times out."""
 _IDLE_S = 0.5
-"""How long there are no open calls until that is reported."""
+"""Seconds without open calls until that is reported."""
 _MAX_ENDPOINTS = 256
 _ACCEPTED = 204
 _LATE = ("timeout", "connect_timeout")
-"""Kinds of HttpError after which a llamatel may answer soon."""
+"""Kinds of HttpError after which a llamatel may respond soon."""
 _REASONS = {
     401: "it requires its page token: LLAMATEL_PAGE_TOKEN",
-    403: "it was started without --page-token-file, and accepts reports of its own machine only",
-    404: "it is no llamatel, or its page has another path",
+    403: "it was started without --page-token-file, and accepts reports only from its own machine",
+    404: "it is not a llamatel, or its page has another path",
 }
 
 
@@ -78,7 +78,7 @@ class CallReporter:
         token: str | RotatedFiles[str] | None = None,
         ca_file: str | None = None,
     ) -> None:
-        """Nothing is sent, and no thread started, before the first call.
+        """Before the first call nothing is sent and no thread is started.
 
         ``url``: the llamatel's address; None is the default one, for servers of this machine. With an address that was
         given, calls of any llama.cpp server are reported, as a proxy or tunnel may hide which one it is. ``instance``:
@@ -101,12 +101,12 @@ class CallReporter:
         self._start_over()
 
     def after_fork(self) -> None:
-        """In a forked process: the parent's llamatel is that of another process now."""
+        """Reset, in a forked process: the parent's own llamatel is now another process's."""
         self._instance = ""
         self._start_over()
 
     def _start_over(self) -> None:
-        """Begin without calls, connections and locks: those of a parent are in any state after a fork."""
+        """Start without calls, connections and locks: after a fork those of the parent are in an unknown state."""
         self._client = uuid.uuid4().hex
         self._http = self._connect()
         self._in_flight: dict[object, OpenCall] = {}
@@ -116,16 +116,16 @@ class CallReporter:
         self._calls_reported = False
         """The llamatel expects further reports of our open calls."""
         self._quiet_until: dict[Endpoint, float] = {}
-        """Until then a server need not be named: it was just named, or no llamatel answered."""
+        """Until then a server is not announced: it just was, or no llamatel responded."""
         self._watched: frozenset[Endpoint] | None = None
-        """The servers that the llamatel watches; None where it did not answer, or is our own."""
+        """The servers that the llamatel watches; None if it did not respond, or is our own."""
         self._wake = threading.Event()
         self._starting = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def watches(self, server: ServerInfo) -> bool:
-        """Whether the llamatel of this machine has answered that it watches this server."""
+        """Whether this machine's llamatel has reported that it watches this server."""
         return not self._any_server and endpoint_of(server) in (self._watched or ())
 
     def call_started(self, key: object, call: OpenCall) -> None:
@@ -158,10 +158,10 @@ class CallReporter:
         else:
             self._finished.append(call)
             self._notify()
-        self._in_flight.pop(call.key, None)  # now: a report finds it here or there
+        self._in_flight.pop(call.key, None)  # here, so that a report finds it in one of the two
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Send what is queued, within the time given."""
+        """Send the queue within the given time."""
         self._closed.set()
         self._wake.set()
         if self._thread is not None:
@@ -212,7 +212,7 @@ class CallReporter:
             call.resolved(False)
 
     def _find_servers(self) -> bool:
-        """Query which servers are watched, if that of a called one is unknown; False without an answer in time."""
+        """Query which servers are watched, if unknown for a called one; False after a timeout."""
         now = time.monotonic()
         called = {endpoint_of(call.server) for call in self._unreported()}
         unnamed = {endpoint for endpoint in called if self._quiet_until.get(endpoint, 0.0) <= now}
@@ -233,7 +233,7 @@ class CallReporter:
         return True
 
     def _unreported(self) -> list[OpenCall]:
-        """Calls that are open, or finished and not sent: in this order, as they move from one to the other."""
+        """Calls that are open, or finished and not sent; in this order, as they move from one to the other."""
         in_flight = self._in_flight.copy().values()
         return [
             *(call for call in in_flight if endpoint_of(call.server) not in self._others),
@@ -241,7 +241,7 @@ class CallReporter:
         ]
 
     def _report(self, *, idle: bool) -> bool:
-        """Send the calls that have finished, and those that are open; False without an answer in time."""
+        """Send the finished and the open calls; False after a timeout."""
         while True:
             queued = [self._finished.popleft() for _ in range(min(MAX_CALLS, len(self._finished)))]
             as_of = time.time()
@@ -264,13 +264,13 @@ class CallReporter:
             watched = self._watched or frozenset()
             sent = {id(call) for call in calls} if answer == _ACCEPTED else set()
             for call in queued:
-                # Whether it was joined there is not known; of a server that is watched its own trace has the phases.
+                # Unknown whether it was joined there; for a watched server, the server's own span has the phases.
                 call.resolved(id(call) in sent and (endpoint_of(call.server) in watched or call.has_timings))
             if not self._finished:
                 return True
 
     def _query(self) -> frozenset[Endpoint] | None:
-        """The servers that the llamatel watches; None where it is no llamatel, or our own. Raises HttpError."""
+        """The servers that the llamatel watches; None if it is not a llamatel, or our own. Raises HttpError."""
         try:
             answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
             if self._any_server and answer.status != 200 and (reason := _REASONS.get(answer.status)) is not None:

@@ -1,7 +1,7 @@
 """Reports of client calls, sent to the llamatel that watches the server from another process.
 
-So that there, too, a request becomes the child of its call (see ``joining``). ``call_reporter`` is the client's side,
-``call_report_receiver`` the other one; this is the message between them, JSON over HTTP:
+With them a request becomes the child of its call there, too (see ``joining``). ``call_reporter`` sends them,
+``call_report_receiver`` receives them; this is the message, JSON over HTTP:
 
 - ``GET /servers.json`` returns the receiver's id and the servers that it watches;
 - ``POST /calls.json`` names the servers being called, and describes the calls that are open and those that have
@@ -37,15 +37,15 @@ from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 SERVERS_PATH = "/servers.json"
 CALLS_PATH = "/calls.json"
 MAX_BYTES = 65536
-"""Of one message."""
+"""Most bytes of one message."""
 MAX_CALLS = 64
-"""Calls, and servers, in one message; 64 calls are some 35 KiB."""
+"""Most calls, and servers, in one message; 64 calls take some 35 KiB."""
 RENEWED_S = 1.0
-"""How often open calls are reported."""
+"""Interval of reporting open calls."""
 EXPECTED_S = 10.0
-"""How long calls to a server are expected after it was named."""
+"""How long calls to a server are expected after it was announced."""
 MAX_OPEN = 64
-"""Open calls in one message; of more, the oldest."""
+"""Most open calls in one message; the oldest ones."""
 
 _LONGEST_TEXT = 255
 _LARGEST_NUMBER = 2**53
@@ -117,9 +117,9 @@ class CallReport:
     """A message."""
 
     servers: Sequence[Endpoint]
-    """Those being called."""
+    """Servers that are being called."""
     calls: Sequence[ClientCall]
-    """Those that have finished."""
+    """Finished calls."""
     open_calls: OpenCalls | None = None
 
 

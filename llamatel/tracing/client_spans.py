@@ -1,11 +1,11 @@
-"""Calls to models as CLIENT spans by the GenAI conventions.
+"""Writes calls to models as CLIENT spans by the GenAI conventions.
 
 Source of names: semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md. A span starts with the call, in its caller's
-context, and ends with it; the observer and the call reporter receive a ClientCall. Where another instrumentation has
-made the client span already, that span is used and none is added.
+context, and ends with it; the observer and the call reporter receive a ClientCall. If another instrumentation has
+already created the client span, that span is used and none is added.
 
-Each phase of a request appears once: in the server's span where llamatel watches the server. Only where none does, the
-call writes ``wait``, ``prefill`` and ``decode`` below its own span, from the response's timings.
+Each phase of a request appears once: in the server's span, if a llamatel watches the server. Otherwise the call writes
+``wait``, ``prefill`` and ``decode`` below its own span, from the response's timings.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _SHORTEST_S = 0.0001
 _SAME_MOMENT_S = 0.005
 """Maximum delay between an event in the server and the arrival of its bytes."""
 _UNTELLABLE_S = 0.0005
-"""Headers that arrive with the first token do not mark the slot's start; builds before 2026 send them so."""
+"""Headers that arrive with the first token, as in builds before 2026, do not mark the slot's start."""
 _MAX_REASON = 200
 _QUOTE = re.compile(r"""["'{}\n]|(?<=\S): |(?<=\S)\[""")
-"""Where llama.cpp's error messages start to quote the request."""
+"""The start of quoted request text in llama.cpp's error messages."""
 
 
 class CallSink(Protocol):
     """Receives calls: the observer of this process, or the reporter to another one."""
 
     def watches(self, server: ServerInfo) -> bool:
-        """Whether it is known to watch this server, which is llama.cpp then; returns at once."""
+        """Whether it is known to watch this server, which then is llama.cpp; returns at once."""
 
     def call_started(self, key: object, call: OpenCall) -> None:
         """A call is about to be sent."""
@@ -55,7 +55,7 @@ class CallSink(Protocol):
         """Drop a call that was not one of llama.cpp."""
 
     def call_finished(self, call: ClientCall) -> None:
-        """It has finished; ``call.resolve`` must be called with whether a server's request was joined with it."""
+        """A call has finished; ``call.resolve`` must be called with whether a server's request was joined with it."""
 
 
 class _InFlight:
@@ -68,7 +68,7 @@ class _InFlight:
         self.span: Span | None = None
         """None until the server is known to be llama.cpp."""
         self.foreign = False
-        """Another instrumentation made the span."""
+        """Whether another instrumentation created the span."""
         self.recorder: ClientSpans | None = None
         """Set by a listener that is not the recorder itself."""
         self._call = call
@@ -86,7 +86,7 @@ class ClientSpans:
     """A listener of calls that writes their spans and passes them to the sinks."""
 
     def __init__(self, tracer: Tracer, *sinks: CallSink, content: message_content.Wanted = _NO_CONTENT) -> None:
-        """``content``: where prompts and answers are written, too."""
+        """``content``: where prompts and answers are also written."""
         self._tracer = tracer
         self._sinks = sinks
         self._content = content
@@ -145,7 +145,7 @@ class ClientSpans:
             parts.write()
 
     def _recognise(self, call: Call, server: ServerInfo) -> None:
-        """A call that gets no response shows nothing of its server; one that is watched is llama.cpp."""
+        """Fail without a response: the server is unknown then, unless it is watched, which is always llama.cpp."""
         call.is_llama_cpp = call.is_llama_cpp or any(sink.watches(server) for sink in self._sinks)
 
     def _start(self, call: Call, flight: _InFlight) -> None:
@@ -257,7 +257,7 @@ def _record(call: Call, flight: _InFlight, context: Context, resolve: Callable[[
         modality="unknown" if _has_media(call.body) else "text",
         tasks=tasks,
         foreign_span=flight.foreign,
-        # Another instrumentation writes the counts of the response's usage, and knows nothing of timings.
+        # Another instrumentation writes the token counts of the response's usage, but no timings.
         has_usage="usage" in answer or (not flight.foreign and "timings" in answer),
         resolve=resolve,
     )
@@ -300,7 +300,7 @@ def _results(call: Call, record: ClientCall) -> dict[str, Any]:
 
 
 def _description(call: Call) -> str:
-    """The server's reason up to where it starts to quote the request; of other errors the exception and its text."""
+    """The server's reason without quoted request text; for other errors the exception and its text."""
     if call.reason is not None:
         quoted = _QUOTE.search(call.reason)
         reason = call.reason if quoted is None else call.reason[: quoted.start()]
@@ -315,8 +315,8 @@ def _parts(call: Call, record: ClientCall) -> list[tuple[str, float, float]]:
     """Name, start and end (Unix seconds) of each part of a call.
 
     From llama.cpp's timings where there are any. Headers of a stream mark the time when it got its slot, the first
-    token the end of prefill. Without a stream prefill and decode end with the response, and ``wait`` is all before
-    them: network, proxies and the server's queue, which a client cannot separate.
+    token the end of prefill. Without a stream, prefill and decode end with the response, and ``wait`` is all time
+    before them: network, proxies and the server's queue, which a client cannot separate.
     """
     if not record.generates or record.tasks != 1:
         return []

@@ -1,9 +1,9 @@
-"""Spans for one's own code: ``@task``, ``@workflow`` and ``with span("…")``.
+"""Spans for application code: ``@task``, ``@workflow`` and ``with span("…")``.
 
 They write to the tracer that ``init()`` sets here; before any ``init()`` to the application's global tracer provider,
-where there is one. Without either, and after ``shutdown()``, a decorated function is called as it is. The span is
-current while the function's own code runs, and only then: what it calls becomes its child, in tasks and coroutines too,
-and the consumer of a generator is not inside it. Threads get the caller's span by ``carry_context``.
+if there is one. Without either, and after ``shutdown()``, decorated functions run without spans. The span is current
+only while the function's own code runs: its calls become children, in tasks and coroutines too, but the consumer of a
+generator is not inside it. Threads get the caller's span with ``carry_context``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class span:  # noqa: N801 - it reads as a function: ``with span("…")``
     ) -> None:
         if not self._entered:
             return
-        # Where it is entered in several tasks at once, the one whose context is current is left.
+        # If it is entered in several tasks at once, the one whose context is current is left.
         index = next((at for at, (_, entered) in enumerate(self._entered) if entered.is_current), -1)
         started, entered = self._entered.pop(index)
         entered.leave()
@@ -89,7 +89,7 @@ class span:  # noqa: N801 - it reads as a function: ``with span("…")``
 def record_error(span: Span, error: BaseException) -> None:
     """Record an exception on a span, its text cut to 1,000 characters: it may quote a model's output.
 
-    A cancellation is no error of the code; closing a generator is nothing.
+    A cancellation is not an error; closing a generator is not recorded.
     """
     if isinstance(error, GeneratorExit) or not span.is_recording():
         return
@@ -190,10 +190,10 @@ def workflow(
 
 
 def carry_context(function: F) -> F:
-    """``function``, to be called on other threads, inside the span that is current here and now.
+    """Wrap ``function`` so that calls on other threads run inside the span that is current now.
 
-    Tasks of asyncio carry it by themselves; threads do not: ``pool.map(llamatel.carry_context(ask), prompts)``. Takes
-    functions, coroutine functions, generator functions and async generator functions.
+    asyncio tasks inherit it, threads do not: ``pool.map(llamatel.carry_context(ask), prompts)``. Accepts functions,
+    coroutine functions, generator functions and async generator functions.
     """
     if not callable(function):
         given: object = function

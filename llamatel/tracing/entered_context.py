@@ -1,6 +1,6 @@
-"""A context that code enters and leaves, also where it is left in another task than it was entered in.
+"""A context that may be left in another task than the one that entered it.
 
-``yield`` inside of a ``with`` block lets that happen: an async generator is closed by another task, or by the garbage
+That happens with ``yield`` inside a ``with`` block: an async generator may be closed by another task, or by the garbage
 collector. OpenTelemetry's ``detach`` then logs a traceback, as a token only resets the context that it came from.
 """
 
@@ -36,7 +36,7 @@ class EnteredContext:
 
 
 class SteppedContext:
-    """The context in which a generator's own code runs: entered for each step, left while its consumer has the turn."""
+    """The context of a generator's own code: entered for each step, left while its consumer runs."""
 
     __slots__ = ("_context", "_entered")
 
@@ -49,7 +49,7 @@ class SteppedContext:
 
     def __exit__(self, *_: object) -> None:
         if self._entered is not None:
-            # The code may be inside a span of its own, to which it comes back with the next step.
+            # The code may be inside its own span, which is current again in the next step.
             self._context = get_current()
             self._entered.leave()
             self._entered = None

@@ -1,7 +1,7 @@
 """Follows the body of a response of httpx (``httpx`` or ``httpx2``) or requests as its reader consumes it.
 
-Methods of the one response object are replaced: all of its ways to read the body go through them. Of requests,
-``response.raw`` is not followed, and of a compressed response of httpx ``iter_raw``: neither is decoded.
+Methods of the response object are replaced through which all reads of the body go. Not followed, as they are not
+decoded: ``response.raw`` of requests, and ``iter_raw`` of a compressed response of httpx.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llamatel.tracing.http_call import HttpCall
 
 
 def follow_httpx(response: Any, followed: HttpCall) -> None:
-    """Report a response to a call; one that is not read yet, as its reader reads it."""
+    """Report a response to a call; an unread body is reported while its reader reads it."""
     headers = response.headers
     followed.response(response.status_code, headers.get("server", ""), headers.get("content-type", ""))
     if response.is_closed:
@@ -52,7 +52,7 @@ class _Body:
     def __init__(self, response: object, followed: HttpCall) -> None:
         self._followed = followed
         self._inside = False
-        """The body's own iterator is running: it closes the response by itself when it ends."""
+        """Whether the body's own iterator is running: at its end it closes the response."""
         # A response that is dropped without being read or closed.
         weakref.finalize(response, followed.close).atexit = False
 

@@ -1,4 +1,4 @@
-"""The process's tracer provider, where an application has set one."""
+"""The process's global tracer provider, if an application has set one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamatel.tracing import openinference
 
 _SCOPE = "llamatel"
 _shut_down: weakref.WeakSet[object] = weakref.WeakSet()
-"""Providers of ours that were shut down. A global provider cannot be replaced, so one of these may still be it."""
+"""Our providers that were shut down. A global provider cannot be replaced, so it may still be one of these."""
 
 
 def mark_shut_down(provider: object) -> None:

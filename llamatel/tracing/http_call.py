@@ -1,7 +1,7 @@
-"""A call to a model, recognised from the HTTP request and response of a client library.
+"""Recognises calls to models in the HTTP requests and responses of client libraries.
 
-The library's own objects are not touched: the request's URL and body and the response's bytes are enough. Whether the
-server is llama.cpp shows in the response: its ``Server`` header, ``timings``, or the form of ``system_fingerprint``.
+It uses the request's URL and body and the response's bytes; the library's own objects are not changed. llama.cpp is
+recognised by the response: its ``Server`` header, ``timings``, or the form of ``system_fingerprint``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _OPERATIONS = {
 }  # fmt: skip
 _FINGERPRINT = re.compile(r"b\d+-\w+")
 _MAX_BODY = 16 << 20
-"""Bytes of a body that are parsed."""
+"""Most bytes of a body that are parsed."""
 _MARKS = (b'"timings"', b'"usage"', b'"error"', b'"finish_reason":"', b'"stop_reason":"', b'"stop":true')
-"""Events with one of these are parsed, and those up to the first token; the others only count."""
+"""Events with one of these are parsed, and those up to the first token; others are only counted."""
 _MAX_SERVERS = 256
 _SUPPRESSED = ("suppress_instrumentation", "_SUPPRESS_INSTRUMENTATION_KEY")
 
 _known_servers: set[tuple[str, int | None]] = set()
-"""Addresses that llama.cpp has answered from: their calls have a span from the start."""
+"""Addresses with responses of llama.cpp: their calls have a span from the start."""
 
 
 def suppressed() -> bool:
@@ -72,7 +72,7 @@ class HttpCall:
     def of(
         cls, method: str, url: str, body: bytes, *, started_at: float | None = None, retried: bool = False
     ) -> HttpCall | None:
-        """A call that is about to be sent; None for a request that runs no model, or without telemetry."""
+        """The call of a request that is about to be sent; None if it runs no model, or without telemetry."""
         parts = urlsplit(url)
         operation = next((name for end, name in _OPERATIONS.items() if parts.path.endswith(end)), None)
         if method.upper() != "POST" or operation is None or registered() is None or suppressed():
@@ -93,7 +93,7 @@ class HttpCall:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """An attempt is sent, inside the call's own span where it has one already."""
+        """An attempt is sent, inside the call's own span if it already has one."""
         self.call.attempt()
         self._body, self._size, self._events, self._done_seen, self.complete = [], 0, None, False, False
         context_of = getattr(registered(), "context_of", None)
@@ -157,7 +157,7 @@ class HttpCall:
     def fail(self, error: BaseException) -> None:
         """The call failed with an exception."""
         if self.complete and self.call.error_type is None:
-            self.call.finish()  # the model's response is whole: the library cannot use it, as when it follows no schema
+            self.call.finish()  # the response is complete, but the library rejects it (a schema)
             return
         if self.call.error_type is None and _is_timeout(error):
             self.call.error_type = "timeout"

@@ -1,26 +1,26 @@
 """Matches a server's requests with client calls.
 
-llama.cpp's log does not name the client, so a request becomes the child of a call only where nothing else is possible:
+llama.cpp's log does not identify clients, so a request becomes the child of a call only if no other match is possible:
 
-- a call that succeeded has run as a request between its sending and its response;
-- both agree in all figures that both have: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
-- a call that failed or was cancelled has no figures: times and outcome must leave one request to it. Requests that
-  completed before the server noticed that their client was gone only get links;
-- and no other request in that time agrees, nor another call with that request. Of several calls and requests that
-  agree with each other, those are joined that elimination leaves one request (``only_match``).
+- a successful call ran as a request between its sending and its response;
+- both agree in all figures that they share: tokens, prefill and decode to the log's 0.01 ms or better, the slot;
+- a failed or cancelled call has no figures: only one request may match its times and outcome. Requests that completed
+  before the server noticed that their client had disconnected only get links;
+- no other request in that time agrees, and no other call agrees with that request. If several calls and requests agree
+  with each other, elimination may leave a call one request, which is joined (``only_match``).
 
-Where several remain, the requests get links to the calls that they may be. All others remain without a client.
+If several remain, the requests get links to the possible calls. All others remain without a client.
 
-A call to an address that no watched server has may have gone through a proxy or a tunnel. Its timings then identify the
-request. The address counts as another name of that server once two calls were identified so and none was not; until
-then the requests get links.
+A call to an address of no watched server may have gone through a proxy or a tunnel. Its timings then identify the
+request. The address counts as another name of the server once two calls were identified this way, without an exception;
+until then the requests get links.
 
-Requests wait here for calls that may be theirs; none waits without a call in flight. The wait follows evidence. On a
-quiet machine it is a second. It is longer by what this process's own thread was late lately, as then the client's are,
-too; and as long as another process has not reported that its call was still open after the request had ended
-(``llamatel.tracing.call_reports``). Calls wait for requests, longer by what the server's log was late lately. Nothing
-waits for more than ten seconds, except a request whose stream is still being read. Only a bounded number of calls of
-other processes is compared.
+Requests wait for calls that they may belong to, only while a call is in flight. On an idle machine they wait for a
+second. The wait is extended by the recent delay of this process's own thread, as clients' threads are delayed, too; and
+while another process has not reported that its call was still open after the request finished
+(``llamatel.tracing.call_reports``). Calls wait for requests, extended by the recent delay of the server's log. Nothing
+waits for more than ten seconds, except a request whose stream is still being read. The number of calls of other
+processes that are compared is bounded.
 """
 
 from __future__ import annotations
@@ -53,27 +53,27 @@ _LOOKS_S = 0.3
 _WEIGHED_S = 0.1
 """Time between two checks whether a request has to wait: each costs a comparison with every call."""
 _DECIDED_AFTER_S = (0.15, 0.4)
-"""From a call's end until the log holds all requests before it: for calls with timings, and for those without."""
+"""Time from a call's end until the log has all requests before it: for calls with timings, and without."""
 _LATE_S = 0.9
-"""How long a call waits for a request that fits."""
+"""How long a call waits for a matching request."""
 _HELD_S = 1.0
-"""How long a request waits for a call that may be its own."""
+"""How long a request waits for a possible call."""
 _HELD_FOR_STREAM_S = 60.0
-"""The same while a stream that started with it is still being read: its reader may be slow."""
+"""The same while a stream that started with it is still being read, maybe slowly."""
 _MAX_ELSEWHERE = (1024, 64)
 """Calls of other processes that wait for their requests: with timings, and without, which costs up to 1,024 comparisons
 a search."""
 _LONGEST_S = 10.0
-"""How long anything waits on a machine that is late."""
+"""Longest wait on a busy machine."""
 _LATE_TIMES = 10.0
-"""How much longer a client's thread may wait for its turn than the observer's did."""
+"""Most additional delay of a client's thread compared with the observer's."""
 _BACKLOG_S = 30.0
-"""Requests that arrive later than that are of an old log."""
+"""Requests that arrive later than this come from an old log."""
 _MAX_SERVERS = 1024
 _MAX_CLIENTS = 256
 _MAX_OPEN_ELSEWHERE = 256
 _MAX_FITTING = 64
-"""If more fit, only the nearest are linked."""
+"""If more match, only the nearest are linked."""
 _MAX_LINKS = 16
 
 
@@ -95,18 +95,18 @@ class OpenCall(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenCalls:
-    """What another process reports of its calls in flight."""
+    """Another process's report of its calls in flight."""
 
     client: str
     """Identifies the process."""
     as_of: float
-    """Unix time: a call that started before is among them, or has finished and was reported."""
+    """Unix time: an earlier call is among them, or has finished and was reported."""
     calls: Sequence[OpenCall] | None
-    """None: there are none, and the next one will be reported when it starts."""
+    """None: no calls in flight, and the next one will be reported when it starts."""
 
 
 class Joiner:
-    """Consumes calls and requests as they end, and returns the requests with their origin.
+    """Consumes finished calls and requests, and returns the requests with their origin.
 
     ``started``, ``dropped`` and ``expect`` may be called by any thread; all else by one.
     """
@@ -142,7 +142,7 @@ class Joiner:
             self._in_flight[key] = call
 
     def dropped(self, key: object, *, other_server: bool = False) -> None:
-        """A call is over; ``finished`` may follow. ``other_server``: it was not a call of llama.cpp."""
+        """A call is no longer in flight; ``finished`` may follow. ``other_server``: it was not a call to llama.cpp."""
         with self._lock:
             call = self._in_flight.pop(key, None)
             if other_server and call is not None:
@@ -164,7 +164,7 @@ class Joiner:
         self._elsewhere = others
 
     def late(self, seconds: float) -> None:
-        """``due`` was called that much later than it should have been."""
+        """``due`` was called this much later than scheduled."""
         self._own_lateness.add(seconds, self._clock())
 
     def finished(self, call: ClientCall) -> bool:
@@ -184,7 +184,7 @@ class Joiner:
         """A request has finished."""
         held = HeldRequest(completion, self._clock())
         self._held.append(held)
-        if completion.call is not None:  # inside of this process: it names its caller itself
+        if completion.call is not None:  # from this process: the record has its caller
             held.origin = Origin()
             return
         endpoint = endpoint_of(completion.server)
@@ -192,13 +192,13 @@ class Joiner:
         if len(self._log_lateness) < _MAX_SERVERS or endpoint in self._log_lateness:
             late = held.arrived_at - completion.ended_at
             self._log_lateness.setdefault(endpoint, Lateness()).add(late if late < _BACKLOG_S else 0.0, held.arrived_at)
-        # Always: a report of another process's call may arrive after its request has finished.
+        # A report of another process's call may always arrive after its request has finished.
         dropped = self._recent.add(held)
         if dropped is not None:
             self._forgotten_at = dropped.arrived_at
 
     def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Completion, Origin]]:
-        """The requests whose origin is known, or that need not wait longer."""
+        """The requests whose origin is known, or that have waited long enough."""
         now = self._clock()
         if now < self._now:
             self._set_back(now)
@@ -232,7 +232,7 @@ class Joiner:
         self._held = kept
 
     def _set_back(self, now: float) -> None:
-        """The clock was set back to ``now``: nothing may wait until it is where it was."""
+        """The clock was set back to ``now``: shorten waits, which would otherwise last until the old time."""
         for held in self._held:
             held.arrived_at, held.check_at = min(held.arrived_at, now), min(held.check_at, now)
         for one in self._finished:
@@ -254,7 +254,7 @@ class Joiner:
         waited = now - finished.arrived_at
         if finished.overdue:
             return self._fitting(call)
-        # Figures identify a request that is there; without them every request that may be the call's must be there.
+        # Figures identify a present request; without them all requests that may match the call must be present.
         if waited < _DECIDED_AFTER_S[not call.has_timings] + (
             self._own_lateness.largest(now) if call.has_timings else late
         ):
@@ -276,7 +276,7 @@ class Joiner:
         return min(_LONGEST_S / 2, late)
 
     def _noticed(self, call: ClientCall) -> float:
-        """How long it takes until the log shows the end of a call that failed."""
+        """Time until the log has the end of a failed call."""
         return _DECIDED_AFTER_S[1] if server_failed(call) else NOTICED_S
 
     def _only_match(
@@ -329,7 +329,7 @@ class Joiner:
         return joined
 
     def _fitting(self, call: ClientCall) -> list[HeldRequest]:
-        """The requests that agree with a call and are not yet another's; those already written count as well."""
+        """The requests that agree with a call and are not joined with another; includes those already written."""
         since = self._recent.since(call.sent_at, call.prefill_s if call.tasks == 1 else None)
         free = [held for held in since if held.origin is None]
         return [held for held in free if agree(call, held.completion, self._addresses)] or [
@@ -337,18 +337,18 @@ class Joiner:
         ]
 
     def _open(self, calls: Iterable[OpenCall], as_of: float) -> Iterator[_Open]:
-        """Calls in flight at a time, with the server that they run on as far as known."""
+        """Calls in flight at a time, with their server if known."""
         return ((self._addresses.server(endpoint_of(call.server)), call, as_of) for call in calls)
 
     def _has_to_wait(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> bool:
-        """Whether a call may still turn out to be its own."""
+        """Whether a call may still match it."""
         if now >= held.check_at:
             until = held.arrived_at + self._patience(held, in_flight, reported_at, now)
             held.check_at = min(until, now + _WEIGHED_S)
         return now < held.check_at
 
     def _patience(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> float:
-        """How long a request may wait, from its arrival, for a call that is its own.
+        """How long a request may wait, from its arrival, for its call.
 
         ``reported_at``: the oldest of the last reports of other processes.
         """
@@ -356,7 +356,7 @@ class Joiner:
         here, patience = endpoint_of(completion.server), self.grace_s
         held_s = min(_LONGEST_S, _HELD_S + _LATE_TIMES * self._own_lateness.largest(now))
         until_reported = min(_LONGEST_S, now - held.arrived_at + _WEIGHED_S)
-        for one in self._finished:  # for a second or two each: then it is decided
+        for one in self._finished:  # for a second or two each, until it is decided
             if may_be(one.call, completion, self._addresses):
                 until = one.arrived_at + _HELD_S + NOTICED_S + 2 * self._lateness(one.call, now)
                 patience = max(patience, until - held.arrived_at)
@@ -366,7 +366,7 @@ class Joiner:
             if endpoint not in (here, None) or completion.ended_at < call.started_at - CLOCK_S:
                 continue
             if call.headers_at is None:
-                # A response takes a moment: a call that was still open then has another request.
+                # A call that is still open that long after the request has another request.
                 answered = as_of < completion.ended_at + _HELD_S
                 patience = max(patience, held_s, until_reported if answered else 0.0)
             elif completion.started_at >= call.started_at - CLOCK_S and started_stream(call.headers_at, completion):
@@ -384,7 +384,7 @@ def _has_figures(call: ClientCall) -> bool:
 
 
 def _nearest(held: HeldRequest) -> tuple[ClientCall, ...]:
-    """The calls that a request may be; of many those that finished closest to it."""
+    """The calls that a request may belong to; if many, those that finished closest to it."""
     if len(held.candidates) <= _MAX_LINKS:
         return tuple(held.candidates)
     ended_at = held.completion.ended_at

@@ -1,4 +1,4 @@
-"""The span that a LangChain instrumentation made for the current call of a model.
+"""Finds the span that a LangChain instrumentation created for the current call of a model.
 
 Such instrumentations are callbacks of LangChain and keep their spans out of OpenTelemetry's current context. LangChain
 makes a run manager for each call, which has the call's ``run_id`` and the callbacks; those have the span:
@@ -24,7 +24,7 @@ class _Run:
     def __init__(self, manager: Any) -> None:
         self.manager = manager
         self.used = False
-        """The request was sent, or it cannot be distinguished from another run's."""
+        """Whether its request was sent, or cannot be distinguished from another run's."""
 
     @property
     def span(self) -> Span | None:
@@ -58,7 +58,7 @@ def started(wrapped: Callable[..., None], manager: Any, args: Any, kwargs: Any) 
 
 
 def current_span() -> Span | None:
-    """The span of the run that sends its request now; None without one, and where it is ambiguous."""
+    """The span of the run that is sending its request; None if there is none, or it is ambiguous."""
     run = _current.get()
     if run is None or run.used:
         return None

@@ -1,4 +1,4 @@
-"""How late things happen: the observer's own thread, the lines of a log."""
+"""Measures recent delays: of the observer's thread, of a log's lines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Lateness:
         self._since = 0.0
 
     def add(self, seconds: float, now: float) -> None:
-        """A delay was seen."""
+        """Record a delay."""
         self._turn(now)
         self._lately = max(self._lately, seconds)
 
     def largest(self, now: float) -> float:
-        """In seconds; 0 where none was seen."""
+        """The delay in seconds; 0 if none was recorded."""
         self._turn(now)
         return max(self._before, self._lately)
 

@@ -1,4 +1,4 @@
-"""Prompts and answers as the GenAI conventions write them; only where the environment enables it (``VARIABLE``).
+"""Records prompts and answers by the GenAI conventions, only if the environment enables it (``VARIABLE``).
 
 On spans they are JSON text, on events the same structure as it is (docs/gen-ai/gen-ai-input-messages.json,
 gen-ai-output-messages.json). Each piece of text is cut to 8,192 characters, so that the JSON stays whole; images and
@@ -30,7 +30,7 @@ _MOST_MESSAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Where content goes."""
+    """Destinations of content."""
 
     on_spans: bool = False
     on_events: bool = False
@@ -46,7 +46,7 @@ _VALUES = {
 
 
 def wanted(environ: Mapping[str, str]) -> Wanted:
-    """Where the environment enables content; nowhere, with a warning, for an invalid value."""
+    """The destinations that the environment enables; none, with a warning, for an invalid value."""
     value = environ.get(VARIABLE, "").strip().upper()
     if value not in _VALUES:
         _log.warning("%s=%s writes no content: SPAN_ONLY, EVENT_ONLY and SPAN_AND_EVENT do", VARIABLE, value)
@@ -75,7 +75,7 @@ def as_text(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def requested(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a request: messages, or its prompt as one; separate instructions; tools."""
+    """The content of a request: messages, or its prompt as a message; system instructions; tools."""
     attributes: dict[str, Any] = {}
     apart = body.get("system", body.get("instructions"))
     if apart:
@@ -203,7 +203,7 @@ def _parts(content: Any) -> Iterator[dict[str, Any]]:
             elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 yield {"type": "text", "content": _cut(part["text"])}
             elif isinstance(part, Mapping):
-                # Of an image or sound only what it is.
+                # Images and audio: only their type.
                 yield {"type": "blob", "modality": str(part.get("type", "unknown")).partition("_")[0], "content": ""}
 
 
@@ -222,7 +222,7 @@ def _cut(value: Any) -> str:
 
 
 def _arguments(given: Any) -> Any:
-    """Of a call of a tool: an object, as the conventions want it, where they are one that is complete and not cut."""
+    """The arguments of a tool call: an object, as in the conventions, if they are complete and valid JSON."""
     text = _cut(given)
     try:
         found = parse_json(text)

@@ -1,4 +1,4 @@
-"""Recognises spans of calls to models that other instrumentations have started."""
+"""Recognises spans of model calls that other instrumentations started."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SCOPES = (
     "openinference.instrumentation.openai",
     "openinference.instrumentation.litellm",
 )
-"""Scopes whose spans are calls of models, also those that get their attributes only at their end."""
+"""Scopes whose spans are model calls, including those that set attributes only at their end."""
 
 _SCOPES_AND_BELOW = tuple(f"{scope}." for scope in _SCOPES)
 
 
 def is_model_span(span: Span) -> bool:
-    """Whether a recording span stands for one call to a model, by the GenAI conventions or those of OpenInference.
+    """Whether a recording span is one model call, by the GenAI conventions or OpenInference's.
 
-    Spans of agents, workflows and tools do not.
+    Spans of agents, workflows and tools are not.
     """
     if not span.is_recording():
         return False

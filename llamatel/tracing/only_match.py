@@ -1,4 +1,4 @@
-"""Elimination: which request is a call's, where several calls and requests fit each other."""
+"""Matches calls and requests by elimination, if several fit each other."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ Call = TypeVar("Call")
 Request = TypeVar("Request")
 
 _MOST = 16
-"""Calls that are compared with each other."""
+"""Most calls that are compared with each other."""
 
 
 def only_match(
     call: Call, fitting: Callable[[Call], Iterable[Request]], rivals: Callable[[Request], Iterable[Call]]
 ) -> Request | None:
-    """Return the one request that ``call`` can be, given that each call is one of those that fit it.
+    """Return the only request that ``call`` can be, given that each call is one of its matching requests.
 
-    A call that only one request fits takes it, which may leave one request for another call. None where several remain,
-    or where a call remains without any: then a request is missing, and nothing is certain. Compared by identity.
+    A call with only one matching request takes it, which may leave one request for another call. None if several
+    remain, or if a call has none left: then a request is missing, and nothing is certain. Compared by identity.
     """
     calls = {id(call): call}
     requests: dict[int, Request] = {}

@@ -1,7 +1,7 @@
 """An OpenTelemetry instrumentor for the ``openai`` package (entry point ``opentelemetry_instrumentor``).
 
-It follows the calls whose server turns out to be llama.cpp; those of other providers are left untouched: no span, no
-header, no request. Packages that build on openai (langchain-openai, litellm, pydantic-ai, instructor, llm) are covered
+It follows calls whose server turns out to be llama.cpp; calls to other providers are not changed: no span, no header,
+no request. Packages that build on openai (langchain-openai, litellm, pydantic-ai, instructor, llm) are covered
 too. The package is instrumented when the application imports it, and not imported here.
 """
 
@@ -45,7 +45,7 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignore]
     _wrapped: list[tuple[Any, str]]
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """None: it also switches on the telemetry of LlamaCppClient, and what is not installed is never imported."""
+        """Empty: it also enables telemetry of LlamaCppClient, and missing packages are never imported."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignore]
             return
         for (kind, method), wrapper in methods.items():
             owner = getattr(module, kind, None)
-            if hasattr(owner, method) and (owner, method) not in self._wrapped:  # import hooks cannot be taken back
+            if hasattr(owner, method) and (owner, method) not in self._wrapped:  # import hooks cannot be removed
                 wrap_function_wrapper(module, f"{kind}.{method}", wrapper)
                 self._wrapped.append((owner, method))
 

@@ -1,7 +1,7 @@
-"""OpenInference attributes next to those of the GenAI conventions, with ``LLAMATEL_OPENINFERENCE=true``.
+"""Adds OpenInference attributes to those of the GenAI conventions, with ``LLAMATEL_OPENINFERENCE=true``.
 
-For tools that read only those (Arize, older versions of Phoenix), and for the kinds of spans that the GenAI conventions
-have no name for: tasks, blocks, and the phases of a request. Names: openinference ``spec/semantic_conventions.md``.
+For tools that read only those (Arize, older versions of Phoenix), and for kinds of spans without a name in the GenAI
+conventions: tasks, blocks, and the phases of a request. Names: openinference ``spec/semantic_conventions.md``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VARIABLE = "LLAMATEL_OPENINFERENCE"
 KIND = "openinference.span.kind"
 
 CHAIN = "CHAIN"
-"""The kind of spans that are no call to a model."""
+"""The kind of spans that are not model calls."""
 _KINDS = {
     "chat": "LLM", "text_completion": "LLM", "generate_content": "LLM", "embeddings": "EMBEDDING", "rerank": "RERANKER",
 }  # fmt: skip
@@ -109,7 +109,7 @@ def converted(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Inputs and outputs, where they are recorded."""
+    """Inputs and outputs, if recorded."""
     arguments = {name[len(_ARGUMENT) :]: value for name, value in attributes.items() if name.startswith(_ARGUMENT)}
     if arguments:
         yield "input.value", cut(json.dumps(arguments, ensure_ascii=False))

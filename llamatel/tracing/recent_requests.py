@@ -1,4 +1,4 @@
-"""The requests and calls that the joiner holds, and how it finds them by their prefill time."""
+"""Stores recent requests and calls of the joiner, indexed by prefill time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from llamatel.records import ClientCall, Completion
 
 REMEMBERED = 1024
-"""Requests that are compared with calls that finish later."""
+"""Most requests that are compared with calls that finish later."""
 _BUCKET_S = 0.00001
-"""Requests and calls are found by their prefill time, in steps of the log's resolution."""
+"""Step of the prefill time index: the log's resolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class Origin:
 
 @dataclass(slots=True, eq=False)
 class HeldRequest:
-    """A request that has finished, and what is known of its client."""
+    """A finished request, and what is known of its client."""
 
     completion: Completion
     arrived_at: float
     check_at: float = 0.0
-    """Until then it waits, if it has no origin."""
+    """How long it waits for an origin."""
     written: bool = False
     origin: Origin | None = None
     candidates: list[ClientCall] = field(default_factory=list)
@@ -43,7 +43,7 @@ class FinishedCall:
     arrived_at: float
     searched_at: float = 0.0
     overdue: bool = False
-    """Too many wait: it is decided with the requests that are there."""
+    """Too many wait: it is decided with the present requests."""
 
 
 class RecentRequests:
@@ -54,7 +54,7 @@ class RecentRequests:
         self._by_prefill: dict[int, list[HeldRequest]] = {}
 
     def add(self, held: HeldRequest) -> HeldRequest | None:
-        """Add a request; returns the one that was dropped for it."""
+        """Add a request; returns the one that was dropped to make room."""
         oldest = self._all.popleft() if len(self._all) == REMEMBERED else None
         if oldest is not None and oldest.completion.prefill_s is not None:
             bucket = _bucket(oldest.completion.prefill_s)
@@ -67,7 +67,7 @@ class RecentRequests:
         return oldest
 
     def since(self, sent_at: float, prefill_s: float | None) -> Iterator[HeldRequest]:
-        """The requests that arrived since then, newest first; with a prefill time those that can have it."""
+        """The requests that arrived since ``moment``, newest first; with a prefill time only those that can have it."""
         if prefill_s is not None:
             found = [held for bucket in _near(prefill_s) for held in self._by_prefill.get(bucket, ())]
             yield from (held for held in reversed(found) if held.arrived_at >= sent_at)
@@ -79,7 +79,7 @@ class RecentRequests:
 
 
 class CallsByPrefill:
-    """Finished calls, found by the requests that they may be."""
+    """Finished calls, looked up by the requests that they may match."""
 
     def __init__(self, calls: Iterable[ClientCall]) -> None:
         self._untimed: list[ClientCall] = []
@@ -91,7 +91,7 @@ class CallsByPrefill:
                 self._by_prefill.setdefault(_bucket(call.prefill_s), []).append(call)
 
     def of(self, completion: Completion) -> Iterator[ClientCall]:
-        """Calls that may be this request; more than are."""
+        """A superset of the calls that may match this request."""
         yield from self._untimed
         if completion.prefill_s is not None:
             for bucket in _near(completion.prefill_s):

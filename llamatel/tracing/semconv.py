@@ -1,6 +1,6 @@
-"""OpenTelemetry's names for a Completion's fields (semantic-conventions-genai, docs/gen-ai); no OpenTelemetry import.
+"""Semantic convention names for a Completion's fields (semantic-conventions-genai, docs/gen-ai).
 
-Spans and collectors both need them, and must agree.
+Shared by spans and collectors; imports nothing of OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from llamatel.records import Completion, Outcome
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-"""Of our instrumentation scope: the semantic conventions that names follow. Those of GenAI have no schema yet."""
+"""Schema of our instrumentation scope. The GenAI conventions have no schema yet."""
 
 PROVIDER = "llama.cpp"
-"""``gen_ai.provider.name``; the conventions have no value for llama.cpp and allow one's own."""
+"""``gen_ai.provider.name``; the conventions have no value for llama.cpp and allow custom ones."""
 
-# llama.cpp's error texts, by what they hold (tools/server/server-context.cpp, the callers of send_error), and ours
+# llama.cpp's error texts, by a substring (tools/server/server-context.cpp, the callers of send_error), and ours
 # (llama/server/supervisor.py, llama/log/reader.py).
 _ERROR_TYPES = (
     ("exceeds the available context size", "exceed_context_size_error"),

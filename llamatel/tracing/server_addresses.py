@@ -1,4 +1,4 @@
-"""The addresses of the watched servers, and other names of them: those of proxies and tunnels."""
+"""The addresses of the watched servers, including those of proxies and tunnels in front of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Endpoint = tuple["str | None", "int | None"]
 
 
 def endpoint_of(server: ServerInfo) -> Endpoint:
-    """Identifies a server for both sides; the names of this machine are one."""
+    """Identifies a server for client and server; all names of this machine are one."""
     address = None if server.address is None else server.address.lower()
     return ("127.0.0.1" if address in HERE else address, server.port)
 
 
 class ServerAddresses:
-    """Learns which server a call to an address runs on."""
+    """Determines which server an address leads to."""
 
     def __init__(self) -> None:
         self._watched: set[Endpoint] = set()
         self._names: dict[Endpoint, tuple[Endpoint, int]] = {}
-        """The server that calls to an address were identified with, and how many."""
+        """By address: the server that its calls were identified with, and their number."""
         self._others: set[Endpoint] = set()
         """Addresses that belong to no watched server."""
 

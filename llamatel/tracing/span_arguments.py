@@ -24,7 +24,7 @@ Redact = Callable[[str, Any], Any]
 
 
 class RecordedArguments:
-    """What is recorded of one function's calls."""
+    """Which arguments and results of a function are recorded."""
 
     def __init__(self, arguments: bool | tuple[str, ...], result: bool, redact: Redact | None) -> None:
         """Raises UsageError."""
@@ -52,7 +52,7 @@ class RecordedArguments:
             raise UsageError(f"{getattr(function, '__qualname__', function)} has no argument {min(unknown)!r}")
 
     def write_arguments(self, span: Span, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Arguments as given; those left to their defaults are not recorded."""
+        """Attributes of the given arguments; defaults are not recorded."""
         if not span.is_recording():
             return
         try:
@@ -67,7 +67,7 @@ class RecordedArguments:
         set_attributes(span, recorded)
 
     def write_result(self, span: Span, value: Any) -> None:
-        """What the function returned."""
+        """The attribute of the function's result."""
         if span.is_recording():
             set_attributes(span, self._shown("llamatel.result", "return", value))
 
@@ -85,7 +85,7 @@ class RecordedArguments:
 
 
 def shown(value: Any) -> str | bool | int | float:
-    """A value as an attribute: numbers as they are, text cut, of anything else a short repr that costs little."""
+    """A value as an attribute: numbers unchanged, text cut, a short and cheap repr of anything else."""
     if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     text = value if isinstance(value, str) else _REPR.repr(value)

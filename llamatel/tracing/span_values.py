@@ -1,4 +1,4 @@
-"""Values of attributes that all spans have in common."""
+"""Conversions of attribute values and times for all spans."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 _LATEST = 2**33
 """Unix time: the year 2242."""
 MAX_TEXT = 1000
-"""Characters of one value of unknown origin."""
+"""Most characters of one external value."""
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def rate(tokens: int | None, seconds: float | None) -> float | None:
 def unix_ns(seconds: float) -> int:
     """Unix seconds in nanoseconds. Raises ValueError for a time that no span can have."""
     # In two parts: a product of this size is only exact to 256 ns.
-    if not 0 <= seconds < _LATEST:  # one time that does not fit into OTLP costs all spans of an export
+    if not 0 <= seconds < _LATEST:  # one time that does not fit into OTLP would fail the whole export
         raise ValueError(f"{seconds} is no Unix time")
     whole = int(seconds)
     return whole * 1_000_000_000 + round((seconds - whole) * 1e9)

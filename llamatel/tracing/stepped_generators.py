@@ -1,4 +1,4 @@
-"""Generators and async generators whose code runs in a context of its own, step by step."""
+"""Generators and async generators whose code runs in its own context, step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Opened = tuple[AbstractContextManager[None], Callable[["BaseException | None"], 
 
 
 def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
-    """``function``, whose generators run in a context that ``opened`` gives at their first step."""
+    """Wrap ``function`` so that its generators run in a context that ``opened`` creates at their first step."""
 
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         context, finish = opened(args, kwargs)
@@ -44,7 +44,7 @@ def _generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened
 
 
 def _async_generator(function: Callable[..., Any], opened: Callable[[Any, Any], Opened]) -> Any:
-    """The same of an async generator function."""
+    """The same for an async generator function."""
 
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         context, finish = opened(args, kwargs)

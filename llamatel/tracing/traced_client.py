@@ -1,4 +1,4 @@
-"""Traces calls to llama.cpp of an application's own HTTP client: httpx or requests."""
+"""Traces calls to llama.cpp with an application's own HTTP client: httpx or requests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _inside: ContextVar[bool] = ContextVar("llamatel_traced_client", default=False)
 
 
 def trace_client(client: T) -> T:
-    """Trace the calls of one HTTP client whose server turns out to be llama.cpp; returns the client.
+    """Trace an HTTP client's calls to llama.cpp, recognised by the response; returns the client.
 
-    ``client``: a ``requests.Session``, or a ``Client`` or ``AsyncClient`` of ``httpx`` (or ``httpx2``). Its requests to
-    other servers, and to other paths than a model's, are not touched. Raises UsageError for anything else.
+    ``client``: a ``requests.Session``, or a ``Client`` or ``AsyncClient`` of ``httpx`` (or ``httpx2``). Requests to
+    other servers and other paths are not changed. Raises UsageError for anything else.
     """
     target: Any = client
     kinds = {kind.__name__: kind.__module__.partition(".")[0] for kind in type(client).__mro__}
