@@ -322,6 +322,8 @@ class ClientCall:
     """llama.cpp's tasks for it: one per choice, text or document."""
     elsewhere: bool = False
     """Whether it was created and measured by another process."""
+    clock_offset_s: float = 0.0
+    """Our clock minus that of its process, on another machine; its times here are by our clock."""
     foreign_span: bool = False
     """Whether another instrumentation created its span, and measures it."""
     has_usage: bool = True

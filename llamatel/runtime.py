@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from llamatel import collectors
 from llamatel.collectors import Collector
@@ -38,6 +39,7 @@ from llamatel.telemetry.settings import Settings
 from llamatel.telemetry.snapshot_timer import SnapshotTimer
 from llamatel.tracing import decorators as tracing
 from llamatel.tracing import message_content
+from llamatel.tracing.call_announcements import AnnouncementReceiver
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.tracing.client_spans import ClientSpans
 from llamatel.ui.live import Live
@@ -78,6 +80,8 @@ _CALLBACKS = Callbacks()
 """Callbacks for the meter of the application's provider, or of no provider yet."""
 _LAST_LINES_S = 0.1
 _LAST_CALLS_S = 1.0
+_REPORTS_SHARE = 0.4
+"""Of the time that a shutdown may take, for reports that are not answered."""
 _REPORT_GRACE_S = 0.5
 """Time until a script's first call is reported."""
 _FRESH_S = 0.9
@@ -287,6 +291,8 @@ def _connect(
         document = partial(_document, observer, live)
         receiver = CallReportReceiver(observer, instance)
         built.show(Page(document, receiver, host=host, token=settings.page_token))
+        if (port := urlsplit(built.metrics_url or "").port) is not None:
+            observer.receive_announcements(AnnouncementReceiver(host, port, instance, settings.page_token))
     if not settings.disabled:
         content = message_content.wanted(os.environ)
         others = () if reporter is None else (reporter,)
@@ -298,6 +304,8 @@ def _connect(
     if settings.keep_traces:
         forget.append(SnapshotTimer(observer).stop)
         live.on_alarm(lambda alarm: _log.warning("%s", alarm))  # in the running cell; commands print their own
+    if reporter is not None:
+        reporter.start()
     return Runtime(settings, built, observer, instruments, live, tuple(forget), reporter)
 
 
@@ -324,7 +332,7 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     deadline = time.monotonic() + allowed
     state = running.observer.snapshot(_REPORT_FRESH_S) if running.settings.keep_traces else None
     if running.calls is not None:
-        running.calls.close(allowed / 4)
+        running.calls.close(_REPORTS_SHARE * allowed)
     if running.observer.watching:
         # A client gets its response before the server logs the end.
         time.sleep(min(_LAST_LINES_S, allowed / 4))

@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1, signed by its own key."""
+"""A certificate for an address, signed by its own key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from tests.parts import MissingPart
 
 
-def make_certificate(folder: Path, name: str = "server", *, expired: bool = False) -> tuple[Path, Path]:
+def make_certificate(
+    folder: Path, name: str = "server", *, expired: bool = False, address: str = "127.0.0.1"
+) -> tuple[Path, Path]:
     """Return the PEM files of the certificate and of its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
@@ -17,7 +19,7 @@ def make_certificate(folder: Path, name: str = "server", *, expired: bool = Fals
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
         [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"],
+         "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}"],
         check=True, capture_output=True,
     )  # fmt: skip
     if expired:

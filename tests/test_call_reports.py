@@ -63,6 +63,23 @@ with llamatel.span("before"):
 with llamatel.span("outer"):
     complete(client)
 """
+LATE = """
+# The thread that reports calls gets no time for two seconds, as on an overloaded machine.
+find = reporter._find_servers
+reporter._find_servers = lambda: (time.sleep(1.5), find())[1]
+
+def wait_until_reported():
+    while reporter._finished or reporter._calls_reported:
+        time.sleep(0.1)
+
+client = LlamaCppClient(sys.argv[1])
+with llamatel.span("first"):
+    complete(client)
+wait_until_reported()
+with llamatel.span("again"):
+    complete(client)
+wait_until_reported()  # an exit does not wait that long
+"""
 FIFTY = """
 client = LlamaCppClient(sys.argv[1])
 complete(client)
@@ -168,6 +185,19 @@ def test_call_report_joins_two_processes(serving: Serving, sink: OtlpSink) -> No
     assert "gen_ai.usage.output_tokens" not in request.attributes
     names = [span.name for span in spans if span.trace_id == outer.trace_id]
     assert (names.count("prefill"), names.count("decode")) == (1, 1)
+
+
+@pytest.mark.parametrize("sampler", ["always_on", "always_off"])
+def test_call_report_joins_first_call_of_an_overloaded_process(serving: Serving, sink: OtlpSink, sampler: str) -> None:
+    """The request has ended long before llamatel receives the first report of its process."""
+    sampled, before = sampler == "always_on", len(serving.records())
+    run_script(LATE, serving.url, sink, serving.page_url, 2 * sampled, OTEL_TRACES_SAMPLER=sampler)
+    wait_until(lambda: len(serving.records()) >= before + 2, 30, "the requests")
+    spans = sink.spans()
+    calls = {span.span_id: span.parent_id for span in of_kind(spans, "CLIENT")}
+    outer = {span.span_id for span in spans if span.name in ("first", "again")}
+    assert len(outer) == 2 * sampled
+    assert {calls.get(request.parent_id) for request in of_kind(spans, "SERVER")} == outer
 
 
 @pytest.mark.parametrize("stopped", ["script", "llamatel"])
@@ -685,12 +715,14 @@ def test_call_report_unsampled_call(serving: Serving, sink: OtlpSink) -> None:
 class Proxy:
     """A TCP proxy: a tunnel, one that delays both directions, or one that terminates TLS."""
 
-    def __init__(self, url: str, seconds: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, url: str, seconds: float = 0.0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         parts = urlsplit(url)
         self._target, self._seconds, self._tls = (str(parts.hostname), int(parts.port or 80)), seconds, tls
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server((host, 0))
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:

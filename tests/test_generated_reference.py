@@ -37,7 +37,7 @@ def test_span_table_equals_the_spans() -> None:
             recompute_cause=RecomputeCause.NO_CHECKPOINT, **reuse, access=ACCESS,
         )
     )  # fmt: skip
-    spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5, has_usage=False)
+    spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5, has_usage=False, clock_offset_s=-1.5)
     provider.shutdown()
     written = exporter.get_finished_spans()
     found = {name: type(value) for span in written for name, value in (span.attributes or {}).items()}

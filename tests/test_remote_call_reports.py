@@ -17,8 +17,9 @@ import pytest
 
 from tests.certificates import make_certificate
 from tests.parts import OtlpSink
+from tests.parts.fake_clock import FakeClock
 from tests.serving import Serving
-from tests.test_call_reports import FOUR, SCRIPT, Proxy, exporting, of_kind
+from tests.test_call_reports import FOUR, ONE_BY_ONE, SCRIPT, Proxy, exporting, of_kind, run_script
 
 TOKEN = "s3cret-\N{LATIN SMALL LETTER E WITH ACUTE}"  # noqa: S105 - of the test
 
@@ -50,9 +51,9 @@ def server(remote: Serving) -> Iterator[Proxy]:
     proxy.close()
 
 
-def tls(folder: Path, *, expired: bool = False) -> tuple[ssl.SSLContext, Path]:
+def tls(folder: Path, *, expired: bool = False, address: str = "127.0.0.1") -> tuple[ssl.SSLContext, Path]:
     """TLS of a server, and the file with its certificate."""
-    cert, key = make_certificate(folder, expired=expired)
+    cert, key = make_certificate(folder, expired=expired, address=address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     return context, cert
@@ -85,6 +86,25 @@ def test_remote_calls_are_joined(remote: Serving, server: Proxy, sink: OtlpSink,
     assert run(sink, server.url, LLAMATEL_URL=page.url, LLAMATEL_PAGE_TOKEN=TOKEN, **trusted) == ""
     page.close()
     assert "call 3" in joined(sink)  # the first two teach which server the address is
+
+
+@pytest.mark.parametrize("seconds", [-5, 3600])
+def test_remote_calls_of_a_machine_whose_clock_differs(
+    remote: Serving, sink: OtlpSink, tmp_path: Path, seconds: int
+) -> None:
+    """The joined trace is by the client's clock."""
+    clock = FakeClock(tmp_path)
+    clock.step(seconds)
+    env = {"LLAMATEL_PAGE_TOKEN": TOKEN, **clock.environment}
+    spans = run_script(ONE_BY_ONE, remote.url, sink, remote.page_url, 2, **env)
+    [outer] = [span for span in spans if span.name == "outer"]
+    [call] = [span for span in spans if span.parent_id == outer.span_id]
+    trace = [span for span in spans if span.trace_id == outer.trace_id]
+    [request] = of_kind(trace, "SERVER")
+    assert request.parent_id == call.span_id
+    assert request.attributes["llamatel.clock.offset"] == pytest.approx(-seconds, abs=0.5)
+    assert {"prefill", "decode"} <= {span.name for span in trace}
+    assert all(outer.start_ns <= span.start_ns <= span.end_ns <= outer.end_ns + 5e8 for span in trace)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from llamatel.telemetry.collector_guard import Guard, Record
 from llamatel.telemetry.losses import Losses
 from llamatel.telemetry.span_shedding import SpanShedding, wait_for_spans
 from llamatel.telemetry.watched_servers import Watched, WatchedServers
+from llamatel.tracing.call_announcements import AnnouncementReceiver
 from llamatel.tracing.joining import Joiner, OpenCall, OpenCalls, Origin
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 _JOIN_INTERVAL_S = 0.02
 """Interval of polling the joiner for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
-_OPEN_S = 5.0
+_OPEN_S = 10.0
 """How long another process's report of its open calls is valid."""
 CAPACITY = 8192
 """Most finished requests in the queue, about 8 MiB."""
@@ -106,10 +107,14 @@ class Observer:
         self._record: Record | None = None
         self._closed = False
         self._span_queue = span_queue
+        self._announcements: AnnouncementReceiver | None = None
         self.restart()
 
     def restart(self) -> None:
         """Start with an empty queue and no sources; in a forked child, where the parent's threads do not run."""
+        if self._announcements is not None:
+            self._announcements.close()
+            self._announcements = None
         self._queue: queue.Queue[Completion | ClientCall | ObservedRequest | OpenCalls | None] = queue.Queue(
             self._capacity
         )
@@ -214,6 +219,10 @@ class Observer:
         """Make each request wait for a report of another process's call, as the first call is not announced."""
         self._joiner.grace_s = seconds
 
+    def receive_announcements(self, receiver: AnnouncementReceiver) -> None:
+        """Read what other processes announce, until ``close``."""
+        self._announcements = receiver
+
     def expect_calls(self, endpoint: Endpoint | None, seconds: float) -> None:
         """Another process calls this server (None: one of them): requests wait briefly for its report."""
         self._joiner.expect(endpoint, seconds)
@@ -285,6 +294,8 @@ class Observer:
             _log.warning("%d requests that were read are not in telemetry: it had to end within %g s", left, timeout_s)
         for guard in self._guards:
             guard.stop()
+        if self._announcements is not None:
+            self._announcements.close()
         return done
 
     # -- the observer's thread ----------------------------------------------------------------------------------------
@@ -317,6 +328,7 @@ class Observer:
                 continue  # the joiner's cost grows with the number of waiting requests
             if waited:
                 self._joiner.late(late)
+            self._receive_announcements()
             hurry = closing or self._overloaded() or (self._hurry.is_set() and self._queue.empty())
             for completion, origin in self._joiner.due(all_of_them=hurry):
                 try:
@@ -325,6 +337,12 @@ class Observer:
                     self._queue.task_done()
             waited = self._joiner.waits
             join_at = time.monotonic() + _JOIN_INTERVAL_S
+
+    def _receive_announcements(self) -> None:
+        """Before requests are decided: what was announced before they started has arrived."""
+        if self._announcements is not None and self._joiner.waits:
+            for announced in self._announcements.receive():
+                self._joiner.announced(announced.open_calls, _OPEN_S, any_server=announced.any_server)
 
     def _overloaded(self) -> bool:
         """Whether so many requests wait for clients' calls that they are released to bound memory."""

@@ -58,13 +58,14 @@ class Spans:
         share: float = 1.0,
         *,
         has_usage: bool = True,
+        clock_offset_s: float = 0.0,
     ) -> Context:
         """Write a request's spans and return the context that holds its SERVER span, for exemplars.
 
         ``parent`` is the context that the request came from; without one, in the request either, it starts a new trace,
         whatever span is current in this thread. ``links``: spans that it may belong to.
         ``share`` is the share of requests that get spans, below 1 under overload. ``has_usage``: whether it has the
-        token counts, which a trace has once.
+        token counts, which a trace has once. ``clock_offset_s``: by which the times of ``completion`` were changed.
         """
         call = completion.call
         if parent is None and call is not None:
@@ -76,6 +77,8 @@ class Spans:
             attributes[openinference.KIND] = openinference.CHAIN
         if self._latency:
             attributes.update(_latency(completion))
+        if clock_offset_s:
+            attributes["llamatel.clock.offset"] = clock_offset_s
         if share < 1.0:
             attributes["llamatel.sampling.ratio"] = share
         model = completion.server.model
@@ -137,12 +140,18 @@ class Spans:
         """``emit`` below the client call of the request, or linked to calls that it may belong to.
 
         Below a call the server's spans start no earlier than it was sent, and the time between client and server is
-        written as parts of the call. A call that was not sampled leaves its request unsampled.
+        written as parts of the call. The times of one trace are by one clock, the client's. A call that was not sampled
+        leaves its request unsampled.
         """
         parent = origin.parent
         if parent is not None and isinstance(parent.span, Context):
             completion = _after(completion, parent.sent_at)
-            context = self.emit(completion, parent.span, share=share, has_usage=not parent.has_usage)
+            if offset := parent.clock_offset_s:
+                completion = _shifted(completion, -offset)
+                parent = replace(parent, sent_at=parent.sent_at - offset, ended_at=parent.ended_at - offset)
+            context = self.emit(
+                completion, parent.span, share=share, has_usage=not parent.has_usage, clock_offset_s=offset
+            )
             if get_current_span(context).get_span_context().trace_flags.sampled:
                 for name, start, end in _between(parent, completion):
                     self._tracer.start_span(name, context=parent.span, start_time=unix_ns(start)).end(unix_ns(end))
@@ -156,15 +165,22 @@ class Spans:
 
 def _after(completion: Completion, sent_at: float) -> Completion:
     """The request with times after it was sent: its queue starts no earlier, and the log's clock may be late."""
-    late = max(0.0, sent_at - completion.started_at)
-    first = completion.first_token_at
+    completion = _shifted(completion, max(0.0, sent_at - completion.started_at))
     queue = completion.queue_s
+    return replace(completion, queue_s=None if queue is None else min(queue, completion.started_at - sent_at))
+
+
+def _shifted(completion: Completion, seconds: float) -> Completion:
+    """A request at other times."""
+    first, access = completion.first_token_at, completion.access
+    if access is not None:
+        access = replace(access, started_at=access.started_at + seconds, ended_at=access.ended_at + seconds)
     return replace(
         completion,
-        started_at=completion.started_at + late,
-        ended_at=completion.ended_at + late,
-        first_token_at=None if first is None else first + late,
-        queue_s=None if queue is None else min(queue, completion.started_at + late - sent_at),
+        started_at=completion.started_at + seconds,
+        ended_at=completion.ended_at + seconds,
+        first_token_at=None if first is None else first + seconds,
+        access=access,
     )
 
 

@@ -118,6 +118,12 @@ ATTRIBUTES = (
         "Share of requests that get spans while overload sheds the others; absent without overload.",
     ),
     AttributeRow(
+        "llamatel.clock.offset",
+        "double, s",
+        "Of a request that was joined with a call from a machine whose clock differs: the server's clock minus the "
+        "client's. The span's times are by the client's clock.",
+    ),
+    AttributeRow(
         "openinference.span.kind",
         "string",
         "CHAIN if the request was joined with a client call, whose span has the token counts; else absent "

@@ -17,24 +17,28 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llamatel.errors import HttpError
+from llamatel.inputs.address import parse_address
 from llamatel.inputs.credentials import trust
-from llamatel.inputs.http import HttpClient
+from llamatel.inputs.http import HttpClient, Response
 from llamatel.inputs.rotated_files import RotatedFiles
 from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import ClientCall, ServerInfo
+from llamatel.tracing.call_announcements import Announcement, Announcer
 from llamatel.tracing.call_reports import (
     CALLS_PATH,
     MAX_CALLS,
     MAX_OPEN,
     RENEWED_S,
     SERVERS_PATH,
+    TIME_HEADER,
     CallReport,
     InvalidCallReport,
     has_trace,
     read_endpoint,
     write,
 )
+from llamatel.tracing.clock_offset import ClockOffset
 from llamatel.tracing.joining import OpenCall, OpenCalls
 from llamatel.tracing.server_addresses import HERE, Endpoint, endpoint_of
 
@@ -47,16 +51,24 @@ _MAX_QUEUED = 512
 """Finished calls that wait to be sent."""
 _BATCH_S = 0.03
 """Calls that finish within this time are sent together; requests wait a second for their calls."""
-_TIMEOUT_S = 1.0
+_TIMEOUT_S = 2.0
 _RETRY_S = 30.0
 """Seconds until a llamatel that did not respond, or does not watch a server, is queried again."""
+_REFUSED_S = 2.0
+"""The same if the connection was refused on loopback: llamatel may be about to start."""
+_ANNOUNCED_S = 1.0
+"""How long an announcement covers further calls, until the report that follows."""
 _BUSY_S = 1.0
 """The same after a timeout."""
 _KEPT_S = 10.0
 """How long a finished call waits for a llamatel that times out."""
+_KNOWN_S = 5.0
+"""Interval of queries without calls to a llamatel elsewhere, which expects calls for ten seconds after each."""
 _IDLE_S = 0.5
 """Seconds without open calls until that is reported."""
 _MAX_ENDPOINTS = 256
+_LATEST = 1e11
+"""A Unix time is smaller."""
 _ACCEPTED = 204
 _LATE = ("timeout", "connect_timeout")
 """Kinds of HttpError after which a llamatel may respond soon."""
@@ -88,10 +100,12 @@ class CallReporter:
         self._any_server = url is not None
         self._url = url or DEFAULT_URL
         self._instance = instance
+        self._token = None if url is None else token
+        self._here = parse_address(self._url).is_local
         self._connect = functools.partial(
             HttpClient,
             self._url,
-            api_key=None if url is None else token,
+            api_key=self._token,
             headers={"Content-Type": "application/json"},
             tls=None if ca_file is None else trust(ca_file),
         )
@@ -108,7 +122,13 @@ class CallReporter:
     def _start_over(self) -> None:
         """Start without calls, connections and locks: after a fork those of the parent are in an unknown state."""
         self._client = uuid.uuid4().hex
+        self._stay_known = False
+        """Whether the llamatel is to expect calls at any time."""
         self._http = self._connect()
+        self._announcer = Announcer(self._http.address.host, self._http.address.port, self._token)
+        self._clock_offset = ClockOffset()
+        self._announce_at = 0.0
+        """From then on a call that starts announces itself, unless open calls are reported."""
         self._in_flight: dict[object, OpenCall] = {}
         self._finished: deque[ClientCall] = deque()
         self._others: set[Endpoint] = set()
@@ -122,7 +142,14 @@ class CallReporter:
         self._wake = threading.Event()
         self._starting = threading.Lock()
         self._closed = threading.Event()
+        self._close_by = 0.0
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Make ourselves known to a llamatel whose address was given: announcements do not reach other machines."""
+        if self._any_server:
+            self._stay_known = True
+            self._notify()
 
     def watches(self, server: ServerInfo) -> bool:
         """Whether this machine's llamatel has reported that it watches this server."""
@@ -133,9 +160,12 @@ class CallReporter:
         endpoint = endpoint_of(call.server)
         if self._any_server or endpoint[0] in HERE:
             self._in_flight[key] = call
-            if self._quiet_until.get(endpoint, 0.0) <= time.monotonic() or (
-                self._wants(endpoint) and not self._calls_reported
-            ):
+            now = time.monotonic()
+            if self._quiet_until.get(endpoint, 0.0) <= now or (self._wants(endpoint) and not self._calls_reported):
+                if self._announce_at <= now and not self._calls_reported and endpoint not in self._others:
+                    self._announce_at = now + _ANNOUNCED_S
+                    about = Announcement(self._client, self._instance, time.time(), endpoint, self._any_server)
+                    self._announcer.send(about)
                 self._notify()
 
     def call_dropped(self, key: object) -> None:
@@ -162,6 +192,7 @@ class CallReporter:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Send the queue within the given time."""
+        self._close_by = time.monotonic() + timeout_s
         self._closed.set()
         self._wake.set()
         if self._thread is not None:
@@ -190,20 +221,29 @@ class CallReporter:
     def _run(self) -> None:
         sent_at = 0.0
         while True:
-            idle = not self._wake.wait(RENEWED_S if self._in_flight else _IDLE_S if self._calls_reported else None)
+            idle = not self._wake.wait(self._pause())
             self._wake.clear()
             if self._finished and not self._closed.is_set():
                 time.sleep(max(0.0, sent_at + _BATCH_S - time.monotonic()))
             answered = self._find_servers() and self._report(idle=idle)
             sent_at = time.monotonic()
-            if self._closed.is_set() and not (answered and self._finished):
+            if self._closed.is_set() and (not self._finished if answered else time.monotonic() >= self._close_by):
                 break
             if not answered:
                 self._drop(call for call in self._finished.copy() if call.ended_at < time.time() - _KEPT_S)
                 self._closed.wait(_BUSY_S)
-                self._wake.set()
+                if self._in_flight or self._finished or self._closed.is_set():
+                    self._wake.set()
         self._drop(self._finished.copy())
         self._http.close()
+
+    def _pause(self) -> float | None:
+        """How long to wait for the next call; None without a limit."""
+        if self._in_flight:
+            return RENEWED_S
+        if self._calls_reported:
+            return _IDLE_S
+        return None if not self._stay_known else _KNOWN_S if self._watched else _RETRY_S
 
     def _drop(self, calls: Iterable[ClientCall]) -> None:
         for call in calls:
@@ -213,23 +253,25 @@ class CallReporter:
 
     def _find_servers(self) -> bool:
         """Query which servers are watched, if unknown for a called one; False after a timeout."""
-        now = time.monotonic()
+        now, retry_s = time.monotonic(), _RETRY_S
         called = {endpoint_of(call.server) for call in self._unreported()}
         unnamed = {endpoint for endpoint in called if self._quiet_until.get(endpoint, 0.0) <= now}
-        if not unnamed <= (self._watched or frozenset()):
+        if not unnamed <= (self._watched or frozenset()) or (self._stay_known and not called):
             try:
                 self._watched = self._query()
             except HttpError as error:
                 if error.kind in _LATE:
                     return False
                 self._watched = None
+                if self._here:
+                    retry_s = _REFUSED_S
                 if self._any_server and (not error.refused or self._url.startswith("https:")):
                     self._refused(str(error).replace("--ca-file", "LLAMATEL_CA_FILE"))
         if len(self._quiet_until) > _MAX_ENDPOINTS:
             self._quiet_until = {}
         now = time.monotonic()
         for endpoint in unnamed:
-            self._quiet_until[endpoint] = now + (RENEWED_S if self._wants(endpoint) else _RETRY_S)
+            self._quiet_until[endpoint] = now + (RENEWED_S if self._wants(endpoint) else retry_s)
         return True
 
     def _unreported(self) -> list[OpenCall]:
@@ -248,14 +290,19 @@ class CallReporter:
             calls = [call for call in queued if self._wants(endpoint_of(call.server))]
             waiting = [call for call in self._unreported() if self._wants(endpoint_of(call.server))]
             closed = self._closed.is_set()
+            reported = self._calls_reported
             over = closed or (idle and not waiting)
+            if over:  # first, so that a call that starts now is either found or announces itself
+                self._calls_reported, self._announce_at = False, 0.0
+                waiting = [call for call in self._unreported() if self._wants(endpoint_of(call.server))]
+                over = closed or not waiting
             answer: int | None = None
-            if calls or waiting or (over and self._calls_reported):
+            if calls or waiting or (over and reported):
                 servers = {endpoint_of(call.server) for call in (*calls, *waiting)}
                 oldest = sorted(waiting, key=lambda call: call.started_at)[:MAX_OPEN]
                 about = OpenCalls(self._client, as_of, None if over else oldest)
-                answer = self._post(CallReport([*servers][:MAX_CALLS], calls, about))
-                self._calls_reported = about.calls is not None
+                answer = self._post(CallReport([*servers][:MAX_CALLS], calls, about, self._clock_offset.seconds))
+                self._calls_reported = about.calls is not None and answer == _ACCEPTED
                 if answer is None and self._watched is not None:
                     self._finished.extendleft(reversed(queued))
                     return False
@@ -272,7 +319,7 @@ class CallReporter:
     def _query(self) -> frozenset[Endpoint] | None:
         """The servers that the llamatel watches; None if it is not a llamatel, or our own. Raises HttpError."""
         try:
-            answer = self._http.request(SERVERS_PATH, total_s=_TIMEOUT_S)
+            answer = self._request(SERVERS_PATH)
             if self._any_server and answer.status != 200 and (reason := _REASONS.get(answer.status)) is not None:
                 self._refused(f"{reason} (HTTP {answer.status})")
             document: Any = answer.json() if answer.status == 200 else None
@@ -283,15 +330,26 @@ class CallReporter:
         except (InvalidCallReport, ValueError, KeyError, TypeError):
             return None
 
+    def _request(self, path: str, body: bytes | None = None) -> Response:
+        """Send a request, and compare the clocks by its response. Raises HttpError."""
+        sent_at, start = time.time(), time.monotonic()
+        response = self._http.request(path, body=body, total_s=_TIMEOUT_S)
+        with contextlib.suppress(ValueError):
+            theirs = float(response.headers.get(TIME_HEADER, "nan"))
+            if 0 <= theirs < _LATEST:
+                self._clock_offset.add(sent_at, time.monotonic() - start, theirs)
+        return response
+
     def _refused(self, reason: str) -> None:
         self._once.warning(reason, "calls are not reported to %s: %s", self._url, reason)
 
     def _post(self, report: CallReport) -> int | None:
         """The status of the response; None without one. After a failed connection nothing is sent for a while."""
         try:
-            return self._http.request(CALLS_PATH, body=write(report), total_s=_TIMEOUT_S).status
+            return self._request(CALLS_PATH, write(report)).status
         except HttpError as error:
             if error.kind not in _LATE:
                 self._watched = None
-                self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + _RETRY_S)
+                retry_s = _REFUSED_S if self._here else _RETRY_S
+                self._quiet_until = dict.fromkeys(self._quiet_until, time.monotonic() + retry_s)
             return None

@@ -31,11 +31,13 @@ from opentelemetry.trace import (
 
 from llamatel.inputs.documents import parse_json
 from llamatel.records import ClientCall, Outcome, ServerInfo
-from llamatel.tracing.joining import OpenCalls
+from llamatel.tracing.joining import OpenCall, OpenCalls
 from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 SERVERS_PATH = "/servers.json"
 CALLS_PATH = "/calls.json"
+TIME_HEADER = "Llamatel-Time"
+"""Of the receiver's responses: its Unix time."""
 MAX_BYTES = 65536
 """Most bytes of one message."""
 MAX_CALLS = 64
@@ -56,13 +58,15 @@ class InvalidCallReport(ValueError):
     """The body is not a call report."""
 
 
-def _text(value: Any) -> str:
+def read_text(value: Any) -> str:
+    """A short text. Raises InvalidCallReport."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT:
         raise InvalidCallReport("text is missing, or too long")
     return value
 
 
-def _number(value: Any) -> float:
+def read_number(value: Any) -> float:
+    """A number that is not negative. Raises InvalidCallReport."""
     if type(value) not in (int, float) or not 0 <= value <= _LARGEST_NUMBER:  # also refuses NaN
         raise InvalidCallReport("a number is missing, or out of range")
     return float(value)
@@ -93,14 +97,15 @@ def _operation(value: Any) -> str:
 
 
 _REQUIRED: dict[str, Callable[[Any], Any]] = {
-    "operation": _operation, "started_at": _number, "sent_at": _number, "ended_at": _number, "outcome": Outcome,
-    "tasks": _count, "has_usage": _flag,
+    "operation": _operation, "started_at": read_number, "sent_at": read_number, "ended_at": read_number,
+    "outcome": Outcome, "tasks": _count, "has_usage": _flag,
 }  # fmt: skip
 _OPTIONAL: dict[str, Callable[[Any], Any]] = {
-    "headers_at": _number, "prefill_s": _number, "decode_s": _number, "input_tokens": _count, "output_tokens": _count,
-    "cached_tokens": _count, "prompt_computed": _count, "slot": _count, "http_status": _status,
+    "headers_at": read_number, "prefill_s": read_number, "decode_s": read_number, "input_tokens": _count,
+    "output_tokens": _count, "cached_tokens": _count, "prompt_computed": _count, "slot": _count, "http_status": _status,
 }  # fmt: skip
 """The fields of ClientCall that identify its request, or that the server's spans depend on."""
+_TIMES = ("started_at", "sent_at", "ended_at", "headers_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +126,35 @@ class CallReport:
     calls: Sequence[ClientCall]
     """Finished calls."""
     open_calls: OpenCalls | None = None
+    clock_offset_s: float = 0.0
+    """The receiver's clock minus the sender's; all times here are by the sender's."""
 
 
 def write(report: CallReport) -> bytes:
-    """Encode a message."""
+    """Encode a message, with times by the receiver's clock."""
+    offset = report.clock_offset_s
     document: dict[str, Any] = {
         "servers": list(report.servers),
-        "calls": [_call_as_dict(call) for call in report.calls],
+        "calls": [_call_as_dict(call, offset) for call in report.calls],
+        "clock_offset": offset,
     }
     if (about := report.open_calls) is not None:
         calls = about.calls
-        found = None if calls is None else [[*endpoint_of(one.server), one.started_at, one.headers_at] for one in calls]
-        document["open"] = {"client": about.client, "as_of": about.as_of, "calls": found}
+        found = None if calls is None else [_open_as_list(one, offset) for one in calls]
+        document["open"] = {"client": about.client, "as_of": about.as_of + offset, "calls": found}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def read(body: bytes) -> CallReport:
-    """Parse a message. Raises InvalidCallReport for anything that ``write`` does not produce."""
+    """Parse a message; its times are by our clock. Raises InvalidCallReport for what ``write`` does not produce."""
     try:
         document = parse_json(body, largest=MAX_BYTES)
         servers, calls = document["servers"], document["calls"]
         if not isinstance(servers, list) or not isinstance(calls, list) or max(len(servers), len(calls)) > MAX_CALLS:
             raise InvalidCallReport("the lists are missing, or too long")
         about = _open_calls(document["open"]) if "open" in document else None
-        return CallReport([read_endpoint(entry) for entry in servers], [_call(entry) for entry in calls], about)
+        offset = _offset(document.get("clock_offset", 0.0))
+        return CallReport([read_endpoint(entry) for entry in servers], [_call(entry, offset) for entry in calls], about)
     except InvalidCallReport:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -152,7 +162,7 @@ def read(body: bytes) -> CallReport:
 
 
 def _open_calls(value: Any) -> OpenCalls:
-    client, as_of, calls = _text(value["client"]), _number(value["as_of"]), value["calls"]
+    client, as_of, calls = read_text(value["client"]), read_number(value["as_of"]), value["calls"]
     if calls is not None and (not isinstance(calls, list) or len(calls) > MAX_OPEN):
         raise InvalidCallReport("the list of open calls is missing, or too long")
     return OpenCalls(client, as_of, None if calls is None else [_open_call(entry) for entry in calls])
@@ -161,15 +171,15 @@ def _open_calls(value: Any) -> OpenCalls:
 def _open_call(entry: Any) -> ReportedCall:
     if not isinstance(entry, list) or len(entry) != 4:
         raise InvalidCallReport("an open call is [address, port, started, headers]")
-    headers_at = None if entry[3] is None else _number(entry[3])
-    return ReportedCall(ServerInfo(*read_endpoint(entry[:2])), _number(entry[2]), headers_at)
+    headers_at = None if entry[3] is None else read_number(entry[3])
+    return ReportedCall(ServerInfo(*read_endpoint(entry[:2])), read_number(entry[2]), headers_at)
 
 
 def read_endpoint(value: Any) -> Endpoint:
     """A server's endpoint. Raises InvalidCallReport."""
     if not isinstance(value, list) or len(value) != 2:
         raise InvalidCallReport("a server is [address, port]")
-    return _text(value[0]), None if value[1] is None else _count(value[1])
+    return read_text(value[0]), None if value[1] is None else _count(value[1])
 
 
 def has_trace(call: ClientCall) -> bool:
@@ -181,9 +191,21 @@ def _context(call: ClientCall) -> Context:
     return call.span if isinstance(call.span, Context) else Context()
 
 
-def _call_as_dict(call: ClientCall) -> dict[str, Any]:
+def _open_as_list(call: OpenCall, offset: float) -> list[Any]:
+    headers_at = None if call.headers_at is None else call.headers_at + offset
+    return [*endpoint_of(call.server), call.started_at + offset, headers_at]
+
+
+def _offset(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST_NUMBER:
+        raise InvalidCallReport("a clock offset is out of range")
+    return float(value)
+
+
+def _call_as_dict(call: ClientCall, offset: float) -> dict[str, Any]:
     about = get_current_span(_context(call)).get_span_context()
     known = {name: getattr(call, name) for name in (*_REQUIRED, *_OPTIONAL)}
+    known |= {name: known[name] + offset for name in _TIMES if known[name] is not None}
     return {
         "server": endpoint_of(call.server),
         "trace": format_trace_id(about.trace_id),
@@ -194,7 +216,7 @@ def _call_as_dict(call: ClientCall) -> dict[str, Any]:
     }
 
 
-def _call(entry: Any) -> ClientCall:
+def _call(entry: Any, offset: float) -> ClientCall:
     if not isinstance(entry, dict) or entry.keys() - _REQUIRED.keys() - _OPTIONAL.keys() != {
         "server",
         "trace",
@@ -218,12 +240,13 @@ def _call(entry: Any) -> ClientCall:
         span=set_span_in_context(NonRecordingSpan(about), Context()),
         server=ServerInfo(address, port),
         elsewhere=True,
+        clock_offset_s=offset,
         **values,
     )
 
 
 def _identifier(value: Any, digits: int) -> int:
-    text = _text(value)
+    text = read_text(value)
     if len(text) != digits or not set(text) <= set("0123456789abcdef") or not int(text, 16):
         raise InvalidCallReport("an identifier is not a trace or span id")
     return int(text, 16)

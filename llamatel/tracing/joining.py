@@ -56,6 +56,8 @@ _DECIDED_AFTER_S = (0.15, 0.4)
 """Time from a call's end until the log has all requests before it: for calls with timings, and without."""
 _LATE_S = 0.9
 """How long a call waits for a matching request."""
+_LATE_ELSEWHERE_S = 5.0
+"""The same for a call of another process to a server whose requests are observed: nothing waits for the decision."""
 _HELD_S = 1.0
 """How long a request waits for a possible call."""
 _HELD_FOR_STREAM_S = 60.0
@@ -153,14 +155,22 @@ class Joiner:
         with self._lock:
             self._expected[endpoint] = self._clock() + seconds
 
+    def announced(self, report: OpenCalls, seconds: float, *, any_server: bool) -> None:
+        """As ``reported``, for a call that is about to be sent, maybe to a server that is not watched."""
+        if any_server or any(self._addresses.is_watched(endpoint_of(call.server)) for call in report.calls or ()):
+            self.reported(report, seconds)
+
     def reported(self, report: OpenCalls, seconds: float) -> None:
         """Another process reports its open calls; that counts for ``seconds``."""
         now = self._clock()
+        known, until = self._elsewhere.get(report.client, (None, now))
+        if known is not None and until > now and known.as_of > report.as_of:
+            return  # announcements and reports travel separately
         others = {client: one for client, one in self._elsewhere.items() if one[1] > now and client != report.client}
         room = _MAX_OPEN_ELSEWHERE - sum(len(one.calls or ()) for one, _ in others.values())
         if report.calls is not None and len(others) < _MAX_CLIENTS:
-            known = OpenCalls(report.client, min(report.as_of, now), report.calls[:room])
-            others[report.client] = known, now + seconds
+            limited = OpenCalls(report.client, min(report.as_of, now), report.calls[:room])
+            others[report.client] = limited, now + seconds
         self._elsewhere = others
 
     def late(self, seconds: float) -> None:
@@ -261,7 +271,8 @@ class Joiner:
             return None
         if call.outcome is not Outcome.OK:
             return self._fitting(call) if waited >= self._noticed(call) + late else None
-        if waited >= _LATE_S + 2 * late:
+        seen = call.elsewhere and self._addresses.is_watched(endpoint_of(call.server))
+        if waited >= (_LATE_ELSEWHERE_S if seen else _LATE_S) + 2 * late:
             return self._fitting(call)
         if now < finished.searched_at + _LOOKS_S:
             return None

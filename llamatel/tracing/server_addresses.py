@@ -33,6 +33,10 @@ class ServerAddresses:
         """A watched server has this address."""
         self._watched.add(endpoint)
 
+    def is_watched(self, endpoint: Endpoint) -> bool:
+        """Whether a watched server has this address."""
+        return endpoint in self._watched
+
     def server(self, endpoint: Endpoint) -> Endpoint | None:
         """The server at an address; None where that is not yet known."""
         if endpoint in self._watched or endpoint in self._others:

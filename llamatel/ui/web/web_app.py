@@ -12,6 +12,7 @@ import binascii
 import hmac
 import json
 import re
+import time
 from collections.abc import Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs
 from llamatel.inputs.rotated_files import RotatedFiles, current
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.settings import is_loopback
-from llamatel.tracing.call_reports import CALLS_PATH, MAX_BYTES, SERVERS_PATH, InvalidCallReport
+from llamatel.tracing.call_reports import CALLS_PATH, MAX_BYTES, SERVERS_PATH, TIME_HEADER, InvalidCallReport
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -85,7 +86,7 @@ class Page:
             refocus = "refocus" in query
             document = self._document(focus, known, refocus=refocus) if path == "/live.json" else self._calls.servers()
             body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
-            return _answer(start_response, "200 OK", "application/json", body)
+            return _answer(start_response, "200 OK", "application/json", body, _time())
         name, kind = _FILES[path]
         return _answer(start_response, "200 OK", kind, files(__package__).joinpath(name).read_bytes())
 
@@ -113,7 +114,7 @@ class Page:
             return _answer_text(start_response, "408 Request Timeout", "the body is incomplete")
         if not accepted:
             return _answer_text(start_response, "429 Too Many Requests", "too many call reports")
-        return _answer(start_response, "204 No Content", "text/plain", b"")
+        return _answer(start_response, "204 No Content", "text/plain", b"", _time())
 
     def _refusal(self, environ: WSGIEnvironment) -> tuple[str, str, list[tuple[str, str]]] | None:
         """Status, text and headers that reject the request; None if it may see the page."""
@@ -130,6 +131,11 @@ class Page:
         if not is_loopback(_host_of(environ.get("HTTP_HOST", ""))):
             return "403 Forbidden", "the page is served for localhost and 127.0.0.1 only", []
         return None
+
+
+def _time() -> list[tuple[str, str]]:
+    """The time, for clients on other machines whose clocks differ."""
+    return [(TIME_HEADER, f"{time.time():.6f}")]
 
 
 def _host_of(header: str) -> str:
