@@ -145,16 +145,15 @@ class Spans:
         """
         parent = origin.parent
         if parent is not None and isinstance(parent.span, Context):
+            above, offset = parent.span, parent.clock_offset_s
             completion = _after(completion, parent.sent_at)
-            if offset := parent.clock_offset_s:
+            if offset:
                 completion = _shifted(completion, -offset)
                 parent = replace(parent, sent_at=parent.sent_at - offset, ended_at=parent.ended_at - offset)
-            context = self.emit(
-                completion, parent.span, share=share, has_usage=not parent.has_usage, clock_offset_s=offset
-            )
+            context = self.emit(completion, above, share=share, has_usage=not parent.has_usage, clock_offset_s=offset)
             if get_current_span(context).get_span_context().trace_flags.sampled:
                 for name, start, end in _between(parent, completion):
-                    self._tracer.start_span(name, context=parent.span, start_time=unix_ns(start)).end(unix_ns(end))
+                    self._tracer.start_span(name, context=above, start_time=unix_ns(start)).end(unix_ns(end))
             return context
         contexts = [call.span for call in origin.candidates if isinstance(call.span, Context)]
         callers = [get_current_span(context).get_span_context() for context in contexts]
