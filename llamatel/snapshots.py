@@ -22,7 +22,6 @@ class LogCounts:
 
     lines: Mapping[str, int] = field(default_factory=dict)
     """Lines by kind: request, server, other, malformed."""
-    requests_started: int = 0
     requests_lost: int = 0
     """Requests whose end is missing from the log."""
     understood: bool | None = None
@@ -186,7 +185,6 @@ class DeviceSnapshot:
     power_limit_w: float | None = None
     energy_j: float | None = None
     """Cumulative: the driver's counter, else the integral of the power since llamatel started."""
-    energy_integrated: bool = False
     temperature_c: float | None = None
     temperature_limit_c: float | None = None
     clocks_hz: Mapping[str, float] = field(default_factory=dict)

@@ -74,7 +74,6 @@ def server_snapshot(**changes: Any) -> ServerSnapshot:
             },
             log=LogCounts(
                 lines={"request": 70, "other": 1},
-                requests_started=10,
                 requests_lost=2,
                 understood=True,
                 silent_s=0.0,

@@ -225,5 +225,3 @@ def test_gpu_source_driver_lost_and_back(
 def test_gpu_source_integrates_power_without_energy_counter(source: Any) -> None:
     running = source(lambda: Nvml(h100(TotalEnergyConsumption={"error": 3}, PowerUsage=100_000)))
     wait_until(lambda: running.devices() and (running.devices()[0].energy_j or 0) > 50)
-    [device] = running.devices()
-    assert device.energy_integrated

@@ -76,7 +76,7 @@ def test_jsonl_full_disk(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             lines(DONE, TRACE)
     lines.close()
-    assert (lines.written, lines.dropped) == (0, 3)
+    assert lines.dropped == 3
     assert [record.getMessage() for record in caplog.records] == [
         "cannot write to /dev/full: No space left on device; its lines are dropped"
     ]
@@ -89,19 +89,20 @@ def test_jsonl_closed_reader() -> None:
     os.close(reading)
     lines(DONE, TRACE)
     lines.close()
-    assert (lines.written, lines.dropped) == (1, 1)
+    assert lines.dropped == 1
 
 
 def test_jsonl_slow_reader() -> None:
     reading, writing = os.pipe()
     lines = JsonLines(writing, "a pipe", patience_s=0.01)
+    before = -1
     while not lines.dropped:
         lines(DONE, TRACE)
-    before = lines.written
+        before += 1
     with os.fdopen(reading, "rb") as reader:
         rows = [json.loads(reader.readline()) for _ in range(before)]
         lines(dataclasses.replace(DONE, task=99), TRACE)
         rows.append(json.loads(reader.readline()))
     lines.close()
     assert rows[-1]["task"] == 99
-    assert (lines.written, lines.dropped) == (before + 1, 1)
+    assert lines.dropped == 1

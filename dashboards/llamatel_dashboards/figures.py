@@ -41,7 +41,7 @@ def speed(tokens: str, phase: str, by: str = "") -> str:
     return q.share(q.rate("llamacpp.tokens", by, type=tokens), q.rate("llamacpp.processing_time", by, phase=phase))
 
 
-def servers_table(title: str, columns: Mapping[str, str | Column], meaning: str, action: str, height: int) -> Panel:
+def servers_table(columns: Mapping[str, str | Column], meaning: str, action: str, height: int) -> Panel:
     """A row for each server and model, those that are down first; instances link to details."""
     answers, state = q.selector("llamacpp.server.up"), q.selector("llamacpp.model.state")
     failed = q.selector("llamacpp.model.state", state="failed")
@@ -53,7 +53,7 @@ def servers_table(title: str, columns: Mapping[str, str | Column], meaning: str,
         texts={"1": ("up", GREEN), "0": ("DOWN", RED), "2": ("in a router", "transparent")},
     )
     return rows(
-        title,
+        "Servers",
         {"up": up, **columns},
         meaning,
         action,

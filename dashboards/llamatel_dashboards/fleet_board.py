@@ -33,7 +33,6 @@ def _table() -> Panel:
         q.increase("llamacpp.requests", _BY, outcome="~error|context_full"), q.increase("llamacpp.requests", _BY)
     )
     return servers_table(
-        "Servers",
         {
             "restarts": Column(q.increase("llamacpp.server.restarts", _BY), decimals=0),
             "requests": Column(q.increase("llamacpp.requests", _BY), "none", decimals=0),

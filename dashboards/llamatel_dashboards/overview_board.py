@@ -280,7 +280,6 @@ def _servers() -> Panel:
         q.increase("llamacpp.requests", by, outcome="~error|context_full"), q.increase("llamacpp.requests", by)
     )
     return servers_table(
-        "Servers",
         {
             "requests/s": Column(q.rate("llamacpp.requests", by), "reqps"),
             "failed": Column(failed, "percentunit", FAILED),

@@ -82,9 +82,9 @@ def total(query: str, by: str = "") -> str:
     return f"sum by ({by}) ({query})" if by else f"sum({query})"
 
 
-def rate(name: str, by: str = "", over: str = RATE, **labels: str) -> str:
+def rate(name: str, by: str = "", **labels: str) -> str:
     """A counter's growth a second."""
-    return total(f"rate({selector(name, **labels)}[{over}])", by)
+    return total(f"rate({selector(name, **labels)}[{RATE}])", by)
 
 
 def increase(name: str, by: str = "", over: str = RANGE, **labels: str) -> str:
@@ -100,25 +100,25 @@ def quantile(share: float, name: str, by: str = "", over: str = RATE, **labels: 
     return f"(histogram_quantile({share:g}, {classic}) or histogram_quantile({share:g}, {native}))"
 
 
-def mean(name: str, by: str = "", over: str = RATE, **labels: str) -> str:
+def mean(name: str, by: str = "", **labels: str) -> str:
     """The mean of what a histogram recorded."""
-    parts, number = (total(f"rate({selector(name, end, **labels)}[{over}])", by) for end in ("_sum", "_count"))
-    rates = f"rate({_native(name, **labels)}[{over}])"
+    parts, number = (total(f"rate({selector(name, end, **labels)}[{RATE}])", by) for end in ("_sum", "_count"))
+    rates = f"rate({_native(name, **labels)}[{RATE}])"
     sums, counts = (total(f"histogram_{part}({rates})", by) for part in ("sum", "count"))
     return f"({share(parts, number)} or ({share(sums, counts)}))"
 
 
-def count(name: str, by: str = "", over: str = RATE, **labels: str) -> str:
+def count(name: str, by: str = "", **labels: str) -> str:
     """How much a histogram recorded a second."""
-    classic = total(f"rate({selector(name, '_count', **labels)}[{over}])", by)
-    native = total(f"histogram_count(rate({_native(name, **labels)}[{over}]))", by)
+    classic = total(f"rate({selector(name, '_count', **labels)}[{RATE}])", by)
+    native = total(f"histogram_count(rate({_native(name, **labels)}[{RATE}]))", by)
     return f"({classic} or ({native}))"
 
 
-def buckets(name: str, over: str = RATE) -> str:
+def buckets(name: str) -> str:
     """A histogram's buckets, or the native histogram, for a heatmap."""
-    classic = total(f"increase({selector(name, '_bucket')}[{over}])", "le")
-    native = total(f"increase({_native(name)}[{over}])")
+    classic = total(f"increase({selector(name, '_bucket')}[{RATE}])", "le")
+    native = total(f"increase({_native(name)}[{RATE}])")
     return f"{classic} or ({native} unless on () {classic})"
 
 

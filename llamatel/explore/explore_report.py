@@ -208,7 +208,6 @@ def make_report(
     model: ModelReport,
     request: CaptureRequest,
     *,
-    probe: int = 32,
     longest: int = 256,
     progress: Progress | None = None,
 ) -> Report:
@@ -216,7 +215,7 @@ def make_report(
     notes: list[str] = []
     run = capture(request, progress)
     repeat = CaptureRequest(
-        model=request.model, repeat=probe, layers=request.layers, heads=request.heads, threads=request.threads,
+        model=request.model, repeat=32, layers=request.layers, heads=request.heads, threads=request.threads,
         gpu_layers=request.gpu_layers, max_bytes=request.max_bytes,
     )  # fmt: skip
     probed = capture(repeat, progress)

@@ -27,10 +27,10 @@ class Picture:
     name: str
     """What its file is called, without an ending."""
 
-    def png(self, dpi: int = 130) -> bytes:
+    def png(self) -> bytes:
         """The picture as PNG."""
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        self.figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()
 
     def save(self, path: Path | str | None = None) -> Path:

@@ -37,7 +37,7 @@ class WhatIf:
         }  # fmt: skip
 
 
-def what_if(report: ModelReport, contexts: Sequence[int] = CONTEXTS) -> tuple[WhatIf, ...]:
+def what_if(report: ModelReport) -> tuple[WhatIf, ...]:
     """All variants. Raises UsageError where the model's heads are not known or share in no classic way."""
     found = report.comparison
     if not found:
@@ -46,14 +46,14 @@ def what_if(report: ModelReport, contexts: Sequence[int] = CONTEXTS) -> tuple[Wh
     own = next((variant for variant in found if variant.own), None)
     rows = []
     for variant in found:
-        cached = tuple(int(variant.cache_bytes(_BYTES_PER_VALUE) * context) for context in contexts)
+        cached = tuple(int(variant.cache_bytes(_BYTES_PER_VALUE) * context) for context in CONTEXTS)
         read = None
         if weights is not None and own is not None and own.kv_parameters and variant.kv_parameters is not None:
             # K and V projections of another size, at the file's average bits for a parameter.
             per_parameter = weights.n_bytes / weights.parameters
             more = (variant.kv_parameters - own.kv_parameters) * per_parameter
             read = tuple(int(weights.active_bytes + more) + each for each in cached)
-        rows.append(WhatIf(variant, tuple(contexts), cached, read))
+        rows.append(WhatIf(variant, CONTEXTS, cached, read))
     return tuple(rows)
 
 

@@ -214,7 +214,7 @@ class GpuSource:
     def _with_energy(self, device: DeviceSnapshot) -> DeviceSnapshot:
         curve = self._curves.get(device.id)
         if device.energy_j is None and curve is not None and curve.last is not None:
-            return replace(device, energy_j=curve.last[1], energy_integrated=True)
+            return replace(device, energy_j=curve.last[1])
         return device
 
 

@@ -66,7 +66,6 @@ class JsonLines:
         self._closed = False
         self._in_a_line = False
         self._failing = False
-        self.written = 0
         self.dropped = 0
 
     @classmethod
@@ -97,7 +96,6 @@ class JsonLines:
                     "failed", "cannot write to %s: %s; its lines are dropped", self._name, error.strerror or error
                 )
             else:
-                self.written += 1
                 self._failing = False
                 if self._once.reset("failed"):
                     log.warning("%s is written to again; %d lines were dropped", self._name, self.dropped)

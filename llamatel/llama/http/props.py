@@ -17,8 +17,6 @@ class ServerProps:
     model_path: str | None = None
     alias: str | None = None
     slots: int | None = None
-    slot_context: int | None = None
-    """Tokens that one slot may hold at most: not the size of the pool."""
     sleeping: bool | None = None
     role: str | None = None
     """``router``, or None."""
@@ -26,14 +24,12 @@ class ServerProps:
 
 def parse_props(document: Mapping[str, object]) -> ServerProps:
     """The properties; unknown fields are ignored."""
-    defaults = document.get("default_generation_settings")
     sleeping = document.get("is_sleeping")
     return ServerProps(
         build=text(document.get("build_info")),
         model_path=text(document.get("model_path")),
         alias=text(document.get("model_alias")),
         slots=count(document.get("total_slots"), 1),
-        slot_context=count(defaults.get("n_ctx"), 1) if isinstance(defaults, dict) else None,
         sleeping=sleeping if isinstance(sleeping, bool) else None,
         role=text(document.get("role")),
     )

@@ -31,9 +31,9 @@ Record = Mapping[str, object]
 IsLine = Callable[[str], bool]
 
 
-def records(document: object, inner: IsLine, context: Record | None = None) -> Iterator[Record]:
+def records(document: object, inner: IsLine) -> Iterator[Record]:
     """The records of a parsed document; itself if it is only one. ``inner``: see ``from_fields``."""
-    yield from _split(document, context or {}, lambda text: starts_like_llama_cpp(text) or inner(text), 0)
+    yield from _split(document, {}, lambda text: starts_like_llama_cpp(text) or inner(text), 0)
 
 
 def _split(value: object, context: Record, is_line: IsLine, depth: int) -> Iterator[Record]:

@@ -82,7 +82,6 @@ class LogCounters:
                 understood = False
         return LogCounts(
             lines=dict(self.lines),
-            requests_started=self.started,
             requests_lost=self.lost,
             understood=understood,
             silent_s=silent_s,

@@ -50,8 +50,6 @@ class ProcessSeparation:
         """Whether several servers write at the same time."""
         self.ambiguous = False
         """Whether a timestamp fitted the clocks of two processes, one of them only as a line out of order."""
-        self.undecided = 0
-        """Lines that fit no process or several, and were left out."""
         self._first = self._current = LogProcess(0)
         self._processes = [self._first]
         self._numbers = 1
@@ -421,6 +419,5 @@ class ProcessSeparation:
         return self._leave_out(parts) if number is None else (number, parts)
 
     def _leave_out(self, parts: LogLine) -> tuple[None, LogLine]:
-        self.undecided += 1
         self._timings.left_out(parts)
         return None, parts

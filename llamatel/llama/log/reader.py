@@ -310,10 +310,6 @@ class LogReader:
         """Unix time at which the process started to log; None before its first line."""
         return self._clock.process_started_at
 
-    def date(self, time: float, now: float) -> None:
-        """A line with log time ``time`` was written at Unix time ``now``; for lines that are read late."""
-        self._clock.observe(time, now)
-
     def polled(self) -> None:
         """Count a poll that uses a task number (/metrics, /slots)."""
         self._requests.number_taken(self._last_time)
