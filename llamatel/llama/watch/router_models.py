@@ -38,7 +38,7 @@ from llamatel.snapshots import CountGaps, RouterModel, ServerSnapshot
 
 _IDLE_S = 5.0
 """How often a loaded model is polled while it is idle; without the router's log as often as other servers."""
-_WORKING_S = 0.5
+_WORKING_S = 0.2
 """How often a working model is polled at least without the router's log: it may be unloaded once it is idle."""
 _GENERATED = "tokens_predicted_total"
 _STATES = frozenset({"unloaded", "loading", "loaded", "sleeping", "downloading", "downloaded"})
@@ -169,8 +169,13 @@ class _Model:
             if _GENERATED in last:
                 self.polling.add({_GENERATED: sum(request.decoded or 0 for request in running)})
 
-    def poll(self, now: float, interval_s: float) -> None:
-        """Poll it, if it is loaded and due."""
+    @property
+    def may_unload(self) -> bool:
+        """Whether it works, or will in a moment, and so may be unloaded with counts that were not read."""
+        return self.working or self.entry.state == "loading"
+
+    def poll(self, now: float, interval_s: float, working_s: float) -> None:
+        """Poll it, if it is loaded and due. ``working_s``: until the next poll while it works."""
         if self.entry.state != "loaded" or now < self.due_at:
             return
         try:
@@ -182,7 +187,7 @@ class _Model:
         working = self.working = self.polling.busy or self.stale
         cpu_s = cpu_time(self._pid()) if working else None
         self._progress.observe(started_at=now, working=working, marks=self.polling.marks, cpu_s=cpu_s)
-        self.due_at = now + (interval_s if working or not self._has_log else max(_IDLE_S, interval_s))
+        self.due_at = now + (working_s if working else interval_s if not self._has_log else max(_IDLE_S, interval_s))
 
     def _pid(self) -> int | None:
         """The model's process, looked for once a load; None if it is on another machine, or cannot be found."""
@@ -272,12 +277,12 @@ class Router:
     def poll_models(self) -> None:
         """Poll the loaded models that are due."""
         for model in self._models.values():
-            model.poll(self._clock(), self.due_in_s)
+            model.poll(self._clock(), self._interval_s, self.due_in_s)
 
     @property
     def due_in_s(self) -> float:
         """When it is to be polled again."""
-        works = not self._has_log and any(model.working for model in self._models.values())
+        works = not self._has_log and any(model.may_unload for model in self._models.values())
         return min(_WORKING_S, self._interval_s) if works else self._interval_s
 
     @property
