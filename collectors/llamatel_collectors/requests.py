@@ -34,28 +34,35 @@ class RequestsCollector(Collector):
 
     def on_completion(self, completion: Completion) -> Iterator[Sample]:
         """Samples of one request; a figure that the log lacks yields no sample."""
-        done = completion.outcome is Outcome.OK
-        own = not completion.is_child
+        server, outcome = completion.server, completion.outcome
+        done = outcome is Outcome.OK
         gen_ai = {"gen_ai.operation.name": operation(completion), "gen_ai.provider.name": PROVIDER}
-        if own:
-            error = "cancelled" if completion.outcome is Outcome.CANCELLED else error_type(completion)
+        figures: list[tuple[str, float | None]] = [("llamacpp.request.decode.duration", completion.decode_s)]
+        if not completion.is_child:
+            error = "cancelled" if outcome is Outcome.CANCELLED else error_type(completion)
             with_error = gen_ai if error is None else {**gen_ai, "error.type": error}
-            yield Sample("gen_ai.server.request.duration", completion.duration_s, completion.server, with_error)
-            yield from self._zeros(completion.server)
-            yield Sample("llamacpp.requests", 1, completion.server, {"outcome": completion.outcome.value})
-        for metric, value, applies, attributes in (
-            ("gen_ai.server.time_to_first_token", completion.time_to_first_token_s, own and done, gen_ai),
-            ("gen_ai.server.time_per_output_token", completion.time_per_output_token_s, done, gen_ai),
-            ("llamacpp.request.queue.duration", completion.queue_s, own, {}),
-            ("llamacpp.request.outside.duration", completion.outside_s, own, {}),
-            ("llamacpp.request.prefill.duration", completion.prefill_s, own, {}),
-            ("llamacpp.request.decode.duration", completion.decode_s, True, {}),
-            ("llamacpp.request.input_tokens", completion.prompt_tokens, own and done, {}),
-            ("llamacpp.request.cached_tokens", completion.prompt_cached, own and done, {}),
-            ("llamacpp.request.output_tokens", completion.generated, done, {}),
-        ):
-            if applies and value is not None:
-                yield Sample(metric, value, completion.server, attributes)
+            yield Sample("gen_ai.server.request.duration", completion.duration_s, server, with_error)
+            yield from self._zeros(server)
+            yield Sample("llamacpp.requests", 1, server, {"outcome": outcome.value})
+            figures += [
+                ("llamacpp.request.queue.duration", completion.queue_s),
+                ("llamacpp.request.outside.duration", completion.outside_s),
+                ("llamacpp.request.prefill.duration", completion.prefill_s),
+            ]
+            if done:
+                if (first_s := completion.time_to_first_token_s) is not None:
+                    yield Sample("gen_ai.server.time_to_first_token", first_s, server, gen_ai)
+                figures += [
+                    ("llamacpp.request.input_tokens", completion.prompt_tokens),
+                    ("llamacpp.request.cached_tokens", completion.prompt_cached),
+                ]
+        if done:
+            if (token_s := completion.time_per_output_token_s) is not None:
+                yield Sample("gen_ai.server.time_per_output_token", token_s, server, gen_ai)
+            figures.append(("llamacpp.request.output_tokens", completion.generated))
+        for metric, value in figures:
+            if value is not None:
+                yield Sample(metric, value, server)
 
     def _zeros(self, server: ServerInfo) -> Iterator[Sample]:
         """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""

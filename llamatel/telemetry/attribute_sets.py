@@ -15,6 +15,7 @@ from threading import Lock
 from llamatel.collectors import Sample
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, Metric, table
 from llamatel.outputs.log_once import LogOnce
+from llamatel.records import ServerInfo
 from llamatel.telemetry.prometheus_names import prometheus_label
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,12 @@ class AttributeSets:
         self.rows = table(metrics)
         self._clock = clock
         self._lock = Lock()
-        self._cached: dict[tuple[object, ...], AttributeSet] = {}
+        self._cached: dict[ServerInfo | None, dict[object, AttributeSet]] = {}
+        """By server, then by metric and own attributes."""
+        self._size = 0
+        """Attribute sets in it."""
+        self._last: tuple[object, dict[object, AttributeSet]] = (self, {})
+        """The server of the last sample and its part of the cache: a request's samples come one after another."""
         self._unique: dict[tuple[str, frozenset[tuple[str, str | int]]], AttributeSet] = {}
         self._servers: OrderedDict[Endpoint, dict[str, set[str | int]]] = OrderedDict()
         self._used_at: dict[Endpoint, float] = {}
@@ -88,20 +94,30 @@ class AttributeSets:
 
     def resolve(self, sample: Sample) -> AttributeSet:
         """The sample's attributes with its server's. Raises ValueError for a sample that does not fit the table."""
-        if not -_MAX_NUMBER <= sample.value <= _MAX_NUMBER:  # also refuses NaN
-            raise ValueError(f"{sample.metric} has a value that is no number")
-        key = (sample.metric, sample.server, *sample.attributes.items())
-        found = self._cached.get(key)
+        metric, value, server, attributes = sample
+        if not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # also refuses NaN
+            raise ValueError(f"{metric} has a value that is no number")
+        last, cached = self._last
+        if last is not server:
+            cached = self._cached.get(server) or {}
+            self._last = server, cached
+        key = (metric, *attributes.items()) if attributes else metric
+        found = cached.get(key)
         return self._resolve(sample, key) if found is None else found
 
     def forget(self, dropped: Iterable[AttributeSet]) -> None:
         """Drop sets whose series are no longer kept."""
         removed = {id(one) for one in dropped}
         with self._lock:
-            self._cached = {key: one for key, one in self._cached.items() if id(one) not in removed}
+            self._cached = {
+                server: {key: one for key, one in cached.items() if id(one) not in removed}
+                for server, cached in self._cached.items()
+            }
+            self._size = sum(map(len, self._cached.values()))
+            self._last = self, {}
             self._unique = {key: one for key, one in self._unique.items() if id(one) not in removed}
 
-    def _resolve(self, sample: Sample, key: tuple[object, ...]) -> AttributeSet:
+    def _resolve(self, sample: Sample, key: object) -> AttributeSet:
         row = self.rows.get(sample.metric)
         if row is None:
             raise ValueError(f"{sample.metric} is not in the metric table")
@@ -117,8 +133,8 @@ class AttributeSets:
             endpoint = (sample.server.address, sample.server.port)
         with self._lock:
             limited = self._limit(merged, endpoint, own)
-            if len(self._cached) >= _MAX_CACHED:
-                self._cached.clear()
+            if self._size >= _MAX_CACHED:
+                self._cached, self._size = {}, 0
                 if row.kind not in (Kind.HISTOGRAM, Kind.COUNTER):
                     self._unique = {k: one for k, one in self._unique.items() if one.series is not None}
             unique = (row.name, frozenset(merged.items()))
@@ -126,7 +142,10 @@ class AttributeSets:
             if found is None:
                 found = self._unique[unique] = AttributeSet(row, merged, endpoint, limited=limited)
             if not limited:  # else the cache would grow with each value from outside
-                self._cached[key] = found
+                cached = self._cached.setdefault(sample.server, {})
+                self._size += key not in cached
+                cached[key] = found
+                self._last = sample.server, cached
             return found
 
     def _limit(self, attributes: dict[str, str | int], endpoint: Endpoint | None, own: Iterable[str]) -> bool:

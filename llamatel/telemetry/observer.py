@@ -29,7 +29,7 @@ from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _log = logging.getLogger(__name__)
 
-_JOIN_INTERVAL_S = 0.02
+_JOIN_INTERVAL_S = 0.05
 """Interval of polling the joiner for requests whose wait for a client's call is over."""
 _WAIT_STEP_S = 0.1
 _OPEN_S = 10.0

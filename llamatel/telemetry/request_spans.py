@@ -13,12 +13,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
+    NoOpTracer,
+    ProxyTracer,
     SpanContext,
     SpanKind,
     Status,
     StatusCode,
     Tracer,
     get_current_span,
+    get_tracer_provider,
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -26,6 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
 from llamatel.telemetry.otlp_encoding import Event
 from llamatel.telemetry.request_encoder import RequestEncoder, RequestSpan
+from llamatel.telemetry.sdk_adapter import is_placeholder
 from llamatel.tracing import openinference
 from llamatel.tracing.joining import Origin
 from llamatel.tracing.semconv import PROVIDER, error_type, operation
@@ -115,6 +119,12 @@ class Spans:
             span.end(unix_ns(request.ended_at))
         return context
 
+    def _leads_nowhere(self) -> bool:
+        """Whether no tracer provider gets the spans, at this moment."""
+        if isinstance(self._tracer, NoOpTracer):
+            return True
+        return isinstance(self._tracer, ProxyTracer) and is_placeholder(get_tracer_provider())
+
     def emit_observed(self, request: ObservedRequest) -> None:
         """Write the span of a request that was only observed in its slot: the time in which it certainly ran."""
         server = request.server
@@ -144,6 +154,8 @@ class Spans:
         leaves its request unsampled.
         """
         parent = origin.parent
+        if parent is None and not origin.candidates and completion.call is None and self._leads_nowhere():
+            return _ROOT
         if parent is not None and isinstance(parent.span, Context):
             above, offset = parent.span, parent.clock_offset_s
             completion = _after(completion, parent.sent_at)

@@ -192,16 +192,20 @@ class Joiner:
 
     def completed(self, completion: Completion) -> None:
         """A request has finished."""
-        held = HeldRequest(completion, self._clock())
+        now = self._clock()
+        held = HeldRequest(completion, now, check_at=now + self.grace_s)
         self._held.append(held)
         if completion.call is not None:  # from this process: the record has its caller
             held.origin = Origin()
             return
         endpoint = endpoint_of(completion.server)
         self._addresses.watch(endpoint)
-        if len(self._log_lateness) < _MAX_SERVERS or endpoint in self._log_lateness:
-            late = held.arrived_at - completion.ended_at
-            self._log_lateness.setdefault(endpoint, Lateness()).add(late if late < _BACKLOG_S else 0.0, held.arrived_at)
+        lateness = self._log_lateness.get(endpoint)
+        if lateness is None and len(self._log_lateness) < _MAX_SERVERS:
+            lateness = self._log_lateness[endpoint] = Lateness()
+        if lateness is not None:
+            late = now - completion.ended_at
+            lateness.add(late if late < _BACKLOG_S else 0.0, now)
         # A report of another process's call may always arrive after its request has finished.
         dropped = self._recent.add(held)
         if dropped is not None:
@@ -233,7 +237,8 @@ class Joiner:
         reported_at = min((one.as_of for one in others), default=now)
         kept = []
         for held in self._held:
-            if held.origin is None and not all_of_them and self._has_to_wait(held, in_flight, reported_at, now):
+            waits = held.origin is None and not all_of_them
+            if waits and (now < held.check_at or self._has_to_wait(held, in_flight, reported_at, now)):
                 kept.append(held)
             else:
                 held.written = True
@@ -352,10 +357,9 @@ class Joiner:
         return ((self._addresses.server(endpoint_of(call.server)), call, as_of) for call in calls)
 
     def _has_to_wait(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> bool:
-        """Whether a call may still match it."""
-        if now >= held.check_at:
-            until = held.arrived_at + self._patience(held, in_flight, reported_at, now)
-            held.check_at = min(until, now + _WEIGHED_S)
+        """Whether a call may still match it; called when the time of its last check is over."""
+        until = held.arrived_at + self._patience(held, in_flight, reported_at, now)
+        held.check_at = min(until, now + _WEIGHED_S)
         return now < held.check_at
 
     def _patience(self, held: HeldRequest, in_flight: Sequence[_Open], reported_at: float, now: float) -> float:

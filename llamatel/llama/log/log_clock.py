@@ -33,8 +33,11 @@ class LogClock:
         self._anchor = anchor
         self._slept = slept
         self._slept_before = self._slept_last = slept()
-        self._read_at: float | None = None
+        self.read_at: float | None = None
         """Unix time at which the last line was read."""
+        self._span = _JUMP_S if live else float("inf")
+        self.oldest = self.newest = float("-inf")
+        """Lines that were read at ``read_at`` with a log time above the first and up to the second change nothing."""
         self._set_back_at = float("-inf")
         """When the wall clock was last found to be set back (monotonic)."""
         self._lagging: tuple[float, float] | None = None
@@ -47,9 +50,12 @@ class LogClock:
 
     def observe(self, time: float, now: float) -> None:
         """Record that a line written at log time ``time`` was read at Unix time ``now``."""
-        if now != self._read_at:  # once for all lines that were read together
-            self._read_at = now
+        if now != self.read_at:  # once for all lines that were read together
+            self.read_at = now
             self._check_wall_clock()
+        elif 0.0 < time - self.newest < _JUMP_S:
+            self._anchor, self.newest, self.oldest = now - time, time, time - self._span
+            return
         start, anchor = now - time, self._anchor
         if anchor is None:
             self._slept_before = self._slept_last
@@ -60,6 +66,8 @@ class LogClock:
                 self._anchor = start
         else:
             self._anchor = min(start, self._after_sleep(anchor, start, now))
+        self.newest = now - self._anchor if self._lagging is None else float("-inf")
+        self.oldest = self.newest - self._span
 
     def _check_wall_clock(self) -> None:
         """Detect that the wall clock was set back since the previous lines."""
@@ -94,7 +102,7 @@ class LogClock:
 
     def restart(self) -> None:
         """Reset for another process in the same log."""
-        self._anchor = self._lagging = None
+        self._anchor = self._lagging = self.read_at = None
 
     def wall(self, time: float) -> float:
         """Unix time of a log time; only after ``observe``."""

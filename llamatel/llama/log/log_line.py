@@ -39,6 +39,8 @@ _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
 _SPACES = frozenset(" \t\r")
 _DECODER = json.JSONDecoder()
+_new = tuple.__new__
+"""Makes a LogLine of all its parts in a third of the time that its own constructor takes."""
 _LEVELS = {"info": "I", "warn": "W", "warning": "W", "error": "E", "debug": "D", "trace": "T", "cont": "I"}
 
 
@@ -126,8 +128,8 @@ def _stamped(match: re.Match[str]) -> LogLine:
     micros = int(stamp.replace(".", ""))
     time = (micros - micros // 100_000_000 * 40_000_000) / 1e6  # minutes have 60 seconds, not 100
     if slot is None:
-        return LogLine(text, time, level)
-    return LogLine(text, time, level, None, None, int(slot), int(task), function, slot_message)
+        return _new(LogLine, (text, time, level, None, None, None, None, "", ""))
+    return _new(LogLine, (text, time, level, None, None, int(slot), int(task), function, slot_message))
 
 
 def _other_form(line: str) -> LogLine:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from llamatel.llama.log.prompt_history import CacheContents, CachedPrompt, PromptHistory
 from llamatel.llama.log.prompt_reuse import UNKNOWN_REUSE, Prefill, SlotSelection
@@ -25,25 +24,19 @@ _EVICTED = re.compile(r"erasing old context checkpoint \(pos_min = \d{1,12}, pos
 CONTEXT_FULL = "Context size has been exceeded"
 
 
-def _seconds(found: re.Match[str], tokens: int) -> float:
+def _seconds(text: str, printed_rate: str | None, tokens: int) -> float:
     """A time printed to 0.01 ms, refined to microseconds where the rate of ``tokens`` on the line is that precise."""
-    printed = float(found.group(1))
-    rate = float(found.group(3) or 0.0)
-    if rate > 0 and tokens > 0:
+    printed = float(text)
+    if printed_rate is not None and tokens > 0 and (rate := float(printed_rate)) > 0:
         exact = tokens / rate * 1e3
         if exact * 0.005 / rate < 0.0004 and abs(exact - printed) < 0.0055:
             return round(exact, 3) / 1e3
     return printed / 1e3
 
 
-@dataclass(slots=True)
 class LoggedRequest:
-    """Its log so far."""
+    """Its log so far. Most of its attributes are never set: their defaults are the class's."""
 
-    slot: int
-    task: int
-    started: float
-    is_child: bool = False
     queue_s: float | None = None
     prompt: int | None = None
     mixed: bool = False
@@ -72,15 +65,26 @@ class LoggedRequest:
     """Whether llama.cpp restored an earlier state of the slot's cache, or none."""
     evicted: tuple[int, ...] = ()
     """Tokens of checkpoints that its slot had lost before."""
-    evicts: list[int] = field(default_factory=list)
+    evicts: tuple[int, ...] = ()
     """Tokens of those that llama.cpp erased to make room for its own."""
 
-    def read(self, function: str, message: str, time: float) -> str:
-        """Read a message of its slot, printed by ``function``.
+    def __init__(self, slot: int, task: int, started: float, *, is_child: bool = False) -> None:
+        self.slot = slot
+        self.task = task
+        self.started = started
+        self.is_child = is_child
+
+    def read_timing(self, message: str, time: float) -> str:
+        """Read a message that ``print_timing`` printed.
 
         Returns the kind of the line: request, malformed, or server where it has no figure.
         """
-        functions, reader = _READERS.get(message[:5], _UNKNOWN)
+        reader = _TIMINGS.get(message[:5])
+        return "server" if reader is None else reader(self, message, time)
+
+    def read(self, function: str, message: str, time: float) -> str:
+        """Read a message that another ``function`` printed; returns as ``read_timing``."""
+        functions, reader = _OTHERS.get(message[:5], _UNKNOWN)
         return reader(self, message, time) if function in functions else "server"
 
     def _prefill(self, text: str, time: float) -> str:
@@ -90,8 +94,9 @@ class LoggedRequest:
             return "malformed" if text.startswith("prompt eval time") else "request"
         if self.prefill_s is not None:
             self.mixed = True
-        self.computed = int(found.group(2))
-        self.prefill_s = _seconds(found, self.computed)
+        printed, tokens, rate = found.groups()
+        self.computed = int(tokens)
+        self.prefill_s = _seconds(printed, rate, self.computed)
         self.timed_at = time
         return "request"
 
@@ -101,8 +106,9 @@ class LoggedRequest:
             return "malformed" if text.startswith("eval time") else "request"
         if self.decode_s is not None:
             self.mixed = True
-        self.generated = int(found.group(2))
-        self.decode_s = _seconds(found, self.generated - 1)
+        printed, tokens, rate = found.groups()
+        self.generated = int(tokens)
+        self.decode_s = _seconds(printed, rate, self.generated - 1)
         return "request"
 
     def _draft(self, text: str, time: float) -> str:
@@ -127,7 +133,7 @@ class LoggedRequest:
 
     def _eviction(self, text: str, time: float) -> str:
         if (found := _EVICTED.match(text)) is not None:
-            self.evicts.append(int(found.group(1)) + 1)
+            self.evicts = (*self.evicts, int(found.group(1)) + 1)
         return "request"
 
     def _shift(self, text: str, time: float) -> str:
@@ -212,22 +218,25 @@ class LoggedRequest:
         return None if cached is not None and cached < 0 else cached
 
 
-_TIMING = frozenset({"print_timing"})
+_Reader = Callable[[LoggedRequest, str, float], str]
+_TIMINGS: dict[str, _Reader] = {
+    "promp": LoggedRequest._prefill,
+    "eval ": LoggedRequest._decode,
+    "total": LoggedRequest._progress,
+    "graph": LoggedRequest._progress,
+    "draft": LoggedRequest._draft,
+    "n_gen": LoggedRequest._progress,
+    "n_dec": LoggedRequest._progress,  # its name until summer 2026
+}
+"""Readers of ``print_timing``'s messages, by their first five characters."""
 _PROMPT_LOOP = frozenset({"update_slots", "  operator()", "  pre_decode"})
 _CHECKPOINT = _PROMPT_LOOP | {"create_check"}
-_UNKNOWN: tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]] = (frozenset(), LoggedRequest._progress)
-_READERS: dict[str, tuple[frozenset[str], Callable[[LoggedRequest, str, float], str]]] = {
-    "promp": (_TIMING, LoggedRequest._prefill),
-    "eval ": (_TIMING, LoggedRequest._decode),
-    "total": (_TIMING, LoggedRequest._progress),
-    "graph": (_TIMING, LoggedRequest._progress),
-    "draft": (_TIMING, LoggedRequest._draft),
+_UNKNOWN: tuple[frozenset[str], _Reader] = (frozenset(), LoggedRequest._progress)
+_OTHERS: dict[str, tuple[frozenset[str], _Reader]] = {
     "new p": (_PROMPT_LOOP, LoggedRequest._prompt),
-    "n_gen": (_TIMING, LoggedRequest._progress),
-    "n_dec": (_TIMING, LoggedRequest._progress),  # its name until summer 2026
     "slot ": (_PROMPT_LOOP, LoggedRequest._shift),
     "forci": (_PROMPT_LOOP, LoggedRequest._no_checkpoint),
     "resto": (_PROMPT_LOOP, LoggedRequest._no_checkpoint),
     "erasi": (_CHECKPOINT, LoggedRequest._eviction),
 }
-"""By a message's first five characters (one dictionary look-up a line): the functions that print it, and its reader."""
+"""Those of other functions' messages: the functions that print them, and the reader."""

@@ -305,7 +305,12 @@ class PromptHistory:
             self._beginnings.append(cached)
         if cached >= _FEW and not known:
             return None  # its slot had this conversation, or one with the same beginning
-        lost = [entry for entry in contents.lost if entry[0].may_start(prompt)]
+        # As ``may_start``, without a call for each.
+        lost = [
+            entry
+            for entry in contents.lost
+            if (one := entry[0]).tokens <= prompt <= 2 * one.tokens and not one.continued
+        ]
         if contents.lost and (lost or self._fits):
             self._fits.append(bool(lost))
         if lost:

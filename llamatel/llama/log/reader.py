@@ -42,14 +42,11 @@ _log = logging.getLogger(__name__)
 _MAX_LENGTH = 8192
 """Characters of a line that are read."""
 _OURS = ("srv ", "slot ", "que ", "cmn ")
-_TOTALS = {
-    "prompt_tokens_total": "prompt_computed",
-    "prompt_tokens_cached_total": "prompt_cached",
-    "tokens_predicted_total": "generated",
-    "prompt_seconds_total": "prefill_s",
-    "tokens_predicted_seconds_total": "decode_s",
-}
-"""llama.cpp's counters, and the part of a request that each sums up."""
+_TOTALS = (
+    "prompt_tokens_total", "prompt_tokens_cached_total", "tokens_predicted_total", "prompt_seconds_total",
+    "tokens_predicted_seconds_total",
+)  # fmt: skip
+"""llama.cpp's counters that requests add up to."""
 _JUMP_S = 2.0
 """A timestamp further ahead of the previous line's is checked against the clock."""
 
@@ -155,7 +152,7 @@ class LogReader:
             return self._read_child(parts, now)
         if wall is not None:
             now = wall
-        last, time = self._last_time, stamp
+        last, time, clock = self._last_time, stamp, self._clock
         if time is None or not last <= time <= last + _JUMP_S:
             time = self._time_of(stamp, now)
             if time is None:
@@ -163,8 +160,10 @@ class LogReader:
                 return ()
         else:
             self._stamped = True
-        if stamp is not None or self._clock.process_started_at is None:
-            self._clock.observe(time, now)
+        if now == clock.read_at and clock.oldest < time <= clock.newest:
+            pass  # as most lines: it shows nothing new of the clock
+        elif stamp is not None or clock.process_started_at is None:
+            clock.observe(time, now)
         self._last_time = time
         if slot is not None and task is not None:
             kind = self._requests.slot_line(function, slot, task, message, time)
@@ -276,9 +275,17 @@ class LogReader:
             else:
                 self._counters.timed += 1
                 self._audit.generated += completion.generated or 0
-        for name, part in _TOTALS.items():
-            self._totals[name] += getattr(completion, part) or 0.0
+        self._add(completion)
         self._completed.append(completion)
+
+    def _add(self, completion: Completion) -> None:
+        """Add a request to llama.cpp's counters as this log has them."""
+        totals = self._totals
+        totals["prompt_tokens_total"] += completion.prompt_computed or 0
+        totals["prompt_tokens_cached_total"] += completion.prompt_cached or 0
+        totals["tokens_predicted_total"] += completion.generated or 0
+        totals["prompt_seconds_total"] += completion.prefill_s or 0.0
+        totals["tokens_predicted_seconds_total"] += completion.decode_s or 0.0
 
     # -- the reader's own state -------------------------------------------------------------------------------------
 

@@ -82,6 +82,14 @@ class SlotRequests:
         """Read a slot's message; returns the kind of the line."""
         self._heading_slot = None
         self._counters.slot_lines += 1
+        if function == "print_timing":  # half of all lines
+            request = self._active.get(slot)
+            if request is None or request.task != task:
+                return "server"
+            if message:
+                return request.read_timing(message, time)
+            self._heading_slot = slot
+            return "server"
         if function == "launch_slot_":
             if message.startswith("processing task"):
                 return self._launch(slot, task, message, time)
@@ -107,12 +115,8 @@ class SlotRequests:
             return "server"
         if is_release:
             return self._release(request, message, time)
-        if not message and function == "print_timing":
-            self._heading_slot = slot
-            return "server"
         kind = request.read(function, message, time)
-        if function != "print_timing":
-            self._follow(request)
+        self._follow(request)
         return kind
 
     def _follow(self, request: LoggedRequest) -> None:
@@ -121,7 +125,7 @@ class SlotRequests:
         request.counted_shifts = request.shifts
         if request.evicts:
             self._evicted[request.slot] = (*self._evicted.get(request.slot, ()), *request.evicts)[-_MAX_EVICTED:]
-            request.evicts.clear()
+            request.evicts = ()
 
     def continuation(self, text: str, time: float) -> bool:
         """Whether a line is a timing that follows its heading (builds until April 2026), even after foreign lines."""
@@ -131,7 +135,7 @@ class SlotRequests:
         message = text.lstrip()
         if request is None or not message.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
             return False
-        request.read("print_timing", message, time)
+        request.read_timing(message, time)
         return True
 
     def cancel(self, message: str, time: float) -> str:

@@ -60,10 +60,12 @@ class _Pipe:
         self.file = cast("IO[bytes]", file)
         self.buffer = LineBuffer()
         self.open = True
+        self.large = False
+        """Whether it holds what a busy server writes in some tens of milliseconds."""
         os.set_blocking(self.file.fileno(), False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # above the user's limit: the default is enough
-                fcntl.fcntl(self.file.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            with contextlib.suppress(OSError):  # above the user's limit
+                self.large = fcntl.fcntl(self.file.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES) >= _PIPE_BYTES
 
 
 class Child:
@@ -109,8 +111,8 @@ class Child:
     def read(self, timeout_s: float | None, *, wakeful: bool = True, gather_s: float = 0.0) -> Output:
         """Wait for output, the child's end or (if ``wakeful``) a wake-up, at most ``timeout_s``; the lines read.
 
-        ``gather_s``: how long to collect lines before they are read. A busy server writes several a millisecond, and
-        waking up for each would use more CPU than reading them.
+        ``gather_s``: how long to collect lines before they are read; shorter where the pipes are small. A busy server
+        writes several a millisecond, and waking up for each would use more CPU than reading them.
         """
         if not wakeful and self._wake is not None:
             self._selector.unregister(self._wake)
@@ -119,7 +121,7 @@ class Child:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._selector.select(timeout_s)
         if gather_s and any(isinstance(key.fileobj, io.IOBase) for key, _ in ready):
-            time.sleep(gather_s)
+            time.sleep(gather_s if all(pipe.large for pipe in self._pipes) else gather_s / 4)
         if self._pidfd is not None and self.returncode is not None:
             self._selector.unregister(self._pidfd)
             os.close(self._pidfd)
