@@ -94,13 +94,7 @@ class SlotRequests:
             if message.startswith("processing task"):
                 return self._launch(slot, task, message, time)
         elif function == "get_availabl":
-            if message.startswith("selected slot"):
-                if len(self._selected) < _MAX_SLOTS:
-                    selection = parse_selection(message)
-                    self._selected[slot] = time, selection
-                    self.history.selected(slot, selection)
-                return "request"
-            return "server"
+            return self._select(slot, message, time)
         request = self._active.get(slot)
         is_release = function == "     release" and message.startswith("stop processing")
         if request is None or request.task != task:
@@ -118,6 +112,15 @@ class SlotRequests:
         kind = request.read(function, message, time)
         self._follow(request)
         return kind
+
+    def _select(self, slot: int, message: str, time: float) -> str:
+        if not message.startswith("selected slot"):
+            return "server"
+        if len(self._selected) < _MAX_SLOTS:
+            selection = parse_selection(message)
+            self._selected[slot] = time, selection
+            self.history.selected(slot, selection)
+        return "request"
 
     def _follow(self, request: LoggedRequest) -> None:
         """Record a request's effects on its slot."""
