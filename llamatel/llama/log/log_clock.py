@@ -59,14 +59,14 @@ class LogClock:
         start, anchor = now - time, self._anchor
         if anchor is None:
             self._slept_before = self._slept_last
-            self._anchor = start
+            anchor = start
         elif -_JUMP_S < start - anchor < _JUMP_S or not self._live:
             self._lagging = None
-            if start < anchor:
-                self._anchor = start
+            anchor = min(start, anchor)
         else:
-            self._anchor = min(start, self._after_sleep(anchor, start, now))
-        self.newest = now - self._anchor if self._lagging is None else float("-inf")
+            anchor = min(start, self._after_sleep(anchor, start, now))
+        self._anchor = anchor
+        self.newest = now - anchor if self._lagging is None else float("-inf")
         self.oldest = self.newest - self._span
 
     def _check_wall_clock(self) -> None:
