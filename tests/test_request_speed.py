@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import urllib3
 
+from benchmarks.gpu.speed import regression
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import prefill_ceiling, prefill_operations
 from llamatel.llama import ServerManager
@@ -45,10 +45,12 @@ def session(noise: float = 0.0) -> list[Completion]:
 
 def test_speed_lines_of_exact_requests() -> None:
     speed = request_speed(session(), decode_ceiling=lambda _: 1000.0)
-    [prefill], [decode] = speed.prefill, speed.decode
-    assert (prefill.fixed_s, prefill.base_s, prefill.slope_s) == pytest.approx((FIXED, BASE, SLOPE))
-    assert (decode.fixed_s, decode.base_s, decode.slope_s) == pytest.approx((0, STEP, STEP_SLOPE), rel=1e-3)
-    assert (prefill.spread, decode.spread) == pytest.approx((0, 0), abs=1e-3)
+    [prefill], [short], [decode] = speed.prefill, speed.prefill_short, speed.decode
+    assert (prefill.requests, prefill.slope_s) == (12, 0)
+    assert prefill.points[0].tokens_per_second == pytest.approx(1 / (BASE + SLOPE * 15_000 + FIXED / 30_000))
+    assert short.points[0].tokens_per_second > short.points[-1].tokens_per_second
+    assert (decode.base_s, decode.slope_s) == pytest.approx((STEP, STEP_SLOPE), rel=1e-3)
+    assert decode.spread == pytest.approx(0, abs=1e-3)
     assert (prefill.busy_slots, decode.busy_slots, decode.requests) == (1, 1, 60)
     last = decode.points[-1]
     assert last.tokens_per_second == pytest.approx(1 / (STEP + STEP_SLOPE * last.context), rel=1e-3)
@@ -56,11 +58,17 @@ def test_speed_lines_of_exact_requests() -> None:
 
 
 def test_speed_lines_of_scattered_requests() -> None:
-    [prefill], [decode] = (speed := request_speed(session(0.1))).prefill, speed.decode
-    assert (prefill.spread, decode.spread) == pytest.approx((0.1, 0.1), rel=0.3)
+    """Noise, and single requests that took a hundred times as long."""
+    requests = [made(10_000.0 * n, 1000, 500 * n, 100.0 if n in (0, 7) else 1 + 0.1 * (n % 3)) for n in range(40)]
+    speed = request_speed(requests)
+    [prefill], [decode] = speed.prefill, speed.decode
+    for point in prefill.points:
+        assert point.tokens_per_second == pytest.approx(
+            1 / (BASE + SLOPE * point.context + FIXED / 1000) / 1.1, rel=0.1
+        )
     for point in decode.points:
-        assert point.tokens_per_second == pytest.approx(1 / (STEP + STEP_SLOPE * point.context), rel=0.1)
-    assert prefill.points[1].tokens_per_second == pytest.approx(1 / (BASE + SLOPE * prefill.points[1].context), rel=0.3)
+        assert point.tokens_per_second == pytest.approx(1 / (STEP + STEP_SLOPE * point.context) / 1.1, rel=0.1)
+    assert decode.spread == pytest.approx(0.09, abs=0.03)
 
 
 def test_speed_lines_by_busy_slots() -> None:
@@ -91,17 +99,6 @@ def test_prefill_ceiling() -> None:
 # -- against clients -----------------------------------------------------------------------------------------------
 
 
-def regression(rows: list[tuple[float, float, float]], *, fixed: bool) -> np.ndarray[Any, Any]:
-    """Seconds, tokens and context of requests: coefficients of tokens, tokens * context and, where ``fixed``, 1."""
-    seconds, tokens, context = np.array(rows).T
-    design = np.stack([tokens, tokens * context, *([np.ones_like(tokens)] if fixed else [])], axis=1)
-    weights = 1 / seconds
-    for _ in range(3):
-        found: np.ndarray[Any, Any] = np.linalg.lstsq(design * weights[:, None], seconds * weights, rcond=None)[0]
-        weights = 1 / np.maximum(design @ found, 1e-6)
-    return found
-
-
 def sent(url: str, lengths: list[int], at_once: int) -> list[dict[str, Any]]:
     """The ``timings`` of prompts of so many tokens, from clients that wait for each other."""
     found: list[dict[str, Any]] = []
@@ -127,7 +124,7 @@ def sent(url: str, lengths: list[int], at_once: int) -> list[dict[str, Any]]:
 def test_speed_lines_agree_with_clients(tiny_model: Path) -> None:
     """The fitted rates are those of an independent regression over the responses' timings."""
     records: list[Completion] = []
-    lengths = [100 + 61 * number for number in range(12)]
+    lengths = [100 + 37 * number for number in range(12)]
     with ServerManager(backend="xllamacpp") as server:
         server.subscribe(records.append)
         server.start_server(tiny_model, port=0, n_parallel=2, ctx_size=2048, extra_args=["-t", "1", "--cache-ram", "0"])
@@ -141,16 +138,16 @@ def test_speed_lines_agree_with_clients(tiny_model: Path) -> None:
             (t["predicted_ms"] / 1e3, t["predicted_n"] - 1, t["prompt_n"] + t["predicted_n"] / 2)
             for t in timings[at_once]
         ]
-        agree(speed.decode, regression(rows, fixed=False), len(rows))
+        agree(speed.decode, regression(rows), len(rows))
         rows = [(t["prompt_ms"] / 1e3, t["prompt_n"], t["prompt_n"] / 2) for t in timings[at_once]]
-        agree(speed.prefill, regression(rows, fixed=True), len(rows))
-        assert at_once == 2 or (len(speed.decode), len(speed.prefill)) == (1, 1)
+        agree(speed.prefill_short, regression(rows), len(rows))
+        assert at_once == 2 or (len(speed.decode), len(speed.prefill_short)) == (1, 1)
 
 
-def agree(lines: tuple[RateLine, ...], terms: np.ndarray[Any, Any], requests: int) -> None:
+def agree(lines: tuple[RateLine, ...], terms: tuple[float, float], requests: int) -> None:
     """The rate in the middle is the clients', to the scatter, where all requests are in one line."""
     for line in lines:
         middle = line.points[len(line.points) // 2]
         if line.requests == requests:
             counted = 1 / (terms[0] + terms[1] * middle.context)
-            assert middle.tokens_per_second == pytest.approx(counted, rel=0.03 + line.spread)
+            assert middle.tokens_per_second == pytest.approx(counted, rel=0.05 + 2 * line.spread)

@@ -304,7 +304,7 @@ def _undetermined(observed: Observation, done: Sequence[Completion], speed: Requ
             f"whether the prompts of {unknown} of {len(timed)} requests had been cached before: the log does "
             "not prove it; the server's flags may (give its URL, too)"
         )
-    for name, lines in (("prefill", speed.prefill), ("decode", speed.decode)):
+    for name, lines in (("prefill", (*speed.prefill, *speed.prefill_short)), ("decode", speed.decode)):
         if timed and not lines:
             missing.append(f"{name} rate by context: fewer than {MIN_POINTS} comparable requests")
     if observed.shape is None:

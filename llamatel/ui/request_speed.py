@@ -1,4 +1,4 @@
-"""Prefill and decode rate by context length and by number of busy slots, from the requests themselves."""
+"""Prefill and decode rate by context length and by number of busy slots, from finished requests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ MIN_POINTS = 8
 _MIN_SPREAD = 0.2
 """... and how far their contexts are apart, as a share of the longest."""
 _SIGNIFICANT = 2.0
-"""Standard errors by which a term differs from zero; a smaller one is noise."""
-_ROUNDS, _LEAST_S, _SINGULAR = 3, 1e-12, 1e-10
+"""Standard deviations by which the rise of a line differs from chance."""
+_MOST_PAIRED = 300
+"""Requests that a slope is computed from, evenly chosen."""
+SHORT = 512
+"""New tokens below which a prompt's rate is mostly overhead: llama.cpp computes so many at once."""
 
 Ceiling = Callable[[int], "float | None"]
 """Tokens per second that the hardware allows one request, by its context in tokens; None where unknown."""
@@ -44,10 +47,8 @@ class RateLine:
     base_s: float
     slope_s: float
     """Zero where the context makes no measurable difference."""
-    fixed_s: float
-    """Seconds for each request besides, however short its prompt; zero for decode."""
     spread: float
-    """Standard deviation of the requests from the line, as a share of their time."""
+    """Half of the requests are this close to the line, as a share of its time."""
     points: tuple[RatePoint, ...]
     """At the shortest, the middle and the longest context of the requests; the line holds between them."""
 
@@ -93,7 +94,9 @@ class RequestSpeed:
     """What the requests of one server show."""
 
     prefill: tuple[RateLine, ...]
-    """One for each number of busy slots with ``MIN_POINTS`` requests."""
+    """A line for each number of busy slots with ``MIN_POINTS`` prompts of ``SHORT`` new tokens or more."""
+    prefill_short: tuple[RateLine, ...]
+    """Of prompts with fewer new tokens."""
     decode: tuple[RateLine, ...]
     decode_by_busy_slots: dict[int, float]
     """Median tokens per second of one request, by busy slots."""
@@ -104,16 +107,17 @@ def request_speed(
 ) -> RequestSpeed:
     """Fit the requests of one server; those without phases only hold slots."""
     busy = _BusySlots(requests)
-    prefills: dict[int, list[_Timed]] = defaultdict(list)
-    decodes: dict[int, list[_Timed]] = defaultdict(list)
+    long, short, decodes = (defaultdict[int, list[_Timed]](list) for _ in range(3))
     for request in requests:
         if request.outcome is Outcome.OK:
+            prefills = short if (request.prompt_computed or 0) < SHORT else long
             for phase, groups in ((_prefill(request), prefills), (_decode(request), decodes)):
                 if phase is not None:
                     groups[busy.mean(phase.start, phase.end)].append(phase)
     return RequestSpeed(
-        prefill=_lines(prefills, prefill_ceiling, fixed=True),
-        decode=_lines(decodes, decode_ceiling, fixed=False),
+        prefill=_lines(long, prefill_ceiling),
+        prefill_short=_lines(short, prefill_ceiling),
+        decode=_lines(decodes, decode_ceiling),
         decode_by_busy_slots={
             number: statistics.median(phase.tokens / phase.seconds for phase in phases)
             for number, phases in sorted(decodes.items())
@@ -124,9 +128,10 @@ def request_speed(
 def _prefill(request: Completion) -> _Timed | None:
     if request.is_child or not request.prefill_s or not request.prompt_computed or request.prompt_cached is None:
         return None
-    computed, start = request.prompt_computed, request.started_at
-    context = request.prompt_cached + computed / 2
-    return _Timed(computed, request.prefill_s, context, start, start + request.prefill_s)
+    computed = request.prompt_computed
+    # A slot that is assigned may wait for others' prompts before its own is processed.
+    end = request.started_at + request.prefill_s if request.first_token_at is None else request.first_token_at
+    return _Timed(computed, request.prefill_s, request.prompt_cached + computed / 2, end - request.prefill_s, end)
 
 
 def _decode(request: Completion) -> _Timed | None:
@@ -138,93 +143,33 @@ def _decode(request: Completion) -> _Timed | None:
                   request.ended_at)  # fmt: skip
 
 
-def _lines(groups: dict[int, list[_Timed]], ceiling: Ceiling | None, *, fixed: bool) -> tuple[RateLine, ...]:
-    return tuple(
-        _line(number, phases, ceiling, fixed=fixed)
-        for number, phases in sorted(groups.items())
-        if len(phases) >= MIN_POINTS
-    )
+def _lines(groups: dict[int, list[_Timed]], ceiling: Ceiling | None) -> tuple[RateLine, ...]:
+    return tuple(_line(number, found, ceiling) for number, found in sorted(groups.items()) if len(found) >= MIN_POINTS)
 
 
-def _line(busy: int, phases: Sequence[_Timed], ceiling: Ceiling | None, *, fixed: bool) -> RateLine:
-    """Least squares of seconds = fixed + tokens * (base + slope * context)."""
+def _line(busy: int, phases: Sequence[_Timed], ceiling: Ceiling | None) -> RateLine:
+    """The line of Theil and Sen, which single slow requests do not move."""
     contexts = [phase.context for phase in phases]
+    each = [phase.seconds / phase.tokens for phase in phases]
     shortest, longest = min(contexts), max(contexts)
-    columns: list[list[float]] = [[float(phase.tokens) for phase in phases]]
-    sloped = longest - shortest >= _MIN_SPREAD * longest
-    if sloped:
-        columns.append([phase.tokens * phase.context / longest for phase in phases])
-    if fixed:
-        columns.append([1.0] * len(phases))
-    seconds = [phase.seconds for phase in phases]
-    expected = seconds
-    for _ in range(_ROUNDS):  # errors are relative to the time that the line expects
-        terms = _fit(columns, seconds, expected)
-        slope, overhead = terms[1] / longest if sloped else 0.0, terms[-1] if fixed else 0.0
-        base = terms[0]
-        if not slope and not overhead:
-            base = statistics.median(phase.seconds / phase.tokens for phase in phases)
-        expected = [max(overhead + phase.tokens * (base + slope * phase.context), _LEAST_S) for phase in phases]
-    spread = statistics.pstdev(time / line for time, line in zip(seconds, expected, strict=True))
+    slope = _slope(contexts, each) if longest - shortest >= _MIN_SPREAD * longest else 0.0
+    base = statistics.median(y - slope * x for x, y in zip(contexts, each, strict=True))
+    expected = [base + slope * context for context in contexts]
+    spread = statistics.median(abs(y / line - 1) if line > 0 else 1.0 for y, line in zip(each, expected, strict=True))
     points = []
     for context in sorted({int(shortest), int(shortest + longest) // 2, int(longest)}):
-        each = base + slope * context
-        if each > 0:
+        seconds = base + slope * context
+        if seconds > 0:
             most = None if ceiling is None else ceiling(context)
-            points.append(RatePoint(context, 1 / each, 1 / each / most if most else None))
-    return RateLine(busy, len(phases), base, slope, overhead, spread, tuple(points))
+            points.append(RatePoint(context, 1 / seconds, 1 / seconds / most if most else None))
+    return RateLine(busy, len(phases), base, slope, spread, tuple(points))
 
 
-# -- least squares -----------------------------------------------------------------------------------------------------
-
-
-def _fit(columns: Sequence[Sequence[float]], values: Sequence[float], errors: Sequence[float]) -> list[float]:
-    """Coefficients of the sum of ``columns`` that is nearest to ``values`` in units of ``errors``.
-
-    All but the first are zero unless they are positive and measurable, and the first is positive, too.
-    """
-    scaled = [[value / error for value, error in zip(column, errors, strict=True)] for column in (*columns, values)]
-    target = scaled.pop()
-    used = list(range(len(columns)))
-    while True:
-        inverse = _inverse([[_dot(scaled[i], scaled[j]) for j in used] for i in used])
-        if inverse is None:
-            if len(used) == 1:
-                return [0.0] * len(columns)
-            used.pop()
-            continue
-        sums = [_dot(scaled[i], target) for i in used]
-        terms = dict(zip(used, (_dot(row, sums) for row in inverse), strict=True))
-        left = [value - sum(term * scaled[i][row] for i, term in terms.items()) for row, value in enumerate(target)]
-        variance = _dot(left, left) / max(1, len(target) - len(used))
-        # Standard errors of each term from zero.
-        sure = {
-            i: terms[i] / max(math.sqrt(max(0.0, inverse[at][at] * variance)), _LEAST_S)
-            for at, i in enumerate(used)
-            if i
-        }
-        worst = min(sure, key=lambda i: sure[i], default=0)
-        if not worst or (sure[worst] > _SIGNIFICANT and terms[0] > 0):
-            return [terms.get(column, 0.0) for column in range(len(columns))]
-        used.remove(worst)
-
-
-def _dot(first: Sequence[float], second: Sequence[float]) -> float:
-    return math.fsum(a * b for a, b in zip(first, second, strict=True))
-
-
-def _inverse(matrix: Sequence[Sequence[float]]) -> list[list[float]] | None:
-    """By Gauss and Jordan; None if it is singular."""
-    size = len(matrix)
-    rows = [[*row, *(float(i == j) for j in range(size))] for i, row in enumerate(matrix)]
-    for column in range(size):
-        pivot = max(range(column, size), key=lambda at: abs(rows[at][column]))
-        if abs(rows[pivot][column]) <= _SINGULAR * abs(matrix[column][column]):
-            return None
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        rows[column] = [value / rows[column][column] for value in rows[column]]
-        for at in range(size):
-            if at != column:
-                factor = rows[at][column]
-                rows[at] = [a - factor * b for a, b in zip(rows[at], rows[column], strict=True)]
-    return [row[size:] for row in rows]
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The median slope of all pairs; 0 unless y rises with x measurably (by the test of Mann and Kendall)."""
+    step = -(-len(x) // _MOST_PAIRED)
+    pairs = sorted(zip(x[::step], y[::step], strict=True))
+    slopes = [(b - y0) / (a - x0) for at, (x0, y0) in enumerate(pairs) for a, b in pairs[at + 1 :] if a > x0]
+    n = len(pairs)
+    rises = sum((slope > 0) - (slope < 0) for slope in slopes)
+    return statistics.median(slopes) if rises > _SIGNIFICANT * math.sqrt(n * (n - 1) * (2 * n + 5) / 18) else 0.0

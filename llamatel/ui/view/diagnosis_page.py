@@ -10,7 +10,7 @@ from rich.text import Text
 from llamatel.records import RecomputeCause
 from llamatel.ui.diagnosis import LAST_S, Diagnosis, TimeUse
 from llamatel.ui.drafting import Drafting
-from llamatel.ui.request_speed import RateLine
+from llamatel.ui.request_speed import SHORT, RateLine
 from llamatel.ui.view.glyphs import UNICODE, Glyphs
 from llamatel.ui.view.html import page_html
 from llamatel.ui.view.number_format import count, plural, rate, seconds
@@ -111,17 +111,15 @@ def _cause(name: str) -> str:
 
 def _speed(page: Page, diagnosis: Diagnosis) -> None:
     glyphs, speed = page.glyphs, diagnosis.speed
-    if diagnosis.prefill_tokens_per_second is not None and not speed.prefill:
+    if diagnosis.prefill_tokens_per_second is not None and not (speed.prefill or speed.prefill_short):
         page.row("prefill", f"{rate(diagnosis.prefill_tokens_per_second, glyphs)} tok/s (median)")
-    phases = [(name, line) for name, lines in (("prefill", speed.prefill), ("decode", speed.decode)) for line in lines]
+    by_phase = (("prefill", speed.prefill), (f"  <{SHORT} new", speed.prefill_short), ("decode", speed.decode))
+    phases = [(name, line) for name, lines in by_phase for line in lines]
     if phases:
         known = any(point.ceiling_share is not None for _, line in phases for point in line.points)
         rows = [row for name, line in phases for row in _line(name, line, glyphs, known=known)]
         header = ("phase", "busy slots", "context", "tok/s", *(("of the maximum",) if known else ()), "requests")
         page.table("speed of one request, by busy slots and tokens of context", (*header, "spread"), rows)
-    fixed = next((line for line in speed.prefill if line.fixed_s), None)
-    if fixed is not None:
-        page.row("prefill", f"{seconds(fixed.fixed_s, glyphs)} for each prompt besides, however short")
     single = {
         n: value for n, value in speed.decode_by_busy_slots.items() if n not in {x.busy_slots for x in speed.decode}
     }

@@ -214,7 +214,8 @@ function lost(request) {
 
 // A line for each phase and number of busy slots: at its shortest, middle and longest context, or for all of them.
 function showSpeed(speed) {
-  const lines = [...speed.prefill.map((line) => ["prefill", line]), ...speed.decode.map((line) => ["decode", line])];
+  const phases = [["prefill", speed.prefill], ["prefill, < 512 new tokens", speed.prefill_short], ["decode", speed.decode]];
+  const lines = phases.flatMap(([phase, own]) => own.map((line) => [phase, line]));
   byId("speed-section").hidden = !lines.length;
   rows(byId("speed"), lines.flatMap(([phase, line]) => {
     const points = line.slope_s ? line.points : line.points.slice(-1);
