@@ -140,6 +140,9 @@ def test_diagnosis_drafting() -> None:
     assert (found.drafting.acceptance, found.drafting.tokens_per_step) == (0.25, 2.0)
     assert (found.drafting.by_position, found.drafting.speedup) == ((0.75, 0.25), None)
     assert "whether it pays: unknown" in diagnosis_text(found).plain
+    assert "compare with 200 tok/s" in " ".join(diagnosis_text(found).plain.split())
+    faster = observed(*drafted, counters=counters, decode_ceiling=lambda _: 100.0)
+    assert "it pays: 2.00 times what the memory bandwidth allows" in " ".join(diagnosis_text(faster).plain.split())
     found = observed(*drafted, *(timed(100.0 + 10 * n, tpot=0.01) for n in range(3)), counters=counters)
     assert found.drafting is not None
     assert found.drafting.speedup == pytest.approx(2.0)

@@ -158,7 +158,7 @@ def diagnose(observed: Observation) -> Diagnosis:
         losses=losses,
         speed=speed,
         prefill_tokens_per_second=statistics.median(prefills) if prefills else None,
-        drafting=drafting(done, observed.counters),
+        drafting=drafting(done, observed.counters, observed.decode_ceiling),
         decode_limit=_decode_limit(observed, speed),
         concurrency_limit=concurrency,
         changes=_changes(observed, losses, concurrency[0]),
@@ -217,7 +217,7 @@ def _of_ceiling(speed: RequestSpeed) -> str | None:
     if not points:
         return None
     return (
-        f"at {points[-1].context:,} tokens of context a request decodes {points[-1].tokens_per_second:,.3g} tok/s, "
+        f"at {points[-1].context:,} tokens of context a request decodes {_rate(points[-1].tokens_per_second)} tok/s, "
         f"{points[-1].ceiling_share:.0%} of what the memory bandwidth allows"
     )
 
@@ -231,9 +231,13 @@ def _of_batch(speed: RequestSpeed) -> str | None:
         return None
     busy, each = usual.busy_slots, rates[usual.busy_slots]
     return (
-        f"with {busy} busy slots a request decodes {each:,.3g} tok/s (all together about {busy * each:,.3g}), "
-        f"with {fewest} {rates[fewest]:,.3g} tok/s"
+        f"a request decodes {_rate(rates[fewest])} tok/s with {fewest} busy slot{'s' * (fewest > 1)}, "
+        f"{_rate(each)} tok/s with {busy} ({_rate(busy * each)} tok/s all together)"
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _concurrency_limit(observed: Observation, outcomes: Counter[str]) -> tuple[str, str]:

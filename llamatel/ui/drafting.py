@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llamatel.records import Completion
+from llamatel.ui.request_speed import Ceiling
 
 _POSITION = re.compile(r'spec_decode_num_accepted_tokens_per_pos_total\{position="(\d{1,3})"\}')
 _STEPS, _TOTALS = "spec_decode_num_drafts_total", ("draft", "accepted")
@@ -27,12 +28,18 @@ class Drafting:
     by_position: tuple[float, ...]
     """Share of the drafts whose first, second, ... token was accepted, since the server started; empty where llama.cpp
     does not count it."""
+    tokens_per_second: float | None
+    """Median decode rate of requests with drafts."""
+    ceiling_share: float | None
+    """Median share of that rate in what the memory bandwidth allows without drafts; above 1, drafting pays for sure."""
     speedup: float | None
     """Decode rate of requests with drafts divided by that of requests without, at the same concurrency; None unless
     there are ``_ENOUGH`` of both."""
 
 
-def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Drafting | None:
+def drafting(
+    done: Sequence[Completion], counters: Mapping[str, float], ceiling: Ceiling | None = None
+) -> Drafting | None:
     """``counters``: llama.cpp's own. None where nothing was drafted."""
     with_drafts = [completion for completion in done if completion.draft_generated]
     drafted = sum(completion.draft_generated or 0 for completion in with_drafts)
@@ -45,7 +52,17 @@ def drafting(done: Sequence[Completion], counters: Mapping[str, float]) -> Draft
         tokens = int(steps) + accepted
     if not drafted:
         return None
-    return Drafting(accepted / drafted, tokens / steps if steps > 0 else None, _by_position(counters), _speedup(done))
+    rates = [(request.tokens_per_second, request.context_tokens) for request in with_drafts]
+    most = [(rate, None if ceiling is None or context is None else ceiling(context)) for rate, context in rates]
+    shares = [rate / allowed for rate, allowed in most if rate and allowed]
+    return Drafting(
+        acceptance=accepted / drafted,
+        tokens_per_step=tokens / steps if steps > 0 else None,
+        by_position=_by_position(counters),
+        tokens_per_second=statistics.median(found) if (found := [rate for rate, _ in rates if rate]) else None,
+        ceiling_share=statistics.median(shares) if shares else None,
+        speedup=_speedup(done),
+    )
 
 
 def _by_position(counters: Mapping[str, float]) -> tuple[float, ...]:

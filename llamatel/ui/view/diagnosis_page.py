@@ -113,13 +113,15 @@ def _speed(page: Page, diagnosis: Diagnosis) -> None:
     glyphs, speed = page.glyphs, diagnosis.speed
     if diagnosis.prefill_tokens_per_second is not None and not (speed.prefill or speed.prefill_short):
         page.row("prefill", f"{rate(diagnosis.prefill_tokens_per_second, glyphs)} tok/s (median)")
-    by_phase = (("prefill", speed.prefill), (f"  <{SHORT} new", speed.prefill_short), ("decode", speed.decode))
+    by_phase = (("prefill", speed.prefill), (f"prefill <{SHORT}", speed.prefill_short), ("decode", speed.decode))
     phases = [(name, line) for name, lines in by_phase for line in lines]
     if phases:
         known = any(point.ceiling_share is not None for _, line in phases for point in line.points)
         rows = [row for name, line in phases for row in _line(name, line, glyphs, known=known)]
         header = ("phase", "busy slots", "context", "tok/s", *(("of the maximum",) if known else ()), "requests")
         page.table("speed of one request, by busy slots and tokens of context", (*header, "spread"), rows)
+        if speed.prefill_short:
+            page.row(f"prefill <{SHORT}", f"prompts with fewer than {SHORT} new tokens, whose rate is mostly overhead")
     single = {
         n: value for n, value in speed.decode_by_busy_slots.items() if n not in {x.busy_slots for x in speed.decode}
     }
@@ -147,11 +149,15 @@ def _drafting(page: Page, found: Drafting) -> None:
     if found.by_position:
         shares = ", ".join(f"{number}: {share:.0%}" for number, share in enumerate(found.by_position[:8], 1))
         page.row("", f"accepted by position in the draft: {shares}")
-    if found.speedup is None:
-        page.row("", 'whether it pays: unknown without requests that do not draft ("speculative.n_max": 0)')
-    else:
+    if found.speedup is not None:
         verdict = "it pays" if found.speedup > 1 else "it does not pay"
         page.row("", f"{verdict}: {found.speedup:.2f} times the decode rate of requests without drafts")
+    elif found.ceiling_share is not None and found.ceiling_share > 1:
+        page.row("", f"it pays: {found.ceiling_share:.2f} times what the memory bandwidth allows without drafts")
+    else:
+        known = found.tokens_per_second
+        with_drafts = "" if known is None else f", and compare with {rate(known, page.glyphs)} tok/s with them"
+        page.row("", f"whether it pays: unknown; measure requests without drafts{with_drafts}")
 
 
 def _changes(page: Page, diagnosis: Diagnosis) -> None:
