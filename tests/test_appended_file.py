@@ -70,7 +70,7 @@ def test_appended_file_reopens(tmp_path: Path) -> None:
     assert path.read_text() == "three\n"
 
 
-def test_appended_file_that_cannot_be_reopened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_appended_file_reopen_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     file = AppendedFile(folder / "a.log")

@@ -176,7 +176,7 @@ def test_application_server_workers(
     assert len(counts) == len(pids)
 
 
-def test_fastapi_stream_that_a_client_leaves(
+def test_fastapi_stream_client_disconnects(
     start: Callable[[Sequence[str | Path], str], Child], python: Path, shared_sink: OtlpSink, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(FASTAPI)

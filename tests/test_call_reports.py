@@ -567,7 +567,7 @@ def test_joiner_request_of_another_client_while_a_call_is_open() -> None:
         assert [(done.task, origin) for done, origin in joiner.due()] == [(1, Origin())]
 
 
-def test_joiner_report_of_a_process_that_no_longer_reports() -> None:
+def test_joiner_report_expires() -> None:
     """A request waits ten seconds at most, and only while the report counts."""
     for renewed, waits_s in ((False, 5.0), (True, 10.0)):
         now = START_TIME + 1.51

@@ -53,7 +53,7 @@ _NAMED = re.compile(r"`((?:llamatel|collectors|dashboards|tests|benchmarks|deplo
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_docs_files_and_tests_that_are_named_exist(page: str) -> None:
+def test_docs_named_files_and_tests_exist(page: str) -> None:
     for path, test in _NAMED.findall((ROOT / page).read_text()):
         assert (ROOT / path).exists(), f"{page} names {path}"
         assert f"def {test}" in (ROOT / path).read_text() if test else True, f"{page} names {path}::{test}"

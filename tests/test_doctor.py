@@ -125,7 +125,7 @@ def test_doctor_of_a_server(serving: Serving) -> None:
     assert found["concurrency_limit"]["limit"] in ("none", "unknown")
 
 
-def test_doctor_and_page_of_a_server_that_drafts(tiny_model: Path, tmp_path: Path, browser: Browser) -> None:
+def test_doctor_and_page_speculative_decoding(tiny_model: Path, tmp_path: Path, browser: Browser) -> None:
     """Accepted drafts by position, from the labelled series of llama.cpp's metrics, as its own counters have them."""
     env = {"LLAMA_ARG_SPEC_DRAFT_MODEL": str(tiny_model), "LLAMA_ARG_SPEC_TYPE": "draft-simple"}
     serving = Serving(tmp_path, tiny_model, slots=1, context=1024, env=env)

@@ -177,7 +177,7 @@ def test_draft_devices_follow_the_models_or_their_own_flag(files: dict[str, Path
     assert memory_plan(shape, parse_server_flags(words, environ={}), devices).refused == "invalid device: CUDA2"
 
 
-def test_override_names_a_device_that_holds_no_layers(files: dict[str, Path]) -> None:
+def test_override_device_without_layers(files: dict[str, Path]) -> None:
     shape, devices = shape_of(files[MOE]), parse_devices("rtx3090x2")
     words = ["-c", "4096", "-ngl", "99", "-dev", "CUDA0", "-ot", "exps=CUDA1"]
     plan = memory_plan(shape, parse_server_flags(words, environ={}), devices)
@@ -186,7 +186,7 @@ def test_override_names_a_device_that_holds_no_layers(files: dict[str, Path]) ->
     assert plan.per_device[1].weights_bytes > 10 * plan.per_device[0].weights_bytes
 
 
-def test_fit_target_that_a_device_does_not_meet_is_reported(files: dict[str, Path]) -> None:
+def test_fit_target_not_met_is_reported(files: dict[str, Path]) -> None:
     def advice(flags: str) -> str:
         settings = parse_server_flags(["-c", "8192", *flags.split()], environ={})
         return " ".join(make_report("m", shape_of(files["llama:3.1-8B"]), settings, parse_devices("rtx3060")).advice)
@@ -459,9 +459,7 @@ def test_projector_on_rpc_devices(
     assert (found["fits"], found["flags_not_counted"]) == (None, ["the projector's compute buffer"])
 
 
-def test_projector_on_a_device_that_is_not_there(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_projector_unknown_device(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     projector = write_projector(tmp_path / "p.gguf", 96)
     found = answers(tiny_model, capsys, "--device", "t4", "--", "-mm", str(projector), "-mmdev", "CUDA4")
     assert found["refused"] == "invalid device: CUDA4"

@@ -358,7 +358,7 @@ def test_init_missing_ca_file(otlp_sink: OtlpSink) -> None:
         OtlpOptions.from_env("traces", "https://h", {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such.pem"}, print)
 
 
-def test_otlp_options_ca_variables_of_other_libraries_do_not_override(tmp_path: Path) -> None:
+def test_otlp_options_ignore_ca_variables_of_other_libraries(tmp_path: Path) -> None:
     ours, others = tmp_path / "ours.pem", tmp_path / "others.pem"
     ours.write_text("ours")
     others.write_text("others")

@@ -203,7 +203,7 @@ def test_joiner_cancelled_call() -> None:
     }  # fmt: skip
 
 
-def test_joiner_request_that_completed_after_its_client_had_left() -> None:
+def test_joiner_request_completed_after_disconnect() -> None:
     """llama.cpp checks once a second; the request may be another client's."""
     for changes in ({}, {"headers_at": START_TIME + 0.001, "ended_at": START_TIME + 4.0}):
         call = Bench().call(**{"outcome": Outcome.CANCELLED, "ended_at": START_TIME + 1.2, **UNTIMED, **changes})
@@ -249,7 +249,7 @@ def test_joiner_two_calls_fill_the_pool() -> None:
     assert bench.run(*full, calls=(one, two)) == {1: both, 2: both}
 
 
-def test_joiner_call_that_timed_out() -> None:
+def test_joiner_call_timed_out() -> None:
     bench = Bench()
     call = bench.call(ended_at=START_TIME + 1.2, output_tokens=None, **LEFT, **UNTIMED)
     assert bench.run(cut_short(Outcome.CANCELLED, task=1), calls=(call,)) == {1: Origin(parent=call)}
@@ -315,7 +315,7 @@ def test_joiner_waits_longer_where_the_observer_is_late() -> None:
     assert bench.after(0.5) == {1: Origin(parent=call)}
 
 
-def test_joiner_waits_for_a_log_that_is_late() -> None:
+def test_joiner_waits_for_late_log() -> None:
     """The requests of this server arrive two seconds after their end."""
     bench = Bench()
     bench.now = START_TIME + 3.5

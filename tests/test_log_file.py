@@ -212,7 +212,7 @@ def test_file_counts_lost_bytes(tmp_path: Path, follow: Follow, caplog: pytest.L
     assert caplog.text.count("could be read: requests in them are missing") == 1
 
 
-def test_file_counts_bytes_lost_to_truncations_that_were_noticed(tmp_path: Path, follow: Follow) -> None:
+def test_file_counts_bytes_lost_to_truncation(tmp_path: Path, follow: Follow) -> None:
     """The writer does not append: where the hole ends is where it was, also after several truncations."""
     log = tmp_path / "server.log"
     with log.open("wb", buffering=0) as writer:

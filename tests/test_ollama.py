@@ -436,7 +436,7 @@ def test_ollama_separation_output_copied_late() -> None:
     assert server_of(buffer) == [2]
 
 
-def test_ollama_separation_requests_that_may_be_one_servers() -> None:
+def test_ollama_separation_ambiguous_requests() -> None:
     """A server whose slot shows a task ran it, but not which of two requests with that number it was."""
     separation = OllamaSeparation()
     for number in (1, 2):

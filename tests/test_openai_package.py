@@ -310,7 +310,7 @@ def test_openai_other_provider_is_untouched(recorded_calls: list[Any]) -> None:
     assert not [name for _, headers in other.received for name in headers if name.lower() == "traceparent"]
 
 
-def test_openai_retry_that_succeeds_is_no_failure(recorded_calls: list[Any]) -> None:
+def test_openai_successful_retry_is_not_a_failure(recorded_calls: list[Any]) -> None:
     """The package sends again after a 500 or 503; llama.cpp answers so while it loads its model."""
     error = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
     timings = {"prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}

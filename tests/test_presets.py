@@ -61,7 +61,7 @@ def test_preset_keeps_given_settings() -> None:
 
 
 @pytest.mark.parametrize("shape", [model(60), dataclasses.replace(model(5), weights=None)])
-def test_preset_refuses_model_that_does_not_fit(shape: ModelShape) -> None:
+def test_preset_refuses_too_large_model(shape: ModelShape) -> None:
     with pytest.raises(UsageError, match="kaggle-t4x2"):
         chosen(shape)
 

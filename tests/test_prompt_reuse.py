@@ -200,7 +200,7 @@ def test_reuse_batch_of_unrelated_prompts(host_cache: bool | None) -> None:
     assert set(batch(history, [numbers.randrange(500, 1500) for _ in range(464)])) == {None}
 
 
-def test_reuse_batch_that_fills_host_memory() -> None:
+def test_reuse_batch_fills_host_memory() -> None:
     history, numbers = PromptHistory(), random.Random(4)
     history.complete = history.host_cache = True
     batch(history, [numbers.randrange(500, 1500) for _ in range(40)])

@@ -89,9 +89,7 @@ def test_remote_calls_are_joined(remote: Serving, server: Proxy, sink: OtlpSink,
 
 
 @pytest.mark.parametrize("seconds", [-5, 3600])
-def test_remote_calls_of_a_machine_whose_clock_differs(
-    remote: Serving, sink: OtlpSink, tmp_path: Path, seconds: int
-) -> None:
+def test_remote_calls_clock_differs(remote: Serving, sink: OtlpSink, tmp_path: Path, seconds: int) -> None:
     """The joined trace is by the client's clock."""
     clock = FakeClock(tmp_path)
     clock.step(seconds)

@@ -200,7 +200,7 @@ def test_manager_restart_keeps_port_and_counters(servers: Servers, backend: str)
     assert snapshot.counters["tokens_predicted_total"] == 11
 
 
-def test_manager_free_port_is_that_of_a_stopped_server(servers: Servers, backend: str) -> None:
+def test_manager_free_port_reuses_stopped_servers(servers: Servers, backend: str) -> None:
     first = servers.ready(backend)
     url = first.base_url
     first.stop_server()
@@ -255,7 +255,7 @@ def test_manager_stop_before_ready_ends_waiting(servers: Servers, backend: str) 
     assert server.info.pid is None
 
 
-def test_manager_kills_server_that_ignores_sigterm(servers: Servers, backend: str) -> None:
+def test_manager_kills_server_ignoring_sigterm(servers: Servers, backend: str) -> None:
     server = servers.ready(backend)
     pid = pid_of(server)
     os.kill(pid, signal.SIGSTOP)

@@ -249,7 +249,7 @@ def test_top_usage_error(arguments: tuple[str, ...], status: int, expected: str)
         ),
     ],
 )
-def test_top_page_that_is_not_served(options: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_page_not_served(options: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     running = init(**options)  # type: ignore[arg-type]
     try:
         assert running.pipeline.metrics_url is not None

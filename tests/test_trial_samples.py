@@ -43,7 +43,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "test_deploy.py::test_kubernetes_page_tokens_from_secrets",
         "test_page.py::test_page_beyond_loopback_without_token",
         "test_page.py::test_page_token",
-        "test_top.py::test_top_page_that_is_not_served",
+        "test_top.py::test_top_page_not_served",
     ),
     "6 attach --log - ends with the stream": ("test_cli_serve.py::test_attach_continues_after_log_end",),
     "7 only polled: No traffic": (
@@ -86,14 +86,14 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "test_otlp.py::test_otlp_http_endpoint_on_an_unusual_port_is_detected",
         "test_otlp.py::test_otlp_grpc_to_an_http_server_hints_at_the_protocol",
     ),
-    "REQUESTS_CA_BUNDLE": ("test_init.py::test_otlp_options_ca_variables_of_other_libraries_do_not_override",),
+    "REQUESTS_CA_BUNDLE": ("test_init.py::test_otlp_options_ignore_ca_variables_of_other_libraries",),
     "client certificate": (
         "test_attach.py::test_attach_client_certificate",
         "test_attach.py::test_attach_certificates_are_rotated",
     ),
     "requests.lost undercounts": (
         "test_golden_logs.py::test_reader_counts_requests_of_missing_lines",
-        "test_log_file.py::test_file_counts_bytes_lost_to_truncations_that_were_noticed",
+        "test_log_file.py::test_file_counts_bytes_lost_to_truncation",
     ),
     "start_time changes twice": ("test_attach.py::test_attach_one_start_time_per_process",),
     "alerts_test.yml with promtool 3": ("test_rules.py::test_rules_pass_promtool_test",),

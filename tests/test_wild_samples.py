@@ -52,7 +52,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "C5 openlit#1369, langfuse#13590": (
         "test_tracing.py::test_span_across_yield",
         "test_tracing.py::test_span_across_yield_of_a_generator_closed_in_another_thread",
-        "test_application_servers.py::test_fastapi_stream_that_a_client_leaves",
+        "test_application_servers.py::test_fastapi_stream_client_disconnects",
     ),
     "C7 opentelemetry.io#7081": (
         "test_application_servers.py::test_application_server_workers",

@@ -1,1 +1,1 @@
-"""What people see: dashboards, alert and recording rules, all made from the metric table."""
+"""Dashboards, alert rules and recording rules, all built from the metric table."""

@@ -1,4 +1,4 @@
-"""What all dashboards share: variables, annotations, links to each other, time range and layout."""
+"""Common parts of all dashboards: variables, annotations, links, time range and layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOUND_BY = '{{__name__=~"{}"{}}}'
 _ALWAYS = "|".join(
     prometheus_name(name) for name in ("llamacpp.server.state", "llamacpp.model.state", "llamacpp.requests")
 )
-"""Every watched server has one of them: its state, a router model's state or, from a log alone, requests."""
+"""Every watched server has one of these: its state, a router model's state or, with only a log, requests."""
 
 _OBJECTIVES = {
     "error_budget": (

@@ -1,4 +1,4 @@
-"""What several dashboards show alike: figures of servers, their thresholds, and the table of servers."""
+"""Queries, thresholds and the table of servers that several dashboards share."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def quantiles(name: str, *, exemplars: bool = True) -> list[Query]:
 
 
 def headroom_share(by: str = "") -> str:
-    """How much of the KV pool requests could still use; of the fullest server, or by server."""
+    """Share of the KV pool that requests can still use; of the fullest server, or by server."""
     free, capacity = (q.selector(f"llamacpp.kv_cache.{name}") for name in ("headroom", "capacity"))
     return f"min by ({by}) ({free} / {capacity})" if by else f"min({free} / {capacity})"
 
 
 def speed(tokens: str, phase: str, by: str = "") -> str:
-    """Tokens a second of one request in a phase, by llama.cpp's own counters."""
+    """Tokens per second of one request in a phase, from llama.cpp's own counters."""
     return q.share(q.rate("llamacpp.tokens", by, type=tokens), q.rate("llamacpp.processing_time", by, phase=phase))
 
 

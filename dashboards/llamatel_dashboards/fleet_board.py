@@ -1,4 +1,4 @@
-"""Fleet and router: servers side by side, models side by side."""
+"""Fleet and router: compares servers, and models."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _router() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """Servers and models side by side."""
+    """The Fleet and router dashboard."""
     return board(
         "fleet",
         "llamatel / Fleet and router",

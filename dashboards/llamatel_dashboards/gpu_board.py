@@ -1,4 +1,4 @@
-"""GPU: cards, the memory that servers hold on them, energy of requests, distance of decoding to the ceiling."""
+"""GPU: cards, memory of servers, energy of requests, decode rate compared with the ceiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KV cache: how full, of what, when it will be full, and whether it is as large as planned."""
+"""KV cache: usage, time until full, prompt reuse, planned and reported size."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def rendered(rules: Mapping[str, Mapping[str, Any]], dashboards: Mapping[str, st
     """Each file's name and text.
 
     The PrometheusRule and the ConfigMap hold the same rules, for a Prometheus operator and for a Prometheus that
-    mounts its rule files: apply one of them. Each dashboard is a ConfigMap of its own, below kubectl's limit of size.
+    mounts its rule files: apply one of them. Each dashboard is a separate ConfigMap, below kubectl's size limit.
     """
     groups = [group for content in rules.values() for group in content["groups"]]
     rule = _object("PrometheusRule", "llamatel", {"prometheus": "kube-prometheus", "role": "alert-rules"})

@@ -1,4 +1,4 @@
-"""Model and server: what runs, with which settings, since when; and llamatel itself."""
+"""Model and server: models, settings, uptime; and llamatel itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overview: is it healthy? The page to have open."""
+"""Overview: health at a glance."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BURN = at((None, GREEN), (1, YELLOW), (alarm_conditions.BURN_RATE, ORANGE), (14
 
 
 def burn(name: str, objective: str, by: str = "", over: str = q.RANGE) -> str:
-    """How many times faster than allowed the error budget of an objective is used up."""
+    """The burn rate of an objective's error budget."""
     return f"(1 - {q.within(name, objective, by, over)}) / $error_budget"
 
 
@@ -362,7 +362,7 @@ def _own() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """Is it healthy."""
+    """The Overview dashboard."""
     return board(
         "overview",
         "llamatel / Overview",

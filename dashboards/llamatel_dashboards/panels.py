@@ -19,7 +19,7 @@ Panel = Any
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 NO_LOG = "No request log"
-"""For single figures of requests: what is empty had no log to read; ``queries.logged`` marks no traffic with -1."""
+"""For single figures of requests: empty means no request log; ``queries.logged`` marks no traffic with -1."""
 NO_TRAFFIC = "No traffic"
 NO_REQUESTS = "No request in this time, or no request log"
 TOKENS_A_SECOND = "suffix: tok/s"
@@ -61,7 +61,7 @@ def at(*steps: tuple[float | None, str]) -> dashboards.ThresholdsConfig:
 
 
 PLAIN = at((None, BLUE))
-"""For a figure that is neither good nor bad."""
+"""No thresholds."""
 
 
 def _target(
@@ -82,7 +82,7 @@ def _framed(panel: Any, text: tuple[str, str, str], unit: str, size: tuple[int, 
 
 
 def _texts(empty: str) -> list[models.ValueMapping]:
-    """What is shown for null and NaN, and for -1, which no figure here can be (``queries.logged``)."""
+    """Texts for null and NaN, and for -1, which no value can be (``queries.logged``)."""
     unknown = models.ValueMappingResult(text=NO_TRAFFIC if empty == NO_LOG else empty, color="text")
     options = models.DashboardSpecialValueMapOptions(match=models.SpecialValueMatch.NULL_AND_NAN, result=unknown)
     found: list[models.ValueMapping] = [models.SpecialValueMap(options)]
@@ -147,7 +147,7 @@ def lines(
     at_most: float | None = None,
     size: tuple[int, int] = (8, 8),
 ) -> Panel:
-    """Figures over time; ``stacked`` where they are parts of a whole."""
+    """Values over time; ``stacked`` if they are parts of a whole."""
     panel = _framed(timeseries.Panel(), (title, meaning, action), unit, size).min(0)
     for ref, query in _refs(queries):
         panel = panel.with_target(_target(query, ref))
@@ -212,7 +212,7 @@ def bars(
 
 
 def states(title: str, query: Query, meaning: str, action: str, *, size: tuple[int, int] = (24, 6)) -> Panel:
-    """Which of several states held when: series of 1, one a state."""
+    """States over time, from one series of 1 per state."""
     panel = _framed(statetimeline.Panel(), (title, meaning, action), "short", size)
     panel = panel.with_target(_target(query, "A")).no_value("Unknown").merge_values(merge_values=True)
     panel = panel.show_value(looks.VisibilityMode.NEVER).row_height(0.8)
@@ -279,7 +279,7 @@ def rows(
     ``names`` renames labels; ``hidden``, ``links`` (title and URL), ``first`` (the leftmost columns), ``texts``
     (of a label's values), ``widths`` (in pixels) and ``sort`` (column, descending) use final names.
     """
-    # In a table this text stands in every empty cell.
+    # In a table this text is shown in every empty cell.
     panel = _framed(table.Panel(), (title, meaning, action), "short", size).no_value("–").mappings(_texts("–"))
     renamed = dict(names or {})
     for label in ("cluster", "namespace", "pod", "instance", *renamed.values()):

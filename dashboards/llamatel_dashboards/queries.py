@@ -1,7 +1,7 @@
-"""PromQL for the panels: names from the metric table, the dashboards' variables as matchers. Nothing of Grafana here.
+"""PromQL for the panels: names from the metric table, the dashboards' variables as matchers.
 
-Shares divide by what is above zero, so that no traffic is no sample and not 0 / 0. Histograms are read in both forms:
-classic buckets, and native histograms where Prometheus converts classic ones at scrape (NHCB) or receives native ones.
+Denominators are filtered to values above 0, so no traffic yields no sample instead of 0 / 0. Histograms are read in two
+forms: classic buckets, and native histograms, which Prometheus receives or converts from classic ones (NHCB).
 ``without_native`` removes the second form for VictoriaMetrics, which lacks ``histogram_sum`` and ``histogram_count``.
 """
 
@@ -17,7 +17,7 @@ ADDRESS, PORT, MODEL = (prometheus_label(name) for name in SERVER_ATTRIBUTES)
 PATH = "server_path"
 """Set where several servers share a host and differ by their path."""
 SERVER_LABELS = ("cluster", "namespace", "pod", "job", "instance", ADDRESS, PORT, PATH, MODEL)
-"""What identifies a server (of a router: one model). Pods that all watch 127.0.0.1 differ in the first five."""
+"""Labels that identify a server (or a router's model). Pods that all watch 127.0.0.1 differ in the first five."""
 BY_SERVER = ", ".join(SERVER_LABELS)
 SERVER_LEGEND = (
     f"{{{{namespace}}}} {{{{pod}}}} {{{{instance}}}} {{{{{ADDRESS}}}}}:{{{{{PORT}}}}}{{{{{PATH}}}}} {{{{{MODEL}}}}}"
@@ -36,9 +36,9 @@ _OF_NO_SERVER = (
 )
 
 RATE = "$__rate_interval"
-"""Over the last moments, for lines."""
+"""The range for lines."""
 RANGE = "$__range"
-"""Over the time that the dashboard shows, for single figures."""
+"""The range for single figures: the time that the dashboard shows."""
 
 
 def chosen(name: str) -> str:
@@ -83,12 +83,12 @@ def total(query: str, by: str = "") -> str:
 
 
 def rate(name: str, by: str = "", **labels: str) -> str:
-    """A counter's growth a second."""
+    """A counter's rate per second."""
     return total(f"rate({selector(name, **labels)}[{RATE}])", by)
 
 
 def increase(name: str, by: str = "", over: str = RANGE, **labels: str) -> str:
-    """A counter's growth."""
+    """A counter's increase."""
     return total(f"increase({selector(name, **labels)}[{over}])", by)
 
 
@@ -101,7 +101,7 @@ def quantile(share: float, name: str, by: str = "", over: str = RATE, **labels: 
 
 
 def mean(name: str, by: str = "", **labels: str) -> str:
-    """The mean of what a histogram recorded."""
+    """The mean of a histogram's values."""
     parts, number = (total(f"rate({selector(name, end, **labels)}[{RATE}])", by) for end in ("_sum", "_count"))
     rates = f"rate({_native(name, **labels)}[{RATE}])"
     sums, counts = (total(f"histogram_{part}({rates})", by) for part in ("sum", "count"))
@@ -109,7 +109,7 @@ def mean(name: str, by: str = "", **labels: str) -> str:
 
 
 def count(name: str, by: str = "", **labels: str) -> str:
-    """How much a histogram recorded a second."""
+    """Values per second of a histogram."""
     classic = total(f"rate({selector(name, '_count', **labels)}[{RATE}])", by)
     native = total(f"histogram_count(rate({_native(name, **labels)}[{RATE}]))", by)
     return f"({classic} or ({native}))"
@@ -123,7 +123,7 @@ def buckets(name: str) -> str:
 
 
 def within(name: str, objective: str, by: str = "", over: str = RANGE) -> str:
-    """The share of what a histogram recorded that is not above an objective, which is one of its bounds.
+    """The share of a histogram's values within an objective, which is one of its bounds.
 
     Exporters write a bound of one second as ``1`` or as ``1.0``.
     """
@@ -141,19 +141,19 @@ def share(part: str, whole: str) -> str:
 def hit_share(by: str = "", over: str = RANGE) -> str:
     """Share of prompt tokens that came from the KV cache.
 
-    Prometheus extrapolates the growth of a young counter back to its zero, each counter's for itself: no more than 1.
+    Limited to 1, as Prometheus extrapolates the increase of new counters separately.
     """
     hits, lookups = (increase(f"llamacpp.prompt_cache.{name}", by, over) for name in ("hits", "lookups"))
     return f"clamp_max({share(hits, lookups)}, 1)"
 
 
 def logged(figure: str) -> str:
-    """A figure about requests, -1 without requests, and nothing where llamatel reads no log."""
+    """A figure about requests, -1 without requests, and empty without a request log."""
     return f"{figure} or -group({selector('llamatel.log.lines')})"
 
 
 def servers_down() -> str:
-    """Servers that do not answer and are not loading, and llamatels that Prometheus cannot scrape."""
+    """Servers that do not respond and are not loading, and llamatels that Prometheus cannot scrape."""
     up = selector("llamacpp.server.up")
     starting = selector("llamacpp.server.state", state="starting")
     known = f"group by (job, instance) (last_over_time({selector('llamatel.collector.success')}[1d]))"

@@ -1,4 +1,4 @@
-"""Requests: where their time goes, how long they are, how they end."""
+"""Requests: time by phase, lengths, outcomes."""
 
 from __future__ import annotations
 

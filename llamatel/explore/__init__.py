@@ -32,5 +32,5 @@ __all__ = [
 
 
 def capture(model: str | Path, prompt: str = "", *, progress: Progress | None = None, **how: Any) -> Capture:
-    """Run ``prompt`` through a GGUF and keep its attention; ``how`` are the other fields of ``CaptureRequest``."""
+    """Run ``prompt`` through a GGUF and return its attention; ``how``: other fields of ``CaptureRequest``."""
     return _capture_request(CaptureRequest(model=str(model), prompt=prompt, **how), progress)

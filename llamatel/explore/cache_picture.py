@@ -1,4 +1,4 @@
-"""Why a KV cache works, and what it saves: unchanged rows, and the time of a token with and without it."""
+"""Shows why a KV cache works and what it saves: unchanged rows, and the time per token with and without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Unchanged:
     tokens: int
     added: int
     largest_difference: float
-    """Of any weight in any head; what is not 0 is rounding."""
+    """Of any weight in any head; a value above 0 is rounding."""
     largest_key_difference: float
     """Of any key, as a share of the largest."""
     on_later_tokens: float
@@ -55,7 +55,7 @@ def unchanged(run: Capture, *, added: int = 4, progress: Progress | None = None,
 
 
 def timing_picture(rows: Sequence[dict[str, float]], name: str) -> Picture:
-    """Milliseconds for the next token over the tokens before it, with a cache and without."""
+    """Milliseconds for the next token by number of tokens before it, with and without a cache."""
     figure = new_figure(6.4, 3.1)
     axes: Any = figure.add_subplot()
     tokens = [row["tokens"] for row in rows]

@@ -29,7 +29,7 @@ class LayerAttention:
 
     index: int
     heads: tuple[int, ...]
-    """The query heads that the arrays hold, in order."""
+    """The query heads in the arrays, in order."""
     heads_in_all: int
     kv_heads: int
     weights: npt.NDArray[np.float32]
@@ -42,11 +42,11 @@ class LayerAttention:
     softcapped: bool = False
     sinks: bool = False
     latent: bool = False
-    """Keys are the latent vector that all heads share (MLA, absorbed)."""
+    """Whether keys are the latent vector that all heads share (MLA, absorbed)."""
 
     @property
     def group_size(self) -> int:
-        """Query heads to a KV head."""
+        """Query heads per KV head."""
         return self.heads_in_all // self.kv_heads
 
     def kv_head(self, head: int) -> int:

@@ -1,7 +1,7 @@
 """Runs llama.cpp in a child process, so that a notebook survives a failed assertion.
 
-The child reads one JSON document from standard input (what to do, where to put the result), writes progress as lines of
-JSON to standard output and llama.cpp's log to standard error. The memory of the model is freed when it exits.
+The child reads one JSON document (task, path of the result) from standard input, writes progress as lines of JSON to
+standard output and llama.cpp's log to standard error. The memory of the model is freed when it exits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINES_OF_LOG = 400
 def capture(request: CaptureRequest, progress: Progress | None = None) -> Capture:
     """Run the model over the prompt and keep its attention.
 
-    Raises ExploreError where llama.cpp cannot be observed or died, UsageError where the request does not fit the model.
+    Raises ExploreError if llama.cpp cannot be observed or crashed, UsageError if the request does not fit the model.
     """
     with tempfile.TemporaryDirectory(prefix="llamatel-explore-") as folder:
         out = Path(folder) / "capture.npz"
@@ -69,7 +69,7 @@ def _run(document: dict[str, Any], progress: Progress | None) -> Any:
 
 
 def _talk(child: subprocess.Popen[str], document: dict[str, Any], progress: Progress | None) -> dict[str, Any] | None:
-    """Its last message: a result or an error; None if it died without one."""
+    """Its last message: a result or an error; None if it exited without one."""
     if child.stdin is None or child.stdout is None:
         raise ExploreError("the child process has no pipes")
     try:

@@ -31,12 +31,12 @@ tr.own td { font-weight: 600 } code { background: #f3f5f7; padding: .1rem .3rem;
 details { margin: .5rem 0 } summary { cursor: pointer; color: #2f6db5 }
 """
 _MOST_LAYERS = 4
-"""Layers that get a picture of their own by default."""
+"""Layers with a picture by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All results for one model. Parts that a model does not have are None or empty, with ``notes``."""
+    """All results for one model. Parts that do not apply to the model are None or empty, with ``notes``."""
 
     model: ModelReport
     run: Capture

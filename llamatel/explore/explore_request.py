@@ -1,4 +1,4 @@
-"""What to capture, and the memory for it."""
+"""The request of a capture, and its memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CaptureRequest:
     """One capture. ``layers``, ``heads`` None: all. ``rows``: positions whose rows are kept, from and up to.
 
     ``prompt`` is text, or ``tokens`` are given; or ``repeat`` is a number of random tokens, used twice. ``chat`` puts
-    the prompt into the model's chat template. ``generate`` tokens follow, the likeliest each time. ``cache_type`` is
-    that of keys and values: f16, as servers keep them, or f32.
+    the prompt into the model's chat template. ``generate`` tokens follow, always the most likely one. ``cache_type``:
+    f16, as in servers, or f32.
     """
 
     model: str
@@ -57,7 +57,7 @@ class CaptureRequest:
         return cls(**fields)
 
     def chosen_layers(self, shape: ModelShape) -> tuple[int, ...]:
-        """The layers that are looked at. Raises UsageError for one that the model has not."""
+        """The chosen layers. Raises UsageError for one that the model lacks."""
         there = [layer.index for layer in shape.trunk]
         if self.layers is None:
             return tuple(there)
@@ -86,7 +86,7 @@ class Needed:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.queries + self.keys_values + self.scores
 
 

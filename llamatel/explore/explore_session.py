@@ -1,4 +1,4 @@
-"""One llama.cpp context in this process, its graph observed. The child process of ``run`` does this; tests do too."""
+"""One llama.cpp context in this process with an observed graph. Used by the child process, and by tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, of how much."""
+"""Called with the current step, its progress, and its total."""
 
 _NO_FLASH = 0
 _TYPES = {"f32": 0, "f16": 1}
@@ -78,7 +78,7 @@ class Session:
         return buffer.raw[: max(n, 0)].decode(errors="replace")
 
     def random_tokens(self, count: int, seed: int) -> tuple[int, ...]:
-        """Different ordinary tokens, drawn at random, after the token that the model starts with."""
+        """Different random ordinary tokens, after the model's start token."""
         api, chosen = self._api, random.Random(seed)
         total = api.llama_vocab_n_tokens(self.vocabulary)
         begin = api.llama_vocab_bos(self.vocabulary)
@@ -113,7 +113,7 @@ class Session:
     def context(
         self, tokens: int, *, observer: Observer | None = None, cache_type: str = "f16", threads: int | None = None
     ) -> Iterator[Context]:
-        """A context for so many tokens. Without an observer it is as fast as llama.cpp is without flash attention."""
+        """A context for this many tokens. Without an observer it is as fast as llama.cpp without flash attention."""
         api = self._api
         parameters = api.llama_context_default_params()
         parameters.n_ctx = -(-tokens // 256) * 256
@@ -155,7 +155,7 @@ class Context:
             raise ExploreError(f"llama_decode failed ({code})")
 
     def likeliest(self, vocabulary: Any) -> int:
-        """The token that the last pass makes likeliest."""
+        """The most likely next token after the last pass."""
         import numpy as np
 
         logits = self._api.llama_get_logits_ith(self._context, -1)
@@ -163,7 +163,7 @@ class Context:
         return int(np.argmax(np.ctypeslib.as_array(logits, (total,))))
 
     def forget(self, begin: int = 0) -> bool:
-        """Drop what is cached from position ``begin`` on; False where the memory cannot (recurrent states)."""
+        """Drop the cache from position ``begin`` on; False if the memory cannot (recurrent states)."""
         memory = self._api.llama_get_memory(self._context)
         if begin == 0:
             self._api.llama_memory_clear(memory, False)
@@ -172,7 +172,7 @@ class Context:
 
 
 def capture_here(request: CaptureRequest, progress: Progress | None = None) -> Capture:
-    """The capture in this process. An assertion of llama.cpp would end it: ``run.capture`` uses a child."""
+    """Capture in this process. A failed assertion of llama.cpp ends it: ``explore_child.capture`` uses a child."""
     step = progress or (lambda _what, _done, _total: None)
     step("loading the model", 0, 1)
     with Session(request.model, gpu_layers=request.gpu_layers) as session:

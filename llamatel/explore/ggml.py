@@ -1,7 +1,7 @@
 """Reads llama.cpp's tensors from a running graph, on any backend.
 
-The layout of ``struct ggml_tensor`` (ggml/include/ggml.h) is no stable interface, so ``Ggml`` makes some tensors with
-ggml's own functions and compares every field that it is going to read; a build that differs is refused.
+The layout of ``struct ggml_tensor`` (ggml/include/ggml.h) is not a stable interface, so ``Ggml`` creates tensors with
+ggml's own functions and compares every field that it reads; a build that differs is refused.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Ggml:
             )
 
     def _facts(self, context: int) -> dict[str, tuple[object, object]]:
-        """By field: what is read through our layout, and what it must be."""
+        """By field: the value read through our layout, and the expected value."""
         lib = self._library
         # ggml_tensor_overhead() = the object's head (32 bytes) + the struct.
         facts: dict[str, tuple[object, object]] = {
@@ -135,7 +135,7 @@ class Ggml:
         return found.decode(errors="replace")
 
     def operation(self, tensor: Any) -> str:
-        """What computes it: MUL_MAT, SOFT_MAX, ..."""
+        """The operation: MUL_MAT, SOFT_MAX, ..."""
         found: bytes = self._library.ggml_op_desc(tensor)
         return found.decode(errors="replace")
 

@@ -1,4 +1,4 @@
-"""Pictures of how heads share: which query heads read which KV head, and the keys that they read."""
+"""Pictures of grouped attention: which query heads read which KV head, and the keys that they read."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def grouping_picture(shape: ModelShape, layer: int | None = None, name: str | No
 def keys_picture(
     run: Capture, layer: int = 0, *, token: int = 0, what: Literal["keys", "queries", "values"] = "keys"
 ) -> Picture:
-    """The notebook's picture: rows are KV groups, columns the query heads in each.
+    """Keys by KV group: rows are KV groups, columns their query heads.
 
-    Each cell shows the first 20 dimensions of the key of one token (by default the first). Within a row it is the same
-    key: that is what sharing means. ``what``: values are shared too, queries are each head's own.
+    Each cell shows the first 20 dimensions of the key of one token (by default the first). Within a row the key is the
+    same, as it is shared. ``what``: keys, values (also shared) or queries (one per head).
     """
     import numpy as np
 

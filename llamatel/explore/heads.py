@@ -16,7 +16,7 @@ LOCAL = 8
 _EARLIEST = 2
 """Earlier rows see too few tokens to classify a head."""
 _FEWEST = 4
-"""Rows that a score needs."""
+"""Least number of rows for a score."""
 
 KINDS = {
     "induction": "attends to the token that followed the previous occurrence of this token",
@@ -34,15 +34,15 @@ _THRESHOLDS = (
     ("induction", 0.4), ("previous", 0.4), ("current", 0.4), ("first", 0.5), ("sink", 0.5), ("local", 0.8),
     ("uniform", 0.92),
 )  # fmt: skip
-"""From what score on a head is of a kind; the first that it reaches, the most particular first."""
+"""Least score of each kind, the most specific first; the first that a head reaches is its kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """One head. None where the sequence does not show it: induction needs tokens that occur again.
+    """The scores of one head. None if the sequence does not show it: induction needs repeated tokens.
 
     ``first``: share of the first token. ``local``: of the last ``LOCAL`` tokens, in rows that see twice as many.
-    ``sink``: what the row's sum lacks to 1. ``uniform``: entropy by the entropy of an even spread.
+    ``sink``: 1 minus the row's sum. ``uniform``: entropy divided by that of a uniform distribution.
     """
 
     layer: int
@@ -130,7 +130,7 @@ def _followers(run: Capture) -> dict[int, list[int]]:
 def _induction(
     weights: npt.NDArray[np.float32], positions: npt.NDArray[Any], follows: dict[int, list[int]]
 ) -> float | None:
-    """The share on what followed earlier occurrences, without rows that could hardly miss them."""
+    """The share on tokens after earlier occurrences, without rows in which these are over a quarter of the tokens."""
     import numpy as np
 
     rows = [
@@ -144,7 +144,7 @@ def _induction(
 
 
 def _spread(layer: LayerAttention, positions: npt.NDArray[Any]) -> list[tuple[float | None, float | None]]:
-    """By head: entropy as a share of an even spread's, and in bits."""
+    """By head: entropy as a share of that of a uniform distribution, and in bits."""
     import numpy as np
 
     chosen = np.flatnonzero(positions >= _EARLIEST)

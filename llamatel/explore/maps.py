@@ -1,4 +1,4 @@
-"""Pictures of attention: one head, all heads of a layer, and what every head of the model does."""
+"""Pictures of attention: one head, all heads of a layer, and the kinds of all heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamatel.explore.picture import GRID, GROUPS, INK, MUTED, Picture, new_figu
 
 _MAP = "Blues"
 _LABELLED = 48
-"""Tokens that still have room on an axis."""
+"""Most tokens with a label on an axis."""
 _KIND_COLOURS = {
     "induction": "#c44e52", "previous": "#2f6db5", "current": "#2aa3a3", "first": "#d9822b", "sink": "#8c6d31",
     "local": "#3a9a5b", "uniform": "#b9c1ca", "mixed": "#e6eaee",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _COPIES = 4
-"""A matrix in f32, and what the decomposition needs with it."""
+"""Memory in copies of the f32 matrix: itself and what the decomposition needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Matrix:
 
     @property
     def effective_rank(self) -> float:
-        """(sum of squares)² / sum of fourth powers of the singular values: how many directions carry it."""
+        """(sum of squares)² / sum of fourth powers of the singular values."""
         squares = self.spectrum.astype(float) ** 2
         return float(squares.sum() ** 2 / (squares**2).sum()) if squares.any() else 0.0
 

@@ -1,4 +1,4 @@
-"""A picture: shown by a notebook, saved as PNG, put into a report. Made without pyplot, which keeps state."""
+"""Pictures for notebooks, PNG files and reports, drawn without pyplot, which keeps state."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GROUPS = ("#2f6db5", "#d9822b", "#3a9a5b", "#a854a8", "#c44e52", "#2aa3a3", "#8c
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A matplotlib figure, with what it shows in words."""
+    """A matplotlib figure with a caption."""
 
     figure: Figure
     caption: str
     name: str
-    """What its file is called, without an ending."""
+    """Its file name without an extension."""
 
     def png(self) -> bytes:
         """The picture as PNG."""
@@ -49,7 +49,7 @@ class Picture:
         return f'<img alt="{escape(self.caption, quote=True)}" src="data:image/png;base64,{data}">'
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The representation in a notebook."""
         return self.png()
 
 

@@ -1,4 +1,4 @@
-"""The experiment: what the next token costs with a KV cache, and without one, as the sequence grows."""
+"""Measures the time of the next token with and without a KV cache, by sequence length."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Observes llama.cpp's graph and keeps what attention used: weights, queries, keys, values.
+"""Observes llama.cpp's graph and keeps the inputs and weights of attention: queries, keys, values.
 
 ``build_attn_mha`` (src/llama-graph.cpp) names its nodes ``kq-{layer}``, ``kq_soft_max-{layer}`` and ``kqv-{layer}``
-without flash attention. A node's sources are alive when it has just been computed, so the queries and keys are read as
-sources of ``kq`` (with rotation, norms and scaling applied, the keys out of the cache) and the values of ``kqv``. That
-holds for every architecture that uses this function, however it names its projections.
+without flash attention. A node's sources are still allocated when it has just been computed: queries and keys are read
+as sources of ``kq`` (with rotation, norms and scaling applied, the keys from the cache), values as sources of ``kqv``.
+That holds for every architecture that uses this function, whatever the names of its projections.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LayerRecord:
     keys: npt.NDArray[np.float32] | None = None
     values: npt.NDArray[np.float32] | None = None
     visible: npt.NDArray[np.bool_] | None = None
-    """n × m: what the mask lets through."""
+    """n × m: positions that the mask allows."""
     scale: float | None = None
     max_bias: float = 0.0
     softcapped: bool = False
@@ -112,7 +112,7 @@ class Observer:
 
 
 def why_missing(records: Mapping[int, LayerRecord], layer: int, *, attends: bool, recurrent: bool) -> str | None:
-    """Why a layer has no attention map; None where it has one."""
+    """Why a layer has no attention map; None if it has one."""
     if layer in records and records[layer].weights is not None:
         return None
     if recurrent and not attends:

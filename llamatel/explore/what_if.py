@@ -17,14 +17,14 @@ _BYTES_PER_VALUE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """One variant. Bytes are of an f16 cache; where layers have windows, as if every layer kept all tokens."""
+    """One variant. Bytes are for an f16 cache, as if every layer kept all tokens, also layers with windows."""
 
     variant: Variant
     contexts: tuple[int, ...]
     cache_bytes: tuple[int, ...]
-    """By context: what is cached, and what one decoded token reads of it."""
+    """Bytes of the cache by context; one decoded token reads all of them."""
     read_bytes: tuple[int, ...] | None
-    """By context: the cache and the weights that one decoded token reads; None where the weights are not known."""
+    """Bytes of cache and weights that one decoded token reads, by context; None if the weights are unknown."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -38,7 +38,7 @@ class WhatIf:
 
 
 def what_if(report: ModelReport) -> tuple[WhatIf, ...]:
-    """All variants. Raises UsageError where the model's heads are not known or share in no classic way."""
+    """All variants. Raises UsageError if the model's heads are unknown or not comparable."""
     found = report.comparison
     if not found:
         raise UsageError("this model's attention has no counterpart as MHA, GQA or MQA")
