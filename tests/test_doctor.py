@@ -131,7 +131,7 @@ def test_doctor_and_page_speculative_decoding(tiny_model: Path, tmp_path: Path, 
     serving = Serving(tmp_path, tiny_model, slots=1, context=1024, env=env)
     try:
         with Clients(serving.url) as clients:
-            clients.send_all([completion(f"Number {n}", 40) for n in range(3)], at_once=1)
+            clients.send_all([completion(f"Number {n}", 40) for n in range(8)], at_once=1)
         counted = {}
         for line in urllib.request.urlopen(f"{serving.url}/metrics", timeout=30).read().decode().splitlines():
             if line.startswith("llamacpp:spec_decode"):
@@ -151,6 +151,9 @@ def test_doctor_and_page_speculative_decoding(tiny_model: Path, tmp_path: Path, 
         page.goto(serving.page_url)
         page.wait_for_selector("text=Drafts accepted")
         assert f"by position {100 * by_position[0]:.0f} %" in page.inner_text("#tiles")
+        page.wait_for_selector("#speed tr")
+        cells = [row.inner_text().split("\t") for row in page.query_selector_all("#speed tr")]
+        assert {(row[0], row[1], row[4]) for row in cells if row[0] == "decode"} == {("decode", "1", "8")}
         page.close()
     finally:
         serving.child.stop()

@@ -214,15 +214,17 @@ function lost(request) {
 
 // A line for each phase and number of busy slots: at its shortest, middle and longest context, or for all of them.
 function showSpeed(speed) {
-  const phases = [["prefill", speed.prefill], ["prefill, < 512 new tokens", speed.prefill_short], ["decode", speed.decode]];
+  const phases = [["prefill", speed.prefill], ["prefill < 512", speed.prefill_short], ["decode", speed.decode]];
   const lines = phases.flatMap(([phase, own]) => own.map((line) => [phase, line]));
   byId("speed-section").hidden = !lines.length;
+  const known = lines.some(([, line]) => line.points.some((point) => point.ceiling_share !== null));
+  byId("h-share").hidden = !known;
   rows(byId("speed"), lines.flatMap(([phase, line]) => {
     const points = line.slope_s ? line.points : line.points.slice(-1);
     return points.map((point, index) => [
       `${phase} ${line.busy_slots} ${index}`, phase, number(line.busy_slots),
       line.slope_s ? number(point.context) : `${number(line.points[0].context)}–${number(point.context)}`,
-      rate(point.tokens_per_second), percent(point.ceiling_share), number(line.requests), percent(line.spread),
+      rate(point.tokens_per_second), ...(known ? [percent(point.ceiling_share)] : []), number(line.requests), percent(line.spread),
     ]);
   }));
 }
