@@ -13,6 +13,8 @@ from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.records import ServerInfo
 from tests.attached import attached, unmanaged
+from tests.certificates import make_certificate
+from tests.parts.forwarder import Forwarder
 from tests.untrusted_server import Bytes, UntrustedServer, http, usual_responses
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -95,6 +97,14 @@ def observe(server: UntrustedServer, prefix: str = "") -> ObservedServer:
         ({"/": http(b"llamatel"), "/metrics": http(b"# llamatel\nllamacpp_server_up 1\n")}, "another llamatel"),
         ({"/health": http({"status": "ok"}), "/props": http({"hello": 1}), "/metrics": http(b"x 1\n")},
          "a program that llamatel does not know"),
+        ({"/metrics": http(VLLM_METRICS), "/v1/models": http({}, "401 Unauthorized")}, "vLLM, not llama.cpp"),
+        ({"/v1/models": models("exo")}, "a server of models owned by 'exo', not llama.cpp"),
+        ({"/info": http({"model_type": {}, "max_batch_tokens": 1})}, "Text Embeddings Inference"),
+        ({"/system": http({"backends": []}), "/healthz": http(b"")}, "LocalAI, not llama.cpp"),
+        ({"/v2": http({"name": "triton"})}, "Triton Inference Server"),
+        ({"/-/healthy": http(b"Prometheus Server is Healthy.\n")}, "Prometheus, not llama.cpp"),
+        (Everything(http(b"", "302 Found", "Location: https://u:p@sso.example:8443/login?token=s3cret\r\n")),
+         r"a program that llamatel does not know, not llama.cpp: it redirects to https://sso.example:8443/login$"),
     ],
 )  # fmt: skip
 def test_identify_other_programs(
@@ -106,6 +116,44 @@ def test_identify_other_programs(
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert re.match(f"{re.escape(server.url)} is {name}", lines[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (http(b'{"detail":"Not Found"}', "404 Not Found"),
+         "no llama.cpp server, or the path is wrong (it looks like a Python web application: FastAPI)"),
+        (http(b"404 page not found\n", "404 Not Found"),
+         "no llama.cpp server, or the path is wrong (it looks like a Go program)"),
+        (http(b"<html>", "404 Not Found", "Server: nginx\r\n"),
+         "no llama.cpp server, or the path is wrong (it looks like nginx)"),
+        (http(b"", "404 Not Found"), "no llama.cpp server, or the path is wrong"),
+    ],
+)  # fmt: skip
+def test_identify_unknown_program_is_down_after_two_polls(
+    answer: bytes, line: str, server: UntrustedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = Everything(answer)
+    [state] = observe(server).snapshots()
+    assert (state.up, state.state) == (False, None)
+    status = answer[9:12].decode()
+    assert [record.getMessage() for record in caplog.records] == [f"{server.url} answered {status}: {line}"]
+
+
+def test_identify_plain_http_to_a_tls_port(
+    server: UntrustedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    pem = tmp_path / "both.pem"
+    pem.write_text(key.read_text() + certificate.read_text())
+    with Forwarder(int(server.url.rpartition(":")[2]), certificate=pem) as forwarder:
+        url = f"http://127.0.0.1:{forwarder.ports[0]}"
+        observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(url, timeout_s=2.0))
+        for _ in range(2):
+            observed.poll()
+        observed.close()
+    assert observed.snapshots()[0].up is False
+    assert [record.getMessage() for record in caplog.records] == [f"{url} expects TLS: give it as https://"]
 
 
 def test_identify_llama_swap_upstream_is_not_polled(server: UntrustedServer, caplog: pytest.LogCaptureFixture) -> None:

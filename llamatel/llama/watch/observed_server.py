@@ -20,7 +20,7 @@ from llamatel.errors import ServerUnreachable
 from llamatel.flags.parse import parse_server_flags
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.address import parse_address
-from llamatel.llama.http.identify import NotLlamaCpp, identify
+from llamatel.llama.http.identify import NotIdentified, NotLlamaCpp, identify
 from llamatel.llama.http.props import is_scrape_harmless
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.listeners import Listeners
@@ -102,6 +102,7 @@ class ObservedServer:
         self._named_model: str | None = None
         """The path of its model in ``/props``."""
         self._refused: int | None = None
+        self._refused_before: int | None = None
         self._reports_key = False
         """Whether the caller reports a wrong key."""
         self._once = LogOnce(_log)
@@ -160,7 +161,7 @@ class ObservedServer:
                 return
             self._poll_started_at = self._clock()
             self.due_in_s = self._interval_s
-            self._refused = None
+            self._refused_before, self._refused = self._refused, None
             self._poll()
             self._polled_at = self._clock()
 
@@ -335,15 +336,17 @@ class ObservedServer:
     ) -> None:
         now, status = self._clock(), error.status
         outcome = failed_poll(
-            error, life, is_alive=lambda: self._is_healthy(now) or working or self._answered_lately(life, now)
-        )
+            error, life, is_alive=lambda: self._is_healthy(now) or working or self._answered_lately(life, now),
+            again=status is not None and status == self._refused_before,
+        )  # fmt: skip
         slow = False
         if isinstance(error, NotLlamaCpp):
             self._once.warning(error.program.name, "%s", error)
         elif status is not None and status != 503:
             self._refused = status
             if status != 401 or not self._reports_key:
-                self._once.warning(str(status), "%s", refusal(self.url, status))
+                looks = error.looks if isinstance(error, NotIdentified) else ""
+                self._once.warning(str(status), "%s", refusal(self.url, status, looks))
         elif status is None and not outcome.stale:
             slow = now - started_at > _SLOW_S
             if life is None:
