@@ -1,11 +1,14 @@
-"""The key=value log format of llama.cpp's 2024 code, still used by forks (ik_llama.cpp), and such a server's responses.
+"""The key=value log of llama.cpp's 2024 code, still written by forks (ik_llama.cpp), and such a server's responses.
 
-The lines are written after ``server_log`` and its callers in ik_llama.cpp (examples/server, August 2026); not recorded.
+``golden/ik_llama.cpp`` was recorded from ik_llama.cpp (commit 8337e4cd, 15 August 2026, built for a CPU without its
+flash attention kernels), with ``-c 4096 -np 2 --jinja --metrics`` and the scenario ``few``. The other lines are written
+after ``server_log`` and its callers there.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ import pytest
 from llamatel.llama.http.server_client import parse_counters
 from llamatel.llama.http.slots_endpoint import parse_slots
 from llamatel.llama.log.log_source import Backlog, Batch
+from llamatel.llama.log.logged_server import LoggedServer
+from llamatel.llama.watch.kv_state import LoadedModel, Polled, kv_cache_state
 from llamatel.records import Completion, Outcome
 from tests.golden.reading import read_streams
 
@@ -136,3 +141,54 @@ def test_parse_slots_with_a_state_number() -> None:
 def test_parse_counters_kv_cache_gauges() -> None:
     counters = parse_counters(b"llamacpp:kv_cache_usage_ratio 0.25\nllamacpp:kv_cache_tokens 1024\n")
     assert counters == {"kv_cache_usage_ratio": 0.25, "kv_cache_tokens": 1024}
+
+
+def recorded() -> tuple[list[str], Any]:
+    folder = Path(__file__).parent / "golden" / "ik_llama.cpp"
+    return (folder / "requests.log").read_text().split("\n"), json.loads((folder / "responses.json").read_text())
+
+
+@pytest.mark.parametrize("backlog", [True, False])
+def test_key_value_log_recorded(backlog: bool) -> None:
+    """Each request as in its client's response; another thread writes the timings, often after the release."""
+    lines, truth = recorded()
+    found = read_streams([Backlog(lines, STAMP * 2)] if backlog else [Batch((line,), STAMP * 2) for line in lines])
+    expected = [each["timings"] for each in truth["requests"] if each["outcome"] == "ok"]
+    timed = [each for each in found if each.outcome is Outcome.OK]
+    assert sorted((each.prompt_computed, each.generated) for each in timed) == sorted(
+        (each["prompt_n"], each["predicted_n"]) for each in expected
+    )
+    by_tokens = {(each["prompt_n"], each["predicted_n"]): each for each in expected}
+    for each in timed:
+        response = by_tokens[each.prompt_computed, each.generated]
+        assert (each.prefill_s or 0) * 1e3 == pytest.approx(response["prompt_ms"], abs=0.006)
+        assert (each.decode_s or 0) * 1e3 == pytest.approx(response["predicted_ms"], abs=0.006)
+        assert each.queue_s is None  # timestamps of whole seconds
+        assert (each.server.address, each.server.port, each.server.model) == ("127.0.0.1", 18979, "tiny.gguf")
+    assert [each.outcome for each in found if each not in timed] == [Outcome.CANCELLED]
+    assert sum(each.generated or 0 for each in found) == truth["metrics"]["tokens_predicted_total"]
+
+
+def test_key_value_log_timings_after_the_next_launch() -> None:
+    """The other thread may be late; without timings the request ends when they can no longer follow."""
+    start = [text("launch_slot_with_task", "slot is processing task", id_slot=0, id_task=task) for task in (1, 9)]
+    release = [
+        text("release_slots", "slot released", id_slot=0, id_task=task, n_past=32, truncated=False) for task in (1, 9)
+    ]
+    late = [
+        "slot print_timing: id  0 | task 1 | ",
+        "prompt eval time =      12.34 ms /    13 tokens (    0.95 ms per token,  1053.48 tokens per second)",
+        "       eval time =     123.40 ms /    20 tokens (    6.17 ms per token,   162.07 tokens per second)",
+        "      total time =     135.74 ms /    33 tokens",
+    ]
+    found = read_streams([Batch([start[0], release[0], start[1], *late, release[1]], STAMP + 1.0)])
+    assert [(each.task, each.generated, each.outcome) for each in found] == [(1, 20, Outcome.OK), (9, None, Outcome.OK)]
+
+
+def test_kv_cache_tokens_by_gauge() -> None:
+    """ik_llama.cpp's slots do not report their tokens, its gauge those of all slots."""
+    gauges = {"kv_cache_usage_ratio": 0.25, "kv_cache_tokens": 1024.0}
+    for state, expected in (((0, 0), (0, 1024)), ((1, 1), (1024, 0)), ((0, 1), (None, None))):
+        slots = parse_slots([{"id": number, "id_task": 5, "state": each} for number, each in enumerate(state)])
+        cache = kv_cache_state(LoggedServer(), Polled(slots, None, gauges), LoadedModel())
+        assert (cache.capacity, cache.active, cache.cached) == (4096, *expected)

@@ -151,7 +151,7 @@ class LogReader:
         if child is not None:
             return self._read_child(parts, now)
         if wall is not None:
-            now = wall
+            now, self._requests.written_apart = wall, True
         last, time, clock = self._last_time, stamp, self._clock
         if time is None or not last <= time <= last + _JUMP_S:
             time = self._time_of(stamp, now)
@@ -165,6 +165,8 @@ class LogReader:
         elif stamp is not None or clock.process_started_at is None:
             clock.observe(time, now)
         self._last_time = time
+        if self._requests.written_apart:
+            self._requests.finish_released(time)
         if slot is not None and task is not None:
             kind = self._requests.slot_line(function, slot, task, message, time)
         else:
@@ -360,6 +362,12 @@ class LogReader:
             self._counters.started += 1
         if slot < 0 or self._requests.drop(slot):
             self._counters.lost += 1
+
+    def finish_released(self) -> list[Completion]:
+        """The log ends: requests whose timings could have followed their release."""
+        self._requests.finish_released()
+        completed, self._completed = self._completed, []
+        return completed
 
     def forget(self) -> None:
         """Finish reading: the outcome of the requests in flight is unknown."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from llamatel.llama.log.log_audit import LogAudit
@@ -24,6 +25,8 @@ _ERROR = re.compile(r"task id = (\d{1,12}), error: ([^\n]*)")
 _CANCEL = re.compile(r"cancel task, id_task = (\d{1,12})$")
 _TOO_LONG = "exceeds the available context size"
 _MAX_SLOTS, _MAX_EVICTED = 1024, 64
+_LATE_S, _LATE_LINES = 2.0, 200
+"""ik_llama.cpp writes a request's timings on another thread than its release: they follow within this."""
 
 
 class ForeignLine(Exception):
@@ -37,6 +40,16 @@ class OnEnd(Protocol):
         self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
     ) -> None:
         """Finish it at ``time`` with ``tokens`` in its slot."""
+
+
+@dataclass(slots=True)
+class _Released:
+    """A request whose timings or cancellation may follow its release."""
+
+    request: LoggedRequest
+    message: str
+    time: float
+    lines: int = 0
 
 
 class SlotRequests:
@@ -54,8 +67,12 @@ class SlotRequests:
         """When, and how, each slot was last selected for a task."""
         self._evicted: dict[int, tuple[int, ...]] = {}
         """Tokens of the checkpoints that each slot lost since another prompt was in it."""
-        self._heading_slot: int | None = None
-        """The slot whose timings follow on separate lines."""
+        self._heading: tuple[int, int] | None = None
+        """The slot and task whose timings follow on separate lines."""
+        self.written_apart = False
+        """Whether timings are written by another thread than the lines of slots, perhaps after them."""
+        self._released: dict[int, _Released] = {}
+        """By task."""
         self._first_task: int | None = None
         """Requests of later tasks started while the log was read: the first one of a launch line, -1 for a process that
         is read from its start, None before either."""
@@ -80,15 +97,15 @@ class SlotRequests:
 
     def slot_line(self, function: str, slot: int, task: int, message: str, time: float) -> str:
         """Read a slot's message; returns the kind of the line."""
-        self._heading_slot = None
+        self._heading = None
         self._counters.slot_lines += 1
         if function == "print_timing":  # half of all lines
             request = self._active.get(slot)
             if request is None or request.task != task:
-                return "server"
+                return self._late_timing(slot, task, message, time) if task in self._released else "server"
             if message:
                 return request.read_timing(message, time)
-            self._heading_slot = slot
+            self._heading = slot, task
             return "server"
         if function == "launch_slot_":
             if message.startswith("processing task"):
@@ -98,15 +115,7 @@ class SlotRequests:
         request = self._active.get(slot)
         is_release = function == "     release" and message.startswith("stop processing")
         if request is None or request.task != task:
-            # It started before the log was read, or its start is missing.
-            if is_release:
-                if self._displaced and (slot, task) in self._displaced:
-                    raise ForeignLine
-                self._queue.left(time)
-                if self._first_task is not None and task > self._first_task:
-                    self._counters.started += 1
-                    self._counters.lost += 1
-            return "server"
+            return self._without_start(slot, task, time, is_release=is_release)
         if is_release:
             return self._release(request, message, time)
         kind = request.read(function, message, time)
@@ -122,6 +131,17 @@ class SlotRequests:
             self.history.selected(slot, selection)
         return "request"
 
+    def _without_start(self, slot: int, task: int, time: float, *, is_release: bool) -> str:
+        """A line of a request that started before the log was read, or whose start is missing."""
+        if is_release:
+            if self._displaced and (slot, task) in self._displaced:
+                raise ForeignLine
+            self._queue.left(time)
+            if self._first_task is not None and task > self._first_task:
+                self._counters.started += 1
+                self._counters.lost += 1
+        return "server"
+
     def _follow(self, request: LoggedRequest) -> None:
         """Record a request's effects on its slot."""
         self._counters.context_shifts += request.shifts - request.counted_shifts
@@ -132,14 +152,40 @@ class SlotRequests:
 
     def continuation(self, text: str, time: float) -> bool:
         """Whether a line is a timing that follows its heading (builds until April 2026), even after foreign lines."""
-        if self._heading_slot is None:
+        if self._heading is None:
             return False
-        request = self._active.get(self._heading_slot)
+        slot, task = self._heading
+        request = self._active.get(slot)
         message = text.lstrip()
-        if request is None or not message.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
+        if not message.startswith(("prompt eval time", "eval time", "total time", "draft accept")):
             return False
-        request.read_timing(message, time)
-        return True
+        if task in self._released:
+            self._late_timing(slot, task, message, time)
+            return True
+        if request is not None:
+            request.read_timing(message, time)
+        return request is not None
+
+    def _late_timing(self, slot: int, task: int, message: str, time: float) -> str:
+        """A timing of a request that has released its slot, or the heading of its timings."""
+        if not message:
+            self._heading = slot, task
+            return "server"
+        kind = self._released[task].request.read_timing(message, time)
+        if message.startswith("total time"):
+            self._finish_released(task)
+        return kind
+
+    def finish_released(self, time: float = float("inf")) -> None:
+        """Finish requests whose timings did not follow their release until ``time``; call for each line."""
+        for task, released in list(self._released.items()):
+            released.lines += 1
+            if time > released.time + _LATE_S or released.lines > _LATE_LINES:
+                self._finish_released(task)
+
+    def _finish_released(self, task: int) -> None:
+        released = self._released.pop(task)
+        self._finish(released.request, released.message, released.time)
 
     def cancel(self, message: str, time: float) -> str:
         """``stop: cancel task``: the client disconnected, or an error was sent."""
@@ -175,6 +221,7 @@ class SlotRequests:
 
     def abort(self, time: float, error: str) -> None:
         """The process exited: every request in flight fails."""
+        self.finish_released()
         for request in self._active.values():
             request.error = error
             request.queue_s = self._queue.broken_off(request.task, time, 0)
@@ -189,15 +236,16 @@ class SlotRequests:
         self._selected.clear()
         self._evicted.clear()
         self.history.reset()
-        self._heading_slot = None
+        self._heading = None
+        self._released.clear()
         self._first_task = self.newest_task = self._idle_task = -1
         if self._displaced is not None:
             self._displaced = set()
 
     def drop(self, slot: int) -> bool:
         """Stop following the request in this slot; True if there was one."""
-        if self._heading_slot == slot:
-            self._heading_slot = None
+        if self._heading is not None and self._heading[0] == slot:
+            self._heading = None
         return self._active.pop(slot, None) is not None
 
     # -- one request ------------------------------------------------------------------------------------------------
@@ -231,10 +279,17 @@ class SlotRequests:
         return "request"
 
     def _release(self, request: LoggedRequest, message: str, time: float) -> str:
-        found = _RELEASE.match(message)
         del self._active[request.slot]
+        if self.written_apart and request.timed_at is None and request.error is None and not request.cancelled:
+            self._released[request.task] = _Released(request, message, time)
+            return "request"
+        return self._finish(request, message, time)
+
+    def _finish(self, request: LoggedRequest, message: str, time: float) -> str:
+        found = _RELEASE.match(message)
         tokens = int(found.group(1)) if found is not None else 0
-        request.queue_s = self._waited(request, time, tokens)
+        queue_s = self._waited(request, time, tokens)
+        request.queue_s = None if self.written_apart else queue_s  # timestamps of whole seconds do not show it
         if found is None:
             self._counters.lost += 1
             return "malformed"
@@ -249,7 +304,12 @@ class SlotRequests:
 
     def _left(self, request: LoggedRequest, tokens: int, time: float) -> None:
         """Record what a request left in its slot."""
-        if request.is_child or not tokens or (request.computed is None and not request.cancelled):
+        if (
+            request.slot in self._active
+            or request.is_child
+            or not tokens
+            or (request.computed is None and not request.cancelled)
+        ):
             return  # a further choice's slot is emptied; an embedding's is of no use to another request
         self.history.released(request.slot, request.left_in_slot(tokens, time))
         if request.error is not None and CONTEXT_FULL in request.error:
@@ -270,4 +330,6 @@ class SlotRequests:
         return self._queue.broken_off(request.task, time, tokens)
 
     def _by_task(self, task: int) -> LoggedRequest | None:
+        if (released := self._released.get(task)) is not None:
+            return released.request
         return next((request for request in self._active.values() if request.task == task), None)

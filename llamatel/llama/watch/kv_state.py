@@ -71,6 +71,7 @@ def kv_cache_state(logged: LoggedServer, polled: Polled, model: LoadedModel) -> 
             used_bytes=dict.fromkeys(planned, 0),
         )
     active, cached = (_tokens(polled.slots, busy=busy) for busy in (True, False))
+    active, cached = _from_gauge(polled, active, cached)
     if capacity is not None:  # slots also count a batch that did not fit, and choices of one prompt share cells
         active = None if active is None else min(active, capacity)
         cached = None if cached is None else min(cached, capacity - (active or 0))
@@ -120,6 +121,17 @@ def _pool(logged: LoggedServer, polled: Polled, model: LoadedModel) -> tuple[int
         return gauged, unified
     planned = model.sure.cells if model.sure is not None else None
     return (None if planned is None else planned.context), unified
+
+
+def _from_gauge(polled: Polled, active: int | None, cached: int | None) -> tuple[int | None, int | None]:
+    """Active and cached tokens by llama.cpp's gauge of both, where slots do not report theirs (forks)."""
+    total, slots = polled.gauges.get("kv_cache_tokens"), polled.slots or ()
+    tokens = None if total is None else count(round(total))
+    if tokens is None or not slots or (active is not None and cached is not None):
+        return active, cached
+    if not any(slot.busy for slot in slots):
+        return 0, tokens
+    return (tokens, 0) if all(slot.busy for slot in slots) else (active, cached)
 
 
 def _gauged(gauges: Mapping[str, float]) -> int | None:

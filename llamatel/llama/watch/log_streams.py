@@ -181,8 +181,10 @@ class LogStreams:
         for carried in self._lines.flush():
             self._read(carried, 0.0, live=False)
         for stream in self._streams.values():
-            for server in stream.servers.values():
+            for number, server in stream.servers.items():
                 if server.log is not None:
+                    if completed := server.log.finish_released():
+                        self._publish(server, completed, number)
                     server.log.forget()
         self._log.forget()
 

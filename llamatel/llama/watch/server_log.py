@@ -161,6 +161,11 @@ class ServerLog:
         with self._lock:
             return self._reader.abort(now, error)
 
+    def finish_released(self) -> list[Completion]:
+        """No more lines follow: requests whose timings could have followed their release."""
+        with self._lock:
+            return self._reader.finish_released()
+
     def forget(self) -> None:
         """No more lines follow: the outcome of the requests in flight is unknown."""
         with self._lock:
