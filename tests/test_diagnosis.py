@@ -123,6 +123,30 @@ def test_diagnosis_slots_taken_without_host_memory() -> None:
     assert (change.change, change.at_most_s, change.cost_bytes) == ("--cache-ram 8192", 0.5, None)
 
 
+@pytest.mark.parametrize(("cached", "flags"), [(0, "-np 8"), (37, "-np 8 --slot-prompt-similarity 0.5")])
+def test_diagnosis_slots_taken_by_conversations_that_start_the_same(cached: int, flags: str) -> None:
+    """llama.cpp selects a slot with a similar prompt before an unused one: more slots alone do not help."""
+    lost = timed(
+        0.0, queue_s=0.0, prompt_cached=cached, prompt_recomputed=50, recompute_s=0.5,
+        recompute_cause=RecomputeCause.SLOT_TAKEN, prompt_computed=63,
+    )  # fmt: skip
+    [change] = observed(lost, shape=SHAPE).changes
+    assert change.change == flags
+    [change] = observed(lost, settings=ServerSettings(cache_ram_mib=0), shape=SHAPE).changes
+    assert change.change == "--cache-ram 8192"
+    assert f"({flags})" in change.reason
+
+
+def test_diagnosis_savings_are_the_last_hours() -> None:
+    lost: dict[str, Any] = {
+        "prompt_recomputed": 50, "recompute_s": 0.5, "recompute_cause": RecomputeCause.CACHE_PROMPT_OFF,
+    }  # fmt: skip
+    found = observed(*(timed(1700.0 * hour, queue_s=0.0, **lost) for hour in range(5)), seconds=7200.0)
+    assert found.losses[0].seconds == 2.5
+    assert [change.at_most_s for change in found.changes] == [1.5]
+    assert "at most 1.50 s of the last hour's time" in " ".join(diagnosis_text(found).plain.split())
+
+
 def test_diagnosis_unknown_reuse() -> None:
     found = observed(timed(0.0), timed(10.0, prompt_reusable=300, prompt_recomputed=0))
     assert any("the prompts of 1 of 2 requests had been cached" in sentence for sentence in found.undetermined)

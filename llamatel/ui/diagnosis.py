@@ -94,6 +94,8 @@ class Loss:
     requests: int
     tokens: int
     seconds: float
+    shared: float
+    """Largest share of a prompt that was reused all the same: what conversations have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,7 @@ def _losses(completions: Sequence[Completion]) -> tuple[Loss, ...]:
             len(found),
             sum(completion.prompt_recomputed or 0 for completion in found),
             sum(completion.recompute_s or 0.0 for completion in found),
+            max((completion.prompt_cached or 0) / max(1, completion.prompt_tokens or 1) for completion in found),
         )
         for cause, found in by_cause.items()
     ]
@@ -268,7 +271,8 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
     recent = [completion for completion in observed.completions if completion.ended_at >= latest - LAST_S]
     saved = {loss.cause: loss.seconds for loss in _losses(recent)}
     found = [
-        recompute_remedy(loss.cause, saved.get(loss.cause, 0.0), observed.settings, observed.shape) for loss in losses
+        recompute_remedy(loss.cause, saved.get(loss.cause, 0.0), observed.settings, observed.shape, loss.shared)
+        for loss in losses
     ]
     if limit == "slots":
         queue_s = sum(completion.queue_s or 0.0 for completion in recent)

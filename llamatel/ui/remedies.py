@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from llamatel.flags.server_settings import ServerSettings
@@ -11,6 +12,8 @@ from llamatel.records import RecomputeCause
 
 _DEFAULT_SLOTS = 4
 """llama-server's default for ``-np``."""
+_SIMILARITY = 0.1
+"""llama-server's --slot-prompt-similarity: the share of a prompt from which a slot is selected for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +30,14 @@ class Remedy:
 
 
 def recompute_remedy(
-    cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None
+    cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None, shared: float = 0.0
 ) -> Remedy | None:
-    """The remedy for prompts that are computed again for a cause; None for an unknown one."""
-    if cause == RecomputeCause.SLOT_TAKEN and settings is not None and settings.cache_ram_mib == 0:
-        reason = (
-            "conversations take each other's slots: keep their prompts in host memory, or give each one a slot (-np)"
-        )
-        return Remedy("--cache-ram 8192", reason, seconds)
+    """What helps against prompts that are computed again for a cause; None for an unknown one.
+
+    ``shared``: largest share of such a prompt that was reused, as conversations start the same.
+    """
     if cause == RecomputeCause.SLOT_TAKEN:
-        slots = 2 * _slots(settings)
-        reason = "conversations take each other's slots: give each one a slot, or pin it with id_slot in the request"
-        return Remedy(f"-np {slots}", reason, seconds, _cost(settings, shape, slots=slots))
+        return _own_slots(seconds, settings, shape, shared)
     if cause == RecomputeCause.NO_CHECKPOINT and shape is not None and shape.windowed:
         reason = "a sliding-window cache cannot return to an earlier position: keep the full-size cache"
         return Remedy("--swa-full", reason, seconds, _cost(settings, shape, swa_full=True))
@@ -68,6 +67,26 @@ def recompute_remedy(
     }
     found = plain.get(RecomputeCause(cause))
     return None if found is None else Remedy(*found, seconds)
+
+
+def _own_slots(seconds: float, settings: ServerSettings | None, shape: ModelShape | None, shared: float) -> Remedy:
+    """Where conversations take each other's slots."""
+    slots = 2 * _slots(settings)
+    flags, alike = f"-np {slots}", ""
+    if shared > _SIMILARITY:
+        # llama.cpp prefers a slot with a similar prompt to an unused one, so that more slots alone would not help.
+        similarity = min(0.9, math.ceil(10 * shared + 0.5) / 10)
+        flags += f" --slot-prompt-similarity {similarity:.1f}"
+        alike = " that start the same"
+    if settings is not None and settings.cache_ram_mib == 0:
+        reason = (
+            f"conversations{alike} take each other's slots: keep their prompts in host memory, or give each one a slot"
+        )
+        return Remedy("--cache-ram 8192", f"{reason} ({flags})", seconds)
+    reason = (
+        f"conversations{alike} take each other's slots: give each one a slot, or pin it with id_slot in the request"
+    )
+    return Remedy(flags, reason, seconds, _cost(settings, shape, slots=slots))
 
 
 def slots_remedy(queue_s: float, settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:
