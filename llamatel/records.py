@@ -262,6 +262,11 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision(Completion):
+    """A request of ``/v1/systemone``: a server with a decision model logs its type at the start."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedRequest:
     """A request of a server without a log, observed by polling its slot.
 

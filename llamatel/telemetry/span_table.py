@@ -65,7 +65,8 @@ ATTRIBUTES = (
     AttributeRow(
         "gen_ai.operation.name",
         "string",
-        "generate_content, or embeddings; llama.cpp's log does not distinguish chat from plain completion.",
+        "generate_content, embeddings (reranking too) or decision (`/v1/systemone`); llama.cpp's log does not "
+        "distinguish chat from plain completion.",
     ),
     AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
     AttributeRow("gen_ai.request.model", "string", "The model's alias, else the name of its file."),

@@ -5,7 +5,7 @@ Shared by spans and collectors; imports nothing of OpenTelemetry.
 
 from __future__ import annotations
 
-from llamatel.records import Completion, Outcome
+from llamatel.records import Completion, Decision, Outcome
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """Schema of our instrumentation scope. The GenAI conventions have no schema yet."""
@@ -33,10 +33,12 @@ def operation(completion: Completion) -> str:
     """``gen_ai.operation.name``: chat and plain completion look the same in the log, so both are ``generate_content``.
 
     A request that completed without figures for prefill or decode was an embedding (or a reranking, which llama.cpp
-    runs as one).
+    runs as one), or of a decision model.
     """
     if completion.call is not None:
         return completion.call.operation
+    if isinstance(completion, Decision):
+        return "decision"
     if completion.outcome is Outcome.OK and completion.prefill_s is None and completion.decode_s is None:
         return "embeddings"
     return "generate_content"

@@ -50,6 +50,7 @@ _COMPRESSED = re.compile(
 )
 _PROMPTS = re.compile(rf"srv +update: +- cache state: (\d{{1,12}}) prompts, ({_SIZE}) MiB")
 _SLEEPING = re.compile(r"(?:srv|que) +\w{1,12}: (?:server is )?(entering|exiting) sleeping state$")
+_DECIDES = re.compile(r"srv {1,16}\w{1,12}: decision model type: [\w.-]{1,64}$")
 _MIB = 1 << 20
 _BUILD = re.compile(r"(?:srv +\w{1,12}: |\w{1,64}: )?build_info: (\S{1,64})|build: (\d{1,9}) \((\w{1,64})\)")
 
@@ -74,6 +75,8 @@ class LoggedServer:
     sequence_context: int | None = None
     """Tokens that one sequence could have, if ``slot_context`` was capped."""
     sleeping: bool = False
+    decides: bool = False
+    """Whether its model is a decision model (October 2026)."""
     reported: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; builds from May 2026 on print it
     only at ``-lv 4``."""
@@ -176,6 +179,8 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
             return updated
     if text.endswith(" sleeping state") and (found := _SLEEPING.match(text)):  # printed by the queue and by the server
         return replace(known, sleeping=found.group(1) == "entering", prompt_cache=None)
+    if "decision model type: " in text and _DECIDES.match(text):
+        return replace(known, decides=True)
     if "build" in text and (found := _BUILD.match(text)):
         info, number, commit = found.groups()
         return replace(known, build=info or f"b{number}-{commit}")

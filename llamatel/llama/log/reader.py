@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.log.client_text import ClientText
@@ -34,7 +34,7 @@ from llamatel.llama.log.rejections import rejection
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.log.server_output import LineKind, OutputLine
 from llamatel.llama.log.slot_requests import ForeignLine, SlotRequests
-from llamatel.records import Completion, Outcome, ServerInfo
+from llamatel.records import Completion, Decision, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
 _log = logging.getLogger(__name__)
@@ -274,6 +274,8 @@ class LogReader:
         if completion.outcome is Outcome.OK:
             if completion.prefill_s is None:
                 self._counters.untimed += 1
+                if self.logged_server.decides:
+                    completion = Decision(**{each.name: getattr(completion, each.name) for each in fields(completion)})
             else:
                 self._counters.timed += 1
                 self._audit.generated += completion.generated or 0
