@@ -132,6 +132,8 @@ def test_diagnosis_slots_taken_by_conversations_that_start_the_same(cached: int,
     )  # fmt: skip
     [change] = observed(lost, shape=SHAPE).changes
     assert change.change == flags
+    [change] = observed(lost, slots=2).changes
+    assert change.change == flags.replace("8", "4")
     [change] = observed(lost, settings=ServerSettings(cache_ram_mib=0), shape=SHAPE).changes
     assert change.change == "--cache-ram 8192"
     assert f"({flags})" in change.reason

@@ -128,6 +128,7 @@ def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation
         samples=tuple(samples),
         server=(focus or "").partition(" ")[0],
         model=None if server is None else server["model"],
+        slots=slots,
         counters={} if server is None else server["counters"],
     )
 
@@ -209,6 +210,7 @@ def _observe(url: str | None, log: str | None, seconds: float, access: AccessOpt
         build=state.server.build,
         model=state.server.model,
         settings=state.settings,
+        slots=None if server.log is None else server.log.logged.slots,
         shape=state.model,
         on_cpu=_on_cpu(state, observed.devices),
         prefill_ceiling=None if ceilings is None else ceilings.prefill,

@@ -58,6 +58,8 @@ class Observation:
     build: str | None = None
     model: str | None = None
     settings: ServerSettings | None = None
+    slots: int | None = None
+    """The server's, where its flags are not known."""
     shape: ModelShape | None = None
     on_cpu: bool | None = None
     prefill_ceiling: Ceiling | None = None
@@ -271,12 +273,19 @@ def _changes(observed: Observation, losses: Sequence[Loss], limit: str) -> tuple
     recent = [completion for completion in observed.completions if completion.ended_at >= latest - LAST_S]
     saved = {loss.cause: loss.seconds for loss in _losses(recent)}
     found = [
-        recompute_remedy(loss.cause, saved.get(loss.cause, 0.0), observed.settings, observed.shape, loss.shared)
+        recompute_remedy(
+            loss.cause,
+            saved.get(loss.cause, 0.0),
+            observed.settings,
+            observed.shape,
+            slots=observed.slots,
+            shared=loss.shared,
+        )
         for loss in losses
     ]
     if limit == "slots":
         queue_s = sum(completion.queue_s or 0.0 for completion in recent)
-        found.append(slots_remedy(queue_s, observed.settings, observed.shape))
+        found.append(slots_remedy(queue_s, observed.settings, observed.shape, observed.slots))
     if limit == "kv_pool":
         found.append(pool_remedy(observed.settings, observed.shape))
     if observed.on_cpu and observed.settings is not None and observed.settings.gpu_layers:

@@ -30,14 +30,16 @@ class Remedy:
 
 
 def recompute_remedy(
-    cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None, shared: float = 0.0
-) -> Remedy | None:
+    cause: str, seconds: float, settings: ServerSettings | None, shape: ModelShape | None,
+    *, slots: int | None = None, shared: float = 0.0,
+) -> Remedy | None:  # fmt: skip
     """What helps against prompts that are computed again for a cause; None for an unknown one.
 
-    ``shared``: largest share of such a prompt that was reused, as conversations start the same.
+    ``slots``: the server's, where its flags are not known; ``shared``: largest share of such a prompt that was reused,
+    as conversations start the same.
     """
     if cause == RecomputeCause.SLOT_TAKEN:
-        return _own_slots(seconds, settings, shape, shared)
+        return _own_slots(seconds, settings, shape, slots, shared)
     if cause == RecomputeCause.NO_CHECKPOINT and shape is not None and shape.windowed:
         reason = "a sliding-window cache cannot return to an earlier position: keep the full-size cache"
         return Remedy("--swa-full", reason, seconds, _cost(settings, shape, swa_full=True))
@@ -69,9 +71,11 @@ def recompute_remedy(
     return None if found is None else Remedy(*found, seconds)
 
 
-def _own_slots(seconds: float, settings: ServerSettings | None, shape: ModelShape | None, shared: float) -> Remedy:
+def _own_slots(
+    seconds: float, settings: ServerSettings | None, shape: ModelShape | None, slots: int | None, shared: float
+) -> Remedy:
     """Where conversations take each other's slots."""
-    slots = 2 * _slots(settings)
+    slots = 2 * _slots(settings, slots)
     flags, alike = f"-np {slots}", ""
     if shared > _SIMILARITY:
         # llama.cpp prefers a slot with a similar prompt to an unused one, so that more slots alone would not help.
@@ -89,9 +93,11 @@ def _own_slots(seconds: float, settings: ServerSettings | None, shape: ModelShap
     return Remedy(flags, reason, seconds, _cost(settings, shape, slots=slots))
 
 
-def slots_remedy(queue_s: float, settings: ServerSettings | None, shape: ModelShape | None) -> Remedy:
+def slots_remedy(
+    queue_s: float, settings: ServerSettings | None, shape: ModelShape | None, slots: int | None = None
+) -> Remedy:
     """More slots, if requests wait for one."""
-    slots = 2 * _slots(settings)
+    slots = 2 * _slots(settings, slots)
     reason = "requests wait for a slot; with more slots they share the GPU instead"
     return Remedy(f"-np {slots}", reason, queue_s or None, _cost(settings, shape, slots=slots))
 
@@ -105,8 +111,8 @@ def pool_remedy(settings: ServerSettings | None, shape: ModelShape | None) -> Re
     return Remedy(f"-c {larger}", reason, None, _cost(settings, shape, context=larger))
 
 
-def _slots(settings: ServerSettings | None) -> int:
-    return (settings.parallel if settings is not None else None) or _DEFAULT_SLOTS
+def _slots(settings: ServerSettings | None, observed: int | None) -> int:
+    return (settings.parallel if settings is not None else None) or observed or _DEFAULT_SLOTS
 
 
 def _cost(
