@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from llamatel.llama.log.client_text import quoted_from
@@ -9,8 +11,10 @@ from llamatel.llama.log.log_source import Backlog, Batch
 from llamatel.llama.log.ollama_separation import OllamaSeparation
 from llamatel.llama.watch.ollama_log_reader import OllamaLogReader
 from tests.fuzz.carried_log import _Children
+from tests.golden.reading import ZERO
 from tests.injection import payload
 from tests.test_log_streams import Reading
+from tests.test_log_wrappers import WRAPPERS
 from tests.test_ollama import LINES
 
 FORGED = [line for line in payload(900_000, records=False).split("\n") if line and not line.endswith("'")]
@@ -66,6 +70,28 @@ def test_quotation_is_no_other_server(name: str, live: bool, prefix: str) -> Non
     assert tasks(log_of([*quotation, *end], 2), live=live, prefix=prefix)[0] == [0, 7]
     if not prefix:
         assert tasks(log_of([*quotation, *end], 2), live=live)[1] == 1
+
+
+UNNAMED_FIELD = {
+    "logfmt", "logfmt, unknown key", "slog json", "zap console", "unknown, nested", "CloudWatch",
+    "zap console, fields after it",
+}  # fmt: skip
+"""The end of a quotation is not found in these: it is over after a second, which hides the requests of that time."""
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_quotation_forges_nothing(wrapper: str) -> None:
+    """Around each of its lines is what is around llama.cpp's own; a client may add what looks like a wrapper."""
+    wrap = WRAPPERS[wrapper]
+    for name, (quotation, end) in QUOTATIONS.items():
+        forged = [f"evil: {line}" for line in FORGED] + [json.dumps({"log": line}) for line in FORGED]
+        lines = ["0.00.000.100 I srv  llama_server: initializing ...", *request(0, 1), *request(7, 4)]
+        lines[5:5] = log_of([*quotation, *forged, *end], 2)
+        written = [wrap(line, ZERO + 1 + number / 50).split("\n") for number, line in enumerate(lines)]
+        for batches in ([Batch(each, ZERO + 1 + number / 50) for number, each in enumerate(written)],
+                        [Backlog([one for each in written for one in each], ZERO + 60)]):  # fmt: skip
+            found = [each.task for each in Reading(batches).completions]
+            assert found == [0, 7] or (wrapper in UNNAMED_FIELD and found == [0]), name
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A short form of ``make acceptance ARGS=injection``, which tries every vector wit
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from llamatel.llama import ServerManager
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import ServerSnapshot
+from tests.fuzz.server_log import lines_of
+from tests.golden.reading import ZERO, read_attached, timed
 from tests.injection import FIRST_TASK, WORD, Attempt, attack
 from tests.parts import wait_until
 from tests.servers import complete
+from tests.test_log_wrappers import WRAPPERS, Wrap
 
 FORGEABLE_AS_TEXT = {
     "completion.grammar_closed",
@@ -29,16 +33,27 @@ FORGEABLE_AS_TEXT = {
     "responses.tool_type_closed",
 }
 """Vectors that can forge requests in a text log (docs/security.md); which of them do depends on the build."""
+USUAL_WRAPPERS = (
+    "docker json-file", "docker logs -t", "containerd", "journald short", "journald json", "syslog", "kubectl --prefix",
+    "compose", "stern", "Python logging",
+)  # fmt: skip
 
 
 class Attacked:
     """A server after an attack, with its records."""
 
     def __init__(
-        self, backend: str, model: Path, *flags: str, texts: list[str] | None = None, more: bool = False
+        self,
+        backend: str,
+        model: Path,
+        *flags: str,
+        texts: list[str] | None = None,
+        more: bool = False,
+        log: Path | None = None,
     ) -> None:
+        """``more``: with further vectors; ``log``: where to keep the server's log."""
         records: list[Completion] = []
-        with ServerManager(backend=backend) as server:
+        with ServerManager(backend=backend, server_log=log) as server:
             server.subscribe(records.append)
             server.start_server(model, port=0, n_parallel=2, extra_args=["-t", "1", *flags]).wait_until_ready(60)
             assert server.base_url
@@ -102,8 +117,27 @@ def check_unforged(attacked: Attacked) -> None:
     assert attacked.stop_s < 10
 
 
-def test_injection_text_log_documented_vectors(backend: str, tiny_model: Path) -> None:
-    attacked = Attacked(backend, tiny_model, "--no-log-jsonl")
+def test_injection_text_log_documented_vectors(backend: str, tiny_model: Path, tmp_path: Path) -> None:
+    """The log of the attacked server, also as other programs wrap it."""
+    attacked = Attacked(backend, tiny_model, "--no-log-jsonl", log=tmp_path / "log")
     assert attacked.forged <= FORGEABLE_AS_TEXT
     assert attacked.forged, "nothing was forged: is this still a text log?"
     assert attacked.stop_s < 10
+    plain, wrapped = wrapped_tasks(tmp_path / "log", USUAL_WRAPPERS)
+    for wrapper, tasks in wrapped.items():
+        assert tasks <= plain, wrapper
+        assert len(tasks) > len(plain) / 2, wrapper
+
+
+def wrapped_tasks(log: Path, wrappers: Iterable[str]) -> tuple[set[int], dict[str, set[int]]]:
+    """The requests in a server's log, by their tasks, as it is and with what other programs put around its lines."""
+    at, lines = ZERO, []
+    for line, now in timed(lines_of(log.read_bytes())):
+        at = max(at + 1e-6, now)  # forged timestamps are no times of writing
+        lines.append((line, at))
+
+    def tasks(wrap: Wrap) -> set[int]:
+        found = read_attached((wrap(line, now), now) for line, now in lines)
+        return {each.task for each in found if each.task is not None}
+
+    return tasks(lambda line, _: line), {name: tasks(WRAPPERS[name]) for name in wrappers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import urllib.request
 from collections.abc import Callable
@@ -137,6 +138,49 @@ def test_secret_in_a_malformed_file_is_not_shown(content: str, run: Run) -> None
         run((command, "file"), {})
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attach", "http://127.0.0.1:9", *NO_PORT, "--api-key-file"), ("serve", "tiny", *NO_PORT, "--api-key-file"),
+        ("top", "--once", "http://127.0.0.1:9", "--header-file"), ("top", "--once", "http://127.0.0.1:9", "--ca-file"),
+        ("top", "--once", "http://127.0.0.1:9", "--client-cert"),
+        ("attach", "http://127.0.0.1:9", *NO_PORT, "--page-token-file"),
+        ("dashboards", "push", "http://127.0.0.1:9", "--token-file"),
+        ("serve", "tiny", *NO_PORT, "--", "--api-key-file"),
+    ],
+    ids=lambda words: "_".join((words[0], words[-1])),
+)  # fmt: skip
+def test_secret_instead_of_its_file_is_not_shown(arguments: tuple[str, ...], run: Run) -> None:
+    for value in (SECRET, f"{SECRET}/x+y", "https://u:" + SECRET + "@h"):
+        code, output = run((*arguments, value), {})
+        assert (code, output.count("llamatel: error: ")) == (2, 1)
+
+
+TARGETS = (
+    f"u:{SECRET}@h", f"http://{SECRET}:x", f"ftp://{SECRET}", f"http://h?{SECRET}", f"unix:{SECRET}",
+    f"127.0.0.1:{SECRET}", f"unix://{SECRET}", f"http://h:8080 {SECRET}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_secret_in_a_file_of_targets_is_not_shown(target: str, run: Run) -> None:
+    address, _, key = target.partition(" ")
+    group = {"targets": [address], "labels": {"__api_key_file__": key}}
+    for name, text in (
+        ("list", target),
+        ("sd.json", json.dumps([group])),
+        ("sd.yml", f"- targets: ['{address}']\n  labels: {{__api_key_file__: '{key}'}}"),
+        ("label.json", json.dumps([{"targets": ["h:1"], "labels": {SECRET: "x"}}])),
+        ("broken.json", f'[{{"targets": {SECRET}'),
+        ("alias.yml", f"- targets: *{SECRET}"),
+        ("tag.yml", f"- !{SECRET} x"),
+        ("tag-handle.yml", f"- !{SECRET}!x x"),
+        ("directive.yml", f"%{SECRET} x\n--- x"),
+    ):
+        Path(name).write_text(text)
+        run(("attach", *NO_PORT, "--targets", name), {})
+
+
 @pytest.mark.parametrize("command", ["serve", "attach", "top", "inspect", "plan", "doctor", "demo", "dashboards"])
 def test_secret_in_an_unknown_option_is_not_shown(command: str, run: Run) -> None:
     for words in ((f"--api-key={SECRET}",), ("--password", SECRET), ("--", f"--hf-token={SECRET}")):
@@ -193,7 +237,8 @@ def test_init_secrets_are_not_shown(
     "words",
     [
         "--api-key {}", "--api-key={}", "--api_key {}", "-hft {}", "--hf-token={}", "-mu http://u:{}@h/m.gguf",
-        "--model_url http://h/m.gguf?sig={}",
+        "--model_url http://h/m.gguf?sig={}", "-mmu http://h/p.gguf?sig={}", "--mcp-servers-json {}",
+        "--mcp_servers_json {}",
     ],
 )  # fmt: skip
 def test_command_line_secrets_are_passed_in_the_environment(words: str) -> None:

@@ -190,3 +190,10 @@ def test_command_line_api_key_file_with_crlf(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a line end") as caught:
         line(api_key_file=path)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(("words", "variable"), [(["--no-log-jsonl"], "0"), (["--log-jsonl"], None), ([], None)])
+def test_command_line_text_log_from_its_first_message(words: list[str], variable: str | None) -> None:
+    """llama.cpp's messages about arguments are printed before the flag is parsed: the first message decides."""
+    command = build(None, host="127.0.0.1", port=8090, extra_args=words, env={})
+    assert command.environment.get("LLAMA_ARG_LOG_JSONL") == variable

@@ -12,6 +12,8 @@ from llamatel.errors import UsageError
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNQUOTED = "/%:@!$&'()*+,;=~-._"
 """Characters of a path that are sent without percent-encoding."""
+_SHORT = re.compile(r"\w{1,8}://[A-Za-z.-]{0,12}")
+"""An address that is too short for a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def parse_address(url: str) -> Address:
+def parse_address(url: str, *, private: bool = False) -> Address:
     """The address in ``http(s)://HOST[:PORT][/PREFIX]``, ``unix:///PATH[:/PREFIX]`` or ``HOST:PORT``.
 
-    Raises UsageError; the message never contains a user or password.
+    Raises UsageError; its message never shows a user or password, and of a ``private`` text (a file's) nothing that
+    could be one.
     """
     full = url.strip() if "://" in url else f"http://{url.strip()}"
     try:
@@ -66,16 +69,17 @@ def parse_address(url: str) -> Address:
         port = parts.port  # raises ValueError where it is none
         userinfo = parts.username is not None or parts.password is not None
     except ValueError:
-        raise UsageError(_no_address(full)) from None
+        raise UsageError(_no_address(full, private=private)) from None
     if userinfo or parts.query or parts.fragment or ":" in parts.path.rpartition("@")[0]:
         raise UsageError("a server's address has no user, password, query or fragment: an API key goes into a file")
     if parts.scheme == "unix":
         path, colon, prefix = full[len("unix://") :].partition(":/")
         if not path.startswith("/") or "\0" in path:
-            raise UsageError(f"'{full}' is no Unix socket's address: write it like unix:///run/llama.sock")
+            shown = _shown(full, private=private)
+            raise UsageError(f"{shown} is no Unix socket's address: write it like unix:///run/llama.sock")
         return Address("unix", path, None, _prefix(colon[1:] + prefix))
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == 0 or re.search(r"[\s\0-\x1f\x7f]", full):
-        raise UsageError(_no_address(full))
+        raise UsageError(_no_address(full, private=private))
     return Address(parts.scheme, parts.hostname, port or DEFAULT_PORTS[parts.scheme], _prefix(parts.path))
 
 
@@ -83,6 +87,10 @@ def _prefix(path: str) -> str:
     return quote(path.rstrip("/"), safe=UNQUOTED)
 
 
-def _no_address(url: str) -> str:
-    shown = "this" if "@" in url else f"'{url}'"
-    return f"{shown} is no server's address: write it like http://127.0.0.1:8080"
+def _no_address(url: str, *, private: bool) -> str:
+    return f"{_shown(url, private=private)} is no server's address: write it like http://127.0.0.1:8080"
+
+
+def _shown(url: str, *, private: bool) -> str:
+    hidden = "@" in url or (private and _SHORT.fullmatch(url) is None)
+    return "this" if hidden else f"'{url}'"

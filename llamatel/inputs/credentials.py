@@ -9,7 +9,7 @@ import stat
 
 from llamatel.errors import UsageError
 from llamatel.inputs.rotated_files import RotatedFiles
-from llamatel.inputs.text_file import read_text, user_path
+from llamatel.inputs.text_file import read_text, shown_path, user_path
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -28,7 +28,7 @@ def read_api_key(path: str | os.PathLike[str]) -> str:
     lines = read_text(path, "the API key file").split("\n")
     key = next((line for line in lines if line and not line.startswith("#")), None)
     if key is None:
-        raise UsageError(f"the API key file {os.fspath(path)} holds no key")
+        raise UsageError(f"the API key file {shown_path(path)} holds no key")
     return key
 
 
@@ -50,7 +50,7 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
             continue
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            raise UsageError(f"line {number} of the header file {os.fspath(path)} is no header: write it Name: value")
+            raise UsageError(f"line {number} of the header file {shown_path(path)} is no header: write it Name: value")
         headers[name] = value
     return headers
 
@@ -65,7 +65,7 @@ def trust(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
             raise ValueError
         return ssl.create_default_context(cadata=pem)
     except (OSError, ValueError):
-        raise UsageError(f"cannot use the CA file {os.fspath(ca_file)}: it holds no certificate") from None
+        raise UsageError(f"cannot use the CA file {shown_path(ca_file)}: it holds no certificate") from None
 
 
 def present(
@@ -76,13 +76,15 @@ def present(
     try:
         for file in files:
             if not stat.S_ISREG(file.stat().st_mode):  # OpenSSL would wait for the writer of a pipe
-                raise UsageError(f"cannot use the client certificate {os.fspath(certificate)}: {file} is not a file")
+                raise UsageError(
+                    f"cannot use the client certificate {shown_path(certificate)}: {shown_path(file)} is not a file"
+                )
         context.load_cert_chain(files[0], files[1] if len(files) > 1 else None, password=_no_password)
     except (OSError, ssl.SSLError) as error:
         reason = "certificate and key do not fit, or one is missing"
         if not isinstance(error, ssl.SSLError):
             reason = error.strerror or reason
-        raise UsageError(f"cannot use the client certificate {os.fspath(certificate)}: {reason}") from None
+        raise UsageError(f"cannot use the client certificate {shown_path(certificate)}: {reason}") from None
     return context
 
 

@@ -29,6 +29,8 @@ _LONGEST_TEXT = 4096
 """Longest name in characters; a path has no more."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+"""What an error of the YAML parser quotes of the file, which may hold secrets."""
 _BRACKET = re.compile(rb"[\[\]{}]")
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
@@ -96,9 +98,13 @@ def parse_yaml(data: str, *, largest: int = _LARGEST_YAML) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise InvalidDocument(f"it is no YAML: {error.problem or 'not understood'}{where}") from None
+        raise InvalidDocument(
+            f"it is no YAML: {_QUOTED.sub('...', error.problem or 'not understood')}{where}"
+        ) from None
     except yaml.YAMLError as error:
-        raise InvalidDocument(f"it is no YAML: {(str(error).splitlines() or ['not understood'])[0]}") from None
+        raise InvalidDocument(
+            f"it is no YAML: {_QUOTED.sub('...', (str(error).splitlines() or ['not understood'])[0])}"
+        ) from None
 
 
 def _build(events: Iterator[Any]) -> Any:

@@ -39,7 +39,7 @@ def read_key_values(line: str) -> KeyValueLine | None:
     if not bar:
         message, rest = line[found.end() :].removesuffix(" |"), ""
     values = {key: _plain(value) for key, value in _PAIR.findall(rest)}
-    return _translated(message.strip(), values, _LEVELS[found.group(1)])
+    return _translated(message.rstrip(), values, _LEVELS[found.group(1)])
 
 
 def read_json_record(record: Mapping[str, object]) -> KeyValueLine | None:
@@ -85,8 +85,9 @@ def _of_slot(message: str, values: Mapping[str, str]) -> tuple[str, str]:
     if message == "slot released":
         truncated = int(values.get("truncated") == "true")
         return "release", f"stop processing: n_tokens = {values.get('n_past', '')}, truncated = {truncated}"
-    if message.startswith(("prompt eval time", "eval time", "generation eval time")):
-        return "print_timing", re.sub(r"time +=", "time =", message.removeprefix("generation "), count=1)
+    timing = message.lstrip()
+    if timing.startswith(("prompt eval time", "eval time", "generation eval time")):
+        return "print_timing", re.sub(r"time +=", "time =", timing.removeprefix("generation "), count=1)
     if message == "slot context shift":
         shifted = f"n_keep = {values.get('n_keep')}, n_discard = {values.get('n_discard')}"
         return "update_slots", f"slot context shift, {shifted}"

@@ -12,6 +12,7 @@ import json
 import re
 from typing import NamedTuple
 
+from llamatel.llama.log.client_text import quoted_from
 from llamatel.llama.log.key_value_line import START, KeyValueLine, read_json_record, read_key_values
 
 _SLOT_OR_OTHER = r"((?:slot ( *\S+): id +(-?\d{1,3}) \| task (-?\d{1,12}) \|\s*)?(.*))"
@@ -71,6 +72,7 @@ def starts_like_llama_cpp(text: str) -> bool:
         or _OWN_JSON.match(text) is not None
         or START.match(text) is not None
         or _LIBRARY.match(text) is not None
+        or quoted_from(text) is not None
     )
 
 

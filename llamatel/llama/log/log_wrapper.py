@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from llamatel.llama.log.client_text import QUOTATION_START, quoted_from
 from llamatel.llama.log.log_line import OWN_QUOTED, OWN_START, is_own_line, starts_like_llama_cpp
 from llamatel.llama.log.wrapper_fields import Carried, entries, from_fields, from_json, label_set, pairs, unescape
 from llamatel.llama.log.wrapper_time import JOURNAL_FULL, RFC3339, SYSLOG, find_time
@@ -20,6 +21,9 @@ from llamatel.llama.log.wrapper_time import JOURNAL_FULL, RFC3339, SYSLOG, find_
 _MOST_WRAPPERS = 5
 _LONGEST_NAME = 256
 _LONGEST = 1 << 16
+_LONGEST_PREFIX = 300
+_MOST_SOURCES = 1024
+_DIGIT = re.compile(r"[0-9a-f]")
 _COLOUR = re.compile(
     r"(?:\x1b|(?<!\\)\\(?:u001[bB]|x1[bB]|033|e)|#033|\^\[)\[[0-9;?]{0,32}[A-Za-z]"
     r"|\x1b(?:\][^\x07\x1b]{0,256}(?:\x07|\x1b\\)|[()][0-9A-Z])"  # a terminal's titles and character sets
@@ -57,8 +61,10 @@ _PREFIXED = re.compile(
     r"(?:[^\"'{}\\]|\w\{[^{}]{0,200}\}:|\{[\w.:/ -]{0,100}\}){0,300}?[^\w.\"'{}\\-]\s{0,4}"
     rf"(?={OWN_START})"
 )
+_BEFORE = r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}"
+_PREFIXED_QUOTATION = re.compile(rf"{_BEFORE}(?={QUOTATION_START})")
 _PREFIXED_LIBRARY = re.compile(
-    r"[^\"'{}\\]{0,300}?[\s\]:|=>)\u203a]\s{0,4}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{1,60}: )"
+    rf"{_BEFORE}(?=(?:llama_|ggml_|load_|print_|common_|build_)\w{{1,60}}: |{QUOTATION_START})"
 )
 _OWN_INSIDE = re.compile(rf"[\s\]:|=>)\u203a\"']{OWN_START}")
 _GO_RECORD = re.compile(r"time=\S{10,40} level=[A-Z+\d]{1,12} source=[\w.-]{1,64}\.go:\d{1,6} msg=")
@@ -71,24 +77,83 @@ _NO_NAME = re.compile(
 """Words of a prefix that name no source: levels, dates, numbers, durations."""
 
 
-def unwrap(line: str) -> Carried | None:
+class KnownWrappers:
+    """What the lines of each source have around them, by its first lines that can only be llama.cpp's.
+
+    Anything further around a line is a client's text. Lines that cannot be told from other text, such as the rest of a
+    quotation, have the same prefix as the lines before.
+    """
+
+    def __init__(self) -> None:
+        self._complete: dict[tuple[str, int], bool] = {}
+        """By source and number of wrappers removed: whether llama.cpp's line follows."""
+        self._prefixes: dict[tuple[str, int], dict[int, set[str]]] = {}
+        """By the same and their length: prefixes, with 0 for each digit."""
+        self._number = 0
+        self._passed: list[tuple[tuple[str, int], str | None]] = []
+        """Where the line at hand had another wrapper, and the prefix that it was."""
+
+    def is_complete(self, found: Carried) -> bool:
+        """Whether lines of this source have no further wrapper."""
+        return self._complete.get(_key(found), False)
+
+    def next_layer(self, found: Carried) -> Carried | None:
+        """The line without one more wrapper; None if there is none."""
+        key, text = _key(found), found.text
+        for length, masks in self._prefixes.get(key, {}).items():
+            if _masked(text[:length]) in masks:
+                self._passed.append((key, None))
+                return _without_prefix(text, length)
+        layer = _outermost(text)
+        if layer is not None:
+            start = text.find(layer.text)
+            is_prefix = 0 < start < _LONGEST_PREFIX and layer == _without_prefix(text, start)
+            self._passed.append((key, text[:start] if is_prefix else None))
+        return layer
+
+    def learn(self, found: Carried | None) -> None:
+        """Record what was around the line at hand."""
+        if found is not None and len(self._complete) < _MOST_SOURCES and is_own_line(found.text):
+            for key, prefix in self._passed:
+                self._complete.setdefault(key, False)
+                if prefix is not None and self._number < _MOST_SOURCES:
+                    self._number += 1
+                    self._prefixes.setdefault(key, {}).setdefault(len(prefix), set()).add(_masked(prefix))
+            self._complete.setdefault(_key(found), True)
+        self._passed.clear()
+
+
+def _key(found: Carried) -> tuple[str, int]:
+    """Source and number of wrappers removed; sources that differ in numbers have the same around their lines."""
+    return _masked(found.origin), found.layers
+
+
+def _masked(prefix: str) -> str:
+    return _DIGIT.sub("0", prefix)
+
+
+def unwrap(line: str, known: KnownWrappers | None = None) -> Carried | None:
     """llama.cpp's line from another program's record; None where there is no wrapper.
 
-    The text of a record may hold several lines.
+    The text of a record may hold several lines. ``known``: what is known of the stream, which the line adds to.
     """
     if is_own_line(line):
         return None
     plain = without_colours(line[:_LONGEST])
-    found = peel(Carried(plain))
+    found = peel(Carried(plain), known=known)
+    if known is not None:
+        known.learn(found)
     return None if found.text == line else found
 
 
-def peel(found: Carried, most: int = _MOST_WRAPPERS) -> Carried:
-    """The record without further wrappers around its text, up to a maximum number."""
+def peel(found: Carried, most: int = _MOST_WRAPPERS, *, known: KnownWrappers | None = None) -> Carried:
+    """The record without further wrappers around its text, up to a maximum number; see ``unwrap``."""
     for _ in range(most):
         if found.partial or found.layers == _MOST_WRAPPERS or is_own_line(found.text):
             break
-        layer = _outermost(found.text)
+        if quoted_from(found.text) is not None or (known is not None and known.is_complete(found)):
+            break
+        layer = _outermost(found.text) if known is None else known.next_layer(found)
         if layer is None:
             break
         found = Carried(
@@ -222,12 +287,19 @@ def _map(text: str) -> Carried | None:
 def _prefixed(text: str) -> Carried | None:
     """Any other prefix before a line that can only be llama.cpp's."""
     found = _PREFIXED.match(text)
+    quoted = _PREFIXED_QUOTATION.match(text) if found is not None else None
+    if quoted is not None and found is not None and quoted.end() < found.end():
+        found = quoted
     if found is None and not starts_like_llama_cpp(text):
         found = _PREFIXED_LIBRARY.match(text)
     if found is None:
         return None
-    carried = _after_prefix(text, found.end())
-    if "\t" in text[: found.end()]:  # zap's console writes further fields after the message
+    return _without_prefix(text, found.end())
+
+
+def _without_prefix(text: str, start: int) -> Carried:
+    carried = _after_prefix(text, start)
+    if "\t" in text[:start]:  # zap's console writes further fields after the message
         carried = carried._replace(text=_FIELDS_AFTER.sub("", carried.text))
     return carried
 

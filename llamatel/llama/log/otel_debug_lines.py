@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from llamatel.inputs.documents import InvalidDocument, parse_json
+
 START = re.compile(r"(?:[^\"'{}]{1,80}\t)?(?:ResourceLog|LogRecord) #\d{1,9}$")
 _RECORD = re.compile(r"(?:LogRecord|ScopeLogs|ResourceLog) #\d{1,9}$")
 _ATTRIBUTE = re.compile(r"\s{1,20}-> ([\w.@/-]{1,128}): \w{1,10}\((.{0,1000})\)$")
 _TIME = re.compile(r"(?:Observed)?Timestamp: (?!1970-)(\d{4}-.{15,60})$")
-_BODY = re.compile(r"Body: \w{1,10}\((.*)", re.DOTALL)
+_BODY = re.compile(r"Body: (\w{1,10})\((.*)", re.DOTALL)
 _OTHER = re.compile(
     r"(?:Resource|ScopeLogs) SchemaURL:|Resource attributes:|InstrumentationScope |Severity(?:Text|Number):|EventName:"
     r"|Timestamp: |ObservedTimestamp: |Span ID:|Flags:|DroppedAttributesCount:|Attributes:"
@@ -34,6 +36,8 @@ class OtelDebugLines:
         """The record that is not complete; None between records."""
         self._body: str | None = None
         """Its body, which may have several lines."""
+        self._kind = ""
+        """The body's type."""
 
     def feed(self, line: str) -> tuple[bool, Record | None]:
         """Whether a line is a part of such a record, and the record that it completes."""
@@ -42,7 +46,7 @@ class OtelDebugLines:
             self._body += f"\n{line}"
             return True, None
         if self._body is not None and record is not None:
-            record["body"], self._body = self._body.rstrip().removesuffix(")"), None
+            record["body"], self._body = _value(self._kind, self._body.rstrip().removesuffix(")")), None
         start = START.match(line) or _RECORD.match(line)
         if start is not None or line.startswith("Trace ID:"):
             if "ResourceLog #" in line:
@@ -52,7 +56,7 @@ class OtelDebugLines:
         if (time := _TIME.match(line)) is not None and record is not None:
             record["timestamp"] = time.group(1).replace(" +", "+").removesuffix(" UTC")
         elif (body := _BODY.match(line)) is not None and record is not None:
-            self._body = body.group(1)
+            self._kind, self._body = body.groups()
         elif (attribute := _ATTRIBUTE.match(line)) is not None:
             into = self._resource if record is None else record
             if len(into) < _MOST_ATTRIBUTES:
@@ -60,3 +64,13 @@ class OtelDebugLines:
         else:
             return _OTHER.match(line) is not None, None
         return True, None
+
+
+def _value(kind: str, text: str) -> object:
+    """A body: a map is printed as JSON."""
+    if kind != "Map":
+        return text
+    try:
+        return parse_json(text)
+    except InvalidDocument:
+        return text

@@ -94,6 +94,7 @@ class LogReader:
                 line = line[:_MAX_LENGTH]
             if parts is None:
                 parts = split_line(line)
+            self._client_text.stamped = self._stamped
             if (parts.slot is None or self._client_text.open) and self._client_text.contains(line, now):
                 self._counters.lines["other"] += 1
                 return ()

@@ -17,7 +17,7 @@ from llamatel.llama.log.json_records import JsonStream, Record, records
 from llamatel.llama.log.line_buffer import DocumentPart
 from llamatel.llama.log.line_suffix import LineSuffix
 from llamatel.llama.log.log_line import OWN_START, is_own_line, starts_like_llama_cpp
-from llamatel.llama.log.log_wrapper import holds_own_line, peel, prefix_before, unwrap, without_colours
+from llamatel.llama.log.log_wrapper import KnownWrappers, holds_own_line, peel, prefix_before, unwrap, without_colours
 from llamatel.llama.log.otel_debug_lines import START as OTEL_START
 from llamatel.llama.log.otel_debug_lines import OtelDebugLines
 from llamatel.llama.log.variable_origins import VariableOrigins
@@ -63,6 +63,7 @@ class WrappedLines:
         """Lines that continue in a later record, by origin and wrappers."""
         self._file = ""
         """The file that ``tail`` is showing."""
+        self._known = KnownWrappers()
         self._plain: bool | None = None
         """Whether the first two of llama.cpp's lines had nothing around them. Then a prefix is a client's; None: not
         known yet."""
@@ -130,20 +131,25 @@ class WrappedLines:
     def _records(self, found: Iterable[Record]) -> Iterable[Carried]:
         """The lines of records."""
         self._plain = False
-        return self._from_file([each for record in found for each in self._whole(_from_record(record))])
+        return self._from_file([each for record in found for each in self._whole(self._from_record(record))])
 
     def _unwrapped(self, line: str) -> Sequence[Carried] | None:
         """The records of a line; None if it is none."""
         whole, line = line, without_colours(line)
         if "[" in line and line.lstrip()[:1] in ("[", "{") and _MANY.search(line) is not None:
-            several = _several(line)
+            several = [self._from_record(record) for record in _several(line)]
             if several:
-                return several
+                first, last = several[0].wall, several[-1].wall
+                newest_first = first is not None and last is not None and first > last
+                return several[::-1] if newest_first else several
         if self._table.is_header(line):
             return ()
         record = self._table.record(line)
-        found = unwrap(line) if record is None else _from_record(record)
-        if found is None:
+        if record is not None:
+            found = self._from_record(record)
+        elif (unwrapped := unwrap(line, self._known)) is not None:
+            found = unwrapped
+        else:
             return None if line == whole else (Carried(line),)
         return (found._replace(origin=self._origins.origin(found.origin)),)
 
@@ -188,7 +194,7 @@ class WrappedLines:
 
     def _document_line(self, stream: JsonStream, line: str) -> Iterable[Carried]:
         """A line of a JSON document."""
-        found = [_from_record(record, self._prefix) for record in stream.feed(line, whole=True)]
+        found = [self._from_record(record, self._prefix) for record in stream.feed(line, whole=True)]
         record = self._record or []
         if stream.found:
             self._record, self._plain = None, False
@@ -217,7 +223,7 @@ class WrappedLines:
         stream = self._json
         if stream is None:
             return ()
-        found = [_from_record(record) for record in stream.feed(part, whole=part.last)]
+        found = [self._from_record(record) for record in stream.feed(part, whole=part.last)]
         if found:
             self._plain = False
         if part.last:
@@ -250,17 +256,29 @@ class WrappedLines:
         if found is None:
             # Not a record: use its lines separately.
             return [Carried(line) if (each := unwrap(line)) is None else each for line in record]
-        return self._from_file(self._whole(peel(found._replace(text=without_colours(found.text)))))
+        return self._from_file(self._whole(self._peel(found._replace(text=without_colours(found.text)))))
+
+    def _from_record(self, record: Record, prefix: Carried | None = None) -> Carried:
+        found = from_fields(record, holds_own_line) or Carried("")
+        if prefix is not None and (prefix.origin or prefix.wall):
+            origin = "/".join(filter(None, (prefix.origin, found.origin)))
+            found = found._replace(origin=origin, wall=found.wall or prefix.wall)
+        return self._peel(found._replace(text=without_colours(found.text)))
+
+    def _peel(self, found: Carried) -> Carried:
+        found = peel(found, known=self._known)
+        self._known.learn(found)
+        return found
 
     def _rest(self, line: str) -> Iterable[Carried]:
         """A line that may continue a split one; its wrapper is known only with the other part."""
         found = Carried(without_colours(line))
-        while (peeled := peel(found, 1)) is not found:
+        while (peeled := peel(found, 1, known=self._known)) is not found:
             found = peeled
             before = self._partial.pop((found.origin, found.layers), None)
             if before is not None:
                 text = (before.text + found.text)[:_LONGEST_LINE]
-                return self._whole(peel(found._replace(text=text, wall=before.wall or found.wall)))
+                return self._whole(self._peel(found._replace(text=text, wall=before.wall or found.wall)))
         return self._whole(found)
 
     def _whole(self, found: Carried) -> Iterable[Carried]:
@@ -275,8 +293,8 @@ class WrappedLines:
         return [found._replace(text=text) for text in found.text.split("\n")[:_MOST_LINES]]
 
 
-def _several(line: str) -> list[Carried]:
-    """The records of a JSON document in one line, oldest first; empty if it has only one."""
+def _several(line: str) -> list[Record]:
+    """The records of a JSON document in one line; empty if it has only one."""
     try:
         document = parse_json(line)
     except InvalidDocument:
@@ -284,17 +302,7 @@ def _several(line: str) -> list[Carried]:
     found = list(records(document, holds_own_line))
     if not found or (len(found) == 1 and isinstance(document, dict) and found[0].keys() == document.keys()):
         return []
-    lines = [_from_record(record) for record in found]
-    first, last = lines[0].wall, lines[-1].wall
-    return lines[::-1] if first is not None and last is not None and first > last else lines
-
-
-def _from_record(record: Record, prefix: Carried | None = None) -> Carried:
-    found = from_fields(record, holds_own_line) or Carried("")
-    if prefix is not None and (prefix.origin or prefix.wall):
-        origin = "/".join(filter(None, (prefix.origin, found.origin)))
-        found = found._replace(origin=origin, wall=found.wall or prefix.wall)
-    return peel(found._replace(text=without_colours(found.text)))
+    return found
 
 
 def _journal_fields(record: Iterable[str]) -> dict[str, object]:

@@ -167,7 +167,7 @@ def _walk(document: Mapping[str, object], path: str = "", depth: int = 0) -> Ite
 def _text(value: object) -> str | None:
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
+    if isinstance(value, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
         return bytes(value).decode("utf-8", "replace")  # journald's way to write what is not printable
     return None
 

@@ -16,6 +16,7 @@ from llamatel.flags.server_settings import ServerSettings
 from llamatel.inputs.address import Address, parse_address
 from llamatel.inputs.credentials import check_api_key, read_api_key
 from llamatel.inputs.text_file import user_path
+from llamatel.llama.log.server_output import JSONL_VARIABLE
 from llamatel.models import tiny_model
 
 # Python name -> llama-server flag (common/arg.cpp).
@@ -32,8 +33,14 @@ _VALUES: Mapping[str, str] = {
     "alias": "--alias",
 }
 API_KEY_VARIABLE = "LLAMA_API_KEY"
-_SECRET_FLAGS = {"--api-key": "--api-key-file FILE", "--hf-token": "the variable HF_TOKEN", "--model-url": "HF_TOKEN"}
-"""Flags whose value is (or, of a URL with a user or query, contains) a secret, and what to use instead."""
+_SECRET_FLAGS = {
+    "--api-key": "--api-key-file FILE",
+    "--hf-token": "the variable HF_TOKEN",
+    "--model-url": "HF_TOKEN",
+    "--mmproj-url": "HF_TOKEN",
+    "--mcp-servers-json": "--mcp-servers-config FILE",
+}
+"""Flags whose value is a secret or may hold some (a URL if it has a user or a query), and what to use instead."""
 _HOST = re.compile(r"[\w.:%-]{1,255}")
 _SOCKET = ".sock"
 """llama-server treats a host with this suffix as the path of a Unix socket."""
@@ -115,6 +122,8 @@ def build(
         arguments += ["--api-key-file", str(user_path(api_key_file))]
     all_variables = {**os.environ, **environment}
     settings = parse_server_flags(arguments, environ=all_variables, lenient=True)
+    if "log_jsonl" in settings.given and not settings.log_jsonl:
+        environment[JSONL_VARIABLE] = "0"  # it would apply to messages until the flag is parsed
     _check_port_can_be_read(settings)
     return CommandLine(
         tuple(arguments),
@@ -195,7 +204,7 @@ def _without_secrets(arguments: Sequence[str]) -> tuple[list[str], dict[str, lis
             if given is None:
                 raise UsageError(f"{flag} needs a value; better, use {_SECRET_FLAGS[name]}")
             value = given
-        if name == "--model-url" and not re.search("[@?]", value):
+        if name.endswith("-url") and not re.search("[@?]", value):
             kept += [flag, value]
         else:
             secrets.setdefault(name, []).append(value)

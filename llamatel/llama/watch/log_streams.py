@@ -379,6 +379,7 @@ class LogStreams:
 
 def _quoted(text: ClientText, line: str, parts: LogLine, now: float) -> bool:
     """Whether a line is client text that llama.cpp quotes."""
+    text.stamped |= parts.time is not None and not text.open
     return (parts.slot is None or text.open) and text.contains(line, now)
 
 

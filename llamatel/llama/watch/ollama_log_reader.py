@@ -143,6 +143,7 @@ class OllamaLogReader:
                 wall, error_s = self._wall, float("inf")
         at, late_s = (now, self._late_s) if wall is None else (wall, 0.0)
         parts = split_line(text)
+        self._quotations.stamped |= parts.time is not None and not self._quotations.open
         if (parts.slot is None or self._quotations.open) and self._quotations.contains(text, at):
             return  # also lines that look like Ollama's own
         if not self.requests:

@@ -31,6 +31,8 @@ _MAX_TARGETS = 4096
 """Most targets: bounds a discovery that returns far too many."""
 _MAX_LABELS = 32
 _LONGEST_VALUE = 256
+_LONGEST_SHOWN = 12
+"""Characters of a wrong name in a message: a longer one may be a secret."""
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _OWN = frozenset({"server_address", "server_port", "server_path", "gen_ai_request_model"})
 
@@ -69,11 +71,16 @@ class Target:
 
 
 def target(
-    text: str, *, scheme: str = "http", api_key_file: str | None = None, labels: Mapping[str, str] | None = None
+    text: str,
+    *,
+    scheme: str = "http",
+    api_key_file: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    private: bool = False,
 ) -> Target:
-    """The target of an address, with or without ``http://``. Raises UsageError for an invalid one."""
+    """The target of an address, with or without ``http://``; see ``parse_address``. Raises UsageError."""
     url = (text if "://" in text else f"{scheme}://{text}").rstrip("/")
-    parse_address(url)
+    parse_address(url, private=private)
     return Target(url, api_key_file, check_labels(labels or {}))
 
 
@@ -84,7 +91,8 @@ def check_labels(labels: Mapping[str, Any]) -> Labels:
         raise UsageError(f"a target has more than {_MAX_LABELS} labels")
     for name, value in kept.items():
         if not _LABEL.fullmatch(name):
-            raise UsageError(f"{name[:64]!r} is no name of a label: use letters, digits and underscores")
+            shown = repr(name) if len(name) <= _LONGEST_SHOWN else "one of the labels' names"
+            raise UsageError(f"{shown} is no name of a label: use letters, digits and underscores")
         if name in _OWN:
             raise UsageError(f"the label {name} is set by llamatel")
         if not isinstance(value, str) or len(value) > _LONGEST_VALUE or not value.isprintable():
@@ -108,7 +116,8 @@ def parse_lines(text: str) -> list[Target]:
         words = line.partition("#")[0].split(maxsplit=1)
         if words:
             try:
-                found.append(target(words[0], api_key_file=words[1].strip() if len(words) > 1 else None))
+                key_file = words[1].strip() if len(words) > 1 else None
+                found.append(target(words[0], api_key_file=key_file, private=True))
             except UsageError as error:
                 raise UsageError(f"line {number}: {error}") from None
     return found
@@ -121,7 +130,7 @@ def parse_groups(document: Any) -> list[Target]:
     if not isinstance(document, list):
         raise UsageError("it is no list of target groups")
     found = []
-    for group in document:
+    for place, group in enumerate(document, 1):
         if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
             raise UsageError("a target group has no list 'targets'")
         labels = group.get("labels") or {}
@@ -129,10 +138,14 @@ def parse_groups(document: Any) -> list[Target]:
             raise UsageError("the labels of a target group are no map")
         labels = {name: "" if value is None else value for name, value in labels.items()}
         scheme, key_file = (_text(labels, name) for name in ("__scheme__", "__api_key_file__"))
-        for address in group["targets"]:
+        for number, address in enumerate(group["targets"], 1):
             if not isinstance(address, str):
                 raise UsageError("a target is not text")
-            found.append(target(address, scheme=scheme or "http", api_key_file=key_file, labels=labels))
+            try:
+                entry = target(address, scheme=scheme or "http", api_key_file=key_file, labels=labels, private=True)
+            except UsageError as error:
+                raise UsageError(f"target {number} of group {place}: {error}") from None
+            found.append(entry)
     return found
 
 
