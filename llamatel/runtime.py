@@ -83,7 +83,7 @@ _LAST_CALLS_S = 1.0
 _REPORTS_SHARE = 0.4
 """Of the time that a shutdown may take, for reports that are not answered."""
 _REPORT_GRACE_S = 0.5
-"""Time until a script's first call is reported."""
+"""Time until the first call of a script on another machine is reported."""
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
 _FLUSH_S = 3.0

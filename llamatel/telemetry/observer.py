@@ -216,7 +216,7 @@ class Observer:
         self.submit(call)
 
     def hold_for_reports(self, seconds: float) -> None:
-        """Make each request wait for a report of another process's call, as the first call is not announced."""
+        """Make each request wait for a report from another machine, whose first call is not announced."""
         self._joiner.grace_s = seconds
 
     def receive_announcements(self, receiver: AnnouncementReceiver) -> None:

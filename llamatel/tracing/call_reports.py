@@ -6,7 +6,9 @@ With them a request becomes the child of its call there, too (see ``joining``). 
 - ``GET /servers.json`` returns the receiver's id and the servers that it watches;
 - ``POST /calls.json`` names the servers being called, and describes the calls that are open and those that have
   finished. A process reports its open calls when it starts to call, then every second; the last time when it has had
-  none for half a second.
+  none for half a second. The responses have the receiver's time, so that clocks may differ (``clock_offset``).
+
+Before its first call a process also sends a datagram on loopback (``call_announcements``).
 
 Times, counts and the context of the call's span: never text of a prompt or an answer.
 """

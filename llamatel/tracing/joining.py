@@ -17,8 +17,8 @@ until then the requests get links.
 
 Requests wait for calls that they may belong to, only while a call is in flight. On an idle machine they wait for a
 second. The wait is extended by the recent delay of this process's own thread, as clients' threads are delayed, too; and
-while another process has not reported that its call was still open after the request finished
-(``llamatel.tracing.call_reports``). Calls wait for requests, extended by the recent delay of the server's log. Nothing
+while another process, which has announced or reported a call, has not reported that it was still open after the request
+finished (``call_announcements``, ``call_reports``). Calls wait for requests, extended by the recent delay of the server's log. Nothing
 waits for more than ten seconds, except a request whose stream is still being read. The number of calls of other
 processes that are compared is bounded.
 """
@@ -132,7 +132,7 @@ class Joiner:
         self._own_lateness = Lateness()
         self._log_lateness: dict[Endpoint, Lateness] = {}
         self.grace_s = 0.0
-        """How long each request waits for a report of another process, which may be the first one."""
+        """How long each request waits for a report from another machine, which may be the first one."""
         self._now = 0.0
         """When ``due`` was called last."""
         self._forgotten_at = 0.0
