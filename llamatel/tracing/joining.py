@@ -18,9 +18,9 @@ until then the requests get links.
 Requests wait for calls that they may belong to, only while a call is in flight. On an idle machine they wait for a
 second. The wait is extended by the recent delay of this process's own thread, as clients' threads are delayed, too; and
 while another process, which has announced or reported a call, has not reported that it was still open after the request
-finished (``call_announcements``, ``call_reports``). Calls wait for requests, extended by the recent delay of the server's log. Nothing
-waits for more than ten seconds, except a request whose stream is still being read. The number of calls of other
-processes that are compared is bounded.
+finished (``call_announcements``, ``call_reports``). Calls wait for requests, extended by the recent delay of the
+server's log. Nothing waits for more than ten seconds, except a request whose stream is still being read. The number of
+calls of other processes that are compared is bounded.
 """
 
 from __future__ import annotations
