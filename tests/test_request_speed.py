@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import urllib3
 
-from benchmarks.gpu.speed import regression
+from llamatel.cli.doctor import ceilings_in
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.gpu.ceilings import prefill_ceiling, prefill_operations
 from llamatel.llama import ServerManager
@@ -96,6 +99,17 @@ def test_prefill_ceiling() -> None:
     assert ceiling == pytest.approx(512 * CARD.peak_flops / operations)
 
 
+def test_ceilings_from_a_page() -> None:
+    """``llamatel doctor`` of a running llamatel knows the ceiling from the shares on its page."""
+    speed = request_speed(session(), decode_ceiling=lambda context: 1 / (1e-3 + 1e-8 * context))
+    prefill, decode = ceilings_in(json.loads(json.dumps(dataclasses.asdict(speed))))
+    assert prefill is None
+    assert decode is not None
+    assert decode(20_000) == pytest.approx(1 / (1e-3 + 1e-8 * 20_000))
+    for invalid in (None, [1], {"decode": 1}, {"prefill": [], "decode": [{"points": [{"context": "x"}]}]}):
+        assert ceilings_in(invalid) == (None, None)
+
+
 # -- against clients -----------------------------------------------------------------------------------------------
 
 
@@ -144,10 +158,23 @@ def test_speed_lines_agree_with_clients(tiny_model: Path) -> None:
         assert at_once == 2 or (len(speed.decode), len(speed.prefill_short)) == (1, 1)
 
 
-def agree(lines: tuple[RateLine, ...], terms: tuple[float, float], requests: int) -> None:
-    """The rate in the middle is the clients', to the scatter, where all requests are in one line."""
+def regression(rows: list[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """Seconds, tokens and context of requests: seconds for a token, and for a token and unit of context.
+
+    By Theil and Sen, with numpy; and without a slope, which may or may not be measurable on a busy machine.
+    """
+    seconds, tokens, context = np.array(rows).T
+    each, (first, second) = seconds / tokens, np.triu_indices(len(rows), 1)
+    apart = context[first] != context[second]
+    slopes = (each[first] - each[second])[apart] / (context[first] - context[second])[apart]
+    slope = float(np.median(slopes))
+    return [(float(np.median(each - slope * context)), slope), (float(np.median(each)), 0.0)]
+
+
+def agree(lines: tuple[RateLine, ...], candidates: list[tuple[float, float]], requests: int) -> None:
+    """The rate in the middle is the clients', where all requests are in one line."""
     for line in lines:
         middle = line.points[len(line.points) // 2]
         if line.requests == requests:
-            counted = 1 / (terms[0] + terms[1] * middle.context)
-            assert middle.tokens_per_second == pytest.approx(counted, rel=0.05 + 2 * line.spread)
+            base, slope = candidates[0 if line.slope_s else 1]
+            assert middle.tokens_per_second == pytest.approx(1 / (base + slope * middle.context), rel=0.03)

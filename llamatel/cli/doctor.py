@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import stat
+import statistics
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from llamatel.metrics import DEFAULT_METRICS_ADDR
 from llamatel.records import Completion, ObservedRequest
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot
 from llamatel.ui.diagnosis import Observation, Sample, diagnose
+from llamatel.ui.request_speed import Ceiling
+from llamatel.ui.top.live_schema import SPEED, InvalidDocument
 from llamatel.ui.top.live_source import LlamatelSource, is_llamatel
 from llamatel.ui.top.screen import completion_of
 from llamatel.ui.view.diagnosis_page import diagnosis_html, diagnosis_text
@@ -121,6 +125,7 @@ def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation
         Sample(busy=busy, slots=slots, waiting=None, headroom=None) for busy in history["busy"] if busy is not None
     ]
     times = [request.arrived_at for request in requests]
+    prefill, decode = ceilings_in(document.get("speed"))
     return Observation(
         source=url,
         seconds=document["taken_at"] - min(times) if times else 0.0,
@@ -129,8 +134,34 @@ def _of_llamatel(url: str, token: str | RotatedFiles[str] | None) -> Observation
         server=(focus or "").partition(" ")[0],
         model=None if server is None else server["model"],
         slots=slots,
+        prefill_ceiling=prefill,
+        decode_ceiling=decode,
         counters={} if server is None else server["counters"],
     )
+
+
+def ceilings_in(speed: object) -> tuple[Ceiling | None, Ceiling | None]:
+    """Of prefill and decode, from the shares that a llamatel shows: seconds per token are linear in the context."""
+    found: list[Ceiling | None] = []
+    try:
+        lines = SPEED(speed)
+    except InvalidDocument:
+        return None, None
+    for phase in ("prefill", "decode"):
+        points = [point for line in lines[phase] for point in line["points"]]
+        shares = [(point["context"], point["tokens_per_second"], point["ceiling_share"]) for point in points]
+        least = {context: share / rate for context, rate, share in shares if share and share > 0 and rate > 0}
+        if not least:
+            found.append(None)
+            continue
+        slope, base = statistics.linear_regression(least, least.values()) if len(least) > 1 else (0.0, *least.values())
+        found.append(partial(_on_line, slope, base))
+    return found[0], found[1]
+
+
+def _on_line(slope: float, base: float, context: int) -> float | None:
+    seconds = base + slope * context
+    return 1 / seconds if seconds > 0 else None
 
 
 # -- a log, a server ---------------------------------------------------------------------------------------------------

@@ -107,6 +107,12 @@ class _Object:
 
 _TEXT, _NUMBER, _COUNT, _FLAG = _optional(_text), _optional(_number), _optional(_count), _optional(_flag)
 
+_LINES = _list(
+    _Object({"points": _list(_Object({"context": _count, "tokens_per_second": _number, "ceiling_share": _NUMBER}))})
+)
+SPEED = _Object({"prefill": _LINES, "decode": _LINES})
+"""What ``llamatel doctor`` reads of ``speed``; absent in documents of older versions."""
+
 _ROW = _Object(
     {
         "key": _text, "labels": _text, "up": _FLAG, "state": _TEXT, "stale": _flag, "trouble": _TEXT, "busy": _COUNT,
