@@ -359,3 +359,19 @@ def test_joiner_prefill_time_with_microseconds() -> None:
         call = bench.call(prefill_s=0.004124, decode_s=decode_s)
         request = completion(task=1, prefill_s=0.00412, decode_s=decode_s)
         assert (bench.run(request, calls=(call,))[1].parent is call) is joined, decode_s
+
+
+def test_joiner_equal_calls_of_which_one_request_is_logged_late() -> None:
+    """Both calls fit the first request; the second request, which only one of them fits, decides."""
+    bench = Bench()
+    bench.now = START_TIME + 3.1
+    first, second = bench.call(), bench.call(ended_at=START_TIME + 3.0)
+    for call in (first, second):
+        bench.joiner.started(call.key, OpenCall())
+    bench.joiner.completed(completion(task=1))
+    for call in (first, second):
+        bench.joiner.finished(call)
+    bench.after(0.5)
+    later = {name: getattr(completion(), name) + 1.45 for name in ("started_at", "ended_at", "first_token_at")}
+    bench.joiner.completed(completion(task=2, **later))
+    assert bench.after(0.4) == {1: Origin(parent=first), 2: Origin(parent=second)}

@@ -226,9 +226,11 @@ class Joiner:
         every = CallsByPrefill(one.call for one in self._finished)
         fits = {id(one.call): found for one, found in decided}
         matched = [(one, found, self._only_match(one.call, fits, every)) for one, found in decided]
+        if not all_of_them:
+            matched = [each for each in matched if each[2] is not None or not self._may_clear_up(each[0], each[1], now)]
         for one, found, match in sorted(matched, key=lambda each: each[2] is None):
             self._decided(one.call, self._decide(one.call, found, match, every))
-        done = {id(one) for one, _ in decided}
+        done = {id(one) for one, _, _ in matched}
         self._finished = [one for one in self._finished if id(one) not in done]
         with self._lock:
             in_flight = [*self._open(self._in_flight.values(), now)]
@@ -283,6 +285,11 @@ class Joiner:
             return None
         finished.searched_at = now
         return self._fitting(call) or None
+
+    def _may_clear_up(self, finished: FinishedCall, found: Sequence[HeldRequest], now: float) -> bool:
+        """Whether a call fits more than its own request, and a request or call that would decide may still arrive."""
+        until = finished.arrived_at + _LATE_S + 2 * self._lateness(finished.call, now)
+        return bool(found) and _has_figures(finished.call) and not finished.overdue and now < until
 
     def _lateness(self, call: ClientCall, now: float) -> float:
         """How much later than on a quiet machine the log may show a call's request."""
