@@ -217,6 +217,29 @@ class Joiner:
         if now < self._now:
             self._set_back(now)
         self._now = now
+        if self._finished:
+            self._decide_finished(now, all_of_them=all_of_them)
+        with self._lock:
+            in_flight = [*self._open(self._in_flight.values(), now)]
+        others = [one for one, until in self._elsewhere.values() if until > now]
+        in_flight += [found for one in others for found in self._open(one.calls or (), one.as_of)]
+        reported_at = min((one.as_of for one in others), default=now)
+        calls = in_flight or self._finished or any(until > now for until in self._expected.values())
+        kept = []
+        for held in self._held:
+            waits = held.origin is None and not all_of_them
+            if waits and (now < held.check_at or (calls and self._has_to_wait(held, in_flight, reported_at, now))):
+                kept.append(held)
+            else:
+                held.written = True
+                yield (
+                    held.completion,
+                    held.origin or (Origin(candidates=_nearest(held)) if held.candidates else _NO_CALL),
+                )
+        self._held = kept
+
+    def _decide_finished(self, now: float, *, all_of_them: bool) -> None:
+        """Decide the finished calls whose time has come."""
         decided = [
             (one, found)
             for one in self._finished
@@ -232,21 +255,6 @@ class Joiner:
             self._decided(one.call, self._decide(one.call, found, match, every))
         done = {id(one) for one, _, _ in matched}
         self._finished = [one for one in self._finished if id(one) not in done]
-        with self._lock:
-            in_flight = [*self._open(self._in_flight.values(), now)]
-        others = [one for one, until in self._elsewhere.values() if until > now]
-        in_flight += [found for one in others for found in self._open(one.calls or (), one.as_of)]
-        reported_at = min((one.as_of for one in others), default=now)
-        kept = []
-        for held in self._held:
-            waits = held.origin is None and not all_of_them
-            if waits and (now < held.check_at or self._has_to_wait(held, in_flight, reported_at, now)):
-                kept.append(held)
-            else:
-                held.written = True
-                origin = held.origin or Origin(candidates=_nearest(held))
-                yield held.completion, origin
-        self._held = kept
 
     def _set_back(self, now: float) -> None:
         """The clock was set back to ``now``: shorten waits, which would otherwise last until the old time."""
@@ -396,6 +404,7 @@ class Joiner:
         return patience
 
 
+_NO_CALL = Origin()
 _Open = tuple["Endpoint | None", OpenCall, float]
 """A call in flight: its server as far as known, the call, the time when it was."""
 
