@@ -20,6 +20,7 @@ _SLOT = re.compile(r"slot (.{12}): id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16
 _LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "none": "N"}
 _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
+_new = tuple.__new__  # as in ``log_line``
 FRAGMENTS = frozenset("CN")
 """Levels of records that continue a message, or are a line of a router's child."""
 
@@ -33,9 +34,10 @@ def parse_record(line: str) -> LogLine | None:
     if found is None:
         return _parse_json(line) if line.startswith('{"') else None
     time, level, text, function, slot, task, rest = found.groups()
+    at, level = int(time) / 1e6, _LEVELS.get(level, "N")
     if slot is None:
-        return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"))
-    return LogLine(text, int(time) / 1e6, _LEVELS.get(level, "N"), None, None, int(slot), int(task), function, rest)
+        return _new(LogLine, (text, at, level, None, None, None, None, "", ""))
+    return _new(LogLine, (text, at, level, None, None, int(slot), int(task), function, rest))
 
 
 def _parse_json(line: str) -> LogLine | None:

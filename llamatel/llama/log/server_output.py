@@ -68,7 +68,8 @@ class ServerOutput:
             yield from (OutputLine(line, kind) for line in (*stderr, *stdout))
             return
         yield from (OutputLine(line, other) for line in stderr)
-        yield from (OutputLine(line, LineKind.RECORD) for line in stdout)
+        kind = LineKind.RECORD
+        yield from (tuple.__new__(OutputLine, (line, kind)) for line in stdout)
 
     def _decide(self, stdout: Sequence[str], stderr: Sequence[str]) -> None:
         if any(parse_record(line) is not None for line in stdout):
