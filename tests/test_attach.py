@@ -553,10 +553,10 @@ ALIASES = "a: &a [x, x]\nb: [*a, *a]\n"
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list", "ftp://a", "line 1: 'ftp://a' is no server's address"),
+        ("list", "ftp://a", "line 1: 'ftp://a' is not a server address"),
         ("list", "http://me:secret@host", "line 1: a server's address has no user, password"),
         ("sd.json", "{", "no JSON"),
-        ("sd.json", "{}", "no list of target groups"),
+        ("sd.json", "{}", "not a list of target groups"),
         ("sd.yml", "- targets: a", "has no list 'targets'"),
         ("sd.yml", "- {", "no YAML"),
         ("sd.json", '[{"targets": ["a:99999"]}]', "no server's address"),
@@ -565,7 +565,7 @@ ALIASES = "a: &a [x, x]\nb: [*a, *a]\n"
         ("sd.yml", DEEP, "too deeply"),
         ("sd.json", '[{"targets": ["a:1"], "labels": {"a": ' + "9" * 5000 + "}}]", "integer that is too long"),
         ("sd.json", '[{"targets": ["a:1"], "labels": {"a": 1}}]', "the label a is not text"),
-        ("sd.json", '[{"targets": ["a:1"], "labels": {"a b": "1"}}]', "'a b' is no name of a label"),
+        ("sd.json", '[{"targets": ["a:1"], "labels": {"a b": "1"}}]', "'a b' is not a label name"),
         ("sd.json", '[{"targets": ["a:1"], "labels": {"server_port": "1"}}]', "set by llamatel"),
         ("sd.json", '[{"targets": ["a:1"], "labels": {"a": "' + "x" * 300 + '"}}]', "at most 256 characters"),
         ("sd.json", '[{"targets": ["a:1"], "labels": {"__scheme__": 1}}]', "__scheme__ is not text"),

@@ -328,7 +328,7 @@ def test_attach_wrong_key_or_invalid_arguments(llama_server_binary: Path, tiny_m
         (("a:1", "b:1", "--log", "-"), "a log belongs to one server"),
         (("ftp://a",), "no server's address"),
         (("--targets", str(tmp_path / "none")), "cannot read the targets"),
-        (("a:1", "--header-file", str(key)), "is no header"),
+        (("a:1", "--header-file", str(key)), "is not a header"),
         (("https://a:1", "--ca-file", str(key)), "cannot use the CA file"),
     ):
         done = attach(*arguments, stdin=b"")
@@ -370,7 +370,7 @@ def test_attach_continues_after_log_end(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label", "x"], "'x' is no label: write it NAME=VALUE"),
+        (["--label", "x"], "'x' is not a label: write it NAME=VALUE"),
         (["--exit-with-log"], "--exit-with-log needs a log"),
         (["--client-key", "k"], "add --client-cert FILE"),
         (["--client-cert", "/nothing"], "cannot use the client certificate /nothing: No such file"),

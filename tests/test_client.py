@@ -405,7 +405,7 @@ def test_client_base_url_invalid(url: str) -> None:
 
 @pytest.mark.parametrize("url", [None, 8090, ""])
 def test_client_base_url_missing(url: Any) -> None:
-    with pytest.raises(UsageError, match="is no address of a server"):
+    with pytest.raises(UsageError, match="is not a server address"):
         LlamaCppClient(url)
 
 

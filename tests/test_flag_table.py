@@ -125,11 +125,11 @@ def test_parse_server_flags_override_environment() -> None:
     [
         (["-c", "32k"], {}, "llama-server reads it as 32"),
         (["-c=512"], {}, "error: invalid argument: -c=512"),
-        (["-c"], {}, "-c lacks its value"),
+        (["-c"], {}, "-c needs a value"),
         (["word"], {}, "'word' belongs to no flag"),
         (["--draft", "4"], {}, "the argument has been removed"),
         (["-ncmoe", "-1"], {}, "-ncmoe does not take '-1'"),
-        (["-ot", "(=CPU"], {}, "'(' is no regular expression"),
+        (["-ot", "(=CPU"], {}, "'(' is not a regular expression"),
         ([], {"LLAMA_ARG_CTX_SIZE": ""}, "LLAMA_ARG_CTX_SIZE does not take ''"),
         ([], {"LLAMA_ARG_KV_UNIFIED": "maybe"}, "LLAMA_ARG_KV_UNIFIED does not take 'maybe'"),
     ],

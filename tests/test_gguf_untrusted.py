@@ -84,7 +84,7 @@ def _array_head(element: int, count: int) -> bytes:
         (_WRITE.file([], [_WRITE.tensor("t", (33,), 2, 0)]), "rows of 33 are not whole blocks of Q4_0"),
         (_WRITE.file([], [_WRITE.tensor("t", (), 12, 0)]), "rows of 1 are not whole blocks of Q4_K"),
         (_WRITE.file([], [_WRITE.tensor("t", (32,), 1 << 31, 0)]), "tensor type 2147483648"),
-        (_WRITE.file([], [_WRITE.tensor("t", (32,), 0, 16)]), "offset 16 is no multiple of the alignment, 32"),
+        (_WRITE.file([], [_WRITE.tensor("t", (32,), 0, 16)]), "offset 16 is not a multiple of the alignment, 32"),
         (_WRITE.file([], [_WRITE.tensor(b"\xfe", (32,), 0, 0)]), "not UTF-8"),
     ],
 )

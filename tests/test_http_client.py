@@ -292,7 +292,7 @@ def test_redirect_limit_and_invalid_targets(server: UntrustedServer) -> None:
     assert len(server.requests) == 4
     for location in ("file:///etc/passwd", "unix:///run/docker.sock", "http://[::", "http://u:p@x/"):
         server.answers["/a"] = http(b"", "302 Found", f"Location: {location}\r\n")
-        with pytest.raises(HttpError, match="redirects to something that is no address"):
+        with pytest.raises(HttpError, match="redirects to something that is not an address"):
             HttpClient(server.url).request("/a", total_s=10, redirects=3)
 
 

@@ -261,7 +261,7 @@ def test_url_source_refused_or_unreachable(hub: HubServer, monkeypatch: pytest.M
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
         with pytest.raises(ModelUnreachable, match="models/gone: there is no such file here; on the Hub: the Hub"):
             read_reference("models/gone")
-    with pytest.raises(UsageError, match="is no URL"):
+    with pytest.raises(UsageError, match="is not a URL"):
         read_reference("http://[::1/x.gguf")
     with pytest.raises(GGUFError, match="cannot be fetched"):
         read_reference("http:///x.gguf")

@@ -144,7 +144,7 @@ ODD: list[object] = [
 def test_hub_invalid_documents(document: object) -> None:
     with _peer(_sends(json.dumps(document).encode())) as url, pytest.raises(GGUFError) as raised:
         Hub(url).choose("org/repo")
-    assert "is no Hub" in str(raised.value) or "neither a GGUF file nor a config.json" in str(raised.value)
+    assert "is not a Hub" in str(raised.value) or "neither a GGUF file nor a config.json" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

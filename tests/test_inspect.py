@@ -253,7 +253,7 @@ def test_inspect_file_without_architecture(tmp_path: Path, capsys: pytest.Captur
     path.write_bytes(write.file([write.key("a.b", U32, 1)], [write.tensor("t", (32,), 0, 0)], data=128))
     page = _inspect(capsys, str(path), "--layers", "--tensors")
     assert "no model      " in page
-    assert _json(capsys, str(path), "--layers")["why_no_shape"].startswith("the file names no general.architecture")
+    assert _json(capsys, str(path), "--layers")["why_no_shape"].startswith("the file has no general.architecture")
     path.write_bytes(write.file([write.key("general.architecture", STRING, "neverheard")]))
     page = _inspect(capsys, str(path))
     assert "architecture  neverheard" in page

@@ -95,7 +95,7 @@ def test_command_line_alias(arguments: dict[str, Any], alias: str | None) -> Non
         ({"extra_args": ["--api-key"]}, "--api-key needs a value"),
         ({"api_key": KEY, "api_key_file": "keys"}, "not both"),
         ({"api_key_file": "/nowhere/keys"}, "cannot read the API key file /nowhere/keys: No such file"),
-        ({"api_key": f"{KEY}\n"}, "the API key holds a line end"),
+        ({"api_key": f"{KEY}\n"}, "the API key contains a line end"),
         ({"port": 0, "extra_args": ["--log-disable"]}, "port 0 needs the server's log"),
         ({"port": 0, "extra_args": ["-lv", "2"]}, "port 0 needs the server's log"),
         ({"extra_args": ["--port", "0", "--verbosity", "0"]}, "port 0 needs the server's log"),
@@ -174,7 +174,7 @@ def test_read_api_key_like_llama_cpp(content: bytes, key: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "holds no key"), (b"\n#only this\n", "holds no key"), (b"\xff\xfe\n", "it is not text")],
+    [(b"", "contains no key"), (b"\n#only this\n", "contains no key"), (b"\xff\xfe\n", "it is not text")],
 )
 def test_read_api_key_without_key(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "keys"

@@ -114,7 +114,7 @@ def test_otlp_target_shown_without_password() -> None:
         ({}, {"otlp_endpoint": "http://collector:port"}, "collector:port"),
         ({}, {"otlp_endpoint": "http://"}, "no OTLP endpoint"),
         ({}, {"otlp_endpoint": "collector:4317", "otlp_protocol": "udp"}, "udp"),
-        ({}, {"otlp_endpoint": "collector"}, "'collector' is no OTLP endpoint: write it like"),
+        ({}, {"otlp_endpoint": "collector"}, "'collector' is not an OTLP endpoint: write it like"),
         ({}, {"metrics_addr": "9464"}, "9464"),
         ({}, {"metrics_addr": "localhost"}, "localhost"),
         ({}, {"metrics_addr": "::1:9464"}, "::1:9464"),

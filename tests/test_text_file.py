@@ -22,8 +22,8 @@ def test_read_token(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (b"", "the token file FILE is empty"),
         (b" \n\n", "the token file FILE is empty"),
-        (b"s3cret\nother\n", "the token file FILE holds more than one line, or a control character"),
-        (b"s3cret\x00", "the token file FILE holds more than one line, or a control character"),
+        (b"s3cret\nother\n", "the token file FILE contains more than one line, or a control character"),
+        (b"s3cret\x00", "the token file FILE contains more than one line, or a control character"),
         (b"s3cret\xff", "cannot read the token file FILE: it is not text"),
         (None, "cannot read the token file FILE: No such file or directory"),
     ],

@@ -227,7 +227,7 @@ def test_top_pipe_and_json(serving: Serving) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [
-        (("http://127.0.0.1:9464", "nonsense://x"), 2, "is no server's address"),
+        (("http://127.0.0.1:9464", "nonsense://x"), 2, "is not a server address"),
         (("--page-token-file", "/no/such/file"), 2, "cannot read"),
         (("--interval", "0", "http://127.0.0.1:1"), 2, "--interval"),
     ],

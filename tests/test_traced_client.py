@@ -94,7 +94,7 @@ def test_traced_client_stream_left(telemetry: runtime.Runtime, chat_server: Serv
 
 
 def test_traced_client_refuses_other_types() -> None:
-    with pytest.raises(UsageError, match=r"is no requests\.Session"):
+    with pytest.raises(UsageError, match=r"is not a requests\.Session"):
         llamatel.trace_client(object())
 
 

@@ -232,7 +232,7 @@ def test_instruments_value_out_of_range_drops_only_itself(value: float, caplog: 
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     instruments = Instruments(provider.get_meter("tests"), METRICS, lambda: samples)
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="not a number"):
         instruments.record(Sample("llamacpp.request.queue.duration", value, info))
     data = reader.get_metrics_data()
     assert data is not None

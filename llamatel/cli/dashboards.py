@@ -158,5 +158,5 @@ def _token(token_file: Path | None) -> str | None:
         token = read_token(token_file, "the token file")
         where = str(token_file)
     if any(character.isspace() or not character.isprintable() or ord(character) > 126 for character in token):
-        raise UsageError(f"{where} holds more than one token, or characters that no token has")
+        raise UsageError(f"{where} contains more than one token, or characters that no token has")
     return token or None

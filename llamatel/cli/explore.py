@@ -246,7 +246,7 @@ def _model(name: str, part: str) -> tuple[str, ModelReport, bool]:
     if isinstance(header, Choices):
         raise UsageError(header.question)
     if not isinstance(header, GGUFHeader):
-        raise UsageError(f"{name} is no GGUF: llama.cpp has to run it")
+        raise UsageError(f"{name} is not a GGUF: llama.cpp has to run it")
     if header.missing_bytes and part not in ("structure", "what-if"):
         missing = f"{header.missing_bytes:,} bytes of the tensors' data are missing: an interrupted download?"
         raise GGUFError(missing, path=header.path)

@@ -86,7 +86,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
         raise click.UsageError("Missing argument 'MODEL' (a GGUF file)", ctx)
     add_times()
     for flag, instead in secret_flags(server_args).items():
-        log.warning("%s on the command line can be read by every user of this machine: use %s", flag, instead)
+        log.warning("%s on the command line is visible to every user of this machine: use %s", flag, instead)
     options = options_of(TelemetryOptions, values)
     manager_options = options_of(ManagerOptions, values)
     lines = request_lines(options)

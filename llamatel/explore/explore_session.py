@@ -189,7 +189,7 @@ def _prompt(session: Session, request: CaptureRequest) -> tuple[int, ...]:
         text = session.chat(request.prompt) if request.chat else request.prompt
         tokens = session.tokenize(text)
     if not tokens:
-        raise UsageError("there are no tokens to look at: give a --prompt")
+        raise UsageError("there are no tokens: give a --prompt")
     return tokens
 
 

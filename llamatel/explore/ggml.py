@@ -177,7 +177,7 @@ def _strided(
 
     dtype = {_F32: np.float32, _F16: np.float16, _BF16: np.uint16}[kind]
     if item > 1 and len(raw) % item:
-        raise ExploreError("a tensor's strides are no multiple of its values")
+        raise ExploreError("a tensor's strides are not a multiple of its values")
     seen = np.lib.stride_tricks.as_strided(raw.view(dtype), shape, strides)
     if kind == _BF16:
         return (seen.astype(np.uint32) << 16).view(np.float32)

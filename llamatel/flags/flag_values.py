@@ -116,7 +116,7 @@ def _overrides(text: str) -> tuple[TensorOverride, ...]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InvalidValue(f"'{pattern}' is no regular expression: {error}") from None
+            raise InvalidValue(f"'{pattern}' is not a regular expression: {error}") from None
         overrides.append(TensorOverride(pattern, buffer))
     return tuple(overrides)
 

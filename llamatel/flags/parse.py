@@ -89,7 +89,7 @@ def parse_server_flags(
             i += i < len(words) and not words[i].startswith("-")
             continue
         if i + flag.values > len(words) and not lenient:
-            raise UsageError(f"{name} lacks its value")
+            raise UsageError(f"{name} needs a value")
         switched = "off" if name in flag.negated else "on"
         reading.flag(flag, name, "".join(words[i : i + 1]) if flag.values else switched)
         i += flag.values

@@ -296,7 +296,7 @@ def _tensors(cursor: Cursor, n_tensors: int, alignment: int, shard: int) -> tupl
         except ValueError as error:
             raise cursor.error(str(error), reading, start) from error
         if offset % alignment:
-            raise cursor.error(f"offset {offset} is no multiple of the alignment, {alignment}", reading, start)
+            raise cursor.error(f"offset {offset} is not a multiple of the alignment, {alignment}", reading, start)
         tensors[name] = TensorInfo(name, shape, type_name, offset, n_bytes, shard)
     return tuple(tensors.values())
 

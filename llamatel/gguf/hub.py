@@ -55,7 +55,7 @@ class Hub:
         try:
             parse_address(self.endpoint)
         except UsageError as error:
-            raise GGUFError(f"HF_ENDPOINT is no address of a Hub: {error}") from None
+            raise GGUFError(f"HF_ENDPOINT is not the address of a Hub: {error}") from None
         self._progress = progress
 
     def choose(
@@ -157,10 +157,10 @@ class Hub:
         try:
             document = parse_json(response.data, largest=_LARGEST, most_values=_MOST_VALUES)
         except InvalidDocument as error:
-            raise GGUFError(f"{self.endpoint} is no Hub: {error}", path=repo) from error
+            raise GGUFError(f"{self.endpoint} is not a Hub: {error}", path=repo) from error
         siblings = document.get("siblings") if isinstance(document, dict) else None
         if not isinstance(siblings, list):
-            raise GGUFError(f"{self.endpoint} is no Hub: its response lists no files", path=repo)
+            raise GGUFError(f"{self.endpoint} is not a Hub: its response lists no files", path=repo)
         files = [(each["rfilename"], count(each.get("size"))) for each in siblings if _is_file(each)]
         safetensors = document.get("safetensors")
         parameters = count(safetensors.get("total")) if isinstance(safetensors, dict) else None

@@ -77,7 +77,7 @@ def _url(url: str, progress: Progress | None) -> Model:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises ValueError where it is none
     except ValueError:  # its text quotes a part of the URL, which may be a password
-        raise UsageError(f"{url!r} is no URL: write it like https://host/model.gguf") from None
+        raise UsageError(f"{url!r} is not a URL: write it like https://host/model.gguf") from None
     if parts.username is not None or parts.password is not None:
         raise UsageError("a URL with a user or a password is not supported")
     page = _HUB_PAGE.fullmatch(unquote(parts.path))

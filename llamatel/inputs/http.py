@@ -388,6 +388,6 @@ def _redirect(base: str, location: str) -> tuple[Address, str]:
     except (UsageError, ValueError):
         address = None
     if address is None:
-        raise HttpError("it redirects to something that is no address", kind="invalid")
+        raise HttpError("it redirects to something that is not an address", kind="invalid")
     path = quote(parts.path or "/", safe=UNQUOTED)
     return address, path + ("?" + quote(parts.query, safe=UNQUOTED + "?") if parts.query else "")

@@ -70,7 +70,7 @@ def _proxied(proxy: str, address: Address, tls: dict[str, Any]) -> HTTPConnectio
     except LocationParseError:  # it quotes the URL, which may hold a password
         url = Url()
     if url.scheme not in DEFAULT_PORTS or not url.host:
-        raise HttpError("the proxy in the environment is no http:// or https:// address", kind="proxy")
+        raise HttpError("the proxy in the environment is not an http:// or https:// address", kind="proxy")
     port = url.port or DEFAULT_PORTS[url.scheme]
     more: dict[str, Any] = {"proxy": url}
     if url.scheme == "https":

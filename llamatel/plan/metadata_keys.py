@@ -15,7 +15,7 @@ class Keys:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str):
-            raise UsageError("the file names no general.architecture: it is no model")
+            raise UsageError("the file has no general.architecture: it is not a model")
         self.architecture = architecture
         self._metadata = metadata
         self.missing: list[str] = []

@@ -64,5 +64,7 @@ def _cache_types(shape: ModelShape, settings: ServerSettings) -> str | None:
         rows += [layer.indexer_length for layer in shape.layers if layer.indexer_length is not None]
         odd = next((row for row in rows if row % type_k.block), None)
         if odd is not None:
-            return f"llama-server aborts: a row of {odd} values is no whole number of {name_k} blocks ({type_k.block})"
+            return (
+                f"llama-server aborts: a row of {odd} values is not a whole number of {name_k} blocks ({type_k.block})"
+            )
     return None

@@ -96,7 +96,7 @@ class AttributeSets:
         """The sample's attributes with its server's. Raises ValueError for a sample that does not fit the table."""
         metric, value, server, attributes = sample
         if not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # also refuses NaN
-            raise ValueError(f"{metric} has a value that is no number")
+            raise ValueError(f"{metric} has a value that is not a number")
         last, cached = self._last
         if last is not server:
             cached = self._cached.get(server) or {}

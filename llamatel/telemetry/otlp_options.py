@@ -51,7 +51,7 @@ class OtlpOptions:
             if self.client_certificate is not None:
                 context.load_cert_chain(self.client_certificate, self.client_key)
         except (OSError, ssl.SSLError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no PEM file"
+            reason = getattr(error, "strerror", None) or "it is not a PEM file"
             raise PipelineError(f"the OTLP certificates cannot be used: {reason}") from None
         return context
 

@@ -288,7 +288,7 @@ def _redacted(endpoint: str) -> str:
 
 def _with_scheme(endpoint: str) -> str:
     if "://" not in endpoint and not re.search(r":\d+(?:/|$)", endpoint):
-        raise UsageError(f"'{_redacted(endpoint)}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
+        raise UsageError(f"'{_redacted(endpoint)}' is not an OTLP endpoint: write it like http://127.0.0.1:4317")
     _split(endpoint)
     # Without a scheme the gRPC exporter would use TLS; a host:port on the command line means a collector without it.
     return endpoint if "://" in endpoint else f"http://{endpoint}"
@@ -301,7 +301,7 @@ def _split(endpoint: str) -> SplitResult:
     except ValueError:  # a port that is no number, or a broken IPv6 address
         valid = False
     if not valid:
-        raise UsageError(f"'{_redacted(endpoint)}' is no OTLP endpoint: write it like http://127.0.0.1:4317")
+        raise UsageError(f"'{_redacted(endpoint)}' is not an OTLP endpoint: write it like http://127.0.0.1:4317")
     return parts
 
 
@@ -330,7 +330,7 @@ def _address(text: str, origin: str) -> tuple[str, int] | None:
     if not host and text.startswith(":"):
         bare = "0.0.0.0"  # noqa: S104 - Prometheus's own form for all addresses
     if not bare or (":" in bare and bare == host) or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{origin}: '{text}' is no address: write it like {DEFAULT_METRICS_ADDR}, or none")
+        raise UsageError(f"{origin}: '{text}' is not an address: write it like {DEFAULT_METRICS_ADDR}, or none")
     return bare, int(port)
 
 

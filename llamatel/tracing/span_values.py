@@ -38,6 +38,6 @@ def unix_ns(seconds: float) -> int:
     """Unix seconds in nanoseconds. Raises ValueError for a time that no span can have."""
     # In two parts: a product of this size is only exact to 256 ns.
     if not 0 <= seconds < _LATEST:  # one time that does not fit into OTLP would fail the whole export
-        raise ValueError(f"{seconds} is no Unix time")
+        raise ValueError(f"{seconds} is not a Unix time")
     whole = int(seconds)
     return whole * 1_000_000_000 + round((seconds - whole) * 1e9)

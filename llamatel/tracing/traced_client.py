@@ -31,7 +31,7 @@ def trace_client(client: T) -> T:
     elif kinds.get("Session") == "requests":
         target.send = _synchronous(target.send, follow_requests)
     else:
-        raise UsageError(f"{type(client).__name__} is no requests.Session, httpx.Client or httpx.AsyncClient")
+        raise UsageError(f"{type(client).__name__} is not a requests.Session, httpx.Client or httpx.AsyncClient")
     return client
 
 

@@ -153,7 +153,7 @@ class LlamaCppClient:
         self._timeout_s = _seconds(timeout)
         self._retries = retries
         if "://" not in str(base_url or ""):
-            raise UsageError(f"{base_url!r} is no address of a server: http://HOST:PORT, https://… or unix:///PATH")
+            raise UsageError(f"{base_url!r} is not a server address: http://HOST:PORT, https://… or unix:///PATH")
         address = parse_address(base_url)
         # Addresses of the openai package end in /v1, which is part of every path here that has it.
         address = replace(address, prefix=address.prefix.removesuffix("/v1"))

@@ -104,7 +104,7 @@ def find_backend(choice: str | None = None, environ: Mapping[str, str] = os.envi
     if named:
         found = _binary(named, environ)
         if found is None:
-            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is no executable: correct or unset it")
+            raise BackendNotFound(f"{PATH_VARIABLE} is '{named}', which is not executable: correct or unset it")
         return Backend(LLAMA_SERVER, (found,), f"{PATH_VARIABLE} names it")
     rejected.append(f"{PATH_VARIABLE} is not set")
     found = _binary(LLAMA_SERVER, environ)

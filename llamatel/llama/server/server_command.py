@@ -156,7 +156,7 @@ def _listen(settings: ServerSettings) -> Address:
     if settings.host.endswith(_SOCKET):  # tools/server/server-http.cpp
         return Address("unix", str(Path(settings.host).absolute()), None, prefix)
     if not _HOST.fullmatch(settings.host):
-        raise UsageError(f"--host '{settings.host}' is no host name or IP address")
+        raise UsageError(f"--host '{settings.host}' is not a host name or IP address")
     if port is None or not 0 <= port <= 65535:
         raise UsageError(f"--port {port} is not between 0 and 65535")
     scheme = "https" if settings.ssl_key_file and settings.ssl_cert_file else "http"
