@@ -30,7 +30,7 @@ from llamatel.telemetry import pipeline_builder, zero_code
 from llamatel.telemetry.call_report_receiver import CallReportReceiver
 from llamatel.telemetry.connect import connect
 from llamatel.telemetry.instruments import Instruments
-from llamatel.telemetry.kept_spans import KEPT, KeptSpans
+from llamatel.telemetry.kept_spans import KEPT
 from llamatel.telemetry.observer import Observer, Sink
 from llamatel.telemetry.pipeline import Pipeline
 from llamatel.telemetry.resource import installed_version
@@ -43,7 +43,7 @@ from llamatel.tracing.call_announcements import AnnouncementReceiver
 from llamatel.tracing.call_reporter import CallReporter
 from llamatel.tracing.client_spans import ClientSpans
 from llamatel.ui.live import Live
-from llamatel.ui.notebook import Report, Trace
+from llamatel.ui.notebook import KeptRun, Report, Trace
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.web.web_app import Page
 
@@ -87,21 +87,9 @@ _REPORT_GRACE_S = 0.5
 _FRESH_S = 0.9
 _REPORT_FRESH_S = 1.0
 _FLUSH_S = 3.0
-"""How long a cancelled call waits for its request."""
-_FAILURES = 3
-"""Most failed calls at the top of a report."""
+"""A cancelled call waits for its request for 1.5 s."""
 _FINALIZER_PRIORITY = 100
 METRICS_ADDRESS_VARIABLES = ("OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT")
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The data of ``last_trace()`` and ``report()``; after ``shutdown()`` the state at that time."""
-
-    spans: KeptSpans | None
-    document: Mapping[str, Any]
-    histories: Sequence[Mapping[str, Any]]
-    settings: Settings
 
 
 class _Process:
@@ -111,8 +99,8 @@ class _Process:
     runtime: Runtime | None = None
     arguments: tuple[object, ...] = ()
     """The settings of the last ``init()``."""
-    last_run: _Kept | None = None
-    """Spans of the last telemetry; None if it kept none."""
+    last_run: KeptRun | None = None
+    """The last telemetry's requests; None if it kept none."""
 
 
 def init(
@@ -358,13 +346,7 @@ def last_trace() -> Trace:
     Spans are kept if ``init()`` runs in a notebook or at Python's prompt, or with ``keep_traces=True``, also after
     ``shutdown()``. Raises UsageError if none are kept, or no trace has finished yet.
     """
-    kept = _shown()
-    if kept.spans is None:
-        raise UsageError("no spans are kept: use llamatel.init(keep_traces=True)")
-    spans = kept.spans.trace()
-    if not spans:
-        raise UsageError("no trace has finished yet")
-    return Trace(spans, [str(alarm["text"]) for alarm in kept.document["alarms"]])
+    return _shown().trace()
 
 
 def report(path: str | Path | None = None, *, title: str | None = None) -> Report:
@@ -374,27 +356,13 @@ def report(path: str | Path | None = None, *, title: str | None = None) -> Repor
     last 2,000; charts and traces show the last 100 requests, and the last 600 samples of each server. Raises UsageError
     before ``init()``.
     """
-    from llamatel.ui.view.run_report import slowest
-
-    kept = _shown()
-    document = dict(kept.document)
-    failures = [] if kept.spans is None else kept.spans.failed_calls(_FAILURES)
-    document["alarms"] = [
-        *document["alarms"],
-        *(
-            {"at": failed.ended_at, "name": "failed_call", "text": f"a call failed: {failed.reason}"}
-            for failed in failures
-        ),
-    ]
-    wanted = [one["trace_id"] for one in slowest(document["requests"]) if one["trace_id"]]
-    traces = {} if kept.spans is None else {trace_id: kept.spans.trace(trace_id) for trace_id in wanted}
-    made = Report(document, kept.histories, traces, title or f"Report of {kept.settings.service_name or 'llamatel'}")
+    made = _shown().report(title)
     if path is not None:
         made.save(path)
     return made
 
 
-def _shown() -> _Kept:
+def _shown() -> KeptRun:
     """Kept data of the running telemetry, with all of its requests written, or of the last one."""
     running = current()
     if running is None:
@@ -407,7 +375,7 @@ def _shown() -> _Kept:
     return _kept(running, running.observer.snapshot(_REPORT_FRESH_S))
 
 
-def _kept(running: Runtime, state: Snapshot) -> _Kept:
+def _kept(running: Runtime, state: Snapshot) -> KeptRun:
     document = running.live.document(state)
     histories = [running.live.document(state, server["key"]) for server in document["servers"]]
-    return _Kept(running.pipeline.kept_spans, document, histories, running.settings)
+    return KeptRun(running.pipeline.kept_spans, document, histories, running.settings.service_name)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamatel.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamatel.telemetry.kept_spans import KeptSpan
+    from llamatel.telemetry.kept_spans import KeptSpan, KeptSpans
+
+_FAILURES = 3
+"""Most failed calls at the top of a report."""
 
 
 class Trace:
@@ -98,6 +102,42 @@ class Report:
         return report_fragment(
             self.document, self._histories, lambda trace_id: self._traces.get(trace_id, ()), self.title
         )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """The data of ``last_trace()`` and ``report()``; after ``shutdown()`` the state at that time."""
+
+    spans: KeptSpans | None
+    document: Mapping[str, Any]
+    histories: Sequence[Mapping[str, Any]]
+    service_name: str | None
+
+    def trace(self) -> Trace:
+        """The last finished trace. Raises UsageError."""
+        if self.spans is None:
+            raise UsageError("no spans are kept: use llamatel.init(keep_traces=True)")
+        spans = self.spans.trace()
+        if not spans:
+            raise UsageError("no trace has finished yet")
+        return Trace(spans, [str(alarm["text"]) for alarm in self.document["alarms"]])
+
+    def report(self, title: str | None) -> Report:
+        """A report of all requests, with the last failed calls as warnings."""
+        from llamatel.ui.view.run_report import slowest
+
+        document = dict(self.document)
+        failures = [] if self.spans is None else self.spans.failed_calls(_FAILURES)
+        document["alarms"] = [
+            *document["alarms"],
+            *(
+                {"at": failed.ended_at, "name": "failed_call", "text": f"a call failed: {failed.reason}"}
+                for failed in failures
+            ),
+        ]
+        wanted = [one["trace_id"] for one in slowest(document["requests"]) if one["trace_id"]]
+        traces = {} if self.spans is None else {trace_id: self.spans.trace(trace_id) for trace_id in wanted}
+        return Report(document, self.histories, traces, title or f"Report of {self.service_name or 'llamatel'}")
 
 
 def _save(path: Path, html: str, png: Any) -> Path:
