@@ -1,6 +1,6 @@
 """Requests: duration by phase, tokens and outcome; and those that were rejected.
 
-A further choice of a request (``n`` > 1) runs as a request of its own in llama.cpp, with a copy of its parent's prompt
+A further choice of a request (``n`` > 1) runs as a separate request in llama.cpp, with a copy of its parent's prompt
 figures. Only its decoding and the tokens that it generated are counted, not a request.
 """
 

@@ -1,4 +1,4 @@
-"""Reads this machine's GPUs in a thread of its own, so that a driver that hangs or disappears blocks nothing else."""
+"""Reads this machine's GPUs on its own thread, so a driver that hangs or disappears blocks nothing else."""
 
 from __future__ import annotations
 

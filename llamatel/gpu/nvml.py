@@ -52,7 +52,7 @@ class _Device:
     handle: Any
     known: DeviceSnapshot
     power_from: Any
-    """The handle for power and temperature; None for a MIG slice, which has none of its own."""
+    """The handle for power and temperature; None for a MIG slice, which has none."""
 
 
 class Nvml:

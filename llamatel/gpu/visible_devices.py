@@ -99,7 +99,7 @@ def _card(entry: str, cards: Sequence[_Card]) -> _Card | None:
 
 
 def _usable(card: _Card) -> _Card:
-    """The card, or the first slice of a sliced card, which has no memory of its own."""
+    """The card, or the first slice of a sliced card, whose memory belongs to its slices."""
     return card.slices[0] if card.slices else card
 
 

@@ -1,4 +1,4 @@
-"""Telemetry in a process that has OpenTelemetry providers of its own, without ``llamatel.init()``."""
+"""Telemetry with an application's OpenTelemetry providers, without ``llamatel.init()``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LAST_S = 5.0
 
 
 class _Process:
-    """What all instrumentors of this process share."""
+    """State that all instrumentors of this process share."""
 
     lock = threading.Lock()
     init_active = False
@@ -36,9 +36,9 @@ class _Process:
 
 
 class ZeroCode:
-    """Collectors, an observer and instruments on providers that the application has made.
+    """Collectors, an observer and instruments on the application's providers.
 
-    Made with the first call, so that a process without one has no further thread. While ``llamatel.init()`` runs, it
+    Created with the first call, so a process without one has no additional thread. While ``llamatel.init()`` runs, it
     records the calls and this does nothing. Instrumentors with the same providers share one (``zero_code``).
     """
 

@@ -55,7 +55,7 @@ class Announcement:
 
     @property
     def open_calls(self) -> OpenCalls:
-        """As the report that it stands for."""
+        """The equivalent report."""
         return OpenCalls(self.client, self.at, [ReportedCall(ServerInfo(*self.server), self.at, None)])
 
 

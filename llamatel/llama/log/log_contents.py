@@ -73,7 +73,7 @@ class LogContents:
         if self.quoted:
             return (
                 f"{self.quoted} of its {counted} hold words of llama.cpp's requests, but not at the start of a message "
-                "or in a field of their own: llamatel does not read them there. Give it llama.cpp's own log, or a "
+                "or in a separate field: llamatel does not read them there. Give it llama.cpp's own log, or a "
                 "format of docs/attach.md"
             )
         if self.blobs:

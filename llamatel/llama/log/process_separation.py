@@ -303,7 +303,7 @@ class ProcessSeparation:
             self.running = None
 
     def _add_concurrent(self, time: float, now: float) -> LogProcess:
-        """Add a process that writes at the same time, with a clock of its own."""
+        """Add a process that writes at the same time, with its own clock."""
         self._add_process(now, now - time)
         self.mixed, self._current.loading = True, None
         self._number(self._current)

@@ -273,7 +273,7 @@ class PromptHistory:
         return prefill.recomputed(tokens, found.cause)
 
     def _continues(self, contents: CacheContents, prefill: Prefill) -> bool:
-        """Whether it reused all of a cached prompt, or all but the last token of its own."""
+        """Whether it reused all of a cached prompt, or all but the last token of its own prompt."""
         cached, prompt, similarity = prefill.cached, prefill.prompt, prefill.selection.similarity
         shared = (_LRU_SHARE if similarity is None else similarity + ROUNDING) * prompt + 1
         known = contents.held if cached > shared else ()  # else it is what the slot had

@@ -1,6 +1,6 @@
 """Copies the server's own log to a file or a terminal.
 
-It uses a thread of its own: the reader of standard error may pause (a pager, a stopped terminal), a disk may be full or
+It uses its own thread: the reader of standard error may pause (a pager, a stopped terminal), a disk may be full or
 slow, and the server must not wait for that. Lost lines are counted, and noted in the copy.
 """
 

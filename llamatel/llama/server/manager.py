@@ -1,7 +1,7 @@
 """The server manager: what a program or the command line uses to run a llama.cpp server.
 
-A Supervisor does the work in a thread of its own; an ObservedServer derives what is known of the server, over the lives
-of its process.
+A Supervisor does the work on its own thread; an ObservedServer derives the server's state, across restarts of its
+process.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    # llama.cpp installs handlers of its own that end its loop but not this process: replace them. (A signal between is
+    # llama.cpp installs its own handlers, which end its loop but not this process: replace them. (A signal between is
     # lost, and the server manager repeats it. While it loads, the wheel holds the interpreter's lock.)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -1,7 +1,7 @@
-"""One server, observed from the sources that it offers: its process, its log, HTTP, its flags, its model's file.
+"""Observes one server from the available sources: its process, its log, HTTP, its flags, its model's file.
 
-It does not matter who started the server. A source that is missing leaves fields of the snapshot unknown; no source is
-queried in a way that wakes a sleeping server, keeps one awake or makes a router load a model (see ``polling``).
+Launched and attached servers are observed in the same way. A missing source leaves fields of the snapshot unknown; no
+query wakes a sleeping server, keeps one awake or makes a router load a model (see ``polling``).
 
 ``poll`` queries the sources; ``snapshots`` returns what was seen last, so that exports and polls do not wait for each
 other. A poll that times out while the server works makes its figures stale, not the server down. Counters go on from
@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 
 _HEALTH_S = 0.5
 _SILENT_S = 60.0
-"""A server that takes connections and answers nothing at all for that long is down, unless its process works."""
+"""A server that accepts connections and sends no response for this long is down, unless its process is working."""
 _SLOW_S = 1.0
 _FAR_S = 10.0
-"""Pause for a server that is down and takes longer than ``_SLOW_S`` to show it: it must not hold up the others."""
+"""Pause for a server that is down and takes longer than ``_SLOW_S`` to detect, so it does not delay the others."""
 _LATE_S = 10.0
 _LOST_S = 120.0
 
@@ -73,9 +73,9 @@ class ObservedServer:
         self.info = info
         self.log = log
         self.due_in_s = interval_s
-        """When it is to be polled again."""
+        """Time of the next poll."""
         self.blocking = False
-        """Whether a listener may hold up the log's reader: True where its lines wait in a file or pipe."""
+        """Whether a listener may block the log's reader: True if its lines wait in a file or pipe."""
         self._client = client
         self._lifecycle = lifecycle
         self._interval_s = interval_s
@@ -96,7 +96,7 @@ class ObservedServer:
         self._process: LocalProcess | None = None
         self._builder = SnapshotBuilder(log)
         self._settings: ServerSettings | None = None
-        """From its flags and environment."""
+        """Settings from its flags and environment."""
         self._environ: dict[str, str] = {}
         self._words: tuple[str, ...] = ()
         self._named_model: str | None = None
@@ -115,16 +115,16 @@ class ObservedServer:
 
     @property
     def url(self) -> str | None:
-        """Where it is polled; without credentials."""
+        """The polled URL, without credentials."""
         return None if self._client is None else self._client.base_url
 
     @property
     def is_router(self) -> bool:
-        """Whether it is a router, as far as is known."""
+        """Whether it is known to be a router."""
         return self._router is not None or (self.log is not None and self.log.is_router)
 
     def subscribe(self, listener: Callable[[Completion | ObservedRequest], None]) -> Callable[[], None]:
-        """Call ``listener`` for each finished request, from the log, or as the slots showed it.
+        """Call ``listener`` for each finished request, from the log, or as observed in the slots.
 
         Returns a function that unsubscribes.
         """
@@ -136,12 +136,12 @@ class ObservedServer:
             self._listeners.call(request)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
-        """What was seen last, of the server and, if it is a router, of its models; none before the first poll."""
+        """The last state of the server and, if it is a router, of its models; empty before the first poll."""
         grows = self._lifecycle is None and self.log is not None  # the log is read between polls, too
         snapshots = self._build() if grows else self._snapshots
         late_s = self._clock() - self._polled_at
         if self._client is not None and self._lifecycle is None and late_s > max(_LATE_S, 5 * self.due_in_s):
-            # Polls wait for others; if they have stopped, nothing is known.
+            # Without recent polls nothing is known.
             lost = late_s > max(_LOST_S, 10 * self.due_in_s)
             return tuple(replace(one, stale=True, up=None if lost else one.up) for one in snapshots)
         return snapshots
@@ -166,9 +166,9 @@ class ObservedServer:
             self._polled_at = self._clock()
 
     def poll_counters(self, timeout_s: float) -> None:
-        """Take what a server that is about to be stopped has counted since the last poll."""
+        """Read the counts of a server that is about to be stopped."""
         if not self._poll_lock.acquire(timeout=timeout_s):
-            return  # another thread polls it, and gets no answer
+            return  # another thread polls it, without a response
         try:
             life = None if self._lifecycle is None else self._lifecycle()
             if life is not None:
@@ -186,18 +186,18 @@ class ObservedServer:
     # -- for the owner of its process ---------------------------------------------------------------------------------
 
     def launch(self, words: Sequence[str], environ: dict[str, str]) -> None:
-        """It is about to be launched with these flags and this environment."""
+        """Prepare for a launch with these flags and this environment."""
         self._words, self._environ = tuple(words), environ
         self._settings = parse_server_flags(words, environ=environ, lenient=True)
 
     def process_replaced(self) -> None:
-        """A new process of it is about to start."""
+        """Prepare for a new process."""
         if self._polling is not None:
             self._polling.replaced()
         self._unknown = True
 
     def learn_from_log(self) -> None:
-        """Complete its identity from its log; called where a line has something new (within ``ServerLog.feed``)."""
+        """Complete its identity from its log; called for lines with new data (within ``ServerLog.feed``)."""
         if self.log is None or self._lifecycle is not None:
             return
         logged, info = self.log.logged, self.info
@@ -263,7 +263,7 @@ class ObservedServer:
             if self._polling is None:
                 self._polling = self._new_polling(life.client)
             self._polling.use(life.client)
-            # /slots/ID?action=restore changes slots without a line of the log or a counter.
+            # /slots/ID?action=restore changes slots without a log line or a counter.
             self._polling.always_slots = self._settings is not None and self._settings.slot_save_path is not None
             if self._router is not None:
                 self._router.use(life.client)
@@ -292,7 +292,7 @@ class ObservedServer:
         self.due_in_s = router.due_in_s
 
     def _identify(self, life: Lifecycle | None) -> None:
-        """Identify the server: once, and again when another process answers."""
+        """Identify the server: once, and again when another process responds."""
         client = self._client
         if client is None:
             return
@@ -310,7 +310,7 @@ class ObservedServer:
             card = client.model_card()
             if life is None:
                 if self._router is not None or (model is not None and card.name != model):
-                    # Its series are another server's from now on, which start at zero.
+                    # Its series belong to another server from now on, and start at zero.
                     self._polling = self._new_polling(client)
                 model = card.name or model
             self._router = None
@@ -358,14 +358,14 @@ class ObservedServer:
             self.due_in_s = max(_FAR_S, self._interval_s)
 
     def _is_healthy(self, now: float) -> bool:
-        """Whether a server that did not answer in time answers ``/health``, which waits for nothing."""
+        """Whether a server that timed out responds to ``/health``, which waits for nothing."""
         if self._client is None or not self._client.healthy(_HEALTH_S):
             return False
         self._answered_at = now
         return True
 
     def _answered_lately(self, life: Lifecycle | None, now: float) -> bool:
-        """Whether it answered a while ago. Of our own process it is known whether it works."""
+        """Whether it responded recently. Of our own process it is known whether it is working."""
         return life is None and self._answered_at is not None and now - self._answered_at < _SILENT_S
 
     def _disconnected(self) -> None:
@@ -377,7 +377,7 @@ class ObservedServer:
 
     @property
     def _log_shows_requests(self) -> bool:
-        """Whether the log has the requests, all of them and exactly."""
+        """Whether the log has all requests exactly."""
         own = next(iter(self._snapshots), None)
         return self.log is not None and (own is None or own.log is None or own.log.understood is not False)
 
@@ -398,7 +398,7 @@ class ObservedServer:
         self._snapshots = self._build()
 
     def _build(self) -> tuple[ServerSnapshot, ...]:
-        """The server and its models, as the last poll and the log have them now."""
+        """The current server and its models, from the last poll and the log."""
         with self._build_lock:
             last, polling, router = self._last, self._polling, self._router
             log = None

@@ -1,8 +1,8 @@
-"""Observes one Ollama: its models, their requests from its log, and its own access lines.
+"""Observes one Ollama: its models, and their requests from its log, with its access lines.
 
 Ollama (0.30 and later) runs one llama-server for each loaded model, on a random port of loopback, without ``--metrics``
-and with its lines in Ollama's own log. Series are one for each model, at Ollama's own address: a model that is loaded
-again goes on with them. In the order of the data:
+and with its lines in Ollama's own log. There is one series per model, at Ollama's own address, which continues when the
+model is loaded again. In the order of the data:
 
 - ``ollama_models`` polls ``/api/ps``, ``ollama_children`` finds the llama-servers' processes;
 - ``ollama_log_reader`` reads the log: ``log.ollama_log`` parses Ollama's own lines, ``log.ollama_separation`` finds
@@ -80,7 +80,7 @@ class Ollama:
         if source is not None:
             self._threads.append(threading.Thread(target=self._read, name="llamatel-ollama-log", daemon=True))
 
-    # -- for those who watch ------------------------------------------------------------------------------------------
+    # -- for watchers -------------------------------------------------------------------------------------------------
 
     def start(self) -> Ollama:
         """Start to poll, and to read the log."""
@@ -101,7 +101,7 @@ class Ollama:
         self._http.close()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the log's end; False if it goes on, or there is none. Raises LogSourceError if it cannot be read."""
+        """Wait for the log's end; False on timeout, or without a log. Raises LogSourceError if it cannot be read."""
         if self._source is None:
             self._stopped.wait(timeout)
             return False
@@ -112,7 +112,7 @@ class Ollama:
 
     @property
     def polled(self) -> bool:
-        """Whether Ollama answers."""
+        """Whether Ollama responds."""
         return self._up is True
 
     @property
@@ -121,7 +121,7 @@ class Ollama:
         return None if self._reader.requests else self._reader.contents.explanation()
 
     def check(self) -> None:
-        """Poll once. Raises ServerUnreachable where Ollama does not answer."""
+        """Poll once. Raises ServerUnreachable if Ollama does not respond."""
         try:
             self._reported.poll()
         except (HttpError, ValueError) as error:
@@ -132,7 +132,7 @@ class Ollama:
         return self._listeners.add(listener)
 
     def snapshots(self) -> tuple[ServerSnapshot, ...]:
-        """Ollama itself, and its models that were loaded at some time."""
+        """Ollama itself, and the models that were loaded at some time."""
         with self._lock:
             models = self._loads.models()
         own = ServerSnapshot(self.info, up=self._up, state="ready" if self._up else None)

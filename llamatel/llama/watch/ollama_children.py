@@ -1,8 +1,8 @@
 """Ollama's llama-servers on this machine, from the operating system.
 
-A port that a log names is connected to only if a process listens there that is a llama-server, was started for that
-port, and whose parent is the Ollama that is observed: another one may have loaded the same models. In a container's own
-network the port is another machine's.
+A port from a log is connected to only if a llama-server listens there that was started for that port and whose parent
+is the observed Ollama: another Ollama may have loaded the same models. In a container's own network the port is another
+machine's.
 """
 
 from __future__ import annotations

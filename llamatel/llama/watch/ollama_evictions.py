@@ -1,8 +1,8 @@
 """Decides which of Ollama's models were unloaded to make room for another one.
 
 Ollama logs an eviction for lack of memory, but (unless OLLAMA_DEBUG is set) none because of OLLAMA_MAX_LOADED_MODELS.
-That one is recognised by what happens: a model exits before its keep-alive has expired, as many models were loaded as
-Ollama permits, and the next load starts at once. Source: ollama v0.33.0-rc2, server/sched.go ``processPending``.
+The latter is inferred: a model exits before its keep-alive has expired, as many models were loaded as Ollama permits,
+and the next load starts at once. Source: ollama v0.33.0-rc2, server/sched.go ``processPending``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 _LOG_LAG_S = 1.0
-"""An exit is seen before the lines that explain it are read."""
+"""An exit may be seen this long before the lines that explain it are read."""
 _NOTICED_S = 2.0
 """A load may be read so long before the exit that it waited for is noticed."""
 _RECOVERY_S = 6.0
-"""Ollama waits so long for the memory of the model that exited (5 s) before it loads the next one."""
+"""Ollama waits this long for the memory of the model that exited (5 s) before it loads the next one."""
 _EXPIRY_S = 1.0
 _MOST = 64
 
@@ -24,13 +24,13 @@ class Evictions:
 
     def __init__(self) -> None:
         self.most_loaded: int | None = None
-        """How many models Ollama loads at least before it unloads one for the next; None if that is not known."""
+        """Least number of models that Ollama loads before it unloads one for the next; None if unknown."""
         self._announced = (math.inf, math.inf)
         """From when to when models were unloaded for lack of memory."""
         self._exits: list[tuple[float, str]] = []
         """Models that exited early while no other one was loading."""
         self._starts: list[tuple[float, str]] = []
-        """Loads that no exit was found for yet."""
+        """Loads without a matching exit so far."""
 
     def limit(self, most_loaded: int) -> None:
         """Take OLLAMA_MAX_LOADED_MODELS; unset or 0 means three for each GPU."""

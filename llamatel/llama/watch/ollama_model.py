@@ -1,4 +1,4 @@
-"""One model of an Ollama over its loads: its llama-server while there is one, its log, its state and counts."""
+"""One model of an Ollama, across its loads: its llama-server if there is one, its log, state and counts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class OllamaModel:
             info, log=self.log, lifecycle=self._lifecycle, interval_s=interval_s, has_metrics=False
         )
         self.number: int | None = None
-        """The number of its server, while it is loaded."""
+        """The number of its server while it is loaded."""
         self.state = "stopped"
         self.client: ServerClient | None = None
         self.child: OllamaChild | None = None
         self.ran_before: frozenset[tuple[int, int]] = frozenset()
-        """Slots and tasks that its server showed when it was found."""
+        """Slots and tasks of its server when it was found."""
         self.started_at: float | None = None
         self.loading_s: float | None = None
         self.loads = self.evictions = self.failures = 0
@@ -47,7 +47,7 @@ class OllamaModel:
             self.log.restart(self.info)
 
     def rename(self, name: str) -> None:
-        """Its name, where it was not known or Ollama has another for the same weights."""
+        """Set its name, if it was unknown or Ollama has another for the same weights."""
         self.info = replace(self.info, model=name)
         if self.log is not None:
             self.log.identify(self.info)

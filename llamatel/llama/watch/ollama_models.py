@@ -1,4 +1,4 @@
-"""The models that Ollama has loaded, by the name that its users know and the file of their weights.
+"""The models that Ollama has loaded, by name and by the file of their weights.
 
 From ``/api/ps``, and ``/api/show`` once for each model: both answer without loading a model or keeping one loaded.
 """
@@ -21,7 +21,7 @@ _LONGEST = 4096
 
 
 def parse_loaded(document: Any) -> dict[str, str | None]:
-    """Names of loaded models, and when each is to be unloaded. Raises ValueError for what is not Ollama's answer."""
+    """Names of loaded models, and when each expires. Raises ValueError for a response that is not Ollama's."""
     entries = document.get("models") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("it is not Ollama's list of loaded models")  # noqa: TRY004 - a document's shape
@@ -46,26 +46,26 @@ def parse_weights(document: Any) -> str | None:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path of any system: what identifies a file of weights."""
+    """The last part of a path of any system, which identifies a file of weights."""
     return path.replace("\\", "/").rpartition("/")[2]
 
 
 class OllamaModels:
-    """What Ollama reports of its models. Not thread-safe."""
+    """Polls Ollama's models. Not thread-safe."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
         self._weights: dict[str, str | None] = {}
         """File names of weights by model."""
         self.loaded: Mapping[str, str] | None = None
-        """Names of the loaded models by the file names of their weights; None while Ollama does not answer."""
+        """Names of the loaded models by the file names of their weights; None while Ollama does not respond."""
         self.complete = False
         """Whether the weights of all loaded models are known."""
         self._expiries: dict[str, float] = {}
         """When each model's keep-alive expires, by its weights, as last reported (Unix time); kept after its end."""
 
     def poll(self) -> None:
-        """Raises HttpError where Ollama does not answer, ValueError where something else does."""
+        """Raises HttpError if Ollama does not respond, ValueError if another program does."""
         self.loaded, self.complete = None, False
         names = parse_loaded(get_document(self._http, "/api/ps", "Ollama"))
         for name in names:

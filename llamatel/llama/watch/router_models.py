@@ -1,14 +1,14 @@
-"""A router (llama-server without a model of its own) as polling sees it: one server with many models.
+"""Polls a router (llama-server without its own model): one server with many models.
 
 ``GET /models`` returns the states and loads nothing. A loaded model is polled through the router, always with
 ``autoload=false``: one that was unloaded in the meantime is not loaded again. The router logs a line for each such
-request and unloads no model while it answers one, so idle models are polled seldom; unloaded and sleeping ones never.
+request and unloads no model during one, so idle models are polled seldom, unloaded and sleeping ones never.
 
-What happens between two polls is seen late or not at all: loads and failures are counted as far as they were seen, and
-why a model was unloaded is unknown. What a model counts after its last poll cannot be read once it is unloaded, and a
-request may be followed by the unloading at once: llama.cpp counts a request's tokens when it ends. The router's log has
-all of it (see ``log.router_log``). Without it working models are polled more often, the tokens that their slots showed
-last are added, and what is missing is counted: unloads, and requests that ran at the last poll.
+Changes between two polls are seen late or not at all: only the loads and failures that were seen are counted, and the
+reason why a model was unloaded is unknown. What a model counts after its last poll cannot be read once it is unloaded,
+and a request may be followed by the unloading at once: llama.cpp counts a request's tokens when it ends. The router's
+log has all of it (see ``log.router_log``). Without it working models are polled more often, the tokens that their slots
+showed last are added, and what is missing is counted: unloads, and requests that ran at the last poll.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from llamatel.records import ObservedRequest, ServerInfo
 from llamatel.snapshots import CountGaps, RouterModel, ServerSnapshot
 
 _IDLE_S = 5.0
-"""How often a loaded model is polled while it is idle; without the router's log as often as other servers."""
+"""Interval of polling an idle loaded model; without the router's log it is that of other servers."""
 _WORKING_S = 0.2
-"""How often a working model is polled at least without the router's log: it may be unloaded once it is idle."""
+"""Longest interval of polling a busy model without the router's log, as it may be unloaded once it is idle."""
 _GENERATED = "tokens_predicted_total"
 _STATES = frozenset({"unloaded", "loading", "loaded", "sleeping", "downloading", "downloaded"})
 _ENDED = frozenset({"unloaded", "failed"})
@@ -54,14 +54,14 @@ class ModelEntry:
     state: str | None
     """unloaded, loading, loaded, sleeping, failed, downloading; None for a state that we do not know."""
     port: int | None = None
-    """Of its process, while it has one."""
+    """Port of its process, while it has one."""
     exit_code: int | None = None
     card: ModelCard = field(default_factory=ModelCard)
     settings: ServerSettings | None = None
 
     @property
     def running(self) -> bool:
-        """Whether it has a process that has loaded it."""
+        """Whether a process has loaded it."""
         return self.state in ("loaded", "sleeping")
 
 
@@ -96,7 +96,7 @@ def parse_models(models: Iterable[Mapping[str, object]]) -> list[ModelEntry]:
 
 
 class _Model:
-    """One model over its loads."""
+    """One model, across its loads."""
 
     def __init__(
         self, entry: ModelEntry, polling: Polling, progress: ProgressWatch, *, is_local: bool, has_log: bool
@@ -118,7 +118,7 @@ class _Model:
         self.stale = False
         self.due_at = float("-inf")
         self.working = False
-        """Whether the last poll saw it work."""
+        """Whether it was busy at the last poll."""
         self._runs = False
         self._port: int | None = None
         """Of the process that was seen to have loaded it last."""
@@ -159,7 +159,7 @@ class _Model:
         self.polling.add({name: value - last.get(name, 0.0) for name, value in process.totals.items()})
 
     def _ended(self) -> None:
-        """Its process is gone, with what it counted after its last poll."""
+        """Record that its process exited, and its counts after its last poll are lost."""
         running = self.polling.uncounted
         last = self.polling.replaced()
         self._earlier, self._runs = (self._port, last), False
@@ -198,7 +198,7 @@ class _Model:
         return self._process[1]
 
     def snapshot(self, server: ServerInfo, logged: LoggedServer) -> ServerSnapshot:
-        """What was seen last, with what its log shows; of a model without a process only its state."""
+        """Its last polled state, with what its log shows; without a process only its state."""
         entry, polling = self.entry, self.polling
         about = replace(server, model=entry.name)
         life = RouterModel(loads=self.loads, failures=self.failures)
@@ -249,10 +249,10 @@ class Router:
         self._clock = clock
         self._models: dict[str, _Model] = {}
         self._exited: deque[ExitedProcess] = deque(maxlen=_MAX_MODELS)
-        """Until the list of models can be had, as they may be the first ones."""
+        """Until the list of models is known, as these may be the first ones."""
 
     def use(self, client: ServerClient) -> None:
-        """It is another process now, on the same port or another one."""
+        """Record that it is another process now, on the same port or another one."""
         if client is not self._client:
             self._client = client
             self.clear()
@@ -292,7 +292,7 @@ class Router:
         return {entry.port: entry.name for entry in entries if entry.running and entry.port is not None}
 
     def clear(self) -> None:
-        """It does not answer any more, and its models went with it; what they counted is kept, to be resumed."""
+        """Record that it no longer responds, nor do its models; their counts are kept and resumed later."""
         for model in self._models.values():
             model.polling.disconnected()
             model.entry = replace(model.entry, state=None, port=None)
@@ -308,7 +308,7 @@ class Router:
     def snapshots(
         self, server: ServerInfo, logged: Callable[[str], LoggedServer] = lambda _: LoggedServer()
     ) -> tuple[ServerSnapshot, ...]:
-        """Its models as last seen, without unknown ones. ``logged``: what a model's log shows."""
+        """Its models as last polled, without unknown ones. ``logged``: what a model's log shows."""
         known = [model for model in self._models.values() if model.entry.state is not None]
         return tuple(model.snapshot(server, logged(model.entry.name)) for model in known)
 
