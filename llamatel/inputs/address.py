@@ -76,7 +76,7 @@ def parse_address(url: str, *, private: bool = False) -> Address:
         path, colon, prefix = full[len("unix://") :].partition(":/")
         if not path.startswith("/") or "\0" in path:
             shown = _shown(full, private=private)
-            raise UsageError(f"{shown} is no Unix socket's address: write it like unix:///run/llama.sock")
+            raise UsageError(f"{shown} is not the address of a Unix socket: write it like unix:///run/llama.sock")
         return Address("unix", path, None, _prefix(colon[1:] + prefix))
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == 0 or re.search(r"[\s\0-\x1f\x7f]", full):
         raise UsageError(_no_address(full, private=private))
@@ -88,7 +88,7 @@ def _prefix(path: str) -> str:
 
 
 def _no_address(url: str, *, private: bool) -> str:
-    return f"{_shown(url, private=private)} is no server's address: write it like http://127.0.0.1:8080"
+    return f"{_shown(url, private=private)} is not a server address: write it like http://127.0.0.1:8080"
 
 
 def _shown(url: str, *, private: bool) -> str:

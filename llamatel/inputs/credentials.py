@@ -17,7 +17,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 def check_api_key(key: str) -> None:
     """Raise UsageError, which does not show the key, for one that fits into no header."""
     if not key.isprintable():
-        raise UsageError("the API key holds a line end or another control character")
+        raise UsageError("the API key contains a line end or another control character")
 
 
 def read_api_key(path: str | os.PathLike[str]) -> str:
@@ -28,7 +28,7 @@ def read_api_key(path: str | os.PathLike[str]) -> str:
     lines = read_text(path, "the API key file").split("\n")
     key = next((line for line in lines if line and not line.startswith("#")), None)
     if key is None:
-        raise UsageError(f"the API key file {shown_path(path)} holds no key")
+        raise UsageError(f"the API key file {shown_path(path)} contains no key")
     return key
 
 
@@ -50,7 +50,9 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, str]:
             continue
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            raise UsageError(f"line {number} of the header file {shown_path(path)} is no header: write it Name: value")
+            raise UsageError(
+                f"line {number} of the header file {shown_path(path)} is not a header: write it Name: value"
+            )
         headers[name] = value
     return headers
 
@@ -65,7 +67,7 @@ def trust(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
             raise ValueError
         return ssl.create_default_context(cadata=pem)
     except (OSError, ValueError):
-        raise UsageError(f"cannot use the CA file {shown_path(ca_file)}: it holds no certificate") from None
+        raise UsageError(f"cannot use the CA file {shown_path(ca_file)}: it contains no certificate") from None
 
 
 def present(

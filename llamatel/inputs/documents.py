@@ -53,9 +53,9 @@ def parse_json(data: bytes | str, *, largest: int = LARGEST, most_values: int = 
     except InvalidDocument:
         raise
     except json.JSONDecodeError as error:
-        raise InvalidDocument(f"it is no JSON: {error}") from None
+        raise InvalidDocument(f"it is not JSON: {error}") from None
     except UnicodeDecodeError:
-        raise InvalidDocument("it is no JSON: its encoding is not UTF-8") from None
+        raise InvalidDocument("it is not JSON: its encoding is not UTF-8") from None
     except RecursionError:
         raise InvalidDocument("it is nested too deeply") from None
 
@@ -63,7 +63,7 @@ def parse_json(data: bytes | str, *, largest: int = LARGEST, most_values: int = 
 def _check_json(raw: bytes, most_values: int) -> None:
     """Raise InvalidDocument for a document that is too deep or has too many values, before values are created."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
-        raise InvalidDocument("it is no JSON: its encoding is not UTF-8")  # json.loads would recode it
+        raise InvalidDocument("it is not JSON: its encoding is not UTF-8")  # json.loads would recode it
     opened = raw.count(b"[") + raw.count(b"{")
     if opened <= DEEPEST and opened + raw.count(b",") <= most_values:
         return
@@ -99,11 +99,11 @@ def parse_yaml(data: str, *, largest: int = _LARGEST_YAML) -> Any:
         mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise InvalidDocument(
-            f"it is no YAML: {_QUOTED.sub('...', error.problem or 'not understood')}{where}"
+            f"it is not YAML: {_QUOTED.sub('...', error.problem or 'not understood')}{where}"
         ) from None
     except yaml.YAMLError as error:
         raise InvalidDocument(
-            f"it is no YAML: {_QUOTED.sub('...', (str(error).splitlines() or ['not understood'])[0])}"
+            f"it is not YAML: {_QUOTED.sub('...', (str(error).splitlines() or ['not understood'])[0])}"
         ) from None
 
 
@@ -137,7 +137,7 @@ def _build(events: Iterator[Any]) -> Any:
             items = open_.pop()
             open_[-1].append(_map(items, event))
     if len(root) > 1:
-        raise InvalidDocument("it holds more than one document")
+        raise InvalidDocument("it contains more than one document")
     return root[0] if root else None
 
 

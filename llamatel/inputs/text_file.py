@@ -61,5 +61,5 @@ def read_token(path: str | os.PathLike[str], what: str) -> str:
     if not token:
         raise UsageError(f"{what} {shown_path(path)} is empty")
     if not token.isprintable():
-        raise UsageError(f"{what} {shown_path(path)} holds more than one line, or a control character")
+        raise UsageError(f"{what} {shown_path(path)} contains more than one line, or a control character")
     return token

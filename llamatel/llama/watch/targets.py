@@ -92,7 +92,7 @@ def check_labels(labels: Mapping[str, Any]) -> Labels:
     for name, value in kept.items():
         if not _LABEL.fullmatch(name):
             shown = repr(name) if len(name) <= _LONGEST_SHOWN else "one of the labels' names"
-            raise UsageError(f"{shown} is no name of a label: use letters, digits and underscores")
+            raise UsageError(f"{shown} is not a label name: use letters, digits and underscores")
         if name in _OWN:
             raise UsageError(f"the label {name} is set by llamatel")
         if not isinstance(value, str) or len(value) > _LONGEST_VALUE or not value.isprintable():
@@ -104,7 +104,7 @@ def parse_label(text: str) -> tuple[str, str]:
     """The label in ``NAME=VALUE``. Raises UsageError."""
     name, equals, value = text.partition("=")
     if not equals or name.startswith("__"):
-        raise UsageError(f"{text!r} is no label: write it NAME=VALUE")
+        raise UsageError(f"{text!r} is not a label: write it NAME=VALUE")
     check_labels({name: value})
     return name, value
 
@@ -128,14 +128,14 @@ def parse_groups(document: Any) -> list[Target]:
     if document is None:  # an empty YAML file
         return []
     if not isinstance(document, list):
-        raise UsageError("it is no list of target groups")
+        raise UsageError("it is not a list of target groups")
     found = []
     for place, group in enumerate(document, 1):
         if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
             raise UsageError("a target group has no list 'targets'")
         labels = group.get("labels") or {}
         if not isinstance(labels, dict):
-            raise UsageError("the labels of a target group are no map")
+            raise UsageError("the labels of a target group are not a map")
         labels = {name: "" if value is None else value for name, value in labels.items()}
         scheme, key_file = (_text(labels, name) for name in ("__scheme__", "__api_key_file__"))
         for number, address in enumerate(group["targets"], 1):
