@@ -298,7 +298,7 @@ def _split(endpoint: str) -> SplitResult:
     try:
         parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
         valid = bool(parts.hostname) and parts.scheme in ("", "http", "https") and parts.port != 0
-    except ValueError:  # a port that is no number, or a broken IPv6 address
+    except ValueError:  # a port that is not a number, or a broken IPv6 address
         valid = False
     if not valid:
         raise UsageError(f"'{_redacted(endpoint)}' is not an OTLP endpoint: write it like http://127.0.0.1:4317")
@@ -342,7 +342,7 @@ def _llamatel_url(env: _Environment, token: object) -> str | None:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-    except ValueError:  # a port that is no number, or a broken IPv6 address
+    except ValueError:  # a port that is not a number, or a broken IPv6 address
         parts, host, port = urlsplit(""), "", None
     shown_host = f"[{host}]" if ":" in host else host
     if parts.username is None and parts.scheme == "http" and port and is_loopback(host):

@@ -1,4 +1,4 @@
-"""The models of one Ollama and the llama-servers that run them, as its log, ``/api/ps`` and the processes show them.
+"""Tracks the models of one Ollama and their llama-servers, from its log, ``/api/ps`` and the processes.
 
 A server is known from the line that announces its start, or is found: as a process, or because Ollama lists its model.
 Each has a number; the log's lines are assigned to these numbers by ``OllamaSeparation``.
@@ -25,9 +25,9 @@ from llamatel.records import Completion, ObservedRequest, ServerInfo
 
 _RETIRED_S = 30.0
 _LOG_LAG_S = 1.0
-"""A server's exit is seen before the lines that say why are read."""
+"""A server's exit may be seen this long before the lines that report the reason are read."""
 _ANNOUNCED_S = 3.0
-"""A server may be seen that long before the line is read that announces it."""
+"""A server may be seen this long before the line that announces it is read."""
 _MOST_MODELS = 64
 _EXITED = "the model's process ended"
 
@@ -46,7 +46,7 @@ class OllamaLoads:
         finished: Callable[[Completion | ObservedRequest], None],
         exited: Callable[[Sequence[Completion], int], None],
     ) -> None:
-        """``server`` is Ollama's own identity; ``finished`` gets what its models' slots show."""
+        """``server`` is Ollama's own identity; ``finished`` receives requests observed in its models' slots."""
         self._server = server
         self._reported = reported
         self._separation = separation
@@ -58,17 +58,17 @@ class OllamaLoads:
         self._models: dict[str, OllamaModel] = {}
         """By the file names of their weights."""
         self.unknown = ObservedServer(server, log=ServerLog(server, LogClock()) if has_log else None)
-        """The requests whose server is not known."""
+        """The requests whose server is unknown."""
         self._numbers = 0
         self._missing: dict[int, float] = {}
         """Since when a server is no process of Ollama's, or not among the loaded models (monotonic)."""
         self._unannounced: dict[str, int] = {}
-        """How often a model was listed whose start was not read."""
+        """Times a model was listed whose start was not read."""
         self._retired: list[tuple[float, int]] = []
         """Servers that exited, and when that was noticed (monotonic): the log may lag."""
 
     def models(self) -> list[OllamaModel]:
-        """Those that were loaded at some time."""
+        """The models that were loaded at some time."""
         return list(self._models.values())
 
     def of_number(self, number: int) -> OllamaModel | None:
@@ -102,7 +102,7 @@ class OllamaLoads:
         return self._numbers
 
     def ready(self, loading_s: float | None) -> None:
-        """The one that was loading is ready."""
+        """The loading server is ready."""
         model = self._loading()
         if model is not None and model.number is not None:
             model.state, model.loading_s = "ready", loading_s
@@ -110,7 +110,7 @@ class OllamaLoads:
             self._evictions.loaded(time.monotonic())
 
     def failed(self) -> None:
-        """The one that was loading could not be started."""
+        """The loading server could not be started."""
         if (model := self._loading()) is not None:
             model.failures += 1
             self._remove(model, "failed")
@@ -120,11 +120,11 @@ class OllamaLoads:
         self._evictions.announced(time.monotonic())
 
     def configured(self, most_loaded: int) -> None:
-        """Ollama loads at most so many models."""
+        """Ollama loads at most this many models."""
         self._evictions.limit(most_loaded)
 
     def only_newest(self) -> None:
-        """Of all models, only the one that was loaded last is left."""
+        """Only the model that was loaded last is left."""
         loading = self._loading()
         newest = loading or max(self._models.values(), key=lambda model: model.number or 0, default=None)
         for model in self._models.values():
@@ -185,7 +185,7 @@ class OllamaLoads:
         self._separation.owners.complete = self._reported.complete and set(loaded) <= known
 
     def forget_retired(self) -> None:
-        """No line of servers that exited a while ago will come any more."""
+        """Drop servers that exited a while ago: they will log no more lines."""
         now = time.monotonic()
         for at, number in self._retired:
             if now - at > _RETIRED_S:
@@ -229,7 +229,7 @@ class OllamaLoads:
         model.stop(state)
 
     def _notice_exit(self, model: OllamaModel, number: int, alive: Collection[int]) -> None:
-        """Remove a model whose server is no process of Ollama's any more, or that is not loaded."""
+        """Remove a model whose server is no longer a process of Ollama, or that is no longer loaded."""
         loaded, now = self._reported.loaded, time.monotonic()
         exited = model.child is not None and model.child.pid not in alive
         missing = loaded is not None and self._reported.complete and model.weights not in loaded
@@ -243,7 +243,7 @@ class OllamaLoads:
             self._remove(model, logged=False)
 
     def _found(self, model: OllamaModel, child: OllamaChild | None) -> None:
-        """A server that was there before its start could be read."""
+        """Add a server that was found before its start was read."""
         self._numbers += 1
         model.loads += not self._has_log
         model.start(self._numbers, None, state="ready")
@@ -257,5 +257,5 @@ class OllamaLoads:
 
 
 def _short(weights: str) -> str:
-    """A name for weights whose model is not known: ``sha256-6540411d9e4c``."""
+    """A name for weights of an unknown model: ``sha256-6540411d9e4c``."""
     return weights[:19] if weights.startswith("sha256-") else weights[:200]

@@ -1,7 +1,6 @@
-"""Reads Ollama's log: which of its llama-servers wrote a line, the requests that ended, and Ollama's own access lines.
+"""Reads Ollama's log: the llama-server that wrote each line, finished requests, and Ollama's own access lines.
 
-All of it is text that can be forged by those who send requests (docs/security.md): what it names is never opened or
-connected to.
+Clients can forge all of it (docs/security.md): paths and addresses in it are never opened or connected to.
 """
 
 from __future__ import annotations
@@ -43,47 +42,47 @@ _LATE_S = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request that has ended."""
+    """A finished request."""
 
     completion: Completion
     server: int
     candidates: tuple[int, ...]
-    """Of one whose server is ``UNKNOWN``: the servers that may have run it, as far as they were announced."""
+    """If its server is ``UNKNOWN``: the announced servers that may have run it."""
     live: bool
     error_s: float
-    """How wrong its times may be."""
+    """The error of its times."""
     launched: int = 0
-    """The number of the line that launched it; 0 if that is not known."""
+    """The number of the line that launched it; 0 if unknown."""
     late_s: float = 0.0
     """How long before its ``ended_at`` its end may have been logged."""
 
 
 class Children(Protocol):
-    """Who keeps the servers; called while a line is read."""
+    """The interface to the owner of the servers; called while a line is read."""
 
     def starts(self, start: ChildStart, now: float) -> int:
         """A server is about to start; its number."""
 
     def ready(self, loading_s: float | None) -> None:
-        """The one that was loading is ready."""
+        """The loading server is ready."""
 
     def failed(self) -> None:
-        """The one that was loading could not be started."""
+        """The loading server could not be started."""
 
     def evicting(self) -> None:
         """A model is unloaded to make room for another."""
 
     def only_newest(self) -> None:
-        """Of all models, only the one that was loaded last is left."""
+        """Only the model that was loaded last is left."""
 
     def configured(self, most_loaded: int) -> None:
-        """Ollama loads at most so many models (0: its default)."""
+        """Ollama loads at most this many models (0: its default)."""
 
     def restarted(self) -> None:
         """Ollama itself has started: there is no server."""
 
     def log(self, server: int) -> ServerLog | None:
-        """The log of a server, or of those that are not known."""
+        """The log of a server, or of the unknown ones."""
 
 
 class OllamaLogReader:
@@ -106,12 +105,12 @@ class OllamaLogReader:
         self._launched: dict[tuple[int, int | None, int | None], int] = {}
         """The numbers of the lines that launched requests in flight, by server, slot and task."""
         self._late_s = 0.0
-        """How long ago the lines that are read may have been written."""
+        """How long ago the current lines may have been written."""
         self._wall: float | None = None
-        """When the last line of Ollama's own was written that has a date."""
+        """When Ollama's own last dated line was written."""
 
     def read(self, batch: Batch) -> None:
-        """Read lines as they come; a batch without lines says that nothing came for a while."""
+        """Read new lines; a batch without lines means that none arrived for a while."""
         if not batch.lines:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)

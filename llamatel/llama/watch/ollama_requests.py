@@ -1,4 +1,4 @@
-"""Requests of an Ollama that wait for what the log's lines do not show: their server, and their access line."""
+"""Holds requests of an Ollama until their server and their access line are known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llamatel.llama.watch.ollama_log_reader import Ended
 from llamatel.records import Completion, ServerInfo
 
 _HOLD_S = LATE_S + 0.6
-"""A request waits that long for its access line."""
+"""A request waits this long for its access line."""
 _RESOLVE_S = 5.0
-"""So long the slots are queried for a request whose server is not known."""
+"""The slots are queried for this long for a request whose server is unknown."""
 _QUERY_S = 0.3
 _MOST_HELD = 4096
 
@@ -32,7 +32,7 @@ class RunningModel(Protocol):
     info: ServerInfo
     client: ServerClient | None
     ran_before: frozenset[tuple[int, int]]
-    """Slots and tasks that its server showed when it was found."""
+    """Slots and tasks of its server when it was found."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Held:
     """When it was read (monotonic)."""
     model: RunningModel | None
     given_up: bool = False
-    """Its server will not be known."""
+    """Whether its server will stay unknown."""
     shown_by: int | None = None
     """The server whose slot showed its task."""
 
@@ -86,12 +86,12 @@ class OllamaRequests:
         """Requests by server, slot and task: no server runs a task twice."""
         self._accesses: list[tuple[float, DatedAccess]] = []
         self._seen: list[tuple[float, Ended]] = []
-        """Requests of a moment ago, which an access line may fit too."""
+        """Recent requests, which an access line may also match."""
         self._query_at = 0.0
 
     @property
     def crowded(self) -> bool:
-        """Whether so many wait that a source that can wait has to."""
+        """Whether so many wait that a source that can wait should."""
         return len(self._held) > _MOST_HELD // 2
 
     def add(self, ended: Sequence[Ended], accesses: Sequence[DatedAccess]) -> None:
@@ -105,7 +105,7 @@ class OllamaRequests:
         self._accesses += [(now, line) for line in accesses]
 
     def release(self, *, all_of_them: bool) -> list[Completion]:
-        """The requests whose server and access line are known, or will not be."""
+        """The requests whose server and access line are known, or will stay unknown."""
         now = time.monotonic()
         self._resolve(at_once=all_of_them)
         with self._lock:
