@@ -326,7 +326,7 @@ def test_attach_wrong_key_or_invalid_arguments(llama_server_binary: Path, tiny_m
         )
     for arguments, line in (
         (("a:1", "b:1", "--log", "-"), "a log belongs to one server"),
-        (("ftp://a",), "no server's address"),
+        (("ftp://a",), "not a server address"),
         (("--targets", str(tmp_path / "none")), "cannot read the targets"),
         (("a:1", "--header-file", str(key)), "is not a header"),
         (("https://a:1", "--ca-file", str(key)), "cannot use the CA file"),

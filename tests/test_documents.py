@@ -26,9 +26,9 @@ def test_json_values(value: object) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"\xff{}", "no JSON"),
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff{}", "not JSON"),
         ("{}".encode("utf-16"), "encoding"),
         (b"[" * 100 + b"]" * 100, "too deeply"),
         (b'{"a":' * 100000, "too deeply"),
@@ -89,7 +89,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     [
         (BOMB, "anchors and aliases"),
         ("&a [*a]", "anchors and aliases"),
-        ("- *a", "aliases|no YAML"),
+        ("- *a", "aliases|not YAML"),
         ("!!python/object/apply:os.system [ls]", "tags"),
         ("a: 1\na: 2", "a key twice"),
         ("[a]: b", "a key of a map is not text"),
@@ -97,12 +97,12 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("--- a\n--- b", "more than one document"),
         ("[" * 100 + "]" * 100, "too deeply"),
         ("- " * 100 + "a", "too deeply"),
-        ("{" * 1000, "too deeply|no YAML"),
+        ("{" * 1000, "too deeply|not YAML"),
         ("[" + "x," * 300000 + "]", "more than 262144 values"),
         ("x" * (2 << 20), "more than 1024 Ki characters"),
-        ("a: [", "no YAML"),
-        ("\0", "no YAML"),
-        ("a: 'b", "no YAML"),
+        ("a: [", "not YAML"),
+        ("\0", "not YAML"),
+        ("a: 'b", "not YAML"),
     ],
 )
 def test_yaml_refused(document: str, why: str) -> None:
