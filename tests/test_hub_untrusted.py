@@ -16,7 +16,7 @@ import pytest
 
 from llamatel.errors import GGUFError, LlamatelError
 from llamatel.gguf import http_source
-from llamatel.gguf.hub import Hub
+from llamatel.gguf.hub import Hub, _headers
 from llamatel.gguf.model_choices import Choices, choices_among
 from llamatel.gguf.model_reference import read_reference
 
@@ -103,6 +103,18 @@ def test_url_slow_drip_times_out(answer: Callable[[socket.socket], None]) -> Non
 def test_hub_slow_drip_times_out(answer: Callable[[socket.socket], None]) -> None:
     with _peer(answer) as url, pytest.raises(GGUFError, match="the Hub cannot be reached: timed out"):
         Hub(url).choose("org/repo")
+
+
+def test_hub_is_requested_by_our_client_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub's has no total timeout: a slow-drip peer would hold a command forever."""
+    requested: list[str] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.get_session", lambda: requested.append("session"))
+    monkeypatch.setattr("huggingface_hub.constants.AGENT_HARNESSES_PATH", str(tmp_path / "none"), raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    with _peer(_sends(b"{}")) as url, pytest.raises(GGUFError, match="lists no files"):
+        Hub(url).choose("org/repo")
+    assert requested == []
+    assert _headers() == {"Authorization": "Bearer hf_x"}
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,6 @@ class Hub:
     def _open(self, repo: str, file: str, revision: str | None) -> AbstractContextManager[ByteSource]:
         from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         try:
             cached = try_to_load_from_cache(repo, file, revision=revision)
@@ -120,7 +119,7 @@ class Hub:
         return UrlSource(
             url,
             name=f"{repo}/{file}",
-            headers=build_hf_headers(library_name="llamatel"),
+            headers=_headers(),
             explain=lambda status, headers: self._words(repo, file, revision, status, headers),
             progress=self._progress,
         )
@@ -128,7 +127,7 @@ class Hub:
     def _repository(self, repo: str, revision: str | None) -> Repository:
         from huggingface_hub import constants
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
+        from huggingface_hub.utils import validate_repo_id
 
         try:
             validate_repo_id(repo)
@@ -140,7 +139,7 @@ class Hub:
         try:
             client = HttpClient(self.endpoint, use_proxy=True, kept=0)
             response = client.request(
-                path, total_s=_TIMEOUT_S, headers=build_hf_headers(library_name="llamatel"), largest=_LARGEST,
+                path, total_s=_TIMEOUT_S, headers=_headers(), largest=_LARGEST,
                 redirects=_REDIRECTS,
             )  # fmt: skip
         except HttpError as error:
@@ -191,6 +190,14 @@ class Hub:
         if status == 429:
             return f"the Hub limits the rate of requests (429): try again later, or {_LOGIN}"
         return None
+
+
+def _headers() -> dict[str, str]:
+    """The token. huggingface_hub's own function requests a list of agents from the Hub, without a total timeout."""
+    from huggingface_hub import constants, get_token
+
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _is_file(sibling: Any) -> bool:

@@ -92,7 +92,7 @@ def own_launches(line: str) -> set[tuple[int, int]]:
 
 def _of_record(line: str) -> set[tuple[str | Any, ...]]:
     try:
-        record = json.loads(line)
+        record, _ = json.JSONDecoder().raw_decode(line)  # other programs add text after it
     except (ValueError, RecursionError):
         return set()
     message = record.get("msg") if isinstance(record, dict) else None
