@@ -127,7 +127,7 @@ class Hub:
     def _repository(self, repo: str, revision: str | None) -> Repository:
         from huggingface_hub import constants
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         try:
             validate_repo_id(repo)
