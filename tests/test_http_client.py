@@ -316,7 +316,7 @@ def test_proxy_tunnel(server: UntrustedServer, monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.kind == "proxy"
     assert server.requests[0].startswith(b"CONNECT nothing.invalid:443 ")
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
-    with pytest.raises(HttpError, match="no http:// or https:// address"):
+    with pytest.raises(HttpError, match="not an http:// or https:// address"):
         HttpClient("https://nothing.invalid", use_proxy=True).request("/x", total_s=10)
 
 

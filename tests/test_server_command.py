@@ -187,7 +187,7 @@ def test_command_line_api_key_file_with_crlf(tmp_path: Path) -> None:
     # llama.cpp makes the carriage return part of the key, which no client can then send.
     path = tmp_path / "keys"
     path.write_bytes(f"{KEY}\r\n".encode())
-    with pytest.raises(UsageError, match="holds a line end") as caught:
+    with pytest.raises(UsageError, match="contains a line end") as caught:
         line(api_key_file=path)
     assert KEY not in str(caught.value)
 

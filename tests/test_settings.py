@@ -112,7 +112,7 @@ def test_otlp_target_shown_without_password() -> None:
         ({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, {}, "OTEL_BSP_SCHEDULE_DELAY"),
         ({}, {"otlp_endpoint": "ftp://collector"}, "ftp://collector"),
         ({}, {"otlp_endpoint": "http://collector:port"}, "collector:port"),
-        ({}, {"otlp_endpoint": "http://"}, "no OTLP endpoint"),
+        ({}, {"otlp_endpoint": "http://"}, "not an OTLP endpoint"),
         ({}, {"otlp_endpoint": "collector:4317", "otlp_protocol": "udp"}, "udp"),
         ({}, {"otlp_endpoint": "collector"}, "'collector' is not an OTLP endpoint: write it like"),
         ({}, {"metrics_addr": "9464"}, "9464"),
