@@ -268,7 +268,7 @@ print(os.getpid(), *children)
     assert ran.stderr == ""
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_init_multiprocessing_workers_send_spans(otlp_sink: OtlpSink, method: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
