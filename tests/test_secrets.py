@@ -255,7 +255,7 @@ def test_command_line_url_without_secret_stays() -> None:
 
 @pytest.mark.parametrize("host", ["http://x", "u:p@h", "a b", ""])
 def test_command_line_host_is_no_host(host: str) -> None:
-    with pytest.raises(UsageError, match="no host name"):
+    with pytest.raises(UsageError, match="not a host name"):
         build(None, host=host, port=8090)
 
 
