@@ -180,8 +180,12 @@ def _end_with_worker() -> None:
     """A ``multiprocessing`` process exits without atexit; its own finalizers are called."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
+    if util is None or process is None:
+        return
+    if process.parent_process() is not None:
         util.Finalize(None, _leave, args=(-1,), exitpriority=_FINALIZER_PRIORITY)
+    else:  # a forkserver's child imports the main module first, and clears its finalizers then
+        util.register_after_fork(_Process, lambda _: _end_with_worker())
 
 
 def _after_fork() -> None:
