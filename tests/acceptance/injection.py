@@ -66,7 +66,8 @@ def run(folder: Path) -> dict[str, Any]:
         as_text = Attacked(backend, model, "--no-log-jsonl", more=True, log=log)
         assert as_text.forged <= FORGEABLE_AS_TEXT | _FORGEABLE, as_text.forged
         plain, wrapped = wrapped_tasks(log, WRAPPERS)
-        assert {wrapper for wrapper, tasks in wrapped.items() if not tasks <= plain} == set()
+        forging = {wrapper for wrapper, tasks in wrapped.items() if not tasks <= plain}
+        assert forging <= {"journald export, binary"}  # a size of 10 is a line end there: the start may be lost
         as_verbose_text = Attacked(backend, model, "--no-log-jsonl", "-lv", "5", more=True)
         assert as_verbose_text.forged <= FORGEABLE_AS_TEXT | _FORGEABLE | _FORGEABLE_VERBOSE, as_verbose_text.forged
         figures[name] = {
@@ -74,7 +75,7 @@ def run(folder: Path) -> dict[str, Any]:
             "answered_with_an_error": rejected,
             "forged": 0,
             "forged_at_lv_5": 0,
-            "wrappers_that_forge_more": 0,
+            "wrappers_that_forge_more": sorted(forging),
             "forged_in_a_text_log": sorted(as_text.forged),
             "forged_in_a_text_log_at_lv_5": sorted(as_verbose_text.forged - as_text.forged),
         }
