@@ -186,6 +186,22 @@ def test_kv_cache_capacity_equals_verbose_log(start: Start, llama_server_binary:
         assert abs(size - state.planned_bytes[part]) <= ROUNDING
 
 
+def test_kv_cache_capacity_parameters_fitted(start: Start, backend: str) -> None:
+    """At -lv 5 the contexts that are created while parameters are fitted are logged, too."""
+    server = start(backend, "-lv", "5", "-fit", "on")
+    state = state_of(server)
+    assert state.kv_cache is not None
+    assert state.kv_cache.capacity == facts_of(server).pool
+    assert set(state.kv_cache.reported_bytes) == {"k", "v"}
+    for part, size in state.kv_cache.reported_bytes.items():
+        assert abs(size - state.kv_cache.planned_bytes[part]) <= ROUNDING
+    placement = facts_of(server).placement
+    assert placement is not None
+    assert sum(size for (_, part), size in placement.buffers.items() if part == "kv_cache") < 2 * sum(
+        state.kv_cache.planned_bytes.values()
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

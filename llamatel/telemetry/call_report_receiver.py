@@ -23,8 +23,7 @@ _MIN_BYTES = 512
 _REMEMBERED_CALLS = 1024
 _FRESH_S = 0.9
 _KNOWN_S = 5.0
-"""The servers come from a snapshot of at most this age if there is one with servers, as a client
-waits for the response."""
+"""The servers come from a snapshot of at most this age, as a client waits for the response, unless one was starting."""
 _REFRESH_S = 5.0
 
 
@@ -46,7 +45,9 @@ class CallReportReceiver:
         """Our id and the servers whose requests we observe. The client is about to call one of them."""
         self._refreshed_at = self._clock()
         self._expect(self._watched)  # before the snapshot: the call may finish before that is ready
-        states = self._observer.snapshot(max_age_s).servers or self._observer.snapshot(_FRESH_S).servers
+        states = self._observer.snapshot(max_age_s).servers
+        if not states or any(state.state == "starting" for state in states):  # its port may be known by now
+            states = self._observer.snapshot().servers
         self._watched = frozenset(endpoint_of(state.server) for state in states)
         self._expect(self._watched)
         return {"instance": self._instance, "servers": [list(endpoint) for endpoint in self._watched]}

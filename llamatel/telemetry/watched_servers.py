@@ -52,6 +52,8 @@ class WatchedServers:
         self._closed = False
         self._snapshotting = threading.Lock()
         self._latest: Snapshot | None = None
+        self._added = False
+        """A server was added since the latest snapshot began."""
 
     @property
     def sources(self) -> list[Watched]:
@@ -64,6 +66,7 @@ class WatchedServers:
         with self._lock:
             if id(server) not in self._watched and not self._closed:
                 self._watched[id(server)] = (server, server.subscribe(listener))
+                self._added = True
 
     def unwatch(self, server: Watched) -> None:
         """Stop watching a server; its figures disappear from the export."""
@@ -81,13 +84,15 @@ class WatchedServers:
             unsubscribe()
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
-        """The state of all servers: the latest snapshot if it is at most that old, else a new one.
+        """The state of all servers: the latest snapshot if it is at most that old and has all of them, else a new one.
 
         A caller that waited for another's gets that one, if any age above 0 will do.
         """
         with self._snapshotting:
             latest = self._latest
-            if latest is None or self._clock() - latest.taken_at > max_age_s or max_age_s <= 0.0:
+            fits = not self._added and max_age_s > 0.0
+            if latest is None or not fits or self._clock() - latest.taken_at > max_age_s:
+                self._added = False
                 latest = self._latest = self._new_snapshot()
                 self._notify(latest)
             return latest

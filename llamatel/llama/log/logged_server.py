@@ -24,6 +24,7 @@ _LOADING = re.compile(_FROM + r"loading model '([^\n]{0,4096})'")
 _SLOTS = re.compile(
     _FROM + r"initializing(?: slots)?, n_slots = (\d{1,12})(?:, n_ctx_slot = (\d{1,12}), kv_unified = '(\w{1,5})')?"
 )
+_FITTED = re.compile(r"\w{1,64}: fitting params to free memory took \d")
 _DRAFT = re.compile(r"common_speculative_init_result: loading draft model '([^\n]{0,4096})'")
 _PATH = re.compile(_FROM + r"local path '([^\n]{0,4096})'")
 _META = re.compile(
@@ -151,6 +152,16 @@ def _placed(known: LoggedServer, text: str) -> LoggedServer | None:
     return None if placement is None else replace(known, placement=placement, replacing=False)
 
 
+def _fitted(known: LoggedServer) -> LoggedServer:
+    """Without what was logged while llama.cpp tried parameters (``-fit``), which it prints as of a load."""
+    placement = known.placement
+    if placement is not None and not known.replacing:
+        placement = Placement(no_gpu=placement.no_gpu)
+    return replace(
+        known, pool=None, sequence_context=None, reported=known.reported if known.reloading else {}, placement=placement
+    )
+
+
 def learn(known: LoggedServer, text: str) -> LoggedServer | None:
     """``known`` updated with a message; None if it is about something else.
 
@@ -166,6 +177,8 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
             reloading=bool(known.reported),
             replacing=known.placement is not None and bool(known.placement.buffers),
         )  # fmt: skip
+    if "fitting params" in text and _FITTED.match(text):
+        return _fitted(known)
     if "draft model '" in text and (found := _DRAFT.match(text)):
         return replace(known, draft_path=found.group(1))
     if "local path '" in text and (found := _PATH.match(text)):
