@@ -675,12 +675,15 @@ os.wait()
 """
 
 
-def test_zero_code_forked_process(serving: Serving) -> None:
+def test_zero_code_forked_process(serving: Serving, sink: OtlpSink) -> None:
+    sink.clear()
     done = subprocess.run(
         [sys.executable, "-c", FORKED_WITHOUT_INIT, serving.url],
         env={**os.environ, "LLAMATEL_URL": "none"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("decode prefill text_completion\n", "")
+    # Other tests count the spans of this server.
+    sink.wait_for(lambda arrived: len(of_kind(arrived.spans(), "SERVER")) >= 2, what="spans of the server")
 
 
 def test_zero_code_script_is_one_trace(serving: Serving, sink: OtlpSink, tmp_path: Path) -> None:
