@@ -199,9 +199,8 @@ def _between(call: ClientCall, completion: Completion) -> list[tuple[str, float,
     """The time between client and server: name, start, end (Unix seconds)."""
     before = "wait" if completion.queue_s is None else "network.request"
     parts = [(before, call.sent_at, completion.arrived_at)]
-    if (
-        call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1
-    ):  # a stream arrives while it is generated
+    # A stream arrives while it is generated.
+    if call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1:
         parts.append(("network.response", completion.ended_at, call.ended_at))
     return [part for part in parts if part[2] - part[1] > _SHORTEST_NETWORK_S]
 

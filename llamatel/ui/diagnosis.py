@@ -205,14 +205,14 @@ def _decode_limit(observed: Observation, speed: RequestSpeed) -> tuple[str, str]
         reasons = Counter(reason for found in throttled for reason in found)
         share = len(throttled) / len(observed.samples)
         return "throttling", f"the GPU was throttled in {share:.0%} of the samples ({', '.join(reasons)})"
-    evidence = [text for text in (_of_ceiling(speed), _of_batch(speed)) if text]
+    ceiling, batch = _of_ceiling(speed), _of_batch(speed)
     if observed.on_cpu:
-        return "cpu", "; ".join(("the model runs on the CPU", *evidence))
-    if _of_batch(speed):
-        return "batch", "; ".join(reversed(evidence))
-    if evidence:
+        return "cpu", "; ".join(filter(None, ("the model runs on the CPU", ceiling, batch)))
+    if batch is not None:
+        return "batch", "; ".join(filter(None, (batch, ceiling)))
+    if ceiling is not None:
         shares = [point.ceiling_share or 0.0 for point in speed.decode[0].points]
-        return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), evidence[0]
+        return ("bandwidth" if max(shares) >= _NEAR_CEILING else "unknown"), ceiling
     return "unknown", "the GPU's bandwidth, or the model's weights, are unknown"
 
 
