@@ -123,7 +123,7 @@ class WrappedLines:
                 return () if record is None else self._records([record])
             self._otel = None
         if (self._xml is not None and self._xml.pending) or XML_START.match(line) is not None:
-            self._xml = self._xml or XmlStream(holds_own_line)
+            self._xml = self._xml or XmlStream()
             found = self._xml.feed(f"{line}\n")
             return self._records(found) if found or self._xml.pending else (Carried(line),)
         return None
@@ -215,7 +215,7 @@ class WrappedLines:
         if part.first and not self._plain:
             self._json, self._record, self._prefix, self._xml = None, None, Carried(""), None
             if XML_START.match(part) is not None:
-                self._xml = XmlStream(holds_own_line)
+                self._xml = XmlStream()
             else:
                 self._json = JsonStream(holds_own_line)
         if self._xml is not None:

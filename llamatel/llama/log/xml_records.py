@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from llamatel.llama.log.log_line import starts_like_llama_cpp
-from llamatel.llama.log.log_wrapper import without_colours
+from llamatel.llama.log.log_wrapper import holds_own_line, without_colours
 from llamatel.llama.log.wrapper_time import parse_time
 
 START = re.compile(r"[\s\ufeff]{0,64}<[?!/A-Za-z]")
@@ -21,9 +21,7 @@ _MOST_FIELDS = 64
 class XmlStream:
     """Feed it lines, or parts of a document. A record is a text that is llama.cpp's, with the values before it."""
 
-    def __init__(self, inner: Callable[[str], bool]) -> None:
-        """``inner``: see ``from_fields``."""
-        self._inner = inner
+    def __init__(self) -> None:
         self._rest = ""
         self._element = ""
         self._fields: dict[str, object] = {}
@@ -55,7 +53,7 @@ class XmlStream:
     def _text(self, content: str) -> Mapping[str, object] | None:
         if not content:
             return None
-        if starts_like_llama_cpp(content) or self._inner(content):
+        if starts_like_llama_cpp(content) or holds_own_line(content):
             return {**self._fields, "message": content}
         self._add(self._element, content)
         return None
