@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client as http_client
 import socket
 import ssl
 import threading
@@ -10,12 +11,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from llamatel.errors import HttpError, UsageError
 from llamatel.inputs.address import Address, is_loopback, parse_address
 from llamatel.inputs.http import HttpClient, abort
+from llamatel.inputs.http_response import HttpResponse
 from tests.certificates import make_certificate
 from tests.untrusted_server import UntrustedServer, http
 
@@ -209,6 +212,79 @@ def test_request_bad_responses(server: UntrustedServer, answer: bytes, kind: str
         HttpClient(server.url).request("/", total_s=10, largest=1000)
     assert (caught.value.kind, caught.value.status) == (kind, status)
     assert "\n" not in str(caught.value)
+
+
+_LINES = (
+    "Content-Length: 5", "content-length:5", "CONTENT-LENGTH: 5", "Content-Length: 7", "Content-Length: -1",
+    "Content-Length: x", "Content-Length: 0", "Transfer-Encoding: chunked", "TRANSFER-ENCODING: Chunked",
+    "Transfer-Encoding: gzip", "A: b",
+    "Connection: close", "Connection: Keep-Alive", "connection: x, Close", "Keep-Alive: timeout=5", "Set: a: b",
+    "C:\r\n\tclose",
+    "Server: \u00e9", "Content-Type: text/plain; version=0.0.4",
+)  # fmt: skip
+_STATUS_LINES = (
+    "HTTP/1.1 200 OK",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 204 No",
+    "HTTP/1.1 304",
+    "HTTP/1.1 100 Go\r\n\r\nHTTP/1.1 500 a b",
+)
+
+
+def _received(kind: type[http_client.HTTPResponse], data: bytes) -> object:
+    """What ``kind`` makes of a response, read in pieces."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        response = kind(ours)
+        try:
+            response.begin()
+            parts = [response.read(2)]
+            while parts[-1]:
+                parts.append(response.read(3))
+        except http_client.HTTPException as error:
+            return type(error)
+        finally:
+            response.close()
+    return response.status, response.will_close, response.chunked, response.headers.get("SERVER"), b"".join(parts)
+
+
+def test_response_heads_as_http_client_reads_them() -> None:
+    random = Random(5)
+    for _ in range(600):
+        lines = [random.choice(_STATUS_LINES), *random.sample(_LINES, random.randrange(5))]
+        body = random.choice((b"hello", b"5\r\nhello\r\n0\r\nA: b\r\n\r\n", b"", b"2;x\r\nhe\r\n0\r\n\r\n"))
+        end = random.choice(("\r\n", "\n"))
+        data = (end.join(lines) + 2 * end).encode("latin-1") + body
+        expected, seen = _received(http_client.HTTPResponse, data), _received(HttpResponse, data)
+        if seen is http_client.IncompleteRead and isinstance(expected, tuple):  # http.client takes it for a whole body
+            assert "ength: 7" in data.decode("latin-1") or not body
+        else:
+            assert seen == expected, data
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200),
+        (b"HTTP/1.1 200\r\nno header\r\n folded\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nhello", 200),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5" + b"0" * 5000 + b"\r\n\r\nhello", 200),
+    ],
+)
+def test_response_odd_heads(server: UntrustedServer, answer: bytes, status: int) -> None:
+    server.answers["/"] = answer
+    response = HttpClient(server.url).request("/", total_s=10)
+    assert (response.status, response.data) == (status, b"hello")
+
+
+def test_open_read1_ends_with_the_body(plain: str) -> None:
+    client = HttpClient(plain)
+    for _ in range(2):
+        with client.open("/x", read_s=10) as stream:
+            assert b"".join(iter(stream.read1, b"")).startswith(b"GET /x")
+    assert Plain.connections == 1
+    client.close()
 
 
 def test_request_https_to_http_port(plain: str) -> None:

@@ -25,14 +25,13 @@ from urllib.parse import quote, urljoin, urlsplit
 from llamatel.errors import HttpError, UsageError
 from llamatel.inputs.address import DEFAULT_PORTS, UNQUOTED, Address, parse_address
 from llamatel.inputs.credentials import check_api_key
-from llamatel.inputs.deadline import within
 from llamatel.inputs.documents import LARGEST, parse_json
 from llamatel.inputs.http_connections import new_connection
 from llamatel.inputs.http_errors import http_error
+from llamatel.inputs.http_response import HttpResponse
 from llamatel.inputs.rotated_files import RotatedFiles, current
 
 if TYPE_CHECKING:
-    from urllib3 import HTTPResponse
     from urllib3.connection import HTTPConnection
 
 CONNECT_S = 5.0
@@ -91,7 +90,7 @@ class Stream:
 
     def __init__(
         self,
-        response: HTTPResponse,
+        response: HttpResponse,
         connection: HTTPConnection,
         sock: socket.socket,
         url: str,
@@ -122,7 +121,7 @@ class Stream:
         except BaseException as error:
             self.close()
             # AttributeError: the body was closed by another thread in the meantime.
-            if isinstance(error, (_urllib3().exceptions.HTTPError, OSError, ValueError, AttributeError)):
+            if isinstance(error, (http.client.HTTPException, OSError, ValueError, AttributeError)):
                 raise http_error(error, "broken", self.url, self.status) from error
             raise
         if not data and n_bytes:
@@ -317,20 +316,20 @@ class HttpClient:
                 raise failure from error
             return Stream(response, connection, sock, url, self._keep)
 
-    def _receive(self, connection: HTTPConnection, path: str, exchange: _Exchange) -> HTTPResponse:
+    def _receive(self, connection: HTTPConnection, path: str, exchange: _Exchange) -> HttpResponse:
         """The head of the response."""
         target = self.address.prefix + path
         if connection.proxy_is_forwarding:
             target = self.address.origin + target
-        if exchange.deadline is not None:
-            connection.response_class = functools.partial(_Response, deadline=exchange.deadline)  # type: ignore[assignment]
+        connection.response_class = functools.partial(HttpResponse, deadline=exchange.deadline)  # type: ignore[assignment]
         connection.timeout = exchange.left(exchange.read_s)
         connection.request(
             exchange.method, target, body=exchange.body, headers=exchange.headers, preload_content=False,
             decode_content=False,
         )  # fmt: skip
-        connection.timeout = exchange.left(exchange.read_s)
-        return connection.getresponse()
+        connection.sock.settimeout(exchange.left(exchange.read_s))
+        # Not urllib3's, which copies the headers twice.
+        return http.client.HTTPConnection.getresponse(connection)  # type: ignore[return-value]
 
     def _connection(self) -> tuple[HTTPConnection, bool]:
         """A connection, and whether it was used before."""
@@ -365,14 +364,6 @@ def _expected() -> tuple[type[BaseException], ...]:
 def _close_all(connections: list[HTTPConnection]) -> None:
     while connections:
         connections.pop().close()
-
-
-class _Response(http.client.HTTPResponse):
-    """A response that is read until a deadline: the socket's own timeout starts again with each byte."""
-
-    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **more: Any) -> None:
-        super().__init__(sock, *args, **more)
-        self.fp = within(max(0.0, deadline - time.monotonic()), self.fp, sock)
 
 
 def _encoded(headers: Mapping[str, str]) -> dict[str, str]:

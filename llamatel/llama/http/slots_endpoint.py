@@ -72,7 +72,8 @@ class DecodeRate:
 
     def paced(self, slots: Iterable[SlotState]) -> tuple[SlotState, ...]:
         """The slots of the last ``observe``, each with its own rate if its request was in the previous one."""
-        return tuple(replace(slot, decode_rate=self._by_slot.get(slot.id)) for slot in slots)
+        rates = ((slot, self._by_slot.get(slot.id)) for slot in slots)
+        return tuple(slot if slot.decode_rate == rate else replace(slot, decode_rate=rate) for slot, rate in rates)
 
     def observe(self, slots: Iterable[SlotState], generated_total: float | None, at: float) -> float | None:
         """The rate, from ``/slots`` and ``tokens_predicted_total`` (polled first) at ``at`` (monotonic, seconds).

@@ -250,7 +250,7 @@ class ObservedServer:
 
     def _is_stalled(self, started_at: float, *, working: bool) -> bool:
         """Whether it has work and has made no progress for long; ``working``: it has work at this poll."""
-        marks = None if self._polling is None else self._polling.marks
+        marks = self._polling.marks if working and self._polling is not None else None
         cpu_s = self._process.cpu_s if working and self._process is not None else None
         return self._progress.observe(started_at=started_at, working=working, marks=marks, cpu_s=cpu_s)
 
