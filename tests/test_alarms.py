@@ -213,6 +213,16 @@ def test_alarms_use_the_users_objectives() -> None:
     assert alarm.name == "ttft_objective"
 
 
+def test_alarms_small_error_budget_needs_three_late_requests() -> None:
+    slow = {"queue_s": 0.0, "started_at": 100.0, "first_token_at": 101.5, "ended_at": 103.0}
+    watch = Watch(Objectives(ttft_s=1.0, error_budget=0.001, min_requests=5))
+    for number in range(1, 4):
+        watch.alarms.record(completion(**slow))
+        for _ in range(4):
+            watch.alarms.record(completion(**{**slow, "first_token_at": 100.1}))
+        assert watch.names(110) == (["ttft_objective"] if number == 3 else [])
+
+
 def test_alarms_prefix_reuse_lost_by_cause_and_the_users_limit() -> None:
     lost = {"recompute_s": 4.0, "recompute_cause": RecomputeCause.CACHE_PROMPT_OFF, "ended_at": 100.0}
     default, strict = Watch(), Watch(Objectives(lost_prefill_s=3.0))

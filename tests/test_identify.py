@@ -196,6 +196,7 @@ def test_identify_llama_cpp_loading_or_refusing_key(server: UntrustedServer, cap
 
 
 def test_identify_llama_cpp_replaced_by_another_program(server: UntrustedServer) -> None:
+    """Its server is down: an absent series would raise no alert."""
     server.answers = usual_responses()
     observed = ObservedServer(ServerInfo("h", 1), client=ServerClient(server.url, timeout_s=2.0))
     observed.poll()
@@ -204,7 +205,7 @@ def test_identify_llama_cpp_replaced_by_another_program(server: UntrustedServer)
     for _ in range(2):
         observed.poll()
     observed.close()
-    assert observed.snapshots()[0].up is None
+    assert observed.snapshots()[0].up is False
 
 
 def test_identify_real_servers(llama_server_binary: Path, sid_server: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from llamatel.errors import UsageError
-from llamatel.telemetry.prometheus_names import prometheus_name
+from llamatel.metrics import table
+from llamatel.telemetry.prometheus_names import prometheus_label, prometheus_name
 from llamatel.ui.objectives import Objectives
 from llamatel_dashboards import rules
 from llamatel_dashboards.alerts import Alert, alerts
@@ -30,7 +31,7 @@ EVERY_CHOICE = RuleOptions(
     objectives=Objectives(
         ttft_s=1.0, tpot_s=0.075, error_budget=0.005, error_rate=0.01, min_requests=7, lost_prefill_s=2.0
     ),
-    jobs="gpu|llama-[ab]",
+    jobs=r"gpu|llama-[ab]|node\d+\.x",
     keep_labels=("namespace", "team"),
     expected=('job="llamatel", instance=~"gpu-1:.*"', 'instance="gpu-2:9464"'),
     runbook_url="https://wiki.example/runbooks",
@@ -145,9 +146,19 @@ def test_incident_table_equals_last_run() -> None:
     assert {row["severity"] for row in result["figures"]["alerts"]} == {"critical", "warning", "info"}
 
 
-def test_recorded_series_keep_the_labels_of_targets() -> None:
-    by_default = [rule["expr"] for rule in rules.recording(RuleOptions()) if "missed" in rule["record"]]
-    assert all("by (" not in expr for expr in by_default)
+@pytest.mark.parametrize("options", [RuleOptions(), EVERY_CHOICE], ids=["default", "every choice"])
+def test_every_aggregation_keeps_the_labels_of_targets(options: RuleOptions) -> None:
+    """Servers of one name in two namespaces, clusters or environments are never summed or matched."""
+    own = {"le", *(prometheus_label(each) for row in table().values() for each in row.attributes)}
+    for content in rules.groups(options).values():
+        for rule in content["groups"][0]["rules"]:
+            for kind, text in re.findall(r"\b(by|on|without|ignoring) \(([^()]*)\)", rule["expr"]):
+                labels = set(text.split(", "))
+                if kind in ("by", "on"):
+                    assert {"cluster", "env", "namespace", *(options.keep_labels or ())} <= labels, rule
+                else:
+                    assert labels <= own, rule
+            assert not re.search(r"\b(?:sum|count|group|max|min|avg) ?\(", rule["expr"]), rule
     chosen = [rule["expr"] for rule in rules.recording(EVERY_CHOICE) if "missed" in rule["record"]]
     assert all(", namespace, team)" in expr and "without" not in expr for expr in chosen)
 
@@ -161,6 +172,7 @@ def test_recorded_series_keep_the_labels_of_targets() -> None:
         (RuleOptions(keep_labels=("a)",)), "not a label name"),
         (RuleOptions(expected=("instance",)), "matchers"),
         (RuleOptions(expected=('instance="a"} or up{',)), "matchers"),
+        (RuleOptions(expected=(r'instance=~"gpu-\d"',)), "matchers"),
         (RuleOptions(runbook_url="docs/alerts.md"), "absolute"),
         (RuleOptions(jobs='a"b'), "quotation"),
         (RuleOptions(jobs="(a"), "regular expression"),

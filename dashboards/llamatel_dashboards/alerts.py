@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatel.ui import alarm_conditions as conditions
-from llamatel_dashboards.rule_options import LOST_PREFILL, SERVER, SITE, RuleOptions
+from llamatel_dashboards.rule_options import LOST_PREFILL, SERVER, RuleOptions
 
 FAST_BURN = 14.4
 """Of the error budget: 2 % of a month's in an hour (Google's SRE workbook, chapter 5)."""
@@ -20,6 +20,11 @@ _SERVER = (
 )
 WHERE = f"{_SERVER} on {INSTANCE}"
 """The server, its model, and the llamatel that reports it."""
+
+_FAILED = "error|context_full"
+_QUIET = 3
+"""Failures in an hour without a success, from which a quiet server is reported."""
+_BY_TYPE = "The panel Errors by type of the dashboard Requests shows error.type; the server's log has the messages."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ def alerts(options: RuleOptions) -> Iterator[Alert]:
     yield from _burn_rates(options)
     yield _lost_prefixes(options)
     yield from _model()
-    yield from _telemetry()
+    yield from _telemetry(options)
 
 
 def _availability(options: RuleOptions) -> Iterator[Alert]:
@@ -119,7 +124,9 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
     minutes = f"{conditions.RESTARTS_WITHIN_S / 60:.0f}"
     yield Alert(
         "LlamacppRestartLoop",
-        f"increase(llamacpp_server_restarts_total[{minutes}m]) > {conditions.RESTARTS - 1}.5",
+        # Where a supervisor restarts both, the counter of restarts starts at 0 each time.
+        f"increase(llamacpp_server_restarts_total[{minutes}m]) > {conditions.RESTARTS - 1}.5 "
+        f"or changes(llamacpp_server_start_time_seconds[{minutes}m]) > {conditions.RESTARTS - 1}.5",
         "critical",
         f'llama.cpp server {WHERE} was restarted {{{{ $value | printf "%.0f" }}}} times in {minutes} minutes.',
         "See the end of its log before each restart.",
@@ -134,21 +141,29 @@ def _failures(options: RuleOptions) -> Iterator[Alert]:
         ("10m", options.objectives.error_rate, "warning"),
     ):
         every = options.requests(window)
-        failed = options.requests(window, "error|context_full")
+        failed = options.requests(window, _FAILED)
         yield Alert(
             "LlamacppMostRequestsFail" if severity == "critical" else "LlamacppRequestsFailing",
             f"{failed} / ({every} >= {least}) > {limit:g}",
             severity,
             f"{{{{ $value | humanizePercentage }}}} of the requests of the last {window} failed on llama.cpp server "
             f"{WHERE}.",
-            "The panel Errors by type of the dashboard Requests shows error.type; the server's log has the messages.",
+            _BY_TYPE,
             wait="1m" if severity == "critical" else "2m",
         )
+    yield Alert(
+        "LlamacppNoRequestSucceeds",
+        f"{options.requests('1h', _FAILED)} > {_QUIET - 0.5} unless {options.requests('1h', 'ok|cancelled')} > 0",
+        "warning",
+        f'All requests of the last hour ({{{{ $value | printf "%.0f" }}}}) failed on llama.cpp server {WHERE}.',
+        _BY_TYPE,
+        wait="2m",
+    )
     full = 'llamacpp_requests_total{outcome="context_full"}'
     yield Alert(
         "LlamacppContextFull",
-        # A series that appears with its first failure has no increase yet.
-        f"increase({full}[5m]) > 0 or ({full} > 0 unless {full} offset 5m)",
+        # A series that appears with its first failure has no increase yet. After a gap in the data it is not new.
+        f"increase({full}[5m]) > 0 or ({full} > 0 unless last_over_time({full}[6h] offset 5m))",
         "critical",
         f"Requests failed on llama.cpp server {WHERE} because the KV pool was full.",
         "Raise -c, lower -np, or split the pool with --no-kv-unified.",
@@ -211,7 +226,8 @@ def _burn_rates(options: RuleOptions) -> Iterator[Alert]:
             yield Alert(
                 f"Llamacpp{name.capitalize()}Objective{speed}Burn",
                 f"{missed}{short} > {limit} and {missed}{long} > {limit} "
-                f"and llamacpp:requests:increase{long} >= {objectives.min_requests}",
+                f"and llamacpp:requests:increase{long} >= {objectives.min_requests} "
+                f"and {missed}{long} * llamacpp:requests:increase{long} > {conditions.LEAST_MISSED - 1}.5",
                 "critical" if speed == "Fast" else "warning",
                 f"{{{{ $value | humanizePercentage }}}} of the requests of the last {short} missed the {label} "
                 f"objective of {limit_s:g} s on llama.cpp server {WHERE} ({objectives.error_budget * 100:g} % may).",
@@ -259,7 +275,7 @@ def _model() -> Iterator[Alert]:
     )
 
 
-def _telemetry() -> Iterator[Alert]:
+def _telemetry(options: RuleOptions) -> Iterator[Alert]:
     yield Alert(
         "LlamatelTelemetryDropped",
         "increase(llamatel_records_dropped_total[5m]) > 0",
@@ -316,7 +332,7 @@ def _telemetry() -> Iterator[Alert]:
         wait="5m",
     )
     remote = 'llamacpp_server_up{server_address!~"127[.].*|localhost|::1|0[.]0[.]0[.]0|/.*|"}'
-    site = ", ".join((*SITE, *SERVER[2:]))
+    site = ", ".join((*options.site, *SERVER[2:]))
     yield Alert(
         "LlamatelServerWatchedTwice",
         f"count by ({site}) (count by (job, instance, {site}) ({remote})) > 1",

@@ -2,7 +2,7 @@
 
 Aggregations drop only the labels that a metric itself adds (``without``), so that labels of targets (namespace, pod,
 cluster, env, team, ...) are on every recorded series and every alert, and servers of the same name in two namespaces
-are never summed. ``keep_labels`` restricts recorded series to the server's own labels and those named.
+are never summed. ``keep_labels`` restricts recorded series to the server's own labels, the usual ones and those named.
 
 Latency is read from classic histograms and, where those are converted at scrape or pushed as native ones, from native
 histograms. Only functions that VictoriaMetrics has, too: it rejects a query with an unknown function as a whole.
@@ -21,8 +21,7 @@ from llamatel.ui.objectives import Objectives
 SERVER = ("job", "instance", "server_path", *map(prometheus_label, SERVER_ATTRIBUTES))
 """Labels that identify a server, or one model of a router."""
 SITE = ("cluster", "env", "namespace")
-"""Labels that distinguish two targets of one name, where there are any."""
-TARGET = (*SITE, "job", "instance")
+"""The usual labels for where a target is."""
 KNOWN = "llamatel:targets:known"
 LOST_PREFILL = "llamacpp:lost_prefill:seconds_per_minute5m"
 _LATENCIES = {
@@ -32,7 +31,7 @@ _LATENCIES = {
 """Histograms of the objectives for latency."""
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 _SELECTOR = re.compile(
-    r'[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*"(?:, ?[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\.)*")*'
+    r'[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\["\\nt])*"(?:, ?[a-zA-Z_]\w*(?:=~|!=|!~|=)"(?:[^"\\\n]|\\["\\nt])*")*'
 )
 
 
@@ -91,7 +90,7 @@ class RuleOptions:
         """Sum over the labels that the metric adds (``own``), for each server."""
         if self.keep_labels is None:
             return f"sum without ({', '.join(own)}) ({expr})"
-        return f"sum by ({', '.join(dict.fromkeys((*SERVER, *self.keep_labels)))}) ({expr})"
+        return f"sum by ({', '.join((*SERVER, *self.site))}) ({expr})"
 
     def missed(self, metric: str, objective_s: float, window: str) -> str:
         """The share of requests above an objective; no sample where there was no request."""
@@ -113,21 +112,35 @@ class RuleOptions:
         rate = "60 * rate(llamacpp_prompt_cache_recompute_duration_seconds_total[5m])"
         if self.keep_labels is None:
             return rate
-        return f"sum by ({', '.join(dict.fromkeys((*SERVER, 'cause', *self.keep_labels)))}) ({rate})"
+        return f"sum by ({', '.join((*SERVER, 'cause', *self.site))}) ({rate})"
+
+    @property
+    def site(self) -> tuple[str, ...]:
+        """Labels that distinguish two servers, or two targets, of one name, where there are any."""
+        return tuple(dict.fromkeys((*SITE, *(label for label in self.keep_labels or () if label not in SERVER))))
 
     def silent_targets(self) -> str:
-        """``up`` of targets that do not answer: those of llamatel's jobs, and others that had its metrics before."""
-        return f'up{{job=~"{self.jobs}"}} == 0 or up == 0 and on ({", ".join(TARGET)}) {KNOWN}'
+        """``up`` of targets that do not answer: of llamatel's jobs, expected ones, and others that had its metrics."""
+        named = " or ".join(f"up{{{each}}} == 0" for each in (f'job=~"{_escaped(self.jobs)}"', *self.expected))
+        return f"{named} or up == 0 and on ({', '.join(self._target)}) {KNOWN}"
 
+    def known_targets(self) -> str:
+        """Targets with llamatel's metrics, and those that had them and are still discovered: it refers to itself."""
+        by = ", ".join(self._target)
+        seen = f"group by ({by}) (last_over_time({KNOWN}[1h])) and on ({by}) up == 0"
+        return f"group by ({by}) (llamatel_collector_success) or {seen}"
 
-def known_targets() -> str:
-    """Targets with llamatel's metrics, and those that had them and are still discovered: it refers to itself."""
-    by = ", ".join(TARGET)
-    seen = f"group by ({by}) (last_over_time({KNOWN}[1h])) and on ({by}) up == 0"
-    return f"group by ({by}) (llamatel_collector_success) or {seen}"
+    @property
+    def _target(self) -> tuple[str, ...]:
+        return (*self.site, "job", "instance")
 
 
 def bound_matcher(bound: float) -> str:
     """Matches ``le`` of a bucket: exporters write a bound of one second as ``1`` or as ``1.0``."""
     text = f"{bound:g}"
-    return f'~"{re.escape(text).replace(chr(92), chr(92) * 2)}([.]0)?"' if "." not in text else f'"{text}"'
+    return f'~"{_escaped(re.escape(text))}([.]0)?"' if "." not in text else f'"{text}"'
+
+
+def _escaped(pattern: str) -> str:
+    """A regular expression within a string of PromQL."""
+    return pattern.replace("\\", "\\\\")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from llamatel_dashboards.alerts import alerts
-from llamatel_dashboards.rule_options import KNOWN, LOST_PREFILL, RuleOptions, known_targets
+from llamatel_dashboards.rule_options import KNOWN, LOST_PREFILL, RuleOptions
 
 FOLDER = Path(__file__).parent / "rules"
 _WINDOWS = ("5m", "30m", "1h", "6h")
@@ -28,7 +28,7 @@ def recording(options: RuleOptions) -> Iterator[dict[str, Any]]:
         for window in _WINDOWS:
             expr = options.missed(metric, objective_s, window)
             yield {"record": f"llamacpp:{name}_missed:ratio_rate{window}", "expr": expr}
-    yield {"record": KNOWN, "expr": known_targets()}
+    yield {"record": KNOWN, "expr": options.known_targets()}
     yield {"record": LOST_PREFILL, "expr": options.lost_prefill()}
     for window in ("1h", "6h"):
         yield {"record": f"llamacpp:requests:increase{window}", "expr": options.requests(window)}

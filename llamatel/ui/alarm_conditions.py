@@ -32,6 +32,8 @@ RESTARTS = 3
 RESTARTS_WITHIN_S = 600.0
 BURN_RATE = 6.0
 """The alert fires if the share of requests that miss an objective exceeds the error budget by this factor."""
+LEAST_MISSED = 3
+"""Requests that have to miss an objective, however small the error budget: one slow request raises nothing."""
 MOST_FAIL = 0.5
 """Share of failed requests that is critical, whatever the objective."""
 _TREND_S = 60.0
@@ -261,7 +263,8 @@ def _objectives_missed(history: History, now: float, objectives: Objectives) -> 
     ):  # fmt: skip
         known = [value for value in values if value is not None]
         late = sum(value > objective for value in known)
-        if len(known) >= objectives.min_requests and late > burn_limit(BURN_RATE, objectives.error_budget) * len(known):
+        limit = max(LEAST_MISSED - 1, burn_limit(BURN_RATE, objectives.error_budget) * len(known))
+        if len(known) >= objectives.min_requests and late > limit:
             yield name, f"{late} of the last {len(known)} requests needed more than {objective:g} s {what}: {remedy}"
 
 

@@ -337,7 +337,7 @@ class ObservedServer:
         now, status = self._clock(), error.status
         outcome = failed_poll(
             error, life, is_alive=lambda: self._is_healthy(now) or working or self._answered_lately(life, now),
-            again=status is not None and status == self._refused_before,
+            again=status is not None and status == self._refused_before, was_up=self._answered_at is not None,
         )  # fmt: skip
         slow = False
         if isinstance(error, NotLlamaCpp):

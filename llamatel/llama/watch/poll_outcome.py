@@ -27,18 +27,24 @@ class PollOutcome:
 
 
 def failed_poll(
-    error: ServerUnreachable, life: Lifecycle | None, *, is_alive: Callable[[], bool], again: bool = False
+    error: ServerUnreachable,
+    life: Lifecycle | None,
+    *,
+    is_alive: Callable[[], bool],
+    again: bool = False,
+    was_up: bool = False,
 ) -> PollOutcome:
     """The outcome of an error.
 
     ``is_alive``: whether a server that timed out is working nevertheless; ``again``: whether the status is that of the
-    last poll.
+    last poll; ``was_up``: whether llama.cpp has answered there before.
     """
     if error.status == 503:
         # llama.cpp is loading, or a proxy in front of it finds no server: not usable yet in either case.
         return PollOutcome(life, up=False, state="starting")
     if isinstance(error, NotLlamaCpp):
-        return PollOutcome(life)
+        # Where llama.cpp was, a proxy's error page or another program means that it is down.
+        return PollOutcome(life, up=False if was_up else None)
     if error.status is not None:
         # llama.cpp itself sends only 401, and not for /health; else it is another program, or a proxy without a server.
         if (error.status == 401 and not isinstance(error, NotIdentified)) or life is not None:
