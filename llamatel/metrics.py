@@ -188,9 +188,10 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "llamacpp.requests", Kind.COUNTER, "{request}",
-        "Finished requests that got a slot, by outcome; further choices (n > 1) are not counted. Each document of a "
-        "reranking call and each input of an embeddings call counts as one: llama.cpp's log does not show which belong "
-        "together. Requests rejected earlier are in llamacpp.requests.rejected.",
+        "Finished requests that got a slot, by outcome; further choices (n > 1) are not counted. A reranking call, "
+        "which is a task for each document, counts as one, by estimate, where the server is known to rerank; so does "
+        "a decision call. Each input of an embeddings call counts as one. Requests rejected earlier are in "
+        "llamacpp.requests.rejected.",
         ("outcome",),
     ),
     Metric(

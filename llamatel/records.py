@@ -218,6 +218,11 @@ class Completion:
     """Its access line in the log of the program in front of llama-server, if exactly one matches."""
 
     @property
+    def tasks(self) -> int:
+        """llama.cpp's tasks for it."""
+        return 1
+
+    @property
     def outside_s(self) -> float | None:
         """Seconds from its arrival at the program in front of llama-server to llama-server's slot."""
         return None if self.access is None else max(0.0, self.arrived_at - self.access.started_at)
@@ -262,8 +267,27 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision(Completion):
-    """A request of ``/v1/systemone``: a server with a decision model logs its type at the start."""
+class GroupedCall(Completion):
+    """A call that llama.cpp runs as several tasks: reranking, or a decision (``/v1/systemone``).
+
+    Which tasks are one call is an estimate (see ``llama/log/call_groups.py``). ``task`` is the first one,
+    ``context_tokens`` is of all of them; its outcome and error are the worst of theirs.
+    """
+
+    operation: str = "rerank"
+    """``gen_ai.operation.name``."""
+    task_count: int = 1
+    """Tasks that got a slot: the documents, or the variants of the questions."""
+
+    @property
+    def tasks(self) -> int:
+        """llama.cpp's tasks for it."""
+        return self.task_count
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of its documents: nothing is generated into their contexts."""
+        return self.context_tokens if self.outcome is Outcome.OK and not self.truncated else None
 
 
 @dataclass(frozen=True, slots=True)

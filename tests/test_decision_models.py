@@ -6,7 +6,7 @@ no decision model is small enough, or public, to run one here.
 
 from __future__ import annotations
 
-from llamatel.records import Decision, Outcome
+from llamatel.records import GroupedCall, Outcome
 from llamatel.tracing.semconv import operation
 from tests.golden.reading import log_lines, read, timed
 
@@ -19,7 +19,8 @@ def test_decision_model_operation() -> None:
     assert found
     ok = [each for each in found if each.outcome is Outcome.OK]
     assert {operation(each) for each in ok} == {"decision"}
-    assert {operation(each) for each in found if not isinstance(each, Decision)} <= {"generate_content"}
+    assert {operation(each) for each in found if each.outcome is not Outcome.OK} <= {"generate_content"}
+    assert [each.tasks for each in found if isinstance(each, GroupedCall)] == [1, 3, 1]
     assert {operation(each) for each in read(timed(lines)).completions if each.outcome is Outcome.OK} == {"embeddings"}
 
 

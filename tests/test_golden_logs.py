@@ -34,7 +34,6 @@ IN_LOG: dict[str, list[str]] = {
     "cancelled-queued": [],
     "cancelled-unnoticed": ["ok"],
     "embeddings-3": ["ok"] * 3,
-    "rerank": ["ok"] * 3,
 }
 
 

@@ -201,7 +201,7 @@ _TABLE = """
     -sp --special | 0
     --warmup / --no-warmup | 0
     --spm-infill | 0
-    --pooling | 1 | POOLING
+    --pooling | 1 | POOLING | pooling text | behaviour
     -np --parallel | 1 | N_PARALLEL | parallel slots | plan
     -cb --cont-batching / -nocb --no-cont-batching | 0 | CONT_BATCHING
     -mm --mmproj | 1 | MMPROJ | mmproj text | not counted
@@ -237,7 +237,7 @@ _TABLE = """
     -ag --agent / -no-ag --no-agent | 0 | AGENT
     --ui --webui / --no-ui --no-webui | 0 | UI
     --embedding --embeddings | 0 | EMBEDDINGS | embedding switch | plan
-    --rerank --reranking | 0 | RERANKING | embedding switch | plan
+    --rerank --reranking | 0 | RERANKING | reranking switch | plan
     --api-key | 1 | $LLAMA_API_KEY
     --api-key-file | 1 | API_KEY_FILE | api_key_file text | launch
     --ssl-key-file | 1 | SSL_KEY_FILE | ssl_key_file text | launch

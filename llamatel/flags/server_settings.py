@@ -81,6 +81,10 @@ class ServerSettings:
     draft_devices: tuple[str, ...] = ()
     draft_tensor_overrides: tuple[TensorOverride, ...] = ()
     embedding: bool = False
+    reranking: bool = False
+    """Embedding with the pooling "rank"."""
+    pooling: str | None = None
+    """None is the model's."""
     cache_ram_mib: int = 8192
     """Host memory for prompts; -1 has no limit."""
     ctx_checkpoints: int = 32
@@ -130,6 +134,11 @@ class ServerSettings:
     def copies(self) -> int:
         """Recurrent states kept per sequence where they can be rolled back (need_n_rs_seq, common/common.h:392)."""
         return 1 + (self.draft_max if not ROLLING_BACK.isdisjoint(self.spec_types) else 0)
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it has the reranking endpoint."""
+        return self.reranking or (self.embedding and self.pooling == "rank")
 
     @property
     def unified(self) -> bool:
@@ -182,7 +191,7 @@ def resolve(
         each = settings.fit and not unified and (build is None or build >= FIT_PER_SLOT_SINCE)
         context = trained_context * (slots if each else 1)
     batch, ubatch = settings.batch_size, settings.ubatch_size
-    if settings.embedding and batch > ubatch:
+    if (settings.embedding or settings.reranking) and batch > ubatch:
         batch = ubatch
     batch = min(context, batch) if causal else batch
     ubatch = min(batch, ubatch or batch)

@@ -26,7 +26,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from llamatel.records import Call, ClientCall, Completion, ObservedRequest, Outcome, RequestGpu
+from llamatel.records import Call, ClientCall, Completion, GroupedCall, ObservedRequest, Outcome, RequestGpu
 from llamatel.telemetry.otlp_encoding import Event
 from llamatel.telemetry.request_encoder import RequestEncoder, RequestSpan
 from llamatel.telemetry.sdk_adapter import is_placeholder
@@ -200,7 +200,7 @@ def _between(call: ClientCall, completion: Completion) -> list[tuple[str, float,
     before = "wait" if completion.queue_s is None else "network.request"
     parts = [(before, call.sent_at, completion.arrived_at)]
     # A stream arrives while it is generated.
-    if call.headers_at is None and call.outcome is Outcome.OK and call.tasks == 1:
+    if call.headers_at is None and call.outcome is Outcome.OK and call.tasks == completion.tasks:
         parts.append(("network.response", completion.ended_at, call.ended_at))
     return [part for part in parts if part[2] - part[1] > _SHORTEST_NETWORK_S]
 
@@ -280,6 +280,7 @@ def _attributes(completion: Completion) -> dict[str, str | int | float | bool | 
         "llamacpp.context.shifts": completion.context_shifts or None,
         "llamacpp.truncated": completion.truncated,
         "llamacpp.choice.is_child": completion.is_child or None,
+        "llamacpp.request.tasks": completion.tasks if isinstance(completion, GroupedCall) else None,
         "llamacpp.prefill.compute_time": completion.prefill_s if call is not None else None,
         "llamacpp.decode.compute_time": completion.decode_s if call is not None else None,
         "llamacpp.queue.estimated": None if completion.queue_s is None else True,

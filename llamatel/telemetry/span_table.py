@@ -65,8 +65,8 @@ ATTRIBUTES = (
     AttributeRow(
         "gen_ai.operation.name",
         "string",
-        "generate_content, embeddings (reranking too) or decision (`/v1/systemone`); llama.cpp's log does not "
-        "distinguish chat from plain completion.",
+        "generate_content, embeddings, rerank (on a server that is known to rerank; else embeddings) or decision "
+        "(`/v1/systemone`); llama.cpp's log does not distinguish chat from plain completion.",
     ),
     AttributeRow("gen_ai.provider.name", "string", "llama.cpp"),
     AttributeRow("gen_ai.request.model", "string", "The model's alias, else the name of its file."),
@@ -112,6 +112,12 @@ ATTRIBUTES = (
     AttributeRow("llamacpp.truncated", "boolean", "Whether llama.cpp cut the prompt or the answer for lack of room."),
     AttributeRow(
         "llamacpp.choice.is_child", "boolean", "True for a further choice (n > 1) of another request, else absent."
+    ),
+    AttributeRow(
+        "llamacpp.request.tasks",
+        "int",
+        "Of a reranking or decision call: the tasks of llama.cpp that are one call, by estimate: a task for each "
+        "document, or for each variant of a question. Absent for other requests.",
     ),
     AttributeRow(
         "llamatel.sampling.ratio",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamatel.records import ClientCall, Completion, Outcome
+from llamatel.records import ClientCall, Completion, GroupedCall, Outcome
 from llamatel.tracing.semconv import operation
 from llamatel.tracing.server_addresses import ServerAddresses, endpoint_of
 
@@ -45,7 +45,12 @@ def agree(call: ClientCall, completion: Completion, addresses: ServerAddresses) 
         or _differ(call.input_tokens, completion.prompt_tokens if call.generates else completion.context_tokens)
     ):
         return False
-    if completion.outcome is not Outcome.OK or (operation(completion) == "embeddings") == call.generates:
+    if isinstance(completion, GroupedCall) and (
+        completion.tasks > call.tasks
+        or (completion.tasks == call.tasks and _differ(call.input_tokens, completion.prompt_tokens))
+    ):
+        return False
+    if completion.outcome is not Outcome.OK or (operation(completion) == "generate_content") != call.generates:
         return False
     return may_be(call, completion, addresses)
 

@@ -328,13 +328,17 @@ class Joiner:
     ) -> bool:
         """Give the requests that fit a call their origin; whether one was joined."""
         found = [match] if match is not None else [held for held in fitting if held.origin is None]
+        whole = [held for held in found if held.completion.tasks == call.tasks > 1]
+        if len(whole) == 1:  # the others are at most parts of it
+            found = whole
+        tasks = sum(held.completion.tasks for held in found)
         endpoint = endpoint_of(call.server)
         named = self._addresses.server(endpoint) is not None
         if len(found) > _MAX_FITTING + call.tasks:
             for held in sorted(found, key=lambda held: abs(held.completion.ended_at - call.ended_at))[:_MAX_LINKS]:
                 held.candidates.append(call)
             return False
-        if not found or len(found) < call.tasks:
+        if not found or tasks < call.tasks:
             if not named and call.has_timings and not fitting:
                 self._addresses.other(endpoint)
             return False
@@ -348,7 +352,7 @@ class Joiner:
                 alike = (other for other in others.of(held.completion) if other is not call)
                 rivals = any(agree(other, held.completion, self._addresses) for other in alike)
                 unread = call.outcome is not Outcome.OK and held.completion.outcome is Outcome.OK
-                certain = len(found) == call.tasks and (call.tasks > 1 or not rivals) and not unread
+                certain = tasks == call.tasks and (call.tasks > 1 or not rivals) and not unread
             if certain and not named:
                 self._addresses.identified(endpoint, endpoint_of(held.completion.server))
                 certain = False

@@ -5,7 +5,7 @@ Shared by spans and collectors; imports nothing of OpenTelemetry.
 
 from __future__ import annotations
 
-from llamatel.records import Completion, Decision, Outcome
+from llamatel.records import Completion, GroupedCall, Outcome
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """Schema of our instrumentation scope. The GenAI conventions have no schema yet."""
@@ -32,13 +32,13 @@ _ERROR_TYPES = (
 def operation(completion: Completion) -> str:
     """``gen_ai.operation.name``: chat and plain completion look the same in the log, so both are ``generate_content``.
 
-    A request that completed without figures for prefill or decode was an embedding (or a reranking, which llama.cpp
-    runs as one), or of a decision model.
+    A request that completed without figures for prefill or decode was an embedding, unless the server is known to
+    rerank or to have a decision model.
     """
     if completion.call is not None:
         return completion.call.operation
-    if isinstance(completion, Decision):
-        return "decision"
+    if isinstance(completion, GroupedCall):
+        return completion.operation
     if completion.outcome is Outcome.OK and completion.prefill_s is None and completion.decode_s is None:
         return "embeddings"
     return "generate_content"

@@ -143,7 +143,7 @@ def diagnose(observed: Observation) -> Diagnosis:
         observed.completions, prefill_ceiling=observed.prefill_ceiling, decode_ceiling=observed.decode_ceiling
     )
     concurrency = _concurrency_limit(observed, outcomes)
-    prompts = [completion for completion in done if completion.prompt_tokens is not None]
+    prompts = [completion for completion in done if completion.prompt_cached is not None]
     prefills = [
         completion.prompt_computed / completion.prefill_s
         for completion in done

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.llama.log.call_groups import DECISION, RERANK
 from llamatel.llama.log.placement import learn_placement
 from llamatel.snapshots import Placement, PromptCacheState
 
@@ -52,6 +53,8 @@ _COMPRESSED = re.compile(
 _PROMPTS = re.compile(rf"srv +update: +- cache state: (\d{{1,12}}) prompts, ({_SIZE}) MiB")
 _SLEEPING = re.compile(r"(?:srv|que) +\w{1,12}: (?:server is )?(entering|exiting) sleeping state$")
 _DECIDES = re.compile(r"srv {1,16}\w{1,12}: decision model type: [\w.-]{1,64}$")
+_RANKS = re.compile(r"\w{1,64}: model default pooling_type is \[-?\d{1,3}\], but \[4\] was specified$")
+"""The pooling LLAMA_POOLING_TYPE_RANK."""
 _MIB = 1 << 20
 _BUILD = re.compile(r"(?:srv +\w{1,12}: |\w{1,64}: )?build_info: (\S{1,64})|build: (\d{1,9}) \((\w{1,64})\)")
 
@@ -76,8 +79,9 @@ class LoggedServer:
     sequence_context: int | None = None
     """Tokens that one sequence could have, if ``slot_context`` was capped."""
     sleeping: bool = False
-    decides: bool = False
-    """Whether its model is a decision model (October 2026)."""
+    operation: str | None = None
+    """What its requests without timings are: ``decision`` (October 2026), or ``rerank`` where that is logged, as the
+    model has another pooling by default; None: embeddings, or unknown."""
     reported: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the KV cache by part (k, v, recurrent, other), to 0.01 MiB a line; builds from May 2026 on print it
     only at ``-lv 4``."""
@@ -129,6 +133,15 @@ def _context(known: LoggedServer, text: str) -> LoggedServer | None:
     if found := _SEQUENCE.match(text):
         size = int(next(filter(None, found.groups())))
         return replace(known, sequence_context=known.sequence_context or size)
+    return None
+
+
+def _kind(known: LoggedServer, text: str) -> LoggedServer | None:
+    """Whether it reranks, or decides."""
+    if "decision model type: " in text and _DECIDES.match(text):
+        return replace(known, operation=DECISION)
+    if "pooling_type is" in text and _RANKS.match(text):
+        return replace(known, operation=RERANK)
     return None
 
 
@@ -187,13 +200,11 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
         return replace(known, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.match(text)):
         return _initializing(known, *found.groups())
-    for part in (_context, _placed, _memory):
+    for part in (_context, _placed, _memory, _kind):
         if (updated := part(known, text)) is not None:
             return updated
     if text.endswith(" sleeping state") and (found := _SLEEPING.match(text)):  # printed by the queue and by the server
         return replace(known, sleeping=found.group(1) == "entering", prompt_cache=None)
-    if "decision model type: " in text and _DECIDES.match(text):
-        return replace(known, decides=True)
     if "build" in text and (found := _BUILD.match(text)):
         info, number, commit = found.groups()
         return replace(known, build=info or f"b{number}-{commit}")

@@ -17,10 +17,11 @@ for rejected requests (``rejections``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from llamatel.flags.server_settings import ServerSettings
+from llamatel.llama.log.call_groups import RERANK, CallGroups
 from llamatel.llama.log.client_text import ClientText
 from llamatel.llama.log.jsonl_record import FRAGMENTS, parse_record
 from llamatel.llama.log.log_audit import LogAudit
@@ -34,7 +35,7 @@ from llamatel.llama.log.rejections import rejection
 from llamatel.llama.log.router_log import RouterLog
 from llamatel.llama.log.server_output import LineKind, OutputLine
 from llamatel.llama.log.slot_requests import ForeignLine, SlotRequests
-from llamatel.records import Completion, Decision, Outcome, ServerInfo
+from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ class LogReader:
         self._counters = counters or LogCounters()
         self._audit = LogAudit(self._counters.contradictions, supervised=supervised)
         self._requests = SlotRequests(self._counters, self._audit, self._on_end)
+        self._calls = CallGroups()
+        self.reranks = False
+        """Whether the server's flags make it rerank."""
         self._completed: list[Completion] = []
         """Of the line that is being read."""
         self._totals = dict.fromkeys(_TOTALS, 0.0)
@@ -263,25 +267,47 @@ class LogReader:
     def _on_end(
         self, request: LoggedRequest, time: float, *, tokens: int | None = None, truncated: bool | None = None
     ) -> None:
+        others = [other for other in self._requests if other is not request]
         completion = request.completion(
             self.server,
             time,
             wall=self._clock.wall,
             tokens=tokens,
             truncated=truncated,
-            others=[other for other in self._requests if other is not request],
+            others=others,
             history=self._requests.history,
         )
         if completion.outcome is Outcome.OK:
             if completion.prefill_s is None:
                 self._counters.untimed += 1
-                if self.logged_server.decides:
-                    completion = Decision(**{each.name: getattr(completion, each.name) for each in fields(completion)})
             else:
                 self._counters.timed += 1
                 self._audit.generated += completion.generated or 0
         self._add(completion)
-        self._completed.append(completion)
+        if completion.prefill_s is None and (operation := self._operation) is not None:
+            self._completed += self._calls.finished(completion, self._starts(others), operation)
+        else:
+            self._completed.append(completion)
+
+    @property
+    def _operation(self) -> str | None:
+        """The operation of calls that are several tasks; None: each task is a request."""
+        return RERANK if self.reranks else self.logged_server.operation
+
+    def _starts(self, requests: Iterable[LoggedRequest]) -> dict[int, float]:
+        return {request.task: self._clock.wall(request.started) for request in requests}
+
+    @property
+    def holds(self) -> bool:
+        """Whether calls are held until they are complete; then ``settle`` is to be called."""
+        return bool(self._calls) or any(reader.holds for reader in self.router)
+
+    def settle(self, *, at_once: bool = False) -> list[Completion]:
+        """The calls that are complete as no line of theirs has followed for a moment, or ``at_once``."""
+        completed = [completion for reader in self.router for completion in reader.settle(at_once=at_once)]
+        if self._calls:
+            completed += self._calls.settle(self._starts(self._requests), self._operation or RERANK, at_once=at_once)
+        return completed
 
     def _add(self, completion: Completion) -> None:
         """Add a request to llama.cpp's counters as this log has them."""
@@ -332,6 +358,7 @@ class LogReader:
         if not self.logged_server.reported.get("recurrent"):
             history.rewindable = rewindable
         if settings is not None:
+            self.reranks = settings.reranks
             history.host_cache, history.checkpoints = settings.cache_ram_mib != 0, settings.ctx_checkpoints != 0
 
     def abort(self, now: float, error: str) -> list[Completion]:
@@ -340,7 +367,7 @@ class LogReader:
         start = self._clock.process_started_at
         before, self._completed = self._completed, []
         self._requests.abort(self._last_time if start is None else now - start, error)
-        completed += self._completed
+        completed += self._completed + self._calls.flush(self._operation or RERANK)
         self._completed = before
         self._last_time = 0.0
         return completed
@@ -366,21 +393,26 @@ class LogReader:
         if slot < 0 or self._requests.drop(slot):
             self._counters.lost += 1
 
-    def finish_released(self) -> list[Completion]:
-        """The log ends: requests whose timings could have followed their release."""
+    def forget(self) -> list[Completion]:
+        """Finish reading; returns the requests that were held. The outcome of those in flight is unknown."""
+        completed = [completion for reader in self.router for completion in reader.forget()]
         self._requests.finish_released()
-        completed, self._completed = self._completed, []
-        return completed
-
-    def forget(self) -> None:
-        """Finish reading: the outcome of the requests in flight is unknown."""
-        self._counters.lost += self.busy
+        completed += self._completed
+        self._completed = []
+        running = self._starts(self._requests)
+        lost = len(running)
+        if (operation := self._operation) is not None:
+            calls, lost = self._calls.forget(running, operation)
+            completed += calls
+        self._counters.lost += lost
         self._requests.reset()
         self.router.restart()
+        return completed
 
     def restart(self, *, batch: int | None = None) -> None:
         """Reset for a new process with this ``--batch-size`` (None: the default)."""
         self._requests.reset(batch)
+        self._calls = CallGroups()
         self._clock.restart()
         self._audit.restart()
         self._last_time = 0.0

@@ -273,7 +273,9 @@ class Supervisor:
                 # A requested stop leaves the wake-up pipe readable, so from then on only the child is waited for.
                 serving = ready_at is not None and stop is None
                 output = child.read(
-                    None if serving else _LOOK_S, wakeful=stop is None, gather_s=_GATHER_S if serving else 0.0
+                    None if serving and not self._server_log.holds else _LOOK_S,
+                    wakeful=stop is None,
+                    gather_s=_GATHER_S if serving else 0.0,
                 )
                 lines = list(self._output.lines(output.stdout, output.stderr, listening=ready_at is not None))
                 self._read_output(lines)
@@ -340,11 +342,11 @@ class Supervisor:
             self._socket.after_end()
 
     def _read_output(self, lines: Sequence[OutputLine]) -> None:
-        if not lines:
-            return
-        finished = self._server_log.feed_output(lines, time.time())
-        self._tail.put(lines)
-        self._hand_out(finished)
+        if lines:
+            finished = self._server_log.feed_output(lines, time.time())
+            self._tail.put(lines)
+            self._hand_out(finished)
+        self._hand_out(self._server_log.settle())
 
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log reports that it listens: llama.cpp prints that when the model is loaded."""

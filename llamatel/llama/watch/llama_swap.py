@@ -136,7 +136,7 @@ class _Model:
     def feed(self, lines: list[str] | None) -> None:
         """Read lines of its log; None: a gap."""
         if lines is None:
-            self.log.forget()
+            self.observed.publish(self.log.forget())
         else:
             self.observed.publish(self.log.feed(lines, time.time()))
 
@@ -226,6 +226,9 @@ class LlamaSwap:
                 model.stream = _LogStream(self._http, f"/{quote(name, safe='')}", model.feed, self._open_common)
         for name, model in self._models.items():
             model.update(running.get(name, "unloaded"))
+            model.observed.publish(model.log.settle())
+        with self._lock:
+            self._streams.settle()
         self._up = True
 
     def _open_common(self) -> None:
@@ -248,7 +251,7 @@ class LlamaSwap:
                 running[0].feed(lines)
                 return
             for model in running:
-                model.log.forget()
+                model.feed(None)
             if lines is None:
                 self._streams.forget()
             elif lines:

@@ -35,6 +35,7 @@ _LONGEST_LINE = 8192
 _COARSE_S = 2.5
 """A timestamp of whole seconds is less exact than the time of reading, unless they differ by more."""
 _OTHER_PROCESS = 1000
+_SETTLE_S = 0.2
 _STEP_S = 1.0
 """The wall clock was set if it moved this much more or less than the monotonic clock between two reads."""
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1", "localhost")  # noqa: S104 - recognised, not bound
@@ -105,6 +106,7 @@ class LogStreams:
         """Whether the current lines were written before reading started."""
         self._once = LogOnce(_log)
         self._wall_offset = time.time() - time.monotonic()
+        self._settled_at = 0.0
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,19 @@ class LogStreams:
         if not batch.lines:
             for carried in self._lines.flush():
                 self._read(carried, batch.at, live=batch.live)
-            return
+        self._read_lines(batch)
+        if (now := time.monotonic()) - self._settled_at > _SETTLE_S:
+            self._settled_at = now
+            self.settle()
+
+    def settle(self, *, at_once: bool = False) -> None:
+        """Publish the requests that were held for lines that did not follow; ``read`` does it now and then."""
+        for stream in self._streams.values():
+            for number, server in stream.servers.items():
+                if server.log is not None and (completed := server.log.settle(at_once=at_once)):
+                    self._publish(server, completed, number)
+
+    def _read_lines(self, batch: Batch) -> None:
         lines, position = batch.lines, 0
         while position < len(lines):
             if self._plain is not None and not self._lines.open and (taken := self._read_plain(batch, position)):
@@ -168,13 +182,18 @@ class LogStreams:
                 if stream.clocks.too_close:
                     stream.separation.another()
         for batch, recorded in backlog.batches():
-            self._recorded = recorded
+            self._read_recorded(on=recorded)
             for line in batch:
                 for carried in self._lines.feed(line):
                     self._read(carried, backlog.at, live=False)
-        self._recorded = False
+        self._read_recorded(on=False)
         for stream in self._streams.values():
             stream.clocks = stream.first_wall = None
+
+    def _read_recorded(self, *, on: bool) -> None:
+        if self._recorded and not on:
+            self.settle(at_once=True)  # an earlier llamatel recorded them when it exited
+        self._recorded = on
 
     def forget(self) -> None:
         """Finish at the log's end: the outcome of requests in flight is unknown."""
@@ -182,10 +201,8 @@ class LogStreams:
             self._read(carried, 0.0, live=False)
         for stream in self._streams.values():
             for number, server in stream.servers.items():
-                if server.log is not None:
-                    if completed := server.log.finish_released():
-                        self._publish(server, completed, number)
-                    server.log.forget()
+                if server.log is not None and (completed := server.log.forget()):
+                    self._publish(server, completed, number)
         self._log.forget()
 
     @property
@@ -298,7 +315,8 @@ class LogStreams:
                 self._publish(server, completed, event.process)
             log.restart(server.info)
         elif event.change is Change.FORGOTTEN:
-            log.forget()
+            if completed := log.forget():
+                self._publish(server, completed, event.process)
             log.restart(server.info)
         if stream.separation.mixed:
             self._once.warning(

@@ -189,6 +189,8 @@ class ObservedServer:
         """Prepare for a launch with these flags and this environment."""
         self._words, self._environ = tuple(words), environ
         self._settings = parse_server_flags(words, environ=environ, lenient=True)
+        if self.log is not None:
+            self.log.describe_cache(rewindable=None, settings=self._settings)
 
     def process_replaced(self) -> None:
         """Prepare for a new process."""
@@ -288,6 +290,7 @@ class ObservedServer:
         else:
             router.poll_list(self.log.with_router(RouterLog.pop_exited))
             self.log.with_router(lambda log: log.name_processes(router.ports))
+            self.log.with_router(router.describe)
         router.poll_models()
         self.due_in_s = router.due_in_s
 

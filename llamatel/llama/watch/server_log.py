@@ -161,15 +161,22 @@ class ServerLog:
         with self._lock:
             return self._reader.abort(now, error)
 
-    def finish_released(self) -> list[Completion]:
-        """No more lines follow: requests whose timings could have followed their release."""
-        with self._lock:
-            return self._reader.finish_released()
+    @property
+    def holds(self) -> bool:
+        """Whether ``settle`` is to be called."""
+        return self._reader.holds
 
-    def forget(self) -> None:
-        """No more lines follow: the outcome of the requests in flight is unknown."""
+    def settle(self, *, at_once: bool = False) -> list[Completion]:
+        """Requests that were held for lines that did not follow for a moment, or ``at_once``; call it now and then."""
+        if not self._reader.holds:
+            return []
         with self._lock:
-            self._reader.forget()
+            return self._reader.settle(at_once=at_once)
+
+    def forget(self) -> list[Completion]:
+        """No more lines follow: requests that were held. The outcome of those in flight is unknown."""
+        with self._lock:
+            return self._reader.forget()
 
     def polled(self, model: str | None = None) -> None:
         """Record a poll of the server, or of one of its models, that uses a task number (/metrics, /slots)."""
