@@ -509,8 +509,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "llamatel.records.dropped", Kind.TOTAL, "{record}",
         "Records that llamatel lost, by reason: spans (shed, queue_full, export_failed, rejected, shutdown, "
-        "spool_full), lines of --jsonl and --server-log (jsonl_failed, server_log_failed), requests and calls (the "
-        "others). Each reason is exported from the start.",
+        "spool_full), data points that the OTLP endpoint rejected (points_rejected), lines of --jsonl and --server-log "
+        "(jsonl_failed, server_log_failed), requests and calls (the others). Each reason is exported from the start.",
         ("reason",),
     ),
     Metric(
@@ -548,7 +548,7 @@ METRICS: tuple[Metric, ...] = (
 DROP_REASONS = (
     "shed", "queue_full", "export_failed", "rejected", "shutdown", "span_failed", "observer_full", "observer_closed",
     "sink_failed", "watcher_failed", "snapshot_failed", "call_elsewhere", "call_not_reported",
-    "jsonl_failed", "server_log_failed", "spool_full",
+    "jsonl_failed", "server_log_failed", "spool_full", "points_rejected",
 )  # fmt: skip
 """Values of ``reason`` of ``llamatel.records.dropped``; the first six, and spool_full, count spans."""
 

@@ -261,7 +261,8 @@ def _connect(
         )
 
     def dropped() -> Mapping[str, int]:
-        return {**built.dropped(), **(reporter.losses() if reporter is not None else {}), **appended_file.lost()}
+        calls = reporter.losses() if reporter is not None else {}
+        return {**built.dropped(), "points_rejected": built.points_rejected, **calls, **appended_file.lost()}
 
     _CALLBACKS.reset()  # instruments of an earlier init() may be on our own provider by now
     callbacks = None if built.measures_alone else _CALLBACKS

@@ -33,17 +33,41 @@ def test_appended_file_mode(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("torn", ['{"trace_id": null, "serv', '{"tra', "{"])
-def test_jsonl_torn_line_is_removed(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"trace_id": null, "serv',
+        b'{"tra',
+        b"{",
+        b'{"trace_id": "\xc3',
+        b'{"trace_id": nu' + bytes(5000),
+        bytes(3 << 20),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_jsonl_torn_line_is_removed(tmp_path: Path, torn: bytes, before: int, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.jsonl"
+    for _ in range(before):
+        lines = JsonLines.open(str(path))
+        lines(REQUEST)
+        lines.close()
+    with path.open("ab") as stream:
+        stream.write(torn)
     lines = JsonLines.open(str(path))
     lines(REQUEST)
     lines.close()
-    path.write_text(path.read_text() + torn)
-    lines = JsonLines.open(str(path))
-    lines(REQUEST)
-    lines.close()
-    assert [json.loads(line)["task"] for line in path.read_text().splitlines()] == [1, 1]
+    assert [json.loads(line)["task"] for line in path.read_text().splitlines()] == [1] * (before + 1)
+    assert f"{path}: its last {len(torn)} bytes were cut by a crash and are removed" in caplog.text
+
+
+def test_jsonl_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for _ in range(3):
+        lines = JsonLines.open(str(path))
+        lines(REQUEST)
+        lines.close()
+        path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [json.loads(line)["task"] for line in path.read_text().splitlines()] == [1, 1, 1]
 
 
 def test_jsonl_line_of_another_program_is_kept(tmp_path: Path) -> None:

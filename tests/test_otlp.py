@@ -6,9 +6,13 @@ import base64
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from llamatel.metrics import table
 from llamatel.records import Outcome
@@ -221,16 +225,43 @@ def test_otlp_redirects_are_counted_and_not_followed(
     assert {request.path for request in otlp_sink.requests} == {"/v1/traces", "/v1/metrics"}
 
 
-def test_otlp_rejected_spans_are_counted_and_logged(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def rejecting(otlp_sink: OtlpSink) -> Iterator[Callable[[str], str]]:
+    """Endpoints that accept everything but 3 spans or data points a message, by protocol."""
     otlp_sink.rejected = 3
-    with telemetry(BATCH, otlp_endpoint=otlp_sink.endpoint, otlp_protocol="http/protobuf") as running:
+    server = grpc.server(ThreadPoolExecutor(2))
+    for service, name, response in (
+        ("trace.v1.TraceService", "rejected_spans", ExportTraceServiceResponse()),
+        ("metrics.v1.MetricsService", "rejected_data_points", ExportMetricsServiceResponse()),
+    ):
+        setattr(response.partial_success, name, 3)
+        response.partial_success.error_message = "too many\nattributes"
+        answer = response.SerializeToString()
+        export = grpc.unary_unary_rpc_method_handler(lambda _, __, answer=answer: answer)
+        handler = grpc.method_handlers_generic_handler(f"opentelemetry.proto.collector.{service}", {"Export": export})
+        server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield lambda protocol: f"http://127.0.0.1:{port}" if protocol == "grpc" else otlp_sink.endpoint
+    server.stop(None)
+
+
+@PROTOCOLS
+def test_otlp_rejected_data_is_counted_and_logged(
+    rejecting: Callable[[str], str], protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = rejecting(protocol)
+    with telemetry(BATCH, otlp_endpoint=endpoint, otlp_protocol=protocol) as running:
         running.send(completion())
         assert running.pipeline.flush(5)
         assert running.pipeline.dropped() == {"rejected": 3}
+        assert running.pipeline.points_rejected >= 3
         assert running.pipeline.span_queue is not None
         assert running.pipeline.span_queue.exported == 1
+    paths = ("", "") if protocol == "grpc" else ("/v1/traces", "/v1/metrics")
     messages = [record.getMessage() for record in ours(caplog)]
-    assert f"{otlp_sink.endpoint}/v1/traces rejects some spans: too many attributes" in messages
+    for path, what in zip(paths, ("spans", "metrics"), strict=True):
+        assert f"{endpoint}{path} rejects some {what}: too many attributes" in messages
 
 
 def test_otlp_trace_only_backend_shuts_down_true(otlp_sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ from llamatel.llama.server.freed_ports import FreedPorts
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.server.supervisor import ServerState
 from llamatel.records import Completion, Outcome
+from tests.acceptance import server_starts
 from tests.certificates import make_certificate
 from tests.parts import free_port, wait_until
 from tests.servers import complete, complete_in_background, descriptors, has_exited, script
@@ -210,6 +211,10 @@ def test_manager_free_port_reuses_stopped_servers(servers: Servers, backend: str
     second.stop_server()
     with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
         assert first.start_server(servers.model, port=0).wait_until_ready(60).base_url != url
+
+
+def test_manager_free_port_started_often_leaves_no_dead_series(tmp_path: Path) -> None:
+    assert server_starts.run(tmp_path, starts=6)["ports"] == 1
 
 
 def test_manager_next_server_starts_counters_at_zero(

@@ -7,6 +7,7 @@ the disk is full, lines are lost.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import stat
@@ -14,12 +15,14 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 from weakref import WeakSet
 
 _log = logging.getLogger(__name__)
 
 _MODE = 0o600
 _LONGEST_TORN = 1 << 20
+_MOST_ZEROS = 1 << 30
 _files: WeakSet[AppendedFile] = WeakSet()
 _lost: Counter[str] = Counter()
 _lost_lock = threading.Lock()
@@ -31,7 +34,8 @@ class AppendedFile:
     def __init__(self, path: str | os.PathLike[str], *, torn_start: bytes | None = None) -> None:
         """Raises OSError where it cannot be opened.
 
-        ``torn_start``: an unfinished last line with this start was cut by a crash and is removed; others get an end.
+        ``torn_start``: an unfinished last line with this start was cut by a crash and is removed, as are zeros after
+        it; other lines get an end.
         """
         self._path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that is not there
         self.descriptor = self._open()
@@ -89,17 +93,42 @@ class AppendedFile:
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             return
         with contextlib.suppress(OSError), self._path.open("rb") as stream:  # we may lack read permission
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _LONGEST_TORN))
-            end = stream.read(_LONGEST_TORN)
-            torn = end.rpartition(b"\n")[2]
-            if not torn:
-                return
+            size = end = stream.seek(0, os.SEEK_END)
+            if torn_start is not None:
+                end = _without_zeros(stream, size)
+            stream.seek(max(0, end - _LONGEST_TORN))
+            tail = stream.read(min(end, _LONGEST_TORN))
+            torn = tail.rpartition(b"\n")[2]
             ours = torn_start is not None and (torn.startswith(torn_start) or torn_start.startswith(torn))
-            if ours and (len(torn) < len(end) or len(end) == size):
-                os.ftruncate(self.descriptor, size - len(torn))
-            else:
+            if ours and not _is_document(torn) and (len(torn) < len(tail) or len(tail) == end):
+                end -= len(torn)
+                torn = b""
+            if end < size:
+                os.ftruncate(self.descriptor, end)
+                _log.warning("%s: its last %d bytes were cut by a crash and are removed", self._path, size - end)
+            if torn:
                 os.write(self.descriptor, b"\n")
+
+
+def _without_zeros(stream: IO[bytes], size: int) -> int:
+    """The end of a file without the zeros that a power loss leaves in blocks that were not written."""
+    end = size
+    while size - _MOST_ZEROS < end > 0:
+        start = max(0, end - _LONGEST_TORN)
+        stream.seek(start)
+        data = stream.read(end - start).rstrip(b"\0")
+        end = start + len(data)
+        if data:
+            break
+    return end
+
+
+def _is_document(line: bytes) -> bool:
+    """Whether only the line's end is missing."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def reopen_files() -> None:

@@ -141,6 +141,12 @@ class Pipeline:
         """Spans lost so far, by reason: queue_full, export_failed, rejected, shutdown. Metrics are cumulative."""
         return {} if self._parts.spans is None else self._parts.spans.lost()
 
+    @property
+    def points_rejected(self) -> int:
+        """Data points that the OTLP endpoint rejected."""
+        spans = None if self._parts.spans is None else self._parts.spans.delivery
+        return sum(delivery.rejected for delivery in self._parts.deliveries if delivery is not spans)
+
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Export what is queued. False if that took longer than ``timeout_s``, or an endpoint does not accept it."""
         parts = self._parts

@@ -14,6 +14,9 @@ from llamatel.telemetry.losses import Losses
 
 Listener = Callable[[Completion | ObservedRequest], None]
 
+_ENDED = ("stopped", "failed")
+"""States of a server whose port another one may have taken."""
+
 
 class Watched(Protocol):
     """A source of telemetry: a server that was launched or attached to, a log, a model in this process.
@@ -103,7 +106,7 @@ class WatchedServers:
             for state in self._states(server):
                 # One address has one server: where a manager was replaced by another on its port, the last one counts.
                 earlier = states.get(state.server.key)
-                if earlier is not None and earlier[0].state == "stopped":
+                if earlier is not None and earlier[0].state in _ENDED:
                     self.unwatch(earlier[1])
                 states[state.server.key] = state, server
         snapshot = Snapshot(self._clock(), tuple(state for state, _ in states.values()), self._dropped())

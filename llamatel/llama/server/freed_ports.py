@@ -26,13 +26,21 @@ class FreedPorts:
                     ports.append(port)
 
     def take(self, address: str | None) -> int | None:
-        """Remove and return the most recently released port that is still free."""
+        """Remove and return the most recently released port that is still free; others may be free later."""
         with self._lock:
-            ports = None if address is None else self._ports.get(address)
-            while address is not None and ports:
-                if _is_free(address, port := ports.pop()):
+            ports = [] if address is None else self._ports.get(address, [])
+            for port in reversed(ports):
+                if address is not None and _is_free(address, port):
+                    ports.remove(port)
                     return port
         return None
+
+    def keep(self, address: str | None, port: int | None) -> None:
+        """Record that the next process of the same server takes this port again."""
+        with self._lock:
+            ports = [] if address is None else self._ports.get(address, [])
+            if port in ports:
+                ports.remove(port)
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -165,17 +165,14 @@ class ServerManager:
         supervisor = self._supervisor
         if supervisor is None:
             return None
-        if self._stop(supervisor, timeout):
-            _ports.release(supervisor.info.address, supervisor.found_port)
+        self._stop(supervisor, timeout)
         return supervisor.returncode
 
-    def _stop(self, supervisor: Supervisor, timeout: float) -> bool:
-        """Stop the server; False if it does not run."""
-        if not supervisor.running:
-            return False
-        self._observed.poll_counters(_LAST_POLL_S)
-        supervisor.stop(timeout)
-        return True
+    def _stop(self, supervisor: Supervisor, timeout: float) -> None:
+        """Stop the server if it runs."""
+        if supervisor.running:
+            self._observed.poll_counters(_LAST_POLL_S)
+            supervisor.stop(timeout)
 
     def restart(self, timeout: float | None = None) -> ServerManager:
         """Stop the server and start it again with the same arguments, on the same port; waits until it is ready."""
@@ -301,6 +298,7 @@ class ServerManager:
         log = None if self._server_log is None else LogCopy(self._server_log)
         if before is not None:
             port = before.found_port
+            _ports.keep(requested.address, port)
         else:
             port = _ports.take(requested.address) if requested.port is None else None
         if (requested.address, requested.port, requested.model) != (
@@ -314,7 +312,7 @@ class ServerManager:
             self._observed.launch(command.arguments, {**os.environ, **command.environment})
         supervisor = Supervisor(
             backend, command, requested, self._observed_log,
-            hand_out=self._hand_out, process_replaced=self._observed.process_replaced,
+            hand_out=self._hand_out, process_replaced=self._observed.process_replaced, ended=_ports.release,
             restart_on_failure=self._restart != "never", max_restarts=self._max_restarts, log=log,
             restarts=0 if before is None else before.restarts, found_port=port,
         )  # fmt: skip

@@ -84,6 +84,7 @@ class Supervisor:
         *,
         hand_out: Callable[[Sequence[Completion]], None],
         process_replaced: Callable[[], None],
+        ended: Callable[[str | None, int | None], None],
         restart_on_failure: bool,
         max_restarts: int,
         log: LogCopy | None,
@@ -91,6 +92,8 @@ class Supervisor:
         found_port: int | None = None,
     ) -> None:
         """``hand_out`` gets the finished requests; ``process_replaced`` is called before each new process.
+
+        ``ended`` is called after the last one, with its address and the port that it had chosen.
 
         ``restarts`` so far; ``found_port``: take this port where the command leaves it to the server.
         """
@@ -111,7 +114,7 @@ class Supervisor:
         """The port that the server chose itself; its next process gets it again."""
         self._port = self.found_port or command.listen.port or 0
         self._socket = UnixSocket(command.listen.host) if command.listen.scheme == "unix" else None
-        self._hand_out, self._process_replaced = hand_out, process_replaced
+        self._hand_out, self._process_replaced, self._ended = hand_out, process_replaced, ended
         self._restarts_left = max_restarts if restart_on_failure else 0
         self._max_restarts = self._restarts_left
         self._output = ServerOutput()
@@ -246,6 +249,7 @@ class Supervisor:
 
     def _end(self, state: ServerState) -> None:
         self._tail.close()
+        self._ended(self.info.address, self.found_port)
         with self._changed:
             self._over = True
             self.state = state
