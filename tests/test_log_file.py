@@ -133,7 +133,7 @@ def test_file_copied_and_truncated(tmp_path: Path, follow: Follow) -> None:
     for rotation in range(8):
         for part in range(source.randint(5, 30)):
             if part == 2:
-                time.sleep(0.3)  # a file that exists for less than a poll interval is not seen
+                time.sleep(0.3)  # where a look finds an empty file, what was written and truncated since is not seen
             number = source.randint(1, 20)
             write(log, numbered(written, written + number))
             written += number
@@ -143,6 +143,47 @@ def test_file_copied_and_truncated(tmp_path: Path, follow: Follow) -> None:
         time.sleep(0.3)
     reading.wait_for(written)
     assert sorted(reading.stop(), key=lambda line: int(line.split()[1])) == numbered(0, written)
+    assert reading.source.bytes_lost == 0
+
+
+def rename(log: Path) -> None:
+    """As logrotate: .1 becomes .2, the log becomes .1."""
+    for number in (2, 1):
+        if (old := log.with_name(f"{log.name}.{number}")).exists():
+            old.rename(log.with_name(f"{log.name}.{number + 1}"))
+    log.rename(log.with_name(f"{log.name}.1"))
+
+
+def copy_and_truncate(log: Path) -> None:
+    log.with_name(f"{log.name}-{time.time_ns() // 1000}").write_bytes(log.read_bytes())
+    os.truncate(log, 0)
+
+
+@pytest.mark.parametrize("rotate", [rename, copy_and_truncate])
+@pytest.mark.parametrize("state", [False, True])
+def test_file_rotated_often_between_two_looks(
+    tmp_path: Path, follow: Follow, rotate: Callable[[Path], None], state: bool
+) -> None:
+    log = tmp_path / "server.log"
+
+    def start() -> Followed:
+        kept = PositionFile(tmp_path / "state") if state else None
+        return follow(FileSource(log, from_start=True, state=kept))
+
+    write(log, numbered(0, 10))
+    reading = start()
+    reading.wait_for(10)
+    first = reading.stop() if state else []  # with a state: while no llamatel runs
+    write(tmp_path / "server.log.8081", ["another server's"])
+    for part in range(3):
+        write(log, numbered(10 + 10 * part, 20 + 10 * part))
+        time.sleep(0.01)  # a tick of the file system's clock
+        rotate(log)
+    write(log, numbered(40, 80))  # larger than at the last look
+    if state:
+        reading = start()
+    reading.wait_for(80 - len(first))
+    assert first + reading.stop() == numbered(0, 80)
     assert reading.source.bytes_lost == 0
 
 

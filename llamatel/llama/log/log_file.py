@@ -7,20 +7,18 @@ of the lost bytes; for a file that was copied first, reading continues in the co
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import stat
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llamatel.errors import LogSourceError, UsageError
-from llamatel.llama.log.line_buffer import LineBuffer
-from llamatel.llama.log.log_encoding import HEAD, Decoder, encoding_of
-from llamatel.llama.log.log_source import READ_BYTES, Backlog, Batch, LogSource, StreamSource
-from llamatel.llama.log.read_position import HEAD_BYTES, Fingerprint, Position, PositionFile
+from llamatel.llama.log.followed_file import FollowedFile, copy_of, rotated_after
+from llamatel.llama.log.log_source import Backlog, Batch, LogSource, StreamSource
+from llamatel.llama.log.read_position import Position, PositionFile
 from llamatel.outputs.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
@@ -32,7 +30,6 @@ _MOST_OLD = 4
 _REPLAYED_START = 1 << 20
 _REPLAYED_END = 4 << 20
 """Bytes read again after a restart, to restore the server's state and the requests in flight."""
-_MOST_SIBLINGS = 1000
 
 
 def open_log(name: str, *, from_start: bool = False, state: str | None = None) -> LogSource:
@@ -54,100 +51,10 @@ def open_log(name: str, *, from_start: bool = False, state: str | None = None) -
     return FileSource(name, from_start=from_start, state=None if state is None else PositionFile(state))
 
 
-class _OpenFile:
-    """One file, and how far it was read."""
-
-    def __init__(self, descriptor: int, offset: int = 0) -> None:
-        self.descriptor = descriptor
-        self.offset = offset
-        self.buffer = LineBuffer(documents=True)
-        self.decoder = Decoder(encoding_of(os.pread(descriptor, HEAD, 0)))
-        self._start = os.pread(descriptor, HEAD_BYTES, 0)
-        self.read_at = time.monotonic()
-        self.since: float | None = None
-        """When everything in it was read (Unix time)."""
-        self.reached = 0
-        """How far the writer was read before the file was truncated."""
-        self._long_line_at: int | None = None
-        """Start of a line whose rest is left out: no reading may begin in the middle of a client's text."""
-
-    @property
-    def size(self) -> int:
-        return os.fstat(self.descriptor).st_size
-
-    @property
-    def head(self) -> Fingerprint:
-        """Hash of its first bytes, as many as it had when they were read."""
-        return Fingerprint.of_bytes(self._start)
-
-    def position(self) -> Position:
-        """Position of the end of the last whole line."""
-        if self._long_line_at is not None:
-            return Position(self.head, self._long_line_at)
-        rest = self.decoder.size_of(self.buffer.rest) + self.decoder.pending
-        return Position(self.head, max(0, self.offset - rest))
-
-    def restart(self, reached: int) -> None:
-        """Reset after truncation: the next line is the first. ``reached``: how far the writer was read."""
-        self.reached = max(self.reached, reached)
-        self.offset, self._long_line_at = 0, None
-        self.buffer = LineBuffer(documents=True)
-        self._start = os.pread(self.descriptor, HEAD_BYTES, 0)
-        self.decoder = Decoder(encoding_of(self._start[:HEAD]))
-
-    def read(self, end: int | None = None) -> tuple[bytes, int]:
-        """The next bytes, up to ``end``, and the bytes of a hole skipped before them."""
-        skipped = self._skip_hole(end)
-        size = READ_BYTES if end is None else max(0, min(READ_BYTES, end - self.offset))
-        data = os.pread(self.descriptor, size, self.offset)
-        if self.offset <= len(self._start) < HEAD_BYTES:
-            self._start = (self._start[: self.offset] + data)[:HEAD_BYTES]
-        self.offset += len(data)
-        if data:
-            self.read_at = time.monotonic()
-        if data[:1] == b"\0" and not self.decoder.encoding.startswith("utf-16"):
-            text = data.lstrip(b"\0")  # the rest of the hole's last block
-            skipped += len(data) - len(text)
-            data = text or b"\0"  # which lines leave out: empty is the end
-        return data, skipped
-
-    def lines(self, data: bytes) -> list[str]:
-        """The lines that end in these bytes."""
-        return [line for piece in self.pieces(data) for line in piece]
-
-    def pieces(self, data: bytes) -> Iterator[list[str]]:
-        """The same, in bounded batches. NULs are left by a truncation under a writer that does not append."""
-        for text in self.decoder.feed(data):
-            rest = self.buffer.rest
-            yield self.buffer.feed(text.replace(b"\0", b"") if b"\0" in text else text)
-            if not self.buffer.skipping:
-                self._long_line_at = None
-            elif self._long_line_at is None or b"\n" in text:
-                start = text.rpartition(b"\n")[2] if b"\n" in text else rest + text
-                self._long_line_at = self.offset - self.decoder.size_of(start) - self.decoder.pending
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-    def _skip_hole(self, end: int | None) -> int:
-        size = self.size  # before the check: data appended in between is no hole
-        try:
-            data_at = os.lseek(self.descriptor, self.offset, os.SEEK_DATA)
-        except OSError as error:
-            # At its end, or a file system without holes.
-            if error.errno == errno.ENXIO and self.offset < size:
-                data_at = size  # nothing but a hole until its end
-            else:
-                return 0
-        skipped = max(0, (data_at if end is None else min(data_at, end)) - self.offset)
-        self.offset += skipped
-        return skipped
-
-
 class _FileBacklog(Backlog):
     """The content of a file when it was opened; read from the file each time."""
 
-    def __init__(self, source: FileSource, file: _OpenFile, start: int, end: int) -> None:
+    def __init__(self, source: FileSource, file: FollowedFile, start: int, end: int) -> None:
         super().__init__((), os.fstat(file.descriptor).st_mtime)
         self._source = source
         self._file = file
@@ -156,7 +63,7 @@ class _FileBacklog(Backlog):
 
     def scan(self) -> Iterator[Sequence[str]]:
         yield from (lines for lines, _ in self._recorded())
-        again = _OpenFile(self._file.descriptor, self._start)
+        again = FollowedFile(self._file.descriptor, self._start)
         while not self._source.stopped and (data := again.read(self._end)[0]):
             yield from again.pieces(data)
 
@@ -177,7 +84,7 @@ class _FileBacklog(Backlog):
         if pieces[0][1] >= pieces[1][0]:
             pieces = [(0, self._start)]
         for start, end in pieces:
-            again = _OpenFile(self._file.descriptor, start)
+            again = FollowedFile(self._file.descriptor, start)
             first = start > 0  # most likely the middle of a line
             while not self._source.stopped and again.offset < end:
                 data, _ = again.read(end)
@@ -236,15 +143,15 @@ class FileSource:
         """End ``batches`` soon; may be called from any thread."""
         self._stop.set()
 
-    def save(self, file: _OpenFile, *, ended: bool = False) -> None:
+    def save(self, file: FollowedFile, *, ended: bool = False) -> None:
         """Save the position: the lines before it were processed. ``ended``: no more are read."""
         if self._state is not None:
             self._state.save(file.position(), ended=ended)
 
     def batches(self) -> Iterator[Batch | Backlog]:  # noqa: PLR0912 - one loop over all that can happen to a file
         """Batches until ``stop``, or the end of a file that is not followed. Raises LogSourceError."""
-        old: list[_OpenFile] = []
-        current: _OpenFile | None = None
+        old: list[FollowedFile] = []
+        current: FollowedFile | None = None
         try:
             current = yield from self._first()
             if self._descriptor is not None or (current is not None and current.decoder.encoding == "gzip"):
@@ -262,8 +169,9 @@ class FileSource:
                     if not old:
                         self.save(current)
                     if self._moved(current):
-                        old.append(current)
-                        current = self._open()
+                        moved, current = current, self._open()
+                        missed = self._between(moved, [*old, current])
+                        old += [moved, *missed]
                 old = self._without_finished(old)
                 if not came:
                     yield Batch((), time.time())  # no new data for a while
@@ -279,12 +187,12 @@ class FileSource:
 
     # -- where to start -------------------------------------------------------------------------------------------
 
-    def _first(self) -> Generator[Batch | Backlog, None, _OpenFile | None]:
+    def _first(self) -> Generator[Batch | Backlog, None, FollowedFile | None]:
         """Yield the existing content; returns the file to follow."""
         position = None if self._state is None else self._state.load()
         if self._descriptor is not None:
             offset = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-            current: _OpenFile | None = _OpenFile(os.dup(self._descriptor), offset)
+            current: FollowedFile | None = FollowedFile(os.dup(self._descriptor), offset)
         else:
             current = self._open()
         if position is not None:
@@ -300,57 +208,56 @@ class FileSource:
             current.offset = start
         return current
 
-    def _end_of(self, file: _OpenFile) -> int:
+    def _end_of(self, file: FollowedFile) -> int:
         """The end of the content that existed at construction."""
         now, then = os.fstat(file.descriptor), self._existing
         if then is None or not os.path.samestat(now, then) or now.st_size < then.st_size:
             return 0
         return then.st_size
 
-    def _resume(self, position: Position, current: _OpenFile | None) -> Generator[Batch | Backlog, None, int]:
+    def _resume(self, position: Position, current: FollowedFile | None) -> Generator[Batch | Backlog, None, int]:
         """Yield what was written while no llamatel ran; returns where to continue in the current file."""
         if current is not None and position.head.matches(current.descriptor) and position.offset <= current.size:
             return position.offset
-        moved = self._sibling(position)
+        moved = copy_of(self._path, position)
         if moved is None:
-            _log.warning("%s is not the file that was read before: it is read from its start", self.name)
+            _log.warning(
+                "%s is not the file that was read before: it is read from its start; what was written to the other "
+                "file since then is missing (it was removed or compressed)",
+                self.name,
+            )
             return 0
+        files = [moved, *self._between(moved, [current])]
         try:
-            yield _FileBacklog(self, moved, position.offset, moved.size)
+            for file in files:
+                yield _FileBacklog(self, file, position.offset if file is moved else 0, file.size)
         finally:
-            moved.close()
+            for file in files:
+                file.close()
         return 0
 
-    def _sibling(self, position: Position) -> _OpenFile | None:
-        """The file of a saved position, after it was moved or copied."""
-        with contextlib.suppress(OSError), os.scandir(self._path.parent) as entries:
-            for number, entry in enumerate(entries):
-                if number == _MOST_SIBLINGS:
-                    break
-                if not entry.name.startswith(self._path.name) or entry.name == self._path.name:
-                    continue
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                file = _OpenFile(os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC))
-                if position.head.matches(file.descriptor) and file.size >= position.offset:
-                    return file
-                file.close()
-        return None
+    def _between(self, earlier: FollowedFile, known: Iterable[FollowedFile | None]) -> list[FollowedFile]:
+        """Files between ``earlier`` and the current one, which were never the current one at a look."""
+        files = rotated_after(self._path, earlier, [file for file in known if file is not None])
+        for file in files[:-_MOST_OLD]:
+            self._lost(file.size)
+            file.close()
+        return files[-_MOST_OLD:]
 
-    def _open(self) -> _OpenFile | None:
+    def _open(self) -> FollowedFile | None:
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
                 raise LogSourceError(f"the log {self.name} is not a regular file any more")
-            return _OpenFile(descriptor)
+            return FollowedFile(descriptor)
         return None
 
     # -- new lines -------------------------------------------------------------------------------------------------
 
-    def _read(self, file: _OpenFile) -> Iterator[Batch]:
+    def _read(self, file: FollowedFile) -> Iterator[Batch]:
         """Yield new lines of a file."""
-        if file.size < file.offset:
+        if file.size < file.offset or file.replaced:
             found = yield from self._from_copy(file)
             yield Batch(file.buffer.flush(), time.time())
             file.restart(file.offset + found)
@@ -368,16 +275,18 @@ class FileSource:
                 return
             yield Batch(file.lines(data), time.time(), since=file.since)
 
-    def _from_copy(self, file: _OpenFile, offset: int | None = None) -> Generator[Batch, None, int]:
+    def _from_copy(self, file: FollowedFile, offset: int | None = None) -> Generator[Batch, None, int]:
         """Yield the unread part of a truncated file from a copy of it; returns the number of bytes."""
         start = file.offset if offset is None else offset
-        copy = self._sibling(Position(file.head, start))
+        copy = copy_of(self._path, Position(file.head, start))
         if copy is None:
             return 0
         copy.offset, copy.buffer, copy.decoder = start, file.buffer, file.decoder
-        while not self.stopped and (data := copy.read()[0]):
-            yield Batch(copy.lines(data), time.time())
-        copy.close()
+        files = [copy, *self._between(copy, [file])]
+        for each in files:
+            while not self.stopped and (data := each.read()[0]):
+                yield Batch(each.lines(data), time.time())
+            each.close()
         return copy.offset - start
 
     def _lost(self, size: int) -> None:
@@ -391,7 +300,7 @@ class FileSource:
             size,
         )
 
-    def _moved(self, file: _OpenFile) -> bool:
+    def _moved(self, file: FollowedFile) -> bool:
         """Whether the path is another file now."""
         ours = os.fstat(file.descriptor)
         try:
@@ -400,11 +309,11 @@ class FileSource:
             return False  # moved away, and not created again yet
         return not os.path.samestat(now, ours)
 
-    def _without_finished(self, old: list[_OpenFile]) -> list[_OpenFile]:
+    def _without_finished(self, old: list[FollowedFile]) -> list[FollowedFile]:
         """Moved files that may still be written to."""
-        kept: list[_OpenFile] = []
+        kept: list[FollowedFile] = []
         for file in old:
-            if time.monotonic() - file.read_at > _OLD_FILE_S or len(old) - len(kept) > _MOST_OLD:
+            if time.monotonic() - file.read_at > _OLD_FILE_S or len(old) - len(kept) > 2 * _MOST_OLD:
                 file.close()
             else:
                 kept.append(file)
