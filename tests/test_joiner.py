@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llamatel.records import ClientCall, Completion, Outcome, ServerInfo
+from llamatel.records import ClientCall, Completion, GroupedCall, Outcome, ServerInfo
 from llamatel.tracing.joining import Joiner, Origin
 from tests.samples import START_TIME, completion, cut_short
 
@@ -375,3 +375,31 @@ def test_joiner_equal_calls_of_which_one_request_is_logged_late() -> None:
     later = {name: getattr(completion(), name) + 1.45 for name in ("started_at", "ended_at", "first_token_at")}
     bench.joiner.completed(completion(task=2, **later))
     assert bench.after(0.4) == {1: Origin(parent=first), 2: Origin(parent=second)}
+
+
+def reranking(task: int, tasks: int, tokens: int) -> GroupedCall:
+    return GroupedCall(
+        server=HERE, slot=None, task=task, started_at=START_TIME, ended_at=START_TIME + 1.5, outcome=Outcome.OK,
+        context_tokens=tokens, truncated=False, task_count=tasks,
+    )  # fmt: skip
+
+
+def reranking_calls(bench: Bench) -> tuple[ClientCall, ...]:
+    """Two calls at once, of three documents each."""
+    bench.watch()
+    fields: dict[str, Any] = dict.fromkeys(
+        ("output_tokens", "cached_tokens", "prompt_computed", "prefill_s", "decode_s")
+    )
+    return tuple(bench.call(operation="rerank", tasks=3, input_tokens=tokens, **fields) for tokens in (60, 50))
+
+
+def test_joiner_reranking_calls_by_tokens() -> None:
+    bench = Bench()
+    calls = reranking_calls(bench)
+    found = bench.run(reranking(1, 3, 50), reranking(5, 3, 60), calls=calls)
+    assert [found[task].parent for task in (5, 1)] == [*calls]
+
+
+def test_joiner_reranking_calls_counted_as_one() -> None:
+    bench = Bench()
+    assert bench.run(reranking(1, 6, 110), calls=reranking_calls(bench))[1].parent is None

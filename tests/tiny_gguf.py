@@ -22,10 +22,12 @@ def write_tiny_model(
     context: int = 4096,
     half: bool = False,
     seed: int = 0,
+    pooling: int | None = None,
 ) -> Path:
     """Write the model to ``path`` and return it. Shapes and formats: llama.cpp's gguf-py, ``gguf/constants.py``.
 
-    ``half`` stores matrices as 16-bit floats, for models whose dimensions are a real one's.
+    ``half`` stores matrices as 16-bit floats, for models whose dimensions are a real one's. ``pooling`` is the pooling
+    type by default.
     """
     import gguf
     import numpy as np
@@ -42,6 +44,8 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(1e-5)
     head_size = embedding // heads
     writer.add_rope_dimension_count(head_size)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
 
     tokens = ["<unk>", "<s>", "</s>"]

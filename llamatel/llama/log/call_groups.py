@@ -109,9 +109,10 @@ class CallGroups:
 
     def settle(self, running: Mapping[int, float], operation: str, *, at_once: bool = False) -> list[Completion]:
         """The calls that are complete now; to be called now and then. ``at_once``: all without a running task."""
+        if not at_once and self._clock() - self._finished_at < _QUIET_S:
+            return []
         self._place(running)
-        quiet = not running and self._clock() - self._finished_at >= _QUIET_S
-        return self._pop_complete(running, operation, quiet=quiet or at_once)
+        return self._pop_complete(running, operation, quiet=not running or at_once)
 
     def flush(self, operation: str) -> list[Completion]:
         """All calls: no more of their tasks follow. Another process may follow."""

@@ -82,6 +82,7 @@ class ChildReader(Protocol):
 
     server: ServerInfo
     logged_server: LoggedServer
+    reranks: bool
 
     @property
     def totals(self) -> Mapping[str, float]:
@@ -100,6 +101,10 @@ class RouterLog(Generic[R]):
         self._readers: dict[int, tuple[R, ServerInfo]] = {}
         """Readers by port, and the router that they were assigned to."""
         self._names: dict[int, str] = {}
+        self._reranking: set[str] = set()
+        """Models whose flags make them rerank."""
+        self._spawning: str | None = None
+        """The model whose flags are being logged."""
         self.models: dict[str, ModelLife] = {}
         self.seen = False
         """Whether this is a router's log."""
@@ -125,14 +130,21 @@ class RouterLog(Generic[R]):
             name = self._names.get(port)
             reader = self._make_reader(name is not None) if entry is None else entry[0]
             reader.server = replace(router, model=name) if name else router
+            reader.reranks = name in self._reranking
             if entry is None and len(self._readers) >= _MAX_MODELS:  # no router has so many
                 del self._readers[next(iter(self._readers))]
             self._readers[port] = entry = (reader, router)
             self.seen = True
         return entry[0]
 
-    def name_processes(self, names: Mapping[int, str]) -> None:
-        """Which model's process listens on which port, by the router's list, where its start was not logged."""
+    def name_processes(self, names: Mapping[int, str], reranking: frozenset[str] = frozenset()) -> None:
+        """Which model's process listens on which port, by the router's list, where its start was not logged.
+
+        ``reranking``: the models whose flags make them rerank.
+        """
+        self._reranking |= reranking
+        for port, (reader, _) in self._readers.items():
+            reader.reranks = self._names.get(port) in self._reranking
         for port, name in names.items():
             if port in self._names or (name not in self.models and len(self.models) >= _MAX_MODELS):
                 continue
@@ -160,6 +172,9 @@ class RouterLog(Generic[R]):
             return True
         if "name=" in text:
             return self._read_named(text)
+        if self._spawning is not None and text.endswith((" --reranking", " --rerank")):
+            self._reranking.add(self._spawning)
+            return True
         found = _KNOWN.match(text) if "] " in text else None
         if found is not None:
             _, life = self._life(found.group(1))
@@ -208,6 +223,8 @@ class RouterLog(Generic[R]):
         if len(self._names) >= _MAX_PORTS:
             del self._names[next(iter(self._names))]
         self._names[port] = name
+        self._reranking.discard(name)
+        self._spawning = name
         self.seen = True
 
     def _exited(self, name: str, life: ModelLife, status: int) -> None:

@@ -289,8 +289,7 @@ class ObservedServer:
             router.poll_list()
         else:
             router.poll_list(self.log.with_router(RouterLog.pop_exited))
-            self.log.with_router(lambda log: log.name_processes(router.ports))
-            self.log.with_router(router.describe)
+            self.log.with_router(lambda log: log.name_processes(router.ports, router.reranking))
         router.poll_models()
         self.due_in_s = router.due_in_s
 

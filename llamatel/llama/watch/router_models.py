@@ -291,12 +291,11 @@ class Router:
         entries = [model.entry for model in self._models.values()]
         return {entry.port: entry.name for entry in entries if entry.running and entry.port is not None}
 
-    def describe(self, log: RouterLog[LogReader]) -> None:
-        """Report its models' flags to the readers of their log."""
-        for name, model in self._models.items():
-            reader, settings = log.reader_of(name), model.entry.settings
-            if reader is not None and settings is not None:
-                reader.reranks = settings.reranks
+    @property
+    def reranking(self) -> frozenset[str]:
+        """The models whose flags make them rerank."""
+        flags = {name: model.entry.settings for name, model in self._models.items()}
+        return frozenset(name for name, settings in flags.items() if settings is not None and settings.reranks)
 
     def clear(self) -> None:
         """Record that it no longer responds, nor do its models; their counts are kept and resumed later."""
