@@ -28,8 +28,12 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Return the JSON response of a GET request."""
+        return json.loads(self.text(path))
+
+    def text(self, path: str) -> str:
+        """Return the text of the response of a GET request."""
         with urllib.request.urlopen(self.url + path, timeout=30) as response:
-            return json.load(response)
+            return str(response.read().decode())
 
     def complete(self, tokens: int = 8, **more: Any) -> Any:
         """Return the response of a completion of exactly ``tokens`` tokens."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.log_file import FileSource
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.watch.log_follower import LogFollower
+from llamatel.llama.watch.process_log import router_log
 from llamatel.llama.watch.router_models import parse_models
 from llamatel.records import Completion, Outcome
 from llamatel.snapshots import CountGaps, RouterModel, ServerSnapshot
-from tests.attached import Attached, Server, Unmanaged, attached
-from tests.parts import wait_until
+from tests.attached import Attached, Server, Unmanaged, attached, unmanaged
+from tests.parts import Child, free_port, wait_until
 from tests.servers import LONG, complete, complete_in_background
 from tests.tiny_gguf import write_tiny_model
 
@@ -252,6 +256,50 @@ def test_router_log_from_its_end_names_models(start: Callable[..., Unmanaged]) -
         finally:
             follower.stop()
     assert [(request.server.model, request.generated) for request in done] == [("b", 4)]
+
+
+def test_router_log_found_and_read(
+    start: Callable[..., Unmanaged], llama_server_binary: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """``attach`` reads the log of this machine's router by itself, and so has each token of models that are swapped."""
+    router = start("--models-max", "1")
+    assert router_log(ServerClient(router.url)) == (str(router.child.log), "")
+    with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model) as other:
+        assert router_log(ServerClient(other.url)) == (None, "")  # only a router's totals need it
+    out, metrics = tmp_path / "requests.jsonl", f"127.0.0.1:{free_port()}"
+    attach = [sys.executable, "-m", "llamatel.cli.main", "attach", router.url, "--metrics-addr", metrics]
+    child = Child([*attach, "--jsonl", out], tmp_path / "attach.log")
+    try:
+        child.wait_ready(lambda: "--no-log: only poll" in child.output(), 30)
+        for number, model in enumerate("abcab", 3):
+            router.complete(number, model=model)
+
+        def rows() -> list[tuple[str, int]]:
+            found = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+            return [(row["server"]["model"], row["generated"]) for row in found]
+
+        wait_until(lambda: len(rows()) == 5, 20, "five requests")
+        assert rows() == [("a", 3), ("b", 4), ("c", 5), ("a", 6), ("b", 7)]
+
+        def generated() -> float:
+            series = Server(f"http://{metrics}").text("/metrics").splitlines()
+            tokens = [line for line in series if line.startswith("llamacpp_tokens_total") and 'type="output"' in line]
+            return sum(float(line.rpartition(" ")[2]) for line in tokens)
+
+        wait_until(lambda: generated() == 25, 20, "all tokens")
+    finally:
+        child.stop()
+
+
+def test_router_model_requests_pause(start: Callable[..., Unmanaged]) -> None:
+    """A second request in the moment in which the router unloads the model would hold its process for ten seconds."""
+    router = start()
+    router.complete(1, model="a")
+    client = ServerClient(router.url).of_model("a")
+    started_at = time.monotonic()
+    for _ in range(3):
+        client.scrape()
+    assert time.monotonic() - started_at >= 0.04
 
 
 def test_router_launched_by_manager(llama_server_binary: Path, models: Path) -> None:

@@ -41,6 +41,7 @@ from llamatel.llama.watch.llama_swap import LlamaSwap
 from llamatel.llama.watch.log_follower import LogFollower
 from llamatel.llama.watch.ollama import DEFAULT_URL, Ollama
 from llamatel.llama.watch.ollama_log_location import find_log
+from llamatel.llama.watch.process_log import router_log
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
 from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
@@ -59,6 +60,7 @@ class AttachOptions:
     urls: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     log: str | None = None
+    no_log: bool = False
     from_start: bool = False
     log_state: str | None = None
     llama_swap: str | None = None
@@ -74,6 +76,7 @@ class AttachOptions:
 @click.argument("urls", metavar="[URL]...", nargs=-1)
 @click.option("--targets", metavar="FILE", multiple=True, help="Addresses in a file; reread when changed.")
 @click.option("--log", metavar="FILE|-", help="The server's log; -: standard input.")
+@click.option("--no-log", is_flag=True, help="Do not look for the log of a router, or Ollama, on this machine.")
 @click.option("--from-start", is_flag=True, help="Also read the log's existing content.")
 @click.option(
     "--log-state",
@@ -116,12 +119,12 @@ def command(**values: Any) -> int:
     add_times()
     options = options_of(TelemetryOptions, values)
     what = options_of(AttachOptions, values)
-    source, no_log = _source(what)
+    access = options_of(AccessOptions, values).access()
+    source, no_log = _source(what, access)
     if source is None and what.llama_swap is None and what.ollama is None and (options.requests or options.jsonl):
         raise UsageError("--requests and --jsonl show requests, which only a log has: add --log FILE")
     labels = dict(map(parse_label, what.labels))
     targets = TargetFiles(what.targets, [target(url) for url in what.urls], labels=labels)
-    access = options_of(AccessOptions, values).access()
     engine = _engine(what, source, access, labels)
     lines = None if source is None and not isinstance(engine, LlamaSwap) else request_lines(options)
     statistics = RequestStatistics()
@@ -148,8 +151,8 @@ def command(**values: Any) -> int:
                 "metrics": running.pipeline.metrics_url or "off",
                 "page": page_line(running),
                 "OTLP": otlp_line(running.settings),
+                **_log_line(source, what, no_log),
             }
-            about |= {"log": f"none, so requests are not seen. With it: {no_log}"} if no_log else {}
             for row in columns(about):
                 notes.print(row, soft_wrap=True)
             with alarms_shown(running, notes), _started(engine, running.observer):
@@ -169,8 +172,8 @@ def command(**values: Any) -> int:
     return 0
 
 
-def _source(what: AttachOptions) -> tuple[LogSource | None, str]:
-    """The log, and how to pass that of an Ollama if it was not found."""
+def _source(what: AttachOptions, access: Access) -> tuple[LogSource | None, str]:
+    """The log, which of a local Ollama or router is found, and how to pass it if it is not."""
     if what.log is None:
         if not any((what.urls, what.targets, what.llama_swap, what.ollama)):
             raise UsageError("name servers (http://127.0.0.1:8080, or --targets FILE), the log of one (--log), or both")
@@ -180,11 +183,37 @@ def _source(what: AttachOptions) -> tuple[LogSource | None, str]:
             raise UsageError("--exit-with-log needs a log: add --log FILE")
         if what.log_state is not None:
             raise UsageError("--log-state needs a log: add --log FILE")
-        path, command = (None, "") if what.ollama is None else find_log(target(what.ollama).location)
+        path, command = (None, "") if what.no_log else _found_log(what, access)
         return None if path is None else open_log(path), command if path is None else ""
+    if what.no_log:
+        raise UsageError("--log and --no-log: give one of them")
     if what.targets or len(what.urls) > (what.ollama is None) or what.llama_swap is not None:
         raise UsageError("a log belongs to one server: use --log with one URL or none")
     return open_log(what.log, from_start=what.from_start, state=what.log_state), ""
+
+
+def _found_log(what: AttachOptions, access: Access) -> tuple[str | None, str]:
+    """The file of the log of the one server, if it can be found and is needed; and else the command to pass it."""
+    if what.ollama is not None:
+        return find_log(target(what.ollama).location)
+    if len(what.urls) != 1 or what.targets or what.llama_swap is not None:
+        return None, ""
+    where = target(what.urls[0])
+    if not where.location.is_local:
+        return None, ""
+    client = access.client(where)
+    try:
+        path, command = router_log(client)
+    finally:
+        client.close()
+    return path, f"{command} | llamatel attach {where.url} --log -" if command else ""
+
+
+def _log_line(source: LogSource | None, what: AttachOptions, no_log: str) -> dict[str, str]:
+    """What is said of a log that was looked for; nothing of one that was given."""
+    if source is not None and what.log is None:
+        return {"log": f"{source.name}, as its process shows; --no-log: only poll"}
+    return {"log": f"none, so requests are not seen. With it: {no_log}"} if no_log else {}
 
 
 def _doing(source: LogSource | None, fleet: Fleet, what: AttachOptions) -> str:

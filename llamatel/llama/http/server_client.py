@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -27,6 +28,9 @@ _POSITION = re.compile(rb'(?:^|,)position="(\d{1,3})"')
 _MOST_VALUES = 256
 _LARGEST_VALUE = 2.0**62
 """Far above any counter."""
+_MODEL_PAUSE_S = 0.02
+"""Pause between two requests to a router's model. The end of one may let the router unload the model, whose process
+waits until it is killed, ten seconds, if another request arrives in the next milliseconds."""
 _ADDITIVE = ("requests_processing", "requests_deferred")
 """Gauges that may be added up over label sets, as counters are."""
 
@@ -103,6 +107,7 @@ class ServerClient:
         self.base_url = self.http.base_url
         self._timeout_s = timeout_s
         self._query = ""
+        self._pause_s = self._answered_at = 0.0
         self._scraped: tuple[bytes, Scrape | None] = (b"", None)
         """The last response of ``/metrics``, and what it was parsed to."""
 
@@ -110,6 +115,7 @@ class ServerClient:
         """A client for one of a router's models, over the same connections; it never makes the router load it."""
         client = copy.copy(self)
         client._query = f"?model={quote(name, safe='')}&autoload=false"
+        client._pause_s = _MODEL_PAUSE_S
         return client
 
     @property
@@ -119,10 +125,14 @@ class ServerClient:
 
     def get(self, path: str, timeout_s: float | None = None) -> Response:
         """A response of any status. Raises ServerUnreachable without a response."""
+        if self._pause_s and (pause_s := self._answered_at + self._pause_s - time.monotonic()) > 0:
+            time.sleep(pause_s)
         try:
             return self.http.request(path + self._query, total_s=timeout_s or self._timeout_s)
         except HttpError as error:
             raise ServerUnreachable(f"{self.base_url}{path} does not answer: {error}", busy=error.busy) from error
+        finally:
+            self._answered_at = time.monotonic()
 
     def health(self, timeout_s: float | None = None) -> int:
         """The status of ``/health``, which needs no key: 200 once the model is loaded, 503 while it loads.
