@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
 
-from llamatel.cli.service_manager import notify
+from llamatel.cli.service_manager import notify, watchdog_pause_s
 from llamatel.telemetry.metrics_endpoint import MetricsEndpoint
 from tests.parts import free_port
 from tests.parts.processes import Child
@@ -39,15 +40,28 @@ def test_notify_without_a_listener(address: str) -> None:
     assert not notify("READY=1", {"NOTIFY_SOCKET": address})
 
 
-def test_attach_notifies_ready_watchdog_and_stopping(tmp_path: Path) -> None:
+def test_watchdog_pause_is_half_of_the_units() -> None:
+    pauses = [
+        watchdog_pause_s(2.0, {"WATCHDOG_USEC": text}) for text in ("120000000", "1000000", "", "0", "x", "9" * 99)
+    ]
+    assert pauses == [2.0, 0.5, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_attach_notifies_ready_watchdog_reload_and_stopping(tmp_path: Path) -> None:
     """A server that is down: readiness is llamatel's, not the server's."""
     argv = [sys.executable, "-m", "llamatel.cli.main", "attach", f"http://127.0.0.1:{free_port()}"]
     with _listener(tmp_path / "notify") as listener:
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
         child = Child([*argv, "--metrics-addr", "127.0.0.1:0"], tmp_path / "out", environment)
         try:
             assert listener.recv(100) == b"READY=1", child.output()
             assert listener.recv(100) == b"WATCHDOG=1", child.output()
+            child.process.send_signal(signal.SIGHUP)
+            while not (state := listener.recv(100)).startswith(b"RELOADING=1\nMONOTONIC_USEC="):
+                assert state == b"WATCHDOG=1"
+            assert 0 <= time.monotonic_ns() // 1000 - int(state.rpartition(b"=")[2]) < 60e6
+            while (state := listener.recv(100)) != b"READY=1":
+                assert state == b"WATCHDOG=1"
         finally:
             child.process.send_signal(signal.SIGTERM)
             states = {b""}

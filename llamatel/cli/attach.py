@@ -20,6 +20,7 @@ import click
 from llamatel.cli.console import note_console
 from llamatel.cli.options import add_times, requests_option, stalled_after_option, telemetry_options, verbose_option
 from llamatel.cli.server_options import AccessOptions, access_options
+from llamatel.cli.service_manager import reload
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
     RequestLines,
@@ -43,7 +44,6 @@ from llamatel.llama.watch.ollama import DEFAULT_URL, Ollama
 from llamatel.llama.watch.ollama_log_location import find_log
 from llamatel.llama.watch.process_log import router_log
 from llamatel.llama.watch.targets import TargetFiles, parse_label, target
-from llamatel.outputs.appended_file import reopen_files
 from llamatel.telemetry.observer import Observer
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
@@ -133,7 +133,7 @@ def command(**values: Any) -> int:
     follower: LogFollower | Ollama | None = None
     log_end: LogSourceError | None = None
     try:
-        with ending_signals(hangup=reopen_files), telemetry(options, [lines, statistics]) as running:
+        with ending_signals(hangup=reload), telemetry(options, [lines, statistics]) as running:
             if source is None or isinstance(engine, Ollama):
                 watch, unwatch = running.observer.watch, running.observer.unwatch
                 fleet = polled(added=watch, removed=unwatch)

@@ -16,6 +16,7 @@ import click
 from llamatel.cli.console import note_console
 from llamatel.cli.options import add_times, requests_option, server_options, telemetry_options, verbose_option
 from llamatel.cli.server_start import load_model, server_lines, wait_for_end
+from llamatel.cli.service_manager import reload
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
     TelemetryOptions,
@@ -28,7 +29,6 @@ from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.llama.server.backends import find_backend
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.server.server_command import secret_flags
-from llamatel.outputs.appended_file import reopen_files
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
@@ -102,7 +102,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
         notes.print(summary, soft_wrap=True)
     try:
         with (
-            ending_signals(hangup=reopen_files),
+            ending_signals(hangup=reload),
             telemetry(options, [lines, statistics], backend=find_backend(manager_options.backend)) as running,
             ServerManager(**dataclasses.asdict(manager_options)) as server,
         ):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llamatel.cli.options import time_prefix
-from llamatel.cli.service_manager import notify
+from llamatel.cli.service_manager import notify, ready, watchdog_pause_s
 from llamatel.runtime import Runtime
 from llamatel.ui.alarms import Alarm
 
@@ -31,14 +31,15 @@ def alarms_shown(running: Runtime, notes: Console) -> Iterator[None]:
             notes.print(line, soft_wrap=True)
 
     def poll() -> None:
-        while not end.wait(_EVERY_S):
+        pause_s = watchdog_pause_s(_EVERY_S)
+        while not end.wait(pause_s):
             running.observer.snapshot(_FRESH_S)
             notify("WATCHDOG=1")  # a snapshot was taken: collectors, polls and this thread work
 
     running.live.on_alarm(show)
     thread = threading.Thread(target=poll, name="llamatel-alarms", daemon=True)
     thread.start()
-    notify("READY=1")
+    ready()
     try:
         yield
     finally:
