@@ -130,6 +130,14 @@ def test_overview_labels() -> None:
     assert "/llm " in row["key"]
 
 
+def test_overview_labels_that_differ_most_come_first() -> None:
+    labels = [(("cluster", "eu"), ("env", ("prod", "test")[number % 2]), ("pod", str(number))) for number in range(4)]
+    servers = [replace(SERVER, port=number, labels=each) for number, each in enumerate(labels)]
+    states = tuple(replace(server_snapshot(), server=server) for server in servers)
+    rows = Live().document(Snapshot(1.0, states))["overview"]
+    assert [row["labels"] for row in rows[:2]] == ["pod=0 env=prod cluster=eu", "pod=1 env=test cluster=eu"]
+
+
 def test_overview_rows() -> None:
     def row(**changes: Any) -> dict[str, Any]:
         state = server_snapshot(**changes)

@@ -391,6 +391,7 @@ def test_server_table_labels() -> None:
     text = screen(shown, Choices(), 120, 24).plain
     assert "h:0 m  env=prod pod=" in text
     assert "h:1 m  env=test" in text
+    assert text.startswith("llamatel top  h:0 m  env=prod pod=")
     assert "\x1b" not in text
     assert [found["key"] for found in ordered(shown, 1, "env=test")] == ["h:1 m"]
 

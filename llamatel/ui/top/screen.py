@@ -45,6 +45,8 @@ _SORT_KEYS: dict[str, Callable[[Completion], float]] = {
     "first token": lambda request: request.time_to_first_token_s or -1.0,
     "tokens": lambda request: request.generated or -1,
 }
+_LABELS_ROOM = 12
+"""The title has the server's labels if there are more columns than this for them."""
 _SERVERS_SHOWN = 8
 """Minimum number of rows; tall terminals show more."""
 
@@ -220,7 +222,11 @@ def _title(document: Document, server: Mapping[str, Any] | None, choices: Choice
     line = Text("llamatel top  " if width >= 60 else "", "bold")
     if server is not None:
         room = max(width - line.cell_len - end.cell_len - 2, 12)
-        line.append(cut(printable(server["key"]), room, glyphs), "bold cyan").append("  ")
+        name = cut(printable(server["key"]), room, glyphs)
+        line.append(name, "bold cyan").append("  ")
+        labels = next((row["labels"] for row in document["overview"] if row["key"] == server["key"]), "")
+        if labels and room - len(name) > _LABELS_ROOM:
+            line.append(cut(printable(labels), room - len(name) - 2, glyphs), "dim").append("  ")
     return line.append_text(end)
 
 

@@ -340,6 +340,7 @@ function show(data) {
   }
   const row = data.overview.get(server.key), router = isRouter(data, server.key);
   put(byId("name"), server.key);
+  put(byId("labels"), row.labels);
   showState(server);
   showTiles(data, server, row);
   byId("router").hidden = !router;
