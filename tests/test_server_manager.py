@@ -520,6 +520,8 @@ def test_manager_existing_unix_socket_is_kept(servers: Servers, llama_server_bin
             assert path.exists()
     with pytest.raises(UsageError, match="there is no folder"):
         servers.manager(llama_server_binary).start_server(servers.model, host=str(tmp_path / "no" / "l.sock"))
+    with pytest.raises(UsageError, match="too long for a socket: at most 107 bytes"):
+        servers.manager(llama_server_binary).start_server(servers.model, host=str(tmp_path / f"{'x' * 100}.sock"))
 
 
 def test_manager_unix_socket_named_by_log_is_kept(servers: Servers, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import stat
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from llamatel.errors import UsageError
 
 _CONNECT_S = 1.0
+_LONGEST = 107
+"""Bytes of a path that fit into ``sockaddr_un`` (Linux)."""
 
 
 class UnixSocket:
@@ -24,6 +27,8 @@ class UnixSocket:
 
     def check(self) -> None:
         """Raise UsageError where the server could not listen."""
+        if len(os.fsencode(self._path)) > _LONGEST:
+            raise UsageError(f"{self._path} is too long for a socket: at most {_LONGEST} bytes")
         if self._exists():
             what = "another server listens there" if self._answers() else "remove it, if no server uses it any more"
             raise UsageError(f"{self._path} exists: {what}")
