@@ -20,9 +20,10 @@ import pytest
 import yaml
 
 from llamatel_dashboards import published
+from tests.attached import unmanaged
 from tests.documents import ROOT, complaint
 from tests.load import Clients, completion
-from tests.parts import free_port, wait_until
+from tests.parts import Prometheus, free_port, wait_until
 from tests.parts.monitoring import sid_program
 from tests.parts.processes import Child
 from tests.prometheus_series import prometheus_series
@@ -200,6 +201,50 @@ def test_prometheus_configuration_is_valid(name: str, promtool: Path, tmp_path: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout + done.stderr
+
+
+def test_prometheus_keeps_labels_of_observed_servers(
+    llama_server_binary: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Sidecars whose servers have the same address, and a llamatel in another namespace that polls one of them."""
+    [monitor] = _of_kind("ServiceMonitor")
+    assert all(endpoint["honorLabels"] for endpoint in monitor["spec"]["endpoints"])
+    [sidecar] = [each for each in containers() if "pod=$(POD)" in each.values[0]]
+    words = sidecar.values[0]
+    labels = [words[index + 1] for index, word in enumerate(words) if word == "--label"]
+    [job] = read("prometheus/kubernetes.yml")["scrape_configs"]
+    del job["kubernetes_sd_configs"]
+    job["static_configs"] = []
+    started = []
+    try:
+        with unmanaged(llama_server_binary, tmp_path, "-m", tiny_model, "--metrics") as server:
+            for namespace, pod in (("prod", "llama-0"), ("staging", "llama-0"), ("monitoring", "llamatel-1")):
+                own = labels if namespace != "monitoring" else ["namespace=dev", "pod=llama-9"]
+                own = [label.replace("$(NAMESPACE)", namespace).replace("$(POD)", pod) for label in own]
+                given = [word for label in own for word in ("--label", label)]
+                address = f"127.0.0.1:{free_port()}"
+                attach = [sys.executable, "-m", "llamatel.cli.main", "attach", server.url, "--metrics-addr", address]
+                started.append(Child([*attach, *given], tmp_path / f"{pod}-{namespace}.log"))
+                meta = {"namespace": namespace, "pod_name": pod, "pod_container_port_name": "metrics"}
+                meta["pod_label_app_kubernetes_io_name"] = "llama"
+                meta = {f"__meta_kubernetes_{name}": value for name, value in meta.items()}
+                job["static_configs"].append({"targets": [address], "labels": meta})
+            every = {"scrape_interval": "250ms", "scrape_timeout": "250ms"}
+            with Prometheus({"global": every, "scrape_configs": [job]}, tmp_path / "prometheus") as prometheus:
+                wait_until(lambda: len(prometheus.query("llamacpp_server_up == 1")) == 3, 30, "three llamatels")
+                series = [metric for metric, _ in prometheus.query("llamacpp_server_up")]
+                assert not [name for metric in series for name in metric if name.startswith("exported_")]
+                assert {(one["namespace"], one["pod"], one["instance"]) for one in series} == {
+                    ("prod", "llama-0", "llama-0"), ("staging", "llama-0", "llama-0"), ("dev", "llama-9", "llamatel-1"),
+                }  # fmt: skip
+                assert {metric["namespace"] for metric, _ in prometheus.query("up")} == {
+                    "prod",
+                    "staging",
+                    "monitoring",
+                }
+    finally:
+        for child in started:
+            child.stop()
 
 
 def test_prometheus_targets_have_the_metrics_port() -> None:
