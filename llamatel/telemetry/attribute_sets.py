@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
+from typing import NamedTuple
 
 from llamatel.collectors import Sample
 from llamatel.metrics import SERVER_ATTRIBUTES, Kind, Metric, table
@@ -38,15 +39,45 @@ _MODELS = frozenset({"gen_ai.request.model", "gen_ai.response.model"})
 Endpoint = tuple["str | None", "int | None"]
 
 
+class Exemplar(NamedTuple):
+    """A request's value in a bucket, with its trace."""
+
+    trace_id: int
+    span_id: int
+    value: float
+    at: float
+    """Unix time, seconds."""
+
+
+class Series:
+    """The aggregation of one attribute set. ``counts`` is empty for a counter, whose total is ``sum``."""
+
+    __slots__ = ("counts", "exemplars", "first_at", "maximum", "minimum", "sum", "updated_at")
+
+    def __init__(self, buckets: int, now: float) -> None:
+        self.counts = [0] * buckets
+        self.sum: float = 0
+        self.minimum = float("inf")
+        self.maximum = float("-inf")
+        self.exemplars: dict[int, Exemplar] = {}
+        self.first_at = now
+        self.updated_at = now
+
+
 class AttributeSet:
     """One set of attributes of one metric."""
 
-    __slots__ = ("attributes", "endpoint", "labels", "limited", "row", "series")
+    __slots__ = ("attributes", "buckets", "endpoint", "has_exemplars", "labels", "limited", "recorded", "row", "series")
 
     def __init__(
         self, row: Metric, attributes: Mapping[str, str | int], endpoint: Endpoint | None, *, limited: bool
     ) -> None:
         self.row = row
+        self.buckets = row.buckets
+        self.recorded = row.kind in (Kind.HISTOGRAM, Kind.COUNTER)
+        """Whether values are added when requests finish, as opposed to observed."""
+        self.has_exemplars = row.name.startswith("gen_ai.")
+        """Only these metrics have exemplars: they are where people look for traces."""
         self.attributes = attributes
         self.endpoint = endpoint
         """Address and port of the server; None for a value about llamatel itself."""
@@ -54,7 +85,7 @@ class AttributeSet:
         """Whether a value was replaced by ``other``."""
         self.labels = labels_of(attributes)
         """As Prometheus writes them, without braces."""
-        self.series: object = None
+        self.series: Series | None = None
         """The store's aggregation for this set (``metric_store``)."""
 
 

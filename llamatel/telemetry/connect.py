@@ -43,10 +43,10 @@ def connect(
     """
     spans = Spans(tracer, encoder, latency=os.environ.get(LATENCY_VARIABLE, "").strip().lower() == "true")
 
-    def emit(completion: Completion, origin: Origin, share: float) -> tuple[Context, str | None]:
+    def emit(completion: Completion, origin: Origin, share: float) -> tuple[Context | None, str | None]:
         context = spans.emit_from(completion, origin, share)
         span = trace.get_current_span(context).get_span_context()
-        return context, trace.format_trace_id(span.trace_id) if span.is_valid else None
+        return (context, trace.format_trace_id(span.trace_id)) if span.is_valid else (None, None)
 
     observer = Observer(
         chosen,

@@ -19,8 +19,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from llamatel.metrics import Kind
 from llamatel.metrics import Metric as Row
-from llamatel.telemetry.attribute_sets import labels_of
-from llamatel.telemetry.metric_store import Exemplar, Family, MetricStore, Point
+from llamatel.telemetry.attribute_sets import Exemplar, labels_of
+from llamatel.telemetry.metric_store import Family, MetricStore, Point
 from llamatel.telemetry.prometheus_names import prometheus_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

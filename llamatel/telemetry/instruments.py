@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 
 _SAME_MOMENT_S = 0.5
 """Readers that collect within this time share a snapshot."""
-_RECORDED = (Kind.HISTOGRAM, Kind.COUNTER)
 _ADDITIVE = (Kind.TOTAL, Kind.UP_DOWN)
 
 
@@ -67,7 +66,7 @@ class Instruments:
         Raises ValueError for a sample that does not fit the metric table.
         """
         found = self._sets.resolve(sample)
-        if found.row.kind not in _RECORDED:
+        if not found.recorded:
             raise ValueError(f"{sample.metric} is observed, not recorded")
         if self._store is not None:
             self._store.record(found, sample.value, context)
@@ -103,7 +102,7 @@ class Instruments:
     def _add(self, sample: Sample, observed: dict[str, list[tuple[AttributeSet, float]]]) -> None:
         try:
             found = self._sets.resolve(sample)
-            if found.row.kind in _RECORDED:
+            if found.recorded:
                 raise ValueError(f"{sample.metric} is recorded, not observed")
         except ValueError as error:
             # An error in one collector must not drop the others' values.

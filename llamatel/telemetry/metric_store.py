@@ -17,40 +17,13 @@ from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from llamatel.metrics import Kind, Metric
-from llamatel.telemetry.attribute_sets import AttributeSet, Endpoint
+from llamatel.telemetry.attribute_sets import AttributeSet, Endpoint, Exemplar, Series
 
 _UNWATCHED_S = 300.0
 """A series of a server that is no longer watched is dropped after this time without a new value."""
-_WITH_EXEMPLARS = "gen_ai."
-"""Only these metrics have exemplars: they are where people look for traces."""
 
 Observed = Mapping[str, "list[tuple[AttributeSet, float]]"]
 """Values of totals and gauges by metric."""
-
-
-class Exemplar(NamedTuple):
-    """A request's value in a bucket, with its trace."""
-
-    trace_id: int
-    span_id: int
-    value: float
-    at: float
-    """Unix time, seconds."""
-
-
-class _Series:
-    """The aggregation of one attribute set. ``counts`` is empty for a counter, whose total is ``sum``."""
-
-    __slots__ = ("counts", "exemplars", "first_at", "maximum", "minimum", "sum", "updated_at")
-
-    def __init__(self, buckets: int, now: float) -> None:
-        self.counts = [0] * buckets
-        self.sum: float = 0
-        self.minimum = float("inf")
-        self.maximum = float("-inf")
-        self.exemplars: dict[int, Exemplar] = {}
-        self.first_at = now
-        self.updated_at = now
 
 
 class Point(NamedTuple):
@@ -103,26 +76,29 @@ class MetricStore:
 
     def record(self, found: AttributeSet, value: float, context: Context | None) -> None:
         """Add a value to a histogram or counter; ``context`` holds the span for an exemplar."""
-        row = found.row
-        bucket = bisect_left(row.buckets, value) if row.buckets else -1
         with self._lock:
-            series = found.series
-            if not isinstance(series, _Series):
-                self._first_recorded()
-                series = found.series = _Series(len(row.buckets) + 1 if row.buckets else 0, self._clock())
-                self._recorded.setdefault(row, []).append(found)
+            series = found.series or self._start(found)
             series.sum += value
-            if bucket >= 0:
+            series.updated_at = 0.0
+            if found.buckets:
+                bucket = bisect_left(found.buckets, value)
                 series.counts[bucket] += 1
                 if value < series.minimum:  # noqa: PLR1730 - min() and max() take three times as long
                     series.minimum = value
                 if value > series.maximum:  # noqa: PLR1730
                     series.maximum = value
-                if context is not None and self._with_exemplars and row.name.startswith(_WITH_EXEMPLARS):
+                if context is not None and found.has_exemplars and self._with_exemplars:
                     self._add_exemplar(series, bucket, value, context)
-            series.updated_at = 0.0
 
-    def _add_exemplar(self, series: _Series, bucket: int, value: float, context: Context) -> None:
+    def _start(self, found: AttributeSet) -> Series:
+        call, self._when_first_recorded = self._when_first_recorded, None
+        if call is not None:
+            call()
+        found.series = Series(len(found.buckets) + 1 if found.buckets else 0, self._clock())
+        self._recorded.setdefault(found.row, []).append(found)
+        return found.series
+
+    def _add_exemplar(self, series: Series, bucket: int, value: float, context: Context) -> None:
         if context is not self._context:  # the samples of one request follow each other
             span = get_current_span(context).get_span_context()
             sampled = span.is_valid and span.trace_flags.sampled
@@ -133,11 +109,6 @@ class MetricStore:
     def when_first_recorded(self, call: Callable[[], None]) -> None:
         """Call ``call`` once, with the next new series."""
         self._when_first_recorded = call
-
-    def _first_recorded(self) -> None:
-        call, self._when_first_recorded = self._when_first_recorded, None
-        if call is not None:
-            call()
 
     def collect(self) -> list[Family]:
         """All current series, in order of the metrics' first use; totals and gauges are of one snapshot."""
@@ -178,7 +149,7 @@ class MetricStore:
             for one in sets:
                 series = one.series
                 unwatched = one.endpoint is not None and self._watched.get(one.endpoint) is False
-                if unwatched and isinstance(series, _Series) and 0.0 < series.updated_at < now - _UNWATCHED_S:
+                if unwatched and series is not None and 0.0 < series.updated_at < now - _UNWATCHED_S:
                     one.series = None
                     dropped.append(one)
                 else:
@@ -196,7 +167,7 @@ class MetricStore:
 
 def _recorded_point(found: AttributeSet, now: float) -> Point:
     series = found.series
-    assert isinstance(series, _Series)  # noqa: S101 - only sets with a series are recorded
+    assert series is not None  # noqa: S101 - only sets with a series are recorded
     if not series.updated_at:
         series.updated_at = now  # new since the last collection
     return Point(

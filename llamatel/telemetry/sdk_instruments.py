@@ -14,8 +14,6 @@ from llamatel.metrics import Kind, Metric
 from llamatel.telemetry.attribute_sets import AttributeSet
 from llamatel.telemetry.metric_store import Observed
 
-_WITH_EXEMPLARS = "gen_ai."
-
 
 class _Observe(Protocol):
     def __call__(self, *, again: bool = True) -> Observed:
@@ -67,9 +65,8 @@ class SdkInstruments:
 
     def record(self, found: AttributeSet, value: float, context: Context | None) -> None:
         """Record a value of a histogram or counter."""
-        name = found.row.name
         # An exemplar on each of the others would double their cost.
-        self._recorders[name](value, found.attributes, context if name.startswith(_WITH_EXEMPLARS) else None)
+        self._recorders[found.row.name](value, found.attributes, context if found.has_exemplars else None)
 
     def observe(self, name: str) -> Iterable[Observation]:
         """The values of one total or gauge; the SDK calls this for one instrument after another in a collection.

@@ -20,7 +20,7 @@ from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.request_speed import request_speed
-from llamatel.ui.request_statistics import RequestStatistics, Summary
+from llamatel.ui.request_statistics import Figures, RequestStatistics, Summary
 
 VERSION = 4
 """Version of the document; incremented by changes that readers have to know."""
@@ -108,13 +108,14 @@ class Live:
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
         """Record a finished request."""
         self._alarms.record(completion)
-        self._tally(completion)
+        outcome, figures = completion.outcome, Figures.of(completion)
+        self._tally.add(outcome, figures)
         with self._lock:
             remembered = (self._next(), completion, trace_id)
             past = self._of(completion.server.key)
             self._requests.append(remembered)
             past.requests.append(remembered)
-        past.statistics(completion)
+        past.statistics.add(outcome, figures)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Record a snapshot; one at a time."""

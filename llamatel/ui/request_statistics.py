@@ -6,6 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llamatel.providers import HtmlRepresentation
 from llamatel.records import Completion, Outcome
@@ -70,6 +71,27 @@ class Summary(HtmlRepresentation):
         }
 
 
+class Figures(NamedTuple):
+    """What is kept of a completed request."""
+
+    input: int | None
+    cached: int | None
+    output: int | None
+    times: tuple[float | None, float | None, float, float | None]
+    """To the first token, per output token, duration, queue."""
+
+    @classmethod
+    def of(cls, completion: Completion) -> Figures:
+        """Those of a request."""
+        return cls(
+            completion.prompt_tokens, completion.prompt_cached, completion.generated,
+            (
+                completion.time_to_first_token_s, completion.time_per_output_token_s, completion.duration_s,
+                completion.queue_s,
+            ),
+        )  # fmt: skip
+
+
 def _plus(total: int | None, value: int | None) -> int | None:
     return total if value is None else (total or 0) + value
 
@@ -90,21 +112,18 @@ class RequestStatistics:
 
     def __call__(self, completion: Completion, _trace_id: str | None = None) -> None:
         """Count one request."""
+        self.add(completion.outcome, Figures.of(completion))
+
+    def add(self, outcome: Outcome, figures: Figures) -> None:
+        """Count one request with its figures, which several statistics may share."""
         with self._lock:
-            self._outcomes[completion.outcome.value] += 1
-            if completion.outcome is not Outcome.OK:
+            self._outcomes[outcome.value] += 1
+            if outcome is not Outcome.OK:
                 return
-            self._in = _plus(self._in, completion.prompt_tokens)
-            self._cached = _plus(self._cached, completion.prompt_cached)
-            self._out = _plus(self._out, completion.generated)
-            self._times.append(
-                (
-                    completion.time_to_first_token_s,
-                    completion.time_per_output_token_s,
-                    completion.duration_s,
-                    completion.queue_s,
-                )
-            )
+            self._in = _plus(self._in, figures.input)
+            self._cached = _plus(self._cached, figures.cached)
+            self._out = _plus(self._out, figures.output)
+            self._times.append(figures.times)
 
     @property
     def requests(self) -> int:
