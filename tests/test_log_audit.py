@@ -46,7 +46,7 @@ def test_record_slot_line() -> None:
 @pytest.mark.parametrize("message", [f"x\n0.00.000.001 I {LAUNCH}", f'"{LAUNCH}', f"\\n{LAUNCH}"])
 def test_record_message_matched_from_start(message: str) -> None:
     reader = LogReader(SERVER)
-    reader.feed_record(record(message), 1000.0)
+    reader.feed_records([record(message)], 1000.0)
     assert reader.busy == 0
     parts = parse_record(record(message))
     assert parts is not None
@@ -59,7 +59,7 @@ def test_record_message_matched_from_start(message: str) -> None:
 def test_record_other_lines(line: str) -> None:
     assert parse_record(line) is None
     reader = LogReader(SERVER)
-    assert not reader.feed_record(line, 1.0)
+    assert not reader.feed_records([line], 1.0)
     assert reader.counts().lines["other"] == 1
 
 

@@ -109,7 +109,7 @@ def check_records(data: bytes) -> bool:
     """Read ``data`` as a stream of records; True if a request was in it."""
     reader, lines = LogReader(ServerInfo("fuzz", 1), supervised=True), lines_of(data)
     completed = [
-        completion for number, line in enumerate(lines) for completion in reader.feed_record(line, NOW + number)
+        completion for number, line in enumerate(lines) for completion in reader.feed_records([line], NOW + number)
     ]
     completed += reader.abort(NOW + len(lines), "the end")
     launches: Launches = Counter()

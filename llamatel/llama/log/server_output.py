@@ -8,7 +8,7 @@ client can affect it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -29,16 +29,16 @@ class LineKind(Enum):
     OTHER = "not part of the log"
 
 
-class OutputLine(NamedTuple):
-    """One line that the server wrote."""
+class OutputLines(NamedTuple):
+    """Consecutive lines of one kind that the server wrote."""
 
-    text: str
     kind: LineKind
+    lines: Sequence[str]
 
     @property
-    def readable(self) -> str:
+    def readable(self) -> Sequence[str]:
         """Readable form: records as llama.cpp's text."""
-        return readable(self.text) if self.kind is LineKind.RECORD else self.text
+        return [readable(line) for line in self.lines] if self.kind is LineKind.RECORD else self.lines
 
 
 class ServerOutput:
@@ -56,20 +56,17 @@ class ServerOutput:
         """Reset for another process."""
         self._jsonl = None
 
-    def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Iterator[OutputLine]:
-        """The lines in reading order; ``listening``: whether clients may have sent requests."""
+    def lines(self, stdout: Sequence[str], stderr: Sequence[str], *, listening: bool) -> Sequence[OutputLines]:
+        """The lines in reading order, by kind; ``listening``: whether clients may have sent requests."""
         if self._jsonl is None and not listening:
             self._decide(stdout, stderr)
-        other = LineKind.OTHER if listening else LineKind.STARTUP
-        if not self._jsonl:
+        if self._jsonl:
+            kinds = LineKind.OTHER if listening else LineKind.STARTUP, LineKind.RECORD
+        else:
             # Without a log before it listens there is none later, except text that clients cause.
-            kind = LineKind.OTHER if self._jsonl is None and listening else LineKind.TEXT
-            # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
-            yield from (OutputLine(line, kind) for line in (*stderr, *stdout))
-            return
-        yield from (OutputLine(line, other) for line in stderr)
-        kind = LineKind.RECORD
-        yield from (tuple.__new__(OutputLine, (line, kind)) for line in stdout)
+            kinds = (LineKind.OTHER if self._jsonl is None and listening else LineKind.TEXT,) * 2
+        # A router logs the start of a child on stderr, and only then come lines of the child on stdout.
+        return [OutputLines(kind, lines) for kind, lines in zip(kinds, (stderr, stdout), strict=True) if lines]
 
     def _decide(self, stdout: Sequence[str], stderr: Sequence[str]) -> None:
         if any(parse_record(line) is not None for line in stdout):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 
-from llamatel.llama.log.server_output import OutputLine
+from llamatel.llama.log.server_output import LineKind, OutputLines
 from llamatel.llama.server.log_copy import LogCopy
 
 _LINES = 200
@@ -31,20 +32,21 @@ class OutputTail:
     def __init__(self, key: str | None, copy: LogCopy | None) -> None:
         self._key, self._copy = key, copy
         self._lock = threading.Lock()
-        self._lines: deque[OutputLine] = deque(maxlen=_LINES)
+        self._lines: deque[tuple[LineKind, str]] = deque(maxlen=_LINES)
 
-    def put(self, lines: Sequence[OutputLine]) -> None:
+    def put(self, output: Sequence[OutputLines]) -> None:
         """Add the newest lines."""
         with self._lock:
-            self._lines.extend(lines)
+            for kind, lines in output:
+                self._lines.extend(zip(repeat(kind), lines))
         if self._copy is not None:
-            self._copy.put(self._readable(lines))
+            self._copy.put(self._readable(output))
 
     def lines(self) -> tuple[str, ...]:
         """As text, oldest first."""
         with self._lock:
             lines = tuple(self._lines)
-        return tuple(self._readable(lines))
+        return tuple(self._readable([OutputLines(kind, (line,)) for kind, line in lines]))
 
     def clear(self) -> None:
         """Clear the lines, for a new process."""
@@ -56,5 +58,5 @@ class OutputTail:
         if self._copy is not None:
             self._copy.close()
 
-    def _readable(self, lines: Sequence[OutputLine]) -> Sequence[str]:
-        return without_key([line.readable for line in lines], self._key)
+    def _readable(self, output: Sequence[OutputLines]) -> Sequence[str]:
+        return without_key([line for lines in output for line in lines.readable], self._key)

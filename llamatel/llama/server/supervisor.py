@@ -21,7 +21,7 @@ from llamatel.inputs.address import Address
 from llamatel.inputs.credentials import pin
 from llamatel.llama.http.server_client import ServerClient
 from llamatel.llama.log.failure_line import failure_line, hint
-from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLine, ServerOutput
+from llamatel.llama.log.server_output import JSONL_VARIABLE, OutputLines, ServerOutput
 from llamatel.llama.server.backends import XLLAMACPP, Backend
 from llamatel.llama.server.child_process import Child
 from llamatel.llama.server.log_copy import LogCopy
@@ -281,7 +281,7 @@ class Supervisor:
                     wakeful=stop is None,
                     gather_s=_GATHER_S if serving else 0.0,
                 )
-                lines = list(self._output.lines(output.stdout, output.stderr, listening=ready_at is not None))
+                lines = self._output.lines(output.stdout, output.stderr, listening=ready_at is not None)
                 self._read_output(lines)
                 if ready_at is None and self._stop_by is None and self._look_ready(time.monotonic() - started):
                     ready_at = time.monotonic()
@@ -321,9 +321,9 @@ class Supervisor:
         self._learn(pid=child.pid)
         return child
 
-    def _press(self, child: Child, stop: _Stop, lines: Sequence[OutputLine]) -> None:
-        """Supervise a child that was signalled to exit; ``lines`` are its newest."""
-        if not stop.ends and any(_ENDING in line.text for line in lines):
+    def _press(self, child: Child, stop: _Stop, output: Sequence[OutputLines]) -> None:
+        """Supervise a child that was signalled to exit; ``output`` is its newest."""
+        if not stop.ends and any(_ENDING in line for lines in output for line in lines.lines):
             stop.ends = True
             self.request_stop(_TIDY_S)
         elif self._stop_by is not None and time.monotonic() >= self._stop_by:
@@ -345,7 +345,7 @@ class Supervisor:
         if self._socket is not None:
             self._socket.after_end()
 
-    def _read_output(self, lines: Sequence[OutputLine]) -> None:
+    def _read_output(self, lines: Sequence[OutputLines]) -> None:
         if lines:
             finished = self._server_log.feed_output(lines, time.time())
             self._tail.put(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from llamatel.llama.log.log_line import LogLine
 from llamatel.llama.log.logged_server import LoggedServer
 from llamatel.llama.log.reader import LogReader
 from llamatel.llama.log.router_log import RouterLog
-from llamatel.llama.log.server_output import OutputLine
+from llamatel.llama.log.server_output import LineKind, OutputLines
 from llamatel.llama.log.slot_requests import ForeignLine
 from llamatel.outputs.log_once import LogOnce
 from llamatel.records import Completion, ServerInfo
@@ -22,7 +22,6 @@ from llamatel.snapshots import LogCounts, SlotState
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-L = TypeVar("L")
 
 _LINES_PER_LOCK = 256
 
@@ -85,20 +84,15 @@ class ServerLog:
 
     def feed(self, lines: Sequence[str], now: float) -> list[Completion]:
         """Read lines that were written at about Unix time ``now``; returns the requests that they finish."""
-        return self._feed(self._reader.feed, lines, now)
+        return self.feed_output((OutputLines(LineKind.TEXT, lines),), now)
 
-    def feed_output(self, lines: Sequence[OutputLine], now: float) -> list[Completion]:
+    def feed_output(self, output: Sequence[OutputLines], now: float) -> list[Completion]:
         """``feed`` for lines of a launched server."""
-        return self._feed(self._reader.feed_output, lines, now)
-
-    def _feed(
-        self, feed: Callable[[L, float], Sequence[Completion]], lines: Sequence[L], now: float
-    ) -> list[Completion]:
         finished: list[Completion] = []
-        for some in _chunks(lines):
-            with self._lock:
-                for line in some:
-                    finished += feed(line, now)
+        for kind, lines in output:
+            for start in range(0, len(lines), _LINES_PER_LOCK):  # so that other threads do not wait long for the lock
+                with self._lock:
+                    finished += self._reader.feed_output(OutputLines(kind, lines[start : start + _LINES_PER_LOCK]), now)
         return finished
 
     def identify_unlocked(self, server: ServerInfo) -> None:
@@ -211,12 +205,6 @@ class ServerLog:
         """Apply ``read`` to the logs of a router's models."""
         with self._lock:
             return read(self._reader.router)
-
-
-def _chunks(lines: Sequence[L]) -> Iterator[Sequence[L]]:
-    """Split lines into batches, so that other threads do not wait long for the lock."""
-    for start in range(0, len(lines), _LINES_PER_LOCK):
-        yield lines[start : start + _LINES_PER_LOCK]
 
 
 def warn_unless_understood(log: LogState, info: ServerInfo, once: LogOnce) -> None:
