@@ -369,7 +369,7 @@ def test_reader_survives_own_defect(
 def test_backlog_is_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is read in pieces, twice; a stream's backlog is kept up to a limit."""
     monkeypatch.setattr("llamatel.llama.log.log_source._BACKLOG_LINES", 100)
-    monkeypatch.setattr("llamatel.llama.log.log_file.READ_BYTES", 1000)
+    monkeypatch.setattr("llamatel.llama.log.followed_file.READ_BYTES", 1000)
     expected = [str(number) for number in range(1000)]
     log = tmp_path / "server.log"
     log.write_text("".join(f"{line}\n" for line in expected))

@@ -177,6 +177,10 @@ class ServerClient:
         """The properties of ``/props``; all None where it does not answer."""
         return parse_props(self._document("/props", timeout_s))
 
+    def describe(self) -> ServerProps:
+        """``props``; raises ServerUnreachable where it does not answer, as the next request would wait as long."""
+        return parse_props(_object(self.get("/props")))
+
     def build(self, timeout_s: float | None = None) -> str | None:
         """llama.cpp's build as ``/props`` reports it; None where it does not answer."""
         return self.props(timeout_s).build
@@ -215,15 +219,22 @@ class ServerClient:
     def _document(self, path: str, timeout_s: float | None) -> dict[str, object]:
         """A JSON object; empty where it is not available."""
         try:
-            response = self.get(path, timeout_s)
-            document = response.json() if response.status == 200 else {}
-        except (ServerUnreachable, ValueError):
+            return _object(self.get(path, timeout_s))
+        except ServerUnreachable:
             return {}
-        return document if isinstance(document, dict) else {}
 
     def close(self) -> None:
         """Close the connections."""
         self.http.close()
+
+
+def _object(response: Response) -> dict[str, object]:
+    """The JSON object of a response; empty where it has none."""
+    try:
+        document = response.json() if response.status == 200 else {}
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def shown_tasks(client: ServerClient) -> dict[int, int] | None:

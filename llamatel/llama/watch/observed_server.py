@@ -298,7 +298,7 @@ class ObservedServer:
         client = self._client
         if client is None:
             return
-        props = client.props() if life is not None else identify(client)
+        props = client.describe() if life is not None else identify(client)
         self._named_model = props.model_path
         build = self.info.build or props.build if life is not None else props.build
         model = self.info.model
