@@ -546,6 +546,7 @@ def test_top_search_by_state() -> None:
     shown = screen(many, Choices(search="down"), 120, 40).plain
     assert "server (none of 2)" in shown or "of 2)" in shown
     assert "h:40 m" in shown
+    assert [row["key"] for row in ordered(many, 1, "DOWN h:40")] == ["h:40 m"]
 
 
 def test_top_search_without_match() -> None:

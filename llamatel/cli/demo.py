@@ -21,7 +21,7 @@ from rich.text import Text
 from llamatel.cli.console import note_console, output_console
 from llamatel.cli.demo_load import mixed_load, steady_load
 from llamatel.cli.load_clients import LoadClients
-from llamatel.cli.options import telemetry_options, verbose_option
+from llamatel.cli.options import add_times, telemetry_options, verbose_option
 from llamatel.cli.server_start import kv_cache_of, load_model, server_lines, wait_for_end
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import (
@@ -92,6 +92,7 @@ class Demo:
 
     def run(self, telemetry_options: TelemetryOptions) -> int:
         """Returns the exit code."""
+        add_times()
         with (
             telemetry(
                 telemetry_options,

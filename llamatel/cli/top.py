@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live as Screen
 
 from llamatel.cli.console import output_console
-from llamatel.cli.options import verbose_option, warnings_kept
+from llamatel.cli.options import add_times, verbose_option, warnings_kept
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.signals import Interrupted, ending_signals
 from llamatel.cli.telemetry_options import options_of, page_token
@@ -110,6 +110,8 @@ _PROBED = 4
 
 def _print(source: Source, console: Console, interval: float, *, once: bool, as_json: bool) -> None:
     started = time.monotonic()
+    if not once:
+        add_times()
     while True:
         document = source.document(None)
         if once and isinstance(source, ServersSource) and time.monotonic() - started < _SETTLE_S:

@@ -32,13 +32,14 @@ _LABELS = 6
 
 
 def ordered(document: Mapping[str, Any], order: int, search: str = "") -> list[Row]:
-    """The servers whose key, labels or state contain ``search``, in one of ``ORDERS``; equal ones stay as listed."""
+    """The servers whose key, labels or state contain each word of ``search``, in one of ``ORDERS``, else as listed."""
     rows = {row["key"]: row for row in document["overview"]}
 
     def text(row: Row) -> str:
         return f"{row['key']} {row['labels']} {row['state'] or ''} {row['trouble'] or ''}".lower()
 
-    found = (rows[key] for key in document["keys"] if search in text(rows[key]))
+    words = search.lower().split()
+    found = (rows[key] for key in document["keys"] if all(word in text(rows[key]) for word in words))
     return sorted(found, key=_ORDER_KEYS[ORDERS[order]], reverse=True)
 
 

@@ -63,7 +63,8 @@ function showServers(data) {
   // Columns without any value are left out.
   const named = new Set(Object.keys(orders).filter((name) => ["server", "state"].includes(name) || all.some((row) => orders[name](row) !== null)));
   for (const button of document.querySelectorAll("[data-order]")) button.parentElement.hidden = !named.has(button.dataset.order);
-  const found = all.filter((row) => `${row.key} ${row.labels} ${stateOf(row)} ${row.trouble ?? ""}`.toLowerCase().includes(search));
+  const words = search.split(" "), text = (row) => `${row.key} ${row.labels} ${stateOf(row)} ${row.trouble ?? ""}`.toLowerCase();
+  const found = all.filter((row) => words.every((word) => text(row).includes(word)));
   rows(byId("servers"), found.sort((a, b) => value(a) - value(b) || 0).map((row) => {
     const cells = {
       server: serverLink(data, row.key, row.labels),
