@@ -200,11 +200,13 @@ def learn(known: LoggedServer, text: str) -> LoggedServer | None:
         return replace(known, model_path=found.group(1))
     if "n_slots = " in text and (found := _SLOTS.match(text)):
         return _initializing(known, *found.groups())
-    for part in (_context, _placed, _memory, _kind):
+    for part in (_context, _placed, _memory):
         if (updated := part(known, text)) is not None:
             return updated
     if text.endswith(" sleeping state") and (found := _SLEEPING.match(text)):  # printed by the queue and by the server
         return replace(known, sleeping=found.group(1) == "entering", prompt_cache=None)
+    if "type" in text and (updated := _kind(known, text)) is not None:
+        return updated
     if "build" in text and (found := _BUILD.match(text)):
         info, number, commit = found.groups()
         return replace(known, build=info or f"b{number}-{commit}")

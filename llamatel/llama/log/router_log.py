@@ -20,6 +20,8 @@ from llamatel.snapshots import RouterModel
 _log = logging.getLogger(__name__)
 
 _ROUTER = "starting server in router mode"
+_RERANK = "srv          load:   --rerank"
+"""A flag of a model's process; also ``--reranking``."""
 _FROM = r"srv +\S{1,12}: "
 _NAME = r"([^\n]{1,256}?)"
 _KNOWN = re.compile(
@@ -142,9 +144,6 @@ class RouterLog(Generic[R]):
 
         ``reranking``: the models whose flags make them rerank.
         """
-        self._reranking |= reranking
-        for port, (reader, _) in self._readers.items():
-            reader.reranks = self._names.get(port) in self._reranking
         for port, name in names.items():
             if port in self._names or (name not in self.models and len(self.models) >= _MAX_MODELS):
                 continue
@@ -152,6 +151,9 @@ class RouterLog(Generic[R]):
             self.models.setdefault(name, ModelLife("loaded", port, loads=1, processes=1))
             if (entry := self._readers.get(port)) is not None:
                 entry[0].server = replace(entry[0].server, model=name)
+        self._reranking = {*reranking, *(self._reranking & self.models.keys())}
+        for port, (reader, _) in self._readers.items():
+            reader.reranks = self._names.get(port) in self._reranking
 
     def child_line(self, port: int, reader: R, time: float | None) -> None:
         """A line of the child on ``port`` was read, written ``time`` seconds after its process started."""
@@ -172,7 +174,7 @@ class RouterLog(Generic[R]):
             return True
         if "name=" in text:
             return self._read_named(text)
-        if self._spawning is not None and text.endswith((" --reranking", " --rerank")):
+        if self._spawning is not None and text.startswith(_RERANK):
             self._reranking.add(self._spawning)
             return True
         found = _KNOWN.match(text) if "] " in text else None
