@@ -285,6 +285,15 @@ def test_streams_other_port_is_another_server() -> None:
         assert all(completion.error != REPLACED for completion in found.completions)
 
 
+def test_streams_have_the_labels_of_the_command() -> None:
+    """Each server of a log has the labels; the path of the polled one's address is not the others'."""
+    first, second = (list(log_lines(name)) for name in GOLDEN[:2])
+    lines = [f"llama-a-1  | {line}" for line in first] + [f"llama-b-1  | {line}" for line in second]
+    polled = ServerInfo("127.0.0.1", 8080, labels=(("env", "prod"), ("server.path", "/a")))
+    found = Reading([Batch(lines, ZERO)], url_of=polled)
+    assert {each.server.labels for each in found.completions} == {polled.labels, (("env", "prod"),)}
+
+
 def test_streams_by_process_id_of_the_wrapper() -> None:
     """A restarted unit has another pid, although neither timestamps nor a decreased clock show it."""
     lines = [

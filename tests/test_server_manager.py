@@ -145,6 +145,20 @@ def test_manager_context_manager_stops_on_exception(tiny_model: Path, backend: s
     assert server.state is ServerState.STOPPED
 
 
+def test_manager_labels(servers: Servers) -> None:
+    """They are on what its requests and polls record, also after a restart."""
+    server = servers.ready("xllamacpp", labels={"pod": "llama-0", "env": "prod"})
+    done: list[Completion] = []
+    server.subscribe(done.append)
+    for _ in range(2):
+        complete(server.base_url)
+        server.restart()
+        server.wait_until_ready(60)
+    wait_until(lambda: len(done) == 2, 20, "two requests")
+    labels = (("env", "prod"), ("pod", "llama-0"))
+    assert {each.server.labels for each in done} == {state.server.labels for state in server.snapshots()} == {labels}
+
+
 def test_manager_two_servers(servers: Servers, llama_server_binary: Path) -> None:
     one, other = servers.start("xllamacpp"), servers.start(llama_server_binary)
     assert one.wait_until_ready(60).base_url != other.wait_until_ready(60).base_url

@@ -18,7 +18,14 @@ from typing import Any
 import click
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import add_times, requests_option, stalled_after_option, telemetry_options, verbose_option
+from llamatel.cli.options import (
+    add_times,
+    label_option,
+    requests_option,
+    stalled_after_option,
+    telemetry_options,
+    verbose_option,
+)
 from llamatel.cli.server_options import AccessOptions, access_options
 from llamatel.cli.service_manager import reload
 from llamatel.cli.signals import Interrupted, ending_signals
@@ -93,9 +100,7 @@ class AttachOptions:
 )
 @click.option("--client-addresses", is_flag=True, help="Record the addresses of Ollama's clients.")
 @click.option("--exit-with-log", is_flag=True, help="Exit with 1 when the log ends.")
-@click.option(
-    "--label", "labels", metavar="NAME=VALUE", multiple=True, help="Label for all series and spans; repeatable."
-)
+@label_option
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),

@@ -155,6 +155,11 @@ stalled_after_option = click.option(
 )
 
 
+label_option = click.option(
+    "--label", "labels", metavar="NAME=VALUE", multiple=True, help="Label for all series and spans; repeatable."
+)
+
+
 def server_options(command: _C) -> _C:
     """Arguments of ``ServerManager.start_server``, with the same names."""
     return _all(

@@ -14,7 +14,14 @@ from typing import Any
 import click
 
 from llamatel.cli.console import note_console
-from llamatel.cli.options import add_times, requests_option, server_options, telemetry_options, verbose_option
+from llamatel.cli.options import (
+    add_times,
+    label_option,
+    requests_option,
+    server_options,
+    telemetry_options,
+    verbose_option,
+)
 from llamatel.cli.server_start import load_model, server_lines, wait_for_end
 from llamatel.cli.service_manager import reload
 from llamatel.cli.signals import Interrupted, ending_signals
@@ -29,6 +36,7 @@ from llamatel.cli.terminal_alarms import alarms_shown
 from llamatel.llama.server.backends import find_backend
 from llamatel.llama.server.manager import ServerManager
 from llamatel.llama.server.server_command import secret_flags
+from llamatel.llama.watch.targets import parse_label
 from llamatel.ui.request_statistics import RequestStatistics
 from llamatel.ui.view import summary_sentence
 
@@ -44,6 +52,7 @@ class ManagerOptions:
     max_restarts: int = 5
     stalled_after: float = 60.0
     server_log: str | None = None
+    labels: dict[str, str] | None = None
 
 
 class ServerCommand(click.Command):
@@ -71,6 +80,7 @@ class ServerCommand(click.Command):
 @click.argument("model", metavar="MODEL", required=False)
 @click.option("--preset", metavar="NAME", help="Settings for a machine: kaggle-t4x2.")
 @server_options
+@label_option
 @telemetry_options
 @requests_option
 @verbose_option
@@ -88,6 +98,7 @@ def command(ctx: click.Context, /, model: str | None, preset: str | None, **valu
     for flag, instead in secret_flags(server_args).items():
         log.warning("%s on the command line is visible to every user of this machine: use %s", flag, instead)
     options = options_of(TelemetryOptions, values)
+    values["labels"] = dict(map(parse_label, values["labels"]))
     manager_options = options_of(ManagerOptions, values)
     lines = request_lines(options)
     statistics = RequestStatistics()

@@ -31,6 +31,7 @@ from llamatel.llama.server.unix_socket import UnixSocket
 from llamatel.llama.watch.observed_server import ObservedServer
 from llamatel.llama.watch.progress import STALLED_AFTER_S
 from llamatel.llama.watch.server_log import ServerLog
+from llamatel.llama.watch.targets import check_labels
 from llamatel.records import Completion, ServerInfo
 from llamatel.snapshots import ServerSnapshot
 
@@ -54,6 +55,7 @@ class ServerManager:
     ``max_restarts`` times in a row; a minute of good health clears the count) or ``"on-stall"`` (also if it has work
     and makes no progress for ``stalled_after`` seconds; it is killed then).
     ``server_log``: also write the server's log: a path (appended to), ``"-"`` for stderr, or None.
+    ``labels`` are on all its series and spans.
 
     Used as a context manager it stops the server at the end. Its methods may be called from any thread.
     """
@@ -66,6 +68,7 @@ class ServerManager:
         max_restarts: int = 5,
         stalled_after: float = STALLED_AFTER_S,
         server_log: str | os.PathLike[str] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         if restart not in ("never", "on-failure", "on-stall"):
             raise UsageError(f"restart is 'never', 'on-failure' or 'on-stall', not '{restart}'")
@@ -80,7 +83,7 @@ class ServerManager:
         self._server_log = server_log
         self._lock = threading.Lock()
         self._backend: Backend | None = None
-        self._requested = ServerInfo("127.0.0.1")
+        self._requested = ServerInfo("127.0.0.1", labels=check_labels(labels or {}))
         self._supervisor: Supervisor | None = None
         self._observe(self._requested)
         self._listeners = Listeners[Completion]()
@@ -145,9 +148,9 @@ class ServerManager:
             self._make_way(listen.host, listen.port or 0)
             if listen.scheme == "unix":
                 UnixSocket(listen.host).check()
-            self._begin(
-                backend, command, ServerInfo(listen.host, listen.port or None, name, backend.version, backend.name)
-            )
+            made_by, labels = (backend.version, backend.name), self._requested.labels
+            info = ServerInfo(listen.host, listen.port or None, name, *made_by, labels=labels)
+            self._begin(backend, command, info)
         self._announce()
         return self
 

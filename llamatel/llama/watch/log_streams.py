@@ -353,7 +353,8 @@ class LogStreams:
         if not known and number != UNKNOWN:
             server = self._server
         else:
-            info = ServerInfo("unknown")
+            given = tuple(label for label in self._server.info.labels if label[0] != "server.path")
+            info = ServerInfo("unknown", labels=given)
             server = ObservedServer(info, log=ServerLog(info, LogClock()))
             server.blocking = self._server.blocking
             self._added(server)

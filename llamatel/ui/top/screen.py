@@ -279,7 +279,7 @@ def _plain_line(document: Document, server: Mapping[str, Any], row: Row) -> str:
     cache = server["kv_cache"]
     parts = [
         time.strftime("%H:%M:%S", time.localtime(document["taken_at"])),
-        printable(server["key"]),
+        " ".join(filter(None, (printable(server["key"]), printable(row["labels"])))),
         state(server).plain,
     ]
     if row["slots"] is not None:
