@@ -26,7 +26,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "test_page.py::test_overview_labels",
     ),
     "2 recording rules drop namespace, pod, cluster": (
-        "test_rules.py::test_recorded_series_keep_the_labels_of_targets",
+        "test_rules.py::test_every_aggregation_keeps_the_labels_of_targets",
     ),
     "3 no alert on failed requests": (
         "test_rules.py::test_alert_has_firing_and_silent_cases",
@@ -59,7 +59,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "9 SIGHUP, logrotate, systemd": (
         "test_appended_file.py::test_logrotate_reopens_files",
         "test_deploy.py::test_systemd_unit_valid_and_hardened",
-        "test_systemd_notify.py::test_attach_notifies_ready_watchdog_and_stopping",
+        "test_systemd_notify.py::test_attach_notifies_ready_watchdog_reload_and_stopping",
     ),
     "10 one host behind a reverse proxy; labels of targets": (
         "test_attach.py::test_attach_servers_separated_by_path",
