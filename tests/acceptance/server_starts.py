@@ -51,7 +51,7 @@ def run(folder: Path, starts: int = 60) -> dict[str, object]:
             for number in range(starts):
                 server = ServerManager(backend="xllamacpp")
                 server.start_server(model, port=0, extra_args=["-t", "1"]).wait_until_ready(60)
-                complete(server.base_url, 2)
+                assert complete(server.base_url, 2) == 200
                 wait_until(lambda: len(records) > number, 60, "the request")  # noqa: B023 - called in this turn
                 running.observer.snapshot()
                 if number % _KINDS:
