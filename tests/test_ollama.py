@@ -156,6 +156,21 @@ def check(done: list[Completion], sent: dict[int, Sent], durations: dict[int, st
     return known
 
 
+def test_ollama_restarting_is_down_and_polled_on(tmp_path: Path) -> None:
+    """Its log (kubectl logs -f) ends with it: attach must not exit with status 0."""
+    process = OllamaProcess(tmp_path, {})
+    observed = Ollama(HttpClient(process.url), ServerInfo("127.0.0.1", process.port), interval_s=0.05)
+    assert not observed.polled
+    observed.start()
+    try:
+        wait_until(lambda: observed.snapshots()[0].up, 30)
+        process.close()
+        wait_until(lambda: observed.snapshots()[0].up is False, 30)
+        assert observed.polled
+    finally:
+        observed.stop()
+
+
 def test_ollama_two_models_at_once(ollama: OllamaProcess) -> None:
     done: list[Completion] = []
     observed = attach(ollama, done)

@@ -72,6 +72,7 @@ class Ollama:
             server, self._loads.of_number, self._separation, self._lock, client_addresses=client_addresses
         )
         self._up: bool | None = None
+        self._answered = False
         self._once = LogOnce(_log)
         self._stopped = threading.Event()
         self._ended = threading.Event()
@@ -112,8 +113,8 @@ class Ollama:
 
     @property
     def polled(self) -> bool:
-        """Whether Ollama responds."""
-        return self._up is True
+        """Whether Ollama has ever responded: it may be restarting now."""
+        return self._answered
 
     @property
     def explanation(self) -> str | None:
@@ -201,7 +202,7 @@ class Ollama:
             self._up = False
             self._once.warning("down", "%s/api/ps: %s", self._http.base_url, error)
         else:
-            self._up = True
+            self._up = self._answered = True
             if self._once.reset("down"):
                 _log.warning("%s answers now", self._http.base_url)
         children = find_children(self._http.address)
