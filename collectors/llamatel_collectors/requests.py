@@ -42,7 +42,8 @@ class RequestsCollector(Collector):
             error = "cancelled" if outcome is Outcome.CANCELLED else error_type(completion)
             with_error = gen_ai if error is None else {**gen_ai, "error.type": error}
             yield Sample("gen_ai.server.request.duration", completion.duration_s, server, with_error)
-            yield from self._zeros(server)
+            if server.key not in self._seen:
+                yield from self._zeros(server)
             yield Sample("llamacpp.requests", 1, server, {"outcome": outcome.value})
             figures += [
                 ("llamacpp.request.queue.duration", completion.queue_s),
@@ -66,8 +67,7 @@ class RequestsCollector(Collector):
 
     def _zeros(self, server: ServerInfo) -> Iterator[Sample]:
         """Every outcome counts from 0 once a server is known: a rate needs to see the first failure as a change."""
-        key = server.key
-        if key not in self._seen and len(self._seen) < _SERVERS:
-            self._seen.add(key)
+        if len(self._seen) < _SERVERS:
+            self._seen.add(server.key)
             for outcome in Outcome:
                 yield Sample("llamacpp.requests", 0, server, {"outcome": outcome.value})

@@ -32,8 +32,9 @@ MAX_VALUES = 1024
 _MAX_CACHED = 1 << 16
 _SERVER_IDLE_S = 600.0
 """A server without a sample for this long may be replaced by a new one."""
-_MAX_NUMBER = 2**63 - 1
-"""OTLP refuses the whole export for a larger integer."""
+_MAX_NUMBER = 2.0**63 - 1024
+_MIN_NUMBER = -_MAX_NUMBER
+"""OTLP refuses the whole export for a larger integer. Floats, as comparing with a large integer takes twice as long."""
 _MODELS = frozenset({"gen_ai.request.model", "gen_ai.response.model"})
 
 Endpoint = tuple["str | None", "int | None"]
@@ -126,7 +127,7 @@ class AttributeSets:
     def resolve(self, sample: Sample) -> AttributeSet:
         """The sample's attributes with its server's. Raises ValueError for a sample that does not fit the table."""
         metric, value, server, attributes = sample
-        if not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # also refuses NaN
+        if not _MIN_NUMBER <= value <= _MAX_NUMBER:  # also refuses NaN
             raise ValueError(f"{metric} has a value that is not a number")
         last, cached = self._last
         if last is not server:

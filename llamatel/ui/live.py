@@ -108,14 +108,14 @@ class Live:
     def __call__(self, completion: Completion, trace_id: str | None = None) -> None:
         """Record a finished request."""
         self._alarms.record(completion)
-        outcome, figures = completion.outcome, Figures.of(completion)
-        self._tally.add(outcome, figures)
+        figures = Figures.of(completion)
+        self._tally.add(figures)
         with self._lock:
             remembered = (self._next(), completion, trace_id)
             past = self._of(completion.server.key)
             self._requests.append(remembered)
             past.requests.append(remembered)
-        past.statistics.add(outcome, figures)
+        past.statistics.add(figures)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Record a snapshot; one at a time."""

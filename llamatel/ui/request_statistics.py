@@ -72,8 +72,9 @@ class Summary(HtmlRepresentation):
 
 
 class Figures(NamedTuple):
-    """What is kept of a completed request."""
+    """What is kept of a request."""
 
+    outcome: str
     input: int | None
     cached: int | None
     output: int | None
@@ -84,7 +85,7 @@ class Figures(NamedTuple):
     def of(cls, completion: Completion) -> Figures:
         """Those of a request."""
         return cls(
-            completion.prompt_tokens, completion.prompt_cached, completion.generated,
+            completion.outcome.value, completion.prompt_tokens, completion.prompt_cached, completion.generated,
             (
                 completion.time_to_first_token_s, completion.time_per_output_token_s, completion.duration_s,
                 completion.queue_s,
@@ -112,13 +113,13 @@ class RequestStatistics:
 
     def __call__(self, completion: Completion, _trace_id: str | None = None) -> None:
         """Count one request."""
-        self.add(completion.outcome, Figures.of(completion))
+        self.add(Figures.of(completion))
 
-    def add(self, outcome: Outcome, figures: Figures) -> None:
-        """Count one request with its figures, which several statistics may share."""
+    def add(self, figures: Figures) -> None:
+        """Count one request, whose figures several statistics may share."""
         with self._lock:
-            self._outcomes[outcome.value] += 1
-            if outcome is not Outcome.OK:
+            self._outcomes[figures.outcome] += 1
+            if figures.outcome != Outcome.OK:
                 return
             self._in = _plus(self._in, figures.input)
             self._cached = _plus(self._cached, figures.cached)
