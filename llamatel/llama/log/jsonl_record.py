@@ -17,6 +17,11 @@ _PLAIN = re.compile(
     re.ASCII,
 )
 _SLOT = re.compile(r"slot (.{12}): id +(-?\d{1,3}) \| task (-?\d{1,12}) \| {0,16}(.*)", re.DOTALL | re.ASCII)
+_UNUSED = re.compile(
+    r'\{"type":"log","time":\d{1,15},"level":"info","msg":"slot print_timing: id +\d{1,3} \| task \d{1,12} \| {1,16}'
+    r'(?:total time = +[\d.]{1,20} ms / +\d{1,12} tokens|graphs reused = +\d{1,12})\\n"\}',
+    re.ASCII,
+)
 _LEVELS = {"info": "I", "warn": "W", "error": "E", "debug": "D", "cont": "C", "none": "N"}
 _LONGEST_RUN_US = 6e14
 """Microseconds: no process runs for twenty years."""
@@ -38,6 +43,11 @@ def parse_record(line: str) -> LogLine | None:
     if slot is None:
         return _new(LogLine, (text, at, level, None, None, None, None, "", ""))
     return _new(LogLine, (text, at, level, None, None, int(slot), int(task), function, rest))
+
+
+def is_unused(line: str) -> bool:
+    """Whether a record is one of the two timings of each request that nothing is read from; the whole line decides."""
+    return ("total time =" in line or "graphs reused =" in line) and _UNUSED.fullmatch(line) is not None
 
 
 def _parse_json(line: str) -> LogLine | None:

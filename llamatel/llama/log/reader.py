@@ -23,7 +23,7 @@ from dataclasses import replace
 from llamatel.flags.server_settings import ServerSettings
 from llamatel.llama.log.call_groups import RERANK, CallGroups
 from llamatel.llama.log.client_text import ClientText
-from llamatel.llama.log.jsonl_record import FRAGMENTS, parse_record
+from llamatel.llama.log.jsonl_record import FRAGMENTS, is_unused, parse_record
 from llamatel.llama.log.log_audit import LogAudit
 from llamatel.llama.log.log_clock import LogClock
 from llamatel.llama.log.log_counters import LogCounters
@@ -113,6 +113,10 @@ class LogReader:
         completed: list[Completion] = []
         for line in lines:
             try:
+                if is_unused(line):  # two of seven lines
+                    self._counters.slot_lines += 1
+                    self._counters.lines["request"] += 1
+                    continue
                 parts = parse_record(line)
                 if parts is None:
                     self.skip()
