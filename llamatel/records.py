@@ -101,6 +101,11 @@ class ServerInfo:
         return {**dict(self.labels), **{name: value for name, value in own.items() if value is not None}}
 
     @property
+    def own_labels(self) -> Labels:
+        """The labels that its user gave it; its path is part of its address."""
+        return tuple(label for label in self.labels if label[0] != "server.path")
+
+    @property
     def shown_address(self) -> str:
         """``127.0.0.1:8090``, ``llm:443/llama-a``; ``in-process`` without an address."""
         port = "" if self.port is None else f":{self.port}"

@@ -22,6 +22,7 @@ _QUIET_S = 600.0
 """The same warning about the same server is not repeated within this time."""
 _SERVERS = 1024
 """History of removed servers is dropped beyond this many."""
+_LONGEST_NAME = 120
 _FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
 
 
@@ -35,10 +36,12 @@ class Alarm:
     text: str
 
     def __str__(self) -> str:
-        """``127.0.0.1:8090: …``; without a server, about llamatel itself."""
+        """``127.0.0.1:8090 pod=llama-0: …``; without a server, about llamatel itself."""
         if self.server is None:
             return self.text
-        return f"{self.server.shown_address}: {self.text}"
+        words = (self.server.shown_address, *(f"{name}={value}" for name, value in self.server.own_labels))
+        name = " ".join(words)
+        return f"{name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + '…'}: {self.text}"
 
 
 class Alarms:

@@ -227,12 +227,12 @@ def key_of(server: ServerInfo) -> str:
 
 
 def labels_of(server: ServerInfo, values: Mapping[str, int]) -> str:
-    """The labels that its user gave a server: ``pod=llama-0 env=prod``; its path is part of its address.
+    """A server's labels as text: ``pod=llama-0 env=prod``.
 
     Those with the most ``values`` over all servers come first, because they tell the servers apart in little room.
     """
-    ordered = sorted(server.labels, key=lambda label: -values[label[0]])
-    text = " ".join(f"{name}={value}" for name, value in ordered if name != "server.path")
+    ordered = sorted(server.own_labels, key=lambda label: -values[label[0]])
+    text = " ".join(f"{name}={value}" for name, value in ordered)
     return text if len(text) <= _LONGEST_LABELS else f"{text[: _LONGEST_LABELS - 1]}…"
 
 

@@ -353,8 +353,7 @@ class LogStreams:
         if not known and number != UNKNOWN:
             server = self._server
         else:
-            given = tuple(label for label in self._server.info.labels if label[0] != "server.path")
-            info = ServerInfo("unknown", labels=given)
+            info = ServerInfo("unknown", labels=self._server.info.own_labels)
             server = ObservedServer(info, log=ServerLog(info, LogClock()))
             server.blocking = self._server.blocking
             self._added(server)
