@@ -91,7 +91,8 @@ def _availability(options: RuleOptions) -> Iterator[Alert]:
     if options.expected:
         yield Alert(
             "LlamatelAbsent",
-            " or ".join(f"absent(up{{{selector}}})" for selector in options.expected),
+            # One that sends its metrics through a Collector has no `up` of its own.
+            " or ".join(f"absent(up{{{each}}}) and absent(llamatel_build_info{{{each}}})" for each in options.expected),
             "critical",
             "An expected target is not in service discovery: "
             "{{ range $name, $value := $labels }}{{ $name }}={{ $value }} {{ end }}",
