@@ -41,6 +41,7 @@ def test_alarm_names_the_labels_of_its_server() -> None:
     text = str(Alarm("down", server, "it does not answer"))
     assert text.startswith(f"{SERVER.address}:{SERVER.port}/a pod=llama-0 zone=zz")
     assert text.endswith("z…: it does not answer")
+    assert str(Alarm("waiting", SERVER, "…", "a\x1b[31m")).partition(" ")[2] == r"'a\x1b[31m': …"
 
 
 def test_alarms_none_for_a_healthy_server() -> None:
@@ -133,6 +134,7 @@ def test_alarms_model_of_a_router_failed() -> None:
     assert watch.names(0, up=None, state="loaded", router_model=loaded) == []
     [alarm] = watch.check(10, up=None, state="failed", router_model=failed)
     assert (alarm.name, "'tiny' failed to load" in alarm.text) == ("model_failed", True)
+    assert str(alarm).startswith(f"{SERVER.address}:{SERVER.port} {SERVER.model}: ")
     assert watch.names(700, up=None, state="failed", router_model=failed) == []
 
 

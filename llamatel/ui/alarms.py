@@ -34,13 +34,16 @@ class Alarm:
     """As in the alert rules: ``kv_headroom``."""
     server: ServerInfo | None
     text: str
+    model: str | None = None
+    """The model, of a router's."""
 
     def __str__(self) -> str:
-        """``127.0.0.1:8090 pod=llama-0: …``; without a server, about llamatel itself."""
+        """``127.0.0.1:8090 pod=llama-0: …``, a router's with the model; without a server, about llamatel itself."""
         if self.server is None:
             return self.text
-        words = (self.server.shown_address, *(f"{name}={value}" for name, value in self.server.own_labels))
-        name = " ".join(words)
+        labels = (f"{name}={value}" for name, value in self.server.own_labels)
+        model = () if self.model is None else (self.model if self.model.isprintable() else repr(self.model),)
+        name = " ".join((self.server.shown_address, *model, *labels))
         return f"{name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + '…'}: {self.text}"
 
 
@@ -80,12 +83,13 @@ class Alarms:
                 full[history] = full.get(history, 0) + 1
         for state in snapshot.servers:
             history = self._history(state.server)
+            wrong = list(conditions(state, history, now, self.objectives))
             if number := full.get(history):
-                found.append(Alarm("context_full", state.server, context_full(number, state)))
-            wrong = conditions(state, history, now, self.objectives)
-            found += [Alarm(name, state.server, text) for name, text in wrong]
+                wrong.insert(0, ("context_full", context_full(number, state)))
             if fell_back(state, snapshot.devices):
-                found.append(Alarm("on_cpu", state.server, ON_CPU))
+                wrong.append(("on_cpu", ON_CPU))
+            model = None if state.router_model is None else state.server.model
+            found += [Alarm(name, state.server, text, model) for name, text in wrong]
         found += self._own_losses(snapshot)
         return [alarm for alarm in found if self._is_new(alarm, now)]
 
