@@ -372,6 +372,7 @@ def test_attach_continues_after_log_end(
     [
         (["--label", "x"], "'x' is not a label: write it NAME=VALUE"),
         (["--exit-with-log"], "--exit-with-log needs a log"),
+        (["--log", "x", "--no-log"], "--log and --no-log: give one of them"),
         (["--client-key", "k"], "add --client-cert FILE"),
         (["--client-cert", "/nothing"], "cannot use the client certificate /nothing: No such file"),
     ],

@@ -22,6 +22,8 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "1 sidecars cannot be told apart": (
         "test_dashboards.py::test_dashboards_legends_by_server_show_the_instance",
         "test_dashboards.py::test_dashboards_keep_and_show_labels_of_targets",
+        "test_deploy.py::test_prometheus_keeps_labels_of_observed_servers",
+        "test_alarms.py::test_alarm_names_the_labels_of_its_server",
         "test_top.py::test_server_table_labels",
         "test_page.py::test_overview_labels",
     ),
@@ -75,6 +77,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     ),
     "13 totals of a router that swaps": (
         "test_router.py::test_router_swaps_keep_token_totals",
+        "test_router.py::test_router_log_found_and_read",
         "test_router.py::test_router_without_log_shows_what_is_missing",
     ),
     "14 plan of qwen4exp": ("test_llama_builds.py::test_plan_by_build",),
