@@ -19,6 +19,9 @@ _UNKNOWN = "generate_content"
 """A decision model may generate text, too."""
 _QUIET_S = 0.3
 """Tasks that wait for a slot get it at once when an earlier one releases it."""
+_HELD_S = 1.0
+"""On a busy server, tasks of calls that arrived together may run later: their numbers are mixed."""
+_MOST_HELD = 32
 _MOST_TASKS = 4096
 _SEVERITY = (Outcome.OK, Outcome.CANCELLED, Outcome.CONTEXT_FULL, Outcome.ERROR)
 
@@ -29,9 +32,11 @@ class _Group:
     def __init__(self, task: int, started_at: float) -> None:
         self.first = self.last = task
         self.started_at = started_at
-        self._parts = 0
+        self.finished_at = float("-inf")
+        """When its last task finished, by our clock."""
         self._completed = False
         """Whether one of its tasks did."""
+        self._parts = 0
         self._start: Completion | None = None
         """The task that got its slot first, of those that have finished."""
         self._end: Completion | None = None
@@ -41,20 +46,35 @@ class _Group:
         self._truncated: bool | None = False
         self._in_flight: tuple[float, ...] = ()
 
-    def add(self, part: Completion, in_flight: tuple[float, ...]) -> None:
+    def add(self, part: Completion, in_flight: tuple[float, ...], now: float) -> None:
         """Add a task that has finished; ``in_flight``: the starts of other calls that are running."""
-        self._parts += 1
+        self.finished_at, self._in_flight = now, in_flight
         self._completed |= part.outcome is Outcome.OK
-        if self._start is None or part.started_at < self._start.started_at:
-            self._start = part
-        if self._end is None or part.ended_at >= self._end.ended_at:
-            self._end = part
-        if self._worst is None or _SEVERITY.index(part.outcome) > _SEVERITY.index(self._worst.outcome):
-            self._worst = part
-        known = self._tokens is not None and part.context_tokens is not None
-        self._tokens = (self._tokens or 0) + (part.context_tokens or 0) if known else None
+        self._parts += 1
+        self._tokens = _sum(self._tokens, part.context_tokens)
         self._truncated = self._truncated or part.truncated
-        self._in_flight = in_flight
+        self._choose(part, part, part)
+
+    def absorb(self, later: _Group) -> None:
+        """Add the tasks of the group that follows."""
+        self.last = later.last
+        self.started_at = min(self.started_at, later.started_at)
+        if later.finished_at > self.finished_at:
+            self.finished_at, self._in_flight = later.finished_at, later._in_flight
+        self._completed |= later._completed
+        self._parts += later._parts
+        self._tokens = _sum(self._tokens, later._tokens)
+        self._truncated = self._truncated or later._truncated
+        if later._start is not None and later._end is not None and later._worst is not None:
+            self._choose(later._start, later._end, later._worst)
+
+    def _choose(self, start: Completion, end: Completion, worst: Completion) -> None:
+        if self._start is None or start.started_at < self._start.started_at:
+            self._start = start
+        if self._end is None or end.ended_at >= self._end.ended_at:
+            self._end = end
+        if self._worst is None or _SEVERITY.index(worst.outcome) > _SEVERITY.index(self._worst.outcome):
+            self._worst = worst
 
     def call(self, operation: str) -> Completion | None:
         """The call as one request; None if none of its tasks has finished."""
@@ -81,16 +101,12 @@ class _Group:
 class CallGroups:
     """The calls of one llama.cpp process.
 
-    A call is complete when its tasks have finished, and a task with a later number runs, or no task has for a moment.
+    A call is complete when its tasks have finished and none has run on the server for a moment, or a while later.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open: list[_Group] = []
-        self._newest = -1
-        """The highest number of a task."""
-        self._finished_at = 0.0
-        """When a task finished last."""
 
     def __bool__(self) -> bool:
         """Whether any call may be incomplete."""
@@ -103,20 +119,17 @@ class CallGroups:
         self._place({**running, part.task: part.started_at})
         group = next(group for group in self._open if group.first <= part.task <= group.last)
         others = [other for other in self._open if other is not group and _runs(other, running)]
-        group.add(part, tuple(other.started_at for other in others))
-        self._finished_at = self._clock()
-        return self._pop_complete(running, operation, quiet=False)
+        now = self._clock()
+        group.add(part, tuple(other.started_at for other in others), now)
+        return self._pop_complete(running, operation, _HELD_S)
 
     def settle(self, running: Mapping[int, float], operation: str, *, at_once: bool = False) -> list[Completion]:
         """The calls that are complete now; to be called now and then. ``at_once``: all without a running task."""
-        if not at_once and self._clock() - self._finished_at < _QUIET_S:
-            return []
         self._place(running)
-        return self._pop_complete(running, operation, quiet=not running or at_once)
+        return self._pop_complete(running, operation, 0.0 if at_once else _HELD_S if running else _QUIET_S)
 
     def flush(self, operation: str) -> list[Completion]:
         """All calls: no more of their tasks follow. Another process may follow."""
-        self._newest = -1
         return self._pop(list(self._open), operation)
 
     def forget(self, running: Mapping[int, float], operation: str) -> tuple[list[Completion], int]:
@@ -129,19 +142,27 @@ class CallGroups:
     def _place(self, started: Mapping[int, float]) -> None:
         """Assign tasks, given with their starts, to calls."""
         for task in sorted(started):
-            for group in self._open:
-                if group.first <= task <= group.last:
-                    break
-                if task == group.last + 1 and task - group.first < _MOST_TASKS:
-                    group.last = task
-                    break
+            if any(group.first <= task <= group.last for group in self._open):
+                continue
+            new = _Group(task, started[task])
+            before = next((group for group in self._open if group.last == task - 1), None)
+            after = next((group for group in self._open if group.first == task + 1), None)
+            if before is not None and task - before.first < _MOST_TASKS:
+                before.absorb(new)
+                new = before
             else:
-                self._open.append(_Group(task, started[task]))
-            self._newest = max(self._newest, task)
+                self._open.append(new)
+            if after is not None and after.last - new.first < _MOST_TASKS:
+                self._open.remove(after)
+                new.absorb(after)
 
-    def _pop_complete(self, running: Mapping[int, float], operation: str, *, quiet: bool) -> list[Completion]:
+    def _pop_complete(self, running: Mapping[int, float], operation: str, held_s: float) -> list[Completion]:
         idle = [group for group in self._open if not _runs(group, running)]
-        return self._pop([group for group in idle if quiet or group.last < self._newest], operation)
+        until = self._clock() - held_s
+        crowded = len(idle) - _MOST_HELD
+        return self._pop(
+            [group for number, group in enumerate(idle) if group.finished_at <= until or number < crowded], operation
+        )
 
     def _pop(self, groups: list[_Group], operation: str) -> list[Completion]:
         self._open = [group for group in self._open if group not in groups]
@@ -151,3 +172,7 @@ class CallGroups:
 
 def _runs(group: _Group, running: Mapping[int, float]) -> bool:
     return any(group.first <= task <= group.last for task in running)
+
+
+def _sum(tokens: int | None, more: int | None) -> int | None:
+    return None if tokens is None or more is None else tokens + more
