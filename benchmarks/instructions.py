@@ -29,6 +29,7 @@ _REQUESTS = 1000
 BOUNDS: dict[str, float] = {
     "bytes to lines": 40,
     "log reader": 680,
+    "log reader, JSONL": 680,
     "collectors: samples": 92,
     "histograms and counters": 125,
 }

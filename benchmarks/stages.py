@@ -20,6 +20,7 @@ from opentelemetry.trace import NoOpTracer
 
 from benchmarks.pieces import read_lines
 from llamatel import collectors
+from llamatel.llama.log.log_line import split_line
 from llamatel.llama.log.reader import LogReader
 from llamatel.metrics import METRICS
 from llamatel.records import ClientCall, Completion, ServerInfo
@@ -75,6 +76,20 @@ def _lines(recording: Recording) -> Callable[[], None]:
 
 def _log_reader(recording: Recording) -> Callable[[], None]:
     return lambda: _completions(recording.lines).clear()
+
+
+def _records_reader(recording: Recording) -> Callable[[], None]:
+    """As ``serve`` reads a server with ``--log-jsonl``."""
+    stamped = [parts for parts in map(split_line, recording.lines) if parts.time is not None]
+    records = [
+        json.dumps(
+            {"type": "log", "time": round((parts.time or 0.0) * 1e6), "level": "info", "msg": parts.text + "\n"},
+            separators=(",", ":"),
+        )
+        for parts in stamped
+    ]
+    assert len(LogReader(_SERVER).feed_records(records, 1.8e9)) == len(recording.completions)
+    return lambda: LogReader(_SERVER).feed_records(records, 1.8e9).clear()
 
 
 def _observer(recording: Recording) -> Callable[[], None]:
@@ -335,6 +350,7 @@ def _scrapes(servers: int) -> Callable[[Recording], Callable[[], None]]:
 STAGES: dict[str, Callable[[Recording], Callable[[], None]]] = {
     "bytes to lines": _lines,
     "log reader": _log_reader,
+    "log reader, JSONL": _records_reader,
     "observer: queue and thread": _observer,
     "collectors: samples": _samples,
     "histograms and counters": _measurements,
