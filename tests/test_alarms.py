@@ -11,6 +11,7 @@ from llamatel.records import Outcome, RecomputeCause
 from llamatel.snapshots import KvCacheState, LogCounts, RouterModel, ServerSnapshot, SlotState, Snapshot
 from llamatel.ui.alarm_conditions import burn_limit
 from llamatel.ui.alarms import Alarm, Alarms
+from llamatel.ui.objective_window import REQUESTS, WINDOW_S, ObjectiveWindow
 from llamatel.ui.objectives import Objectives
 from tests.samples import SERVER, completion
 
@@ -251,3 +252,26 @@ def test_alarms_prefix_reuse_lost_by_cause_and_the_users_limit() -> None:
 @pytest.mark.parametrize(("budget", "limit"), [(0.05, 0.72), (0.005, 0.072), (0.1, 0.9), (0.9, 0.95)])
 def test_burn_limit_can_be_reached(budget: float, limit: float) -> None:
     assert burn_limit(14.4, budget) == limit
+
+
+def test_objective_window_counts_equal_a_recount() -> None:
+    window, objectives = ObjectiveWindow(), Objectives(ttft_s=0.5, tpot_s=0.1)
+    requests = [
+        completion(
+            ended_at=0.1 * number,
+            outcome=Outcome.ERROR if number % 7 == 0 else Outcome.OK,
+            first_token_at=None if number % 3 == 0 else 0.1 * number - 1.0 + number % 5 / 4,
+            started_at=0.1 * number - 1.0,
+            queue_s=0.0,
+        )
+        for number in range(REQUESTS + 500)
+    ]
+    for request in requests:
+        window.add(request, objectives)
+    for now in (requests[-1].ended_at, requests[-1].ended_at + 200.0, requests[-1].ended_at + 1000.0):
+        window.expire(now)
+        kept = [request for request in requests[-REQUESTS:] if now - request.ended_at <= WINDOW_S]
+        first = [request.time_to_first_token_s for request in kept if request.time_to_first_token_s is not None]
+        assert len(window) == len(kept)
+        assert window.failed == sum(request.outcome is Outcome.ERROR for request in kept)
+        assert (window.ttft.known, window.ttft.late) == (len(first), sum(value > 0.5 for value in first))

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llamatel.records import RecomputeCause
 from llamatel.snapshots import KvCacheState, ServerSnapshot
+from llamatel.ui.objective_window import WINDOW_S, ObjectiveWindow
 from llamatel.ui.objectives import Objectives
 from llamatel.ui.remedies import recompute_remedy
 
@@ -40,23 +40,6 @@ _TREND_S = 60.0
 """Window of the KV pool's trend; samples must cover a quarter of it."""
 _STEADY = 0.9
 """Correlation of time and tokens from which growth counts as a trend."""
-REQUESTS = 4096
-"""Finished requests kept per server."""
-_RECENT_S = 300.0
-"""Window of the latency and error objectives."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
-    """The fields of a finished request that objectives use; a fifth of the whole record's memory."""
-
-    at: float
-    ttft_s: float | None
-    tpot_s: float | None
-    failed: bool
-    lost_s: float
-    """Prefill of tokens that had been in the cache."""
-    cause: RecomputeCause | None
 
 
 @dataclass(eq=False)
@@ -71,7 +54,7 @@ class History:
     starting_since: float | None = None
     restarts: deque[tuple[float, int]] = field(default_factory=deque)
     model_failures: int = 0
-    requests: deque[FinishedRequest] = field(default_factory=lambda: deque(maxlen=REQUESTS))
+    window: ObjectiveWindow = field(default_factory=ObjectiveWindow)
     raised_at: dict[str, float] = field(default_factory=dict)
     """When each warning was last raised."""
 
@@ -242,42 +225,32 @@ def _waiting(state: ServerSnapshot, history: History, now: float) -> Iterator[tu
 
 
 def _objectives_missed(history: History, now: float, objectives: Objectives) -> Iterator[tuple[str, str]]:
-    requests = history.requests
-    while requests and now - requests[0].at > _RECENT_S:
-        requests.popleft()
-    if len(requests) < objectives.min_requests:
+    window = history.window
+    window.expire(now)
+    if len(window) < objectives.min_requests:
         return
-    failed = sum(request.failed for request in requests)
-    if failed > objectives.error_rate * len(requests):
-        yield (
-            "error_rate",
-            f"{failed} of the last {len(requests)} requests failed: see their error.type in the traces and the log",
-        )
-    for name, what, objective, values, remedy in (
-        ("ttft_objective", "to the first token", objectives.ttft_s,
-         [request.ttft_s for request in requests],
+    if window.failed > objectives.error_rate * len(window):
+        share = f"{window.failed} of the last {len(window)} requests"
+        yield "error_rate", f"{share} failed: see their error.type in the traces and the log"
+    for name, what, objective, latency, remedy in (
+        ("ttft_objective", "to the first token", objectives.ttft_s, window.ttft,
          "raise -np if requests wait; shorten prompts or let them share a prefix if prefill is long"),
-        ("tpot_objective", "per token", objectives.tpot_s,
-         [request.tpot_s for request in requests],
+        ("tpot_objective", "per token", objectives.tpot_s, window.tpot,
          "lower -np, offload more layers (-ngl), or use a smaller quantisation"),
     ):  # fmt: skip
-        known = [value for value in values if value is not None]
-        late = sum(value > objective for value in known)
-        limit = max(LEAST_MISSED - 1, burn_limit(BURN_RATE, objectives.error_budget) * len(known))
-        if len(known) >= objectives.min_requests and late > limit:
-            yield name, f"{late} of the last {len(known)} requests needed more than {objective:g} s {what}: {remedy}"
+        known, late = latency.known, latency.late
+        limit = max(LEAST_MISSED - 1, burn_limit(BURN_RATE, objectives.error_budget) * known)
+        if known >= objectives.min_requests and late > limit:
+            yield name, f"{late} of the last {known} requests needed more than {objective:g} s {what}: {remedy}"
 
 
 def _prefixes_lost(state: ServerSnapshot, history: History, objectives: Objectives) -> Iterator[tuple[str, str]]:
-    """Alarm on failed requests, from those that ``_objectives_missed`` keeps."""
-    lost: dict[RecomputeCause, float] = {}
-    for request in history.requests:
-        if request.cause is not None:
-            lost[request.cause] = lost.get(request.cause, 0.0) + request.lost_s
+    """Of the requests that ``_objectives_missed`` keeps."""
+    lost = history.window.lost_prefill()
     if not lost:
         return
     cause = max(lost, key=lambda each: lost[each])
-    a_minute = lost[cause] * 60 / _RECENT_S
+    a_minute = lost[cause] * 60 / WINDOW_S
     if a_minute > objectives.lost_prefill_s:
         remedy = recompute_remedy(cause, lost[cause], state.settings, state.model)
         yield (

@@ -13,7 +13,8 @@ from typing import TypeVar
 from llamatel.gpu.offload import fell_back
 from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
 from llamatel.snapshots import Snapshot
-from llamatel.ui.alarm_conditions import ON_CPU, REQUESTS, FinishedRequest, History, conditions, context_full
+from llamatel.ui.alarm_conditions import ON_CPU, History, conditions, context_full
+from llamatel.ui.objective_window import REQUESTS
 from llamatel.ui.objectives import Objectives
 
 T = TypeVar("T")
@@ -23,7 +24,6 @@ _QUIET_S = 600.0
 _SERVERS = 1024
 """History of removed servers is dropped beyond this many."""
 _LONGEST_NAME = 120
-_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,7 @@ class Alarms:
         while self._finished:
             request = self._finished.popleft()
             history = self._history(request.server)
-            failed = request.outcome in _FAILED
-            ttft_s, tpot_s = request.time_to_first_token_s, request.time_per_output_token_s
-            lost_s = request.recompute_s or 0.0
-            history.requests.append(
-                FinishedRequest(request.ended_at, ttft_s, tpot_s, failed, lost_s, request.recompute_cause)
-            )
+            history.window.add(request, self.objectives)
             if request.outcome is Outcome.CONTEXT_FULL and not request.is_child:
                 full[history] = full.get(history, 0) + 1
         for state in snapshot.servers:
@@ -105,7 +100,10 @@ class Alarms:
         self._dropped = dropped
 
     def _history(self, server: ServerInfo) -> History:
-        return self._servers.setdefault(server.key, History())
+        history = self._servers.get(key := server.key)
+        if history is None:
+            history = self._servers[key] = History()
+        return history
 
     def _is_new(self, alarm: Alarm, now: float) -> bool:
         raised_at = (self._own if alarm.server is None else self._history(alarm.server)).raised_at
