@@ -22,9 +22,9 @@ PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 REFUSED = "http://127.0.0.1:9"
 LINES = {
     "llamatel/llama/log/jsonl_record.py", "llamatel/llama/log/key_value_line.py", "llamatel/llama/log/log_line.py",
-    "llamatel/llama/log/read_position.py", "llamatel/llama/log/wrapper_fields.py",
+    "llamatel/llama/log/read_position.py", "llamatel/llama/log/wrapper_fields.py", "llamatel/outputs/appended_file.py",
 }  # fmt: skip
-"""Lines of a log, which are at most 64 KiB, and llamatel's own state."""
+"""Lines of a log, which are at most 64 KiB, llamatel's own state, and the last line of its own --jsonl file (1 MiB)."""
 OWN = {
     "llamatel/cli/load_clients.py", "llamatel/explore/capture.py", "llamatel/explore/explore_child.py",
     "llamatel/inputs/documents.py", "llamatel/plan/config_values.py", "llamatel/tracing/http_call.py",
