@@ -117,10 +117,16 @@ def test_rerank_calls_at_once(backend: str, tiny_model: Path) -> None:
 
 
 def test_rerank_call_cancelled(tmp_path: Path) -> None:
-    """llama.cpp notices a disconnect after a second without a result, so a document has to take longer."""
+    """llama.cpp notices a disconnect after a second without a result: a slow document, or a pause."""
     slow = write_tiny_model(tmp_path / "slow.gguf", embedding=256, feed_forward=1024, layers=6)
     with reranking("xllamacpp", slow, 1) as (server, found):
+        state = server.snapshot()
+        assert state is not None
+        assert state.server.pid is not None
         disconnect(int(server.base_url.rpartition(":")[2]), [*texts(2), *texts(9, WORDS * 8)])
+        os.kill(state.server.pid, signal.SIGSTOP)
+        time.sleep(1.2)
+        os.kill(state.server.pid, signal.SIGCONT)
         wait_until(lambda: found, 30, "its end is noticed")
         rerank(server.base_url, texts(3))
         wait_until(lambda: len(found) == 2, 10, "the call after it")
