@@ -488,6 +488,36 @@ def test_manager_quiet_server_readiness_is_polled(servers: Servers, backend: str
     assert (snapshot.up, snapshot.counters["tokens_predicted_total"]) == (True, 4)
 
 
+def test_manager_healthy_before_its_log_is_read(servers: Servers, tmp_path: Path) -> None:
+    """A stand-in that logs right after the first request for its health, which is sent when nothing was logged."""
+    program = tmp_path / "server.py"
+    program.write_text(
+        f"""#!{sys.executable}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+server = HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
+server.handle_request()
+print("0.00.002.657 I srv          init: build_info: b11549-0123abc", file=sys.stderr)
+listening = "listening on http://127.0.0.1:%d" % server.server_port
+print("0.00.032.742 I srv          init:", listening, file=sys.stderr, flush=True)
+server.serve_forever()
+"""
+    )
+    program.chmod(0o755)
+    server = servers.ready(program, port=free_port())
+    assert server.info.build == "b11549-0123abc"  # its log is read; else no request would be seen
+
+
 def test_manager_log_without_requests_warns_once(
     servers: Servers, llama_server_binary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,6 +125,8 @@ class Supervisor:
         """Why the process that runs now is to be killed."""
         self._over = False
         self._may_poll = False
+        self._healthy_since = math.inf
+        """Seconds after its start when a server that has not logged that it listens was found healthy."""
         self._owner = os.getpid()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="llamatel-server", daemon=True)
@@ -315,7 +317,7 @@ class Supervisor:
         if self._socket is not None:
             self._socket.before_start()
         # If another server already responds there, a response would not be from our server.
-        self._may_poll = self.address is not None and not self._is_healthy()
+        self._may_poll, self._healthy_since = self.address is not None and not self._is_healthy(), math.inf
         environment = {JSONL_VARIABLE: os.environ.get(JSONL_VARIABLE, "1"), **self.command.environment}
         child = Child((*self.backend.command, *arguments), environment, wake=self._wake_read)
         self._learn(pid=child.pid)
@@ -355,8 +357,13 @@ class Supervisor:
     def _look_ready(self, since_start: float) -> bool:
         """Ready once the log reports that it listens: llama.cpp prints that when the model is loaded."""
         logged = self._server_log.logged
-        if logged.host is None and not (self._may_poll and since_start > _SILENT_S and self._is_healthy()):
-            return False
+        if logged.host is None:
+            if not (self._may_poll and since_start > _SILENT_S and self._is_healthy()):
+                return False
+            # What it logged before it listened is read first: it shows the log's format.
+            self._healthy_since = min(self._healthy_since, since_start)
+            if since_start - self._healthy_since < _LOOK_S:
+                return False
         if self._socket is None and logged.port is not None and logged.port != self._port:
             self._port = self.found_port = logged.port
         # A wheel built without its number reports "b0-unknown": then its version is more specific.
