@@ -182,8 +182,6 @@ def _meter(settings: Settings, parts: Parts, report: Report, *, may_move: bool) 
         gateway = os.environ.get(GATEWAY_VARIABLE, "").strip().lower() == "true"
         exposition = Exposition(store, parts.resource.attributes, gateway=gateway)
         readers.append(exposition.reader)
-        with _reported(report):
-            parts.endpoint = _endpoint(settings.metrics_addr, exposition, strict=report is _raise, may_move=may_move)
     with_sdk = False
     if settings.metrics_otlp is not None:
         with _reported(report):
@@ -211,6 +209,9 @@ def _meter(settings: Settings, parts: Parts, report: Report, *, may_move: bool) 
     parts.store = store
     provider = MeterProvider(readers, resource=parts.resource, shutdown_on_exit=False)
     parts.providers.append(provider)
+    if exposition is not None and settings.metrics_addr is not None:
+        with _reported(report):
+            parts.endpoint = _endpoint(settings.metrics_addr, exposition, strict=report is _raise, may_move=may_move)
     return _meter_of(provider) if with_sdk else None
 
 
