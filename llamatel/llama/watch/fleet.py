@@ -86,7 +86,7 @@ class Fleet:
         self._timetable: list[tuple[float, int, ObservedServer]] = []
         self._order = 0
         """Number of the last entry; orders entries of the same time."""
-        self._due: queue.SimpleQueue[ObservedServer | None] = queue.SimpleQueue()
+        self._due: queue.SimpleQueue[tuple[float, ObservedServer] | None] = queue.SimpleQueue()
         self._waiting = 0
         """Idle threads."""
         self._threads: list[threading.Thread] = []
@@ -133,7 +133,8 @@ class Fleet:
                     self._changed.wait(next_at - now)
                 now = time.monotonic()
                 while self._timetable and self._timetable[0][0] <= now:
-                    self._hand_out(heapq.heappop(self._timetable)[2])
+                    at, _, server = heapq.heappop(self._timetable)
+                    self._hand_out(at, server)
             if self._targets.watched and now >= check_at:
                 check_at = now + _CHECK_S
                 try:
@@ -142,9 +143,9 @@ class Fleet:
                 except Exception:  # noqa: BLE001 - the boundary to discovery: its failure must not end the polls
                     self._once.error("targets", "the targets could not be read again", exc_info=True)
 
-    def _hand_out(self, server: ObservedServer) -> None:
-        """Assign a poll to a thread; called with the lock held."""
-        self._due.put(server)
+    def _hand_out(self, at: float, server: ObservedServer) -> None:
+        """Assign a poll that is due ``at`` to a thread; called with the lock held."""
+        self._due.put((at, server))
         if self._waiting < self._due.qsize() and len(self._threads) < _THREADS:
             thread = threading.Thread(target=self._work, name=f"llamatel-poll-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
@@ -200,14 +201,14 @@ class Fleet:
         while True:
             with self._changed:
                 self._waiting += 1
-            server = self._due.get()
+            due = self._due.get()
             with self._changed:
                 self._waiting -= 1
-                if server is None or self._stopped:
+                if due is None or self._stopped:
                     return
+                at, server = due
                 if server not in self._polled:
                     continue
-            started_at = time.monotonic()
             try:
                 server.poll()
             except Exception:  # noqa: BLE001 - the boundary to what servers answer: one must not end the others' polls
@@ -216,4 +217,4 @@ class Fleet:
                 )
             with self._changed:
                 # A late poll does not shift the schedule of the next one.
-                self._plan(max(started_at + server.due_in_s, time.monotonic()), server)
+                self._plan(max(at + server.due_in_s, time.monotonic()), server)
