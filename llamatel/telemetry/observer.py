@@ -29,8 +29,8 @@ from llamatel.tracing.server_addresses import Endpoint, endpoint_of
 
 _log = logging.getLogger(__name__)
 
-_JOIN_INTERVAL_S = 0.05
-"""Interval of polling the joiner for requests whose wait for a client's call is over."""
+_JOIN_INTERVAL_S = (0.05, 0.2)
+"""Interval of polling the joiner for requests whose wait for a client's call is over: with calls, and without."""
 _WAIT_STEP_S = 0.1
 _OPEN_S = 10.0
 """How long another process's report of its open calls is valid."""
@@ -336,7 +336,7 @@ class Observer:
                 finally:
                     self._queue.task_done()
             waited = self._joiner.waits
-            join_at = time.monotonic() + _JOIN_INTERVAL_S
+            join_at = time.monotonic() + _JOIN_INTERVAL_S[not self._joiner.has_calls]
 
     def _receive_announcements(self) -> None:
         """Before requests are decided: what was announced before they started has arrived."""

@@ -271,6 +271,11 @@ class Joiner:
         """Whether ``due`` should be called again soon."""
         return bool(self._held or self._finished)
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls are known; else requests only wait for the first report of another process."""
+        return bool(self._finished or self._in_flight or self._elsewhere or self._expected)
+
     # -- matching ----------------------------------------------------------------------------------------
 
     def _found(self, finished: FinishedCall, now: float) -> list[HeldRequest] | None:
