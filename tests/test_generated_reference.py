@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llamatel.metrics import METRICS
-from llamatel.records import Access, ObservedRequest, Outcome, RecomputeCause
+from llamatel.records import Access, GroupedCall, ObservedRequest, Outcome, RecomputeCause
 from llamatel.telemetry.reference import DOCS, pages
 from llamatel.telemetry.request_spans import Spans
 from llamatel.telemetry.span_table import ATTRIBUTES, OBSERVED, SPANS
@@ -38,13 +38,14 @@ def test_span_table_equals_the_spans() -> None:
         )
     )  # fmt: skip
     spans.emit(cut_short(Outcome.CONTEXT_FULL), share=0.5, has_usage=False, clock_offset_s=-1.5)
+    spans.emit(GroupedCall(SERVER, None, 4, 100.0, 101.0, Outcome.OK, operation="rerank", task_count=3))
     provider.shutdown()
     written = exporter.get_finished_spans()
     found = {name: type(value) for span in written for name, value in (span.attributes or {}).items()}
     assert set(found) == {row.name for row in ATTRIBUTES}
     types = {"string": str, "int": int, "double": float, "boolean": bool}
     assert found == {row.name: types[row.type.partition(",")[0]] for row in ATTRIBUTES}
-    assert {span.name for span in written} - {row.name for row in SPANS} == {"generate_content tiny"}
+    assert {span.name for span in written} - {row.name for row in SPANS} == {"generate_content tiny", "rerank tiny"}
     assert {(span.kind.name) for span in written} == {row.kind for row in SPANS}
 
 

@@ -121,7 +121,7 @@ class Child:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._selector.select(timeout_s)
         if gather_s and any(isinstance(key.fileobj, io.IOBase) for key, _ in ready):
-            time.sleep(gather_s if all(pipe.large for pipe in self._pipes) else gather_s / 6)
+            time.sleep(gather_s if all(pipe.large for pipe in self._pipes) else gather_s / 9)
         if self._pidfd is not None and self.returncode is not None:
             self._selector.unregister(self._pidfd)
             os.close(self._pidfd)

@@ -40,7 +40,7 @@ _HEALTHY_S = 60.0
 _SILENT_S = 1.0
 """If the log does not report for this long that the server listens, its health is polled."""
 _LOOK_S = 0.2
-_GATHER_S = 0.08
+_GATHER_S = 0.12
 """How long to collect lines of a serving server before they are read (their timestamps are llama.cpp's own)."""
 _YOUNG_S = 2.0
 _AGAIN_S = 1.0
