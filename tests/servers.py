@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import urllib.error
 import urllib.request
@@ -11,11 +12,20 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.parts import wait_until
 
 BACKENDS = ("xllamacpp", "llama-server")
 LONG = 3500
 """Tokens of a request that runs long enough to be observed; the tiny model's context is 4096."""
+
+
+def stop_process(pid: int) -> None:
+    """Stop a process (SIGSTOP), and wait for that: until its first thread handles the signal, the others go on."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, every=0.001)
 
 
 def choose_backend(request: pytest.FixtureRequest) -> str:

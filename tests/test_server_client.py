@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llamatel.errors import ServerUnreachable, UsageError
 from llamatel.llama.http.server_client import ServerClient, base_url, parse_counters
 from tests.parts import Child, free_port
-from tests.servers import complete
+from tests.servers import complete, stop_process
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
@@ -88,7 +88,7 @@ def test_server_client_metrics_disabled(server: Running) -> None:
 def test_server_client_timeout_and_connection_refused(server: Running) -> None:
     for client in connect(server, timeout_s=0.3):
         assert client.healthy()
-        os.kill(server.child.pid, signal.SIGSTOP)
+        stop_process(server.child.pid)
         start = time.monotonic()
         with pytest.raises(ServerUnreachable, match=r"/metrics does not answer: timed out$") as caught:
             client.counters()

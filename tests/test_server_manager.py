@@ -32,7 +32,7 @@ from llamatel.records import Completion, Outcome
 from tests.acceptance import server_starts
 from tests.certificates import make_certificate
 from tests.parts import free_port, wait_until
-from tests.servers import complete, complete_in_background, descriptors, has_exited, script
+from tests.servers import complete, complete_in_background, descriptors, has_exited, script, stop_process
 from tests.tiny_gguf import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -800,7 +800,7 @@ def test_manager_stop_fails_requests_in_flight(servers: Servers, llama_server_bi
     server.subscribe(seen.append)
     complete_in_background(server.base_url, 1)
     wait_until(lambda: launched(server) == 1, every=0.002)
-    os.kill(pid_of(server), signal.SIGSTOP)
+    stop_process(pid_of(server))
     assert server.stop_server(0.2) == -signal.SIGKILL
     assert [(completion.outcome, completion.error) for completion in seen] == [
         (Outcome.ERROR, "the server was stopped")
@@ -886,7 +886,7 @@ def test_manager_snapshot_of_hanging_server_is_bounded(servers: Servers, backend
     assert complete(server.base_url, 5) == 200
     before = server.snapshot()
     assert before is not None
-    os.kill(pid_of(server), signal.SIGSTOP)
+    stop_process(pid_of(server))
     start_time = time.monotonic()
     hanging = server.snapshot()
     elapsed = time.monotonic() - start_time
