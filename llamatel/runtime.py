@@ -78,7 +78,8 @@ class Runtime:
 
 _CALLBACKS = Callbacks()
 """Callbacks for the meter of the application's provider, or of no provider yet."""
-_LAST_LINES_S = 0.1
+_LAST_LINES_S = 0.25
+"""A client gets its response before the log has the end, and a server's output is read every 0.12 s."""
 _LAST_CALLS_S = 1.0
 _REPORTS_SHARE = 0.4
 """Of the time that a shutdown may take, for reports that are not answered."""
@@ -375,7 +376,7 @@ def _shown() -> KeptRun:
             raise UsageError("there is nothing to show: llamatel.init() first")
         return _Process.last_run
     if running.observer.watching:
-        time.sleep(_LAST_LINES_S)  # a client gets its response before the server's log has the end
+        time.sleep(_LAST_LINES_S)
     running.observer.flush(_FLUSH_S)
     return _kept(running, running.observer.snapshot(_REPORT_FRESH_S))
 
