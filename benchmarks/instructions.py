@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,8 @@ def _count(stage: str, passes: int, log: Path, about: dict[str, int]) -> int:
             reasons.append(f"there is no {program}")
             continue
         try:
-            counted, output = count(command, log.with_suffix(".counts"), env)
+            with tempfile.TemporaryDirectory() as folder:
+                counted, output = count(command, Path(folder) / "counts", env)
         except NotCounted as error:
             reasons.append(str(error))
             continue

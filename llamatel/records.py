@@ -29,6 +29,10 @@ class Outcome(str, Enum):
     CONTEXT_FULL = "context_full"  # the KV pool was full: llama.cpp's "Context size has been exceeded"
 
 
+FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
+"""Outcomes that count as failures; cancellation does not."""
+
+
 class RecomputeCause(str, Enum):
     """Why prompt tokens were computed again although they had been in the KV cache."""
 

@@ -24,6 +24,7 @@ from llamatel.llama.client import client_call as call
 from llamatel.llama.in_process import loaded_llama as model
 from llamatel.llama.interactive import interactive
 from llamatel.llama.server import manager as server
+from llamatel.llama.server.supervisor import GATHER_S
 from llamatel.outputs import appended_file
 from llamatel.snapshots import Snapshot
 from llamatel.telemetry import pipeline_builder, zero_code
@@ -78,8 +79,8 @@ class Runtime:
 
 _CALLBACKS = Callbacks()
 """Callbacks for the meter of the application's provider, or of no provider yet."""
-_LAST_LINES_S = 0.25
-"""A client gets its response before the log has the end, and a server's output is read every 0.12 s."""
+_LAST_LINES_S = GATHER_S + 0.13
+"""A client gets its response before the server logs the end, and the log is collected before it is read."""
 _LAST_CALLS_S = 1.0
 _REPORTS_SHARE = 0.4
 """Of the time that a shutdown may take, for reports that are not answered."""
@@ -328,7 +329,6 @@ def _end(running: Runtime, timeout_s: float | None) -> bool:
     if running.calls is not None:
         running.calls.close(_REPORTS_SHARE * allowed)
     if running.observer.watching:
-        # A client gets its response before the server logs the end.
         time.sleep(min(_LAST_LINES_S, allowed / 4))
         running.observer.flush(min(_LAST_CALLS_S, allowed / 4))  # a call waits for its request
     for undo in running.undo:

@@ -37,7 +37,7 @@ def pool(active: int, capacity: int = 1000, **more: Any) -> KvCacheState:
 
 
 def test_alarm_names_the_labels_of_its_server() -> None:
-    """Pods whose servers have the same address are told apart; the address has the path."""
+    """Pods whose servers have the same address are distinguished; the address has the path."""
     server = replace(SERVER, labels=(("pod", "llama-0"), ("server.path", "/a"), ("zone", "z" * 200)))
     text = str(Alarm("down", server, "it does not answer"))
     assert text.startswith(f"{SERVER.address}:{SERVER.port}/a pod=llama-0 zone=zz")

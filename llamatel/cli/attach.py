@@ -215,7 +215,7 @@ def _found_log(what: AttachOptions, access: Access) -> tuple[str | None, str]:
 
 
 def _log_line(source: LogSource | None, what: AttachOptions, no_log: str) -> dict[str, str]:
-    """What is said of a log that was looked for; nothing of one that was given."""
+    """The line about a log that was looked for; none for one that was given."""
     if source is not None and what.log is None:
         return {"log": f"{source.name}, as its process shows; --no-log: only poll"}
     return {"log": f"none, so requests are not seen. With it: {no_log}"} if no_log else {}

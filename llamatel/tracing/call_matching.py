@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamatel.records import ClientCall, Completion, GroupedCall, Outcome
+from llamatel.records import FAILED, ClientCall, Completion, GroupedCall, Outcome
 from llamatel.tracing.semconv import operation
 from llamatel.tracing.server_addresses import ServerAddresses, endpoint_of
 
@@ -92,7 +92,7 @@ def server_failed(call: ClientCall) -> bool:
 def _broke_off(call: ClientCall, completion: Completion) -> bool:
     """Whether a request that did not complete may be a call that did not."""
     if server_failed(call):
-        if completion.outcome not in (Outcome.ERROR, Outcome.CONTEXT_FULL):
+        if completion.outcome not in FAILED:
             return False
     elif call.outcome is Outcome.ERROR and completion.outcome is Outcome.ERROR:  # the server exited
         pass

@@ -15,7 +15,7 @@ from typing import Any
 from llamatel.flags.parse import given_flags
 from llamatel.gpu.ceilings import Ceilings, server_ceilings
 from llamatel.plan.attention_kind import attention_summary
-from llamatel.records import Completion, Outcome, ServerInfo, ServerKey
+from llamatel.records import FAILED, Completion, ServerInfo, ServerKey
 from llamatel.snapshots import DeviceSnapshot, ServerSnapshot, Snapshot
 from llamatel.ui.alarms import Alarm, Alarms, forget_removed
 from llamatel.ui.objectives import Objectives
@@ -43,8 +43,6 @@ _FRESH_S = 5.0
 _LONGEST_LABELS = 200
 _WARNED_S = 600.0
 """How long an alarm marks its server in the overview."""
-_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
-"""Outcomes that count as failures; cancellation does not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,7 +265,7 @@ def _row(key: str, state: ServerSnapshot, past: _History | None, at: float, *, w
         "headroom": _short(share),
         "ttft_p95_s": _short(late),
         "requests": None if outcomes is None else sum(outcomes.values()),
-        "failed": None if outcomes is None else sum(outcomes[one.value] for one in _FAILED),
+        "failed": None if outcomes is None else sum(outcomes[one.value] for one in FAILED),
         "restarts": state.restarts,
     }
 

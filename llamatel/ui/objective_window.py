@@ -9,13 +9,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llamatel.records import Completion, Outcome, RecomputeCause
+from llamatel.records import FAILED, Completion, RecomputeCause
 from llamatel.ui.objectives import Objectives
 
 REQUESTS = 4096
 """Finished requests kept per server."""
 WINDOW_S = 300.0
-_FAILED = (Outcome.ERROR, Outcome.CONTEXT_FULL)
 
 
 @dataclass(slots=True)
@@ -52,7 +51,7 @@ class ObjectiveWindow:
             self._count(self._requests.popleft(), -1)
         finished = _Finished(
             request.ended_at,
-            request.outcome in _FAILED,
+            request.outcome in FAILED,
             _is_late(request.time_to_first_token_s, objectives.ttft_s),
             _is_late(request.time_per_output_token_s, objectives.tpot_s),
         )

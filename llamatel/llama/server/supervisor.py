@@ -40,7 +40,7 @@ _HEALTHY_S = 60.0
 _SILENT_S = 1.0
 """If the log does not report for this long that the server listens, its health is polled."""
 _LOOK_S = 0.2
-_GATHER_S = 0.12
+GATHER_S = 0.12
 """How long to collect lines of a serving server before they are read (their timestamps are llama.cpp's own)."""
 _YOUNG_S = 2.0
 _AGAIN_S = 1.0
@@ -281,7 +281,7 @@ class Supervisor:
                 output = child.read(
                     None if serving and not self._server_log.holds else _LOOK_S,
                     wakeful=stop is None,
-                    gather_s=_GATHER_S if serving else 0.0,
+                    gather_s=GATHER_S if serving else 0.0,
                 )
                 lines = self._output.lines(output.stdout, output.stderr, listening=ready_at is not None)
                 self._read_output(lines)

@@ -148,9 +148,11 @@ class OllamaLoads:
 
     def forget(self, *, all_of_them: bool = False) -> None:
         """The requests in flight whose server is not known will not be finished; or those of all servers."""
-        for log in [self.unknown.log, *(model.log for model in self._models.values() if all_of_them)]:
+        logs = [(UNKNOWN, self.unknown.log)]
+        logs += [(model.number, model.log) for model in self._models.values() if all_of_them and model.number]
+        for number, log in logs:
             if log is not None:
-                log.forget()
+                self._exited(log.forget(), number)
 
     # -- what a poll reports ------------------------------------------------------------------------------------------
 
